@@ -1,0 +1,65 @@
+"""The command line: `litgpt COMMAND ...`. A command's module is imported only when that command runs."""
+
+import os
+import sys
+from typing import NoReturn, Optional
+
+from litgpt import __version__
+from litgpt.errors import UserError, nearest
+
+COMMANDS = {  # name: (where, one line for `litgpt -h`)
+    "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (also: finetune)."),
+    "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
+    "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
+    "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
+}
+SHORT = {"finetune": "finetune_lora"}
+
+
+def usage() -> str:
+    rows = "\n".join(f"  {name.replace('_', ' ', name.startswith('finetune')):16} {line}" for name, (_, line) in COMMANDS.items())
+    return (
+        f"usage: litgpt COMMAND ...\n\nFinetune open language models from a shell.\n\ncommands:\n{rows}\n\n"
+        "`litgpt COMMAND -h` lists a command's options.\n"
+    )
+
+
+def main(argv: Optional[list[str]] = None) -> None:
+    """Run one command.
+
+    Raises:
+        SystemExit: with 2 where the user has something to mend; the reason stands in one line on stderr.
+    """
+    command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
+    if command in ("-h", "--help"):
+        print(usage())
+        return
+    if command == "--version":
+        print(__version__)
+        return
+    try:
+        if args and f"{command}_{args[0]}" in COMMANDS:  # `litgpt finetune lora` is `litgpt finetune_lora`
+            command, args = f"{command}_{args[0]}", args[1:]
+        command = SHORT.get(command, command)
+        if command not in COMMANDS:
+            raise UserError(f"Unknown command {command!r}.{nearest(command, [*COMMANDS, *SHORT])} See: litgpt -h")
+        from litgpt.cli import run
+
+        run(COMMANDS[command][0], command, args)
+    except UserError as e:
+        fail(str(e))
+    except OSError as e:
+        fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}")
+    except KeyboardInterrupt:
+        sys.exit(130)
+
+
+def fail(message: str) -> NoReturn:
+    if os.environ.get("LITGPT_TRACEBACK"):
+        raise
+    print(f"litgpt: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,120 @@
+"""The groups of options that several commands share, and the settings of the run in progress."""
+
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Literal, Optional, Union
+
+from litgpt.errors import UserError
+
+# The resolved settings as the command line parsed them, for `hyperparameters.yaml`. Unset when called from Python.
+run_settings: ContextVar[Optional[str]] = ContextVar("run_settings", default=None)
+
+PrecisionName = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
+
+
+@dataclass
+class TrainArgs:
+    """How long, how much at a time, and how fast to learn.
+
+    Args:
+        save_interval: Optimizer steps between two checkpoints; null for none but the last.
+        log_interval: Optimizer steps between two lines of the log.
+        global_batch_size: Rows that make one optimizer step, over all devices.
+        micro_batch_size: Rows that go through the model at once, on one device.
+        lr_warmup_steps: Optimizer steps in which the learning rate rises linearly to its full value.
+        lr_warmup_fraction: The same as a share of the run; instead of `lr_warmup_steps`.
+        epochs: Times that the training rows are seen.
+        max_tokens: Stop once so many tokens were read.
+        max_steps: Stop after so many optimizer steps.
+        max_time: Stop after so many seconds.
+        max_seq_length: Rows with more tokens are cut; by default what the model allows.
+        tie_embeddings: Must agree with the checkpoint, which decides whether head and embedding share their weight.
+        max_norm: Clip the norm of the gradient to this.
+        min_lr: Where the cosine ends. 0 by default, so that the last steps settle.
+    """
+
+    save_interval: Optional[int] = 1000
+    log_interval: int = 1
+    global_batch_size: int = 16
+    micro_batch_size: int = 1
+    lr_warmup_steps: Optional[int] = 100
+    lr_warmup_fraction: Optional[float] = None
+    epochs: Optional[int] = 5
+    max_tokens: Optional[int] = None
+    max_steps: Optional[int] = None
+    max_time: Optional[float] = None
+    max_seq_length: Optional[int] = None
+    tie_embeddings: Optional[bool] = None
+    max_norm: Optional[float] = None
+    min_lr: float = 0.0
+
+    def check(self, world_size: int = 1) -> None:
+        """Raise `UserError` for values that cannot be run on `world_size` devices; all that is wrong at once."""
+        wrong = positive(
+            "train",
+            save_interval=self.save_interval,
+            log_interval=self.log_interval,
+            global_batch_size=self.global_batch_size,
+            micro_batch_size=self.micro_batch_size,
+            epochs=self.epochs,
+            max_tokens=self.max_tokens,
+            max_steps=self.max_steps,
+            max_time=self.max_time,
+            max_seq_length=self.max_seq_length,
+            max_norm=self.max_norm,
+        )
+        at_once = self.micro_batch_size * world_size
+        if not wrong and self.global_batch_size % at_once:
+            devices = f" on {world_size} devices" if world_size > 1 else ""
+            lower = max(1, self.global_batch_size // at_once) * at_once
+            wrong.append(
+                f"--train.global_batch_size {self.global_batch_size} is no multiple of --train.micro_batch_size "
+                f"{self.micro_batch_size}{devices}; {lower} or {lower + at_once} would do"
+            )
+        if self.lr_warmup_steps is not None and self.lr_warmup_steps < 0:
+            wrong.append(f"--train.lr_warmup_steps {self.lr_warmup_steps} is below 0")
+        if self.lr_warmup_fraction is not None and not 0 <= self.lr_warmup_fraction <= 1:
+            wrong.append(f"--train.lr_warmup_fraction {self.lr_warmup_fraction} is not between 0 and 1")
+        if self.min_lr < 0:
+            wrong.append(f"--train.min_lr {self.min_lr} is below 0")
+        if self.epochs is None and not (self.max_steps or self.max_tokens or self.max_time):
+            wrong.append("nothing ends the run: give --train.epochs, --train.max_steps or --train.max_tokens")
+        if wrong:
+            raise UserError("; ".join(wrong) + ".")
+
+
+@dataclass
+class EvalArgs:
+    """When and how the model is judged on rows that it does not train on.
+
+    Args:
+        interval: Optimizer steps between two validations.
+        max_new_tokens: Length of the answer in the example; null for no example.
+        max_iters: Micro-batches that a validation within the run reads, the first so many; null for all.
+        initial_validation: Validate on all rows before the first step. On by default, so that the end of the run can
+            say what it changed.
+        final_validation: Validate on all rows after the last step.
+        evaluate_example: The validation row whose prompt is answered before and after: first, random, or its number.
+    """
+
+    interval: int = 100
+    max_new_tokens: Optional[int] = 100
+    max_iters: Optional[int] = 100
+    initial_validation: bool = True
+    final_validation: bool = True
+    evaluate_example: Union[Literal["first", "random"], int] = "first"
+
+    def check(self) -> None:
+        """Raise `UserError` for values that cannot be run; all that is wrong at once."""
+        wrong = positive(
+            "eval", interval=self.interval, max_new_tokens=self.max_new_tokens, max_iters=self.max_iters
+        )
+        if isinstance(self.evaluate_example, int) and self.evaluate_example < 0:
+            wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
+        if wrong:
+            raise UserError("; ".join(wrong) + ".")
+
+
+def positive(group: str, **values: Optional[float]) -> list[str]:
+    """What is wrong with those of `values` that are given and not above 0."""
+    return [f"--{group}.{name} {v} must be above 0" for name, v in values.items() if v is not None and v <= 0]

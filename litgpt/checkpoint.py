@@ -1,0 +1,165 @@
+"""A Hugging Face model folder: opened lazily, read into a model one tensor at a time, and checked before."""
+
+import re
+from collections import defaultdict
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import nn
+
+from litgpt.config import Config
+from litgpt.errors import UserError
+from litgpt.families import name_table, read_config
+from litgpt.files import read_json
+from litgpt.model import GPT
+
+INDEX = "model.safetensors.index.json"
+
+
+class Checkpoint:
+    """The weights and the configuration in a folder; opening it reads no weight.
+
+    Args:
+        folder: Has `config.json` and either `model.safetensors` or an index with its shards.
+
+    Raises:
+        UserError: something is missing, cut short, or of a kind that is not supported.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        if not (folder / "config.json").is_file():
+            raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder.")
+        self.fields = read_json(folder / "config.json")
+        if not isinstance(self.fields, dict):
+            raise UserError(f"{folder / 'config.json'} is no JSON object.")
+        self.shapes: dict[str, tuple[int, ...]] = {}
+        self.dtypes: dict[str, str] = {}  # as safetensors names them: F32, BF16, ...
+        self.files: dict[str, Path] = {}
+        for file in self.shards():
+            self.read_header(file)
+
+    @cached_property
+    def config(self) -> Config:
+        """Raises `UserError` when the family is unknown or asks for math that is not implemented."""
+        try:
+            return read_config(self.fields, name=self.folder.name)
+        except UserError as e:
+            raise UserError(f"{self.folder}: {e}") from e
+
+    def shards(self) -> list[Path]:
+        if (self.folder / INDEX).is_file():
+            index = read_json(self.folder / INDEX)
+            names = sorted(set(index.get("weight_map", {}).values())) if isinstance(index, dict) else []
+            if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+                raise UserError(f"{self.folder / INDEX} does not list files of its own folder.")
+        else:
+            names = ["model.safetensors"]
+        missing = [n for n in names if not (self.folder / n).is_file()]
+        if missing:
+            raise UserError(f"{self.folder} has no {', '.join(missing)}: the download is not complete.")
+        return [self.folder / n for n in names]
+
+    def read_header(self, file: Path) -> None:
+        with opened(file) as f:
+            for name in f.keys():
+                view = f.get_slice(name)
+                self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
+                self.files[name] = file
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One weight by its Hugging Face name. The file is opened for it alone, so that its pages are not kept."""
+        with opened(self.files[name]) as f:
+            return f.get_tensor(name)
+
+
+def opened(file: Path) -> Any:
+    try:
+        return safe_open(str(file), framework="pt")
+    except (SafetensorError, OSError) as e:
+        raise UserError(
+            f"{file} is damaged or cut short ({str(e).splitlines()[0]}; {file.stat().st_size:,} bytes). Download it again."
+        ) from e
+
+
+def base_parameters(model: GPT) -> dict[str, tuple[nn.Module, str]]:
+    """The pretrained weights of a model: our name to its module and attribute.
+
+    What a method added is left out, and a method's wrapper (which holds the layer as `linear`) does not show in the name.
+    """
+    table = name_table(model.config)
+    found = {}
+    for path, module in model.named_modules():
+        name = re.sub(r"\.linear$", "", path)
+        for leaf in module._parameters:
+            if leaf in ("weight", "bias") and module._parameters[leaf] is not None and table.to_hf(name):
+                found[f"{name}.{leaf}"] = (module, leaf)
+    return found
+
+
+def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+    """Fill a model that was built on the meta device.
+
+    Pretrained weights come from the checkpoint, as `dtype`; parameters that a method added are made as they are
+    declared and drawn by their module's `reset_parameters`.
+
+    Raises:
+        UserError: the checkpoint lacks a weight, has one that the model does not know, or one of another shape; all
+            of them at once.
+    """
+    check_weights(model, checkpoint)
+    table, slots = name_table(model.config), base_parameters(model)
+    for module, leaf in slots.values():
+        old = module._parameters[leaf]
+        assert old is not None
+        empty = torch.empty_like(old, dtype=dtype, device=device)
+        setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
+    for name in checkpoint.files:
+        target = table.from_hf(name.rpartition(".")[0])
+        if target is None or is_tied(name, model.config):
+            continue
+        module, leaf = slots[f"{target[0]}.{name.rpartition('.')[2]}"]
+        rows = getattr(module, leaf).detach()
+        rows.split(getattr(module, "parts", (len(rows),)))[target[1]].copy_(checkpoint.tensor(name))
+    model.tie_weights()
+    for module in model.modules():
+        own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}
+        for leaf, p in own.items():
+            setattr(module, leaf, nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad))
+        if own:
+            module.reset_parameters()  # type: ignore[operator]
+
+
+def check_weights(model: GPT, checkpoint: Checkpoint) -> None:
+    """Raise `UserError` unless names and shapes in the checkpoint are those of the model."""
+    table = name_table(model.config)
+    wanted: dict[str, tuple[int, ...]] = {}
+    for name, (module, leaf) in base_parameters(model).items():
+        weight = getattr(module, leaf)
+        hf = [f"{m}.{leaf}" for m in table.to_hf(name.rpartition(".")[0])]
+        parts = getattr(module, "parts", None) or (len(weight),)
+        wanted.update({n: (rows, *weight.shape[1:]) for n, rows in zip(hf, parts)})
+    wanted = {n: shape for n, shape in wanted.items() if not is_tied(n, model.config)}
+    problems = defaultdict(list)
+    for name, shape in wanted.items():
+        if name not in checkpoint.shapes:
+            problems["missing"].append(name)
+        elif checkpoint.shapes[name] != shape:
+            problems["of another shape"].append(f"{name} {checkpoint.shapes[name]} instead of {shape}")
+    for name in checkpoint.shapes:
+        if name not in wanted and not table.unused.search(name) and not is_tied(name, model.config):
+            problems["unknown"].append(name)
+    if problems:
+        raise UserError(
+            f"The weights in {checkpoint.folder} do not fit its config.json: "
+            + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items())
+            + "."
+        )
+
+
+def is_tied(hf_name: str, config: Config) -> bool:
+    """Whether this is the weight of a head that is the embedding."""
+    return config.tie_embeddings and hf_name == "lm_head.weight"

@@ -1,0 +1,213 @@
+"""From the words of a command line to the typed arguments of a command's function."""
+
+import importlib
+import json
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+
+import litgpt
+from litgpt.args import run_settings
+from litgpt.errors import UserError, nearest
+
+NO_VALUE = ("-h", "--help", "--print_config")
+OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option that is called otherwise here
+
+
+class Parser(ArgumentParser):
+    """Raises `UserError` where the library would print its usage."""
+
+    def error(self, message: str, ex: Any = None) -> NoReturn:
+        raise UserError(one_line(str(ex or message), self)) from None
+
+
+def run(where: str, command: str, args: list[str]) -> None:
+    """Parse `args` and call the function at `where`, given as module:function.
+
+    Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
+    wherever they stand.
+    """
+    parser = make_parser(where, command)
+    configs, rest = take_configs(args, parser)
+    words = [f"--config={json.dumps(c)}" for c in configs]
+    settings = parser.parse_args([*words, *rest])
+    settings.pop("config", None)
+    run_settings.set(parser.dump(settings, skip_none=False))
+    function = load(where)
+    function(**parser.instantiate_classes(settings))
+
+
+def load(where: str) -> Callable[..., None]:
+    module, _, name = where.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def make_parser(where: str, command: str) -> Parser:
+    function = load(where)
+    name = command.replace("_", " ", 1) if command.startswith("finetune") else command
+    parser = Parser(prog=f"litgpt {name}", description=(function.__doc__ or "").split("\n\n    Args:")[0])
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or the name of a shipped recipe.")
+    parser.add_function_arguments(function, as_positional=False)
+    return parser
+
+
+def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]], list[str]]:
+    """Split the words into what the `--config` files hold and everything else, with the positional as an option.
+
+    Raises:
+        UserError: a file cannot be read, or more than one positional is there.
+    """
+    configs, rest, positional = [], [], []
+    words = iter(args)
+    for word in words:
+        if not word.startswith("-") or word == "-":
+            positional.append(word)
+        elif word in NO_VALUE or word.startswith("--print_config="):
+            rest.append(word)
+        else:
+            flag, equals, value = word.partition("=")
+            if not equals:
+                value = next(words, None)  # type: ignore[arg-type]
+                if value is None:
+                    raise UserError(f"{flag} wants a value.")
+            if flag == "--config":
+                configs.append(relocate(read_config(value), parser, value))
+            else:
+                rest.append(f"{relocate_flag(flag, parser)}={value}")
+    if len(positional) > 1:
+        raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
+    return configs, [*(f"--checkpoint_dir={p}" for p in positional), *rest]
+
+
+def option_names(parser: Parser) -> list[str]:
+    """The dotted names of all options, those of the chosen optimizer and data set excepted."""
+    names = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    return [n for n in names if not n.startswith("-") and not n.endswith(".help")]
+
+
+def new_home(name: str, parser: Parser) -> str:
+    """The dotted name of an option that older recipes have at the top level, or that had another name; else `name`."""
+    known = option_names(parser)
+    if name in known or "." in name:
+        return name
+    if OLD_NAMES.get(name) in known:
+        return OLD_NAMES[name]
+    homes = [k for k in known if k.rpartition(".")[2] == name]
+    return homes[0] if len(homes) == 1 else name
+
+
+def relocate_flag(flag: str, parser: Parser) -> str:
+    home = new_home(flag.removeprefix("--"), parser)
+    if f"--{home}" != flag:
+        print(f"litgpt: {flag} is called --{home}.", file=sys.stderr)
+    return f"--{home}"
+
+
+def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, Any]:
+    """`fields` with keys of older recipes at their place, and a word about each."""
+    moved: dict[str, Any] = {}
+    for name, value in fields.items():
+        home = new_home(name, parser)
+        if home != name:
+            print(f"litgpt: {source}: {name} is called {home}.", file=sys.stderr)
+        group, _, leaf = home.rpartition(".")
+        if group:
+            moved[group] = {leaf: value, **(moved.get(group) or {})}
+        elif isinstance(value, dict) and isinstance(moved.get(home), dict):
+            moved[home] |= value
+        else:
+            moved[home] = value
+    return moved
+
+
+def read_config(value: str) -> dict[str, Any]:
+    """The YAML behind `--config`: a file, a URL, or the name of a shipped recipe in any case.
+
+    Raises:
+        UserError: there is none, or it is not a mapping.
+    """
+    if re.match(r"https?://", value):
+        from urllib.request import urlopen
+
+        try:
+            with urlopen(value, timeout=30) as response:
+                text = response.read().decode("utf-8")
+        except (OSError, UnicodeDecodeError) as e:
+            raise UserError(f"--config {value} cannot be fetched: {e}.") from e
+    else:
+        path = Path(value) if Path(value).is_file() else find_recipe(value)
+        text = path.read_text(encoding="utf-8")
+    try:
+        fields = yaml.safe_load(text)
+    except yaml.YAMLError as e:
+        raise UserError(f"--config {value} is not YAML: {e}.") from e
+    if not isinstance(fields, dict):
+        raise UserError(f"--config {value} holds no options.")
+    return fields
+
+
+def find_recipe(name: str) -> Path:
+    """A shipped recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and ending."""
+    recipes = dict(shipped_recipes())
+    short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/"))
+    found = {k.lower(): v for k, v in recipes.items()}.get(short.removesuffix(".yaml").lower())
+    if found is None:
+        raise UserError(f"--config {name} is neither a file nor a shipped recipe.{nearest(short, recipes)}")
+    return found
+
+
+def shipped_recipes() -> Iterator[tuple[str, Path]]:
+    """Names and files of the recipes, in the installed package or, in a clone, beside it."""
+    package = Path(litgpt.__file__).parent
+    for hub in (package / "config_hub", package.parent / "config_hub"):
+        for file in sorted(hub.glob("*/**/*.yaml")):
+            yield file.relative_to(hub).with_suffix("").as_posix().partition("/")[2], file
+
+
+def one_line(message: str, parser: Parser) -> str:
+    """What is wrong, in one line that names the option as it is typed and what is allowed."""
+    known = option_names(parser)
+    if m := re.search(r"unrecognized arguments: --([\w.]+)", message, re.I):
+        return f"Unknown option --{m[1]}.{nearest_option(m[1], known)}"
+    if m := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
+        return f"Unknown option {m[1]}.{m[2]}.{nearest_option(f'{m[1]}.{m[2]}', known)}"
+    if m := re.search(r"Option '([\w.]+)' is not accepted", message):
+        return f"Unknown option {m[1]}.{nearest_option(m[1], known)}"
+    if m := re.search(r"arguments are required: (.*)", message):
+        missing = ", ".join("the model folder" if n == "checkpoint_dir" else f"--{n}" for n in re.findall(r"[\w.]+", m[1]))
+        return f"Missing: {missing}."
+    if m := re.search(r'Parser key "([\w.]+)":', message):
+        return f"--{m[1]} {wrong_value(message)}"
+    return message
+
+
+def nearest_option(name: str, known: list[str]) -> str:
+    hint = nearest(name, known)
+    return hint.replace("'", "'--", 1) if hint else " See -h for all options."
+
+
+def wrong_value(message: str) -> str:
+    """The library's report on one value, in a few words."""
+    given = re.search(r"Given value: (.*)", message)
+    if choices := re.search(r"Literal\[(.*?)\]", message):
+        allowed = re.findall(r"'([^']*)'", choices[1])
+        hint = nearest(given[1], allowed) if given else ""
+        return f"{given[1] if given else ''}: choose from {', '.join(allowed)}.{hint}"
+    if path := re.search(r"Expected a dot import path string: (\S+)", message):
+        return f"{path[1]}: no such class.{nearest(path[1], known_classes())}"
+    wanted = sorted({kind for kind in re.findall(r"Expected a <class '([\w.]+)'>", message) if kind != "NoneType"})
+    if given and wanted:
+        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        return f"{given[1]}: {' or '.join(kinds.get(k, k) for k in wanted)} is wanted."
+    return " ".join(message.split())
+
+
+def known_classes() -> list[str]:
+    import litgpt.data
+
+    return litgpt.data.__all__

@@ -1,0 +1,116 @@
+"""`litgpt merge_lora`"""
+
+import json
+import shutil
+from collections import defaultdict
+from pathlib import Path
+from typing import Literal, Optional
+
+import torch
+from safetensors.torch import save_file
+
+from litgpt.checkpoint import INDEX
+from litgpt.errors import UserError
+from litgpt.families import name_table
+from litgpt.files import whole_folder
+from litgpt.generate.parity import difference, make_seal, stored_dtypes, write_seal
+from litgpt.loading import Source
+from litgpt.prompts import STYLE_FILE
+from litgpt.tokenizer import FILES as TOKENIZER_FILES
+from litgpt.train.launch import DTYPES, default_precision, pick_device
+
+
+def main(
+    checkpoint_dir: Path,
+    out_dir: Optional[Path] = None,
+    base: Optional[Path] = None,
+    precision: Optional[Literal["32-true", "bf16-true", "16-true"]] = None,
+    overwrite: bool = False,
+) -> None:
+    """Fold a LoRA adapter into its base model and write an ordinary Hugging Face folder.
+
+    Args:
+        checkpoint_dir: The adapter folder, or the path of its adapter_model.safetensors.
+        out_dir: The folder to write; by default the adapter's with -merged behind it.
+        base: The base model, instead of the one that the adapter records.
+        precision: The type of the merged weights; by default that of the base.
+        overwrite: Whether out_dir may be replaced.
+    """
+    source = Source.open(checkpoint_dir, base)
+    if source.adapter is None:
+        raise UserError(f"{source.folder} is no adapter folder: there is nothing to merge.")
+    folder = source.folder.resolve()
+    out_dir = out_dir or folder.with_name(folder.name + "-merged")
+    if out_dir.exists() and (not out_dir.is_dir() or (any(out_dir.iterdir()) and not overwrite)):
+        raise UserError(f"--out_dir {out_dir} is not empty: name another, or give --overwrite true.")
+    if out_dir.resolve() in (folder, source.checkpoint.folder.resolve()):
+        raise UserError(f"--out_dir {out_dir} is the adapter or its base: choose another folder.")
+    with whole_folder(out_dir) as temporary:
+        copy_small_files(source, temporary)
+        write_weights(source, temporary, DTYPES[precision] if precision else None)
+        difference = seal(source, temporary)
+    print(f"Merged {source.folder} into {source.checkpoint.folder}.")
+    print(f"The merged model's logits differ from the adapter's by at most {difference:.1e} of the largest.")
+    print(f"Written to {out_dir}")
+
+
+def copy_small_files(source: Source, target: Path) -> None:
+    """What is not weights: the base's files, and over them what belongs to the adapter's prompts."""
+    for file in source.checkpoint.folder.iterdir():
+        if file.suffix in (".json", ".txt", ".model", ".jinja", ".md") and file.name != INDEX and file.is_file():
+            shutil.copyfile(file, target / file.name)
+    for name in (*TOKENIZER_FILES, STYLE_FILE):
+        if (source.folder / name).is_file():
+            shutil.copyfile(source.folder / name, target / name)
+
+
+def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:
+    """The base's shards one after the other, each module's update added in float32; and `config.json`."""
+    assert source.adapter is not None
+    base, deltas, scaling = source.checkpoint, source.adapter.deltas(), source.adapter.lora.alpha / source.adapter.lora.r
+    table = name_table(base.config)
+    (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
+    fields = dict(base.fields)
+
+    def merged(name: str, module: str) -> torch.Tensor:
+        weight = base.tensor(name)
+        if module in deltas:
+            a, b = deltas.pop(module)
+            if (b.shape[0], a.shape[1]) != tuple(weight.shape):
+                raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(weight.shape)}.")
+            weight = (weight.float() + scaling * (b @ a)).to(weight.dtype if dtype is None else dtype)
+        return weight if dtype is None else weight.to(dtype)
+
+    if base.config.tie_embeddings and head in deltas:
+        fields["tie_word_embeddings"] = False
+    files: dict[Path, list[str]] = defaultdict(list)
+    for name, file in base.files.items():
+        files[file].append(name)
+    weight_map, total = {}, 0
+    for file, names in files.items():
+        tensors = {name: merged(name, name.removesuffix(".weight")) for name in names}
+        if f"{embedding}.weight" in names and head in deltas:  # the tied head is written on its own
+            tensors[f"{head}.weight"] = merged(f"{embedding}.weight", head)
+        save_file(tensors, target / file.name, metadata={"format": "pt"})
+        weight_map |= {name: file.name for name in tensors}
+        total += sum(t.nbytes for t in tensors.values())
+    if deltas:
+        raise UserError(f"The base has no weights for these modules of the adapter: {', '.join(sorted(deltas))}.")
+    if len(files) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    if dtype is not None:
+        fields["dtype"] = str(dtype).removeprefix("torch.")
+        fields.pop("torch_dtype", None)
+    (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def seal(source: Source, target: Path) -> float:
+    """Seal the merged folder, and return how far its logits are from the adapter's, as a share of the largest."""
+    device = pick_device("auto")
+    dtype = DTYPES[default_precision(device)]
+    before = make_seal(source.model(dtype, device), source.tokenizer(), source.style(), stored_dtypes(source.checkpoint))
+    merged = Source.open(target)
+    model = merged.model(dtype, device)
+    write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored_dtypes(merged.checkpoint)), target)
+    return difference(before, model)[0]

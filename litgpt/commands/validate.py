@@ -1,0 +1,64 @@
+"""`litgpt validate`"""
+
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from litgpt.checkpoint import check_weights
+from litgpt.errors import UserError
+from litgpt.generate.parity import FILE, last_logits, moved, read_seal, stored_dtypes
+from litgpt.loading import Source
+from litgpt.model import GPT
+from litgpt.train.launch import DTYPES, Accelerator, default_precision, pick_device
+
+
+def main(
+    checkpoint_dir: Path,
+    precision: Optional[str] = None,
+    accelerator: Accelerator = "auto",
+    base: Optional[Path] = None,
+) -> None:
+    """Say whether a folder is whole and usable, and whether it still answers as when it was written.
+
+    Args:
+        checkpoint_dir: A base folder, an adapter folder or a merged folder, or the name of one under checkpoints/.
+        precision: By default that of the parity seal, if the folder has one.
+        accelerator: The kind of device.
+        base: The base model of an adapter, instead of the recorded one.
+    """
+    if precision is not None and precision not in DTYPES:
+        raise UserError(f"--precision {precision}: choose from {', '.join(DTYPES)}.")
+    source = Source.open(checkpoint_dir, base)
+    with torch.device("meta"):
+        empty = GPT(source.checkpoint.config)
+    check_weights(empty, source.checkpoint)
+    tokenizer, style = source.tokenizer(), source.style()
+    config = source.checkpoint.config
+    print(f"folder      {source.folder}")
+    if source.adapter is not None:
+        print(f"adapter     LoRA of rank {source.adapter.lora.r} over {source.checkpoint.folder}")
+    print(f"model       {config.model_type}, {sum(p.numel() for p in empty.parameters()):,} parameters, ", end="")
+    print(f"{len(source.checkpoint.shapes)} tensors of type {', '.join(stored_dtypes(source.checkpoint))}")
+    print(f"tokenizer   {tokenizer.vocab_size:,} tokens, stops at {sorted(tokenizer.stop_ids)}")
+    print(f"prompts     {style.name}")
+    if tokenizer.vocab_size > config.padded_vocab_size:
+        raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.padded_vocab_size}.")
+
+    seal = read_seal(source.folder) if (source.folder / FILE).is_file() else None
+    device = pick_device(accelerator)
+    sealed = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}.get(seal["computed"]) if seal else None
+    model = source.model(DTYPES[precision or sealed or default_precision(device)], device)
+    if not bool(last_logits(model, tokenizer.encode("Once upon a time")).isfinite().all()):
+        raise UserError(f"The model in {source.folder} answers with numbers that are not finite: its weights are damaged.")
+    if seal is None:
+        print("parity      no seal in this folder")
+        print("The folder is whole and usable.")
+        return
+    found = moved(seal, model, tokenizer, style, stored_dtypes(source.checkpoint))
+    for what, detail in found.items():
+        print(f"moved       {what}: {detail}")
+    if found:
+        raise UserError(f"{source.folder} no longer answers as when it was written: {', '.join(sorted(found))} moved.")
+    print(f"parity      {len(seal['prompts'])} prompts answered as when the folder was written")
+    print("The folder is whole and usable.")

@@ -1,0 +1,29 @@
+"""Errors that a user can cause, and the words that help to mend them."""
+
+import difflib
+import importlib
+from collections.abc import Iterable
+from types import ModuleType
+
+
+class UserError(ValueError):
+    """Something in a command, a file or a folder has to change. The shell shows it in one line and exits with 2."""
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """` Did you mean 'x'?` for the known word that is closest to `word`, or an empty string."""
+    by_lower = {k.lower(): k for k in known}
+    match = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    return f" Did you mean {by_lower[match[0]]!r}?" if match else ""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import what belongs to an optional extra.
+
+    Raises:
+        UserError: it is not installed; the message holds the pip command that installs it.
+    """
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as e:
+        raise UserError(f"This needs the package {e.name!r}. Install it with: pip install 'litgpt[{extra}]'") from e

@@ -1,0 +1,43 @@
+"""Decoding with a cache."""
+
+from collections.abc import Collection, Iterator, Sequence
+from typing import Optional
+
+import torch
+
+from litgpt.errors import UserError
+from litgpt.generate.sampling import Sampling
+from litgpt.model import GPT, KVCache
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@torch.no_grad()
+def generate(
+    model: GPT,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    sampling: Sampling = GREEDY,
+    stop_ids: Collection[int] = (),
+    generator: Optional[torch.Generator] = None,
+) -> Iterator[int]:
+    """Yield the ids that follow `prompt`, one by one, up to a stop token (not yielded) or the model's last position.
+
+    Raises:
+        UserError: the prompt is empty or fills the whole context.
+    """
+    if not prompt:
+        raise UserError("The prompt is empty.")
+    room = model.config.block_size - len(prompt)
+    if room < 1:
+        raise UserError(f"The prompt has {len(prompt)} tokens; the model reads at most {model.config.block_size}.")
+    device = model.transformer["wte"].weight.device
+    cache = KVCache(model.config.n_layer)
+    ids = torch.tensor([list(prompt)], device=device)
+    for _ in range(min(max_new_tokens, room)):
+        hidden = model.hidden(ids, cache=cache)[:, -1]
+        token = sampling.draw(model.lm_head(hidden), generator)
+        if int(token) in stop_ids:
+            return
+        yield int(token)
+        ids = token[:, None]

@@ -1,0 +1,130 @@
+"""The parity seal: what a model answered when its folder was written, to compare with what it answers now."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from litgpt.checkpoint import Checkpoint
+from litgpt.errors import UserError
+from litgpt.files import read_json
+from litgpt.generate.engine import generate
+from litgpt.model import GPT
+from litgpt.prompts import PromptStyle
+from litgpt.tokenizer import Tokenizer
+
+FILE = "parity.json"
+PROMPTS = (
+    "Once upon a time",
+    "What is the capital of France?",
+    "Write a function that reverses a list.",
+    "12 + 30 =",
+    "Translate to German: Good morning!",
+    "  spaces   and\ttabs\nand lines",
+    "naïve café, 東京, 😀",
+    "def f(x):\n    return x",
+)
+N_TOP, N_GREEDY = 5, 8
+# how far logits may differ, as a share of the largest: rounding on another machine or in another kernel
+TOLERANCE = {"F32": 1e-4, "F16": 1e-2, "BF16": 5e-2}
+NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
+
+
+def make_seal(model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str]) -> dict[str, Any]:
+    """The seal of a model in evaluation mode.
+
+    Args:
+        stored: The dtypes of the weights in the folder and in its base, in safetensors' names.
+    """
+    return {
+        "computed": NAMES[model.transformer["wte"].weight.dtype],  # type: ignore[union-attr,index]
+        "stored": sorted(set(stored)),
+        "prompts": [seal_prompt(model, tokenizer, style, prompt) for prompt in PROMPTS],
+    }
+
+
+def seal_prompt(model: GPT, tokenizer: Tokenizer, style: PromptStyle, prompt: str) -> dict[str, Any]:
+    text = style.prompt([{"role": "user", "content": prompt}])
+    ids = tokenizer.encode(text, special=not style.own_special_tokens)[: model.config.block_size - N_GREEDY]
+    top = last_logits(model, ids).topk(N_TOP)
+    return {
+        "prompt": prompt,
+        "text": text,
+        "ids": ids,
+        "top_ids": top.indices.tolist(),
+        "top_logits": top.values.tolist(),
+        "greedy": list(generate(model, ids, N_GREEDY)),
+    }
+
+
+@torch.no_grad()
+def last_logits(model: GPT, ids: Sequence[int]) -> torch.Tensor:
+    """(V,), float32"""
+    device = model.transformer["wte"].weight.device  # type: ignore[union-attr,index]
+    hidden = model.hidden(torch.tensor([list(ids)], device=device))
+    return model.lm_head(hidden[0, -1]).float()
+
+
+def write_seal(seal: dict[str, Any], folder: Path) -> None:
+    (folder / FILE).write_text(json.dumps(seal, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+
+
+def read_seal(folder: Path) -> dict[str, Any]:
+    """Raises:
+    UserError: the file is not a seal.
+    """
+    seal = read_json(folder / FILE)
+    if not isinstance(seal, dict) or not {"computed", "stored", "prompts"} <= set(seal):
+        raise UserError(f"{folder / FILE} is no parity seal.")
+    return seal
+
+
+def moved(
+    seal: dict[str, Any], model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str]
+) -> dict[str, str]:
+    """What is no longer as it was sealed: template, tokenizer, weights or precision, each with an example.
+
+    Each is judged by itself: the template by the rendered text, the tokenizer by the ids of the sealed text, weights
+    and precision by the logits after the sealed ids.
+    """
+    found: dict[str, str] = {}
+    if sorted(set(stored)) != seal["stored"]:
+        found["precision"] = f"weights are stored as {', '.join(sorted(set(stored)))}, were {', '.join(seal['stored'])}"
+    computed = NAMES[model.transformer["wte"].weight.dtype]  # type: ignore[union-attr,index]
+    if computed != seal["computed"]:
+        found["precision"] = f"computed in {computed}, was {seal['computed']}"
+    allowed = max(TOLERANCE.get(name, 0.0) for name in (computed, seal["computed"], *(stored if found else ())))
+    for then in seal["prompts"]:
+        text = style.prompt([{"role": "user", "content": then["prompt"]}])
+        if text != then["text"]:
+            found.setdefault("template", f"{then['prompt']!r} was rendered as {then['text']!r}, now {text!r}")
+        ids = tokenizer.encode(then["text"], special=not style.own_special_tokens)[: len(then["ids"])]
+        if ids != then["ids"]:
+            found.setdefault("tokenizer", f"the ids of {then['text']!r} begin otherwise: {ids[:8]}, were {then['ids'][:8]}")
+    worst, where = difference(seal, model)
+    if not worst <= allowed:
+        found["weights"] = f"logits after {where!r} differ by {worst:.1e} of the largest, {allowed:.0e} is rounding"
+    return found
+
+
+def difference(seal: dict[str, Any], model: GPT) -> tuple[float, str]:
+    """How far the model's logits are from the sealed ones, as a share of the largest, and after which prompt.
+
+    NaN where they are not finite, infinite where the vocabulary became too small.
+    """
+    worst, where = 0.0, ""
+    for then in seal["prompts"]:
+        if max(*then["ids"], *then["top_ids"]) >= model.config.padded_vocab_size:
+            return float("inf"), then["prompt"]
+        top = torch.tensor(then["top_logits"])
+        now = last_logits(model, then["ids"])[then["top_ids"]].cpu()
+        share = float((now - top).abs().max() / top.abs().max().clamp(min=1))
+        if not share <= worst:  # NaN is worse than any number
+            worst, where = share, then["prompt"]
+    return worst, where
+
+
+def stored_dtypes(checkpoint: Checkpoint) -> list[str]:
+    return sorted(set(checkpoint.dtypes.values()))

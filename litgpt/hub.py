@@ -1,0 +1,30 @@
+"""Finding a model folder by its path or its name."""
+
+from pathlib import Path
+
+from litgpt.errors import UserError, nearest
+
+CHECKPOINTS = Path("checkpoints")
+
+
+def find_folder(path: Path) -> Path:
+    """The folder that `path` means: itself, or the model of that name under `checkpoints/`.
+
+    Raises:
+        UserError: there is no such folder; the message names a near one.
+    """
+    for candidate in (path, CHECKPOINTS / path):
+        if candidate.is_dir():
+            return candidate
+    if path.exists():
+        raise UserError(f"{path} is a file; a model folder (with config.json and *.safetensors) is wanted.")
+    known = [str(p.relative_to(CHECKPOINTS)) for p in CHECKPOINTS.glob("*/*") if p.is_dir()]
+    if path.parent.is_dir():
+        known += [str(path.parent / p.name) for p in path.parent.iterdir() if p.is_dir()]
+    raise UserError(f"No model folder {str(path)!r}, and none of that name under checkpoints/.{nearest(str(path), known)}")
+
+
+def repository_id(folder: Path) -> str | None:
+    """`organization/name` for a folder that lies under `checkpoints/` as downloads do, else None."""
+    parts = folder.resolve().parts
+    return "/".join(parts[-2:]) if parts[-3:-2] == (CHECKPOINTS.name,) else None

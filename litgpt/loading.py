@@ -1,0 +1,72 @@
+"""A folder, of a base model or of an adapter, as a model that is ready to run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Optional
+
+import torch
+
+from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.errors import UserError
+from litgpt.hub import find_folder
+from litgpt.model import GPT
+from litgpt.peft_folder import WEIGHTS, Adapter, is_adapter
+from litgpt.prompts import PromptStyle, load_style
+from litgpt.tokenizer import Tokenizer
+
+
+@dataclass
+class Source:
+    """What a path or name given to a command turns out to be; nothing of the weights is read yet.
+
+    Args:
+        folder: Where the tokenizer and the prompt style are.
+        checkpoint: The base model.
+        adapter: The LoRA to put on it, if the folder is an adapter's.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    adapter: Optional[Adapter]
+
+    @classmethod
+    def open(cls, path: Path, base: Optional[Path] = None) -> "Source":
+        """Look into a base folder, an adapter folder, or the folder of an adapter file.
+
+        Args:
+            path: The folder, the name of a model under `checkpoints/`, or the path of an `adapter_model.safetensors`.
+            base: The base model of an adapter, instead of the recorded one.
+
+        Raises:
+            UserError: it is none of these, or the base model is not where the adapter says.
+        """
+        folder = path.parent if path.name == WEIGHTS and path.is_file() else find_folder(path)
+        if not is_adapter(folder):
+            if base is not None:
+                raise UserError(f"{folder} is no adapter folder, so --base {base} has no meaning.")
+            return cls(folder, Checkpoint(folder), None)
+        adapter = Adapter(folder)
+        try:
+            base_folder = find_folder(base or Path(adapter.base))
+        except UserError as e:
+            if base is not None:
+                raise
+            raise UserError(f"The base model of {folder} is not at {adapter.base!r}: name it with --base DIR.") from e
+        return cls(folder, Checkpoint(base_folder), adapter)
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.folder, self.checkpoint.folder)
+
+    def style(self) -> PromptStyle:
+        return load_style(self.folder)
+
+    def model(self, dtype: torch.dtype, device: torch.device) -> GPT:
+        """The model with its adapter, in evaluation mode, without gradients."""
+        with torch.device("meta"):
+            model = GPT(self.checkpoint.config)
+        if self.adapter is not None:
+            self.adapter.lora.apply(model)
+        load_weights(model, self.checkpoint, dtype, device)
+        if self.adapter is not None:
+            self.adapter.load_into(model)
+        return model.requires_grad_(False).eval()

@@ -1,0 +1,73 @@
+"""Cross-entropy over the head without ever holding all logits.
+
+Shapes: N trained positions, C = n_embd, V = padded_vocab_size.
+"""
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from litgpt.data.batches import UNTRAINED, Batch
+from litgpt.model import GPT
+
+CHUNK = 1024  # positions whose logits are held at once
+
+
+class LossModel(nn.Module):
+    """A `GPT` whose forward is the summed loss of a batch, so that strategies see one module with one output."""
+
+    def __init__(self, gpt: GPT) -> None:
+        super().__init__()
+        self.gpt = gpt
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Sum of the cross-entropies of the trained targets, float32, a scalar."""
+        hidden = self.gpt.hidden(batch.ids, batch.documents)
+        return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0])
+
+
+def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
+    """Sum of the cross-entropies of `head(hidden)` against `targets`.
+
+    Logits are made for trained positions only, `CHUNK` of them at a time; their gradient is made along with them, for
+    the input and for those parameters of the head that are trained.
+
+    Args:
+        hidden: (T, C)
+        head: Anything that maps (n, C) to logits (n, V).
+        targets: (T,), the token that follows or `UNTRAINED`.
+
+    Returns:
+        A float32 scalar.
+    """
+    positions = (targets != UNTRAINED).nonzero().squeeze(1)
+    trained = [p for p in head.parameters() if p.requires_grad]
+    return _HeadLoss.apply(hidden.index_select(0, positions), targets[positions], head, *trained)
+
+
+class _HeadLoss(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, *trained: nn.Parameter) -> torch.Tensor:
+        total = hidden.new_zeros((), dtype=torch.float32)
+        wanted = any(ctx.needs_input_grad)
+        grads = [torch.empty_like(hidden), *(torch.zeros_like(p) for p in trained)] if wanted else []
+        for start in range(0, len(hidden), CHUNK):
+            chunk = slice(start, start + CHUNK)
+            with torch.set_grad_enabled(wanted):
+                x = hidden[chunk].detach().requires_grad_(wanted)
+                loss = F.cross_entropy(head(x).float(), targets[chunk], reduction="sum")
+            total += loss.detach()
+            if wanted:
+                first, *others = torch.autograd.grad(loss, [x, *trained])
+                grads[0][chunk] = first
+                for grad, more in zip(grads[1:], others):
+                    grad += more
+        ctx.save_for_backward(*grads)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
+        first, *others = (grad * outputs[0] for grad in ctx.saved_tensors)
+        return first.to(ctx.saved_tensors[0].dtype), None, None, *others

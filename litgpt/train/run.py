@@ -1,0 +1,261 @@
+"""A finetuning run from its options to its folder: check, load, plan, train, save."""
+
+import random
+import shutil
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Literal, Optional, Union
+
+import torch
+from torch.optim import Optimizer
+
+from litgpt.args import EvalArgs, PrecisionName, TrainArgs, run_settings
+from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.data import DataModule
+from litgpt.data.base import Row
+from litgpt.data.batches import TokenizedRows
+from litgpt.errors import UserError
+from litgpt.files import whole_folder, write_text
+from litgpt.generate.engine import generate
+from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
+from litgpt.hub import find_folder, repository_id
+from litgpt.model import GPT
+from litgpt.prompts import PromptStyle, save_style
+from litgpt.tokenizer import FILES as TOKENIZER_FILES
+from litgpt.tokenizer import Tokenizer
+from litgpt.train.launch import DTYPES, Accelerator, default_precision, make_fabric, peak_memory, pick_device, seed_everything
+from litgpt.train.loop import Plan, Result, fit, perplexity
+from litgpt.train.loss import LossModel
+from litgpt.train.method import Method
+from litgpt.train.metrics import Metrics, plot
+from litgpt.train.progress import Screen, duration, gigabytes
+
+HYPERPARAMETERS = "hyperparameters.yaml"
+
+
+def finetune(
+    method: Method,
+    checkpoint_dir: Path,
+    out_dir: Path,
+    data: Optional[DataModule] = None,
+    precision: Optional[PrecisionName] = None,
+    devices: Union[int, Literal["auto"]] = 1,
+    num_nodes: int = 1,
+    accelerator: Accelerator = "auto",
+    train: TrainArgs = TrainArgs(),
+    eval: EvalArgs = EvalArgs(),
+    optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
+    logger_name: Literal["csv"] = "csv",
+    seed: int = 1337,
+    overwrite: bool = False,
+) -> Result:
+    """Finetune a model by a method.
+
+    Args:
+        method: What is trained, and how it is saved.
+        checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
+        out_dir: Where everything is written; `final/` in it is the result.
+        data: The rows, for example JSON with --data.json_path FILE.
+        precision: Of the base's weights and of the products; by default bf16-true where the device computes it
+            natively, else 32-true.
+        devices: How many devices, or auto for all.
+        num_nodes: How many machines.
+        accelerator: The kind of device.
+        train: How long, how much at a time, and how fast to learn.
+        eval: When and how the model is judged.
+        optimizer: A class of torch.optim, and its options.
+        logger_name: Where the metrics go: metrics.csv.
+        seed: For the weights that are drawn, the order of the rows, and dropout.
+        overwrite: Whether a used out_dir may be written to; what an earlier run left there is removed.
+
+    Raises:
+        UserError: anything that the options, the folder or the data make impossible; nothing was written then.
+    """
+    train.check()
+    eval.check()
+    check_out_dir(out_dir, overwrite)
+    if data is None:
+        raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
+    checkpoint = Checkpoint(find_folder(checkpoint_dir))
+    config = checkpoint.config
+    if out_dir.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents) and overwrite:
+        raise UserError(f"--out_dir {out_dir} holds the model itself: choose another folder.")
+    if train.tie_embeddings not in (None, config.tie_embeddings):
+        raise UserError(f"--train.tie_embeddings {train.tie_embeddings}: the checkpoint has {config.tie_embeddings}.")
+    with torch.device("meta"):
+        model = GPT(config)
+    method.apply(model)
+    tokenizer = Tokenizer(checkpoint.folder)
+    device = pick_device(accelerator)
+    precision = precision or default_precision(device)  # type: ignore[assignment]
+    assert precision is not None
+
+    max_seq_length = min(train.max_seq_length or config.block_size, config.block_size)
+    train_rows, val_rows, style = data.load(tokenizer, checkpoint.folder, max_seq_length)
+    plan = Plan.make(train, train_rows)
+
+    fabric = make_fabric(accelerator, devices, num_nodes, precision)
+    train.check(fabric.world_size)
+    fabric.launch()
+    if device.type == "cpu" and fabric.world_size > num_nodes:
+        torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
+    screen = Screen(active=fabric.is_global_zero)
+
+    seed_everything(seed)
+    load_weights(model, checkpoint, DTYPES[precision], fabric.device)
+    trainable = [p for p in model.parameters() if p.requires_grad]
+    made = optimizer(trainable)
+    if train.min_lr > made.param_groups[0]["lr"]:
+        raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {made.param_groups[0]['lr']}.")
+    wrapped, made = fabric.setup(LossModel(model), made)
+    seed_everything(seed, fabric.global_rank)
+
+    n_trained, n_all = sum(p.numel() for p in trainable), sum(p.numel() for p in model.parameters())
+    in_step = train.global_batch_size * float(train_rows.lengths.float().mean())
+    screen.table(
+        f"litgpt finetune {method.name}",
+        (
+            ("model", f"{checkpoint.folder} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
+            ("parameters", f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})"),
+            *((f"{name} rows", describe(rows)) for name, rows in (("training", train_rows), ("validation", val_rows))),
+            ("prompt style", style.name),
+            (
+                "plan",
+                f"{plan.steps:,} steps of {train.global_batch_size} rows (about {in_step:,.0f} tokens), "
+                f"micro-batch {train.micro_batch_size}",
+            ),
+            ("on", f"{fabric.world_size} x {fabric.device.type}, {precision}, {torch.get_num_threads()} threads each"),
+            ("writes to", str(out_dir)),
+        ),
+    )
+    if plan.cut_warmup is not None:
+        screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the run; it is cut to {plan.warmup}.")
+
+    if fabric.is_global_zero:
+        clear(out_dir)
+        out_dir.mkdir(parents=True, exist_ok=True)
+        if run_settings.get():
+            write_text(out_dir / HYPERPARAMETERS, str(run_settings.get()))
+    base = repository_id(checkpoint.folder) or str(checkpoint.folder.resolve())
+
+    def save(name: str, seal: bool = False) -> None:
+        if fabric.is_global_zero:
+            with whole_folder(out_dir / name) as folder:
+                method.save(model, base, folder)
+                for file in TOKENIZER_FILES:
+                    if (checkpoint.folder / file).is_file():
+                        shutil.copyfile(checkpoint.folder / file, folder / file)
+                save_style(style, folder)
+                if run_settings.get():
+                    write_text(folder / HYPERPARAMETERS, str(run_settings.get()))
+                if seal:
+                    write_seal(make_seal(model, tokenizer, style, stored_dtypes(checkpoint)), folder)
+        fabric.barrier()
+
+    def example(when: str) -> None:
+        if fabric.is_global_zero and eval.max_new_tokens and data.held_back:
+            show_example(screen, when, model, tokenizer, style, data.held_back, eval)
+
+    metrics = Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None)
+    example("before")
+    try:
+        result = fit(
+            fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics,
+            save=lambda step: save(f"step-{step:06d}"),
+        )  # fmt: skip
+    finally:
+        screen.stop()
+        metrics.close()
+    model.eval()
+    example("after")
+    save("final", seal=True)
+    if fabric.is_global_zero:
+        drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
+        report(screen, result, method, out_dir, peak_memory(fabric.device), drawn)
+    return result
+
+
+def check_out_dir(out_dir: Path, overwrite: bool) -> None:
+    """Raise `UserError` if nothing may be written there."""
+    above = next(p for p in (out_dir, *out_dir.parents) if p.exists())
+    if not above.is_dir():
+        raise UserError(f"--out_dir {out_dir}: {above} is a file; name a folder.")
+    if outputs(out_dir) and not overwrite:
+        raise UserError(f"--out_dir {out_dir} holds an earlier run: name another, or give --overwrite true.")
+
+
+def outputs(out_dir: Path) -> list[Path]:
+    """What earlier runs left in `out_dir`."""
+    patterns = ("final", "step-*", "metrics.csv", "loss.png", HYPERPARAMETERS)
+    return [p for pattern in patterns for p in out_dir.glob(pattern)]
+
+
+def clear(out_dir: Path) -> None:
+    for path in outputs(out_dir):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()
+
+
+def describe(rows: TokenizedRows) -> str:
+    if not len(rows):
+        return "none"
+    return (
+        f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}; "
+        f"{rows.n_cut:,} cut, {rows.n_left_out:,} left out"
+    )
+
+
+def show_example(
+    screen: Screen,
+    when: str,
+    model: GPT,
+    tokenizer: Tokenizer,
+    style: PromptStyle,
+    rows: Sequence[Row],
+    eval: EvalArgs,
+) -> None:
+    """Answer the prompt of one validation row, greedily, so that before and after can be compared."""
+    number = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(eval.evaluate_example))
+    number = int(eval.evaluate_example) if number is None else number
+    if number >= len(rows):
+        raise UserError(f"--eval.evaluate_example {number}: there are {len(rows)} validation rows, counted from 0.")
+    prompt = rows[number][:-1]
+    ids = tokenizer.encode(style.prompt(prompt), special=not style.own_special_tokens)
+    if len(ids) >= model.config.block_size:
+        return
+    training = model.training
+    model.eval()
+    answer = tokenizer.decode(generate(model, ids, eval.max_new_tokens or 0, stop_ids=tokenizer.stop_ids))
+    model.train(training)
+    screen.say(f"example, {when}: {shorten(prompt[-1]['content'], 200)}\n  -> {shorten(answer, 600)}")
+
+
+def shorten(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
+
+
+def report(screen: Screen, result: Result, method: Method, out_dir: Path, memory: Optional[int], drawn: bool) -> None:
+    losses = " -> ".join(f"{loss:.4f}" for loss in ends(result.val_losses))
+    perplexities = " -> ".join(perplexity(loss) for loss in ends(result.val_losses))
+    rows = [
+        ("training loss", f"{result.loss:.4f}"),
+        *([("validation loss", losses), ("perplexity", perplexities)] if losses else []),
+        ("time", f"{duration(result.seconds)} for {result.steps:,} steps"),
+        ("speed", f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens"),
+        ("peak memory", gigabytes(memory)),
+        ("result", str(out_dir / "final")),
+        ("numbers", str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if drawn else "")),
+    ]
+    screen.table("Done", rows)
+    screen.say("Next:")
+    for command in method.next_commands:
+        screen.say("  " + command.format(final=out_dir / "final"))
+
+
+def ends(losses: list[tuple[int, float]]) -> list[float]:
+    """The first and the last of the validation losses."""
+    values = [loss for _, loss in losses]
+    return [values[0], values[-1]] if len(values) > 1 else values
