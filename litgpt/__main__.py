@@ -17,11 +17,16 @@ SHORT = {"finetune": "finetune_lora"}
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {name.replace('_', ' ', name.startswith('finetune')):16} {line}" for name, (_, line) in COMMANDS.items())
+    rows = "\n".join(f"  {spoken(name):16} {line}" for name, (_, line) in COMMANDS.items())
     return (
         f"usage: litgpt COMMAND ...\n\nFinetune open language models from a shell.\n\ncommands:\n{rows}\n\n"
         "`litgpt COMMAND -h` lists a command's options.\n"
     )
+
+
+def spoken(command: str) -> str:
+    """A command as it is typed: `finetune lora`."""
+    return command.replace("_", " ", 1) if command.startswith("finetune") else command
 
 
 def main(argv: Optional[list[str]] = None) -> None:

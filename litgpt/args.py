@@ -2,12 +2,12 @@
 
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 from litgpt.errors import UserError
 
-# The resolved settings as the command line parsed them, for `hyperparameters.yaml`. Unset when called from Python.
-run_settings: ContextVar[Optional[str]] = ContextVar("run_settings", default=None)
+# The settings as the command line parsed them, for `hyperparameters.yaml`. Unset when called from Python.
+run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
 PrecisionName = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
@@ -106,9 +106,7 @@ class EvalArgs:
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot be run; all that is wrong at once."""
-        wrong = positive(
-            "eval", interval=self.interval, max_new_tokens=self.max_new_tokens, max_iters=self.max_iters
-        )
+        wrong = positive("eval", interval=self.interval, max_new_tokens=self.max_new_tokens, max_iters=self.max_iters)
         if isinstance(self.evaluate_example, int) and self.evaluate_example < 0:
             wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
         if wrong:

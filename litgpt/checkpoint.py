@@ -65,7 +65,7 @@ class Checkpoint:
 
     def read_header(self, file: Path) -> None:
         with opened(file) as f:
-            for name in f.keys():
+            for name in sorted(f.keys()):
                 view = f.get_slice(name)
                 self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
                 self.files[name] = file
@@ -80,15 +80,13 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt")
     except (SafetensorError, OSError) as e:
-        raise UserError(
-            f"{file} is damaged or cut short ({str(e).splitlines()[0]}; {file.stat().st_size:,} bytes). Download it again."
-        ) from e
+        raise UserError(f"{file} is damaged or cut short ({str(e).splitlines()[0]}). Download it again.") from e
 
 
 def base_parameters(model: GPT) -> dict[str, tuple[nn.Module, str]]:
     """The pretrained weights of a model: our name to its module and attribute.
 
-    What a method added is left out, and a method's wrapper (which holds the layer as `linear`) does not show in the name.
+    What a method added is left out, and a method's wrapper, which holds the layer as `linear`, does not show.
     """
     table = name_table(model.config)
     found = {}

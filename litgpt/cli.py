@@ -37,9 +37,18 @@ def run(where: str, command: str, args: list[str]) -> None:
     words = [f"--config={json.dumps(c)}" for c in configs]
     settings = parser.parse_args([*words, *rest])
     settings.pop("config", None)
-    run_settings.set(parser.dump(settings, skip_none=False))
-    function = load(where)
-    function(**parser.instantiate_classes(settings))
+    run_settings.set(yaml.safe_load(parser.dump(settings, skip_none=False)))
+    load(where)(**instantiate(parser, settings))
+
+
+def instantiate(parser: Parser, settings: Namespace) -> Namespace:
+    try:
+        return parser.instantiate_classes(settings)
+    except ValueError as e:  # a class refused its options: its own words are at the bottom of the library's
+        cause: BaseException | None = e
+        while cause is not None and not isinstance(cause, UserError):
+            cause = cause.__cause__ or cause.__context__
+        raise cause or e from None
 
 
 def load(where: str) -> Callable[..., None]:
@@ -49,9 +58,8 @@ def load(where: str) -> Callable[..., None]:
 
 def make_parser(where: str, command: str) -> Parser:
     function = load(where)
-    name = command.replace("_", " ", 1) if command.startswith("finetune") else command
-    parser = Parser(prog=f"litgpt {name}", description=(function.__doc__ or "").split("\n\n    Args:")[0])
-    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or the name of a shipped recipe.")
+    parser = Parser(prog=f"litgpt {command}", description=(function.__doc__ or "").split("\n\n    Args:")[0])
+    parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
     parser.add_function_arguments(function, as_positional=False)
     return parser
 
@@ -72,9 +80,10 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]],
         else:
             flag, equals, value = word.partition("=")
             if not equals:
-                value = next(words, None)  # type: ignore[arg-type]
-                if value is None:
-                    raise UserError(f"{flag} wants a value.")
+                try:
+                    value = next(words)
+                except StopIteration:
+                    raise UserError(f"{flag} wants a value.") from None
             if flag == "--config":
                 configs.append(relocate(read_config(value), parser, value))
             else:
@@ -179,8 +188,8 @@ def one_line(message: str, parser: Parser) -> str:
     if m := re.search(r"Option '([\w.]+)' is not accepted", message):
         return f"Unknown option {m[1]}.{nearest_option(m[1], known)}"
     if m := re.search(r"arguments are required: (.*)", message):
-        missing = ", ".join("the model folder" if n == "checkpoint_dir" else f"--{n}" for n in re.findall(r"[\w.]+", m[1]))
-        return f"Missing: {missing}."
+        names = re.findall(r"[\w.]+", m[1])
+        return f"Missing: {', '.join('the model folder' if n == 'checkpoint_dir' else f'--{n}' for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
         return f"--{m[1]} {wrong_value(message)}"
     return message
@@ -193,7 +202,7 @@ def nearest_option(name: str, known: list[str]) -> str:
 
 def wrong_value(message: str) -> str:
     """The library's report on one value, in a few words."""
-    given = re.search(r"Given value: (.*)", message)
+    given = re.search(r"(?:Given value|Got value): (.*)", message)
     if choices := re.search(r"Literal\[(.*?)\]", message):
         allowed = re.findall(r"'([^']*)'", choices[1])
         hint = nearest(given[1], allowed) if given else ""

@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 
 def read_json(path: Path) -> Any:
     """Raises:
-        UserError: the file cannot be read, is empty, or is not JSON (with line and column).
+    UserError: the file cannot be read, is empty, or is not JSON (with line and column).
     """
     try:
         text = path.read_text(encoding="utf-8-sig")
@@ -37,11 +37,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
     try:
         yield temporary
+        mask = current_umask()
         for file in temporary.rglob("*"):
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)  # some writers make theirs for the owner alone
             if file.is_file():
                 with open(file, "rb+") as f:
                     os.fsync(f.fileno())
-        temporary.chmod(0o777 & ~current_umask())
+        temporary.chmod(0o777 & ~mask)
         replace_folder(temporary, target)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)

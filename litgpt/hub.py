@@ -21,7 +21,8 @@ def find_folder(path: Path) -> Path:
     known = [str(p.relative_to(CHECKPOINTS)) for p in CHECKPOINTS.glob("*/*") if p.is_dir()]
     if path.parent.is_dir():
         known += [str(path.parent / p.name) for p in path.parent.iterdir() if p.is_dir()]
-    raise UserError(f"No model folder {str(path)!r}, and none of that name under checkpoints/.{nearest(str(path), known)}")
+    hint = nearest(str(path), known)
+    raise UserError(f"No model folder {str(path)!r}, and none of that name under checkpoints/.{hint}")
 
 
 def repository_id(folder: Path) -> str | None:

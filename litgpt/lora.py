@@ -7,7 +7,7 @@ https://arxiv.org/abs/2106.09685
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -35,7 +35,9 @@ class LoRALinear(nn.Module):
         adapted: For each block of `linear` whether it gets an update.
     """
 
-    def __init__(self, linear: nn.Linear, r: int, alpha: float, dropout: float, adapted: Sequence[bool] = (True,)) -> None:
+    def __init__(
+        self, linear: nn.Linear, r: int, alpha: float, dropout: float, adapted: Sequence[bool] = (True,)
+    ) -> None:
         super().__init__()
         self.linear = linear
         self.r = r
@@ -48,7 +50,7 @@ class LoRALinear(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(r * sum(self.adapted), linear.in_features, device=device))
         out_features = sum(size for size, on in zip(self.sizes, self.adapted) if on)
         self.lora_B = nn.Parameter(torch.empty(out_features, r, device=device))
-        if not device.type == "meta":
+        if device.type != "meta":
             self.reset_parameters()
 
     def reset_parameters(self) -> None:
@@ -94,7 +96,7 @@ class LoRA:
     projection: bool = False
     mlp: bool = False
     head: bool = False
-    modules: Optional[frozenset[str]] = field(default=None)  # a read adapter's Hugging Face modules, instead of the above
+    modules: Optional[frozenset[str]] = None  # instead of the above: the Hugging Face modules of a read adapter
 
     def __post_init__(self) -> None:
         if self.r < 1:
@@ -112,10 +114,8 @@ class LoRA:
         table = name_table(model.config)
         model.requires_grad_(False)
         for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
-            if self.modules is None:
-                adapted = self.selected(name)
-            else:
-                adapted = [hf in self.modules for hf in table.to_hf(name)]
+            hf = table.to_hf(name)
+            adapted = self.selected(name) if self.modules is None else [module in self.modules for module in hf]
             if any(adapted):
                 parent, _, leaf = name.rpartition(".")
                 lora = LoRALinear(linear, self.r, self.alpha, self.dropout, adapted)

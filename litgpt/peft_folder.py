@@ -7,7 +7,6 @@ The names are those of `peft` (https://github.com/huggingface/peft): `base_model
 import json
 from collections import defaultdict
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors.torch import save_file
@@ -96,7 +95,7 @@ class Adapter:
         self.base: str = fields.get("base_model_name_or_path") or ""
         self.shapes: dict[str, tuple[int, ...]] = {}
         with opened(folder / WEIGHTS) as f:
-            for name in f.keys():
+            for name in sorted(f.keys()):
                 self.shapes[name] = tuple(f.get_slice(name).get_shape())
         modules = frozenset(n.removeprefix(PREFIX).rpartition(".lora_")[0] for n in self.shapes)
         try:
@@ -118,7 +117,7 @@ class Adapter:
                 pairs[module][leaf] = f.get_tensor(name).float()
         wrong = [m for m, pair in pairs.items() if set(pair) != {"A.weight", "B.weight"}]
         if wrong:
-            raise UserError(f"{self.folder / WEIGHTS} has no pair of lora_A and lora_B for: {', '.join(sorted(wrong))}.")
+            raise UserError(f"{self.folder / WEIGHTS} lacks lora_A or lora_B for: {', '.join(sorted(wrong))}.")
         return {m: (pair["A.weight"], pair["B.weight"]) for m, pair in pairs.items()}
 
     def load_into(self, model: GPT) -> None:

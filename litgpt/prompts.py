@@ -76,8 +76,8 @@ class ChatTemplate:
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
 
-        def tojson(x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False) -> str:
-            return json.dumps(x, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+        def tojson(x: Any, **options: Any) -> str:
+            return json.dumps(x, **{"ensure_ascii": False, **options})
 
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
         environment.filters["tojson"] = tojson
@@ -122,7 +122,8 @@ STYLES = {
         NamedStyle(
             "alpaca",
             f"{_TASK}. {_ANSWER}### Response:\n",
-            f"{_TASK}, paired with an input that provides further context. {_ANSWER}### Input:\n{{input}}\n\n### Response:\n",
+            f"{_TASK}, paired with an input that provides further context. {_ANSWER}"
+            "### Input:\n{input}\n\n### Response:\n",
         ),
     )
 }
@@ -136,10 +137,10 @@ def joined(message: Message) -> dict[str, Any]:
 
 def named_style(name: str) -> NamedStyle:
     """Raises:
-        UserError: there is no style of that name.
+    UserError: there is no style of that name.
     """
     if name not in STYLES:
-        raise UserError(f"Unknown prompt style {name!r}.{nearest(name, STYLES)} Known: auto, chat, {', '.join(STYLES)}.")
+        raise UserError(f"Unknown prompt style {name!r}.{nearest(name, STYLES)} Known: {', '.join(STYLES)}.")
     return STYLES[name]
 
 

@@ -22,7 +22,8 @@ FILES = (
 
 class Encoded(NamedTuple):
     ids: list[int]
-    offsets: list[tuple[int, int]]  # the characters that each token stands for; (0, 0) for an added BOS
+    offsets: list[tuple[int, int]]  # the characters that each token stands for; none, as (i, i), for an added BOS
+    # and for the first bytes of a character that is written as bytes
 
 
 class Tokenizer:
@@ -136,11 +137,11 @@ class _SentencePiece:
         return None if found == self.backend.unk_id() and token != "<unk>" else found
 
     def encode_batch(self, texts: Sequence[str], special: bool) -> list[Encoded]:
-        bos = special and self.add_bos
+        bos = [self.backend.bos_id()] if special and self.add_bos else []
         encoded = []
-        for proto in self.backend.encode(list(texts), out_type="immutable_proto"):
-            ids, offsets = [p.id for p in proto.pieces], [(p.begin, p.end) for p in proto.pieces]
-            encoded.append(Encoded([self.backend.bos_id(), *ids], [(0, 0), *offsets]) if bos else Encoded(ids, offsets))
+        for text in texts:
+            found = self.backend.encode(text, out_type="offset_mapping")
+            encoded.append(Encoded([*bos, *found["ids"]], [(0, 0)] * len(bos) + found["offsets"]))
         return encoded
 
     def decode(self, ids: list[int], skip_special: bool) -> str:

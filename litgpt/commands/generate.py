@@ -70,7 +70,5 @@ def main(
         n_new += len(new)
         sys.stdout.write("\n")
     seconds = time.perf_counter() - began
-    print(
-        f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, peak memory {gigabytes(peak_memory(device))}",
-        file=sys.stderr,
-    )
+    speed, memory = n_new / seconds, gigabytes(peak_memory(device))
+    print(f"{n_new} tokens in {seconds:.2f} s, {speed:.1f} tokens/s, peak memory {memory}", file=sys.stderr)

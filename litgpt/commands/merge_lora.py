@@ -67,7 +67,7 @@ def copy_small_files(source: Source, target: Path) -> None:
 def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:
     """The base's shards one after the other, each module's update added in float32; and `config.json`."""
     assert source.adapter is not None
-    base, deltas, scaling = source.checkpoint, source.adapter.deltas(), source.adapter.lora.alpha / source.adapter.lora.r
+    base, lora, deltas = source.checkpoint, source.adapter.lora, source.adapter.deltas()
     table = name_table(base.config)
     (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
     fields = dict(base.fields)
@@ -78,7 +78,7 @@ def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) ->
             a, b = deltas.pop(module)
             if (b.shape[0], a.shape[1]) != tuple(weight.shape):
                 raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(weight.shape)}.")
-            weight = (weight.float() + scaling * (b @ a)).to(weight.dtype if dtype is None else dtype)
+            weight = (weight.float() + lora.alpha / lora.r * (b @ a)).to(weight.dtype if dtype is None else dtype)
         return weight if dtype is None else weight.to(dtype)
 
     if base.config.tie_embeddings and head in deltas:
@@ -86,7 +86,8 @@ def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) ->
     files: dict[Path, list[str]] = defaultdict(list)
     for name, file in base.files.items():
         files[file].append(name)
-    weight_map, total = {}, 0
+    weight_map: dict[str, str] = {}
+    total = 0
     for file, names in files.items():
         tensors = {name: merged(name, name.removesuffix(".weight")) for name in names}
         if f"{embedding}.weight" in names and head in deltas:  # the tied head is written on its own
@@ -109,7 +110,8 @@ def seal(source: Source, target: Path) -> float:
     """Seal the merged folder, and return how far its logits are from the adapter's, as a share of the largest."""
     device = pick_device("auto")
     dtype = DTYPES[default_precision(device)]
-    before = make_seal(source.model(dtype, device), source.tokenizer(), source.style(), stored_dtypes(source.checkpoint))
+    model = source.model(dtype, device)
+    before = make_seal(model, source.tokenizer(), source.style(), stored_dtypes(source.checkpoint))
     merged = Source.open(target)
     model = merged.model(dtype, device)
     write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored_dtypes(merged.checkpoint)), target)

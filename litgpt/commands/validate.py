@@ -50,7 +50,7 @@ def main(
     sealed = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}.get(seal["computed"]) if seal else None
     model = source.model(DTYPES[precision or sealed or default_precision(device)], device)
     if not bool(last_logits(model, tokenizer.encode("Once upon a time")).isfinite().all()):
-        raise UserError(f"The model in {source.folder} answers with numbers that are not finite: its weights are damaged.")
+        raise UserError(f"The model in {source.folder} answers with NaN or infinity: its weights are damaged.")
     if seal is None:
         print("parity      no seal in this folder")
         print("The folder is whole and usable.")

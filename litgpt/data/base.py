@@ -8,7 +8,7 @@ from typing import Any, Optional
 import torch
 
 from litgpt.data.batches import TokenizedRows
-from litgpt.errors import UserError
+from litgpt.errors import UserError, kind
 from litgpt.prompts import Message, Piece, PromptStyle, choose_style
 from litgpt.tokenizer import Tokenizer
 
@@ -38,9 +38,7 @@ class DataModule:
         num_workers: int = 4,
     ) -> None:
         if val_split_fraction is not None and not 0 <= val_split_fraction < 1:
-            raise UserError(
-                f"--data.val_split_fraction {val_split_fraction} is not a share of the rows: it must be at least 0 and below 1."
-            )
+            raise UserError(f"--data.val_split_fraction {val_split_fraction} must be at least 0 and below 1.")
         self.mask_prompt = mask_prompt
         self.val_split_fraction = val_split_fraction
         self.prompt_style = prompt_style
@@ -51,7 +49,9 @@ class DataModule:
     def rows(self) -> tuple[list[Row], Optional[list[Row]]]:
         """The rows for training and those for validation; None if the latter are to be held back from the former."""
 
-    def load(self, tokenizer: Tokenizer, folder: Path, max_seq_length: int) -> tuple[TokenizedRows, TokenizedRows, PromptStyle]:
+    def load(
+        self, tokenizer: Tokenizer, folder: Path, max_seq_length: int
+    ) -> tuple[TokenizedRows, TokenizedRows, PromptStyle]:
         """Token ids of the training and the validation rows, and the prompt style that made them.
 
         Args:
@@ -106,7 +106,7 @@ def trained_tokens(pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]) 
     for begin, end in offsets:
         while at < len(spans) and spans[at][1] <= begin:
             at += 1
-        trained.append(at < len(spans) and end > spans[at][0] and end > begin)
+        trained.append(at < len(spans) and (end > spans[at][0] or begin == spans[at][0]))
     return trained
 
 
@@ -118,7 +118,7 @@ def instruction_row(fields: Any, where: str) -> Row:
     """
     if not isinstance(fields, dict):
         raise UserError(
-            f"{where} is {type(fields).__name__}, not an object with instruction and output "
+            f"{where} is {kind(fields)}, not an object with instruction and output "
             '(as {"instruction": "...", "input": "...", "output": "..."}).'
         )
     missing = [k for k in ("instruction", "output") if k not in fields]
@@ -127,6 +127,6 @@ def instruction_row(fields: Any, where: str) -> Row:
     text = {k: fields.get(k) if fields.get(k) is not None else "" for k in ("instruction", "input", "output")}
     for key, value in text.items():
         if not isinstance(value, str):
-            raise UserError(f"{where} has {key} {str(value)[:40]!r}, which is {type(value).__name__} and not text.")
+            raise UserError(f"{where} has {key} {str(value)[:40]!r}, which is {kind(value)} and not text.")
     user = {"role": "user", "content": text["instruction"], "input": text["input"]}
     return [user, {"role": "assistant", "content": text["output"]}]

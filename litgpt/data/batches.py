@@ -44,7 +44,9 @@ class TokenizedRows:
         n_left_out: Rows that were left out because no token of them is trained.
     """
 
-    def __init__(self, ids: torch.Tensor, trained: torch.Tensor, starts: torch.Tensor, n_cut: int, n_left_out: int) -> None:
+    def __init__(
+        self, ids: torch.Tensor, trained: torch.Tensor, starts: torch.Tensor, n_cut: int, n_left_out: int
+    ) -> None:
         self.ids, self.trained, self.starts = ids, trained, starts
         self.n_cut, self.n_left_out = n_cut, n_left_out
         self.lengths = starts.diff()

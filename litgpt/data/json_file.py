@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from litgpt.data.base import DataModule, Row, instruction_row
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, kind, nearest
 from litgpt.files import read_json
 
 
@@ -13,7 +13,7 @@ class JSON(DataModule):
     """Rows with `instruction`, `input` (may be missing) and `output`.
 
     Args:
-        json_path: A .json file (a list of rows), a .jsonl file (a row a line), or a folder with train.json and val.json.
+        json_path: A .json file (a list), a .jsonl file (a row a line), or a folder with train.json and val.json.
     """
 
     def __init__(self, json_path: Path, **kwargs: Any) -> None:
@@ -36,7 +36,7 @@ class JSON(DataModule):
 
 def read_rows(path: Path) -> list[Row]:
     """Raises:
-        UserError: the file cannot be read, or a row has not the right form; file and row are named.
+    UserError: the file cannot be read, or a row has not the right form; file and row are named.
     """
     if not path.is_file():
         near = [str(p) for p in path.parent.glob("*.json*")] if path.parent.is_dir() else []
@@ -46,7 +46,7 @@ def read_rows(path: Path) -> list[Row]:
     elif path.suffix == ".json":
         loaded = read_json(path)
         if not isinstance(loaded, list):
-            raise UserError(f"{path} holds {type(loaded).__name__}; a list of rows is wanted.")
+            raise UserError(f"{path} holds {kind(loaded)}; a list of rows is wanted.")
         rows = [instruction_row(fields, f"{path}, row {i + 1} (index {i}),") for i, fields in enumerate(loaded)]
     else:
         raise UserError(f"{path} is no .json and no .jsonl file.")
@@ -62,7 +62,7 @@ def read_lines(path: Path) -> list[tuple[int, Any]]:
         try:
             for number, line in enumerate(f, 1):
                 if line.strip():
-                    values.append((number, json.loads(line)))
+                    values.append((number, json.loads(line.rstrip("\r\n"))))
         except json.JSONDecodeError as e:
             raise UserError(f"{path} is not JSON: {e.msg} at line {number}, column {e.colno}.") from e
         except UnicodeDecodeError as e:

@@ -5,7 +5,8 @@ from collections.abc import Mapping, Sequence
 from typing import Union
 
 NUMBER = re.compile(r"(?<=\.)\d+(?=\.|$)")
-Rules = Mapping[str, Union[str, Sequence[str]]]
+HFModules = Union[str, Sequence[str]]
+Rules = Mapping[str, HFModules]
 
 
 class NameTable:
@@ -33,7 +34,7 @@ class NameTable:
         return (found[0].format(*NUMBER.findall(hf)), found[1]) if found else None
 
 
-def in_layers(rules: Rules, hf_layer: str, our_layer: str = "transformer.h.{}.") -> dict[str, Union[str, Sequence[str]]]:
+def in_layers(rules: Rules, hf_layer: str, our_layer: str = "transformer.h.{}.") -> dict[str, HFModules]:
     """Rules for one layer, each name put behind the prefix of its side."""
     return {
         our_layer + ours: hf_layer + hf if isinstance(hf, str) else [hf_layer + part for part in hf]

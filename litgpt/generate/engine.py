@@ -31,9 +31,8 @@ def generate(
     room = model.config.block_size - len(prompt)
     if room < 1:
         raise UserError(f"The prompt has {len(prompt)} tokens; the model reads at most {model.config.block_size}.")
-    device = model.transformer["wte"].weight.device
     cache = KVCache(model.config.n_layer)
-    ids = torch.tensor([list(prompt)], device=device)
+    ids = torch.tensor([list(prompt)], device=model.device)
     for _ in range(min(max_new_tokens, room)):
         hidden = model.hidden(ids, cache=cache)[:, -1]
         token = sampling.draw(model.lm_head(hidden), generator)

@@ -39,7 +39,7 @@ def make_seal(model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequ
         stored: The dtypes of the weights in the folder and in its base, in safetensors' names.
     """
     return {
-        "computed": NAMES[model.transformer["wte"].weight.dtype],  # type: ignore[union-attr,index]
+        "computed": NAMES[model.dtype],
         "stored": sorted(set(stored)),
         "prompts": [seal_prompt(model, tokenizer, style, prompt) for prompt in PROMPTS],
     }
@@ -62,8 +62,7 @@ def seal_prompt(model: GPT, tokenizer: Tokenizer, style: PromptStyle, prompt: st
 @torch.no_grad()
 def last_logits(model: GPT, ids: Sequence[int]) -> torch.Tensor:
     """(V,), float32"""
-    device = model.transformer["wte"].weight.device  # type: ignore[union-attr,index]
-    hidden = model.hidden(torch.tensor([list(ids)], device=device))
+    hidden = model.hidden(torch.tensor([list(ids)], device=model.device))
     return model.lm_head(hidden[0, -1]).float()
 
 
@@ -92,7 +91,7 @@ def moved(
     found: dict[str, str] = {}
     if sorted(set(stored)) != seal["stored"]:
         found["precision"] = f"weights are stored as {', '.join(sorted(set(stored)))}, were {', '.join(seal['stored'])}"
-    computed = NAMES[model.transformer["wte"].weight.dtype]  # type: ignore[union-attr,index]
+    computed = NAMES[model.dtype]
     if computed != seal["computed"]:
         found["precision"] = f"computed in {computed}, was {seal['computed']}"
     allowed = max(TOLERANCE.get(name, 0.0) for name in (computed, seal["computed"], *(stored if found else ())))
@@ -102,7 +101,7 @@ def moved(
             found.setdefault("template", f"{then['prompt']!r} was rendered as {then['text']!r}, now {text!r}")
         ids = tokenizer.encode(then["text"], special=not style.own_special_tokens)[: len(then["ids"])]
         if ids != then["ids"]:
-            found.setdefault("tokenizer", f"the ids of {then['text']!r} begin otherwise: {ids[:8]}, were {then['ids'][:8]}")
+            found.setdefault("tokenizer", f"the ids of {then['text']!r} are {ids[:8]}..., were {then['ids'][:8]}...")
     worst, where = difference(seal, model)
     if not worst <= allowed:
         found["weights"] = f"logits after {where!r} differ by {worst:.1e} of the largest, {allowed:.0e} is rounding"

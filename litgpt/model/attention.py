@@ -52,7 +52,7 @@ def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: list[in
         (B, n, T, hs), in memory order (B, T, n, hs)
     """
     parts = (t.split(documents, dim=2) for t in (q, k, v))
-    outputs = [F.scaled_dot_product_attention(*qkv, is_causal=True, enable_gqa=True) for qkv in zip(*parts)]
+    outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in zip(*parts)]
     return outputs[0] if len(outputs) == 1 else torch.cat([y.transpose(1, 2) for y in outputs], dim=1).transpose(1, 2)
 
 

@@ -33,6 +33,16 @@ class Block(nn.Module):
         return x + self.mlp(self.norm_2(x))
 
 
+class Transformer(nn.Module):
+    """Embedding, blocks and last norm: what lies under the name `transformer`."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
+        self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
+
+
 class GPT(nn.Module):
     """A decoder-only transformer."""
 
@@ -40,22 +50,25 @@ class GPT(nn.Module):
         super().__init__()
         self.config = config
         self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
-        self.transformer = nn.ModuleDict(
-            {
-                "wte": nn.Embedding(config.padded_vocab_size, config.n_embd),
-                "h": nn.ModuleList(Block(config, layer) for layer in range(config.n_layer)),
-                "ln_f": RMSNorm(config.n_embd, config.norm_eps),
-            }
-        )
+        self.transformer = Transformer(config)
         self.tie_weights()
         # made on the CPU even when the weights are on the meta device: no checkpoint holds it
         self.inverse_frequencies = inverse_frequencies(config)
+
+    @property
+    def device(self) -> torch.device:
+        return self.transformer.wte.weight.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the pretrained weights."""
+        return self.transformer.wte.weight.dtype
 
     def tie_weights(self) -> None:
         """Make the head's weight the embedding's again, where the config says so."""
         if self.config.tie_embeddings:
             head = getattr(self.lm_head, "linear", self.lm_head)  # a method may have wrapped it
-            head.weight = self.transformer["wte"].weight
+            head.weight = self.transformer.wte.weight
 
     def forward(
         self, idx: torch.Tensor, documents: Optional[list[int]] = None, cache: Optional[KVCache] = None
@@ -77,19 +90,17 @@ class GPT(nn.Module):
         self, idx: torch.Tensor, documents: Optional[list[int]] = None, cache: Optional[KVCache] = None
     ) -> torch.Tensor:
         """What the head reads, (B, T, C). Arguments as in `forward`."""
-        x = self.transformer["wte"](idx)
+        x = self.transformer.wte(idx)
         if self.inverse_frequencies.device != x.device:
             self.inverse_frequencies = self.inverse_frequencies.to(x.device)
         rope = rope_table(self.inverse_frequencies, self.positions(idx, documents, cache), x.dtype)
-        for block in self.transformer["h"]:
+        for block in self.transformer.h:
             x = block(x, rope, documents, cache)
         if cache is not None:
             cache.advance(idx.size(1))
-        return self.transformer["ln_f"](x)
+        return self.transformer.ln_f(x)
 
-    def positions(
-        self, idx: torch.Tensor, documents: Optional[list[int]], cache: Optional[KVCache]
-    ) -> torch.Tensor:
+    def positions(self, idx: torch.Tensor, documents: Optional[list[int]], cache: Optional[KVCache]) -> torch.Tensor:
         """The position of each of the T tokens in its document, (T,)."""
         tokens = idx.size(1)
         if documents is not None:

@@ -19,6 +19,7 @@ def inverse_frequencies(config: Config) -> torch.Tensor:
     Raises:
         KeyError: `config.rope_type` is none of `ROPE_TYPES`; families refuse those by name before.
     """
+    assert config.head_size is not None
     pairs = torch.arange(0, config.head_size, 2, dtype=torch.float32, device="cpu") / config.head_size
     return ROPE_TYPES[config.rope_type](1 / config.rope_base**pairs, config)
 
@@ -42,9 +43,7 @@ ROPE_TYPES = {
 }
 
 
-def rope_table(
-    inverse: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype
-) -> tuple[torch.Tensor, torch.Tensor]:
+def rope_table(inverse: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines for `positions` (T,), each (T, 1, hs / 2), computed in float32."""
     angles = (positions.to(inverse.dtype)[:, None] * inverse)[:, None]
     return angles.cos().to(dtype), angles.sin().to(dtype)

@@ -108,7 +108,8 @@ def fit(
         lr = learning_rate(step - 1, plan.steps, plan.warmup, peak, train.min_lr)
         # ------------------------------------------------------------------------------------------------ the step
         parts = list(batches(rows, train_rows))
-        trained = int(fabric.all_reduce(torch.tensor(sum(b.n_trained for b in parts), device=fabric.device), reduce_op="sum"))
+        count = torch.tensor(sum(b.n_trained for b in parts), device=fabric.device)
+        trained = int(summed(fabric, count))
         loss = torch.zeros((), device=fabric.device)
         for i, batch in enumerate(parts):
             with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
@@ -126,7 +127,7 @@ def fit(
         result.tokens += int(train_rows.lengths[rows].sum())
         log = step % train.log_interval == 0 or step == plan.steps
         if log:
-            result.loss = float(fabric.all_reduce(loss, reduce_op="sum"))
+            result.loss = float(summed(fabric, loss))
         result.seconds += time.perf_counter() - began
         if log:
             speed = (result.tokens - tokens_then) / (result.seconds - seconds_then)
@@ -183,8 +184,15 @@ def validate(fabric: "Fabric", model: Any, batches: Iterator[Batch]) -> float:
     for batch in batches:
         sums += torch.tensor([float(model(batch)), batch.n_trained], dtype=torch.float64)
     model.train()
-    total, count = fabric.all_reduce(sums.to(fabric.device, torch.float32), reduce_op="sum").tolist()
+    total, count = summed(fabric, sums.to(fabric.device, torch.float32)).tolist()
     return total / count if count else math.nan
+
+
+def summed(fabric: "Fabric", x: torch.Tensor) -> torch.Tensor:
+    """`x` added up over all ranks."""
+    total = fabric.all_reduce(x, reduce_op="sum")
+    assert isinstance(total, torch.Tensor)
+    return total
 
 
 def perplexity(loss: float) -> str:

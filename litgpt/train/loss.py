@@ -49,7 +49,9 @@ def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> t
 
 class _HeadLoss(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, *trained: nn.Parameter) -> torch.Tensor:
+    def forward(
+        ctx: Any, hidden: torch.Tensor, targets: torch.Tensor, head: nn.Module, *trained: nn.Parameter
+    ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         wanted = any(ctx.needs_input_grad)
         grads = [torch.empty_like(hidden), *(torch.zeros_like(p) for p in trained)] if wanted else []

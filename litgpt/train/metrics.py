@@ -15,7 +15,7 @@ class Metrics:
     """
 
     def __init__(self, path: Optional[Path]) -> None:
-        self.file = open(path, "w", newline="", encoding="utf-8", buffering=1) if path else None
+        self.file = open(path, "w", newline="", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n") if self.file else None
         if self.writer:
             self.writer.writeheader()

@@ -36,7 +36,7 @@ class Screen:
         self.console.print(text, markup=False)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
-        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None, pad_edge=False)
+        table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold")
         for name, value in rows:

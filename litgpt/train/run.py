@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal, Optional, Union
 
 import torch
+import yaml
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, PrecisionName, TrainArgs, run_settings
@@ -23,7 +24,15 @@ from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, save_style
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.tokenizer import Tokenizer
-from litgpt.train.launch import DTYPES, Accelerator, default_precision, make_fabric, peak_memory, pick_device, seed_everything
+from litgpt.train.launch import (
+    DTYPES,
+    Accelerator,
+    default_precision,
+    make_fabric,
+    peak_memory,
+    pick_device,
+    seed_everything,
+)
 from litgpt.train.loop import Plan, Result, fit, perplexity
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
@@ -42,8 +51,8 @@ def finetune(
     devices: Union[int, Literal["auto"]] = 1,
     num_nodes: int = 1,
     accelerator: Accelerator = "auto",
-    train: TrainArgs = TrainArgs(),
-    eval: EvalArgs = EvalArgs(),
+    train: TrainArgs = TrainArgs(),  # noqa: B008
+    eval: EvalArgs = EvalArgs(),  # noqa: B008
     optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
     logger_name: Literal["csv"] = "csv",
     seed: int = 1337,
@@ -92,6 +101,10 @@ def finetune(
 
     max_seq_length = min(train.max_seq_length or config.block_size, config.block_size)
     train_rows, val_rows, style = data.load(tokenizer, checkpoint.folder, max_seq_length)
+    if isinstance(eval.evaluate_example, int) and eval.evaluate_example >= len(data.held_back):
+        raise UserError(
+            f"--eval.evaluate_example {eval.evaluate_example}: there are {len(data.held_back)} validation rows."
+        )
     plan = Plan.make(train, train_rows)
 
     fabric = make_fabric(accelerator, devices, num_nodes, precision)
@@ -134,8 +147,7 @@ def finetune(
     if fabric.is_global_zero:
         clear(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
-        if run_settings.get():
-            write_text(out_dir / HYPERPARAMETERS, str(run_settings.get()))
+        write_settings(out_dir, precision)
     base = repository_id(checkpoint.folder) or str(checkpoint.folder.resolve())
 
     def save(name: str, seal: bool = False) -> None:
@@ -146,8 +158,7 @@ def finetune(
                     if (checkpoint.folder / file).is_file():
                         shutil.copyfile(checkpoint.folder / file, folder / file)
                 save_style(style, folder)
-                if run_settings.get():
-                    write_text(folder / HYPERPARAMETERS, str(run_settings.get()))
+                write_settings(folder, precision)
                 if seal:
                     write_seal(make_seal(model, tokenizer, style, stored_dtypes(checkpoint)), folder)
         fabric.barrier()
@@ -198,6 +209,14 @@ def clear(out_dir: Path) -> None:
             path.unlink()
 
 
+def write_settings(folder: Path, precision: str) -> None:
+    """The run's settings as a file for `--config` that makes the same run again."""
+    settings = run_settings.get()
+    if settings is not None:
+        settings = {k: v for k, v in settings.items() if k != "overwrite"} | {"precision": precision}
+        write_text(folder / HYPERPARAMETERS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
 def describe(rows: TokenizedRows) -> str:
     if not len(rows):
         return "none"
@@ -218,10 +237,7 @@ def show_example(
 ) -> None:
     """Answer the prompt of one validation row, greedily, so that before and after can be compared."""
     number = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(eval.evaluate_example))
-    number = int(eval.evaluate_example) if number is None else number
-    if number >= len(rows):
-        raise UserError(f"--eval.evaluate_example {number}: there are {len(rows)} validation rows, counted from 0.")
-    prompt = rows[number][:-1]
+    prompt = rows[int(eval.evaluate_example) if number is None else number][:-1]
     ids = tokenizer.encode(style.prompt(prompt), special=not style.own_special_tokens)
     if len(ids) >= model.config.block_size:
         return

@@ -1,0 +1,101 @@
+"""Tiny models and rows that the tests share."""
+
+import json
+import os
+from pathlib import Path
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real models, tokenizers and rows."""
+    folder = os.environ.get("LITGPT_REAL_DATA")
+    if not folder:
+        pytest.skip("LITGPT_REAL_DATA is not set: the folder with real data is not at hand")
+    return Path(folder)
+
+
+@pytest.fixture(scope="session")
+def tokenizer_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A byte-level tokenizer of 300 tokens with BOS and EOS, trained on a sentence."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=300,
+        special_tokens=["<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(
+        ["the quick brown fox jumps over the lazy dog", "### Instruction: ### Response:"], trainer
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
+    path = tmp_path_factory.mktemp("tokenizer") / "tokenizer.json"
+    tokenizer.save(str(path))
+    return path
+
+
+def save_llama(folder: Path, tokenizer_file: Path, seed: int = 0, shards: bool = False, **changes: object) -> Path:
+    """A random Llama as `transformers` writes it, with the tiny tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    torch.manual_seed(seed)
+    fields: dict = {
+        "vocab_size": 300,
+        "hidden_size": 32,
+        "intermediate_size": 44,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "max_position_embeddings": 256,
+        "bos_token_id": 0,
+        "eos_token_id": 1,
+        "initializer_range": 0.2,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**{**fields, **changes}))
+    for name, parameter in model.named_parameters():  # biases and norms start at 0 and 1 otherwise
+        if name.endswith("bias") or "norm" in name:
+            torch.nn.init.normal_(parameter, mean=1.0 if "norm" in name else 0.0, std=0.2)
+    model.save_pretrained(folder, **({"max_shard_size": "20KB"} if shards else {}))
+    (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def llama(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """A folder with a random Llama of two layers. Read only."""
+    return save_llama(tmp_path_factory.mktemp("models") / "llama", tokenizer_file)
+
+
+WORDS = "the quick brown fox jumps over the lazy dog and runs away from it all".split()
+
+
+def make_rows(n: int, seed: int = 0) -> list[dict[str, str]]:
+    """Alpaca rows of different lengths."""
+    draw = torch.Generator().manual_seed(seed)
+
+    def text(at_most: int) -> str:
+        count = int(torch.randint(1, at_most, (), generator=draw))
+        return " ".join(WORDS[i] for i in torch.randint(len(WORDS), (count,), generator=draw).tolist())
+
+    return [{"instruction": text(6), "input": text(4) if i % 3 == 0 else "", "output": text(12)} for i in range(n)]
+
+
+@pytest.fixture(scope="session")
+def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty rows as JSON. Read only."""
+    path = tmp_path_factory.mktemp("rows") / "rows.json"
+    path.write_text(json.dumps(make_rows(40)))
+    return path

@@ -1,0 +1,187 @@
+"""What a user can get wrong ends in one line that names cause and remedy, exit code 2, and nothing written."""
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from litgpt.__main__ import main
+from tests.conftest import make_rows, save_llama
+
+
+@pytest.fixture
+def fails(capsys: pytest.CaptureFixture, tmp_path: Path) -> Callable[..., str]:
+    """Run a command that must fail, and return its one line."""
+
+    def run(*argv: object) -> str:
+        before = sorted(p for p in tmp_path.rglob("*"))
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([str(a) for a in argv])
+        out, err = capsys.readouterr()
+        assert stop.value.code == 2
+        assert out == ""
+        assert err.startswith("litgpt: error: ") and err.count("\n") == 1, err
+        assert sorted(p for p in tmp_path.rglob("*")) == before, "something was written"
+        return err
+
+    return run
+
+
+@pytest.fixture
+def run(llama: Path, rows_file: Path, tmp_path: Path) -> list[object]:
+    """A finetune that would work."""
+    return ["finetune", "lora", llama, "--data", "JSON", "--data.json_path", rows_file, "--out_dir", tmp_path / "out"]
+
+
+def test_no_such_folder(fails, run, llama):
+    run[2] = str(llama)[:-1] + "o"
+    error = fails(*run)
+    assert "No model folder" in error and f"Did you mean '{llama}'" in error
+
+
+def test_folder_without_config(fails, run, llama, tmp_path):
+    run[2] = shutil.copytree(llama, tmp_path / "model")
+    (run[2] / "config.json").unlink()
+    assert "has no config.json" in fails(*run)
+
+
+def test_truncated_safetensors(fails, run, llama, tmp_path):
+    run[2] = shutil.copytree(llama, tmp_path / "model")
+    file = run[2] / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    error = fails(*run)
+    assert str(file) in error and "cut short" in error and "Download it again" in error
+
+
+def test_missing_shard(fails, run, tokenizer_file, tmp_path):
+    run[2] = save_llama(tmp_path / "model", tokenizer_file, shards=True)
+    shard = sorted(run[2].glob("model-*.safetensors"))[1]
+    shard.unlink()
+    assert f"has no {shard.name}" in fails(*run)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "lama"}, "model_type 'lama', which is not supported. Did you mean 'llama'?"),
+        ({"model_type": None}, "model_type None"),
+        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters of type 'spiral'"),
+        ({"quantization_config": {}}, "quantization_config"),
+        ({"num_hidden_layers": 3}, "missing: model.layers.2."),
+        ({"num_hidden_layers": 1}, "unknown: model.layers.1."),
+        ({"intermediate_size": 45}, "mlp.gate_proj.weight (44, 32) instead of (45, 32)"),
+    ],
+)
+def test_config_json(fails, run, llama, tmp_path, changes, message):
+    run[2] = shutil.copytree(llama, tmp_path / "model")
+    fields = json.loads((run[2] / "config.json").read_text())
+    (run[2] / "config.json").write_text(json.dumps(fields | changes))
+    assert message in fails(*run)
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.json", "", "is empty"),
+        ("a.json", '[\n {"instruction": }\n]', "line 2, column 18"),
+        ("a.json", '["one", "two"]', "row 1 (index 0), is text, not an object with instruction and output"),
+        ("a.json", '{"a": 1}', "a list of rows is wanted"),
+        ("a.json", "[]", "has no rows"),
+        ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instruction"\n', "line 2, column 15"),
+        ("a.jsonl", '{"instruction": "a", "output": 3}\n', "line 1, has output '3', which is a number and not text"),
+        ("a.txt", "hello", "is no .json and no .jsonl file"),
+    ],
+)
+def test_rows(fails, run, tmp_path, name, text, message):
+    (tmp_path / name).write_text(text)
+    run[6] = tmp_path / name
+    error = fails(*run)
+    assert message in error and name in error
+
+
+def test_row_without_output(fails, run, tmp_path):
+    rows = make_rows(30)
+    del rows[16]["output"]
+    run[6] = tmp_path / "a.json"
+    run[6].write_text(json.dumps(rows))
+    error = fails(*run)
+    assert "row 17" in error and "lacks output; it has instruction, input" in error
+
+
+def test_no_rows_file(fails, run, rows_file):
+    run[6] = rows_file.with_name("row.json")
+    assert f"Did you mean '{rows_file}'" in fails(*run)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--train.micro_batch_size", 0], "--train.micro_batch_size 0 must be above 0"),
+        (
+            ["--train.micro_batch_size", 3],
+            "global_batch_size 16 is no multiple of --train.micro_batch_size 3; 15 or 18",
+        ),
+        (["--precision", "bf17"], "--precision bf17: choose from 32-true, bf16-true"),
+        (["--data.val_split_fraction", 1.5], "--data.val_split_fraction 1.5"),
+        (["--trian.max_steps", 3], "Unknown option --trian.max_steps. Did you mean '--train.max_steps'?"),
+        (["--train.max_steps", "many"], "--train.max_steps many: a whole number is wanted"),
+        (["--data.json_paht", "x"], "json_paht"),
+        (["--train.min_lr", 0.1], "--train.min_lr 0.1 is above the learning rate 0.001"),
+        (["--train.lr_warmup_fraction", 2], "--train.lr_warmup_fraction 2"),
+        (["--lora_r", 0], "--lora_r 0 must be above 0"),
+        (["--lora_query", "false", "--lora_value", "false"], "nothing would be trained"),
+        (["--lora_dropout", 1.5], "--lora_dropout 1.5"),
+        (["--accelerator", "tpu"], "--accelerator tpu: choose from auto, cpu, cuda, mps"),
+        (["--train.tie_embeddings", "true"], "--train.tie_embeddings"),
+        (["--eval.interval", 0], "--eval.interval 0 must be above 0"),
+        (["--eval.evaluate_example", 99], "--eval.evaluate_example 99"),
+        (["--data.prompt_style", "alpca"], "Did you mean 'alpaca'?"),
+        (["--data.prompt_style", "chat"], "has no chat template"),
+        (["--train.max_steps"], "--train.max_steps wants a value"),
+        (["--config", "llama-3.2-1B/lorra"], "Did you mean 'llama-3.2-1B/lora'?"),
+        (["another"], "One model folder is wanted, got 2"),
+        (["--optimizer", "AdamWW"], "AdamWW"),
+    ],
+)
+def test_flags(fails, run, flags, message):
+    assert message in fails(*run, *flags)
+
+
+@pytest.mark.parametrize("text", ["train:\n  max_stpes: 3\n", "trian:\n  max_steps: 3\n", "a: [\n", "just words\n"])
+def test_config_file(fails, run, tmp_path, text):
+    (tmp_path / "c.yaml").write_text(text)
+    fails(*run, "--config", tmp_path / "c.yaml")
+
+
+def test_data_class(fails, run):
+    run[4] = "JSNO"
+    assert "Did you mean 'JSON'?" in fails(*run)
+
+
+def test_no_data(fails, run):
+    assert "--data JSON --data.json_path FILE" in fails(*run[:3])
+
+
+def test_no_model(fails):
+    assert "Missing: the model folder" in fails("finetune", "lora")
+
+
+def test_out_dir_is_a_file(fails, run, tmp_path):
+    (tmp_path / "out").write_text("")
+    assert "is a file" in fails(*run)
+
+
+@pytest.mark.parametrize("command", ["finetun", "finetune_lroa", "generat"])
+def test_unknown_command(fails, command):
+    assert "Did you mean" in fails(command)
+
+
+def test_generate_and_validate(fails, llama, tmp_path):
+    assert "No model folder" in fails("generate", tmp_path / "nowhere")
+    assert "is no adapter folder" in fails("merge_lora", llama)
+    assert "--temperature -1.0 is below 0" in fails("generate", llama, "--temperature", "-1.0")
+    assert "has no meaning" in fails("generate", llama, "--base", llama)
