@@ -1,0 +1,165 @@
+"""LoRA is that of `peft`: logits of exported and of imported adapters, loss curves, merged folders."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from litgpt.__main__ import main
+from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.errors import UserError
+from litgpt.loading import Source
+from litgpt.lora import TARGETS, LoRA, lora_layers
+from litgpt.model import GPT
+from litgpt.peft_folder import Adapter, write_adapter
+from tests.conftest import save_llama
+
+CPU = torch.device("cpu")
+IDS = torch.randint(2, 300, (2, 60), generator=torch.Generator().manual_seed(0))
+TARGET_SETS = [{t} for t in TARGETS] + [{"query", "value"}, {"key", "mlp"}, set(TARGETS)]
+
+
+def with_lora(folder: Path, lora: LoRA, seed: int = 0) -> GPT:
+    """The model of `folder` with an adapter that is not zero."""
+    torch.manual_seed(seed)
+    with torch.device("meta"):
+        model = GPT(Checkpoint(folder).config)
+    lora.apply(model)
+    load_weights(model, Checkpoint(folder), torch.float32, CPU)
+    for layer in lora_layers(model).values():
+        torch.nn.init.normal_(layer.lora_B, std=0.1)
+    return model.eval()
+
+
+def flags(targets: set[str]) -> dict[str, bool]:
+    return {t: t in targets for t in TARGETS}
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["untied", "tied"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    folder = tmp_path_factory.mktemp("m") / "base"
+    return save_llama(folder, tokenizer_file, tie_word_embeddings=request.param, attention_bias=True)
+
+
+def theirs(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+
+
+def save(model: GPT, lora: LoRA, base: Path, folder: Path) -> Path:
+    folder.mkdir()
+    write_adapter(lora, model, str(base), folder)
+    for file in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / file).write_bytes((base / file).read_bytes())
+    return folder
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("targets", TARGET_SETS, ids=lambda targets: "+".join(sorted(targets)))
+def test_export_and_merge(base, targets, tmp_path):
+    lora = LoRA(r=3, alpha=5, **flags(targets))
+    model = with_lora(base, lora)
+    expected = model(IDS)
+    assert (expected - Source.open(base).model(torch.float32, CPU)(IDS)).abs().max() > 0.1
+    folder = save(model, lora, base, tmp_path / "adapter")
+
+    in_peft = PeftModel.from_pretrained(theirs(base), folder).eval()(IDS).logits
+    torch.testing.assert_close(in_peft, expected, rtol=0, atol=1e-4)
+    again = Source.open(folder).model(torch.float32, CPU)(IDS)
+    assert torch.equal(again, expected)
+
+    main(["merge_lora", str(folder)])
+    merged = tmp_path / "adapter-merged"
+    torch.testing.assert_close(theirs(merged)(IDS).logits, expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(Source.open(merged).model(torch.float32, CPU)(IDS), expected, rtol=0, atol=1e-3)
+    fields, before = (json.loads((f / "config.json").read_text()) for f in (merged, base))
+    untied = before["tie_word_embeddings"] and "head" in targets
+    assert fields == before | ({"tie_word_embeddings": False} if untied else {})
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("modules", [["q_proj"], ["v_proj", "down_proj"], "all-linear"])
+def test_adapters_of_peft(base, modules, tmp_path):
+    torch.manual_seed(1)
+    config = LoraConfig(r=4, lora_alpha=6, target_modules=modules, init_lora_weights=False, task_type="CAUSAL_LM")
+    model = get_peft_model(theirs(base), config).eval()
+    model.save_pretrained(tmp_path / "adapter")
+    (tmp_path / "adapter" / "adapter_config.json").write_text(
+        json.dumps(json.loads((tmp_path / "adapter" / "adapter_config.json").read_text()) | {"lora_dropout": 0.1})
+    )
+    ours = Source.open(tmp_path / "adapter", base=base).model(torch.float32, CPU)
+    torch.testing.assert_close(ours(IDS), model(IDS).logits, rtol=0, atol=1e-4)
+
+
+def test_training_starts_from_the_base(base):
+    lora = LoRA(**flags(set(TARGETS)))
+    with torch.device("meta"):
+        model = GPT(Checkpoint(base).config)
+    lora.apply(model)
+    load_weights(model, Checkpoint(base), torch.float32, CPU)
+    plain = Source.open(base).model(torch.float32, CPU)
+    assert torch.equal(model.eval()(IDS), plain(IDS))
+
+
+def test_precision_of_the_parts(base):
+    with torch.device("meta"):
+        model = GPT(Checkpoint(base).config)
+    LoRA().apply(model)
+    load_weights(model, Checkpoint(base), torch.bfloat16, CPU)
+    kinds = {("lora_" in n, p.dtype, p.requires_grad) for n, p in model.named_parameters()}
+    assert kinds == {(True, torch.float32, True), (False, torch.bfloat16, False)}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"use_dora": True}, "use_dora"),
+        ({"peft_type": "IA3"}, "peft_type"),
+        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"r": None}, "no usable r"),
+        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
+    ],
+)
+def test_what_is_not_supported_is_refused(base, change, message, tmp_path):
+    lora = LoRA(r=2)
+    folder = save(with_lora(base, lora), lora, base, tmp_path / "adapter")
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(fields | change))
+    with pytest.raises(UserError, match=message):
+        Adapter(folder)
+
+
+def test_adapter_of_another_model(base, tmp_path, tokenizer_file):
+    lora = LoRA(r=2)
+    folder = save(with_lora(base, lora), lora, base, tmp_path / "adapter")
+    other = save_llama(tmp_path / "other", tokenizer_file, num_hidden_layers=1)
+    with pytest.raises(UserError, match=r"does not fit the model: model.layers.1.self_attn.q_proj"):
+        Source.open(folder, base=other).model(torch.float32, CPU)
+    with pytest.raises(UserError, match="--base DIR"):
+        (folder / "adapter_config.json").write_text(
+            (folder / "adapter_config.json").read_text().replace(str(base), "/nowhere")
+        )
+        Source.open(folder)
+
+
+def test_merge_takes_the_adapter_file_and_a_precision(base, tmp_path):
+    lora = LoRA(r=2)
+    folder = save(with_lora(base, lora), lora, base, tmp_path / "adapter")
+    out = tmp_path / "out"
+    main(["merge_lora", str(folder / "adapter_model.safetensors"), "--out_dir", str(out), "--precision", "bf16-true"])
+    assert set(Checkpoint(out).dtypes.values()) == {"BF16"}
+    assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_merge_keeps_the_shards(tmp_path, tokenizer_file):
+    base = save_llama(tmp_path / "base", tokenizer_file, shards=True, tie_word_embeddings=True)
+    lora = LoRA(r=2, **flags({"query", "head"}))
+    model = with_lora(base, lora)
+    folder = save(model, lora, base, tmp_path / "adapter")
+    main(["merge_lora", str(folder)])
+    merged = tmp_path / "adapter-merged"
+    assert {p.name for p in merged.glob("*.safetensors*")} == {p.name for p in base.glob("*.safetensors*")}
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(merged)(IDS).logits, model(IDS), rtol=0, atol=1e-3)

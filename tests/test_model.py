@@ -1,0 +1,155 @@
+"""The model is the one of `transformers`: logits, gradients, greedy text, documents end to end."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.generate.engine import generate
+from litgpt.loading import Source
+from litgpt.model import GPT, KVCache
+from tests.conftest import save_llama
+
+CPU = torch.device("cpu")
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+VARIANTS = {
+    "plain": {},
+    "tied": {"tie_word_embeddings": True},
+    "biases": {"attention_bias": True, "mlp_bias": True},
+    "one kv head": {"num_key_value_heads": 1},
+    "no groups": {"num_key_value_heads": 4},
+    "head_dim": {"head_dim": 12},
+    "llama3 rope": {"rope_parameters": LLAMA3},
+    "linear rope": {"rope_parameters": {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}},
+    "odd sizes": {"vocab_size": 317, "intermediate_size": 37, "rms_norm_eps": 1e-3},
+}
+
+
+@pytest.fixture(scope="module", params=VARIANTS)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    return save_llama(tmp_path_factory.mktemp("m") / "model", tokenizer_file, **VARIANTS[request.param])
+
+
+def both(folder: Path) -> tuple[torch.nn.Module, GPT]:
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
+    return theirs.eval(), Source.open(folder).model(torch.float32, CPU)
+
+
+def random_ids(n: int, rows: int = 1) -> torch.Tensor:
+    return torch.randint(2, 300, (rows, n), generator=torch.Generator().manual_seed(n))
+
+
+@torch.no_grad()
+def test_logits(folder):
+    theirs, ours = both(folder)
+    ids = random_ids(200, rows=2)
+    expected = theirs(ids).logits
+    torch.testing.assert_close(ours(ids), expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def test_documents_do_not_see_each_other(folder):
+    theirs, ours = both(folder)
+    lengths = [1, 17, 5, 60]
+    ids = random_ids(sum(lengths))
+    expected = torch.cat([theirs(part).logits for part in ids.split(lengths, dim=1)], dim=1)
+    actual = ours(ids, documents=lengths)
+    torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+
+@torch.no_grad()
+def test_cache(folder):
+    _, ours = both(folder)
+    ids = random_ids(150, rows=2)
+    cache = KVCache(ours.config.n_layer)
+    parts = [ours(part, cache=cache) for part in ids.split([70, 1, 1, 40, 38], dim=1)]
+    torch.testing.assert_close(torch.cat(parts, dim=1), ours(ids), rtol=0, atol=2e-4)
+
+
+def test_cache_grows_in_blocks():
+    cache = KVCache(1)
+    written = torch.randn(1, 2, 700, 4)
+    for part in written.split([3, 300, 1, 396], dim=2):
+        keys, values = cache.append(0, part, -part)
+        cache.advance(part.size(2))
+    assert torch.equal(keys, written) and torch.equal(values, -written)
+    stored = cache.layers[0]
+    assert stored is not None and stored[0].size(2) == 768
+
+
+def test_greedy_text(folder):
+    theirs, ours = both(folder)
+    ids = random_ids(20)
+    expected = theirs.generate(ids, do_sample=False, max_new_tokens=40, eos_token_id=None, pad_token_id=0)[0, 20:]
+    assert list(generate(ours, ids[0].tolist(), 40)) == expected.tolist()
+
+
+def test_gradients(folder):
+    theirs, ours = both(folder)
+    ids = random_ids(50)
+    ours.requires_grad_(True)
+    for model in (theirs, ours):
+        logits = model(ids).logits if model is theirs else model(ids)
+        torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
+    expected = {n: p.grad for n, p in theirs.named_parameters()}
+    from litgpt.checkpoint import base_parameters
+    from litgpt.families import name_table
+
+    table, seen = name_table(ours.config), set()
+    for name, (module, leaf) in base_parameters(ours).items():
+        weight = getattr(module, leaf)
+        hf = [f"{m}.{leaf}" for m in table.to_hf(name.rpartition(".")[0])]
+        for hf_name, grad in zip(hf, weight.grad.split(getattr(module, "parts", (len(weight),)))):
+            if hf_name in expected:
+                seen.add(hf_name)
+                scale = float(expected[hf_name].abs().max())
+                torch.testing.assert_close(grad, expected[hf_name], rtol=0, atol=1e-4 * scale)
+    assert seen == set(expected)
+
+
+def test_shards(tmp_path, tokenizer_file):
+    one = save_llama(tmp_path / "one", tokenizer_file)
+    many = save_llama(tmp_path / "many", tokenizer_file, shards=True)
+    assert len(list(many.glob("*.safetensors"))) > 3
+    a, b = (Source.open(f).model(torch.float32, CPU).state_dict() for f in (one, many))
+    assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_old_rope_fields(tmp_path, tokenizer_file):
+    """`rope_theta` and `rope_scaling`, as folders from before transformers 5 have them."""
+    folder = save_llama(tmp_path / "m", tokenizer_file, rope_parameters=LLAMA3)
+    fields = json.loads((folder / "config.json").read_text())
+    numbers = fields.pop("rope_parameters")
+    fields["rope_theta"] = numbers.pop("rope_theta")
+    new = Checkpoint(folder).config
+    (folder / "config.json").write_text(json.dumps(fields | {"rope_scaling": numbers}))
+    assert Checkpoint(folder).config == new
+    (folder / "config.json").write_text(json.dumps(fields | {"rope_scaling": {"type": "linear", "factor": 2.0}}))
+    assert Checkpoint(folder).config.rope_type == "linear"
+
+
+def test_loading_casts_each_weight(llama):
+    with torch.device("meta"):
+        model = GPT(Checkpoint(llama).config)
+    load_weights(model, Checkpoint(llama), torch.bfloat16, CPU)
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any(p.is_meta for p in model.parameters())
+
+
+@torch.no_grad()
+def test_real_model(real_data):
+    folder = real_data / "models" / "stories260k"
+    theirs, ours = both(folder)
+    ids = random_ids(500)
+    expected = theirs(ids).logits
+    torch.testing.assert_close(ours(ids), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))

@@ -1,0 +1,195 @@
+"""The loop's loss curve is that of `peft` with padded batches and a token-weighted loss."""
+
+import csv
+import json
+import math
+import re
+from pathlib import Path
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
+from safetensors.torch import load_file
+from torch.nn import functional as F
+from transformers import AutoModelForCausalLM
+
+from litgpt import Tokenizer
+from litgpt.__main__ import main
+from litgpt.data import JSON
+from litgpt.data.batches import steps_of_rows
+from litgpt.train.schedule import learning_rate
+from tests.conftest import make_rows
+
+SEED, STEPS, GLOBAL, WARMUP = 7, 20, 24, 4
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> Path:
+    folder = tmp_path / "rows"
+    folder.mkdir()
+    (folder / "train.json").write_text(json.dumps(make_rows(60)))
+    (folder / "val.json").write_text(json.dumps(make_rows(7, seed=1)))
+    return folder
+
+
+def finetune(llama: Path, files: Path, out: Path, *flags: object) -> list[dict[str, str]]:
+    """Run the command; the lines of its metrics file."""
+    options = {
+        "--data": "JSON",
+        "--data.json_path": files,
+        "--data.mask_prompt": "true",
+        "--out_dir": out,
+        "--precision": "32-true",
+        "--seed": SEED,
+        "--lora_dropout": 0,
+        "--train.max_steps": STEPS,
+        "--train.global_batch_size": GLOBAL,
+        "--train.lr_warmup_steps": WARMUP,
+        "--optimizer.lr": 0.01,
+        "--eval.max_new_tokens": 4,
+        "--accelerator": "cpu",
+    }
+    words = [str(w) for pair in options.items() for w in pair]
+    main(["finetune", "lora", str(llama), *words, *map(str, flags)])
+    with open(out / "metrics.csv", newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def losses(metrics: list[dict[str, str]]) -> list[float]:
+    return [float(m["loss"]) for m in metrics if m["loss"]]
+
+
+def reference(llama: Path, files: Path, start: Path, targets: list[str]) -> list[float]:
+    """The same run in `peft`: every step one padded batch."""
+    rows, _, _ = JSON(files, mask_prompt=True).load(Tokenizer(llama), llama, 256)
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
+    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+    set_peft_model_state_dict(model, load_file(start / "adapter_model.safetensors"))
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
+    curve = []
+    for step, numbers in enumerate(steps_of_rows(len(rows), GLOBAL, 10, SEED)):
+        if step == STEPS:
+            break
+        longest = int(rows.lengths[numbers].max())
+        ids, labels, mask = (torch.full((len(numbers), longest), fill) for fill in (0, -100, 0))
+        for i, number in enumerate(numbers):
+            row, trained = rows.row(number)
+            ids[i, : len(row)], mask[i, : len(row)] = row.long(), 1
+            labels[i, : len(row)] = torch.where(trained, row.long(), -100)
+        logits = model(input_ids=ids, attention_mask=mask).logits
+        loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
+        curve.append(float(loss))
+        loss.backward()
+        optimizer.param_groups[0]["lr"] = learning_rate(step, STEPS, WARMUP, 0.01, 0.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return curve
+
+
+@pytest.mark.parametrize("everything", [False, True], ids=["query+value", "everything"])
+def test_loss_curve_of_peft(llama, files, tmp_path, everything):
+    flags = [w for t in ("key", "projection", "mlp", "head") for w in (f"--lora_{t}", "true")] if everything else []
+    targets = [
+        "q_proj",
+        "v_proj",
+        *(["k_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"] if everything else []),
+    ]
+    first = ["--train.max_steps", 1, "--optimizer.lr", 1e-30]  # the adapter as it is drawn
+    finetune(llama, files, tmp_path / "start", *flags, *first)
+    expected = reference(llama, files, tmp_path / "start" / "final", targets)
+    assert expected[-1] < expected[0] - 0.5
+    for micro in (1, 3, 8):
+        out = tmp_path / f"micro-{micro}"
+        curve = losses(finetune(llama, files, out, "--train.micro_batch_size", micro, "--train.epochs", 10, *flags))
+        assert curve == pytest.approx(expected, abs=1e-4), f"micro batch {micro}"
+
+
+def test_what_a_run_leaves(llama, files, tmp_path, capsys):
+    out = tmp_path / "out"
+    metrics = finetune(llama, files, out, "--train.save_interval", 6, "--eval.interval", 5)
+    printed = capsys.readouterr().out
+    assert {p.name for p in out.iterdir()} >= {
+        "final",
+        "step-000008",
+        "step-000016",
+        "metrics.csv",
+        "hyperparameters.yaml",
+    }
+    assert {p.name for p in (out / "final").iterdir()} == {
+        "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
+        "generation_config.json", "prompt_style.yaml", "hyperparameters.yaml", "parity.json",
+    }  # fmt: skip
+    assert not list(out.glob(".*")), "temporary files are left"
+    val = [(int(m["step"]), float(m["val_loss"])) for m in metrics if m["val_loss"]]
+    steps = len(losses(metrics))
+    assert steps == math.ceil(60 * 5 / GLOBAL) == 13
+    assert [s for s, _ in val] == [0, 5, 10, 13] and val[-1][1] < val[0][1]
+    assert re.search(rf"validation loss +{val[0][1]:.4f} -> {val[-1][1]:.4f}", printed)
+    assert "example, before" in printed and "example, after" in printed
+    assert f"litgpt merge_lora {out / 'final'}" in printed
+    assert "0 cut, 0 left out" in printed
+
+    fields = json.loads((out / "final" / "adapter_config.json").read_text())
+    assert fields["base_model_name_or_path"] == str(llama.resolve()) and fields["r"] == 8
+
+    with pytest.raises(SystemExit):
+        finetune(llama, files, out)
+    assert "--overwrite true" in capsys.readouterr().err
+
+    settings = out / "final" / "hyperparameters.yaml"
+    main(["finetune", "lora", "--config", str(settings), "--out_dir", str(tmp_path / "again")])
+    again = list(csv.DictReader(open(tmp_path / "again" / "metrics.csv", newline="")))
+    assert losses(again) == losses(metrics)
+    weights = [load_file(o / "final" / "adapter_model.safetensors") for o in (out, tmp_path / "again")]
+    assert all(torch.equal(weights[0][k], weights[1][k]) for k in weights[0])
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "bf16-mixed", "16-mixed", "16-true"])
+def test_precisions(llama, files, tmp_path, precision):
+    exact = losses(finetune(llama, files, tmp_path / "exact", "--train.max_steps", 6))
+    curve = losses(finetune(llama, files, tmp_path / "out", "--train.max_steps", 6, "--precision", precision))
+    assert curve == pytest.approx(exact, abs=0.1) and curve != exact
+
+
+def test_warm_up_longer_than_the_run(llama, files, tmp_path, capsys):
+    metrics = finetune(llama, files, tmp_path / "out", "--train.max_steps", 10, "--train.lr_warmup_steps", 50)
+    assert "The warm-up of 50 steps is longer than the run; it is cut to 1." in capsys.readouterr().out
+    rates = [float(m["lr"]) for m in metrics if m["lr"]]
+    assert rates[0] == rates[1] == 0.01 and rates == sorted(rates, reverse=True)
+
+
+def test_learning_rate():
+    rates = [learning_rate(step, 10, 2, 1.0, 0.1) for step in range(10)]
+    assert rates[:3] == [0.5, 1.0, 1.0]
+    assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5)
+    assert 0.1 < rates[9] < 0.2
+    assert learning_rate(0, 5, 0, 1.0, 0.0) == 1.0
+
+
+def test_limits(llama, files, tmp_path):
+    metrics = finetune(llama, files, tmp_path / "tokens", "--train.max_tokens", 9000)
+    steps = [m for m in metrics if m["loss"]]
+    assert int(steps[-1]["tokens"]) >= 9000 > int(steps[-2]["tokens"])
+    metrics = finetune(llama, files, tmp_path / "time", "--train.max_time", 1e-6)
+    assert len(losses(metrics)) == 1
+
+
+def test_clipping(llama, files, tmp_path):
+    free, clipped = (
+        losses(
+            finetune(
+                llama, files, tmp_path / name, "--train.max_steps", 4, "--optimizer", "SGD", "--optimizer.lr", 1, *flags
+            )
+        )
+        for name, flags in (("free", []), ("clipped", ["--train.max_norm", 1e-6]))
+    )
+    assert clipped[0] == free[0]
+    assert clipped[3] == pytest.approx(clipped[0], abs=0.2) and free != clipped
+
+
+def test_dropout_and_seed(llama, files, tmp_path):
+    def run(name: str, *flags: object) -> list[float]:
+        return losses(finetune(llama, files, tmp_path / name, "--train.max_steps", 3, "--lora_dropout", 0.5, *flags))
+
+    assert run("a") == run("b")
+    assert run("a2", "--seed", 8) != run("a3")
