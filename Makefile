@@ -1,13 +1,23 @@
 # `make demo` and `make test` set up everything by themselves: a virtual environment in .venv.
+# Only Python (3.10 or newer) and make have to be there. Another Python: make test PYTHON=python3.12
 
-PYTHON ?= python3
 VENV := .venv
+ifeq ($(OS),Windows_NT)
+PYTHON ?= python
+BIN := $(VENV)/Scripts
+# without it, what a program writes into a pipe is not UTF-8 there
+export PYTHONUTF8 := 1
+else
+PYTHON ?= python3
 BIN := $(VENV)/bin
-TORCH ?= torch==2.13.0  # said first, so that nothing else chooses another build
+endif
+# installed before everything else, so that nothing else chooses another build; options for pip may stand here too
+TORCH ?= torch==2.13.0
 
 .PHONY: demo test test-all lint clean
 
 $(VENV)/.installed: pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "Python 3.10 or newer is needed: make PYTHON=...")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q $(TORCH)
@@ -29,5 +39,5 @@ test: lint  ## everything that has to hold before a commit, in minutes
 test-all: lint  ## the long matrices too
 	$(BIN)/python -m pytest -n auto
 
-clean:
-	rm -rf $(VENV) out
+clean:  ## finished runs in out/ stay, the demo's excepted
+	rm -rf $(VENV) out/demo

@@ -1,5 +1,6 @@
 """The command line: `litgpt COMMAND ...`. A command's module is imported only when that command runs."""
 
+import io
 import os
 import sys
 from typing import NoReturn, Optional
@@ -9,6 +10,7 @@ from litgpt.errors import UserError, nearest
 
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (also: finetune)."),
+    "data_check": ("litgpt.commands.data_check:main", "Look at the data of a finetune before it runs."),
     "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
     "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
@@ -26,7 +28,7 @@ def usage() -> str:
 
 def spoken(command: str) -> str:
     """A command as it is typed: `finetune lora`."""
-    return command.replace("_", " ", 1) if command.startswith("finetune") else command
+    return command.replace("_", " ", 1) if command.startswith(("finetune", "data")) else command
 
 
 def main(argv: Optional[list[str]] = None) -> None:
@@ -35,6 +37,9 @@ def main(argv: Optional[list[str]] = None) -> None:
     Raises:
         SystemExit: with 2 where the user has something to mend; the reason stands in one line on stderr.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
     if command in ("-h", "--help"):
         print(usage())

@@ -27,7 +27,10 @@ class TrainArgs:
         max_tokens: Stop once so many tokens were read.
         max_steps: Stop after so many optimizer steps.
         max_time: Stop after so many seconds.
-        max_seq_length: Rows with more tokens are cut; by default what the model allows.
+        max_seq_length: The longest row that is allowed, in tokens; by default what the model allows, for packs at most
+            2048.
+        pack: Fill packs of max_seq_length tokens with rows that do not see each other; both batch sizes then count
+            packs. By default true for text files and false for rows.
         tie_embeddings: Must agree with the checkpoint, which decides whether head and embedding share their weight.
         max_norm: Clip the norm of the gradient to this.
         min_lr: Where the cosine ends. 0 by default, so that the last steps settle.
@@ -44,6 +47,7 @@ class TrainArgs:
     max_steps: Optional[int] = None
     max_time: Optional[float] = None
     max_seq_length: Optional[int] = None
+    pack: Optional[bool] = None
     tie_embeddings: Optional[bool] = None
     max_norm: Optional[float] = None
     min_lr: float = 0.0

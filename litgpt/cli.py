@@ -16,6 +16,8 @@ from litgpt.args import run_settings
 from litgpt.errors import UserError, nearest
 
 NO_VALUE = ("-h", "--help", "--print_config")
+ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
+TRUTH = ("true", "false", "yes", "no", "null")
 OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option that is called otherwise here
 
 
@@ -60,7 +62,9 @@ def make_parser(where: str, command: str) -> Parser:
     function = load(where)
     parser = Parser(prog=f"litgpt {command}", description=(function.__doc__ or "").split("\n\n    Args:")[0])
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
-    parser.add_function_arguments(function, as_positional=False)
+    own = parser.add_function_arguments(function, as_positional=False)
+    if command in ALSO_TAKES:
+        parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(own))
     return parser
 
 
@@ -71,19 +75,21 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]],
         UserError: a file cannot be read, or more than one positional is there.
     """
     configs, rest, positional = [], [], []
-    words = iter(args)
-    for word in words:
+    words = list(args)
+    while words:
+        word = words.pop(0)
         if not word.startswith("-") or word == "-":
             positional.append(word)
         elif word in NO_VALUE or word.startswith("--print_config="):
             rest.append(word)
         else:
             flag, equals, value = word.partition("=")
-            if not equals:
-                try:
-                    value = next(words)
-                except StopIteration:
-                    raise UserError(f"{flag} wants a value.") from None
+            if not equals and is_switch(flag, parser) and (not words or words[0].lower() not in TRUTH):
+                value = "true"
+            elif not equals:
+                if not words:
+                    raise UserError(f"{flag} wants a value.")
+                value = words.pop(0)
             if flag == "--config":
                 configs.append(relocate(read_config(value), parser, value))
             else:
@@ -91,6 +97,12 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]],
     if len(positional) > 1:
         raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
     return configs, [*(f"--checkpoint_dir={p}" for p in positional), *rest]
+
+
+def is_switch(flag: str, parser: Parser) -> bool:
+    """Whether this is a yes-or-no option, which may stand without a value."""
+    actions = [action for action in parser._actions if flag in action.option_strings]
+    return any("bool" in str(getattr(action, "_typehint", "")) for action in actions)
 
 
 def option_names(parser: Parser) -> list[str]:

@@ -1,11 +1,14 @@
 """Text to token ids and back, as the checkpoint's own tokenizer does it."""
 
+import hashlib
+from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, Protocol
 
 from litgpt.errors import UserError
 from litgpt.files import read_json
+from litgpt.prompts import PromptStyle
 
 FILES = (
     "tokenizer.json",
@@ -20,10 +23,14 @@ FILES = (
 )  # what belongs to the tokenizer of a folder, and is copied with it
 
 
-class Encoded(NamedTuple):
+class Encoded(Protocol):
+    """The tokens of a text."""
+
     ids: list[int]
-    offsets: list[tuple[int, int]]  # the characters that each token stands for; none, as (i, i), for an added BOS
-    # and for the first bytes of a character that is written as bytes
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        """The first token that holds some of the characters from `start` to `end`, and the one behind the last."""
+        ...
 
 
 class Tokenizer:
@@ -43,7 +50,7 @@ class Tokenizer:
         self.bos_token, self.eos_token = token_text(fields.get("bos_token")), token_text(fields.get("eos_token"))
         self.backend: _Tokenizers | _SentencePiece
         if (folder / "tokenizer.json").is_file():
-            self.backend = _Tokenizers(folder / "tokenizer.json")
+            self.backend = _Tokenizers(folder / "tokenizer.json", fields)
         elif (folder / "tokenizer.model").is_file():
             self.backend = _SentencePiece(folder / "tokenizer.model", fields.get("add_bos_token", True))
         else:
@@ -63,20 +70,45 @@ class Tokenizer:
     def vocab_size(self) -> int:
         return self.backend.vocab_size
 
+    @property
+    def special_tokens(self) -> list[str]:
+        """The texts that are tokens by themselves wherever they stand, such as `</s>`."""
+        return self.backend.special_tokens
+
+    def stops(self, style: PromptStyle) -> frozenset[int]:
+        """The tokens that end an answer: those that the model folder names, and the one that the style writes."""
+        end = style.turn_end(self.special_tokens)
+        found = self.backend.token_id(end) if end else None
+        return self.stop_ids if found is None else self.stop_ids | {found}
+
+    def fingerprint(self) -> str:
+        """Changes when the tokenizer does."""
+        digest = hashlib.sha256()
+        for name in FILES:
+            if (self.folder / name).is_file():
+                digest.update(name.encode() + (self.folder / name).read_bytes())
+        return digest.hexdigest()
+
     def encode(self, text: str, special: bool = True, eos: bool = False) -> list[int]:
         """Token ids of `text`.
 
         Args:
             text: Special tokens written in it become those tokens.
-            special: Whether the tokenizer adds what it adds by itself, such as BOS.
+            special: Whether the tokenizer adds what it adds by itself, such as BOS; never a second BOS.
             eos: Whether EOS follows.
         """
-        ids = self.backend.encode_batch([text], special)[0].ids
+        ids = self.encode_batch([text], [special])[0].ids
         return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
 
-    def encode_batch(self, texts: Sequence[str], special: bool) -> list[Encoded]:
-        """Ids and character offsets of many texts, on all cores."""
-        return self.backend.encode_batch(texts, special)
+    def encode_batch(self, texts: Sequence[str], special: Sequence[bool]) -> list[Encoded]:
+        """Ids and character offsets of many texts, on all cores; `special` as in `encode`, for each text."""
+        bos = self.bos_token or "\0"
+        wanted = [s and not text.startswith(bos) for s, text in zip(special, texts)]
+        encoded: dict[int, Encoded] = {}
+        for flag in (True, False):
+            numbers = [i for i, w in enumerate(wanted) if w is flag]
+            encoded.update(zip(numbers, self.backend.encode_batch([texts[i] for i in numbers], flag)))
+        return [encoded[i] for i in range(len(texts))]
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special)
@@ -96,24 +128,72 @@ class Tokenizer:
             yield rest
 
 
-class _Tokenizers:
-    """A `tokenizer.json`."""
+class _FastEncoded:
+    """What `tokenizers` returns; the places of its tokens are asked for one by one, which is quicker than all."""
 
-    def __init__(self, file: Path) -> None:
+    def __init__(self, encoding: Any) -> None:
+        self.encoding = encoding
+        self.ids: list[int] = encoding.ids
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        find, places = self.encoding.char_to_token, self.encoding.token_to_chars
+        first = next((t for c in range(start, end) if (t := find(c)) is not None), None)
+        if first is None:
+            return 0, 0
+        last = next(t for c in range(end - 1, start - 1, -1) if (t := find(c)) is not None)
+        while last + 1 < len(self.ids) and (place := places(last + 1)) is not None and place[0] < end:
+            last += 1  # one character, several tokens
+        return first, last + 1
+
+
+class _PieceEncoded(NamedTuple):
+    """What sentencepiece returns; the first bytes of a character that is written as bytes stand for (i, i), an added BOS
+    for (0, 0)."""
+
+    ids: list[int]
+    offsets: list[tuple[int, int]]
+
+    def span(self, start: int, end: int) -> tuple[int, int]:
+        if start >= end:
+            return 0, 0
+        first = bisect_left(self.offsets, start + 1, key=lambda o: o[1])
+        while first > 1 and self.offsets[first - 1] == (start, start):
+            first -= 1
+        return first, bisect_left(self.offsets, end, lo=first, key=lambda o: o[0])
+
+
+class _Tokenizers:
+    """A `tokenizer.json`. As in `transformers`, a `LlamaTokenizer` puts its blank before a text and not before each
+    part between special tokens, whatever the file says; the file alone says which special tokens are added."""
+
+    def __init__(self, file: Path, fields: dict[str, Any]) -> None:
         from tokenizers import Tokenizer as Backend
+        from tokenizers import pre_tokenizers
 
         try:
             self.backend = Backend.from_file(str(file))
         except Exception as e:  # the library raises a bare Exception for a file that it cannot read
             raise UserError(f"{file} cannot be read: {e}.") from e
+        is_llama = str(fields.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
+        if is_llama and getattr(self.backend.model, "byte_fallback", False):  # the older kind, made from sentencepiece
+            scheme = "always" if fields.get("legacy") else "first"
+            scheme = "never" if fields.get("add_prefix_space") is False else scheme
+            self.backend.normalizer = None  # type: ignore[assignment]
+            self.backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
+        self.backend.no_truncation()  # a file may have kept them from a training run
+        self.backend.no_padding()
         self.vocab_size = self.backend.get_vocab_size()
+
+    @property
+    def special_tokens(self) -> list[str]:
+        return [token.content for token in self.backend.get_added_tokens_decoder().values()]
 
     def token_id(self, token: str) -> Optional[int]:
         return self.backend.token_to_id(token)
 
     def encode_batch(self, texts: Sequence[str], special: bool) -> list[Encoded]:
         encodings = self.backend.encode_batch(texts, add_special_tokens=special)
-        return [Encoded(e.ids, e.offsets) for e in encodings]
+        return [_FastEncoded(e) for e in encodings]
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         return self.backend.decode(ids, skip_special_tokens=skip_special)
@@ -132,16 +212,21 @@ class _SentencePiece:
         self.add_bos = add_bos
         self.vocab_size = self.backend.vocab_size()
 
+    @property
+    def special_tokens(self) -> list[str]:
+        ids = range(self.vocab_size)
+        return [self.backend.id_to_piece(i) for i in ids if self.backend.is_control(i)]
+
     def token_id(self, token: str) -> Optional[int]:
         found = self.backend.piece_to_id(token)
         return None if found == self.backend.unk_id() and token != "<unk>" else found
 
     def encode_batch(self, texts: Sequence[str], special: bool) -> list[Encoded]:
         bos = [self.backend.bos_id()] if special and self.add_bos else []
-        encoded = []
+        encoded: list[Encoded] = []
         for text in texts:
             found = self.backend.encode(text, out_type="offset_mapping")
-            encoded.append(Encoded([*bos, *found["ids"]], [(0, 0)] * len(bos) + found["offsets"]))
+            encoded.append(_PieceEncoded([*bos, *found["ids"]], [(0, 0)] * len(bos) + found["offsets"]))
         return encoded
 
     def decode(self, ids: list[int], skip_special: bool) -> str:

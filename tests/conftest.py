@@ -2,10 +2,12 @@
 
 import json
 import os
+import tempfile
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["LITGPT_CACHE"] = tempfile.mkdtemp(prefix="litgpt-tests-")
 
 import pytest
 import torch

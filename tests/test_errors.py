@@ -93,7 +93,7 @@ def test_config_json(fails, run, llama, tmp_path, changes, message):
         ("a.json", "[]", "has no rows"),
         ("a.jsonl", '{"instruction": "a", "output": "b"}\n{"instruction"\n', "line 2, column 15"),
         ("a.jsonl", '{"instruction": "a", "output": 3}\n', "line 1, has output '3', which is a number and not text"),
-        ("a.txt", "hello", "is no .json and no .jsonl file"),
+        ("a.txt", "hello", "is no .json, .jsonl, .csv, .tsv or .parquet file"),
     ],
 )
 def test_rows(fails, run, tmp_path, name, text, message):

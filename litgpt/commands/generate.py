@@ -61,9 +61,9 @@ def main(
     generator = torch.Generator(device).manual_seed(seed)
     began, n_new = time.perf_counter(), 0
     for _ in range(num_samples):
-        sys.stdout.write(text)
         new = []
-        tokens = generate(model, ids, max_new_tokens, sampling, tokenizer.stop_ids, generator)
+        tokens = generate(model, ids, max_new_tokens, sampling, tokenizer.stops(style), generator)
+        sys.stdout.write(text)
         for piece in tokenizer.decode_stream(ids, (new.append(t) or t for t in tokens)):  # type: ignore[func-returns-value]
             sys.stdout.write(piece)
             sys.stdout.flush()

@@ -48,10 +48,11 @@ def main(
     with whole_folder(out_dir) as temporary:
         copy_small_files(source, temporary)
         write_weights(source, temporary, DTYPES[precision] if precision else None)
-        difference = seal(source, temporary)
-    print(f"Merged {source.folder} into {source.checkpoint.folder}.")
-    print(f"The merged model's logits differ from the adapter's by at most {difference:.1e} of the largest.")
-    print(f"Written to {out_dir}")
+        difference, computed = seal(source, temporary)
+    print(f"base       {source.checkpoint.folder}")
+    print(f"adapter    {source.folder}")
+    print(f"merged     {out_dir}")
+    print(f"parity     logits differ from the adapter's by at most {difference:.1e} of the largest, in {computed}")
 
 
 def copy_small_files(source: Source, target: Path) -> None:
@@ -106,13 +107,16 @@ def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) ->
     (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def seal(source: Source, target: Path) -> float:
-    """Seal the merged folder, and return how far its logits are from the adapter's, as a share of the largest."""
+def seal(source: Source, target: Path) -> tuple[float, str]:
+    """Seal the merged folder, and return how far its logits are from the adapter's, as a share of the largest, and the
+    precision that they were computed in: that of the stored weights, if they have one."""
     device = pick_device("auto")
-    dtype = DTYPES[default_precision(device)]
+    names = {"F32": "32-true", "BF16": "bf16-true", "F16": "16-true"}
+    precision = names.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
+    dtype = DTYPES[precision]
     model = source.model(dtype, device)
     before = make_seal(model, source.tokenizer(), source.style(), stored_dtypes(source.checkpoint))
     merged = Source.open(target)
     model = merged.model(dtype, device)
     write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored_dtypes(merged.checkpoint)), target)
-    return difference(before, model)[0]
+    return difference(before, model)[0], precision

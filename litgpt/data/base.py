@@ -1,132 +1,415 @@
 """From rows to token ids: the one path for every data set."""
 
+import hashlib
+import itertools
+import json
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional, Union
 
 import torch
 
-from litgpt.data.batches import TokenizedRows
-from litgpt.errors import UserError, kind
-from litgpt.prompts import Message, Piece, PromptStyle, choose_style
-from litgpt.tokenizer import Tokenizer
+from litgpt.data.forms import recognise, rename, to_row
+from litgpt.data.row_files import read_rows
+from litgpt.data.tokens import ANSWER, TRAINED, Counts, TokenizedRows, TokenWriter, cache_folder, read_tokens
+from litgpt.errors import UserError, require
+from litgpt.prompts import PromptStyle, choose_style, style_fields
+from litgpt.tokenizer import Encoded, Tokenizer
 
-Row = Sequence[Message]  # a conversation whose last message is the answer
+AT_ONCE = 2000  # rows that are tokenized together
+CHAT_FORMS = ("messages", "sharegpt", "history", "preference", "label")
+TrainOn = Literal["assistant", "last", "all"]
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where rows come from.
+
+    Args:
+        path: A file, or `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT` for a data set of the Hugging Face hub.
+        weight: How often its rows are seen in an epoch; a fraction takes that share of them.
+        columns: Our key to the file's, where they differ.
+        form: The form of the rows; by default it is recognised.
+    """
+
+    path: Union[Path, str]
+    weight: float = 1.0
+    columns: Optional[Mapping[str, str]] = None
+    form: Optional[str] = None
+
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        """Where each row stands, and its value. Raises `UserError` for what spoils the whole file."""
+        if not str(self.path).startswith("hf:"):
+            yield from read_rows(Path(self.path))
+            return
+        name, _, split = str(self.path).removeprefix("hf:").partition(":")
+        try:
+            rows = require("datasets", "data").load_dataset(name, split=split or "train")
+        except (OSError, ValueError, RuntimeError) as e:
+            raise UserError(f"The data set {name!r} cannot be loaded: {' '.join(str(e).split())}") from e
+        yield from ((f"{name}, row {i + 1}", fields) for i, fields in enumerate(rows))
+
+    def fingerprint(self) -> str:
+        """Changes when the rows do."""
+        if str(self.path).startswith("hf:"):
+            return str(require("datasets", "data").load_dataset_builder(str(self.path)[3:].partition(":")[0]).hash)
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as f:
+            while block := f.read(1 << 20):
+                digest.update(block)
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """A part of a plain document: `first` begins it, `last` ends it."""
+
+    text: str
+    first: bool
+    last: bool
+
+
+@dataclass
+class Loaded:
+    """What a run trains on and is judged by.
+
+    Args:
+        train: The rows to train on.
+        val: The rows held back.
+        style: What rendered them.
+        turn_end: The text of the token that closes an answer.
+        counts: What became of the rows that were read; those of separate validation files are in `val_counts`.
+        mask_prompt: Whether only answers are trained.
+        cached: Whether the tokens were there already.
+        separate: Whether validation rows came from files of their own.
+    """
+
+    train: TokenizedRows
+    val: TokenizedRows
+    style: PromptStyle
+    turn_end: Optional[str]
+    counts: Counts
+    val_counts: Optional[Counts]
+    mask_prompt: bool
+    cached: bool
+
+    @property
+    def separate(self) -> bool:
+        return self.val_counts is not None
 
 
 class DataModule:
-    """Rows to train on and rows to judge by. A data set is a subclass that implements `rows`.
+    """Rows to train on and rows to judge by. A data set is a subclass that implements `sources`.
 
     Args:
-        mask_prompt: Whether only the answers are trained, not the prompts.
-        val_split_fraction: The share of the rows that is held back for validation, at least 0 and below 1.
-        prompt_style: The name of a style; `chat` for the checkpoint's chat template; `auto` for that or, without
-            one, alpaca.
+        mask_prompt: Whether only the answers are trained, not the prompts. By default true for conversations and for
+            whatever a chat template renders, false for instruction rows in a named style.
+        val_split_fraction: The share of the rows that is held back for validation, at least 0 and below 1; 0.05 where
+            no validation rows are given.
+        prompt_style: auto for the checkpoint's chat template or, without one, alpaca for instruction rows and chatml
+            for conversations; chat for the template; the name of a style; none; or a file with a Jinja template.
+        train_on: Which words are trained: assistant for those of all answers, last for the last answer's, all for
+            the prompts too; instead of mask_prompt.
+        too_long: What becomes of a row longer than train.max_seq_length: it is cut, dropped, or ends the run with an error.
+        on_bad_row: What happens to a row that cannot be used: stop with an error, or skip and count it.
         ignore_index: Accepted for older recipes; tokens that are not trained carry no number here.
         seed: Chooses the rows that are held back.
         num_workers: Accepted for older recipes; the tokens are made once, before the first step.
     """
 
+    packed = False  # whether packs are the default for this data
+
     def __init__(
         self,
-        mask_prompt: bool = False,
+        mask_prompt: Optional[bool] = None,
         val_split_fraction: Optional[float] = None,
         prompt_style: str = "auto",
+        train_on: Optional[TrainOn] = None,
+        too_long: Literal["cut", "drop", "error"] = "cut",
+        on_bad_row: Literal["error", "skip"] = "error",
         ignore_index: int = -100,
         seed: int = 42,
         num_workers: int = 4,
     ) -> None:
         if val_split_fraction is not None and not 0 <= val_split_fraction < 1:
             raise UserError(f"--data.val_split_fraction {val_split_fraction} must be at least 0 and below 1.")
-        self.mask_prompt = mask_prompt
-        self.val_split_fraction = val_split_fraction
+        self.mask_prompt, self.train_on = mask_prompt, train_on
+        self.val_split_fraction, self.seed = val_split_fraction, seed
         self.prompt_style = prompt_style
-        self.seed = seed
-        self.held_back: list[Row] = []  # the validation rows, once loaded
+        self.too_long, self.on_bad_row = too_long, on_bad_row
 
     @abstractmethod
-    def rows(self) -> tuple[list[Row], Optional[list[Row]]]:
-        """The rows for training and those for validation; None if the latter are to be held back from the former."""
+    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+        """Where the training rows come from, and the validation rows; None if those are to be held back."""
+
+    def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
+        """A raw row as one of the known forms; None to leave it out."""
+        return fields
 
     def load(
-        self, tokenizer: Tokenizer, folder: Path, max_seq_length: int
-    ) -> tuple[TokenizedRows, TokenizedRows, PromptStyle]:
-        """Token ids of the training and the validation rows, and the prompt style that made them.
+        self, tokenizer: Tokenizer, folder: Path, max_seq_length: int, say: Callable[[str], None] = lambda text: None
+    ) -> Loaded:
+        """Token ids of the training and the validation rows, and how they were made.
 
         Args:
             tokenizer: The checkpoint's.
             folder: The checkpoint, whose chat template may be wanted.
-            max_seq_length: Longer rows are cut to so many tokens.
+            max_seq_length: The longest row that is allowed, in tokens.
+            say: Told what takes long.
 
         Raises:
             UserError: the rows cannot be read or used.
         """
-        style = choose_style(self.prompt_style, folder)
-        train, val = self.rows()
-        if val is None:
+        train_sources, val_sources = self.sources()
+        form = self.first_form(train_sources)
+        style = choose_style(self.prompt_style, folder, chat=form in CHAT_FORMS)
+        turn_end = style.turn_end(tokenizer.special_tokens) or tokenizer.eos_token
+        mask_prompt = self.mask_prompt
+        if self.train_on is not None:
+            mask_prompt = self.train_on != "all"
+        elif mask_prompt is None:
+            mask_prompt = style.own_special_tokens or form in CHAT_FORMS
+        maker = TokenMaker(self, tokenizer, style, turn_end, mask_prompt, max_seq_length)
+        train, counts, cached = maker.tokens(train_sources, say)
+        val_counts = None
+        if val_sources is not None:
+            val, val_counts, _ = maker.tokens(val_sources, say)
+        else:
             train, val = self.split(train)
-        self.held_back = val
-        sets = [tokenize(rows, tokenizer, style, max_seq_length, self.mask_prompt) for rows in (train, val)]
-        if not len(sets[0]):
-            raise UserError("No row is left to train on: none has a trained token within --train.max_seq_length.")
-        return sets[0], sets[1], style
+        train = weighted(train, train_sources, counts, self.seed)
+        return Loaded(train, val, style, turn_end, counts, val_counts, mask_prompt, cached)
 
-    def split(self, rows: list[Row]) -> tuple[list[Row], list[Row]]:
+    def first_form(self, sources: list[Source]) -> str:
+        """The form of the first row that can be used, which decides the style where none was chosen."""
+        for source in sources:
+            for where, fields in source.rows():
+                try:
+                    adapted = self.fields(source, where, fields)
+                    if adapted is not None:
+                        return source.form or recognise(adapted, where)
+                except UserError:
+                    if self.on_bad_row == "error":
+                        raise
+        raise UserError(f"No row of {', '.join(str(s.path) for s in sources)} can be used.")
+
+    def fields(self, source: Source, where: str, fields: Any) -> Optional[dict[str, Any]]:
+        """A raw row with our keys, or None to leave it out. Raises `UserError` if it could not even be read."""
+        if isinstance(fields, UserError):
+            raise fields
+        if isinstance(fields, TextPiece):
+            return {"text": fields}
+        if isinstance(fields, dict):
+            fields = self.adapt(rename(fields, source.columns, where) if source.columns else fields)
+        return fields
+
+    def split(self, rows: TokenizedRows) -> tuple[TokenizedRows, TokenizedRows]:
+        """Hold back a share of the rows, at random; equal rows stay on one side."""
         fraction = 0.05 if self.val_split_fraction is None else self.val_split_fraction
-        n_val = max(1, round(fraction * len(rows))) if fraction and len(rows) > 1 else 0
-        order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return [rows[i] for i in sorted(order[n_val:])], [rows[i] for i in sorted(order[:n_val])]
+        wanted = max(1, round(fraction * len(rows))) if fraction else 0
+        _, group = rows.row_hashes().unique(return_inverse=True)
+        held = torch.zeros(len(rows), dtype=torch.bool)
+        if group.numel() and int(group.max()) > 0:
+            order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(self.seed))
+            sizes = group.bincount()
+            taken = torch.zeros(len(sizes), dtype=torch.bool)
+            count = 0
+            for g in group[order].tolist():
+                if count >= wanted:
+                    break
+                if not taken[g] and count + int(sizes[g]) < len(rows):
+                    taken[g] = True
+                    count += int(sizes[g])
+            held = taken[group]
+        return rows.subset((~held).nonzero().squeeze(1)), rows.subset(held.nonzero().squeeze(1))
 
 
-def tokenize(
-    rows: Sequence[Row], tokenizer: Tokenizer, style: PromptStyle, max_seq_length: int, mask_prompt: bool
-) -> TokenizedRows:
-    """Token ids of `rows`, each rendered and tokenized once. Rows without a trained token are left out and counted."""
-    pieces = [style.pieces(row) for row in rows]
-    texts = ["".join(text for text, _ in row) for row in pieces]
-    encoded = tokenizer.encode_batch(texts, special=not style.own_special_tokens)
-    made = TokenizedRows.Builder()
-    for row, (ids, offsets) in zip(pieces, encoded):
-        trained = trained_tokens(row, offsets) if mask_prompt else [True] * len(ids)
-        if not style.own_special_tokens and tokenizer.eos_id is not None:
-            ids, trained = [*ids, tokenizer.eos_id], [*trained, True]
-        made.add(ids, trained, max_seq_length)
-    return made.build()
+@dataclass
+class TokenMaker:
+    """Renders and tokenizes rows, once, or finds that it was done before."""
+
+    data: DataModule
+    tokenizer: Tokenizer
+    style: PromptStyle
+    turn_end: Optional[str]
+    mask_prompt: bool
+    max_length: int
+
+    def __post_init__(self) -> None:
+        self.stops = self.tokenizer.stops(self.style)
+        self.known_forms: dict[tuple, str] = {}
+
+    def tokens(self, sources: list[Source], say: Callable[[str], None]) -> tuple[TokenizedRows, Counts, bool]:
+        """The tokens of all rows of `sources`, what became of them, and whether the cache had them."""
+        file = cache_folder() / f"{self.key(sources)}.safetensors"
+        cached = file.is_file()
+        if not cached:
+            say("tokenizing ...")
+            writer, counts = TokenWriter(file), Counts()
+            try:
+                for source in sources:
+                    before = len(writer.hashes)
+                    self.add(source, writer, counts)
+                    counts.sources.append(len(writer.hashes) - before)
+                writer.close(counts)
+            finally:
+                writer.discard()
+        return *read_tokens(file), cached
+
+    def key(self, sources: list[Source]) -> str:
+        """A hash of everything that the tokens depend on."""
+        data = self.data
+        parts = {
+            "layout": 1,
+            "sources": [[s.fingerprint(), Path(s.path).suffixes[-2:], s.columns, s.form] for s in sources],
+            "set": [type(data).__name__, {k: str(v) for k, v in vars(data).items()}],
+            "style": style_fields(self.style),
+            "tokenizer": self.tokenizer.fingerprint(),
+            "trained": [self.mask_prompt, self.turn_end],
+            "max_length": self.max_length,
+        }
+        return hashlib.sha256(json.dumps(parts, sort_keys=True, default=dict).encode()).hexdigest()[:32]
+
+    def attempt(self, counts: Counts, make: Callable[..., Any], *args: Any) -> Any:
+        """`make(*args)`; None, and counted, where that fails and bad rows are to be skipped."""
+        try:
+            return make(*args)
+        except UserError:
+            if self.data.on_bad_row == "error":
+                raise
+            counts.bad += 1
+            return None
+
+    def add(self, source: Source, writer: TokenWriter, counts: Counts) -> None:
+        """Write the rows of a source: while a batch of texts is tokenized, the next one is rendered."""
+        with ThreadPoolExecutor(1) as pool:
+            waiting: deque = deque()
+
+            def write_oldest() -> None:
+                texts, encoded = waiting.popleft()
+                for text, tokens in zip(texts, encoded.result()):
+                    self.attempt(counts, self.write, text, tokens, writer, counts)
+
+            rows = source.rows()
+            while chunk := list(itertools.islice(rows, AT_ONCE)):
+                counts.rows += len(chunk)
+                rendered = (self.attempt(counts, self.render, source, where, raw, counts) for where, raw in chunk)
+                texts = [text for text in rendered if text is not None]
+                special = [not text.own_special_tokens for text in texts]
+                waiting.append((texts, pool.submit(self.tokenizer.encode_batch, [t.text for t in texts], special)))
+                if len(waiting) > 1:
+                    write_oldest()
+            while waiting:
+                write_oldest()
+
+    def render(self, source: Source, where: str, raw: Any, counts: Counts) -> Optional["Text"]:
+        """The text of a raw row; None, and counted, if its own label leaves it out."""
+        if isinstance(raw, TextPiece):
+            counts.forms["document"] = counts.forms.get("document", 0) + raw.first
+            span = (0, len(raw.text), True)
+            return Text(where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True)
+        fields = self.data.fields(source, where, raw)
+        form = "" if fields is None else source.form or self.form(fields, where, counts)
+        row = None if fields is None else to_row(fields, form, where)
+        if row is None:
+            counts.left_out += 1
+            return None
+        counts.forms[form] = counts.forms.get(form, 0) + 1
+        if row.text is not None:
+            return Text(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)
+        try:
+            text, answers = self.style.render_row(row.messages, row.tools, self.turn_end)
+        except UserError as e:
+            raise UserError(f"{where}: {e}. Mend the row, or choose another --data.prompt_style.") from e
+        last = answers[-1][2]
+        spans = []
+        for start, end, i in answers:
+            wanted = bool(row.messages[i].get("train", True)) and (self.data.train_on != "last" or i == last)
+            spans.append((start, end, wanted))
+        own = self.style.own_special_tokens
+        closed = own and bool(self.turn_end) and text[: answers[-1][1]].endswith(str(self.turn_end))
+        return Text(where, text, spans, own, closed)
+
+    def form(self, fields: Any, where: str, counts: Counts) -> str:
+        """The form of a row; where it has none, that of the rows before, which then can say what it lacks."""
+        shape = tuple((key, value is None) for key, value in fields.items()) if isinstance(fields, dict) else None
+        if shape is not None and shape in self.known_forms:
+            return self.known_forms[shape]
+        try:
+            form = recognise(fields, where)
+        except UserError:
+            if not counts.forms:
+                raise
+            return max(counts.forms, key=lambda form: counts.forms[form])
+        if shape is not None:
+            self.known_forms[shape] = form
+        return form
+
+    def write(self, text: "Text", tokens: Encoded, writer: TokenWriter, counts: Counts) -> None:
+        """Mark what is trained, see that the end is closed by a stop token, and write the row."""
+        ids = tokens.ids
+        marks = bytearray(b"\0" if self.mask_prompt else bytes([TRAINED])) * len(ids)
+        for start, end, wanted in text.spans:
+            first, behind = tokens.span(start, end)
+            mark = ANSWER | (TRAINED if wanted or not self.mask_prompt else 0)
+            marks[first:behind] = bytes([mark]) * (behind - first)
+        if not text.closed and self.tokenizer.eos_id is not None:
+            trained = text.spans[-1][2] or not self.mask_prompt
+            ids = [*ids, self.tokenizer.eos_id]
+            marks.append(ANSWER | (TRAINED if trained else 0))
+        if text.document:
+            for start in range(0, len(ids), self.max_length):
+                part = slice(start, start + self.max_length)
+                if len(ids[part]) > 1:
+                    writer.add(ids[part], bytes(marks[part]))
+            return
+        if len(ids) > self.max_length:
+            if self.data.too_long == "error":
+                raise UserError(
+                    f"{text.where} has {len(ids)} tokens, more than --train.max_seq_length {self.max_length}: "
+                    "raise it, or choose --data.too_long cut or drop."
+                )
+            if self.data.too_long == "drop":
+                counts.too_long += 1
+                return
+            counts.cut += 1
+            ids, marks = ids[: self.max_length], marks[: self.max_length]
+        last = max(marks.rfind(TRAINED), marks.rfind(TRAINED | ANSWER))
+        if last < 1:  # the first token follows nothing, so it is never a target
+            counts.untrained += 1
+            return
+        if ids[last] not in self.stops:
+            counts.no_stop += not any(i in self.stops and mark & TRAINED for i, mark in zip(ids, marks))
+        counts.two_bos += self.tokenizer.bos_id is not None and ids[:2] == [self.tokenizer.bos_id] * 2
+        writer.add(ids, bytes(marks))
 
 
-def trained_tokens(pieces: Sequence[Piece], offsets: Sequence[tuple[int, int]]) -> list[bool]:
-    """Which tokens hold a character of an answer."""
-    spans, start = [], 0
-    for text, is_answer in pieces:
-        if is_answer and text:
-            spans.append((start, start + len(text)))
-        start += len(text)
-    trained, at = [], 0
-    for begin, end in offsets:
-        while at < len(spans) and spans[at][1] <= begin:
-            at += 1
-        trained.append(at < len(spans) and (end > spans[at][0] or begin == spans[at][0]))
-    return trained
+@dataclass
+class Text:
+    """A rendered row: `spans` are its answers, each with whether it is trained; `closed`: no stop token is wanted at
+    its end, where there is one already or the text goes on."""
+
+    where: str
+    text: str
+    spans: list[tuple[int, int, bool]]
+    own_special_tokens: bool
+    closed: bool
+    document: bool = False  # of any length: it becomes as many rows as it needs
 
 
-def instruction_row(fields: Any, where: str) -> Row:
-    """A row in the Alpaca form, `instruction`, `input` (may be missing) and `output`, as messages.
-
-    Raises:
-        UserError: it is of another form; the message begins with `where`.
-    """
-    if not isinstance(fields, dict):
-        raise UserError(
-            f"{where} is {kind(fields)}, not an object with instruction and output "
-            '(as {"instruction": "...", "input": "...", "output": "..."}).'
-        )
-    missing = [k for k in ("instruction", "output") if k not in fields]
-    if missing:
-        raise UserError(f"{where} lacks {' and '.join(missing)}; it has {', '.join(map(str, fields)) or 'no keys'}.")
-    text = {k: fields.get(k) if fields.get(k) is not None else "" for k in ("instruction", "input", "output")}
-    for key, value in text.items():
-        if not isinstance(value, str):
-            raise UserError(f"{where} has {key} {str(value)[:40]!r}, which is {kind(value)} and not text.")
-    user = {"role": "user", "content": text["instruction"], "input": text["input"]}
-    return [user, {"role": "assistant", "content": text["output"]}]
+def weighted(rows: TokenizedRows, sources: list[Source], counts: Counts, seed: int) -> TokenizedRows:
+    """Rows of each source as often as its weight says; for the fraction of a weight a share of them, at random."""
+    if all(s.weight == 1 for s in sources):
+        return rows
+    ends = torch.tensor(counts.sources).cumsum(0)
+    of = torch.bucketize(rows.index, ends, right=True)
+    chosen = []
+    for number, source in enumerate(sources):
+        own = (of == number).nonzero().squeeze(1)
+        order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
+        chosen += [own] * int(source.weight)
+        chosen.append(own[order[: round(source.weight % 1 * len(own))].sort().values])
+    return rows.subset(torch.cat(chosen))

@@ -3,9 +3,9 @@
 Shapes: T tokens of all rows of a micro-batch.
 """
 
-from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -33,80 +33,16 @@ class Batch:
         return Batch(ids, targets, self.documents, self.n_trained)
 
 
-class TokenizedRows:
-    """The token ids of many rows, end to end in flat tensors.
+class Rows(Protocol):
+    """Rows, or packs of them, by number. `lengths` are in tokens, int64."""
 
-    Args:
-        ids: int32, all tokens.
-        trained: bool, which of them are trained.
-        starts: int64, where each row begins, and the end of the last.
-        n_cut: Rows that were cut to the allowed length.
-        n_left_out: Rows that were left out because no token of them is trained.
-    """
+    lengths: torch.Tensor
 
-    def __init__(
-        self, ids: torch.Tensor, trained: torch.Tensor, starts: torch.Tensor, n_cut: int, n_left_out: int
-    ) -> None:
-        self.ids, self.trained, self.starts = ids, trained, starts
-        self.n_cut, self.n_left_out = n_cut, n_left_out
-        self.lengths = starts.diff()
+    def __len__(self) -> int: ...
 
-    @dataclass
-    class Builder:
-        """Takes rows one by one."""
+    def batch(self, rows: Sequence[int]) -> Batch: ...
 
-        ids: array = field(default_factory=lambda: array("i"))
-        trained: array = field(default_factory=lambda: array("b"))
-        starts: array = field(default_factory=lambda: array("q", [0]))
-        n_cut: int = 0
-        n_left_out: int = 0
-
-        def add(self, ids: Sequence[int], trained: Sequence[bool], max_length: int) -> None:
-            cut = len(ids) > max_length
-            ids, trained = ids[:max_length], trained[:max_length]
-            if not any(trained[1:]):  # the first token follows nothing, so it is never a target
-                self.n_left_out += 1
-                return
-            self.n_cut += cut
-            self.ids.extend(ids)
-            self.trained.extend(trained)
-            self.starts.append(len(self.ids))
-
-        def build(self) -> "TokenizedRows":
-            return TokenizedRows(
-                torch.tensor(self.ids, dtype=torch.int32),
-                torch.tensor(self.trained, dtype=torch.bool),
-                torch.tensor(self.starts, dtype=torch.int64),
-                self.n_cut,
-                self.n_left_out,
-            )
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def row(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Ids and trained marks of row `i`."""
-        where = slice(int(self.starts[i]), int(self.starts[i + 1]))
-        return self.ids[where], self.trained[where]
-
-    def batch(self, rows: Sequence[int]) -> Batch:
-        """The rows of these numbers, end to end; for none at all a row of which nothing is trained, so that a rank
-        without a share can still take part."""
-        ids, targets = [], []
-        for i in rows or [0]:
-            row, trained = self.row(i)
-            row = row.long()
-            target = torch.full_like(row, UNTRAINED)
-            if rows:
-                target[:-1] = torch.where(trained[1:], row[1:], UNTRAINED)
-            ids.append(row)
-            targets.append(target)
-        flat = torch.cat(targets)
-        return Batch(torch.cat(ids)[None], flat[None], [len(i) for i in ids], int((flat != UNTRAINED).sum()))
-
-    def longest(self, n: int) -> list[int]:
-        """The numbers of the `n` longest rows."""
-        return self.lengths.argsort(descending=True, stable=True)[:n].tolist()
+    def longest(self, n: int) -> list[int]: ...
 
 
 def steps_of_rows(n_rows: int, rows_per_step: int, epochs: int | None, seed: int) -> Iterator[list[int]]:
@@ -133,3 +69,52 @@ def micro_batches(rows: Sequence[int], size: int, rank: int = 0, world_size: int
     mine = list(rows[rank::world_size])
     count = -(-len(rows) // (size * world_size))
     return [mine[i * size : (i + 1) * size] for i in range(count)]
+
+
+class PackedRows:
+    """Packs of rows, in the place of rows: what `TokenizedRows` offers to the loop, with packs as its units. Rows of a
+    pack stay documents of their own.
+
+    Args:
+        rows: The rows.
+        capacity: Tokens that a pack holds at most.
+    """
+
+    def __init__(self, rows: Rows, capacity: int) -> None:
+        self.rows = rows
+        self.packs = best_fit(rows.lengths.tolist(), capacity)
+        self.lengths = torch.tensor([int(rows.lengths[pack].sum()) for pack in self.packs], dtype=torch.int64)
+
+    def __len__(self) -> int:
+        return len(self.packs)
+
+    def batch(self, packs: Sequence[int]) -> Batch:
+        return self.rows.batch([row for pack in packs for row in self.packs[pack]])
+
+    def longest(self, n: int) -> list[int]:
+        return self.lengths.argsort(descending=True, stable=True)[:n].tolist()
+
+
+def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
+    """Rows put into packs of at most `capacity` tokens: the longest first, each into the pack that it fills best.
+
+    Returns:
+        The row numbers of each pack. A row of more than `capacity` tokens has a pack of its own.
+    """
+    room: list[list[list[int]]] = [[] for _ in range(capacity + 1)]  # by free tokens: the packs that have so many
+    some = 0  # a bit for each number of free tokens that some pack has
+    packs = []
+    for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        length = min(lengths[row], capacity)
+        enough = some >> length
+        if enough:
+            free = length + (enough & -enough).bit_length() - 1
+            pack = room[free].pop()
+            some ^= 0 if room[free] else 1 << free
+        else:
+            free, pack = capacity, []
+            packs.append(pack)
+        pack.append(row)
+        room[free - length].append(pack)
+        some |= 1 << (free - length)
+    return packs

@@ -1,70 +1,63 @@
-"""Rows from a JSON or JSONL file of one's own."""
+"""Rows from files of one's own."""
 
-import json
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule, Row, instruction_row
-from litgpt.errors import UserError, kind, nearest
-from litgpt.files import read_json
+from litgpt.data.base import DataModule, Source
+from litgpt.errors import UserError
+
+ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
 
 
 class JSON(DataModule):
-    """Rows with `instruction`, `input` (may be missing) and `output`.
+    """Rows from files: JSON, JSONL, CSV, TSV or Parquet, compressed or not.
 
     Args:
-        json_path: A .json file (a list), a .jsonl file (a row a line), or a folder with train.json and val.json.
+        json_path: A file; a folder with train and val files; hf:ORG/NAME for a data set of the hub; or a list of them.
+        val_path: A file (or hf:ORG/NAME:SPLIT, or a list) with the validation rows, instead of holding some back.
+        format: The form of the rows, for example alpaca, messages or sharegpt; by default it is recognised.
+        columns: Our keys to the file's, where they differ, as {instruction: question, output: answer}.
+        weights: How often the rows of each path are seen in an epoch, as [1, 0.5]; by default once.
     """
 
-    def __init__(self, json_path: Path, **kwargs: Any) -> None:
+    def __init__(
+        self,
+        json_path: Union[str, list[str]],
+        val_path: Optional[Union[str, list[str]]] = None,
+        format: Optional[str] = None,
+        columns: Optional[dict[str, str]] = None,
+        weights: Optional[list[float]] = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(**kwargs)
-        self.json_path = Path(json_path)
+        self.json_path = [str(p) for p in ([json_path] if isinstance(json_path, (str, Path)) else json_path)]
+        self.val_path = [str(p) for p in ([val_path] if isinstance(val_path, (str, Path)) else val_path or [])]
+        self.format, self.columns = format, columns
+        self.weights = weights or [1.0] * len(self.json_path)
+        if len(self.weights) != len(self.json_path) or min(self.weights, default=0) <= 0:
+            raise UserError(
+                f"--data.weights {self.weights}: one number above 0 for each of {len(self.json_path)} paths."
+            )
 
-    def rows(self) -> tuple[list[Row], Optional[list[Row]]]:
-        if not self.json_path.is_dir():
-            return read_rows(self.json_path), None
-        train, val = (self.in_folder(name) for name in ("train", "val"))
-        if train is None:
-            raise UserError(f"{self.json_path} has no train.json and no train.jsonl.")
-        if val is not None and self.val_split_fraction is not None:
-            raise UserError(f"{self.json_path} has {val.name}: leave --data.val_split_fraction away.")
-        return read_rows(train), read_rows(val) if val else None
-
-    def in_folder(self, name: str) -> Optional[Path]:
-        return next((p for e in (".json", ".jsonl") if (p := self.json_path / (name + e)).is_file()), None)
-
-
-def read_rows(path: Path) -> list[Row]:
-    """Raises:
-    UserError: the file cannot be read, or a row has not the right form; file and row are named.
-    """
-    if not path.is_file():
-        near = [str(p) for p in path.parent.glob("*.json*")] if path.parent.is_dir() else []
-        raise UserError(f"No file {str(path)!r} (--data.json_path).{nearest(str(path), near)}")
-    if path.suffix == ".jsonl":
-        rows = [instruction_row(fields, f"{path}, line {line},") for line, fields in read_lines(path)]
-    elif path.suffix == ".json":
-        loaded = read_json(path)
-        if not isinstance(loaded, list):
-            raise UserError(f"{path} holds {kind(loaded)}; a list of rows is wanted.")
-        rows = [instruction_row(fields, f"{path}, row {i + 1} (index {i}),") for i, fields in enumerate(loaded)]
-    else:
-        raise UserError(f"{path} is no .json and no .jsonl file.")
-    if not rows:
-        raise UserError(f"{path} has no rows.")
-    return rows
+    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+        train = list(zip(self.json_path, self.weights))
+        val = self.val_path
+        if len(train) == 1 and Path(train[0][0]).is_dir():
+            folder = Path(train[0][0])
+            files = {name: in_folder(folder, name) for name in ("train", "val")}
+            if files["train"] is None:
+                raise UserError(f"{folder} has no train file, such as train.json or train.jsonl.")
+            train = [(str(files["train"]), self.weights[0])]
+            val = val or [str(p) for p in [files["val"]] if p]
+        if val and self.val_split_fraction:
+            raise UserError("There are validation rows of their own: leave --data.val_split_fraction away.")
+        more: dict[str, Any] = {"columns": self.columns, "form": self.format}
+        return [Source(p, w, **more) for p, w in train], [Source(p, **more) for p in val] if val else None
 
 
-def read_lines(path: Path) -> list[tuple[int, Any]]:
-    """Line numbers, from 1, and values of a JSONL file; blank lines are passed over."""
-    values = []
-    with open(path, encoding="utf-8-sig", errors="strict") as f:
-        try:
-            for number, line in enumerate(f, 1):
-                if line.strip():
-                    values.append((number, json.loads(line.rstrip("\r\n"))))
-        except json.JSONDecodeError as e:
-            raise UserError(f"{path} is not JSON: {e.msg} at line {number}, column {e.colno}.") from e
-        except UnicodeDecodeError as e:
-            raise UserError(f"{path} is not UTF-8 text ({e.reason}, near line {len(values) + 1}).") from e
-    return values
+def in_folder(folder: Path, name: str) -> Optional[Path]:
+    """The file `name` in `folder`, whatever its ending."""
+    found = sorted(p for p in folder.glob(f"{name}.*") if any(f"{name}{e}" in p.name for e in ENDINGS))
+    if len(found) > 1:
+        raise UserError(f"{folder} has several {name} files: {', '.join(p.name for p in found)}.")
+    return found[0] if found else None

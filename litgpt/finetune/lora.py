@@ -14,7 +14,7 @@ def setup(
     checkpoint_dir: Path,
     out_dir: Path = Path("out/finetune/lora"),
     lora_r: int = 8,
-    lora_alpha: float = 16,
+    lora_alpha: int = 16,
     lora_dropout: float = 0.05,
     lora_query: bool = True,
     lora_key: bool = False,

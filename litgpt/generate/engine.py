@@ -12,7 +12,6 @@ from litgpt.model import GPT, KVCache
 GREEDY = Sampling(temperature=0.0)
 
 
-@torch.no_grad()
 def generate(
     model: GPT,
     prompt: Sequence[int],
@@ -21,19 +20,31 @@ def generate(
     stop_ids: Collection[int] = (),
     generator: Optional[torch.Generator] = None,
 ) -> Iterator[int]:
-    """Yield the ids that follow `prompt`, one by one, up to a stop token (not yielded) or the model's last position.
+    """The ids that follow `prompt`, one by one, up to a stop token (left out) or the model's last position.
 
     Raises:
-        UserError: the prompt is empty or fills the whole context.
+        UserError: the prompt is empty or fills the whole context; at once, not with the first id.
     """
     if not prompt:
         raise UserError("The prompt is empty.")
     room = model.config.block_size - len(prompt)
     if room < 1:
         raise UserError(f"The prompt has {len(prompt)} tokens; the model reads at most {model.config.block_size}.")
+    return follow(model, prompt, min(max_new_tokens, room), sampling, stop_ids, generator)
+
+
+@torch.no_grad()
+def follow(
+    model: GPT,
+    prompt: Sequence[int],
+    n: int,
+    sampling: Sampling,
+    stop_ids: Collection[int],
+    generator: Optional[torch.Generator],
+) -> Iterator[int]:
     cache = KVCache(model.config.n_layer)
     ids = torch.tensor([list(prompt)], device=model.device)
-    for _ in range(min(max_new_tokens, room)):
+    for _ in range(n):
         hidden = model.hidden(ids, cache=cache)[:, -1]
         token = sampling.draw(model.lm_head(hidden), generator)
         if int(token) in stop_ids:

@@ -41,13 +41,14 @@ def make_seal(model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequ
     return {
         "computed": NAMES[model.dtype],
         "stored": sorted(set(stored)),
+        "special": not style.own_special_tokens,
         "prompts": [seal_prompt(model, tokenizer, style, prompt) for prompt in PROMPTS],
     }
 
 
 def seal_prompt(model: GPT, tokenizer: Tokenizer, style: PromptStyle, prompt: str) -> dict[str, Any]:
     text = style.prompt([{"role": "user", "content": prompt}])
-    ids = tokenizer.encode(text, special=not style.own_special_tokens)[: model.config.block_size - N_GREEDY]
+    ids = seal_ids(model, tokenizer, text, special=not style.own_special_tokens)
     top = last_logits(model, ids).topk(N_TOP)
     return {
         "prompt": prompt,
@@ -57,6 +58,10 @@ def seal_prompt(model: GPT, tokenizer: Tokenizer, style: PromptStyle, prompt: st
         "top_logits": top.values.tolist(),
         "greedy": list(generate(model, ids, N_GREEDY)),
     }
+
+
+def seal_ids(model: GPT, tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
+    return tokenizer.encode(text, special)[: model.config.block_size - N_GREEDY]
 
 
 @torch.no_grad()
@@ -75,7 +80,7 @@ def read_seal(folder: Path) -> dict[str, Any]:
     UserError: the file is not a seal.
     """
     seal = read_json(folder / FILE)
-    if not isinstance(seal, dict) or not {"computed", "stored", "prompts"} <= set(seal):
+    if not isinstance(seal, dict) or not {"computed", "stored", "special", "prompts"} <= set(seal):
         raise UserError(f"{folder / FILE} is no parity seal.")
     return seal
 
@@ -99,9 +104,14 @@ def moved(
         text = style.prompt([{"role": "user", "content": then["prompt"]}])
         if text != then["text"]:
             found.setdefault("template", f"{then['prompt']!r} was rendered as {then['text']!r}, now {text!r}")
-        ids = tokenizer.encode(then["text"], special=not style.own_special_tokens)[: len(then["ids"])]
+        ids = seal_ids(model, tokenizer, then["text"], seal["special"])
         if ids != then["ids"]:
-            found.setdefault("tokenizer", f"the ids of {then['text']!r} are {ids[:8]}..., were {then['ids'][:8]}...")
+            shared = min(len(ids), len(then["ids"]))
+            at = next((i for i in range(shared) if ids[i] != then["ids"][i]), shared)
+            was = then["ids"][at : at + 8]
+            found.setdefault(
+                "tokenizer", f"the ids of {then['text']!r} from {at} on are {ids[at : at + 8]}, were {was}"
+            )
     worst, where = difference(seal, model)
     if not worst <= allowed:
         found["weights"] = f"logits after {where!r} differ by {worst:.1e} of the largest, {allowed:.0e} is rounding"

@@ -35,12 +35,12 @@ class Sampling:
 
     def draw(self, logits: torch.Tensor, generator: Optional[torch.Generator] = None) -> torch.Tensor:
         """Token ids (B,) for logits (B, V)."""
-        if self.temperature == 0 or self.top_p == 0:
+        if self.temperature == 0 or self.top_p == 0 or self.top_k == 1:
             return logits.argmax(dim=-1)
         logits = logits.float() / self.temperature
         if self.top_k is not None and self.top_k < logits.size(-1):
-            least = logits.topk(self.top_k).values[:, -1:]
-            logits = logits.masked_fill(logits < least, -torch.inf)
+            values, order = logits.topk(self.top_k)  # by place, not by value: in bfloat16 many logits are equal
+            logits = torch.full_like(logits, -torch.inf).scatter_(-1, order, values)
         if self.top_p < 1:
             values, order = logits.sort(descending=True)
             probabilities = values.softmax(dim=-1)

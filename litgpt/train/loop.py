@@ -14,7 +14,7 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, TrainArgs
-from litgpt.data.batches import Batch, TokenizedRows, micro_batches, steps_of_rows
+from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.train.launch import peak_memory
 from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen
@@ -39,7 +39,7 @@ class Plan:
     cut_warmup: Optional[int] = None
 
     @classmethod
-    def make(cls, train: TrainArgs, rows: TokenizedRows) -> "Plan":
+    def make(cls, train: TrainArgs, rows: Rows) -> "Plan":
         limits = [train.max_steps or math.inf]
         if train.epochs is not None:
             limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
@@ -68,8 +68,8 @@ def fit(
     fabric: "Fabric",
     model: Any,
     optimizer: Optimizer,
-    train_rows: TokenizedRows,
-    val_rows: TokenizedRows,
+    train_rows: Rows,
+    val_rows: Rows,
     plan: Plan,
     train: TrainArgs,
     evaluate: EvalArgs,
@@ -88,7 +88,7 @@ def fit(
     size, ranks = train.micro_batch_size, (fabric.global_rank, fabric.world_size)
     peak = optimizer.param_groups[0]["lr"]
 
-    def batches(rows: list[int], source: TokenizedRows) -> Iterator[Batch]:
+    def batches(rows: list[int], source: Rows) -> Iterator[Batch]:
         return (source.batch(part).to(fabric.device) for part in micro_batches(rows, size, *ranks))
 
     def judge(step: int, max_iters: Optional[int] = None) -> None:

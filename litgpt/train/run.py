@@ -2,7 +2,7 @@
 
 import random
 import shutil
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal, Optional, Union
 
@@ -11,17 +11,20 @@ import yaml
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, PrecisionName, TrainArgs, run_settings
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.checkpoint import Checkpoint, check_weights, load_weights
+from litgpt.config import Config
 from litgpt.data import DataModule
-from litgpt.data.base import Row
-from litgpt.data.batches import TokenizedRows
+from litgpt.data.base import Loaded
+from litgpt.data.batches import PackedRows, Rows
+from litgpt.data.check import harm
+from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.errors import UserError
 from litgpt.files import whole_folder, write_text
 from litgpt.generate.engine import generate
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
 from litgpt.hub import find_folder, repository_id
 from litgpt.model import GPT
-from litgpt.prompts import PromptStyle, save_style
+from litgpt.prompts import save_style
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.launch import (
@@ -87,85 +90,65 @@ def finetune(
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
     checkpoint = Checkpoint(find_folder(checkpoint_dir))
     config = checkpoint.config
-    if out_dir.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents) and overwrite:
+    if overwrite and out_dir.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
         raise UserError(f"--out_dir {out_dir} holds the model itself: choose another folder.")
     if train.tie_embeddings not in (None, config.tie_embeddings):
         raise UserError(f"--train.tie_embeddings {train.tie_embeddings}: the checkpoint has {config.tie_embeddings}.")
     with torch.device("meta"):
         model = GPT(config)
     method.apply(model)
+    check_weights(model, checkpoint)
     tokenizer = Tokenizer(checkpoint.folder)
     device = pick_device(accelerator)
-    precision = precision or default_precision(device)  # type: ignore[assignment]
-    assert precision is not None
+    name = precision or default_precision(device)
 
-    max_seq_length = min(train.max_seq_length or config.block_size, config.block_size)
-    train_rows, val_rows, style = data.load(tokenizer, checkpoint.folder, max_seq_length)
-    if isinstance(eval.evaluate_example, int) and eval.evaluate_example >= len(data.held_back):
-        raise UserError(
-            f"--eval.evaluate_example {eval.evaluate_example}: there are {len(data.held_back)} validation rows."
-        )
+    loaded = data.load(tokenizer, checkpoint.folder, row_limit(train, config, data))
+    if problems := harm(loaded):
+        raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
+    number = eval.evaluate_example
+    if isinstance(number, int) and number >= len(loaded.val):
+        raise UserError(f"--eval.evaluate_example {number}: there are {len(loaded.val)} validation rows.")
+    train_rows, val_rows = units(loaded.train, train, config, data), units(loaded.val, train, config, data)
     plan = Plan.make(train, train_rows)
 
-    fabric = make_fabric(accelerator, devices, num_nodes, precision)
+    fabric = make_fabric(accelerator, devices, num_nodes, name)
     train.check(fabric.world_size)
     fabric.launch()
     if device.type == "cpu" and fabric.world_size > num_nodes:
         torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
-    screen = Screen(active=fabric.is_global_zero)
-
     seed_everything(seed)
-    load_weights(model, checkpoint, DTYPES[precision], fabric.device)
-    trainable = [p for p in model.parameters() if p.requires_grad]
-    made = optimizer(trainable)
+    load_weights(model, checkpoint, DTYPES[name], fabric.device)
+    made = optimizer([p for p in model.parameters() if p.requires_grad])
     if train.min_lr > made.param_groups[0]["lr"]:
         raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {made.param_groups[0]['lr']}.")
     wrapped, made = fabric.setup(LossModel(model), made)
     seed_everything(seed, fabric.global_rank)
 
-    n_trained, n_all = sum(p.numel() for p in trainable), sum(p.numel() for p in model.parameters())
-    in_step = train.global_batch_size * float(train_rows.lengths.float().mean())
-    screen.table(
-        f"litgpt finetune {method.name}",
-        (
-            ("model", f"{checkpoint.folder} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
-            ("parameters", f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})"),
-            *((f"{name} rows", describe(rows)) for name, rows in (("training", train_rows), ("validation", val_rows))),
-            ("prompt style", style.name),
-            (
-                "plan",
-                f"{plan.steps:,} steps of {train.global_batch_size} rows (about {in_step:,.0f} tokens), "
-                f"micro-batch {train.micro_batch_size}",
-            ),
-            ("on", f"{fabric.world_size} x {fabric.device.type}, {precision}, {torch.get_num_threads()} threads each"),
-            ("writes to", str(out_dir)),
-        ),
-    )
-    if plan.cut_warmup is not None:
-        screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the run; it is cut to {plan.warmup}.")
-
+    screen = Screen(active=fabric.is_global_zero)
+    on = f"{fabric.world_size} x {fabric.device.type}, {name}, {torch.get_num_threads()} threads each"
+    introduce(screen, method, checkpoint, model, loaded, train_rows, plan, train, on, out_dir)
     if fabric.is_global_zero:
         clear(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
-        write_settings(out_dir, precision)
+        write_settings(out_dir, name)
     base = repository_id(checkpoint.folder) or str(checkpoint.folder.resolve())
 
-    def save(name: str, seal: bool = False) -> None:
+    def save(folder_name: str, seal: bool = False) -> None:
         if fabric.is_global_zero:
-            with whole_folder(out_dir / name) as folder:
+            with whole_folder(out_dir / folder_name) as folder:
                 method.save(model, base, folder)
                 for file in TOKENIZER_FILES:
                     if (checkpoint.folder / file).is_file():
                         shutil.copyfile(checkpoint.folder / file, folder / file)
-                save_style(style, folder)
-                write_settings(folder, precision)
+                save_style(loaded.style, folder)
+                write_settings(folder, name)
                 if seal:
-                    write_seal(make_seal(model, tokenizer, style, stored_dtypes(checkpoint)), folder)
+                    write_seal(make_seal(model, tokenizer, loaded.style, stored_dtypes(checkpoint)), folder)
         fabric.barrier()
 
     def example(when: str) -> None:
-        if fabric.is_global_zero and eval.max_new_tokens and data.held_back:
-            show_example(screen, when, model, tokenizer, style, data.held_back, eval)
+        if fabric.is_global_zero and eval.max_new_tokens and len(loaded.val):
+            show_example(screen, when, model, tokenizer, loaded, eval)
 
     metrics = Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None)
     example("before")
@@ -184,6 +167,64 @@ def finetune(
         drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
         report(screen, result, method, out_dir, peak_memory(fabric.device), drawn)
     return result
+
+
+def packed(train: TrainArgs, data: DataModule) -> bool:
+    return data.packed if train.pack is None else train.pack
+
+
+def row_limit(train: TrainArgs, config: Config, data: DataModule) -> int:
+    """The longest row that is allowed, and the size of a pack, in tokens."""
+    largest = min(config.block_size, 2048) if packed(train, data) else config.block_size
+    return min(train.max_seq_length or largest, config.block_size)
+
+
+def units(rows: TokenizedRows, train: TrainArgs, config: Config, data: DataModule) -> Rows:
+    """What the batch sizes count: the rows, or packs of them."""
+    return PackedRows(rows, row_limit(train, config, data)) if packed(train, data) else rows
+
+
+def introduce(
+    screen: Screen,
+    method: Method,
+    checkpoint: Checkpoint,
+    model: GPT,
+    loaded: Loaded,
+    train_rows: Rows,
+    plan: Plan,
+    train: TrainArgs,
+    on: str,
+    out_dir: Path,
+) -> None:
+    """One screen: model, parameters, data, plan."""
+    config, counts = checkpoint.config, loaded.counts
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    n_all = sum(p.numel() for p in model.parameters())
+    unit = "packs" if isinstance(train_rows, PackedRows) else "rows"
+    tokens = train.global_batch_size * float(train_rows.lengths.float().mean())
+    rows = [
+        ("model", f"{checkpoint.folder} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
+        ("parameters", f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})"),
+        ("rows", describe_counts(counts) + ("; tokens from the cache" if loaded.cached else "")),
+        ("training", describe(loaded.train)),
+        ("validation", describe(loaded.val)),
+        ("prompt style", f"{loaded.style.name}; trained: {'answers' if loaded.mask_prompt else 'prompts and answers'}"),
+        (
+            "plan",
+            f"{plan.steps:,} steps of {train.global_batch_size} {unit} (about {tokens:,.0f} tokens), "
+            f"micro-batch {train.micro_batch_size}",
+        ),
+        ("on", on),
+        ("writes to", str(out_dir)),
+    ]
+    if isinstance(train_rows, PackedRows):
+        full = float(train_rows.lengths.float().mean()) / int(train_rows.lengths.max())
+        rows.insert(
+            5, ("packs", f"{len(train_rows):,} of at most {int(train_rows.lengths.max()):,} tokens, {full:.1%} full")
+        )
+    screen.table(f"litgpt finetune {method.name}", rows)
+    if plan.cut_warmup is not None:
+        screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the run; it is cut to {plan.warmup}.")
 
 
 def check_out_dir(out_dir: Path, overwrite: bool) -> None:
@@ -220,32 +261,37 @@ def write_settings(folder: Path, precision: str) -> None:
 def describe(rows: TokenizedRows) -> str:
     if not len(rows):
         return "none"
-    return (
-        f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}; "
-        f"{rows.n_cut:,} cut, {rows.n_left_out:,} left out"
-    )
+    return f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}"
 
 
-def show_example(
-    screen: Screen,
-    when: str,
-    model: GPT,
-    tokenizer: Tokenizer,
-    style: PromptStyle,
-    rows: Sequence[Row],
-    eval: EvalArgs,
-) -> None:
+def describe_counts(counts: Counts) -> str:
+    """What was read, and what became of it."""
+    forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
+    others = {
+        "dropped as too long": counts.too_long,
+        "bad and skipped": counts.bad,
+        "left out by their label": counts.left_out,
+    }
+    more = "".join(f", {n:,} {what}" for what, n in others.items() if n)
+    return f"{counts.rows:,} read ({forms}): {counts.cut:,} cut, {counts.untrained:,} left out{more}"
+
+
+def show_example(screen: Screen, when: str, model: GPT, tokenizer: Tokenizer, loaded: Loaded, eval: EvalArgs) -> None:
     """Answer the prompt of one validation row, greedily, so that before and after can be compared."""
-    number = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(eval.evaluate_example))
-    prompt = rows[int(eval.evaluate_example) if number is None else number][:-1]
-    ids = tokenizer.encode(style.prompt(prompt), special=not style.own_special_tokens)
-    if len(ids) >= model.config.block_size:
-        return
+    number = {"first": 0, "random": random.Random(0).randrange(len(loaded.val))}.get(str(eval.evaluate_example))
+    ids = loaded.val.prompt(int(eval.evaluate_example) if number is None else number)
+    if not 0 < len(ids) < model.config.block_size:
+        return  # plain text has no prompt
     training = model.training
     model.eval()
-    answer = tokenizer.decode(generate(model, ids, eval.max_new_tokens or 0, stop_ids=tokenizer.stop_ids))
+    answer = tokenizer.decode(generate(model, ids, eval.max_new_tokens or 0, stop_ids=tokenizer.stops(loaded.style)))
     model.train(training)
-    screen.say(f"example, {when}: {shorten(prompt[-1]['content'], 200)}\n  -> {shorten(answer, 600)}")
+    screen.say(f"example, {when}: ... {shorten_front(tokenizer.decode(ids), 200)}\n  -> {shorten(answer, 600)}")
+
+
+def shorten_front(text: str, width: int) -> str:
+    """The end of a text."""
+    return " ".join(text.split())[-width:]
 
 
 def shorten(text: str, width: int) -> str:

@@ -1,0 +1,184 @@
+"""Rendering a checkpoint's own chat template, in the sandbox of jinja2, as `transformers` does."""
+
+import datetime
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import takewhile
+from typing import Any, NamedTuple, Optional
+
+from litgpt.errors import UserError
+
+Message = Mapping[str, Any]  # `role` and `content`; the user's message of an instruction row may have an `input`
+
+CHATML = (  # for conversations where the checkpoint has no template
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + turn_end + '\n' }}"
+    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+DICT_METHODS = frozenset(dir(dict))
+REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which templates look for the same text
+
+
+class Rendered(NamedTuple):
+    """A conversation as text.
+
+    Args:
+        text: All of it.
+        answers: For each answer of the assistant: where it begins, where its stop token ends, and the number of its
+            message.
+    """
+
+    text: str
+    answers: list[tuple[int, int, int]]
+
+
+@dataclass(frozen=True)
+class ChatTemplate:
+    """A Jinja template.
+
+    Args:
+        template: The source.
+        variables: What it may use beside the messages: `bos_token`, `eos_token` and so on.
+        name: What it is called on the screen and in `prompt_style.yaml`.
+    """
+
+    template: str
+    variables: Mapping[str, str]
+    name: str = "chat"
+    own_special_tokens = True  # BOS and the stop tokens are part of the text
+
+    @cached_property
+    def compiled(self) -> Any:
+        import jinja2
+        from jinja2.ext import Extension, loopcontrols
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        class Generation(Extension):
+            """`{% generation %}` marks the answers in some templates; it prints what is inside."""
+
+            tags = {"generation"}  # noqa: RUF012
+
+            def parse(self, parser: Any) -> Any:
+                next(parser.stream)
+                return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+        class Environment(ImmutableSandboxedEnvironment):
+            """The sandbox, with a short way to the keys of plain dicts, which is most of what templates do."""
+
+            def getattr(self, obj: Any, attribute: str) -> Any:
+                if type(obj) is dict and attribute not in DICT_METHODS:
+                    return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+                return super().getattr(obj, attribute)
+
+        def raise_exception(message: str) -> None:
+            raise jinja2.TemplateError(message)
+
+        def tojson(x: Any, **options: Any) -> str:
+            return json.dumps(x, **{"ensure_ascii": False, **options})
+
+        environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
+        environment.filters["tojson"] = tojson
+        environment.globals["raise_exception"] = raise_exception
+        environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
+        try:
+            return environment.from_string(self.template)
+        except jinja2.TemplateError as e:
+            raise UserError(f"The chat template is not valid: {e}.") from e
+
+    def render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Optional[list] = None) -> str:
+        """The text of a conversation.
+
+        Raises:
+            UserError: the template refuses it; its own words are in the message.
+        """
+        import jinja2
+
+        try:
+            return self.compiled.render(
+                messages=[plain(m) for m in messages],
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **self.variables,
+            )
+        except (jinja2.TemplateError, TypeError, AttributeError) as e:
+            raise UserError(f"the chat template refuses these messages: {e}") from e
+
+    def prompt(self, messages: Sequence[Message], tools: Optional[list] = None) -> str:
+        """The text that the answer to the last message follows."""
+        return self.render(messages, True, tools)
+
+    def render_row(
+        self, messages: Sequence[Message], tools: Optional[list] = None, turn_end: Optional[str] = None
+    ) -> Rendered:
+        """A whole conversation, and where the assistant's words are.
+
+        An answer begins where the prompt before it and the whole text part, and ends with the first `turn_end` behind
+        its content: what the template writes after that (a line break, say) belongs to nobody.
+        """
+        whole = self.render(messages, False, tools)
+        answers = []
+        for i, message in enumerate(messages):
+            if message["role"] == "assistant":
+                words = str(message.get("content") or "").strip()
+                start = self.quick_start(whole, words) if i == len(messages) - 1 else None
+                if start is None:
+                    start = shared_length(self.prompt(messages[:i], tools), whole)
+                behind = max(start, whole.find(words, start) + len(words))
+                if turn_end and (found := whole.find(turn_end, behind)) >= 0:
+                    end = found + len(turn_end)
+                else:
+                    end = shared_length(self.render(messages[: i + 1], False, tools), whole)
+                answers.append((start, end, i))
+        return Rendered(whole, answers)
+
+    def quick_start(self, whole: str, words: str) -> Optional[int]:
+        """Where the last answer begins, found by what stands before every answer, without rendering the prompt again.
+
+        None if it is not found there; a text that says the same elsewhere stands before it.
+        """
+        before, between = self.header
+        at = whole.rfind(before + between + words) if before and words else -1
+        return at + len(before) if at >= 0 else None
+
+    @cached_property
+    def header(self) -> tuple[str, str]:
+        """What ends every prompt, and what the template writes between the prompt and the words of the answer."""
+        try:
+            prompts = [self.prompt([{"role": "user", "content": text}]) for text in ("a", "other (b)")]
+            whole = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "(answer)"}], False)
+        except UserError:
+            return "", ""
+        shared = shared_length(prompts[0][::-1], prompts[1][::-1])
+        start = shared_length(prompts[0], whole)
+        if start < len(prompts[0]):  # the answer begins within what the prompt writes
+            return "", ""
+        return prompts[0][len(prompts[0]) - shared :], whole[start : whole.rindex("(answer)")]
+
+    def turn_end(self, special_tokens: Collection[str]) -> Optional[str]:
+        """The special token that closes an answer, found by rendering one; None if the template writes none."""
+        try:
+            text = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "(answer)"}], False)
+        except UserError:
+            return None
+        tail = text.rpartition("(answer)")[2]
+        found = [(tail.find(token), -len(token), token) for token in special_tokens if token in tail]
+        return min(found)[2] if found else None
+
+
+def shared_length(a: str, b: str) -> int:
+    """How many characters two texts have in common from their beginning on."""
+    if b.startswith(a):
+        return len(a)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
+
+
+def plain(message: Message) -> dict[str, Any]:
+    """A message as templates expect it: an `input` stands below the content, reasoning under all its names, and what
+    only training reads is gone."""
+    fields = {k: v for k, v in message.items() if k not in ("input", "train")}
+    if message.get("input"):
+        fields["content"] = f"{message['content']}\n\n{message['input']}"
+    reasoning = next((fields[k] for k in REASONING if fields.get(k)), None)
+    return fields if reasoning is None else {**dict.fromkeys(REASONING, reasoning), **fields}

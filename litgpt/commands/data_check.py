@@ -1,0 +1,144 @@
+"""`litgpt data check`"""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Optional
+
+from rich.console import Console
+from rich.text import Text
+
+from litgpt.args import TrainArgs
+from litgpt.checkpoint import Checkpoint
+from litgpt.data import DataModule
+from litgpt.data.base import Loaded
+from litgpt.data.check import duplicates, harm, histogram
+from litgpt.data.tokens import TRAINED
+from litgpt.errors import UserError
+from litgpt.hub import find_folder
+from litgpt.tokenizer import Tokenizer
+from litgpt.train.run import row_limit
+
+
+def main(
+    checkpoint_dir: Path,
+    data: Optional[DataModule] = None,
+    train: TrainArgs = TrainArgs(),  # noqa: B008
+    json: bool = False,
+    show: int = 3,
+    **finetune: Any,
+) -> None:
+    """Look at the data of a finetune before the money is spent: rows, tokens, duplicates, and what is trained.
+
+    Takes the config and the options of a finetune; those that do not concern the data change nothing. Exits with 1
+    when the data would spoil the run.
+
+    Args:
+        checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
+        data: The rows, for example JSON with --data.json_path FILE.
+        train: How long, how much at a time, and how fast to learn.
+        json: Print one JSON object and nothing else.
+        show: How many rows to show, with their trained tokens marked.
+    """
+    if data is None:
+        raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
+    checkpoint = Checkpoint(find_folder(checkpoint_dir))
+    tokenizer = Tokenizer(checkpoint.folder)
+    limit = row_limit(train, checkpoint.config, data)
+    loaded = data.load(tokenizer, checkpoint.folder, limit)
+    problems = harm(loaded)
+    if json:
+        print_json(loaded, problems)
+    else:
+        print_report(Console(highlight=False, soft_wrap=True), loaded, tokenizer, limit, show, problems)
+    if problems:
+        sys.exit(1)
+
+
+def print_json(loaded: Loaded, problems: list[str]) -> None:
+    sets = {"train": loaded.train, "val": loaded.val}
+    print(
+        json.dumps(
+            {
+                "prompt_style": loaded.style.name,
+                "mask_prompt": loaded.mask_prompt,
+                "counts": asdict(loaded.counts),
+                "val_counts": asdict(loaded.val_counts) if loaded.val_counts else None,
+                **{
+                    name: {
+                        "rows": len(rows),
+                        "tokens": int(rows.lengths.sum()),
+                        "longest": int(rows.lengths.max()) if len(rows) else 0,
+                        "trained_share": rows.trained_share(),
+                        "histogram": histogram(rows),
+                    }
+                    for name, rows in sets.items()
+                },
+                "duplicates": asdict(duplicates(loaded)),
+                "harm": problems,
+            },
+            indent=2,
+        )
+    )
+
+
+def print_report(
+    console: Console, loaded: Loaded, tokenizer: Tokenizer, limit: int, show: int, problems: list[str]
+) -> None:
+    def say(name: str, text: str) -> None:
+        console.print(f"{name:17} {text}", markup=False)
+
+    counts = loaded.counts
+    forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
+    say("rows", f"{counts.rows:,} read: {forms}")
+    say("prompt style", loaded.style.name)
+    say("trained", "the answers" if loaded.mask_prompt else "prompts and answers")
+    say("limit", f"{limit:,} tokens: {counts.cut:,} cut, {counts.too_long:,} dropped")
+    say(
+        "left out",
+        f"{counts.untrained:,} without a trained token, {counts.bad:,} bad, {counts.left_out:,} by their label",
+    )
+    for name, rows in (("training", loaded.train), ("validation", loaded.val)):
+        if len(rows):
+            say(
+                name,
+                f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}, "
+                f"{rows.trained_share():.1%} trained",
+            )
+    found = duplicates(loaded)
+    say(
+        "duplicates",
+        f"{found.train:,} in training, {found.val:,} in validation, {found.across:,} of validation in training",
+    )
+    bars = histogram(loaded.train)
+    for start, end, n in bars:
+        say(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
+    if loaded.counts.no_stop:
+        say("note", f"{counts.no_stop:,} rows train no stop token (cut rows lose theirs)")
+    for i in range(min(show, len(loaded.train))):
+        console.rule(
+            f"row {i + 1}: trained tokens are " + ("green" if console.is_terminal else "in [[ ]]"), align="left"
+        )
+        console.print(marked_row(loaded, tokenizer, i, console.is_terminal))
+    console.rule()
+    for problem in problems:
+        console.print(f"HARM: {problem}", markup=False, style="bold red")
+    if not problems:
+        console.print("Nothing here would spoil a run.", markup=False)
+
+
+def marked_row(loaded: Loaded, tokenizer: Tokenizer, i: int, colour: bool) -> Text:
+    """A row as text, special tokens included, with the runs of trained tokens marked."""
+    ids, marks = loaded.train.row(i)
+    trained = (marks & TRAINED).bool().tolist()
+    text, start = Text(), 0
+    for end in range(1, len(ids) + 1):
+        if end == len(ids) or trained[end] != trained[start]:
+            run = tokenizer.decode(ids[start:end].tolist(), skip_special=False)
+            if trained[start]:
+                text.append(run if colour else f"[[{run}]]", style="green")
+            else:
+                text.append(run, style="dim")
+            start = end
+    return text

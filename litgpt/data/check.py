@@ -1,0 +1,73 @@
+"""What is wrong with the data of a run, as far as a machine can see it."""
+
+from dataclasses import dataclass
+
+import torch
+
+from litgpt.data.base import Loaded
+from litgpt.data.tokens import Counts, TokenizedRows
+
+
+@dataclass
+class Duplicates:
+    """Rows that are equal to an earlier one: in each set, and validation rows that are trained on too."""
+
+    train: int
+    val: int
+    across: int
+
+
+def duplicates(loaded: Loaded) -> Duplicates:
+    train, val = loaded.train.row_hashes(), loaded.val.row_hashes()
+    return Duplicates(
+        train=len(train) - len(train.unique()),
+        val=len(val) - len(val.unique()),
+        across=int(torch.isin(val, train).sum()),
+    )
+
+
+def harm(loaded: Loaded) -> list[str]:
+    """What would spoil the run, each with its remedy. Cheap: it reads counts and hashes, no tokens."""
+    found = []
+    counts = [loaded.counts, *([loaded.val_counts] if loaded.val_counts else [])]
+    if not len(loaded.train):
+        found.append(nothing_left(loaded.counts))
+    if len(loaded.train) and loaded.counts.no_stop == stored(loaded.counts):
+        found.append(
+            "No row trains a stop token, so the model would never end an answer: raise --train.max_seq_length if rows "
+            "are cut, or choose another --data.prompt_style."
+        )
+    if sum(c.two_bos for c in counts):
+        found.append(
+            f"{sum(c.two_bos for c in counts):,} rows begin with two BOS: take one out of the rows or the template."
+        )
+    if loaded.separate and (across := duplicates(loaded).across):
+        found.append(
+            f"{across:,} of {len(loaded.val):,} validation rows are also trained on, so that the validation loss says "
+            "nothing: take them out of one of the files."
+        )
+    return found
+
+
+def nothing_left(counts: Counts) -> str:
+    reasons = {
+        "without a trained token within --train.max_seq_length": counts.untrained,
+        "too long": counts.too_long,
+        "unusable": counts.bad,
+        "left out by their label": counts.left_out,
+    }
+    said = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items() if n)
+    return f"No row is left to train on: of {counts.rows:,} rows are {said or 'none kept'}."
+
+
+def stored(counts: Counts) -> int:
+    return sum(counts.sources)
+
+
+def histogram(rows: TokenizedRows, buckets: int = 10) -> list[tuple[int, int, int]]:
+    """Rows by their length in tokens: (from, to, rows), in steps of equal width."""
+    if not len(rows):
+        return []
+    width = max(1, -(-int(rows.lengths.max()) // buckets))
+    numbers = ((rows.lengths - 1) // width).bincount(minlength=1).tolist()
+    return [(i * width + 1, (i + 1) * width, n) for i, n in enumerate(numbers)]

@@ -1,0 +1,254 @@
+"""Reading any usual file of rows, as a stream."""
+
+import bz2
+import codecs
+import csv
+import gzip
+import io
+import json
+import lzma
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from shutil import copyfileobj
+from typing import Any, BinaryIO, Optional, cast
+
+from litgpt.errors import UserError, kind, nearest, require
+
+Rows = Iterator[tuple[str, Any]]
+Reader = Callable[[Path, BinaryIO], Rows]
+
+COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
+
+
+def read_rows(path: Path) -> Rows:
+    """Yield where each row stands ("rows.jsonl, line 731"; "rows.json, row 17 (index 16)") and its value.
+
+    The value of a row that cannot be parsed is a `UserError` that says why, so that the caller can leave it out.
+    Every kind of file but .json is streamed.
+
+    Raises:
+        UserError: the whole file cannot be used; the message names it, the cause and what helps.
+    """
+    if not path.is_file():
+        raise no_file(path)
+    read = find_reader(path)
+    any_row = False
+    try:
+        with open_plain(path) as stream:
+            start = stream.peek(2)[:2]
+            if not start:
+                raise UserError(f"{path} is empty.")
+            if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise UserError(f"{path} is UTF-16 text; save it as UTF-8.")
+            for where, value in read(path, stream):
+                any_row = True
+                yield where, value
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
+        if isinstance(e, OSError) and e.strerror:
+            raise UserError(f"Cannot read {path}: {e.strerror}.") from e
+        raise UserError(f"{path} cannot be unpacked: {e}. Fetch or compress the file again.") from e
+    if not any_row:
+        raise UserError(f"{path} has no rows.")
+
+
+def endings(path: Path) -> tuple[str, str]:
+    """The ending that tells the form and the one that tells the compression, both in lower case."""
+    name = Path(path.name.lower())
+    compression = name.suffix if name.suffix in COMPRESSIONS else ""
+    return (Path(name.stem).suffix if compression else name.suffix), compression
+
+
+def no_file(path: Path) -> UserError:
+    if path.is_dir():
+        return UserError(f"{path} is a folder; a file of rows is wanted.")
+    siblings = path.parent.iterdir() if path.parent.is_dir() else iter(())
+    near = [p for p in siblings if endings(p)[0] in READERS]
+    hint = nearest(str(path), map(str, near)) if nearest(path.name, [p.name for p in near]) else ""
+    return UserError(f"No file {str(path)!r} (--data.json_path).{hint}")
+
+
+def find_reader(path: Path) -> Reader:
+    form = endings(path)[0]
+    if form not in READERS:
+        raise UserError(
+            f"{path} is no .json, .jsonl, .csv, .tsv or .parquet file "
+            f"(.ndjson is read as .jsonl; each may be compressed: {', '.join(COMPRESSIONS)})."
+        )
+    return READERS[form]
+
+
+def open_plain(path: Path) -> io.BufferedReader:
+    """The bytes of a file, unpacked while they are read."""
+    compression = endings(path)[1]
+    if compression == ".zst":
+        return io.BufferedReader(Chunks(unpack_zst(path)))
+    opener: Any = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(compression, open)
+    return io.BufferedReader(opener(path, "rb"))
+
+
+class Chunks(io.RawIOBase):
+    """An iterator of bytes as a file."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self.chunks, self.rest = chunks, memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        while not self.rest:
+            chunk = next(self.chunks, None)
+            if chunk is None:
+                return 0
+            self.rest = memoryview(chunk)
+        n = min(len(buffer), len(self.rest))
+        buffer[:n], self.rest = self.rest[:n], self.rest[n:]
+        return n
+
+
+def unpack_zst(path: Path) -> Iterator[bytes]:
+    """The frames of a .zst file. (The package's own reader takes a file that was cut short for a whole one.)"""
+    zstandard = require("zstandard", "data")
+    frame = None
+    with open(path, "rb") as f:
+        while data := f.read(1 << 12):
+            while data:
+                frame = frame or zstandard.ZstdDecompressor(max_window_size=1 << 31).decompressobj()
+                try:
+                    yield frame.decompress(data)
+                except zstandard.ZstdError as e:
+                    raise EOFError(str(e)) from e
+                data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
+    if frame:
+        raise EOFError("it ends in the midst of a frame")
+
+
+def parse_line(line: bytes, path: Path, number: int) -> Any:
+    """The value of a line of JSONL, or a UserError."""
+    where = f"{path}, line {number},"
+    try:
+        return json.loads(line.decode("utf-8").rstrip("\r\n"))
+    except json.JSONDecodeError as e:
+        return UserError(f"{where} is not JSON: {e.msg} at line {number}, column {e.colno}.")
+    except UnicodeDecodeError as e:
+        return UserError(f"{where} is not UTF-8 text (byte {e.start} of the line). Save the file as UTF-8.")
+    except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets within brackets
+        return UserError(f"{where} is JSON that cannot be read: {e}.")
+
+
+def read_jsonl(path: Path, stream: BinaryIO) -> Rows:
+    for number, line in enumerate(stream, 1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        if line.strip():
+            yield f"{path}, line {number}", parse_line(line, path, number)
+
+
+def read_json(path: Path, stream: BinaryIO) -> Rows:
+    try:
+        text = stream.read().decode("utf-8-sig")
+    except UnicodeDecodeError as e:
+        raise UserError(f"{path} is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from e
+    if not text.strip():
+        raise UserError(f"{path} is empty.")
+    values: Any = None
+    lines = False
+    try:
+        values = json.loads(text)
+    except json.JSONDecodeError as e:
+        first = text.lstrip().partition("\n")[0]
+        lines = e.msg == "Extra data" and isinstance(parse_line(first.encode(), path, 1), dict)
+        if not lines:
+            raise UserError(f"{path} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}.") from e
+    except (ValueError, RecursionError) as e:
+        raise UserError(f"{path} is JSON that cannot be read: {e}.") from e
+    del text
+    if lines:  # JSONL under the name of JSON
+        with open_plain(path) as again:
+            yield from read_jsonl(path, again)
+        return
+    if isinstance(values, dict) and len(values) == 1 and isinstance(next(iter(values.values())), list):
+        values = next(iter(values.values()))  # {"data": [...]}
+    if not isinstance(values, list):
+        raise UserError(f"{path} holds {kind(values)}; a list of rows is wanted.")
+    for i, value in enumerate(values):
+        yield f"{path}, row {i + 1} (index {i})", value
+
+
+def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
+    csv.field_size_limit(2**31 - 1)
+    # bytes that are not UTF-8 become halves of surrogates, which nothing else in UTF-8 text can
+    text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
+    reader = csv.reader(text, delimiter=delimiter, strict=True)
+    header: Optional[list[str]] = None
+    while True:
+        number = reader.line_num + 1  # where the row begins; its cells may hold line ends
+        where = f"{path}, line {number}"
+        problem = None
+        try:
+            cells = next(reader)
+            "".join(cells).encode()
+        except StopIteration:
+            break
+        except csv.Error as e:
+            if "unexpected end" in str(e):
+                raise UserError(f'{where}, opens a cell with " that is never closed.') from e
+            problem = UserError(f"{where}, is not {'TSV' if delimiter != ',' else 'CSV'}: {e}.")
+        except UnicodeEncodeError:
+            problem = UserError(f"{where}, is not UTF-8 text. Save the file as UTF-8.")
+        if problem is None and not cells:
+            continue
+        if header is None:
+            if problem:
+                raise problem
+            check_names(cells, f"{where}, the header,")
+            header = cells
+            continue
+        if problem is None and len(cells) != len(header):
+            problem = UserError(
+                f"{where}, has {len(cells)} cells where the header has {len(header)}. "
+                'Put a cell that holds the delimiter or a line end between ".'
+            )
+        yield where, problem or dict(zip(header, cells))
+
+
+def check_names(names: list[str], where: str) -> None:
+    twice = next((name for name in names if names.count(name) > 1), None)
+    if twice is not None:
+        raise UserError(f"{where} names {twice!r} twice. Rename one of the columns.")
+
+
+def read_tsv(path: Path, stream: BinaryIO) -> Rows:
+    return read_csv(path, stream, "\t")
+
+
+def read_parquet(path: Path, stream: BinaryIO) -> Rows:
+    pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
+    row = 0
+    with tempfile.TemporaryFile() as plain:
+        if endings(path)[1]:  # Parquet is read from its end
+            copyfileobj(stream, plain)
+            stream = cast(BinaryIO, plain)
+        try:
+            file = parquet.ParquetFile(stream)
+            check_names(file.schema_arrow.names, str(path))
+            for batch in file.iter_batches(batch_size=256):
+                for value in batch.to_pylist():
+                    yield f"{path}, row {row + 1} (index {row})", value
+                    row += 1
+        except UnicodeDecodeError as e:
+            raise UserError(f"{path} holds text that is not UTF-8, in row {row + 1} or soon after.") from e
+        except (pyarrow.ArrowException, OSError) as e:
+            raise UserError(f"{path} is not a Parquet file that can be read: {' '.join(str(e).split())}") from e
+
+
+READERS: dict[str, Reader] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".ndjson": read_jsonl,
+    ".csv": read_csv,
+    ".tsv": read_tsv,
+    ".parquet": read_parquet,
+}

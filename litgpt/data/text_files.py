@@ -1,0 +1,61 @@
+"""Plain text, for continued pretraining."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from litgpt.data.base import DataModule, Source, TextPiece
+from litgpt.errors import UserError
+
+PIECE = 1 << 20  # characters of a long document that are tokenized at once
+
+
+@dataclass(frozen=True)
+class TextSource(Source):
+    """A text file: one document."""
+
+    def rows(self) -> Iterator[tuple[str, Any]]:
+        with open(self.path, encoding="utf-8-sig", newline="") as f:
+            try:
+                piece, first = f.read(PIECE) + f.readline(), True
+                while piece:
+                    following = f.read(PIECE) + f.readline()
+                    yield str(self.path), TextPiece(piece, first, last=not following)
+                    piece, first = following, False
+            except UnicodeDecodeError as e:
+                raise UserError(f"{self.path} is not UTF-8 text ({e.reason}).") from e
+
+
+class TextFiles(DataModule):
+    """Text files, each a document: every token is trained, and documents are cut into rows and packed.
+
+    Args:
+        train_data_path: A text file, a folder of .txt files, or a list of them.
+        val_data_path: The same for validation; by default a share of the rows is held back.
+    """
+
+    packed = True
+
+    def __init__(
+        self,
+        train_data_path: Union[str, list[str]],
+        val_data_path: Optional[Union[str, list[str]]] = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.train_data_path, self.val_data_path = train_data_path, val_data_path
+
+    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+        val = text_sources(self.val_data_path, "val_data_path") if self.val_data_path else None
+        return text_sources(self.train_data_path, "train_data_path"), val
+
+
+def text_sources(paths: Union[str, list[str]], option: str) -> list[Source]:
+    found: list[Source] = []
+    for path in [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]:
+        files = sorted(path.rglob("*.txt")) if path.is_dir() else [path] if path.is_file() else []
+        if not files:
+            raise UserError(f"--data.{option}: {path} is no text file and no folder with .txt files.")
+        found += [TextSource(file) for file in files]
+    return found

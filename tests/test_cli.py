@@ -1,0 +1,345 @@
+"""The command line: what stands before what, recipes by name, older spellings, and options that do not change unseen.
+
+`python -m tests.test_cli` writes `cli_flags.txt` anew.
+"""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from jsonargparse import ArgumentParser
+
+import litgpt
+import litgpt.data
+from litgpt.__main__ import COMMANDS, main, spoken
+from litgpt.cli import find_recipe, make_parser
+from litgpt.data import DataModule
+
+ROOT = Path(__file__).parent.parent
+FLAGS = Path(__file__).with_name("cli_flags.txt")
+RECIPE = ROOT / "config_hub" / "finetune" / "llama-3.2-1B" / "lora.yaml"
+LORA = ["finetune", "lora"]
+
+
+@pytest.fixture
+def settings(capsys: pytest.CaptureFixture) -> Callable[..., Any]:
+    """What a command line comes to, as `--print_config` has it."""
+
+    def run(*words: object) -> Any:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, words), "--print_config"])
+        run.out, run.err = capsys.readouterr()  # type: ignore[attr-defined]
+        assert not stop.value.code, run.err  # type: ignore[attr-defined]
+        return yaml.safe_load(run.out)  # type: ignore[attr-defined]
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Path]:
+    """Write a config file."""
+
+    def write(name: str, **fields: object) -> Path:
+        (tmp_path / name).write_text(yaml.safe_dump(fields))
+        return tmp_path / name
+
+    return write
+
+
+# starting
+
+
+def python(code: str, cwd: Path, path: Path = ROOT) -> str:
+    run = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=cwd,
+        env={**os.environ, "PYTHONPATH": str(path)},
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("words", [None, ["-h"], ["--version"], []], ids=["import", "-h", "--version", "nothing"])
+def test_starts_light(words, tmp_path):
+    call = "" if words is None else f"from litgpt.__main__ import main; main({words})"
+    code = f"import sys, litgpt; {call}\nprint(sorted({{'torch', 'jsonargparse', 'lightning'}} & {{*sys.modules}}))"
+    assert python(code, tmp_path).endswith("[]\n")
+
+
+def test_help_lists_every_command(capsys):
+    main(["-h"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    assert COMMANDS and all(f"{spoken(name)} {about}" in lines for name, (_, about) in COMMANDS.items())
+
+
+def test_version(capsys):
+    main(["--version"])
+    assert capsys.readouterr().out == f"{litgpt.__version__}\n"
+
+
+# what beats what
+
+
+def test_spellings_of_one_command(settings):
+    expected = settings("finetune", "lora", "X")
+    assert expected["checkpoint_dir"] == "X" and expected["lora_r"] == 8
+    for words in (
+        ["finetune_lora", "X"],
+        ["finetune", "X"],
+        ["finetune", "lora", "--checkpoint_dir", "X"],
+        ["finetune_lora", "--checkpoint_dir=X"],
+        ["finetune", "--checkpoint_dir", "X"],
+    ):
+        assert settings(*words) == expected, words
+
+
+def test_every_place_of_the_model_and_the_flags(settings, config):
+    file = config("c.yaml", checkpoint_dir="Z", lora_r=5, lora_alpha=6, train={"epochs": 2, "max_steps": 9})
+    model, flags, from_file = ["X"], ["--lora_r", "4", "--train.epochs=3", "--lora_key", "true"], ["--config", file]
+    expected = settings(*LORA, "X", *flags, *from_file)
+    assert expected["checkpoint_dir"] == "X" and expected["lora_r"] == 4 and expected["lora_key"] is True
+    assert expected["lora_alpha"] == 6.0 and expected["lora_dropout"] == 0.05
+    assert {k: expected["train"][k] for k in ("epochs", "max_steps", "min_lr")} == dict(epochs=3, max_steps=9, min_lr=0)
+    for words in (
+        [*from_file, *model, *flags],
+        [*flags, *from_file, *model],
+        [*model, *from_file, *flags],
+        [*from_file, *flags, *model],
+        [*flags, *model, *from_file],
+        [*flags, f"--config={file}", "--checkpoint_dir", "X"],
+        ["--checkpoint_dir", "X", f"--config={file}", *flags],
+    ):
+        assert settings(*LORA, *words) == expected, words
+
+
+def test_a_flag_of_the_chosen_class_beats_its_file(settings, config):
+    data = {"class_path": "JSON", "init_args": {"json_path": "a.json", "mask_prompt": True}}
+    optimizer = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.5, "momentum": 0.9}}
+    file = config("c.yaml", data=data, optimizer=optimizer)
+    got = settings(*LORA, "X", "--data.json_path", "b.json", "--optimizer.lr", "0.25", "--config", file)
+    assert got["data"]["init_args"]["json_path"] == "b.json" and got["data"]["init_args"]["mask_prompt"] is True
+    assert got["optimizer"]["init_args"]["lr"] == 0.25 and got["optimizer"]["init_args"]["momentum"] == 0.9
+
+
+def test_switches_may_stand_without_a_value(settings):
+    got = settings(*LORA, "--overwrite", "X", "--lora_key", "--lora_query", "false", "--lora_mlp=false", "--lora_head")
+    assert got["checkpoint_dir"] == "X"
+    switches = ("overwrite", "lora_key", "lora_query", "lora_mlp", "lora_head")
+    assert [got[name] for name in switches] == [True, True, False, False, True]
+
+
+def test_the_later_of_two_files_wins(settings, config):
+    one = config("1.yaml", checkpoint_dir="A", lora_r=1, lora_alpha=10, train={"epochs": 1, "max_steps": 10})
+    two = config("2.yaml", checkpoint_dir="B", lora_r=2, train={"epochs": 2})
+    for first, second, r, epochs in ((one, two, 2, 2), (two, one, 1, 1)):
+        got = settings(*LORA, "--config", first, f"--config={second}")
+        assert (got["lora_r"], got["train"]["epochs"]) == (r, epochs)
+        assert (got["lora_alpha"], got["train"]["max_steps"]) == (10, 10)
+        assert got["checkpoint_dir"] == ("B" if r == 2 else "A")
+
+
+TYPICAL = {
+    "finetune_lora": "--data JSON --data.json_path rows.json --optimizer.lr 2e-5 --precision bf16-true".split(),
+    "generate": ["--prompt", "null: 'ä' # 1\nand [2]", "--top_k", "null"],
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_printed_config_is_a_config(settings, tmp_path, command):
+    printed = settings(command, "X", *TYPICAL.get(command, []))
+    text = settings.out
+    assert settings(command, "--config", write(tmp_path / "c.yaml", text)) == printed
+    assert settings.out == text
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text, encoding="utf-8")
+    return path
+
+
+# recipes and URLs
+
+
+class NoRows(DataModule):
+    """Takes the place of a recipe's data set, which is not what is tested."""
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama-3.2-1B/lora",
+        "LLAMA-3.2-1b/LORA",
+        "llama-3.2-1b/lora.yaml",
+        "finetune/llama-3.2-1B/lora",
+        "config_hub/finetune/llama-3.2-1B/lora.yaml",
+        "config_hub/finetune/llama-3.2-1b/lora",
+        str(RECIPE),
+    ],
+)
+def test_recipe_from_anywhere(settings, monkeypatch, tmp_path, name):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(litgpt.data, "Alpaca2k", NoRows, raising=False)
+    assert find_recipe(name).read_bytes() == RECIPE.read_bytes()
+    got = settings("finetune", "lora", "X", "--config", name, "--train.epochs", 1)
+    expected = yaml.safe_load(RECIPE.read_text())
+    assert got["lora_r"] == expected["lora_r"] == 32 and got["checkpoint_dir"] == "X"
+    assert got["train"] | expected["train"] | {"epochs": 1} == got["train"] and got["train"]["epochs"] == 1
+    assert got["optimizer"]["init_args"]["betas"] == expected["optimizer"]["init_args"]["betas"]
+
+
+def test_a_file_here_comes_before_a_recipe(settings, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "llama-3.2-1B").mkdir()
+    write(tmp_path / "llama-3.2-1B" / "lora", "lora_r: 3\n")
+    assert settings(*LORA, "X", "--config", "llama-3.2-1B/lora")["lora_r"] == 3
+
+
+@pytest.fixture
+def server() -> Iterator[str]:
+    """Answers /c.yaml with a config, and nothing else."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            found = self.path == "/c.yaml"
+            self.send_response(200 if found else 404)
+            self.end_headers()
+            self.wfile.write(b"lora_r: 5\ntrain:\n  epochs: 2\n" if found else b"lora_r: 6\n")
+
+        def log_message(self, *args: object) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as http:
+        threading.Thread(target=http.serve_forever, args=(0.05,), daemon=True).start()
+        yield f"http://127.0.0.1:{http.server_port}"
+        http.shutdown()
+
+
+def test_config_at_a_url(settings, server, capsys):
+    got = settings(*LORA, "X", "--train.epochs", 3, "--config", f"{server}/c.yaml")
+    assert (got["lora_r"], got["train"]["epochs"]) == (5, 3)
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "lora", "X", "--config", f"{server}/d.yaml"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and f"{server}/d.yaml cannot be fetched" in error and "404" in error
+
+
+# what older recipes say
+
+
+def test_flat_keys_go_to_their_group(settings, config):
+    file = config("c.yaml", global_batch_size=8, train={"epochs": 2}, max_seq_length=64, lr_warmup_steps=3)
+    got = settings(*LORA, "X", "--config", file)
+    names = ("global_batch_size", "max_seq_length", "lr_warmup_steps", "epochs")
+    assert [got["train"][k] for k in names] == [8, 64, 3, 2]
+    for old in names[:3]:
+        assert f"litgpt: {file}: {old} is called train.{old}.\n" in settings.err
+    assert settings.err.count("\n") == 3
+
+
+def test_flat_flags_go_to_their_group(settings, config):
+    file = config("c.yaml", max_seq_length=32)
+    got = settings(*LORA, "X", "--max_seq_length", 64, "--global_batch_size=8", "--config", file)
+    assert (got["train"]["max_seq_length"], got["train"]["global_batch_size"]) == (64, 8)
+    assert "litgpt: --max_seq_length is called --train.max_seq_length.\n" in settings.err
+    assert "litgpt: --global_batch_size is called --train.global_batch_size.\n" in settings.err
+
+
+def test_the_grouped_key_wins_over_the_flat_one(settings, config):
+    one = config("1.yaml", epochs=7, train={"epochs": 2})  # yaml.safe_dump sorts: the flat key stands first
+    two = write(one.with_name("2.yaml"), "train:\n  epochs: 2\nepochs: 7\n")
+    assert [settings(*LORA, "X", "--config", f)["train"]["epochs"] for f in (one, two)] == [2, 2]
+
+
+def test_another_name(settings):
+    got = settings("merge_lora", "X", "--pretrained_checkpoint_dir", "Y")
+    assert got["base"] == "Y" and "--pretrained_checkpoint_dir is called --base" in settings.err
+
+
+# the options
+
+
+def parsers() -> dict[str, ArgumentParser]:
+    """A parser for every command, and one for the options of every data set."""
+    made: dict[str, ArgumentParser] = {name: make_parser(where, name) for name, (where, _) in COMMANDS.items()}
+    for name in sorted({*litgpt.data.__all__} - {"DataModule"}):
+        made[f"--data {name}"] = ArgumentParser()
+        made[f"--data {name}"].add_class_arguments(getattr(litgpt.data, name), "data")
+    return made
+
+
+def options(parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
+    """Names and actions, those of the library excepted."""
+    for action in parser._actions:
+        name = max(action.option_strings, key=len, default="")
+        library = name in ("", "--help", "--print_config") or name.endswith(".help")
+        if not library and type(action).__name__ != "_ActionConfigLoad":  # `--train FILE`, a whole group
+            yield name, action
+
+
+def flags_text() -> str:
+    lines = []
+    for command, parser in parsers().items():
+        for name, action in options(parser):
+            default = "required" if action.required else json.dumps(action.default, default=plain)
+            lines.append(f"{command} {name} {default}\n")
+    return "".join(lines)
+
+
+def plain(default: Any) -> Any:
+    return str(default) if isinstance(default, Path) else vars(default)
+
+
+def test_options_are_those_that_were_agreed_on():
+    text = FLAGS.read_text(encoding="utf-8")
+    assert flags_text().splitlines() == text.splitlines(), (
+        "Options or defaults changed. If that is meant, write tests/cli_flags.txt anew: python -m tests.test_cli"
+    )
+
+
+def test_every_option_is_explained():
+    found = [(command, name, action.help) for command, p in parsers().items() for name, action in options(p)]
+    assert len(found) > 40
+    assert not [(command, name) for command, name, text in found if not text or len(text) < 10]
+
+
+# the installed package
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the package as a wheel brings it."""
+    folder = tmp_path_factory.mktemp("wheel")
+    pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "-q"]
+    build = subprocess.run([*pip, "wheel", "--no-deps", "-w", folder, ROOT], capture_output=True, text=True)
+    if build.returncode and "No matching distribution found for hatchling" in build.stderr:
+        pytest.skip("building the wheel needs hatchling, which cannot be fetched: there is no network")
+    assert build.returncode == 0, build.stderr
+    (wheel,) = folder.glob("*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", folder / "lib", wheel], check=True)
+    return folder / "lib"
+
+
+def test_wheel_brings_the_recipes(installed, tmp_path):
+    code = "import litgpt.cli; print(litgpt.__file__); print(litgpt.cli.find_recipe('llama-3.2-1b/lora'))"
+    package, recipe = map(Path, python(code, tmp_path, installed).split())
+    assert package == installed / "litgpt" / "__init__.py"
+    assert recipe.is_relative_to(package.parent) and recipe.read_bytes() == RECIPE.read_bytes()
+    shipped = {p.relative_to(package.parent / "config_hub") for p in (package.parent / "config_hub").rglob("*.yaml")}
+    assert shipped == {p.relative_to(ROOT / "config_hub") for p in (ROOT / "config_hub").rglob("*.yaml")}
+    code = "import runpy, sys; sys.argv[1:] = ['-h']; runpy.run_module('litgpt', run_name='__main__')"
+    assert "finetune lora" in python(code, tmp_path, installed)
+
+
+if __name__ == "__main__":
+    FLAGS.write_text(flags_text(), encoding="utf-8", newline="\n")

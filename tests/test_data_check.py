@@ -1,0 +1,187 @@
+"""`litgpt data check`: what it reports, what counts as harm, and how bad rows are named or skipped."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from litgpt.__main__ import main
+from tests.conftest import make_rows
+
+
+def check(capsys: pytest.CaptureFixture, *words: object) -> tuple[int, str, str]:
+    try:
+        main(["data", "check", *map(str, words)])
+        code = 0
+    except SystemExit as e:
+        code = int(e.code or 0)
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+def write(path: Path, rows: list) -> Path:
+    path.write_text("\n".join(json.dumps(r) for r in rows) + "\n")
+    return path
+
+
+def test_report_and_json(llama, tmp_path, capsys):
+    rows = make_rows(20)
+    file = write(tmp_path / "rows.jsonl", [*rows, rows[0], rows[0]])
+    words = [llama, "--data", "JSON", "--data.json_path", file, "--data.mask_prompt", "true"]
+    code, out, _ = check(capsys, *words)
+    assert code == 0
+    assert "22 read: 22 alpaca" in out and "alpaca" in out and "row 3" in out
+    assert "[[" + rows[0]["output"] + "</s>]]" in out.replace("\n", " ") or "[[" in out
+    assert "Nothing here would spoil a run." in out
+
+    code, out, _ = check(capsys, *words, "--json")
+    report = json.loads(out)
+    assert code == 0 and report["harm"] == []
+    assert report["counts"]["rows"] == 22 and report["mask_prompt"]
+    assert report["train"]["rows"] + report["val"]["rows"] == 22
+    duplicates = report["duplicates"]
+    assert duplicates["train"] + duplicates["val"] == 2 and duplicates["across"] == 0
+    assert sum(n for _, _, n in report["train"]["histogram"]) == report["train"]["rows"]
+    assert 0 < report["train"]["trained_share"] < 0.5
+
+
+def test_the_same_config_as_a_finetune(llama, tmp_path, rows_file, capsys):
+    config = tmp_path / "c.yaml"
+    config.write_text(f"lora_r: 4\ndata:\n  class_path: JSON\n  init_args:\n    json_path: {rows_file}\n")
+    code, out, _ = check(capsys, llama, "--config", config, "--lora_mlp", "true", "--train.max_steps", 3)
+    assert code == 0 and "40 read" in out
+
+
+def harmful(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture, *words: object) -> str:
+    """The harm that the check finds and exits with 1 for; a finetune stops on the same."""
+    code, out, _ = check(capsys, llama, *words)
+    assert code == 1
+    line = next(line for line in out.splitlines() if line.startswith("HARM: ")).removeprefix("HARM: ")
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "lora", str(llama), *map(str, words), "--out_dir", str(tmp_path / "out")])
+    assert stop.value.code == 2 and line in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+    return line
+
+
+def test_validation_rows_that_are_trained_on(llama, tmp_path, capsys):
+    rows = make_rows(20)
+    train, val = write(tmp_path / "train.jsonl", rows), write(tmp_path / "val.jsonl", [*make_rows(5, seed=9), rows[3]])
+    line = harmful(llama, tmp_path, capsys, "--data", "JSON", "--data.json_path", train, "--data.val_path", val)
+    assert "1 of 6 validation rows are also trained on" in line and "take them out" in line
+
+
+def test_no_trained_token(llama, tmp_path, capsys):
+    file = write(tmp_path / "rows.jsonl", [{"instruction": "word " * 60, "output": "x"}] * 3)
+    words = ["--data", "JSON", "--data.json_path", file, "--data.mask_prompt", "true", "--train.max_seq_length", 20]
+    assert "No row is left to train on: of 3 rows are 3 without a trained token" in harmful(
+        llama, tmp_path, capsys, *words
+    )
+
+
+def test_stop_token_never_trained(llama, tmp_path, capsys):
+    file = write(tmp_path / "rows.jsonl", [{"instruction": "a", "output": f"{i} " * 200} for i in range(5)])
+    words = ["--data", "JSON", "--data.json_path", file, "--train.max_seq_length", 64]
+    assert "No row trains a stop token" in harmful(llama, tmp_path, capsys, *words)
+
+
+def test_double_bos(llama, tmp_path, capsys):
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{{ bos_token }}{{ bos_token }}{% for m in messages %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    words = ["--data", "JSON", "--data.json_path", write(tmp_path / "rows.jsonl", make_rows(5)),
+             "--data.prompt_style", template]  # fmt: skip
+    assert "begin with two BOS" in harmful(llama, tmp_path, capsys, *words)
+
+
+GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
+
+
+def message(role: str, content: object) -> dict:
+    return {"messages": [{"role": role, "content": content}, {"role": "assistant", "content": "x"}]}
+
+
+SURROGATE = '{"messages": [{"role": "user", "content": "a\\ud800"}, {"role": "assistant", "content": "x"}]}'
+BAD = {
+    "bad JSON": ('{"messages": [', "is not JSON", ""),
+    "unknown role": (json.dumps(message("usr", "hi")), "usr", "user"),
+    "content is a number": (json.dumps(message("user", 3)), "a number", "text"),
+    "NUL": (json.dumps(message("user", "a\0b")), "NUL", ""),
+    "half a surrogate": (SURROGATE, "surrogate", ""),
+    "2 MB": (json.dumps(message("user", "x" * 2_000_000)), "2,000,000", "--data.on_bad_row skip"),
+    "no answer": (json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "assistant", ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", BAD)
+def test_bad_rows_are_named_or_skipped(llama, tmp_path, capsys, kind):
+    line, named, remedy = BAD[kind]
+    file = tmp_path / "rows.jsonl"
+    lines = [
+        json.dumps({"messages": [{"role": "user", "content": f"hi {i}"}, GOOD["messages"][1]]}) for i in range(900)
+    ]
+    lines[730] = line
+    file.write_text("\n".join(lines))
+    words = [llama, "--data", "JSON", "--data.json_path", file]
+    code, out, err = check(capsys, *words)
+    assert code == 2 and out == "" and err.count("\n") == 1
+    assert f"{file}, line 731" in err and named in err and remedy in err
+    code, out, _ = check(capsys, *words, "--data.on_bad_row", "skip", "--json")
+    assert code == 0 and json.loads(out)["counts"]["bad"] == 1
+    assert json.loads(out)["train"]["rows"] + json.loads(out)["val"]["rows"] == 899
+
+
+def test_turns_that_the_template_forbids(llama, tmp_path, capsys):
+    template = tmp_path / "t.jinja"
+    template.write_text(
+        "{% for m in messages %}{% if (m.role == 'user') != (loop.index0 % 2 == 0) %}"
+        "{{ raise_exception('roles must alternate') }}{% endif %}{{ m.content }}{{ eos_token }}{% endfor %}"
+    )
+    twice = {"messages": [*GOOD["messages"], GOOD["messages"][1]]}
+    file = write(tmp_path / "rows.jsonl", [GOOD] * 3 + [twice])
+    code, _, err = check(capsys, llama, "--data", "JSON", "--data.json_path", file, "--data.prompt_style", template)
+    assert code == 2 and f"{file}, line 4" in err and "roles must alternate" in err and "--data.prompt_style" in err
+
+
+@pytest.mark.parametrize(("too_long", "kept"), [("cut", 11), ("drop", 10), ("error", 0)])
+def test_rows_that_are_too_long(llama, tmp_path, capsys, too_long, kept):
+    rows = [{"instruction": f"{i}", "output": "y"} for i in range(10)] + [{"instruction": "b", "output": "z " * 300}]
+    file = write(tmp_path / "rows.jsonl", rows)
+    words = [llama, "--data", "JSON", "--data.json_path", file, "--data.too_long", too_long, "--json",
+             "--train.max_seq_length", 150]  # fmt: skip
+    code, out, err = check(capsys, *words)
+    if too_long == "error":
+        assert code == 2 and "line 11 has" in err.replace(", has", " has") and "--data.too_long cut or drop" in err
+    else:
+        report = json.loads(out)
+        assert code == 0 and report["train"]["rows"] + report["val"]["rows"] == kept
+        assert report["counts"]["cut"] + report["counts"]["too_long"] == 1
+
+
+def test_columns_weights_and_several_paths(llama, tmp_path, capsys):
+    a = write(tmp_path / "a.jsonl", [{"q": f"q{i}", "a": "x"} for i in range(10)])
+    b = write(tmp_path / "b.jsonl", [{"q": f"r{i}", "a": "y"} for i in range(10)])
+    words = [llama, "--data", "JSON", "--data.json_path", f"[{a}, {b}]", "--data.val_split_fraction", 0, "--json"]
+    columns = ["--data.columns", "{instruction: q, output: a}"]
+    code, out, _ = check(capsys, *words, *columns, "--data.weights", "[2, 0.5]")
+    assert code == 0 and json.loads(out)["train"]["rows"] == 25
+    code, _, err = check(capsys, *words)
+    assert code == 2 and "no known form" in err
+
+
+def test_the_cache_is_never_stale(llama, tmp_path, capsys):
+    """A changed file, option or tokenizer makes new tokens."""
+    file = write(tmp_path / "rows.jsonl", make_rows(10))
+
+    def tokens(*words: object) -> int:
+        _, out, _ = check(capsys, llama, "--data", "JSON", "--data.json_path", file, "--json", *words)
+        report = json.loads(out)
+        return report["train"]["tokens"] + report["val"]["tokens"]
+
+    first = tokens()
+    assert tokens() == first
+    assert tokens("--train.max_seq_length", 100) < first
+    assert tokens("--data.prompt_style", "none") < first
+    write(file, [*make_rows(10)[:9], {"instruction": "other", "output": "other"}])
+    assert tokens() != first

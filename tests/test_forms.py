@@ -1,0 +1,395 @@
+"""Forms of rows: what each becomes, how it is recognised, and what is said of rows that cannot be used."""
+
+import json
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from litgpt.data.forms import FORMS, Row, recognise, rename, to_row
+from litgpt.data.row_files import read_rows
+from litgpt.errors import UserError
+
+CALL = {"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": 2}}}
+TOOLS = [{"name": "add", "parameters": {"type": "object"}}]
+
+
+def user(content: str, **more: Any) -> dict:
+    return {"role": "user", "content": content, **more}
+
+
+def bot(content: str, **more: Any) -> dict:
+    return {"role": "assistant", "content": content, **more}
+
+
+def system(content: str) -> dict:
+    return {"role": "system", "content": content}
+
+
+def says(who: str, value: Any) -> dict:
+    return {"from": who, "value": value}
+
+
+Q, A, B = user("q"), bot("a"), bot("b")
+
+
+def convert(fields: Any) -> tuple[str, Row | None]:
+    form = recognise(fields, "f.json, row 1 (index 0)")
+    return form, to_row(fields, form, "f.json, row 1 (index 0)")
+
+
+def messages(*given: dict, **more: Any) -> list[dict]:
+    row = convert({"messages": list(given), **more})[1]
+    assert row
+    return row.messages
+
+
+def error(fields: Any, form: str = "", **options: Any) -> str:
+    with pytest.raises(UserError) as e:
+        to_row(fields, form or recognise(fields, "f.jsonl, line 3"), "f.jsonl, line 3", **options)
+    assert str(e.value).startswith("f.jsonl, line 3, ") and "\n" not in str(e.value)
+    return str(e.value).removeprefix("f.jsonl, line 3, ")
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "row"),
+    [
+        ("alpaca", {"instruction": "q", "output": "a"}, Row([user("q", input=""), A])),
+        ("alpaca", {"instruction": "q", "input": None, "output": "a"}, Row([user("q", input=""), A])),
+        ("alpaca", {"instruction": "q", "input": "i", "output": "a", "text": "t"}, Row([user("q", input="i"), A])),
+        (
+            "alpaca",
+            {"instruction": "q", "context": "i", "response": "a", "category": "qa"},
+            Row([user("q", input="i"), A]),
+        ),
+        ("history", {"instruction": "q", "input": "", "output": "a", "history": []}, Row([user("q", input=""), A])),
+        (
+            "history",
+            {"instruction": "q", "output": "a", "history": [["1", "2"], ["3", "4"]]},
+            Row([user("1"), bot("2"), user("3"), bot("4"), user("q", input=""), A]),
+        ),
+        (
+            "history",
+            {"instruction": "q", "output": "a", "history": '[["1", "2"]]'},  # as CSV has it
+            Row([user("1"), bot("2"), user("q", input=""), A]),
+        ),
+        ("prompt_completion", {"prompt": "q", "completion": "a"}, Row([Q, A])),
+        ("prompt_completion", {"prompt": [system("s"), Q], "completion": [A]}, Row([system("s"), Q, A])),
+        ("question_answer", {"question": "q", "answer": "a"}, Row([Q, A])),
+        ("messages", {"messages": [system("s"), Q, A], "prompt": "q"}, Row([system("s"), Q, A])),
+        ("messages", {"messages": [Q, A], "tools": TOOLS}, Row([Q, A], TOOLS)),
+        ("messages", {"messages": [Q, A], "tools": json.dumps(TOOLS)}, Row([Q, A], TOOLS)),
+        ("messages", {"messages": json.dumps([Q, A]), "tools": ""}, Row([Q, A])),
+        ("messages", {"messages": [Q, A], "label": None, "output": None}, Row([Q, A])),
+        ("sharegpt", {"conversations": [says("human", "q"), says("gpt", "a")], "id": "1"}, Row([Q, A])),
+        (
+            "sharegpt",
+            {"system": "s", "conversations": [says("user", "q"), says("chatgpt", "a")], "tools": "[]"},
+            Row([system("s"), Q, A]),
+        ),
+        (
+            "sharegpt",
+            {
+                "conversations": [
+                    says("system", "s"),
+                    says("human", "q"),
+                    says("function_call", '{"name": "add", "arguments": {"a": 1, "b": 2}}'),
+                    says("observation", "3"),
+                    says("function_call", '[{"name": "add", "arguments": "{\\"a\\": 1, \\"b\\": 2}"}]'),
+                    says("function_response", "3"),
+                    says("bing", "a"),
+                ],
+                "tools": json.dumps(TOOLS),
+            },
+            Row(
+                [
+                    system("s"),
+                    Q,
+                    bot("", tool_calls=[CALL]),
+                    {"role": "tool", "content": "3"},
+                    bot("", tool_calls=[CALL]),
+                    {"role": "tool", "content": "3"},
+                    A,
+                ],
+                TOOLS,
+            ),
+        ),
+        ("preference", {"prompt": "q", "chosen": "a", "rejected": "b"}, Row([Q, A])),
+        ("preference", {"prompt": [system("s"), Q], "chosen": [A], "rejected": [B]}, Row([system("s"), Q, A])),
+        ("preference", {"prompt": "q", "chosen": [Q, A], "rejected": [Q, B]}, Row([Q, A])),
+        ("preference", {"prompt": [system("s"), Q], "chosen": [Q, A], "rejected": [Q, B]}, Row([system("s"), Q, A])),
+        (
+            "preference",
+            {"prompt": [system("t"), Q], "chosen": [system("s"), Q, A], "rejected": "b"},
+            Row([system("s"), Q, A]),
+        ),
+        ("preference", {"chosen": [Q, A], "rejected": [Q, B]}, Row([Q, A])),
+        ("preference", {"messages": [Q, B, Q], "chosen": A, "rejected": B}, Row([Q, B, Q, A])),
+        (
+            "preference",
+            {"conversations": [says("human", "q")], "chosen": says("gpt", "a"), "rejected": says("gpt", "b")},
+            Row([Q, A]),
+        ),
+        ("label", {"messages": [Q, A], "label": True}, Row([Q, A])),
+        ("label", {"conversations": [says("human", "q"), says("gpt", "a")], "kto_tag": True}, Row([Q, A])),
+        ("label", {"prompt": "q", "completion": "a", "label": "True"}, Row([Q, A])),
+        ("text", {"text": "t\n", "id": 3}, Row([], text="t\n")),
+        ("text", {"text": "t", "label": 1}, Row([], text="t")),
+        ("text", {"text": "x" * 1_000_001}, Row([], text="x" * 1_000_001)),
+    ],
+)
+def test_forms(form, fields, row):
+    before = json.dumps(fields)
+    found, made = convert(fields)
+    assert found == form
+    assert made == row
+    assert json.dumps(fields) == before, "the row of the file was changed"
+
+
+@pytest.mark.parametrize("label", [False, 0, "false", "False"])
+def test_unwanted_answers_are_left_out(label):
+    assert convert({"messages": [Q, A], "label": label}) == ("label", None)
+    assert convert({"prompt": "q", "completion": "a", "kto_tag": label}) == ("label", None)
+
+
+def test_roles():
+    said = [{"role": role, "content": "x"} for role in ("developer", "User", "tool", "function", "assistant")]
+    assert [m["role"] for m in messages(*said)] == ["system", "user", "tool", "tool", "assistant"]
+
+
+def test_contents():
+    parts = [{"type": "text", "text": "a", "image": None}, {"type": "text", "text": "b"}]
+    assert messages(user(parts), bot(None, tool_calls=[CALL]), A) == [user("ab"), bot("", tool_calls=[CALL]), A]
+
+
+def test_tool_calls():
+    def calls(*given: Any) -> list:
+        return messages(Q, bot("", tool_calls=list(given)))[1]["tool_calls"]
+
+    as_text = {"type": "function", "function": {"name": "add", "arguments": '{"a": 1, "b": 2}'}}
+    assert calls(as_text, CALL["function"]) == [CALL, CALL]
+    assert calls({**CALL, "id": "x"}, {**CALL, "id": None}) == [{**CALL, "id": "x"}, CALL]
+    assert calls({"name": "add", "arguments": "a=1"})[0]["function"]["arguments"] == "a=1"
+    assert calls({"name": "add", "arguments": None})[0]["function"]["arguments"] == {}
+    assert messages(Q, bot(None, function_call=as_text["function"]))[1] == bot("", tool_calls=[CALL])
+    result = {"role": "tool", "content": "3", "name": "add", "tool_call_id": "x", "else": 1}
+    assert messages(Q, result, A)[1] == {k: v for k, v in result.items() if k != "else"}
+    assert messages(Q, bot("a", reasoning_content="r", name=None, tool_calls=None)) == [
+        Q,
+        bot("a", reasoning_content="r"),
+    ]
+
+
+def test_which_messages_are_trained():
+    said = messages(
+        Q, bot("a", weight=0), Q, bot("a", weight=1), user("q", train=True), bot("a", train=False, weight=None)
+    )
+    assert [m.get("train") for m in said] == [None, False, None, True, True, False]
+    assert all(type(m["train"]) is bool for m in said if "train" in m)
+    assert "weight" not in said[1]
+
+
+def test_what_follows_the_last_answer_is_cut_off():
+    assert messages(Q, A, Q, {"role": "tool", "content": "3"}) == [Q, A]
+    assert convert({"prompt": "q", "chosen": [A, Q], "rejected": "b"})[1] == Row([Q, A])
+
+
+@pytest.mark.parametrize(
+    ("fields", "form"),
+    [
+        ({"messages": [Q, A], "chosen": A, "rejected": B}, "preference"),
+        ({"messages": [Q, A], "instruction": "q", "output": "a"}, "messages"),
+        ({"messages": [Q, A], "conversations": None, "kto_tag": True}, "label"),
+        ({"instruction": "q", "output": "a", "history": None}, "alpaca"),
+        ({"instruction": "q", "output": None}, "alpaca"),
+        ({"prompt": "q", "completion": "a", "text": "qa"}, "prompt_completion"),
+        ({"question": "q", "answer": "a", "label": "geography"}, "question_answer"),
+    ],
+)
+def test_which_form_wins(fields, form):
+    assert recognise(fields, "here") == form
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ("word", 'is text, not an object with instruction and output (as {"instruction": "..."'),
+        (None, "is null, not an object with instruction and output"),
+        ([1], "is a list, not an object with instruction and output"),
+        ({}, "is of no known form; it has no keys."),
+        ({"instruction": "q", "label": True}, "is of no known form; it has instruction, label. The forms are: pref"),
+        ({"instructoin": "q", "b": 1}, "it has instructoin, b. Did you mean 'instruction'? The forms are: "),
+        ({f"k{i}\n": 1 for i in range(1000)}, "k18, k19, .... The forms are: "),
+    ],
+)
+def test_not_recognised(fields, message):
+    text = error(fields)
+    assert message in text and len(text) < 1000
+    if isinstance(fields, dict):
+        assert all(f"{name} ({', '.join(form.keys)})" in text for name, form in FORMS.items())
+        assert "--data.columns" in text
+
+
+@pytest.mark.parametrize(
+    ("form", "fields", "message"),
+    [
+        ("alpaca", ["a"], "is a list, not an object with instruction and output (as {"),
+        ("messages", 3, "is a number, not an object with messages (as {"),
+        ("alpaca", {"instruction": "q", "input": ""}, "lacks output; it has instruction, input."),
+        ("alpaca", {}, "lacks instruction and output; it has no keys."),
+        ("alpaca", {"instruction": "q", "output": 3}, "has output '3', which is a number and not text."),
+        ("alpaca", {"instruction": "q", "response": 3}, "has response '3', which is a number and not text."),
+        ("alpaca", {"instruction": "q", "output": None}, "has output 'None', which is null and not text."),
+        (
+            "alpaca",
+            {"instruction": "q", "output": "a", "input": ["\n"]},
+            "has input \"['\\\\n']\", which is a list and",
+        ),
+        ("alpaca", {"instruction": "q", "output": "a", "context": 1}, "has context '1', which is a number and not"),
+        ("history", {"instruction": "q", "output": "a", "history": "x"}, "has history 'x', which is text and not a"),
+        ("history", {"instruction": "q", "output": "a", "history": [["1"]]}, "has history whose turn 1 is no list of"),
+        ("history", {"instruction": "q", "output": "a", "history": [["1", 2]]}, "has turn 1 of history '2', which is"),
+        ("question_answer", {"question": "q", "answer": True}, "has answer 'True', which is true or false and not"),
+        ("prompt_completion", {"prompt": "q", "completion": 3}, "has completion that is a number; a text or messages"),
+        ("prompt_completion", {"prompt": "q", "completion": []}, "has completion that is an empty list; a text or"),
+        ("prompt_completion", {"prompt": "q", "completion": [Q]}, "has completion without a message of the assistant"),
+        ("prompt_completion", {"prompt": ["q"], "completion": "a"}, "message 1 of prompt, is text, not an object with"),
+        ("preference", {"chosen": "a", "rejected": "b"}, "lacks prompt, messages or conversations; it has chosen, rej"),
+        ("preference", {"prompt": "q", "chosen": Q, "rejected": B}, "has chosen without a message of the assistant"),
+        ("preference", {"prompt": "q", "chosen": 3, "rejected": B}, "has chosen that is a number"),
+        ("label", {"messages": [Q, A], "label": "good"}, "has label 'good'; true (a wanted answer) or false is wanted"),
+        ("label", {"messages": [Q, A], "label": None, "kto_tag": 2}, "has kto_tag '2'; true"),
+        ("label", {"completion": "a", "label": True}, "lacks prompt; it has completion, label."),
+        ("text", {"text": 3}, "has text '3', which is a number and not text."),
+        ("text", {"text": "a\0"}, "has text with a NUL character (character 2). Mend the row; --data.on_bad_row skip"),
+        ("alpaca", {"instruction": "q\0", "output": "a"}, "has instruction with a NUL character (character 2)."),
+        ("alpaca", {"instruction": "q", "output": "a\ud800"}, "has output with half a surrogate pair (character 2)"),
+        (
+            "alpaca",
+            {"instruction": "q", "output": "x" * 1_000_001},
+            "has output of 1,000,001 characters, more than 1,000,000. --data.on_bad_row skip leaves such rows out.",
+        ),
+    ],
+)
+def test_rows_that_cannot_be_used(form, fields, message):
+    assert error(fields, form).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ([], "has no messages in messages. Its form is {"),
+        ([Q, "a"], "message 2, is text, not an object with role and content."),
+        ([Q, {"role": "assistnt", "content": "a"}], "message 2, has role 'assistnt', which is unknown; user, assis"),
+        ([{"role": 3, "content": "a"}], "message 1, has role '3', which is unknown"),
+        ([Q, {"content": "a"}], "message 2, lacks role; it has content."),
+        ([Q, {"role": "assistant"}], "message 2, lacks content; it has role."),
+        ([Q, bot(None)], "message 2, has content 'None', which is null and not text."),
+        ([Q, bot(3)], "message 2, has content '3', which is a number and not text."),
+        ([says("human", 3), A], "message 1, has value '3', which is a number and not text."),
+        ([Q, Q], "has no message of the assistant, so nothing could be trained."),
+        (
+            [user([{"type": "image_url", "image_url": {}}]), A],
+            "message 1, has a part of its content that is of type 'im",
+        ),
+        ([user([{"type": "note", "text": "q"}]), A], "message 1, has a part of its content that is of type 'note'"),
+        ([user(["q"]), A], "message 1, has a part of its content that is text"),
+        ([user([{"type": "text", "text": "\0"}]), A], "message 1, has content with a NUL character"),
+        ([Q, bot("\udc00")], "message 2, has content with half a surrogate pair"),
+        ([Q, bot("x" * 1_000_001)], "message 2, has content of 1,000,001 characters"),
+        ([Q, bot("", tool_calls="x")], "message 2, has tool_calls that is text and not a list."),
+        ([Q, bot("", tool_calls=[{"function": "add"}])], "message 2, has a tool call"),
+        ([Q, bot("", tool_calls=["add"])], "message 2, has a tool call 'add'; its form is {"),
+        (
+            [Q, bot("", tool_calls=[{"name": "add", "arguments": {"a": ["\0"]}}])],
+            "message 2, has tool_calls with a NUL",
+        ),
+        ([Q, says("function_call", "add(1, 2)")], "message 2, has a tool call 'add(1, 2)'; its form is {"),
+        ([Q, bot("a", weight=0.5)], "message 2, has weight '0.5'; 0 or 1 is wanted."),
+        ([Q, bot("a", train="yes")], "message 2, has train 'yes'; true or false is wanted."),
+        ([Q, bot("a", name=3)], "message 2, has name '3', which is a number and not text."),
+    ],
+)
+def test_messages_that_cannot_be_used(said, message):
+    assert error({"messages": said}).startswith(message)
+
+
+def test_what_stands_beside_the_messages():
+    assert error({"messages": "q"}).startswith("has messages 'q', which is text and not a list.")
+    assert error({"messages": None}).startswith("has no messages in")
+    assert error({"messages": [Q, A], "tools": "add"}).startswith("has tools 'add', which is text and not a list.")
+    assert error({"messages": [Q, A], "tools": {"a": 1}}).startswith("has tools \"{'a': 1}\", which is an object")
+    assert error({"messages": [Q, A], "tools": [{"\0": 1}]}).startswith("has tools with a NUL character")
+    assert error({"messages": [Q, A], "system": 3}).startswith("has system '3', which is a number")
+    assert error({"messages": [system("s"), Q, A], "system": "t"}).startswith("has system and another text")
+    assert messages(system("s"), Q, A, system="s") == [system("s"), Q, A]
+    assert "Did you mean 'assistant'?" in error({"messages": [Q, {"role": "assistnt", "content": "a"}]})
+
+
+def test_no_such_form():
+    with pytest.raises(UserError, match=r"no form 'alpca'.* Did you mean 'alpaca'\?"):
+        to_row({}, "alpca", "here")
+
+
+def test_columns():
+    columns = {"instruction": "Frage", "output": "Antwort"}
+    fields = {"Frage": "q", "Antwort": "a", "output": "old", "input": "i"}
+    assert rename(fields, columns, "here") == {"instruction": "q", "output": "a", "input": "i"}
+    assert to_row(fields, "alpaca", "here", columns) == Row([user("q", input="i"), A])
+    assert rename({"input": "i", "output": "o"}, {"input": "output", "output": "input"}, "here") == {
+        "input": "o",
+        "output": "i",
+    }
+    assert recognise(rename({"instruction": "q", "output": "a"}, {"text": "output"}, "here"), "here") == "text"
+    message = "lacks Antwort, which --data.columns names for output; it has Frage, Antwrt. Did you mean 'Antwrt'?"
+    assert error({"Frage": "q", "Antwrt": "a"}, "alpaca", columns=columns) == message
+    assert error("q", "alpaca", columns=columns).startswith("is text, not an object with")
+    with pytest.raises(UserError, match=r"--data.columns answr: .* Did you mean 'answer'\?"):
+        rename(fields, {"answr": "Antwort"}, "here")
+
+
+def test_rows_of_parquet(tmp_path):
+    """Objects from Parquet have every key of the column, null where a row has none."""
+    arrow = pytest.importorskip("pyarrow")
+    import pyarrow.parquet
+
+    rows = [
+        {"messages": [Q, bot("a", weight=0), Q, bot(None, tool_calls=[{"id": "1", **CALL}]), A], "tools": TOOLS},
+        {"messages": [Q, A]},
+    ]
+    pyarrow.parquet.write_table(arrow.Table.from_pylist(rows), tmp_path / "a.parquet")
+    made = [to_row(value, recognise(value, where), where) for where, value in read_rows(tmp_path / "a.parquet")]
+    calls = bot("", tool_calls=[{"id": "1", **CALL}])
+    assert made == [Row([Q, bot("a", train=False), Q, calls, A], TOOLS), Row([Q, A])]
+
+
+@pytest.mark.parametrize(
+    ("name", "form", "n", "n_left_out", "roles"),
+    [
+        ("alpaca_13k.json", "alpaca", 13354, 0, {"user": 13354, "assistant": 13354}),
+        ("alpaca_en_demo.json", "alpaca", 999, 0, {"user": 999, "assistant": 999}),
+        ("dolly_3k.json", "alpaca", 2996, 0, {"user": 2996, "assistant": 2996}),
+        ("identity.json", "alpaca", 91, 0, {"user": 91, "assistant": 91}),
+        ("instructions_1100.json", "alpaca", 1100, 0, {"user": 1100, "assistant": 1100}),
+        ("lima.json", "history", 1029, 0, {"user": 1082, "assistant": 1082}),
+        ("sharegpt_dummy.json", "sharegpt", 500, 0, {"user": 1000, "assistant": 1000}),
+        ("glaive_toolcall_en_demo.json", "sharegpt", 300, 0, {"user": 746, "assistant": 957, "tool": 211}),
+        ("dpo_en_demo.json", "preference", 300, 0, {"system": 80, "user": 563, "assistant": 563}),
+        ("kto_en_demo.json", "label", 150, 150, None),
+        ("gsm8k_train.jsonl", "question_answer", 7473, 0, {"user": 7473, "assistant": 7473}),
+        ("wikisql_train.jsonl", "text", 1000, 0, {}),
+    ],
+)
+def test_real_files(real_data, name, form, n, n_left_out, roles):
+    pairs = [(where, value) for where, value in read_rows(real_data / "instruct" / name)]
+    assert {recognise(value, where) for where, value in pairs} == {form}
+    made = [to_row(value, form, where) for where, value in pairs]
+    rows = [row for row in made if row]
+    assert (len(rows), made.count(None)) == (n, n_left_out)
+    assert roles is None or Counter(m["role"] for row in rows for m in row.messages) == roles
+    assert all(row.text if form == "text" else row.messages[-1]["role"] == "assistant" for row in rows)
+    if name.startswith("glaive"):
+        calls = [m["tool_calls"] for row in rows for m in row.messages if "tool_calls" in m]
+        assert len(calls) == 211 and all(isinstance(c[0]["function"]["arguments"], dict) for c in calls)
+        assert all(c[0]["function"]["name"] for c in calls)
+        assert sum(row.tools is not None for row in rows) == sum(value["tools"] != "[]" for _, value in pairs) > 0
