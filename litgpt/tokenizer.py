@@ -3,8 +3,9 @@
 import hashlib
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Optional, Protocol
+from typing import Any, Optional, Protocol
 
 from litgpt.errors import UserError
 from litgpt.files import read_json
@@ -146,9 +147,10 @@ class _FastEncoded:
         return first, last + 1
 
 
-class _PieceEncoded(NamedTuple):
-    """What sentencepiece returns; the first bytes of a character that is written as bytes stand for (i, i), an added BOS
-    for (0, 0)."""
+@dataclass
+class _PieceEncoded:
+    """What sentencepiece returns; the first bytes of a character that is written as bytes stand for (i, i), an added
+    BOS for (0, 0)."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]

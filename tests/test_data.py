@@ -9,6 +9,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 import pytest
+import torch
 
 from litgpt import Tokenizer
 from litgpt.data import JSON
@@ -66,6 +67,8 @@ def test_subset_and_longest(rows):
     some = rows.subset((rows.lengths < 4).nonzero().squeeze(1))
     assert len(some) == 2 and some.lengths.tolist() == [2, 3] and some.longest(1) == [1]
     assert some.batch([1, 0]).ids.tolist() == [[11, 12, 13, 9, 10]]
+    again = some.subset(torch.tensor([1, 1]))
+    assert again.batch([0, 1]).ids.tolist() == [[11, 12, 13] * 2]
 
 
 @pytest.mark.parametrize("mask_prompt", [False, True])

@@ -114,7 +114,7 @@ class DataModule:
             for conversations; chat for the template; the name of a style; none; or a file with a Jinja template.
         train_on: Which words are trained: assistant for those of all answers, last for the last answer's, all for
             the prompts too; instead of mask_prompt.
-        too_long: What becomes of a row longer than train.max_seq_length: it is cut, dropped, or ends the run with an error.
+        too_long: What becomes of a row longer than train.max_seq_length: cut it, drop it, or end with an error.
         on_bad_row: What happens to a row that cannot be used: stop with an error, or skip and count it.
         ignore_index: Accepted for older recipes; tokens that are not trained carry no number here.
         seed: Chooses the rows that are held back.
