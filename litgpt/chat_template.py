@@ -134,27 +134,25 @@ class ChatTemplate:
         return Rendered(whole, answers)
 
     def quick_start(self, whole: str, words: str) -> Optional[int]:
-        """Where the last answer begins, found by what stands before every answer, without rendering the prompt again.
-
-        None if it is not found there; a text that says the same elsewhere stands before it.
-        """
-        before, between = self.header
-        at = whole.rfind(before + between + words) if before and words else -1
-        return at + len(before) if at >= 0 else None
+        """Where the last answer begins, seen from what the template writes around every answer, without rendering the
+        prompt again. None if the text does not end in that way."""
+        before, between, after = self.frame
+        end = between + words + after
+        return len(whole) - len(end) if before and words and whole.endswith(before + end) else None
 
     @cached_property
-    def header(self) -> tuple[str, str]:
-        """What ends every prompt, and what the template writes between the prompt and the words of the answer."""
+    def frame(self) -> tuple[str, str, str]:
+        """What ends every prompt, and what stands between it and the words of the last answer, and behind these."""
         try:
             prompts = [self.prompt([{"role": "user", "content": text}]) for text in ("a", "other (b)")]
             whole = self.render([{"role": "user", "content": "a"}, {"role": "assistant", "content": "(answer)"}], False)
         except UserError:
-            return "", ""
+            return "", "", ""
+        if not whole.startswith(prompts[0]) or "(answer)" not in whole:
+            return "", "", ""
         shared = shared_length(prompts[0][::-1], prompts[1][::-1])
-        start = shared_length(prompts[0], whole)
-        if start < len(prompts[0]):  # the answer begins within what the prompt writes
-            return "", ""
-        return prompts[0][len(prompts[0]) - shared :], whole[start : whole.rindex("(answer)")]
+        between, _, after = whole[len(prompts[0]) :].rpartition("(answer)")
+        return prompts[0][len(prompts[0]) - shared :], between, after
 
     def turn_end(self, special_tokens: Collection[str]) -> Optional[str]:
         """The special token that closes an answer, found by rendering one; None if the template writes none."""

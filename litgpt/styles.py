@@ -3,6 +3,7 @@
 import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Optional
 
 from litgpt.chat_template import Message, Rendered
@@ -98,7 +99,13 @@ class NamedStyle:
 
 def fill(text: str, **values: str) -> str:
     """`text` with each `{name}` replaced by its value; what a value holds is not looked at."""
-    return re.sub(r"\{(\w+)\}", lambda match: values.get(match[1], match[0]), text)
+    parts = fields_of(text)  # text, name, text, name, ...
+    return "".join(values.get(part, f"{{{part}}}") if i % 2 else part for i, part in enumerate(parts))
+
+
+@cache
+def fields_of(text: str) -> list[str]:
+    return re.split(r"\{(\w+)\}", text)
 
 
 def joined(message: Message) -> str:

@@ -1,6 +1,7 @@
 """Text to token ids and back, as the checkpoint's own tokenizer does it."""
 
 import hashlib
+import re
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -116,7 +117,7 @@ class Tokenizer:
 
     def decode_stream(self, prompt: Sequence[int], new: Iterable[int]) -> Iterator[str]:
         """The text that each of the `new` ids adds behind `prompt`; a character is held back until it is whole."""
-        ids = list(prompt[-8:])  # what stands before decides whether a blank is shown
+        ids = list(prompt)  # all of it at first: a part may begin within a character
         start, shown = 0, len(ids)  # ids[start:shown] were shown; they are the context for the next ones
         for i in new:
             ids.append(i)
@@ -213,6 +214,7 @@ class _SentencePiece:
             raise UserError(f"{file} cannot be read: {e}.") from e
         self.add_bos = add_bos
         self.vocab_size = self.backend.vocab_size()
+        self.special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
 
     @property
     def special_tokens(self) -> list[str]:
@@ -227,8 +229,21 @@ class _SentencePiece:
         bos = [self.backend.bos_id()] if special and self.add_bos else []
         encoded: list[Encoded] = []
         for text in texts:
-            found = self.backend.encode(text, out_type="offset_mapping")
-            encoded.append(_PieceEncoded([*bos, *found["ids"]], [(0, 0)] * len(bos) + found["offsets"]))
+            ids, offsets, start = [*bos], [(0, 0)] * len(bos), 0
+            for match in (*self.special.finditer(text), None):
+                end = match.start() if match else len(text)
+                if end > start:
+                    before = "\n" if start else ""  # inside a text nothing gets the blank that stands before a text
+                    n = len(self.backend.encode(before))
+                    found = self.backend.encode(before + text[start:end], out_type="offset_mapping")
+                    ids += found["ids"][n:]
+                    shift = start - len(before)
+                    offsets += [(shift + a, shift + b) for a, b in found["offsets"][n:]]
+                if match:
+                    ids.append(self.backend.piece_to_id(match[0]))
+                    offsets.append(match.span())
+                    start = match.end()
+            encoded.append(_PieceEncoded(ids, offsets))
         return encoded
 
     def decode(self, ids: list[int], skip_special: bool) -> str:

@@ -21,7 +21,6 @@ import litgpt
 import litgpt.data
 from litgpt.__main__ import COMMANDS, main, spoken
 from litgpt.cli import find_recipe, make_parser
-from litgpt.data import DataModule
 
 ROOT = Path(__file__).parent.parent
 FLAGS = Path(__file__).with_name("cli_flags.txt")
@@ -171,10 +170,6 @@ def write(path: Path, text: str) -> Path:
 # recipes and URLs
 
 
-class NoRows(DataModule):
-    """Takes the place of a recipe's data set, which is not what is tested."""
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -189,7 +184,6 @@ class NoRows(DataModule):
 )
 def test_recipe_from_anywhere(settings, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(litgpt.data, "Alpaca2k", NoRows, raising=False)
     assert find_recipe(name).read_bytes() == RECIPE.read_bytes()
     got = settings("finetune", "lora", "X", "--config", name, "--train.epochs", 1)
     expected = yaml.safe_load(RECIPE.read_text())

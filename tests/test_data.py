@@ -240,15 +240,10 @@ def spm_alone(tokenizers: Path, target: Path) -> Path:
     return target
 
 
-NO_SPECIAL = pytest.mark.xfail(strict=True, reason="sentencepiece takes special tokens in a text for ordinary letters")
 CASES = [("tiny", "alpaca"), *((name, style) for name in REAL for style in ("alpaca", "chat"))]
 
 
-@pytest.mark.parametrize(
-    ("folder", "style"),
-    [pytest.param(*case, marks=NO_SPECIAL if case == ("llama-2 spm", "chat") else ()) for case in CASES],
-    indirect=["folder"],
-)
+@pytest.mark.parametrize(("folder", "style"), CASES, indirect=["folder"])
 def test_the_answers_and_eos_are_trained_and_nothing_else(request, folder, style, llama, tmp_path):
     fields = make_rows(40) + EMOJI_ROWS
     if folder != llama:
@@ -276,7 +271,6 @@ def test_the_answers_and_eos_are_trained_and_nothing_else(request, folder, style
         assert loaded.train.row(i)[0].tolist() == ids
 
 
-@NO_SPECIAL
 def test_sentencepiece_knows_special_tokens_in_a_text(real_data, tmp_path):
     text = "<s>[INST] Which? [/INST] This one. </s>"
     folders = (real_data / "tokenizers" / "llama-2", spm_alone(real_data / "tokenizers", tmp_path))

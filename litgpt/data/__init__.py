@@ -3,7 +3,7 @@
 from litgpt.data.alpaca import Alpaca
 from litgpt.data.alpaca_2k import Alpaca2k
 from litgpt.data.alpaca_gpt4 import AlpacaGPT4
-from litgpt.data.base import DataModule
+from litgpt.data.base import DataModule as DataModule
 from litgpt.data.deita import Deita
 from litgpt.data.dolly import Dolly
 from litgpt.data.flan import FLAN
@@ -20,7 +20,6 @@ __all__ = [
     "Alpaca",
     "Alpaca2k",
     "AlpacaGPT4",
-    "DataModule",
     "Deita",
     "Dolly",
     "LongForm",

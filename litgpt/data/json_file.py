@@ -49,8 +49,6 @@ class JSON(DataModule):
                 raise UserError(f"{folder} has no train file, such as train.json or train.jsonl.")
             train = [(str(files["train"]), self.weights[0])]
             val = val or [str(p) for p in [files["val"]] if p]
-        if val and self.val_split_fraction:
-            raise UserError("There are validation rows of their own: leave --data.val_split_fraction away.")
         more: dict[str, Any] = {"columns": self.columns, "form": self.format}
         return [Source(p, w, **more) for p, w in train], [Source(p, **more) for p in val] if val else None
 
