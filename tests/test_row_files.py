@@ -151,7 +151,7 @@ def test_csv_cells(tmp_path):
         ("a.json", " \n", " is empty."),
         ("a.jsonl", "", " is empty."),
         ("a.csv", "", " is empty."),
-        ("a.jsonl.gz", gzip.compress(b""), " is empty."),
+        ("a.jsonl.gz", gzip.compress(b"", mtime=0), " is empty."),
         ("a.json", '[\n {"instruction": }\n]', " is not JSON: Expecting value at line 2, column 18."),
         ("a.json", '[\n{"a": 1}\n]\n]', " is not JSON: Extra data at line 4, column 1."),
         ("a.json", "[" * 100_000, " is JSON that cannot be read: "),
@@ -169,7 +169,7 @@ def test_csv_cells(tmp_path):
         ("a.csv", 'a,b\n1,2\n3,"4\n5,6\n7,8\n', ', line 3, opens a cell with " that is never closed.'),
         ("a.jsonl", JSONL.decode().encode("utf-16"), " is UTF-16 text; save it as UTF-8."),
         ("a.txt", "hello", " is no .json, .jsonl, .csv, .tsv or .parquet file ("),
-        ("a.gz", gzip.compress(b"hello"), " is no .json, .jsonl, .csv, .tsv or .parquet file ("),
+        ("a.gz", gzip.compress(b"hello", mtime=0), " is no .json, .jsonl, .csv, .tsv or .parquet file ("),
         ("a.jsonl.gz", JSONL, " cannot be unpacked: Not a gzipped file"),
     ],
 )

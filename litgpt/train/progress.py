@@ -29,11 +29,12 @@ class Screen:
     """
 
     def __init__(self, active: bool) -> None:
-        self.console = Console(quiet=not active, highlight=False, soft_wrap=not sys.stdout.isatty(), file=sys.stdout)
+        width = None if sys.stdout.isatty() else 200  # a file or a pipe has no edge to wrap at
+        self.console = Console(quiet=not active, highlight=False, file=sys.stdout, width=width)
         self.bar: Optional[Progress] = None
 
     def say(self, text: str = "") -> None:
-        self.console.print(text, markup=False)
+        self.console.print(text, markup=False, soft_wrap=True)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
