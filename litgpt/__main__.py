@@ -11,6 +11,8 @@ from litgpt.errors import UserError, nearest
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (also: finetune)."),
     "data_check": ("litgpt.commands.data_check:main", "Look at the data of a finetune before it runs."),
+    "pretrain": ("litgpt.pretrain:setup", "Train all weights of a model on text, from scratch or further."),
+    "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
     "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
@@ -28,7 +30,7 @@ def usage() -> str:
 
 def spoken(command: str) -> str:
     """A command as it is typed: `finetune lora`."""
-    return command.replace("_", " ", 1) if command.startswith(("finetune", "data")) else command
+    return command.replace("_", " ", 1) if command.startswith(("finetune", "data", "tokenizer")) else command
 
 
 def main(argv: Optional[list[str]] = None) -> None:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +18,7 @@ CHATML = (  # for conversations where the checkpoint has no template
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 DICT_METHODS = frozenset(dir(dict))
+BLANKS = re.compile(r"\s*")
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which templates look for the same text
 
 
@@ -114,8 +116,8 @@ class ChatTemplate:
     ) -> Rendered:
         """A whole conversation, and where the assistant's words are.
 
-        An answer begins where the prompt before it and the whole text part, and ends with the first `turn_end` behind
-        its content: what the template writes after that (a line break, say) belongs to nobody.
+        An answer begins where the prompt before it and the whole text part, and ends with the `turn_end` that closes
+        it: what the template writes after that (a line break, say) belongs to nobody.
         """
         whole = self.render(messages, False, tools)
         answers = []
@@ -124,14 +126,38 @@ class ChatTemplate:
                 words = str(message.get("content") or "").strip()
                 start = self.quick_start(whole, words) if i == len(messages) - 1 else None
                 if start is None:
-                    start = shared_length(self.prompt(messages[:i], tools), whole)
-                behind = max(start, whole.find(words, start) + len(words))
-                if turn_end and (found := whole.find(turn_end, behind)) >= 0:
-                    end = found + len(turn_end)
-                else:
-                    end = shared_length(self.render(messages[: i + 1], False, tools), whole)
-                answers.append((start, end, i))
+                    start = shared_length(self.before(messages[:i], tools), whole)
+                answers.append((start, self.end(whole, start, messages, i, tools, turn_end), i))
         return Rendered(whole, answers)
+
+    def before(self, messages: Sequence[Message], tools: Optional[list]) -> str:
+        """The text that the answer to `messages` follows. Where none stand before it, few templates make a prompt, so
+        it is what an answer begins with that no other one has in common."""
+        if messages:
+            return self.prompt(messages, tools)
+        return self.render([{"role": "assistant", "content": "\uffff"}], False, tools)
+
+    def end(
+        self,
+        whole: str,
+        start: int,
+        messages: Sequence[Message],
+        i: int,
+        tools: Optional[list],
+        turn_end: Optional[str],
+    ) -> int:
+        """Where the stop token of answer `i` ends, which begins at `start`; without one, where its message ends."""
+        words = str(messages[i].get("content") or "").strip()
+        first = BLANKS.match(whole, start).end()  # type: ignore[union-attr]
+        as_written = whole.startswith(words, first) and not any(messages[i].get(k) for k in ("tool_calls", *REASONING))
+        if turn_end and as_written and (found := whole.find(turn_end, first + len(words))) >= 0:
+            return found + len(turn_end)
+        part = whole if i == len(messages) - 1 else self.render(messages[: i + 1], False, tools)
+        if turn_end:  # the answer may hold one itself, but the last in its message closes it
+            found = whole.rfind(turn_end, start, len(part)) if whole.startswith(part) else whole.find(turn_end, start)
+            if found >= 0:
+                return found + len(turn_end)
+        return shared_length(part, whole)
 
     def quick_start(self, whole: str, words: str) -> Optional[int]:
         """Where the last answer begins, seen from what the template writes around every answer, without rendering the

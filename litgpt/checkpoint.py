@@ -1,13 +1,16 @@
 """A Hugging Face model folder: opened lazily, read into a model one tensor at a time, and checked before."""
 
+import json
 import re
 from collections import defaultdict
+from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
 from torch import nn
 
 from litgpt.config import Config
@@ -161,3 +164,44 @@ def check_weights(model: GPT, checkpoint: Checkpoint) -> None:
 def is_tied(hf_name: str, config: Config) -> bool:
     """Whether this is the weight of a head that is the embedding."""
     return config.tie_embeddings and hf_name == "lm_head.weight"
+
+
+SHARD = 5 * 10**9  # bytes that a file of weights holds at most
+
+
+def write_model(model: GPT, fields: dict[str, Any], folder: Path) -> None:
+    """Write `config.json` and the weights, in files of at most 5 GB, under Hugging Face's names.
+
+    Args:
+        fields: The `config.json`; its dtype is set to that of the weights.
+    """
+    shards: list[dict[str, torch.Tensor]] = [{}]
+    for name, tensor in hf_weights(model):
+        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > SHARD:
+            shards.append({})
+        shards[-1][name] = tensor
+    many = len(shards) > 1
+    weight_map: dict[str, str] = {}
+    for i, tensors in enumerate(shards, start=1):
+        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
+        save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, folder / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
+    if many:
+        total = sum(t.nbytes for tensors in shards for t in tensors.values())
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
+        "dtype": str(model.dtype).removeprefix("torch.")
+    }
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def hf_weights(model: GPT) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pretrained weights by their Hugging Face names; fused ones in parts, a tied head not at all."""
+    table = name_table(model.config)
+    for name, (module, leaf) in base_parameters(model).items():
+        weight = getattr(module, leaf).detach()
+        parts = weight.split(getattr(module, "parts", (len(weight),)))
+        for hf, part in zip(table.to_hf(name.rpartition(".")[0]), parts):
+            if not is_tied(f"{hf}.{leaf}", model.config):
+                yield f"{hf}.{leaf}", part

@@ -1,12 +1,13 @@
 """From the words of a command line to the typed arguments of a command's function."""
 
 import importlib
+import inspect
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NoReturn, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -22,7 +23,15 @@ OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option
 
 
 class Parser(ArgumentParser):
-    """Raises `UserError` where the library would print its usage."""
+    """Raises `UserError` where the library would print its usage.
+
+    Attributes:
+        positional: The option that a word without a flag is the value of: the first one of the command's function.
+        takes_many: Whether that option takes a list.
+    """
+
+    positional: str
+    takes_many: bool
 
     def error(self, message: str, ex: Any = None) -> NoReturn:
         raise UserError(one_line(str(ex or message), self)) from None
@@ -60,8 +69,10 @@ def load(where: str) -> Callable[..., None]:
 
 def make_parser(where: str, command: str) -> Parser:
     function = load(where)
+    first = next(iter(inspect.signature(function).parameters.values()))
     parser = Parser(prog=f"litgpt {command}", description=(function.__doc__ or "").split("\n\n    Args:")[0])
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
+    parser.positional, parser.takes_many = first.name, get_origin(first.annotation) is list
     own = parser.add_function_arguments(function, as_positional=False)
     if command in ALSO_TAKES:
         parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(own))
@@ -94,9 +105,11 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]],
                 configs.append(relocate(read_config(value), parser, value))
             else:
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
+    if parser.takes_many and positional:
+        return configs, [f"--{parser.positional}={json.dumps(positional)}", *rest]
     if len(positional) > 1:
         raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
-    return configs, [*(f"--checkpoint_dir={p}" for p in positional), *rest]
+    return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
 
 
 def is_switch(flag: str, parser: Parser) -> bool:

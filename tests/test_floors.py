@@ -13,7 +13,7 @@ FLOORS = {
     1: ("model",),
     2: ("lora", "peft_folder", "families", "checkpoint", "tokenizer", "hub", "loading"),
     3: ("train", "data", "generate"),
-    4: ("finetune",),
+    4: ("finetune", "pretrain"),
     5: ("__main__", "cli", "commands"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}

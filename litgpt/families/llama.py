@@ -36,7 +36,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         n_query_groups=fields.get("num_key_value_heads"),
         head_size=fields.get("head_dim"),
         intermediate_size=fields["intermediate_size"],
-        norm_eps=fields.get("rms_norm_eps", 1e-6),
+        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
         attn_bias=attention_bias,
         attn_proj_bias=attention_bias,
         mlp_bias=bool(fields.get("mlp_bias", False)),

@@ -5,9 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.lora import LoRA
+from litgpt.model import GPT
 from litgpt.peft_folder import write_adapter
 from litgpt.train.method import Method
-from litgpt.train.run import finetune
+from litgpt.train.run import run
+from litgpt.train.start import Start
 
 
 def setup(
@@ -57,4 +59,9 @@ def setup(
         "litgpt merge_lora {final}",
         "litgpt validate {final}",
     )
-    finetune(Method("lora", lora.apply, partial(write_adapter, lora), next_commands), checkpoint_dir, out_dir, **kwargs)
+    method = Method("finetune lora", lora.apply, partial(save, lora), next_commands=next_commands)
+    run(method, Start.from_folder(checkpoint_dir), out_dir, **kwargs)
+
+
+def save(lora: LoRA, model: GPT, start: Start, folder: Path) -> None:
+    write_adapter(lora, model, start.base, folder)

@@ -70,6 +70,24 @@ class GPT(nn.Module):
             head = getattr(self.lm_head, "linear", self.lm_head)  # a method may have wrapped it
             head.weight = self.transformer.wte.weight
 
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """Draw all weights for a training from scratch.
+
+        Normal, with a standard deviation of sqrt(2 / (5 C)) (https://arxiv.org/abs/1910.05895), and of
+        2 / (n_layer sqrt(C)) where a layer writes into the stream (https://arxiv.org/abs/2204.06745).
+        """
+        width, layers = self.config.n_embd, self.config.n_layer
+        for name, module in self.named_modules():
+            if isinstance(module, (nn.Linear, nn.Embedding)):
+                writes = name.endswith(".proj")
+                std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
+                nn.init.normal_(module.weight, std=std)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+            elif isinstance(module, RMSNorm):
+                nn.init.ones_(module.weight)
+
     def forward(
         self, idx: torch.Tensor, documents: Optional[list[int]] = None, cache: Optional[KVCache] = None
     ) -> torch.Tensor:

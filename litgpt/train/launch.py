@@ -34,8 +34,11 @@ def pick_device(accelerator: Accelerator) -> torch.device:
     return torch.device(accelerator)
 
 
-def default_precision(device: torch.device) -> str:
-    """`bf16-true` where the device computes it natively, else `32-true`."""
+def default_precision(device: torch.device, all_trained: bool = False) -> str:
+    """`bf16-true` where the device computes it natively, else `32-true`.
+
+    Where all weights are trained they stay in float32: `bf16-mixed` on a GPU, else `32-true`.
+    """
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     elif device.type == "cpu":
@@ -43,6 +46,8 @@ def default_precision(device: torch.device) -> str:
         native = any(check() for check in checks if check is not None)
     else:
         native = False
+    if all_trained:
+        return "bf16-mixed" if native and device.type == "cuda" else "32-true"
     return "bf16-true" if native else "32-true"
 
 

@@ -5,22 +5,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.model import GPT
+from litgpt.train.start import Start
 
 
 @dataclass
 class Method:
-    """A finetuning method.
+    """A way of training.
 
     Args:
-        name: As in `litgpt finetune NAME`.
+        name: The command, as `finetune lora`.
         apply: Changes a model that was just built (its weights are not read yet) in place, and leaves
             `requires_grad` on what is to be trained.
-        save: Writes what was trained. Gets the model, the base model (its repository id or its absolute path), and
-            the folder.
+        save: Writes what was trained. Gets the model, where it started, and the folder.
+        saves_style: Whether the prompt style of the rows becomes that of the result.
         next_commands: What to try with the finished folder, each with `{final}` for its path.
     """
 
     name: str
     apply: Callable[[GPT], None]
-    save: Callable[[GPT, str, Path], None]
+    save: Callable[[GPT, Start, Path], None]
+    saves_style: bool = True
     next_commands: tuple[str, ...] = ()

@@ -1,4 +1,4 @@
-"""A finetuning run from its options to its folder: check, load, plan, train, save."""
+"""A training run from its options to its folder: check, load, plan, train, save."""
 
 import random
 import shutil
@@ -11,7 +11,6 @@ import yaml
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, PrecisionName, TrainArgs, run_settings
-from litgpt.checkpoint import Checkpoint, check_weights, load_weights
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.base import Loaded
@@ -22,10 +21,9 @@ from litgpt.errors import UserError
 from litgpt.files import whole_folder, write_text
 from litgpt.generate.engine import generate
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
-from litgpt.hub import find_folder, repository_id
+from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.prompts import save_style
-from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.launch import (
     DTYPES,
@@ -41,13 +39,14 @@ from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import Metrics, plot
 from litgpt.train.progress import Screen, duration, gigabytes
+from litgpt.train.start import Start
 
 HYPERPARAMETERS = "hyperparameters.yaml"
 
 
-def finetune(
+def run(
     method: Method,
-    checkpoint_dir: Path,
+    start: Start,
     out_dir: Path,
     data: Optional[DataModule] = None,
     precision: Optional[PrecisionName] = None,
@@ -61,15 +60,15 @@ def finetune(
     seed: int = 1337,
     overwrite: bool = False,
 ) -> Result:
-    """Finetune a model by a method.
+    """Train a model by a method.
 
     Args:
         method: What is trained, and how it is saved.
-        checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
+        start: The model and its weights before the first step.
         out_dir: Where everything is written; `final/` in it is the result.
         data: The rows, for example JSON with --data.json_path FILE.
-        precision: Of the base's weights and of the products; by default bf16-true where the device computes it
-            natively, else 32-true.
+        precision: Of the weights that were there before, and of the products. By default bf16-true where the device
+            computes it natively, else 32-true; where all weights are trained bf16-mixed on a GPU, else 32-true.
         devices: How many devices, or auto for all.
         num_nodes: How many machines.
         accelerator: The kind of device.
@@ -88,21 +87,20 @@ def finetune(
     check_out_dir(out_dir, overwrite)
     if data is None:
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
-    checkpoint = Checkpoint(find_folder(checkpoint_dir))
-    config = checkpoint.config
-    if overwrite and out_dir.resolve() in (checkpoint.folder.resolve(), *checkpoint.folder.resolve().parents):
+    config, source = start.config, start.tokenizer_folder.resolve()
+    if overwrite and out_dir.resolve() in (source, *source.parents):
         raise UserError(f"--out_dir {out_dir} holds the model itself: choose another folder.")
     if train.tie_embeddings not in (None, config.tie_embeddings):
         raise UserError(f"--train.tie_embeddings {train.tie_embeddings}: the checkpoint has {config.tie_embeddings}.")
     with torch.device("meta"):
         model = GPT(config)
     method.apply(model)
-    check_weights(model, checkpoint)
-    tokenizer = Tokenizer(checkpoint.folder)
+    start.check(model)
+    tokenizer = start.tokenizer()
     device = pick_device(accelerator)
-    name = precision or default_precision(device)
+    name = precision or default_precision(device, all_trained=all(p.requires_grad for p in model.parameters()))
 
-    loaded = data.load(tokenizer, checkpoint.folder, row_limit(train, config, data))
+    loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data))
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example
@@ -117,7 +115,7 @@ def finetune(
     if device.type == "cpu" and fabric.world_size > num_nodes:
         torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
     seed_everything(seed)
-    load_weights(model, checkpoint, DTYPES[name], fabric.device)
+    start.fill(model, DTYPES[name], fabric.device)
     made = optimizer([p for p in model.parameters() if p.requires_grad])
     if train.min_lr > made.param_groups[0]["lr"]:
         raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {made.param_groups[0]['lr']}.")
@@ -126,24 +124,24 @@ def finetune(
 
     screen = Screen(active=fabric.is_global_zero)
     on = f"{fabric.world_size} x {fabric.device.type}, {name}, {torch.get_num_threads()} threads each"
-    introduce(screen, method, checkpoint, model, loaded, train_rows, plan, train, on, out_dir)
+    introduce(screen, method, start, model, loaded, train_rows, plan, train, on, out_dir)
     if fabric.is_global_zero:
         clear(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
         write_settings(out_dir, name)
-    base = repository_id(checkpoint.folder) or str(checkpoint.folder.resolve())
 
     def save(folder_name: str, seal: bool = False) -> None:
         if fabric.is_global_zero:
             with whole_folder(out_dir / folder_name) as folder:
-                method.save(model, base, folder)
-                for file in TOKENIZER_FILES:
-                    if (checkpoint.folder / file).is_file():
-                        shutil.copyfile(checkpoint.folder / file, folder / file)
-                save_style(loaded.style, folder)
+                method.save(model, start, folder)
+                start.copy_tokenizer(folder)
+                if method.saves_style:
+                    save_style(loaded.style, folder)
                 write_settings(folder, name)
                 if seal:
-                    write_seal(make_seal(model, tokenizer, loaded.style, stored_dtypes(checkpoint)), folder)
+                    opened = Source.open(folder, base=start.checkpoint.folder if start.checkpoint else None)
+                    stored = stored_dtypes(opened.checkpoint)
+                    write_seal(make_seal(model, tokenizer, opened.style(), stored), folder)
         fabric.barrier()
 
     def example(when: str) -> None:
@@ -187,7 +185,7 @@ def units(rows: TokenizedRows, train: TrainArgs, config: Config, data: DataModul
 def introduce(
     screen: Screen,
     method: Method,
-    checkpoint: Checkpoint,
+    start: Start,
     model: GPT,
     loaded: Loaded,
     train_rows: Rows,
@@ -197,13 +195,13 @@ def introduce(
     out_dir: Path,
 ) -> None:
     """One screen: model, parameters, data, plan."""
-    config, counts = checkpoint.config, loaded.counts
+    config, counts = start.config, loaded.counts
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     n_all = sum(p.numel() for p in model.parameters())
     unit = "packs" if isinstance(train_rows, PackedRows) else "rows"
     tokens = train.global_batch_size * float(train_rows.lengths.float().mean())
     rows = [
-        ("model", f"{checkpoint.folder} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
+        ("model", f"{start.name} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
         ("parameters", f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})"),
         ("rows", describe_counts(counts) + ("; tokens from the cache" if loaded.cached else "")),
         ("training", describe(loaded.train)),
@@ -222,7 +220,7 @@ def introduce(
         rows.insert(
             5, ("packs", f"{len(train_rows):,} of at most {int(train_rows.lengths.max()):,} tokens, {full:.1%} full")
         )
-    screen.table(f"litgpt finetune {method.name}", rows)
+    screen.table(f"litgpt {method.name}", rows)
     if plan.cut_warmup is not None:
         screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the run; it is cut to {plan.warmup}.")
 

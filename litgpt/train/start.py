@@ -1,0 +1,115 @@
+"""Where the weights of a run begin: a model folder, or a random draw."""
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+import yaml
+
+from litgpt.checkpoint import Checkpoint, check_weights, load_weights
+from litgpt.config import Config
+from litgpt.errors import UserError
+from litgpt.families import read_config
+from litgpt.files import read_json
+from litgpt.hub import find_folder, repository_id
+from litgpt.model import GPT
+from litgpt.peft_folder import is_adapter
+from litgpt.tokenizer import FILES as TOKENIZER_FILES
+from litgpt.tokenizer import Tokenizer
+
+
+@dataclass
+class Start:
+    """The model before the first step.
+
+    Args:
+        fields: Its `config.json`.
+        config: The same, read.
+        tokenizer_folder: Where its tokenizer and its chat template are.
+        checkpoint: Its weights; None to draw them.
+    """
+
+    fields: dict[str, Any]
+    config: Config
+    tokenizer_folder: Path
+    checkpoint: Optional[Checkpoint] = None
+
+    @classmethod
+    def from_folder(cls, path: Path) -> "Start":
+        """A model folder, or the name of one under `checkpoints/`. Raises `UserError` if it cannot be used."""
+        folder = find_folder(path)
+        if is_adapter(folder):
+            raise UserError(f"{folder} is an adapter: merge it first (litgpt merge_lora {folder}), then train on that.")
+        checkpoint = Checkpoint(folder)
+        return cls(checkpoint.fields, checkpoint.config, folder, checkpoint)
+
+    @classmethod
+    def random(cls, fields: dict[str, Any], tokenizer_folder: Path) -> "Start":
+        """Random weights for a `config.json`; `vocab_size` is the tokenizer's where it is missing."""
+        tokenizer = Tokenizer(tokenizer_folder)
+        fields = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id, **fields}
+        fields = {"eos_token_id": tokenizer.eos_id, **fields}
+        config = read_config(fields, name="random")
+        if config.padded_vocab_size < tokenizer.vocab_size:
+            raise UserError(f"vocab_size {config.padded_vocab_size} is below the tokenizer's {tokenizer.vocab_size}.")
+        return cls(fields, config, tokenizer_folder)
+
+    @property
+    def name(self) -> str:
+        return str(self.checkpoint.folder) if self.checkpoint else "random weights"
+
+    @property
+    def base(self) -> str:
+        """What an adapter records: the repository id where it is known, else the absolute path."""
+        assert self.checkpoint is not None
+        return repository_id(self.checkpoint.folder) or str(self.checkpoint.folder.resolve())
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.tokenizer_folder)
+
+    def check(self, model: GPT) -> None:
+        """Raise `UserError` if the weights do not fit the model."""
+        if self.checkpoint is not None:
+            check_weights(model, self.checkpoint)
+
+    def fill(self, model: GPT, dtype: torch.dtype, device: torch.device) -> None:
+        """Give a model on the meta device its weights."""
+        if self.checkpoint is not None:
+            load_weights(model, self.checkpoint, dtype, device)
+        else:
+            trained = {name: p.requires_grad for name, p in model.named_parameters()}
+            model.to_empty(device=device).to(dtype)
+            model.tie_weights()
+            model.reset_parameters()
+            for name, p in model.named_parameters():
+                p.requires_grad_(trained[name])
+
+    def copy_tokenizer(self, folder: Path) -> None:
+        for file in TOKENIZER_FILES:
+            if (self.tokenizer_folder / file).is_file():
+                shutil.copyfile(self.tokenizer_folder / file, folder / file)
+
+
+def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:
+    """A `config.json` from a folder that has one, a YAML or JSON file, or fields given as they are; the latter win.
+
+    Raises:
+        UserError: none is given, or one cannot be read.
+    """
+    fields: dict[str, Any] = {}
+    if model is not None:
+        fields |= read_json(find_folder(model) / "config.json")
+    if isinstance(config, (str, Path)):
+        try:
+            path = Path(config)
+            config = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise UserError(f"--model_config {config} cannot be read: {e}.") from e
+    if config is not None and not isinstance(config, dict):
+        raise UserError("--model_config holds no fields of a config.json.")
+    fields |= config or {}
+    if not fields:
+        raise UserError("What model? Give a model folder, --model_config or --initial_checkpoint_dir.")
+    return fields
