@@ -24,8 +24,9 @@ $(VENV)/.installed: pyproject.toml
 	$(BIN)/python -m pip install -q -e '.[test,plot]'
 	touch $@
 
-demo: $(VENV)/.installed  ## finetune a small model, on rows that the project generates
-	$(BIN)/python demo.py
+demo: $(VENV)/.installed  ## teach the built-in model to add, in under two minutes
+	$(BIN)/litgpt finetune lora --config pico/lora --out_dir out/demo --overwrite
+	@echo "  litgpt finetune lora checkpoints/ORG/MODEL --data JSON --data.json_path my.json   # the same on a real model"
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .

@@ -99,6 +99,9 @@ class EvalArgs:
             say what it changed.
         final_validation: Validate on all rows after the last step.
         evaluate_example: The validation row whose prompt is answered before and after: first, random, or its number.
+        examples: How many rows are answered so, from that one on.
+        exact_match: Answer so many validation prompts before and after, and count the answers that are exactly the
+            row's; for short answers.
     """
 
     interval: int = 100
@@ -107,10 +110,18 @@ class EvalArgs:
     initial_validation: bool = True
     final_validation: bool = True
     evaluate_example: Union[Literal["first", "random"], int] = "first"
+    examples: int = 1
+    exact_match: Optional[int] = None
 
     def check(self) -> None:
         """Raise `UserError` for values that cannot be run; all that is wrong at once."""
-        wrong = positive("eval", interval=self.interval, max_new_tokens=self.max_new_tokens, max_iters=self.max_iters)
+        wrong = positive(
+            "eval",
+            interval=self.interval,
+            max_new_tokens=self.max_new_tokens,
+            max_iters=self.max_iters,
+            exact_match=self.exact_match,
+        )
         if isinstance(self.evaluate_example, int) and self.evaluate_example < 0:
             wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
         if wrong:

@@ -2,8 +2,8 @@
 
 import datetime
 import json
-import re
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -18,7 +18,6 @@ CHATML = (  # for conversations where the checkpoint has no template
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 DICT_METHODS = frozenset(dir(dict))
-BLANKS = re.compile(r"\s*")
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which templates look for the same text
 
 
@@ -116,26 +115,28 @@ class ChatTemplate:
     ) -> Rendered:
         """A whole conversation, and where the assistant's words are.
 
-        An answer begins where the prompt before it and the whole text part, and ends with the `turn_end` that closes
-        it: what the template writes after that (a line break, say) belongs to nobody.
+        An answer begins behind the prompt before it and ends with the `turn_end` that closes it: what the template
+        writes after that (a line break, say) belongs to nobody.
         """
         whole = self.render(messages, False, tools)
         answers = []
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                words = str(message.get("content") or "").strip()
-                start = self.quick_start(whole, words) if i == len(messages) - 1 else None
-                if start is None:
-                    start = shared_length(self.before(messages[:i], tools), whole)
+                start = self.start(whole, messages, i, tools)
                 answers.append((start, self.end(whole, start, messages, i, tools, turn_end), i))
         return Rendered(whole, answers)
 
-    def before(self, messages: Sequence[Message], tools: Optional[list]) -> str:
-        """The text that the answer to `messages` follows. Where none stand before it, few templates make a prompt, so
-        it is what an answer begins with that no other one has in common."""
-        if messages:
-            return self.prompt(messages, tools)
-        return self.render([{"role": "assistant", "content": "\uffff"}], False, tools)
+    def start(self, whole: str, messages: Sequence[Message], i: int, tools: Optional[list]) -> int:
+        """Where answer `i` begins. If the text does not begin with the prompt (the template writes something else once
+        an answer follows, or nothing stands before it), that is where another answer would make a difference."""
+        if i == len(messages) - 1 and (found := self.quick_start(whole, words_of(messages[i]))) is not None:
+            return found
+        with suppress(UserError):
+            prompt = self.prompt(messages[:i], tools)
+            if whole.startswith(prompt):
+                return len(prompt)
+        other = [*messages[:i], {"role": "assistant", "content": "\uffff"}, *messages[i + 1 :]]
+        return shared_length(self.render(other, False, tools), whole)
 
     def end(
         self,
@@ -147,17 +148,21 @@ class ChatTemplate:
         turn_end: Optional[str],
     ) -> int:
         """Where the stop token of answer `i` ends, which begins at `start`; without one, where its message ends."""
-        words = str(messages[i].get("content") or "").strip()
-        first = BLANKS.match(whole, start).end()  # type: ignore[union-attr]
-        as_written = whole.startswith(words, first) and not any(messages[i].get(k) for k in ("tool_calls", *REASONING))
-        if turn_end and as_written and (found := whole.find(turn_end, first + len(words))) >= 0:
-            return found + len(turn_end)
-        part = whole if i == len(messages) - 1 else self.render(messages[: i + 1], False, tools)
-        if turn_end:  # the answer may hold one itself, but the last in its message closes it
-            found = whole.rfind(turn_end, start, len(part)) if whole.startswith(part) else whole.find(turn_end, start)
+        words, more = words_of(messages[i]), any(messages[i].get(key) for key in ("tool_calls", *REASONING))
+        first = len(whole) - len(whole[start:].lstrip())
+        if turn_end and not more and whole.startswith(words, first):
+            found = whole.find(turn_end, first + len(words))
             if found >= 0:
                 return found + len(turn_end)
-        return shared_length(part, whole)
+        part = ""
+        with suppress(UserError):
+            part = whole if i == len(messages) - 1 else self.render(messages[: i + 1], False, tools)
+        if turn_end:  # the answer may hold one itself: the last one in its message closes it
+            unclear = not part or not whole.startswith(part)
+            found = whole.find(turn_end, start) if unclear else whole.rfind(turn_end, start, len(part))
+            if found >= 0:
+                return found + len(turn_end)
+        return max(start, shared_length(part, whole))
 
     def quick_start(self, whole: str, words: str) -> Optional[int]:
         """Where the last answer begins, seen from what the template writes around every answer, without rendering the
@@ -196,6 +201,11 @@ def shared_length(a: str, b: str) -> int:
     if b.startswith(a):
         return len(a)
     return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(a, b)))
+
+
+def words_of(message: Message) -> str:
+    """The content of a message without the blanks around it, which some templates drop."""
+    return str(message.get("content") or "").strip()
 
 
 def plain(message: Message) -> dict[str, Any]:

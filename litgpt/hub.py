@@ -5,6 +5,7 @@ from pathlib import Path
 from litgpt.errors import UserError, nearest
 
 CHECKPOINTS = Path("checkpoints")
+PICO = Path(__file__).parent / "pico"  # the model that comes with the package
 
 
 def find_folder(path: Path) -> Path:
@@ -16,6 +17,8 @@ def find_folder(path: Path) -> Path:
     for candidate in (path, CHECKPOINTS / path):
         if candidate.is_dir():
             return candidate
+    if str(path) == PICO.name:
+        return PICO
     if path.exists():
         raise UserError(f"{path} is a file; a model folder (with config.json and *.safetensors) is wanted.")
     known = [str(p.relative_to(CHECKPOINTS)) for p in CHECKPOINTS.glob("*/*") if p.is_dir()]

@@ -10,6 +10,7 @@ from litgpt.data.flan import FLAN
 from litgpt.data.json_file import JSON
 from litgpt.data.lima import LIMA
 from litgpt.data.longform import LongForm
+from litgpt.data.pico import PicoSums, PicoText
 from litgpt.data.text_files import TextFiles
 from litgpt.data.tinystories import TinyStories
 
@@ -23,6 +24,8 @@ __all__ = [
     "Deita",
     "Dolly",
     "LongForm",
+    "PicoSums",
+    "PicoText",
     "TextFiles",
     "TinyStories",
 ]

@@ -318,7 +318,7 @@ class TokenMaker:
                     self.attempt(counts, self.write, text, tokens, writer, counts)
 
             while chunk := list(itertools.islice(rows, AT_ONCE)):
-                counts.rows += len(chunk)
+                counts.rows += sum(not isinstance(raw, TextPiece) or raw.first for _, raw in chunk)
                 rendered = (self.attempt(counts, self.render, source, where, raw, counts) for where, raw in chunk)
                 texts = [text for text in rendered if text is not None]
                 special = [not text.own_special_tokens for text in texts]
@@ -377,12 +377,11 @@ class TokenMaker:
         marks = bytearray(b"\0" if self.mask_prompt else bytes([TRAINED])) * len(ids)
         for start, end, wanted in text.spans:
             first, behind = tokens.span(start, end)
-            mark = ANSWER | (TRAINED if wanted or not self.mask_prompt else 0)
+            mark = ANSWER | (TRAINED if wanted else 0)
             marks[first:behind] = bytes([mark]) * (behind - first)
         if not text.closed and self.tokenizer.eos_id is not None:
-            trained = text.spans[-1][2] or not self.mask_prompt
             ids = [*ids, self.tokenizer.eos_id]
-            marks.append(ANSWER | (TRAINED if trained else 0))
+            marks.append(ANSWER | (TRAINED if text.spans[-1][2] else 0))
         if text.document:
             for start in range(0, len(ids), self.max_length):
                 part = slice(start, start + self.max_length)

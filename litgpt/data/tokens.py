@@ -108,6 +108,12 @@ class TokenizedRows:
             end -= 1
         return ids[:end].tolist()
 
+    def answer(self, i: int) -> list[int]:
+        """The ids of the last answer of row `i`, its stop token included."""
+        ids, marks = self.row(i)
+        start = len(self.prompt(i))
+        return [t for t, mark in zip(ids[start:].tolist(), marks[start:].tolist()) if mark & ANSWER]
+
     def batch(self, rows: Sequence[int]) -> Batch:
         """The rows of these numbers, end to end; for none at all a row of which nothing is trained, so that a rank
         without a share can still take part."""

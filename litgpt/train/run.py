@@ -1,6 +1,5 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
-import random
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -19,12 +18,11 @@ from litgpt.data.check import harm
 from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.errors import UserError
 from litgpt.files import whole_folder, write_text
-from litgpt.generate.engine import generate
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.prompts import save_style
-from litgpt.tokenizer import Tokenizer
+from litgpt.train.examples import Examples
 from litgpt.train.launch import (
     DTYPES,
     Accelerator,
@@ -144,12 +142,10 @@ def run(
                     write_seal(make_seal(model, tokenizer, opened.style(), stored), folder)
         fabric.barrier()
 
-    def example(when: str) -> None:
-        if fabric.is_global_zero and eval.max_new_tokens and len(loaded.val):
-            show_example(screen, when, model, tokenizer, loaded, eval)
-
+    examples = Examples(model, tokenizer, loaded, eval)
     metrics = Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None)
-    example("before")
+    if fabric.is_global_zero:
+        examples.show(screen, "before")
     try:
         result = fit(
             fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics,
@@ -159,11 +155,12 @@ def run(
         screen.stop()
         metrics.close()
     model.eval()
-    example("after")
+    if fabric.is_global_zero:
+        examples.show(screen, "after")
     save("final", seal=True)
     if fabric.is_global_zero:
         drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
-        report(screen, result, method, out_dir, peak_memory(fabric.device), drawn)
+        report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
     return result
 
 
@@ -274,35 +271,21 @@ def describe_counts(counts: Counts) -> str:
     return f"{counts.rows:,} read ({forms}): {counts.cut:,} cut, {counts.untrained:,} left out{more}"
 
 
-def show_example(screen: Screen, when: str, model: GPT, tokenizer: Tokenizer, loaded: Loaded, eval: EvalArgs) -> None:
-    """Answer the prompt of one validation row, greedily, so that before and after can be compared."""
-    number = {"first": 0, "random": random.Random(0).randrange(len(loaded.val))}.get(str(eval.evaluate_example))
-    ids = loaded.val.prompt(int(eval.evaluate_example) if number is None else number)
-    if not 0 < len(ids) < model.config.block_size:
-        return  # plain text has no prompt
-    training = model.training
-    model.eval()
-    answer = tokenizer.decode(generate(model, ids, eval.max_new_tokens or 0, stop_ids=tokenizer.stops(loaded.style)))
-    model.train(training)
-    screen.say(f"example, {when}: ... {shorten_front(tokenizer.decode(ids), 200)}\n  -> {shorten(answer, 600)}")
-
-
-def shorten_front(text: str, width: int) -> str:
-    """The end of a text."""
-    return " ".join(text.split())[-width:]
-
-
-def shorten(text: str, width: int) -> str:
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 3] + "..."
-
-
-def report(screen: Screen, result: Result, method: Method, out_dir: Path, memory: Optional[int], drawn: bool) -> None:
+def report(
+    screen: Screen,
+    result: Result,
+    method: Method,
+    out_dir: Path,
+    memory: Optional[int],
+    drawn: bool,
+    scores: list[float],
+) -> None:
     losses = " -> ".join(f"{loss:.4f}" for loss in ends(result.val_losses))
     perplexities = " -> ".join(perplexity(loss) for loss in ends(result.val_losses))
     rows = [
         ("training loss", f"{result.loss:.4f}"),
         *([("validation loss", losses), ("perplexity", perplexities)] if losses else []),
+        *([("exact answers", " -> ".join(f"{score:.1%}" for score in scores))] if scores else []),
         ("time", f"{duration(result.seconds)} for {result.steps:,} steps"),
         ("speed", f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens"),
         ("peak memory", gigabytes(memory)),

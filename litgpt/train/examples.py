@@ -1,0 +1,61 @@
+"""What the model answers to validation prompts, before and after."""
+
+import random
+from dataclasses import dataclass, field
+
+from litgpt.args import EvalArgs
+from litgpt.data.base import Loaded
+from litgpt.generate.engine import generate
+from litgpt.model import GPT
+from litgpt.tokenizer import Tokenizer
+from litgpt.train.progress import Screen
+
+
+@dataclass
+class Examples:
+    """Answers greedily, so that before and after can be compared.
+
+    Args:
+        scores: The share of exact answers each time they were counted.
+    """
+
+    model: GPT
+    tokenizer: Tokenizer
+    loaded: Loaded
+    eval: EvalArgs
+    scores: list[float] = field(default_factory=list)
+
+    def show(self, screen: Screen, when: str) -> None:
+        """Print some answers and, if it is wanted, the share of validation rows that are answered exactly."""
+        rows, wanted = self.loaded.val, self.eval
+        if not wanted.max_new_tokens or not len(rows):
+            return
+        first = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(wanted.evaluate_example))
+        first = int(wanted.evaluate_example) if first is None else first
+        numbers = [(first + i) % len(rows) for i in range(min(wanted.examples, len(rows)))]
+        for number in numbers:
+            if (answer := self.answer(number)) is not None:
+                prompt = " ".join(self.tokenizer.decode(rows.prompt(number)).split())
+                screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
+        if wanted.exact_match:
+            chosen = range(min(wanted.exact_match, len(rows)))
+            right = sum(self.answer(i) == self.tokenizer.decode(rows.answer(i)).strip() for i in chosen)
+            self.scores.append(right / len(chosen))
+            screen.say(f"exact answers, {when}: {right} of {len(chosen)} validation rows ({right / len(chosen):.1%})")
+
+    def answer(self, number: int) -> str | None:
+        """The answer to the prompt of one validation row; None for plain text, which has no prompt."""
+        ids = self.loaded.val.prompt(number)
+        if not 0 < len(ids) < self.model.config.block_size:
+            return None
+        training = self.model.training
+        self.model.eval()
+        stops = self.tokenizer.stops(self.loaded.style)
+        text = self.tokenizer.decode(generate(self.model, ids, self.eval.max_new_tokens or 0, stop_ids=stops))
+        self.model.train(training)
+        return text.strip()
+
+
+def shorten(text: str, width: int) -> str:
+    text = " ".join(text.split())
+    return text if len(text) <= width else text[: width - 3] + "..."
