@@ -53,6 +53,7 @@ class ChatTemplate:
     def compiled(self) -> Any:
         import jinja2
         from jinja2.ext import Extension, loopcontrols
+        from jinja2.runtime import LoopContext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
 
         class Generation(Extension):
@@ -65,11 +66,14 @@ class ChatTemplate:
                 return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
         class Environment(ImmutableSandboxedEnvironment):
-            """The sandbox, with a short way to the keys of plain dicts, which is most of what templates do."""
+            """The sandbox, with a short way to what most templates ask for all the time and it always allows: the keys
+            of plain dicts, and what loops and texts have."""
 
             def getattr(self, obj: Any, attribute: str) -> Any:
                 if type(obj) is dict and attribute not in DICT_METHODS:
                     return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
+                if (type(obj), attribute) in allowed:
+                    return getattr(obj, attribute)
                 return super().getattr(obj, attribute)
 
         def raise_exception(message: str) -> None:
@@ -78,14 +82,19 @@ class ChatTemplate:
         def tojson(x: Any, **options: Any) -> str:
             return json.dumps(x, **{"ensure_ascii": False, **options})
 
+        of_loops = ("index", "index0", "first", "last", "length", "revindex", "revindex0")
+        of_texts = ("startswith", "endswith", "strip", "lstrip", "rstrip", "split")
+        allowed = {(LoopContext, name) for name in of_loops} | {(str, name) for name in of_texts}
         environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
         try:
-            return environment.from_string(self.template)
+            template = environment.from_string(self.template)
         except jinja2.TemplateError as e:
             raise UserError(f"The chat template is not valid: {e}.") from e
+        template.globals = dict(template.globals)  # copied for each rendering, which a chain of dicts makes slow
+        return template
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Optional[list] = None) -> str:
         """The text of a conversation.

@@ -45,7 +45,8 @@ def run(where: str, command: str, args: list[str]) -> None:
     """
     parser = make_parser(where, command)
     configs, rest = take_configs(args, parser)
-    words = [f"--config={json.dumps(c)}" for c in configs]
+    words = [f"--config={json.dumps(c, default=str)}" for c in configs]  # YAML has dates, JSON has none
+    rest.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
     settings = parser.parse_args([*words, *rest])
     settings.pop("config", None)
     run_settings.set(yaml.safe_load(parser.dump(settings, skip_none=False)))
@@ -70,7 +71,8 @@ def load(where: str) -> Callable[..., None]:
 def make_parser(where: str, command: str) -> Parser:
     function = load(where)
     first = next(iter(inspect.signature(function).parameters.values()))
-    parser = Parser(prog=f"litgpt {command}", description=(function.__doc__ or "").split("\n\n    Args:")[0])
+    about = (function.__doc__ or "").split("\n\n    Args:")[0]
+    parser = Parser(prog=f"litgpt {command}", description=about, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
     parser.positional, parser.takes_many = first.name, get_origin(first.annotation) is list
     own = parser.add_function_arguments(function, as_positional=False)
@@ -136,6 +138,8 @@ def new_home(name: str, parser: Parser) -> str:
 
 
 def relocate_flag(flag: str, parser: Parser) -> str:
+    if not flag.startswith("--"):
+        raise UserError(f"Unknown option {flag}.{nearest_option(flag.removeprefix('-'), option_names(parser))}")
     home = new_home(flag.removeprefix("--"), parser)
     if f"--{home}" != flag:
         print(f"litgpt: {flag} is called --{home}.", file=sys.stderr)
@@ -143,10 +147,20 @@ def relocate_flag(flag: str, parser: Parser) -> str:
 
 
 def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, Any]:
-    """`fields` with keys of older recipes at their place, and a word about each."""
+    """`fields` with keys of older recipes at their place, and a word about each.
+
+    Raises:
+        UserError: a key is no option, or a group of options has a value of its own; the library passes over some.
+    """
+    known = option_names(parser)
+    groups = {name.rpartition(".")[0] for name in known}
     moved: dict[str, Any] = {}
     for name, value in fields.items():
-        home = new_home(name, parser)
+        home = new_home(str(name), parser)
+        if home.partition(".")[0] not in known:
+            raise UserError(f"--config {source}: unknown option {home}.{nearest_option(home, known)}")
+        if home in groups and not isinstance(value, (dict, type(None))):
+            raise UserError(f"--config {source}: {home} is {value!r}; its options are wanted, as {home}: {{...}}.")
         if home != name:
             print(f"litgpt: {source}: {name} is called {home}.", file=sys.stderr)
         group, _, leaf = home.rpartition(".")
@@ -175,7 +189,10 @@ def read_config(value: str) -> dict[str, Any]:
             raise UserError(f"--config {value} cannot be fetched: {e}.") from e
     else:
         path = Path(value) if Path(value).is_file() else find_recipe(value)
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as e:
+            raise UserError(f"--config {value} is not UTF-8 text (byte {e.start}).") from e
     try:
         fields = yaml.safe_load(text)
     except yaml.YAMLError as e:
@@ -216,6 +233,12 @@ def one_line(message: str, parser: Parser) -> str:
         names = re.findall(r"[\w.]+", m[1])
         return f"Missing: {', '.join('the model folder' if n == 'checkpoint_dir' else f'--{n}' for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
+        prefix = "" if m[1] == "config" else f"{m[1]}."
+        if inner := re.search(r"^\s+(?:- )?(Unknown option )?(--)?(?!Parser)([\w.]+)(.*)", message, re.M):
+            if inner[1]:  # what is below stands in the words of a parser of its own, which went through here as well
+                return f"Unknown option --{prefix}{inner[3]}".rstrip(".") + "." + inner[4].replace("'--", f"'--{prefix}")
+            if inner[2]:
+                return f"--{prefix}{inner[3]}{inner[4]}"
         return f"--{m[1]} {wrong_value(message)}"
     return message
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from litgpt.chat_template import plain
+from litgpt.chat_template import ChatTemplate, plain
 from litgpt.data import JSON
 from litgpt.data.base import Loaded
 from litgpt.data.forms import Row, recognise, to_row
@@ -124,6 +124,8 @@ def test_what_is_trained(llama, tmp_path):
     rows = json.loads(json.dumps(TURNS))
     rows["messages"][1]["weight"] = 0
     assert trained_text(*load([rows], llama, path)) == "second</s>"
+    everything = trained_text(*load([rows], llama, path, train_on="all"))
+    assert "one?" in everything and "first" not in everything, "what a row leaves out is left out whatever is trained"
 
 
 def test_answers_that_repeat_the_prompt(llama, tmp_path):
@@ -143,13 +145,94 @@ def test_answers_that_repeat_the_prompt(llama, tmp_path):
     )
 
 
+def says(role: str, content: str, **more: Any) -> dict[str, Any]:
+    return {"role": role, "content": content, **more}
+
+
+MESSAGE = "<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n"
+ASSISTANT = "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+LAST = (
+    "{% set ns = namespace(last=-1) %}"
+    "{% for m in messages %}{% if m.role == 'user' %}{% set ns.last = loop.index0 %}{% endif %}{% endfor %}"
+)
+THOUGHTS = (  # shown behind the last question only, under lines of their own
+    LAST + "{% for m in messages %}{% if m.role != 'assistant' %}" + MESSAGE + "{% else %}<|im_start|>assistant\n"
+    "{% set parts = m.content.split('</think>') %}{% set thought = parts[0] if parts|length > 1 else '<think>' %}"
+    "{% if loop.index0 > ns.last %}<think>\n{{ thought.split('<think>')[1] }}\n</think>\n\n{% endif %}"
+    "{{ parts[-1] }}<|im_end|>\n{% endif %}{% endfor %}" + ASSISTANT
+)
+LATE_TOOLS = (  # they stand before the last question only
+    LAST + "{% for m in messages %}{% if m.role == 'user' %}{% if tools and loop.index0 == ns.last %}[TOOLS]{% endif %}"
+    "[INST] {{ m.content }}[/INST]{% else %} {{ m.content }}<|im_end|>{% endif %}{% endfor %}"
+)
+GREETING = (
+    "{% for m in messages %}{% if loop.first and m.role != 'system' %}<|im_start|>system\nBe kind<|im_end|>\n"
+    "{% endif %}" + MESSAGE + "{% endfor %}" + ASSISTANT
+)
+CALLS = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}"
+    "{% for call in m.tool_calls or [] %}<call>{{ call | tojson }}</call>{% endfor %}<|im_end|>\n"
+    "{% endfor %}" + ASSISTANT
+)
+QUOTED = "<think>hm</think>one"
+
+
+@pytest.mark.parametrize(
+    ("template", "messages", "expected"),
+    [
+        (
+            THOUGHTS,
+            [
+                ("user", "q"),
+                ("assistant", "<think>hm</think>one"),
+                ("user", "<think>hm</think>one"),
+                ("assistant", "x"),
+            ],
+            ["one<|im_end|>", "<think>\n\n</think>\n\nx<|im_end|>"],
+        ),
+        (
+            THOUGHTS,
+            [("user", "q"), ("assistant", "<think>is <|im_end|> one?</think>" + "long " * 50)],
+            ["<think>\nis <|im_end|> one?\n</think>\n\n" + "long " * 50 + "<|im_end|>"],
+        ),
+        (
+            LATE_TOOLS,
+            [("user", "q"), ("assistant", "one"), ("user", "r"), ("assistant", "two")],
+            ["one<|im_end|>", " two<|im_end|>"],
+        ),
+        (
+            GREETING,
+            [("assistant", "hello"), ("user", "q"), ("assistant", "<|im_end|>")],
+            ["hello<|im_end|>", "<|im_end|><|im_end|>"],
+        ),
+        (GREETING, [("assistant", "")], ["<|im_end|>"]),
+        (
+            CALLS,
+            [("user", "q"), ("assistant", "<|im_end|>", "call")],
+            ['<|im_end|><call>"<|im_end|>"</call><|im_end|>'],
+        ),
+        (
+            CALLS,
+            [("user", "q"), ("assistant", "", "call"), ("user", "r"), ("assistant", " b ")],
+            ['<call>"<|im_end|>"</call><|im_end|>', " b <|im_end|>"],
+        ),
+    ],
+)
+def test_answers_in_templates_that_write_more_than_messages(template, messages, expected):
+    """Neither a word of the user nor of the template is trained, and every answer ends with its own stop token."""
+    rows = [says(role, text, **({"tool_calls": ["<|im_end|>"]} if more else {})) for role, text, *more in messages]
+    text, answers = ChatTemplate(template, {}).render_row(rows, [{"name": "f"}], "<|im_end|>")
+    assert [text[start:end] for start, end, _ in answers] == expected
+
+
 def test_the_sandbox(llama):
-    from litgpt.chat_template import ChatTemplate
 
     for source in (
         "{{ messages.__class__.__mro__ }}",
         "{{ ''.__class__.__base__.__subclasses__() }}",
         "{{ messages.append(1) }}",
+        "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
+        "{% for m in messages %}{{ loop.__class__.__init__.__globals__ }}{% endfor %}",
     ):
         with pytest.raises(UserError, match="refuses"):
             ChatTemplate(source, {}).render([{"role": "user", "content": "a"}], False)

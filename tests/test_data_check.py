@@ -1,11 +1,17 @@
 """`litgpt data check`: what it reports, what counts as harm, and how bad rows are named or skipped."""
 
 import json
+import math
+import shutil
 from pathlib import Path
 
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.data import JSON, base
+from litgpt.data.base import Loaded
+from litgpt.errors import UserError
+from litgpt.tokenizer import Tokenizer
 from tests.conftest import make_rows
 
 
@@ -104,19 +110,20 @@ def message(role: str, content: object) -> dict:
 
 SURROGATE = '{"messages": [{"role": "user", "content": "a\\ud800"}, {"role": "assistant", "content": "x"}]}'
 BAD = {
-    "bad JSON": ('{"messages": [', "is not JSON", ""),
-    "unknown role": (json.dumps(message("usr", "hi")), "usr", "user"),
-    "content is a number": (json.dumps(message("user", 3)), "a number", "text"),
-    "NUL": (json.dumps(message("user", "a\0b")), "NUL", ""),
-    "half a surrogate": (SURROGATE, "surrogate", ""),
-    "2 MB": (json.dumps(message("user", "x" * 2_000_000)), "2,000,000", "--data.on_bad_row skip"),
-    "no answer": (json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "assistant", ""),
+    "bad JSON": ('{"messages": [', "is not JSON"),
+    "null": ("null", "is null"),
+    "unknown role": (json.dumps(message("usr", "hi")), "'usr'"),
+    "content is a number": (json.dumps(message("user", 3)), "a number"),
+    "NUL": (json.dumps(message("user", "a\0b")), "NUL"),
+    "half a surrogate": (SURROGATE, "surrogate"),
+    "2 MB": (json.dumps(message("user", "x" * 2_000_000)), "2,000,000"),
+    "no answer": (json.dumps({"messages": [{"role": "user", "content": "hi"}]}), "assistant"),
 }  # fmt: skip
 
 
 @pytest.mark.parametrize("kind", BAD)
 def test_bad_rows_are_named_or_skipped(llama, tmp_path, capsys, kind):
-    line, named, remedy = BAD[kind]
+    line, named = BAD[kind]
     file = tmp_path / "rows.jsonl"
     lines = [
         json.dumps({"messages": [{"role": "user", "content": f"hi {i}"}, GOOD["messages"][1]]}) for i in range(900)
@@ -126,7 +133,7 @@ def test_bad_rows_are_named_or_skipped(llama, tmp_path, capsys, kind):
     words = [llama, "--data", "JSON", "--data.json_path", file]
     code, out, err = check(capsys, *words)
     assert code == 2 and out == "" and err.count("\n") == 1
-    assert f"{file}, line 731" in err and named in err and remedy in err
+    assert f"{file}, line 731" in err and named in err and "--data.on_bad_row skip" in err
     code, out, _ = check(capsys, *words, "--data.on_bad_row", "skip", "--json")
     assert code == 0 and json.loads(out)["counts"]["bad"] == 1
     assert json.loads(out)["train"]["rows"] + json.loads(out)["val"]["rows"] == 899
@@ -185,3 +192,50 @@ def test_the_cache_is_never_stale(llama, tmp_path, capsys):
     assert tokens("--data.prompt_style", "none") < first
     write(file, [*make_rows(10)[:9], {"instruction": "other", "output": "other"}])
     assert tokens() != first
+
+
+def test_what_the_cache_holds_is_whole_and_of_this_model(llama, tmp_path, monkeypatch):
+    """A broken file is made again; an EOS that only `config.json` names counts."""
+    monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
+    rows, model = write(tmp_path / "rows.jsonl", make_rows(10)), shutil.copytree(llama, tmp_path / "model")
+
+    def load() -> Loaded:
+        return JSON(str(rows), val_split_fraction=0).load(Tokenizer(model), model, 256)
+
+    assert [load().cached, load().cached] == [False, True]
+    (file,) = (tmp_path / "cache" / "tokens").iterdir()
+    whole = file.read_bytes()
+    for broken in (b"", whole[: len(whole) // 2], b"x" * len(whole), whole.replace(b"counts", b"cuonts")):
+        file.unlink()
+        file.write_bytes(broken)
+        assert not load().cached and load().cached
+
+    (model / "tokenizer_config.json").write_text("{}")
+    config = json.loads((model / "config.json").read_text())
+    for eos in (1, 7, 8):
+        (model / "config.json").write_text(json.dumps({**config, "eos_token_id": eos}))
+        loaded = load()
+        assert int(loaded.train.row(0)[0][-1]) == eos and not loaded.cached
+
+
+def test_long_rows_are_tokenized_a_few_at_a_time(llama, tmp_path, monkeypatch):
+    """Memory depends on the length of a row and not on their number."""
+    monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(base, "CHARACTERS", 1000)
+    sizes = []
+    encode_batch = Tokenizer.encode_batch
+
+    def spy(self: Tokenizer, texts: list[str], special: list[bool]) -> list:
+        sizes.append(sum(map(len, texts)))
+        return encode_batch(self, texts, special)
+
+    monkeypatch.setattr(Tokenizer, "encode_batch", spy)
+    rows = write(tmp_path / "rows.jsonl", [{"text": f"{i} " + "x" * 300} for i in range(50)])
+    loaded = JSON(str(rows), val_split_fraction=0).load(Tokenizer(llama), llama, 2048)
+    assert len(loaded.train) == 50 and loaded.counts.rows == 50 and max(sizes) < 1400
+
+
+@pytest.mark.parametrize("weights", [[1.0], [1.0, 0.0], [1.0, -1.0], [1.0, math.inf], [1.0, math.nan]])
+def test_weights_that_cannot_be(weights):
+    with pytest.raises(UserError, match=r"--data\.weights"):
+        JSON(["a.json", "b.json"], weights=weights)

@@ -9,7 +9,8 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache, lru_cache
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
@@ -17,12 +18,22 @@ import torch
 
 from litgpt.data.forms import recognise, rename, to_row
 from litgpt.data.row_files import read_rows
-from litgpt.data.tokens import ANSWER, TRAINED, Counts, TokenizedRows, TokenWriter, cache_folder, read_tokens
+from litgpt.data.tokens import (
+    ANSWER,
+    TRAINED,
+    Counts,
+    TokenizedRows,
+    TokenWriter,
+    cache_folder,
+    kept_tokens,
+    read_tokens,
+)
 from litgpt.errors import UserError, require
 from litgpt.prompts import PromptStyle, choose_style, style_fields
 from litgpt.tokenizer import Encoded, Tokenizer
 
-AT_ONCE = 2000  # rows that are tokenized together
+AT_ONCE, CHARACTERS = 2000, 2_000_000  # rows that are tokenized together, and characters after which it is enough
+TOKEN_MAKERS = ("chat_template", "prompts", "styles", "tokenizer")  # beside litgpt/data
 CHAT_FORMS = ("messages", "sharegpt", "history", "preference", "label")
 RawRows = Iterator[tuple[str, Any]]
 TrainOn = Literal["assistant", "last", "all"]
@@ -208,9 +219,9 @@ class DataModule(ABC):
                     if adapted is not None:
                         form = source.form or recognise(adapted, where)
                         return form, itertools.chain(seen, rows) if number == 0 else sources[0].rows()
-                except UserError:
+                except UserError as e:
                     if self.on_bad_row == "error":
-                        raise
+                        raise with_remedy(e) from e
         raise UserError(f"No row of {', '.join(str(s.path) for s in sources)} can be used.")
 
     def fields(self, source: Source, where: str, fields: Any) -> Optional[dict[str, Any]]:
@@ -219,6 +230,8 @@ class DataModule(ABC):
             raise fields
         if isinstance(fields, TextPiece):
             return {"text": fields}
+        if fields is None:
+            raise UserError(f"{where}, is null, not an object.")
         if isinstance(fields, dict):
             fields = self.adapt(rename(fields, source.columns, where) if source.columns else fields)
         return fields
@@ -244,6 +257,24 @@ class DataModule(ABC):
         return rows.subset((~held).nonzero().squeeze(1)), rows.subset(held.nonzero().squeeze(1))
 
 
+@cache
+def code_hash() -> str:
+    """Changes when the code that makes tokens does, or a package that it uses."""
+    litgpt = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for file in [*sorted((litgpt / "data").glob("*.py")), *(litgpt / f"{name}.py" for name in TOKEN_MAKERS)]:
+        digest.update(file.read_bytes())
+    digest.update(" ".join(map(version, ("jinja2", "sentencepiece", "tokenizers"))).encode())
+    return digest.hexdigest()
+
+
+def with_remedy(error: UserError) -> UserError:
+    """What is wrong with a row, with what helps unless that is said."""
+    if "--data." in str(error):
+        return error
+    return UserError(f"{error} Mend the row; --data.on_bad_row skip leaves such rows out.")
+
+
 @dataclass
 class TokenMaker:
     """Renders and tokenizes rows, once, or finds that it was done before."""
@@ -264,34 +295,34 @@ class TokenMaker:
     ) -> tuple[TokenizedRows, Counts, bool]:
         """The tokens of all rows of `sources`, what became of them, and whether the cache had them."""
         file = cache_folder() / f"{self.key(sources)}.safetensors"
-        cached = file.is_file()
-        if not cached:
-            say("tokenizing ...")
-            writer, counts = TokenWriter(file), Counts()
-            collecting = gc.isenabled()
-            gc.disable()  # nothing here refers to itself, and looking for it took a tenth of the time
-            try:
-                for number, source in enumerate(sources):
-                    before = len(writer.hashes)
-                    rows = opened if opened is not None and number == 0 else source.rows()
-                    self.add(source, rows, writer, counts)
-                    counts.sources.append(len(writer.hashes) - before)
-                writer.close(counts)
-            finally:
-                writer.discard()
-                if collecting:
-                    gc.enable()
-        return *read_tokens(file), cached
+        if found := kept_tokens(file):
+            return *found, True
+        say("tokenizing ...")
+        writer, counts = TokenWriter(file), Counts()
+        collecting = gc.isenabled()
+        gc.disable()  # nothing here refers to itself, and looking for it took a tenth of the time
+        try:
+            for number, source in enumerate(sources):
+                before = len(writer.hashes)
+                rows = opened if opened is not None and number == 0 else source.rows()
+                self.add(source, rows, writer, counts)
+                counts.sources.append(len(writer.hashes) - before)
+            writer.close(counts)
+        finally:
+            writer.discard()
+            if collecting:
+                gc.enable()
+        return *read_tokens(file), False
 
     def key(self, sources: list[Source]) -> str:
         """A hash of everything that the tokens depend on."""
-        data = self.data
+        data, tokenizer = self.data, self.tokenizer
         parts = {
-            "layout": 1,
+            "code": code_hash(),
             "sources": [[s.fingerprint(), Path(s.path).suffixes[-2:], s.columns, s.form] for s in sources],
             "set": [type(data).__name__, {k: str(v) for k, v in vars(data).items()}],
             "style": style_fields(self.style),
-            "tokenizer": self.tokenizer.fingerprint(),
+            "tokenizer": [tokenizer.fingerprint(), tokenizer.bos_id, tokenizer.eos_id, sorted(self.stops)],
             "trained": [self.mask_prompt, self.turn_end],
             "max_length": self.max_length,
         }
@@ -301,9 +332,9 @@ class TokenMaker:
         """`make(*args)`; None, and counted, where that fails and bad rows are to be skipped."""
         try:
             return make(*args)
-        except UserError:
+        except UserError as e:
             if self.data.on_bad_row == "error":
-                raise
+                raise with_remedy(e) from e
             counts.bad += 1
             return None
 
@@ -317,14 +348,24 @@ class TokenMaker:
                 for text, tokens in zip(texts, encoded.result()):
                     self.attempt(counts, self.write, text, tokens, writer, counts)
 
-            while chunk := list(itertools.islice(rows, AT_ONCE)):
-                counts.rows += sum(not isinstance(raw, TextPiece) or raw.first for _, raw in chunk)
-                rendered = (self.attempt(counts, self.render, source, where, raw, counts) for where, raw in chunk)
-                texts = [text for text in rendered if text is not None]
+            def tokenize(texts: list[Text]) -> None:
                 special = [not text.own_special_tokens for text in texts]
                 waiting.append((texts, pool.submit(self.tokenizer.encode_batch, [t.text for t in texts], special)))
                 if len(waiting) > 1:
                     write_oldest()
+
+            texts: list[Text] = []
+            n_characters = 0
+            for where, raw in rows:
+                counts.rows += not isinstance(raw, TextPiece) or raw.first
+                text = self.attempt(counts, self.render, source, where, raw, counts)
+                if text is not None:
+                    texts.append(text)
+                    n_characters += len(text.text)
+                    if len(texts) >= AT_ONCE or n_characters >= CHARACTERS:
+                        tokenize(texts)
+                        texts, n_characters = [], 0
+            tokenize(texts)
             while waiting:
                 write_oldest()
 

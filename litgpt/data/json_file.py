@@ -1,5 +1,6 @@
 """Rows from files of one's own."""
 
+import math
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -34,7 +35,7 @@ class JSON(DataModule):
         self.val_path = [str(p) for p in ([val_path] if isinstance(val_path, (str, Path)) else val_path or [])]
         self.format, self.columns = format, columns
         self.weights = weights or [1.0] * len(self.json_path)
-        if len(self.weights) != len(self.json_path) or min(self.weights, default=0) <= 0:
+        if len(self.weights) != len(self.json_path) or not all(0 < w < math.inf for w in self.weights):
             raise UserError(
                 f"--data.weights {self.weights}: one number above 0 for each of {len(self.json_path)} paths."
             )

@@ -24,7 +24,7 @@ class TextSource(Source):
                     yield str(self.path), TextPiece(piece, first, last=not following)
                     piece, first = following, False
             except UnicodeDecodeError as e:
-                raise UserError(f"{self.path} is not UTF-8 text ({e.reason}).") from e
+                raise UserError(f"{self.path} is not UTF-8 text ({e.reason}). Save it as UTF-8.") from e
 
 
 class TextFiles(DataModule):

@@ -15,10 +15,10 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, Optional
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from litgpt.data.batches import UNTRAINED, Batch
 
@@ -195,6 +195,14 @@ def read_tokens(file: Path) -> tuple[TokenizedRows, Counts]:
         counts = json.loads(f.metadata()["counts"])
         rows = TokenizedRows(*(f.get_tensor(name) for name in ("ids", "marks", "starts", "hashes")))
     return rows, Counts(**counts)
+
+
+def kept_tokens(file: Path) -> Optional[tuple[TokenizedRows, Counts]]:
+    """What an earlier run left in `file`; None if there is nothing, or nothing that can be read."""
+    try:
+        return read_tokens(file)
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return None
 
 
 def cache_folder() -> Path:
