@@ -60,6 +60,9 @@ def main(argv: Optional[list[str]] = None) -> None:
         run(COMMANDS[command][0], command, args)
     except UserError as e:
         fail(str(e))
+    except BrokenPipeError:  # whoever read our output has stopped
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        sys.exit(1)
     except OSError as e:
         fail(f"{e.strerror or e}{f': {e.filename}' if e.filename else ''}")
     except KeyboardInterrupt:

@@ -20,6 +20,7 @@ from litgpt.files import read_json
 from litgpt.model import GPT
 
 INDEX = "model.safetensors.index.json"
+NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
 
 
 class Checkpoint:
@@ -56,9 +57,11 @@ class Checkpoint:
     def shards(self) -> list[Path]:
         if (self.folder / INDEX).is_file():
             index = read_json(self.folder / INDEX)
-            names = sorted(set(index.get("weight_map", {}).values())) if isinstance(index, dict) else []
-            if not names or any(not isinstance(n, str) or Path(n).name != n for n in names):
+            files = index.get("weight_map") if isinstance(index, dict) else None
+            listed = list(files.values()) if isinstance(files, dict) else []
+            if not listed or any(not isinstance(n, str) or Path(n).name != n for n in listed):
                 raise UserError(f"{self.folder / INDEX} does not list files of its own folder.")
+            names = sorted(set(listed))
         else:
             names = ["model.safetensors"]
         missing = [n for n in names if not (self.folder / n).is_file()]
@@ -109,7 +112,7 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
 
     Raises:
         UserError: the checkpoint lacks a weight, has one that the model does not know, or one of another shape; all
-            of them at once.
+            of them at once. Or it has a tied head that differs from the embedding.
     """
     check_weights(model, checkpoint)
     table, slots = name_table(model.config), base_parameters(model)
@@ -120,7 +123,10 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
     for name in checkpoint.files:
         target = table.from_hf(name.rpartition(".")[0])
-        if target is None or is_tied(name, model.config):
+        if target is None:
+            continue
+        if is_tied(name, model.config):
+            check_tied(checkpoint, name, f"{table.to_hf('transformer.wte')[0]}.weight")
             continue
         module, leaf = slots[f"{target[0]}.{name.rpartition('.')[2]}"]
         rows = getattr(module, leaf).detach()
@@ -150,6 +156,8 @@ def check_weights(model: GPT, checkpoint: Checkpoint) -> None:
             problems["missing"].append(name)
         elif checkpoint.shapes[name] != shape:
             problems["of another shape"].append(f"{name} {checkpoint.shapes[name]} instead of {shape}")
+        elif checkpoint.dtypes[name] not in NUMBERS:
+            problems["of a type that is not supported"].append(f"{name} {checkpoint.dtypes[name]}")
     for name in checkpoint.shapes:
         if name not in wanted and not table.unused.search(name) and not is_tied(name, model.config):
             problems["unknown"].append(name)
@@ -158,6 +166,15 @@ def check_weights(model: GPT, checkpoint: Checkpoint) -> None:
             f"The weights in {checkpoint.folder} do not fit its config.json: "
             + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items())
             + "."
+        )
+
+
+def check_tied(checkpoint: Checkpoint, head: str, embedding: str) -> None:
+    """Raise `UserError` where a head that is said to be the embedding is stored and is something else."""
+    if not torch.equal(checkpoint.tensor(head), checkpoint.tensor(embedding)):
+        raise UserError(
+            f"{checkpoint.folder} has a {head} that is not {embedding}, but its config.json says that they are tied: "
+            "set tie_word_embeddings to false there, or remove the weight."
         )
 
 

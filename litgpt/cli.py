@@ -223,6 +223,9 @@ def shipped_recipes() -> Iterator[tuple[str, Path]]:
 def one_line(message: str, parser: Parser) -> str:
     """What is wrong, in one line that names the option as it is typed and what is allowed."""
     known = option_names(parser)
+    below = re.sub(r'^Parser key "config":\s*', "", message)
+    if below != message and below.startswith("--"):
+        return below  # already in the words of this function
     if m := re.search(r"unrecognized arguments: --([\w.]+)", message, re.I):
         return f"Unknown option --{m[1]}.{nearest_option(m[1], known)}"
     if m := re.search(r"Group '([\w.]+)' does not accept option '([\w.]+)'", message):
@@ -233,12 +236,10 @@ def one_line(message: str, parser: Parser) -> str:
         names = re.findall(r"[\w.]+", m[1])
         return f"Missing: {', '.join('the model folder' if n == 'checkpoint_dir' else f'--{n}' for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
-        prefix = "" if m[1] == "config" else f"{m[1]}."
-        if inner := re.search(r"^\s+(?:- )?(Unknown option )?(--)?(?!Parser)([\w.]+)(.*)", message, re.M):
-            if inner[1]:  # what is below stands in the words of a parser of its own, which went through here as well
-                return f"Unknown option --{prefix}{inner[3]}".rstrip(".") + "." + inner[4].replace("'--", f"'--{prefix}")
-            if inner[2]:
-                return f"--{prefix}{inner[3]}{inner[4]}"
+        if inner := re.search(r"^ +(?:- )?--([\w.]+ .*)", message, re.M):  # this function's words on an option of m[1]
+            return f"--{m[1]}.{inner[1]}"
+        if inner := re.search(r"^ +(?:- )?Unknown option ([\w.]*\w)\.(.*)", message, re.M):
+            return f"Unknown option --{m[1]}.{inner[1]}.{inner[2].replace('--', f'--{m[1]}.')}"
         return f"--{m[1]} {wrong_value(message)}"
     return message
 
@@ -250,16 +251,22 @@ def nearest_option(name: str, known: list[str]) -> str:
 
 def wrong_value(message: str) -> str:
     """The library's report on one value, in a few words."""
+    if "DataModule" in message and re.search("is abstract|Not a valid subclass", message):
+        return f"wants the name of a data set: choose from {', '.join(known_classes())}."
+    if "Unable to load config" in message:
+        return "takes a YAML file with its options."
     given = re.search(r"(?:Given value|Got value): (.*)", message)
     if choices := re.search(r"Literal\[(.*?)\]", message):
         allowed = re.findall(r"'([^']*)'", choices[1])
         hint = nearest(given[1], allowed) if given else ""
         return f"{given[1] if given else ''}: choose from {', '.join(allowed)}.{hint}"
-    if path := re.search(r"Expected a dot import path string: (\S+)", message):
-        return f"{path[1]}: no such class.{nearest(path[1], known_classes())}"
     wanted = sorted({kind for kind in re.findall(r"Expected a <class '([\w.]+)'>", message) if kind != "NoneType"})
+    path = re.search(r"Expected a dot import path string: (\S+)", message)
+    if path and not wanted:
+        return f"{path[1]}: no such class.{nearest(path[1], known_classes())}"
     if given and wanted:
         kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+        kinds |= {"list": "a list", "dict": "a mapping, as {a: b},"}
         return f"{given[1]}: {' or '.join(kinds.get(k, k) for k in wanted)} is wanted."
     return " ".join(message.split())
 

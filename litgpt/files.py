@@ -54,7 +54,11 @@ def replace_folder(source: Path, target: Path) -> None:
     """Rename `source` to `target`; what was there is removed once the new folder is in place."""
     if target.exists():
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        target.rename(old / target.name)
+        try:
+            target.rename(old / target.name)
+        except OSError:
+            old.rmdir()
+            raise
         source.rename(target)
         shutil.rmtree(old)
     else:

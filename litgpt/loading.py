@@ -46,6 +46,8 @@ class Source:
                 raise UserError(f"{folder} is no adapter folder, so --base {base} has no meaning.")
             return cls(folder, Checkpoint(folder), None)
         adapter = Adapter(folder)
+        if base is None and not adapter.base:
+            raise UserError(f"{folder} does not say which model it belongs to: name it with --base DIR.")
         try:
             base_folder = find_folder(base or Path(adapter.base))
         except UserError as e:

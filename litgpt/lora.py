@@ -101,6 +101,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise UserError(f"--lora_r {self.r} must be above 0.")
+        if self.alpha <= 0 and self.modules is None:
+            raise UserError(f"--lora_alpha {self.alpha} must be above 0.")
         if not 0 <= self.dropout < 1:
             raise UserError(f"--lora_dropout {self.dropout} must be at least 0 and below 1.")
         if self.modules is None and not any(getattr(self, t) for t in TARGETS):

@@ -33,6 +33,14 @@ MUST_BE = {  # what changes the math and is not implemented: the values that lea
     "trainable_token_indices": ([],),
     "target_parameters": ([],),
     "lora_bias": (False,),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # the others change the base when they are loaded
+    "alora_invocation_tokens": ([],),
+    "use_qalora": (False,),
+    "use_bdlora": (False,),
+    "velora_config": ({},),
+    "monteclora_config": ({},),
+    "arrow_config": ({},),
+    "kasa_config": ({},),
 }
 
 
@@ -92,7 +100,7 @@ class Adapter:
                 raise UserError(f"{folder / CONFIG} has {key} {fields[key]!r}, which is not supported.")
         if not (folder / WEIGHTS).is_file():
             raise UserError(f"{folder} has no {WEIGHTS}.")
-        self.base: str = fields.get("base_model_name_or_path") or ""
+        self.base = str(fields.get("base_model_name_or_path") or "")
         self.shapes: dict[str, tuple[int, ...]] = {}
         with opened(folder / WEIGHTS) as f:
             for name in sorted(f.keys()):
@@ -102,6 +110,8 @@ class Adapter:
             r, alpha = int(fields["r"]), float(fields["lora_alpha"])
         except (KeyError, TypeError, ValueError) as e:
             raise UserError(f"{folder / CONFIG} has no usable r and lora_alpha.") from e
+        if r < 1:
+            raise UserError(f"{folder / CONFIG} has r {r}, which must be above 0.")
         self.lora = LoRA(r=r, alpha=alpha, dropout=0.0, modules=modules)
 
     def deltas(self) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:

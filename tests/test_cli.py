@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from jsonargparse import ArgumentParser
 
@@ -21,6 +22,7 @@ import litgpt
 import litgpt.data
 from litgpt.__main__ import COMMANDS, main, spoken
 from litgpt.cli import find_recipe, make_parser
+from litgpt.loading import Source
 
 ROOT = Path(__file__).parent.parent
 FLAGS = Path(__file__).with_name("cli_flags.txt")
@@ -129,6 +131,24 @@ def test_a_flag_of_the_chosen_class_beats_its_file(settings, config):
     got = settings(*LORA, "X", "--data.json_path", "b.json", "--optimizer.lr", "0.25", "--config", file)
     assert got["data"]["init_args"]["json_path"] == "b.json" and got["data"]["init_args"]["mask_prompt"] is True
     assert got["optimizer"]["init_args"]["lr"] == 0.25 and got["optimizer"]["init_args"]["momentum"] == 0.9
+
+
+def test_the_class_may_stand_behind_its_options(settings):
+    words = ["--data", "JSON", "--data.json_path", "a.json", "--optimizer", "SGD", "--optimizer.lr", "0.25"]
+    got = settings(*LORA, "X", *words[2:4], *words[:2], *words[6:], *words[4:6])
+    assert got == settings(*LORA, "X", *words) and got["optimizer"]["init_args"]["lr"] == 0.25
+
+
+def test_generate_computes_float32_weights_in_float32(llama, capsys, monkeypatch):
+    monkeypatch.setattr("litgpt.commands.generate.default_precision", lambda device: "bf16-true")
+    used = []
+    original = Source.model
+    monkeypatch.setattr(
+        Source, "model", lambda self, dtype, device: used.append(dtype) or original(self, dtype, device)
+    )
+    for more in ([], ["--precision", "bf16-true"]):
+        main(["generate", str(llama), "--max_new_tokens", "1", "--accelerator", "cpu", *more])
+    assert used == [torch.float32, torch.bfloat16]
 
 
 def test_switches_may_stand_without_a_value(settings):

@@ -6,6 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file, save_file
 
 from litgpt.__main__ import main
 from tests.conftest import make_rows, save_llama
@@ -63,16 +65,38 @@ def test_missing_shard(fails, run, tokenizer_file, tmp_path):
     assert f"has no {shard.name}" in fails(*run)
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": ["b"]}}'])
+def test_index(fails, run, llama, tmp_path, text):
+    run[2] = shutil.copytree(llama, tmp_path / "model")
+    (run[2] / "model.safetensors.index.json").write_text(text)
+    assert "does not list files of its own folder" in fails(*run)
+
+
+def test_weights_that_are_no_numbers_of_ours(fails, run, llama, tmp_path):
+    run[2] = shutil.copytree(llama, tmp_path / "model")
+    weights = load_file(llama / "model.safetensors")
+    norm = {"model.norm.weight": weights["model.norm.weight"].to(torch.int8)}
+    save_file(weights | norm, run[2] / "model.safetensors", metadata={"format": "pt"})
+    assert "of a type that is not supported: model.norm.weight I8" in fails(*run)
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"model_type": "lama"}, "model_type 'lama', which is not supported. Did you mean 'llama'?"),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_size": "48"}, "hidden_size '48'; a whole number above 0 is wanted"),
+        ({"num_key_value_heads": 3}, "4 heads for 3 key-value heads"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false'; true or false is wanted"),
+        ({"rope_parameters": [1]}, "rope_parameters [1]; an object is wanted"),
+        ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "without usable factor"),
+        ({"rms_norm_eps": None}, "wrong type"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters of type 'spiral'"),
         ({"quantization_config": {}}, "quantization_config"),
         ({"num_hidden_layers": 3}, "missing: model.layers.2."),
         ({"num_hidden_layers": 1}, "unknown: model.layers.1."),
+        ({"tie_word_embeddings": True}, "lm_head.weight that is not model.embed_tokens.weight"),
         ({"intermediate_size": 45}, "mlp.gate_proj.weight (44, 32) instead of (45, 32)"),
     ],
 )
@@ -129,12 +153,26 @@ def test_no_rows_file(fails, run, rows_file):
         (["--data.val_split_fraction", 1.5], "--data.val_split_fraction 1.5"),
         (["--trian.max_steps", 3], "Unknown option --trian.max_steps. Did you mean '--train.max_steps'?"),
         (["--train.max_steps", "many"], "--train.max_steps many: a whole number is wanted"),
-        (["--data.json_paht", "x"], "json_paht"),
+        (["--data.json_paht", "x"], "Unknown option --data.json_paht. Did you mean '--data.json_path'?"),
         (["--train.min_lr", 0.1], "--train.min_lr 0.1 is above the learning rate 0.001"),
         (["--train.lr_warmup_fraction", 2], "--train.lr_warmup_fraction 2"),
+        (["--devices", 0], "--devices 0 must be above 0"),
+        (["--num_nodes", -1], "--num_nodes -1 must be above 0"),
+        (["--seed", 10**30], "--seed"),
+        (["--optimizer.lr", -1], "--optimizer: Invalid learning rate"),
         (["--lora_r", 0], "--lora_r 0 must be above 0"),
         (["--lora_query", "false", "--lora_value", "false"], "nothing would be trained"),
         (["--lora_dropout", 1.5], "--lora_dropout 1.5"),
+        (["--lora_alpha", 0], "--lora_alpha 0 must be above 0"),
+        (["--train.max_step", 3], "Unknown option --train.max_step. Did you mean '--train.max_steps'?"),
+        (["-c", 3], "Unknown option -c."),
+        (["--data.seed", "x"], "error: --data.seed x: a whole number is wanted.\n"),
+        (["--data.columns", "[1]"], "error: --data.columns [1]: a mapping, as {a: b}, is wanted.\n"),
+        (["--optimizer.lr", "high"], "error: --optimizer.lr high: a number is wanted.\n"),
+        (
+            ["--optimizer", "SGD", "--optimizer.momentun", 1],
+            "--optimizer.momentun. Did you mean '--optimizer.momentum'",
+        ),
         (["--accelerator", "tpu"], "--accelerator tpu: choose from auto, cpu, cuda, mps"),
         (["--train.tie_embeddings", "true"], "--train.tie_embeddings"),
         (["--eval.interval", 0], "--eval.interval 0 must be above 0"),
@@ -151,10 +189,25 @@ def test_flags(fails, run, flags, message):
     assert message in fails(*run, *flags)
 
 
-@pytest.mark.parametrize("text", ["train:\n  max_stpes: 3\n", "trian:\n  max_steps: 3\n", "a: [\n", "just words\n"])
-def test_config_file(fails, run, tmp_path, text):
-    (tmp_path / "c.yaml").write_text(text)
-    fails(*run, "--config", tmp_path / "c.yaml")
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"train:\n  max_stpes: 3\n", "Unknown option train.max_stpes. Did you mean '--train.max_steps'?"),
+        (b"trian:\n  max_steps: 3\n", "unknown option trian. Did you mean '--train'?"),
+        (b"trian: {}\n", "unknown option trian"),
+        (b"train: 3\n", "train is 3; its options are wanted"),
+        (b"eval: [1]\n", "eval is [1]; its options are wanted"),
+        (b"1: 2\n", "unknown option 1."),
+        (b"seed: 2024-01-01\n", "error: --seed 2024-01-01: a whole number is wanted."),
+        (b"data: 3\n", "--data wants the name of a data set: choose from "),
+        (b"a: [\n", "is not YAML"),
+        (b"just words\n", "holds no options"),
+        (b"seed: \xff\n", "is not UTF-8 text (byte 6)"),
+    ],
+)
+def test_config_file(fails, run, tmp_path, text, message):
+    (tmp_path / "c.yaml").write_bytes(text)
+    assert message in fails(*run, "--config", tmp_path / "c.yaml")
 
 
 def test_data_class(fails, run):

@@ -119,6 +119,8 @@ def test_precision_of_the_parts(base):
         ({"peft_type": "IA3"}, "peft_type"),
         ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
         ({"r": None}, "no usable r"),
+        ({"r": 0}, "r 0, which must be above 0"),
+        ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),  # its base is not the one that is recorded
         ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ],
 )
@@ -142,6 +144,10 @@ def test_adapter_of_another_model(base, tmp_path, tokenizer_file):
             (folder / "adapter_config.json").read_text().replace(str(base), "/nowhere")
         )
         Source.open(folder)
+    fields = json.loads((folder / "adapter_config.json").read_text())
+    (folder / "adapter_config.json").write_text(json.dumps(fields | {"base_model_name_or_path": None}))
+    with pytest.raises(UserError, match="which model it belongs to: name it with --base DIR"):
+        Source.open(folder)
 
 
 def test_merge_takes_the_adapter_file_and_a_precision(base, tmp_path):
@@ -151,6 +157,23 @@ def test_merge_takes_the_adapter_file_and_a_precision(base, tmp_path):
     main(["merge_lora", str(folder / "adapter_model.safetensors"), "--out_dir", str(out), "--precision", "bf16-true"])
     assert set(Checkpoint(out).dtypes.values()) == {"BF16"}
     assert json.loads((out / "config.json").read_text())["dtype"] == "bfloat16"
+
+
+def test_merge_replaces_nothing_but_a_model(base, tmp_path, capsys):
+    lora = LoRA(r=2)
+    run = tmp_path / "run"
+    run.mkdir()
+    folder = save(with_lora(base, lora), lora, base, run / "final")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "notes.txt").write_text("mine")
+    before = sorted(tmp_path.rglob("*"))
+    for out, message in ((run, "is or holds the adapter or its base"), (tmp_path / "other", "holds other things")):
+        with pytest.raises(SystemExit) as stop:
+            main(["merge_lora", str(folder), "--out_dir", str(out), "--overwrite", "true"])
+        assert stop.value.code == 2 and message in capsys.readouterr().err
+        assert sorted(tmp_path.rglob("*")) == before
+    main(["merge_lora", str(folder)])
+    main(["merge_lora", str(folder), "--overwrite", "true"])
 
 
 def test_merge_keeps_the_shards(tmp_path, tokenizer_file):

@@ -236,3 +236,19 @@ def test_missing_adapter(adapter, fails, command):
 def test_damaged_seal(adapter, fails, text):
     (adapter / "parity.json").write_text(text)
     assert str(adapter / "parity.json") in fails("validate", adapter)
+
+
+def test_greedy_text_and_damaged_seals(adapter, capsys):
+    file = adapter / "parity.json"
+    seal = json.loads(file.read_text())
+    changes = {
+        "weights moved": {"prompts": [seal["prompts"][0] | {"greedy": [7] * 8}]},
+        "damaged parity seal": {"prompts": []},
+        "is a damaged parity seal": {"prompts": [{}]},
+        "a damaged parity": {"computed": "F64"},
+    }
+    for message, change in changes.items():
+        file.write_text(json.dumps(seal | change))
+        with pytest.raises(SystemExit) as stop:
+            main(["validate", str(adapter)])
+        assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -1,6 +1,7 @@
 """The built-in model, what it is made from, and what it is finetuned on."""
 
 from itertools import islice
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from litgpt.loading import Source
 
 
 def folder():
-    return find_folder("pico")
+    return find_folder(Path("pico"))
 
 
 def test_it_is_small_and_loads_in_transformers():

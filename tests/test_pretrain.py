@@ -131,7 +131,7 @@ def test_an_adapter_is_no_start(llama, rows_file, tmp_path, capsys):
 def test_tokenizer_train(text, tmp_path, capsys):
     out = tmp_path / "tokenizer"
     main(["tokenizer", "train", str(text), "--vocab_size", "290", "--out_dir", str(out)])
-    assert "290 tokens from 3 files" in capsys.readouterr().out or "tokens from 3 files" in capsys.readouterr().out
+    assert "tokens from 3 files" in capsys.readouterr().out
     theirs = AutoTokenizer.from_pretrained(out)
     from litgpt import Tokenizer
 

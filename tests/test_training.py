@@ -198,3 +198,18 @@ def test_dropout_and_seed(llama, files, tmp_path):
 
     assert run("a") == run("b")
     assert run("a2", "--seed", 8) != run("a3")
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(llama, files, tmp_path, capsys):
+    import shutil
+
+    from safetensors.torch import save_file
+
+    broken = shutil.copytree(llama, tmp_path / "broken")
+    weights = load_file(broken / "model.safetensors")
+    weights["model.norm.weight"][3] = float("nan")
+    save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(SystemExit) as stop:
+        finetune(broken, files, tmp_path / "out")
+    assert stop.value.code == 2 and "The loss of step 1 is nan" in capsys.readouterr().err
+    assert not (tmp_path / "out" / "final").exists()

@@ -10,6 +10,7 @@ import torch
 from litgpt.args import PrecisionName
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
+from litgpt.generate.parity import stored_dtypes
 from litgpt.generate.sampling import Sampling
 from litgpt.loading import Source
 from litgpt.train.launch import DTYPES, Accelerator, default_precision, peak_memory, pick_device
@@ -42,7 +43,8 @@ def main(
         top_k: Draw from so many of the most likely tokens; null for all.
         top_p: Draw from the most likely tokens whose probabilities sum up to this.
         temperature: Below 1 the likely tokens become likelier; 0 always takes the most likely one.
-        precision: By default bf16-true where the device computes it natively, else 32-true.
+        precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
+            natively, else 32-true.
         accelerator: The kind of device.
         base: The base model of an adapter, instead of the recorded one.
         seed: The same seed draws the same answers.
@@ -55,8 +57,8 @@ def main(
     text = style.prompt([{"role": "user", "content": prompt}])
     ids = tokenizer.encode(text, special=not style.own_special_tokens)
     device = pick_device(accelerator)
-    precision = precision or default_precision(device)  # type: ignore[assignment]
-    model = source.model(DTYPES[str(precision)], device)
+    natural = "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)
+    model = source.model(DTYPES[precision or natural], device)
 
     generator = torch.Generator(device).manual_seed(seed)
     began, n_new = time.perf_counter(), 0

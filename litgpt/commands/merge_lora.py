@@ -41,11 +41,8 @@ def main(
         raise UserError(f"{source.folder} is no adapter folder: there is nothing to merge.")
     folder = source.folder.resolve()
     out_dir = out_dir or folder.with_name(folder.name + "-merged")
-    if out_dir.exists() and (not out_dir.is_dir() or (any(out_dir.iterdir()) and not overwrite)):
-        raise UserError(f"--out_dir {out_dir} is not empty: name another, or give --overwrite true.")
-    if out_dir.resolve() in (folder, source.checkpoint.folder.resolve()):
-        raise UserError(f"--out_dir {out_dir} is the adapter or its base: choose another folder.")
-    with whole_folder(out_dir) as temporary:
+    check_out_dir(out_dir, (folder, source.checkpoint.folder.resolve()), overwrite)
+    with whole_folder(out_dir.resolve()) as temporary:
         copy_small_files(source, temporary)
         write_weights(source, temporary, DTYPES[precision] if precision else None)
         difference, computed = seal(source, temporary)
@@ -53,6 +50,20 @@ def main(
     print(f"adapter    {source.folder}")
     print(f"merged     {out_dir}")
     print(f"parity     logits differ from the adapter's by at most {difference:.1e} of the largest, in {computed}")
+
+
+def check_out_dir(out_dir: Path, sources: tuple[Path, Path], overwrite: bool) -> None:
+    """Raise `UserError` if that folder may not be replaced: it is used, holds the sources, or is no model folder."""
+    if any(out_dir.resolve() in (source, *source.parents) for source in sources):
+        raise UserError(f"--out_dir {out_dir} is or holds the adapter or its base: choose another folder.")
+    if not out_dir.exists():
+        return
+    if not out_dir.is_dir():
+        raise UserError(f"--out_dir {out_dir} is a file; name a folder.")
+    if any(out_dir.iterdir()) and not overwrite:
+        raise UserError(f"--out_dir {out_dir} is not empty: name another, or give --overwrite true.")
+    if any(out_dir.iterdir()) and not (out_dir / "config.json").is_file():
+        raise UserError(f"--out_dir {out_dir} holds other things than a model, and would be replaced: name another.")
 
 
 def copy_small_files(source: Source, target: Path) -> None:
@@ -116,6 +127,7 @@ def seal(source: Source, target: Path) -> tuple[float, str]:
     dtype = DTYPES[precision]
     model = source.model(dtype, device)
     before = make_seal(model, source.tokenizer(), source.style(), stored_dtypes(source.checkpoint))
+    del model  # or both would be in memory
     merged = Source.open(target)
     model = merged.model(dtype, device)
     write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored_dtypes(merged.checkpoint)), target)

@@ -26,7 +26,7 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
         UserError: no such family, a field is missing, or one asks for math that is not implemented.
     """
     model_type = fields.get("model_type")
-    if model_type not in FAMILIES:
+    if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
             f"config.json has model_type {model_type!r}, which is not supported.{nearest(str(model_type), FAMILIES)} "
             f"Supported: {', '.join(FAMILIES)}."
@@ -37,6 +37,15 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
         config = family(model_type).read_config(fields)
     except KeyError as e:
         raise UserError(f"config.json lacks the field {e.args[0]!r}, which {model_type!r} needs.") from e
+    except (TypeError, ValueError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"config.json has a field of the wrong type: {e}.") from e
+    assert config.n_query_groups is not None
+    if config.n_head % config.n_query_groups:
+        raise UserError(
+            f"config.json has {config.n_head} heads for {config.n_query_groups} key-value heads: no multiple."
+        )
     config.model_type = model_type
     config.name = name
     return config

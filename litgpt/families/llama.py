@@ -3,7 +3,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import read_rope, require_value
+from litgpt.families.common import flag, read_rope, require_value, whole
 from litgpt.families.table import NameTable, in_layers
 
 RULES = {
@@ -26,21 +26,21 @@ RULES = {
 
 def read_config(fields: dict[str, Any]) -> Config:
     require_value(fields, "hidden_act", "silu")
-    attention_bias = bool(fields.get("attention_bias", False))
+    attention_bias = flag(fields, "attention_bias")
     return Config(
-        block_size=fields["max_position_embeddings"],
-        padded_vocab_size=fields["vocab_size"],
-        n_layer=fields["num_hidden_layers"],
-        n_embd=fields["hidden_size"],
-        n_head=fields["num_attention_heads"],
-        n_query_groups=fields.get("num_key_value_heads"),
-        head_size=fields.get("head_dim"),
-        intermediate_size=fields["intermediate_size"],
+        block_size=whole(fields, "max_position_embeddings"),
+        padded_vocab_size=whole(fields, "vocab_size"),
+        n_layer=whole(fields, "num_hidden_layers"),
+        n_embd=whole(fields, "hidden_size"),
+        n_head=whole(fields, "num_attention_heads"),
+        n_query_groups=whole(fields, "num_key_value_heads", None),
+        head_size=whole(fields, "head_dim", None),
+        intermediate_size=whole(fields, "intermediate_size"),
         norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
         attn_bias=attention_bias,
         attn_proj_bias=attention_bias,
-        mlp_bias=bool(fields.get("mlp_bias", False)),
-        tie_embeddings=bool(fields.get("tie_word_embeddings", False)),
+        mlp_bias=flag(fields, "mlp_bias"),
+        tie_embeddings=flag(fields, "tie_word_embeddings"),
         **read_rope(fields),
     )
 

@@ -82,6 +82,11 @@ def read_seal(folder: Path) -> dict[str, Any]:
     seal = read_json(folder / FILE)
     if not isinstance(seal, dict) or not {"computed", "stored", "special", "prompts"} <= set(seal):
         raise UserError(f"{folder / FILE} is no parity seal.")
+    kinds = {"prompt": str, "text": str, "ids": list, "top_ids": list, "top_logits": list, "greedy": list}
+    prompts = seal["prompts"] if isinstance(seal["prompts"], list) else []
+    whole = all(isinstance(p, dict) and all(isinstance(p.get(k), t) for k, t in kinds.items()) for p in prompts)
+    if not prompts or not whole or seal["computed"] not in TOLERANCE:
+        raise UserError(f"{folder / FILE} is a damaged parity seal.")
     return seal
 
 
@@ -113,6 +118,10 @@ def moved(
                 "tokenizer", f"the ids of {then['text']!r} from {at} on are {ids[at : at + 8]}, were {was}"
             )
     worst, where = difference(seal, model)
+    for then in seal["prompts"] if worst <= TOLERANCE["F32"] else ():
+        greedy = list(generate(model, then["ids"], N_GREEDY))
+        if greedy != then["greedy"]:
+            found["weights"] = f"the greedy ids after {then['prompt']!r} are {greedy}, were {then['greedy']}"
     if not worst <= allowed:
         found["weights"] = f"logits after {where!r} differ by {worst:.1e} of the largest, {allowed:.0e} is rounding"
     return found

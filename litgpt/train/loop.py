@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
+from litgpt.errors import UserError
 from litgpt.train.launch import peak_memory
 from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen
@@ -101,7 +102,7 @@ def fit(
     if evaluate.initial_validation and len(val_rows):
         judge(0)
     screen.start(plan.steps)
-    last_log, tokens_then, seconds_then = 0, 0, 0.0
+    seen, tokens_then, seconds_then = 0, 0, 0.0
     order = steps_of_rows(len(train_rows), train.global_batch_size, train.epochs, seed)
     for step, rows in enumerate(itertools.islice(order, plan.steps), start=1):
         began = time.perf_counter()
@@ -124,17 +125,23 @@ def fit(
         optimizer.zero_grad()
         # --------------------------------------------------------------------------------------------------------
         result.steps = step
+        seen += len(rows)
         result.tokens += int(train_rows.lengths[rows].sum())
         log = step % train.log_interval == 0 or step == plan.steps
         if log:
             result.loss = float(summed(fabric, loss))
+            if not math.isfinite(result.loss):
+                raise UserError(
+                    f"The loss of step {step} is {result.loss}: nothing more is learned. A lower --optimizer.lr or "
+                    "--train.max_norm 1 may help; litgpt validate says whether the weights are sound."
+                )
         result.seconds += time.perf_counter() - began
         if log:
             speed = (result.tokens - tokens_then) / (result.seconds - seconds_then)
             memory = peak_memory(fabric.device)
             metrics.write(
                 step=step,
-                epoch=round(step * train.global_batch_size / len(train_rows), 4),
+                epoch=round(seen / len(train_rows), 4),
                 loss=result.loss,
                 lr=lr,
                 tokens=result.tokens,
@@ -143,7 +150,7 @@ def fit(
                 peak_memory=memory,
             )
             screen.step(step, result.loss, lr, speed, memory)
-            last_log, tokens_then, seconds_then = step, result.tokens, result.seconds
+            tokens_then, seconds_then = result.tokens, result.seconds
         over = out_of_budget(fabric, train, result)
         if step < plan.steps and not over:
             if len(val_rows) and step % evaluate.interval == 0:
@@ -152,7 +159,6 @@ def fit(
                 save(step)
         if over:
             break
-    assert last_log <= result.steps
     screen.stop()
     if evaluate.final_validation and len(val_rows):
         judge(result.steps)

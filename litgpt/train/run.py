@@ -1,5 +1,6 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
+import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -21,6 +22,7 @@ from litgpt.files import whole_folder, write_text
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
 from litgpt.model import GPT
+from litgpt.peft_folder import is_adapter
 from litgpt.prompts import save_style
 from litgpt.train.examples import Examples
 from litgpt.train.launch import (
@@ -82,6 +84,7 @@ def run(
     """
     train.check()
     eval.check()
+    check_machine(devices, num_nodes, seed)
     check_out_dir(out_dir, overwrite)
     if data is None:
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
@@ -114,7 +117,10 @@ def run(
         torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
     seed_everything(seed)
     start.fill(model, DTYPES[name], fabric.device)
-    made = optimizer([p for p in model.parameters() if p.requires_grad])
+    try:
+        made = optimizer([p for p in model.parameters() if p.requires_grad])
+    except ValueError as e:
+        raise UserError(f"--optimizer: {e}.") from e
     if train.min_lr > made.param_groups[0]["lr"]:
         raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {made.param_groups[0]['lr']}.")
     wrapped, made = fabric.setup(LossModel(model), made)
@@ -137,7 +143,8 @@ def run(
                     save_style(loaded.style, folder)
                 write_settings(folder, name)
                 if seal:
-                    opened = Source.open(folder, base=start.checkpoint.folder if start.checkpoint else None)
+                    known = start.checkpoint if is_adapter(folder) else None
+                    opened = Source.open(folder, base=known.folder if known else None)
                     stored = stored_dtypes(opened.checkpoint)
                     write_seal(make_seal(model, tokenizer, opened.style(), stored), folder)
         fabric.barrier()
@@ -222,18 +229,30 @@ def introduce(
         screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the run; it is cut to {plan.warmup}.")
 
 
+def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
+    """Raise `UserError` for numbers that no machine and no generator takes."""
+    if isinstance(devices, int) and devices < 1:
+        raise UserError(f"--devices {devices} must be above 0, or auto.")
+    if num_nodes < 1:
+        raise UserError(f"--num_nodes {num_nodes} must be above 0.")
+    if not 0 <= seed < 2**48:
+        raise UserError(f"--seed {seed} must be at least 0 and below 2^48.")
+
+
 def check_out_dir(out_dir: Path, overwrite: bool) -> None:
     """Raise `UserError` if nothing may be written there."""
     above = next(p for p in (out_dir, *out_dir.parents) if p.exists())
     if not above.is_dir():
         raise UserError(f"--out_dir {out_dir}: {above} is a file; name a folder.")
+    if not os.access(above, os.W_OK | os.X_OK) or (out_dir.is_symlink() and not out_dir.exists()):
+        raise UserError(f"--out_dir {out_dir} cannot be written to.")
     if outputs(out_dir) and not overwrite:
         raise UserError(f"--out_dir {out_dir} holds an earlier run: name another, or give --overwrite true.")
 
 
 def outputs(out_dir: Path) -> list[Path]:
     """What earlier runs left in `out_dir`."""
-    patterns = ("final", "step-*", "metrics.csv", "loss.png", HYPERPARAMETERS)
+    patterns = ("final", "step-[0-9]*", "metrics.csv", "loss.png", HYPERPARAMETERS)
     return [p for pattern in patterns for p in out_dir.glob(pattern)]
 
 
