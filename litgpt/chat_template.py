@@ -55,6 +55,7 @@ class ChatTemplate:
         from jinja2.ext import Extension, loopcontrols
         from jinja2.runtime import LoopContext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
+        from jinja2.utils import Namespace
 
         class Generation(Extension):
             """`{% generation %}` marks the answers in some templates; it prints what is inside."""
@@ -67,13 +68,16 @@ class ChatTemplate:
 
         class Environment(ImmutableSandboxedEnvironment):
             """The sandbox, with a short way to what most templates ask for all the time and it always allows: the keys
-            of plain dicts, and what loops and texts have."""
+            of plain dicts, and what loops, namespaces and texts have."""
 
             def getattr(self, obj: Any, attribute: str) -> Any:
                 if type(obj) is dict and attribute not in DICT_METHODS:
                     return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
                 if (type(obj), attribute) in allowed:
                     return getattr(obj, attribute)
+                if type(obj) is Namespace and not attribute.startswith("_"):
+                    with suppress(AttributeError):
+                        return getattr(obj, attribute)
                 return super().getattr(obj, attribute)
 
         def raise_exception(message: str) -> None:

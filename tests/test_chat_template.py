@@ -225,6 +225,16 @@ def test_answers_in_templates_that_write_more_than_messages(template, messages, 
     assert [text[start:end] for start, end, _ in answers] == expected
 
 
+def test_names_that_are_not_there():
+    """They are undefined, as in Jinja itself, also where the sandbox is passed by."""
+    source = (
+        "{% set ns = namespace(a=1) %}{{ ns.a }}{{ ns.b is defined }}{% for m in messages %}{{ loop.x is defined }}"
+        "{{ m.x is defined }}{{ m.content.x is defined }}{{ loop.last }}{{ m.content.strip() }}{% endfor %}"
+    )
+    rendered = ChatTemplate(source, {}).render([says("user", " a ")], False)
+    assert rendered == "1FalseFalseFalseFalseTruea"
+
+
 def test_the_sandbox(llama):
 
     for source in (
@@ -233,6 +243,7 @@ def test_the_sandbox(llama):
         "{{ messages.append(1) }}",
         "{{ '{0.__class__.__init__.__globals__}'.format(messages) }}",
         "{% for m in messages %}{{ loop.__class__.__init__.__globals__ }}{% endfor %}",
+        "{% set ns = namespace() %}{{ ns.__class__.__init__.__globals__ }}",
     ):
         with pytest.raises(UserError, match="refuses"):
             ChatTemplate(source, {}).render([{"role": "user", "content": "a"}], False)

@@ -32,7 +32,7 @@ from litgpt.errors import UserError, require
 from litgpt.prompts import PromptStyle, choose_style, style_fields
 from litgpt.tokenizer import Encoded, Tokenizer
 
-AT_ONCE, CHARACTERS = 2000, 2_000_000  # rows that are tokenized together, and characters after which it is enough
+AT_ONCE, CHARACTERS = 4000, 4_000_000  # rows that are tokenized together, and characters after which it is enough
 TOKEN_MAKERS = ("chat_template", "prompts", "styles", "tokenizer")  # beside litgpt/data
 CHAT_FORMS = ("messages", "sharegpt", "history", "preference", "label")
 RawRows = Iterator[tuple[str, Any]]
@@ -188,7 +188,8 @@ class DataModule(ABC):
         """
         train_sources, val_sources = self.sources()
         form, opened = self.first_form(train_sources)
-        style = choose_style(self.prompt_style, folder, chat=form in CHAT_FORMS)
+        name = "none" if form == "text" and self.prompt_style == "auto" else self.prompt_style
+        style = choose_style(name, folder, chat=form in CHAT_FORMS)
         turn_end = style.turn_end(tokenizer.special_tokens) or tokenizer.eos_token
         mask_prompt = self.mask_prompt
         if self.train_on is not None:
