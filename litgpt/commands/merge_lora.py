@@ -13,7 +13,7 @@ from litgpt.checkpoint import INDEX
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.files import whole_folder
-from litgpt.generate.parity import difference, make_seal, stored_dtypes, write_seal
+from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
 from litgpt.prompts import STYLE_FILE
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
@@ -122,8 +122,7 @@ def seal(source: Source, target: Path) -> tuple[float, str]:
     """Seal the merged folder, and return how far its logits are from the adapter's, as a share of the largest, and the
     precision that they were computed in: that of the stored weights, if they have one."""
     device = pick_device("auto")
-    names = {"F32": "32-true", "BF16": "bf16-true", "F16": "16-true"}
-    precision = names.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
+    precision = PRECISIONS.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
     dtype = DTYPES[precision]
     model = source.model(dtype, device)
     before = make_seal(model, source.tokenizer(), source.style(), stored_dtypes(source.checkpoint))

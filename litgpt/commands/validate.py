@@ -7,7 +7,7 @@ import torch
 
 from litgpt.checkpoint import check_weights
 from litgpt.errors import UserError
-from litgpt.generate.parity import FILE, last_logits, moved, read_seal, stored_dtypes
+from litgpt.generate.parity import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
 from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.train.launch import DTYPES, Accelerator, default_precision, pick_device
@@ -47,7 +47,7 @@ def main(
 
     seal = read_seal(source.folder) if (source.folder / FILE).is_file() else None
     device = pick_device(accelerator)
-    sealed = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}.get(seal["computed"]) if seal else None
+    sealed = PRECISIONS[seal["computed"]] if seal else None
     model = source.model(DTYPES[precision or sealed or default_precision(device)], device)
     if not bool(last_logits(model, tokenizer.encode("Once upon a time")).isfinite().all()):
         raise UserError(f"The model in {source.folder} answers with NaN or infinity: its weights are damaged.")

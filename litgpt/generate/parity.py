@@ -29,6 +29,7 @@ PROMPTS = (
 N_TOP, N_GREEDY = 5, 8
 # how far logits may differ, as a share of the largest: rounding on another machine or in another kernel
 TOLERANCE = {"F32": 1e-4, "F16": 1e-2, "BF16": 5e-2}
+PRECISIONS = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}  # that compute in the type of the weights
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
