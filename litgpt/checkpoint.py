@@ -18,6 +18,7 @@ from litgpt.errors import UserError
 from litgpt.families import name_table, read_config
 from litgpt.files import read_json
 from litgpt.model import GPT
+from litgpt.quantize import QuantizedLinear
 
 INDEX = "model.safetensors.index.json"
 NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
@@ -107,8 +108,8 @@ def base_parameters(model: GPT) -> dict[str, tuple[nn.Module, str]]:
 def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
     """Fill a model that was built on the meta device.
 
-    Pretrained weights come from the checkpoint, as `dtype`; parameters that a method added are made as they are
-    declared and drawn by their module's `reset_parameters`.
+    Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it; parameters that a method
+    added are made as they are declared and drawn by their module's `reset_parameters`.
 
     Raises:
         UserError: the checkpoint lacks a weight, has one that the model does not know, or one of another shape; all
@@ -119,6 +120,8 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
     for module, leaf in slots.values():
         old = module._parameters[leaf]
         assert old is not None
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            continue
         empty = torch.empty_like(old, dtype=dtype, device=device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
     for name in checkpoint.files:
@@ -129,6 +132,9 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
             check_tied(checkpoint, name, f"{table.to_hf('transformer.wte')[0]}.weight")
             continue
         module, leaf = slots[f"{target[0]}.{name.rpartition('.')[2]}"]
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            module.store(target[1], checkpoint.tensor(name).to(device, dtype))
+            continue
         rows = getattr(module, leaf).detach()
         rows.split(getattr(module, "parts", (len(rows),)))[target[1]].copy_(checkpoint.tensor(name))
     model.tie_weights()

@@ -26,6 +26,7 @@ class CausalSelfAttention(nn.Module):
         self.qkv = nn.Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
         self.qkv.parts = config.qkv_sizes  # type: ignore[assignment]
         self.proj = nn.Linear(config.qkv_sizes[0], config.n_embd, bias=bool(config.attn_proj_bias))
+        self.prefix: Optional[nn.Module] = None  # litgpt.adapter puts one here
 
     def forward(
         self, x: torch.Tensor, rope: Rope, documents: Optional[list[int]], cache: Optional[KVCache]
@@ -39,6 +40,8 @@ class CausalSelfAttention(nn.Module):
             y = attend_to_cache(q, *cache.append(self.layer, k, v))
         else:
             y = attend(q, k, v, documents or [x.size(1)])
+        if self.prefix is not None:
+            y = y + self.prefix(q, self.qkv, self.config.qkv_sizes)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
 
 
