@@ -46,8 +46,8 @@ class QuantizedLinear(nn.Linear):
         functional = bitsandbytes().functional
         if self.scheme in INT8:
             packed, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
-            state = bitsandbytes().MatmulLtState(CB=packed, SCB=scales, has_fp16_weights=False)
-            state.threshold = OUTLIER
+            state = bitsandbytes().MatmulLtState(CB=packed, SCB=scales)
+            state.has_fp16_weights, state.threshold = False, OUTLIER
             self.stored[part] = packed, state
         else:
             kind, _, double = self.scheme.removeprefix("bnb.").partition("-")

@@ -89,6 +89,8 @@ def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) ->
     table = name_table(base.config)
     (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
     fields = dict(base.fields)
+    if base.config.tie_embeddings and f"{head}.weight" in in_full:
+        in_full.setdefault(f"{embedding}.weight", in_full[f"{head}.weight"])
 
     def merged(name: str, module: str) -> torch.Tensor:
         weight = base.tensor(name)
