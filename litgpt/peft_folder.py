@@ -75,12 +75,13 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     adapted = {n.rpartition(".lora_")[0] for n in names if ".lora_" in n}
     in_full = {n.removesuffix(".weight").rpartition(".")[2] for n in names if ".lora_" not in n}
     r = lora.r * (2 if lora.init == "pissa" else 1)
+    alpha = lora.scaling * r if lora.variant == "rslora" or lora.init == "pissa" else lora.alpha
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": r,
-        "lora_alpha": lora.scaling * r if lora.variant == "rslora" or lora.init == "pissa" else lora.alpha,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": lora.dropout,
         "use_dora": lora.variant == "dora",
         "target_modules": target_modules(adapted, model),
