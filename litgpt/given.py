@@ -145,7 +145,8 @@ def optimizer(levels: list[Level], parser: "Parser") -> tuple[list[str], set[str
     default = str(parser.get_default("optimizer")["class_path"])
     if not any(level.optimizer or level.arguments for level in levels):
         return [], set()
-    path, given = default, {}
+    path = default
+    given: dict[str, Any] = {}
     for level in levels:
         if level.optimizer and class_path(level.optimizer) != path:
             path = class_path(level.optimizer)
@@ -278,11 +279,8 @@ def rows_of_a_step(levels: list[Level], parser: "Parser") -> list[str]:
             if size is not None and level.source == "flags":
                 check_rows(levels, parser, size, times)
             elif size is not None:
-                print(
-                    f"litgpt: {level.source}: train.gradient_accumulation_iters {times} wins over train.global_batch_size "
-                    f"{size}.",
-                    file=sys.stderr,
-                )
+                what = f"train.gradient_accumulation_iters {times} wins over train.global_batch_size {size}"
+                print(f"litgpt: {level.source}: {what}.", file=sys.stderr)
         elif size is not None or "gradient_accumulation_iters" in level.train:
             winner = None
     given = any(not is_null(level.train.get("gradient_accumulation_iters")) for level in levels)
