@@ -121,7 +121,7 @@ def run(
     seed_everything(seed)
     start.fill(model, DTYPES[name], fabric.device)
     try:
-        made = finished(optimizer(parameter_groups(model)), seed)
+        made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")
     except (TypeError, ValueError) as e:
         raise UserError(f"--optimizer: {e}.") from e
     rate = peak_rate(made, train)
