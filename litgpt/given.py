@@ -3,8 +3,10 @@
 A later level beats an earlier one: one `--config` after the other, then the flags.
 """
 
+import importlib
 import inspect
 import json
+import logging
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
@@ -78,7 +80,7 @@ def settle(configs: list[tuple[str, dict[str, Any]]], words: list[str], parser: 
     levels.append(flags)
     more = [*learning_rate(levels), *rows_of_a_step(levels, parser)]
     optimizer_words, given = optimizer(levels, parser)
-    return Settled([fields for _, fields in configs], [*optimizer_words, *words, *more], given)
+    return Settled([fields for _, fields in configs], [*more, *optimizer_words, *words], given)
 
 
 def of_config(name: str, fields: dict[str, Any]) -> Level:
@@ -152,10 +154,8 @@ def optimizer(levels: list[Level], parser: "Parser") -> tuple[list[str], set[str
             path = class_path(level.optimizer)
             given = carried(given, path, level)
         given |= level.arguments
-    if path != default:
-        parser.set_defaults(
-            {"optimizer": {"class_path": path}}
-        )  # or the library fills in the former default's arguments
+    if path != default:  # or the library fills in the default arguments of the default class
+        parser.set_defaults({"optimizer": {"class_path": path}})
     words = [f"--optimizer.{k}={v if isinstance(v, str) else json.dumps(v, default=str)}" for k, v in given.items()]
     return [f"--optimizer={path}", *words], set(given)
 
@@ -166,14 +166,12 @@ def carried(given: dict[str, Any], path: str, level: Level) -> dict[str, Any]:
     open_end = any(p.kind is p.VAR_KEYWORD for p in parameters.values())
     kept = {k: v for k, v in given.items() if open_end or k in parameters}
     if given:
-        kept_words = ", ".join(f"{k} {v}" for k, v in kept.items()) or "nothing"
-        dropped = ", ".join(k for k in given if k not in kept)
-        what = f"; it does not know {dropped}" if dropped else ""
+        words = [f"keeps {', '.join(f'{k} {v}' for k, v in kept.items())}"] if kept else []
+        if len(kept) < len(given):
+            words.append(f"does not know {', '.join(k for k in given if k not in kept)}")
         place = "" if level.source == "flags" else f"{level.source}: "
-        print(
-            f"litgpt: {place}optimizer {level.optimizer} takes {kept_words} from what the config gives another{what}.",
-            file=sys.stderr,
-        )
+        text = f"{place}of the config's options for another optimizer, {level.optimizer} {' and '.join(words)}"
+        print(f"litgpt: {text}.", file=sys.stderr)
     return kept
 
 
@@ -191,14 +189,14 @@ def class_path(name: str) -> str:
 
 
 def load_class(path: str) -> type:
-    import importlib
-
+    """The class at a dotted path. Raises `UserError` as `class_path`."""
     from torch.optim import Optimizer
 
     from litgpt.train.optimizers import SHORT_NAMES
 
     module, _, name = path.rpartition(".")
     if module.partition(".")[0] == "bitsandbytes":
+        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about what a CPU does not have
         require("bitsandbytes", "quantize")
     try:
         found = getattr(importlib.import_module(module), name, None) if module else None

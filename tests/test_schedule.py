@@ -1,5 +1,6 @@
 """The learning rate over a run, and where a run ends."""
 
+import itertools
 import json
 import math
 
@@ -25,7 +26,7 @@ def test_cosine():
 def test_linear():
     rates = [learning_rate(step, 10, 2, 1.0, 0.2, "linear") for step in range(12)]
     assert rates[:3] == [0.5, 1.0, 1.0]
-    assert [a - b for a, b in zip(rates[2:10], rates[3:11])] == pytest.approx([0.1] * 8)
+    assert [a - b for a, b in itertools.pairwise(rates[2:11])] == pytest.approx([0.1] * 8)
     assert rates[10] == rates[11] == pytest.approx(0.2)
 
 
@@ -84,7 +85,10 @@ def test_accumulation_instead_of_the_size():
         (dict(lr_decay_iters=0), "--train.lr_decay_iters 0 must be above 0"),
         (dict(learning_rate=-1.0), "--train.learning_rate -1.0 is below 0"),
         (dict(learning_rate=math.nan), "--train.learning_rate nan is below 0"),
-        (dict(epochs=None, max_time=3.0, lr_warmup_fraction=0.1), "--train.lr_warmup_fraction wants to know the length"),
+        (
+            dict(epochs=None, max_time=3.0, lr_warmup_fraction=0.1),
+            "--train.lr_warmup_fraction wants to know the length",
+        ),
     ],
 )
 def test_what_cannot_be(train, message):

@@ -1,5 +1,6 @@
 """Optimizers: AdamW that rounds stochastically on bfloat16 weights, Muon, and what is short for which class."""
 
+import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Optional
 
@@ -82,6 +83,7 @@ def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
             "32-true does not, nor does AdamW with bf16-true."
         )
     if getattr(optimizer, "is_paged", False) and device.type != "cuda":
+        warnings.filterwarnings("ignore", message="Paged optimizers are not supported")  # this line says it
         lines.append(f"{name} has nothing to page out to on {device.type}: it does the same without paging.")
     return lines
 
