@@ -384,3 +384,17 @@ def test_settings_of_a_run_make_it_again(pretrain, tmp_path):
     assert "global_batch_size" not in settings["train"] and json.dumps(settings)
     main(["pretrain", "--config", str(file), "--out_dir", str(tmp_path / "two")])
     assert losses(read_metrics(tmp_path / "two")) == curve
+
+
+@pytest.mark.long
+def test_bfloat16_ends_where_float32_does(real_data, tmp_path):
+    ends = {}
+    for precision in ("32-true", "bf16-true"):
+        words = ["--initial_checkpoint_dir", real_data / "models" / "stories260k", "--data", "TextFiles",
+                 "--data.train_data_path", real_data / "text" / "tinyshakespeare.txt", "--out_dir", tmp_path / precision,
+                 "--precision", precision, "--accelerator", "cpu", "--train.max_seq_length", 256,
+                 "--train.global_batch_size", 8, "--train.micro_batch_size", 8, "--train.max_steps", 300,
+                 "--train.lr_warmup_steps", 20, "--train.min_lr", 0, "--eval.initial_validation", "false"]  # fmt: skip
+        main(["pretrain", *map(str, words)])
+        ends[precision] = float(read_metrics(tmp_path / precision)[-1]["val_loss"])
+    assert ends["bf16-true"] == pytest.approx(ends["32-true"], rel=0.01)
