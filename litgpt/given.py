@@ -103,13 +103,12 @@ def of_flags(words: list[str]) -> tuple[Level, list[str]]:
         if name == "optimizer.help":
             others.append(f"--optimizer.help={class_path(value)}")
         elif name in ("optimizer", "optimizer.class_path"):
-            fields = yaml.safe_load(value) if value.lstrip().startswith("{") else value
-            if isinstance(fields, dict):
-                read_class(level, fields)
+            if value.lstrip().startswith("{"):
+                read_class(level, mapping(name, value))
             else:
                 level.optimizer = value
         elif name == "optimizer.init_args":
-            read_class(level, {"init_args": yaml.safe_load(value)})
+            read_class(level, {"init_args": mapping(name, value)})
         elif name.startswith("optimizer."):
             level.arguments[name.removeprefix("optimizer.").removeprefix("init_args.")] = value
         else:
@@ -119,6 +118,17 @@ def of_flags(words: list[str]) -> tuple[Level, list[str]]:
         elif name in MACHINE:
             level.machine[name] = value
     return level, others
+
+
+def mapping(name: str, value: str) -> dict[str, Any]:
+    """The value of a flag that takes several options at once. Raises `UserError` if it is none."""
+    try:
+        fields = yaml.safe_load(value)
+    except yaml.YAMLError:
+        fields = None
+    if not isinstance(fields, dict):
+        raise UserError(f"--{name} {value}: a mapping is wanted, as {{class_path: SGD, init_args: {{lr: 0.1}}}}.")
+    return fields
 
 
 def read_class(level: Level, fields: dict[str, Any]) -> None:

@@ -388,10 +388,10 @@ def test_settings_of_a_run_make_it_again(pretrain, tmp_path):
 
 @pytest.mark.long
 def test_bfloat16_ends_where_float32_does(real_data, tmp_path):
-    ends = {}
+    ends, text = {}, real_data / "text" / "tinyshakespeare.txt"
     for precision in ("32-true", "bf16-true"):
         words = ["--initial_checkpoint_dir", real_data / "models" / "stories260k", "--data", "TextFiles",
-                 "--data.train_data_path", real_data / "text" / "tinyshakespeare.txt", "--out_dir", tmp_path / precision,
+                 "--data.train_data_path", text, "--out_dir", tmp_path / precision,
                  "--precision", precision, "--accelerator", "cpu", "--train.max_seq_length", 256,
                  "--train.global_batch_size", 8, "--train.micro_batch_size", 8, "--train.max_steps", 300,
                  "--train.lr_warmup_steps", 20, "--train.min_lr", 0, "--eval.initial_validation", "false"]  # fmt: skip
