@@ -15,6 +15,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 import litgpt
 from litgpt.args import run_settings
 from litgpt.errors import UserError, nearest
+from litgpt.given import settle
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
@@ -45,11 +46,12 @@ def run(where: str, command: str, args: list[str]) -> None:
     """
     parser = make_parser(where, command)
     configs, rest = take_configs(args, parser)
-    words = [f"--config={json.dumps(c, default=str)}" for c in configs]  # YAML has dates, JSON has none
-    rest.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
-    settings = parser.parse_args([*words, *rest])
+    given = settle(configs, rest, parser)
+    words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
+    given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
+    settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
-    run_settings.set(yaml.safe_load(parser.dump(settings, skip_none=False)))
+    run_settings.set(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False))))
     load(where)(**instantiate(parser, settings))
 
 
@@ -81,13 +83,15 @@ def make_parser(where: str, command: str) -> Parser:
     return parser
 
 
-def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]], list[str]]:
-    """Split the words into what the `--config` files hold and everything else, with the positional as an option.
+def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Split the words into what the `--config` files hold, each with its name, and everything else, with the positional
+    as an option.
 
     Raises:
         UserError: a file cannot be read, or more than one positional is there.
     """
-    configs, rest, positional = [], [], []
+    configs: list[tuple[str, dict[str, Any]]] = []
+    rest, positional = [], []
     words = list(args)
     while words:
         word = words.pop(0)
@@ -104,7 +108,7 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]],
                     raise UserError(f"{flag} wants a value.")
                 value = words.pop(0)
             if flag == "--config":
-                configs.append(relocate(read_config(value), parser, value))
+                configs.append((value, relocate(read_config(value), parser, value)))
             else:
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
     if parser.takes_many and positional:

@@ -204,14 +204,6 @@ def test_warm_up_longer_than_the_run(llama, files, tmp_path, capsys):
     assert rates[0] == rates[1] == 0.01 and rates == sorted(rates, reverse=True)
 
 
-def test_learning_rate():
-    rates = [learning_rate(step, 10, 2, 1.0, 0.1) for step in range(10)]
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert 0.1 < rates[9] < 0.2
-    assert learning_rate(0, 5, 0, 1.0, 0.0) == 1.0
-
-
 def test_limits(llama, files, tmp_path):
     metrics = finetune(llama, files, tmp_path / "tokens", "--train.max_tokens", 9000)
     steps = [m for m in metrics if m["loss"]]

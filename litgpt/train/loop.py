@@ -32,11 +32,13 @@ class Plan:
     Args:
         steps: Optimizer steps.
         warmup: How many of them warm up.
-        cut_warmup: The warm-up that was asked for, if it was longer than the run and had to be cut.
+        decay: The step at which the learning rate is at its least.
+        cut_warmup: The warm-up that was asked for, if it was longer than that and had to be cut.
     """
 
     steps: int
     warmup: int
+    decay: int
     cut_warmup: Optional[int] = None
 
     @classmethod
@@ -51,7 +53,9 @@ class Plan:
         wanted = train.lr_warmup_steps or 0
         if train.lr_warmup_fraction is not None:
             wanted = round(train.lr_warmup_fraction * steps)
-        return cls(steps, wanted) if wanted <= steps else cls(steps, steps // 10, cut_warmup=wanted)
+        decay = train.lr_decay_iters or steps
+        end = min(steps, decay)
+        return cls(steps, wanted, decay) if wanted <= end else cls(steps, end // 10, decay, cut_warmup=wanted)
 
 
 @dataclass
@@ -87,26 +91,28 @@ def fit(
     """
     result = Result()
     size, ranks = train.micro_batch_size, (fabric.global_rank, fabric.world_size)
-    peak = optimizer.param_groups[0]["lr"]
+    peak = peak_rate(optimizer, train)
 
     def batches(rows: list[int], source: Rows) -> Iterator[Batch]:
         return (source.batch(part).to(fabric.device) for part in micro_batches(rows, size, *ranks))
 
-    def judge(step: int, max_iters: Optional[int] = None) -> None:
+    def judge(step: int, max_iters: Optional[int] = None) -> float:
         loss = validate(fabric, model, itertools.islice(batches(list(range(len(val_rows))), val_rows), max_iters))
         result.val_losses.append((step, loss))
         metrics.write(step=step, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
         screen.say(f"step {step}/{plan.steps} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
+        return loss
 
     rehearse(fabric, model, optimizer, train_rows.batch(train_rows.longest(size)).to(fabric.device))
     if evaluate.initial_validation and len(val_rows):
         judge(0)
     screen.start(plan.steps)
     seen, tokens_then, seconds_then = 0, 0, 0.0
+    best, since_best = math.inf, 0  # of the validations within the run, which may read fewer rows than the others
     order = steps_of_rows(len(train_rows), train.global_batch_size, train.epochs, seed)
     for step, rows in enumerate(itertools.islice(order, plan.steps), start=1):
         began = time.perf_counter()
-        lr = learning_rate(step - 1, plan.steps, plan.warmup, peak, train.min_lr)
+        lr = learning_rate(step - 1, plan.decay, plan.warmup, peak, train.min_lr, train.lr_schedule)
         # ------------------------------------------------------------------------------------------------ the step
         parts = list(batches(rows, train_rows))
         count = torch.tensor(sum(b.n_trained for b in parts), device=fabric.device)
@@ -120,7 +126,7 @@ def fit(
         if train.max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=train.max_norm)
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_ratio"]
         optimizer.step()
         optimizer.zero_grad()
         # --------------------------------------------------------------------------------------------------------
@@ -154,8 +160,12 @@ def fit(
         over = out_of_budget(fabric, train, result)
         if step < plan.steps and not over:
             if len(val_rows) and step % evaluate.interval == 0:
-                judge(step, evaluate.max_iters)
-            if train.save_interval and step % train.save_interval == 0:
+                loss_now = judge(step, evaluate.max_iters)
+                best, since_best = (loss_now, 0) if loss_now < best else (best, since_best + 1)
+                if since_best == evaluate.early_stopping_patience:
+                    screen.say(f"The run stops here: {since_best} validations without a loss below {best:.4f}.")
+                    over = True
+            if not over and train.save_interval and step % train.save_interval == 0:
                 save(step)
         if over:
             break
@@ -163,6 +173,11 @@ def fit(
     if evaluate.final_validation and len(val_rows):
         judge(result.steps)
     return result
+
+
+def peak_rate(optimizer: Optimizer, train: TrainArgs) -> float:
+    """The learning rate after the warm-up."""
+    return optimizer.param_groups[0]["lr"] if train.learning_rate is None else train.learning_rate
 
 
 def out_of_budget(fabric: "Fabric", train: TrainArgs, result: Result) -> bool:

@@ -35,10 +35,11 @@ from litgpt.train.launch import (
     pick_device,
     seed_everything,
 )
-from litgpt.train.loop import Plan, Result, fit, perplexity
+from litgpt.train.loop import Plan, Result, fit, peak_rate, perplexity
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import Metrics, plot
+from litgpt.train.optimizers import finished, parameter_groups, remarks
 from litgpt.train.progress import Screen, duration, gigabytes
 from litgpt.train.start import Start
 
@@ -77,7 +78,7 @@ def run(
         accelerator: The kind of device.
         train: How long, how much at a time, and how fast to learn.
         eval: When and how the model is judged.
-        optimizer: A class of torch.optim, and its options.
+        optimizer: AdamW, SGD, Muon, AdamW8bit, ... or the path of a class, and its options, such as --optimizer.lr.
         logger_name: Where the metrics go: metrics.csv.
         seed: For the weights that are drawn, the order of the rows, and dropout.
         overwrite: Whether a used out_dir may be written to; what an earlier run left there is removed.
@@ -119,28 +120,35 @@ def run(
     if isinstance(number, int) and number >= len(loaded.val):
         raise UserError(f"--eval.evaluate_example {number}: there are {len(loaded.val)} validation rows.")
     train_rows, val_rows = units(loaded.train, train, config, data), units(loaded.val, train, config, data)
-    plan = Plan.make(train, train_rows)
+    if eval.early_stopping_patience is not None and not len(val_rows):
+        raise UserError("--eval.early_stopping_patience: there are no validation rows.")
 
     fabric = make_fabric(accelerator, devices, num_nodes, name)
-    train.check(fabric.world_size)
+    train = train.on(fabric.world_size)
+    plan = Plan.make(train, train_rows)
     fabric.launch()
     if device.type == "cpu" and fabric.world_size > num_nodes:
         torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
     seed_everything(seed)
     start.fill(model, DTYPES[name], fabric.device)
     try:
-        made = optimizer([p for p in model.parameters() if p.requires_grad])
-    except ValueError as e:
+        made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")
+    except (TypeError, ValueError) as e:
         raise UserError(f"--optimizer: {e}.") from e
-    if train.min_lr > made.param_groups[0]["lr"]:
-        raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {made.param_groups[0]['lr']}.")
+    rate = peak_rate(made, train)
+    if train.min_lr > rate and train.lr_schedule != "constant":
+        raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {rate}.")
+    notes = remarks(made, fabric.device)
+    schedule = [("optimizer", f"{type(made).__name__}, {describe_rate(rate, plan, train)}"), *describe_stop(eval)]
     wrapped, made = fabric.setup(LossModel(model), made)
     seed_everything(seed, fabric.global_rank)
 
     screen = Screen(active=fabric.is_global_zero)
     form = f"{name}, {quantize}" if quantize else name
     on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
-    introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir)
+    introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
+    for note in notes:
+        screen.say(note)
     if fabric.is_global_zero:
         clear(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -210,6 +218,7 @@ def introduce(
     train: TrainArgs,
     on: str,
     out_dir: Path,
+    schedule: list[tuple[str, str]],
 ) -> None:
     """One screen: model, parameters, data, plan."""
     config, counts = start.config, loaded.counts
@@ -228,6 +237,7 @@ def introduce(
             f"{plan.steps:,} steps of {train.global_batch_size} {unit} (about {tokens:,.0f} tokens), "
             f"micro-batch {train.micro_batch_size}",
         ),
+        *schedule,
         ("on", on),
         ("writes to", str(out_dir)),
     ]
@@ -238,7 +248,8 @@ def introduce(
         )
     screen.table(f"litgpt {method.name}", rows)
     if plan.cut_warmup is not None:
-        screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the run; it is cut to {plan.warmup}.")
+        what = "run" if plan.decay >= plan.steps else "decay"
+        screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the {what}; it is cut to {plan.warmup}.")
 
 
 def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
@@ -282,6 +293,20 @@ def write_settings(folder: Path, precision: str) -> None:
     if settings is not None:
         settings = {k: v for k, v in settings.items() if k != "overwrite"} | {"precision": precision}
         write_text(folder / HYPERPARAMETERS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+
+
+def describe_rate(rate: float, plan: Plan, train: TrainArgs) -> str:
+    """The way of the learning rate."""
+    start = f"{plan.warmup:,} steps of warm-up, " if plan.warmup else ""
+    if train.lr_schedule == "constant":
+        return f"{start}learning rate {rate:g}, constant"
+    return f"{start}learning rate {rate:g}, {train.lr_schedule} to {train.min_lr:g} at step {plan.decay:,}"
+
+
+def describe_stop(eval: EvalArgs) -> list[tuple[str, str]]:
+    if eval.early_stopping_patience is None:
+        return []
+    return [("stops early", f"after {eval.early_stopping_patience} validations in turn without a new best")]
 
 
 def describe(rows: TokenizedRows) -> str:
