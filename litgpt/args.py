@@ -9,6 +9,7 @@ from litgpt.errors import UserError
 # The settings as the command line parsed them, for `hyperparameters.yaml`. Unset when called from Python.
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PrecisionName = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
 
@@ -126,6 +127,31 @@ class EvalArgs:
             wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
+
+
+@dataclass
+class LogArgs:
+    """What a run is called in the logger; for wandb and mlflow. What has no effect is said.
+
+    Args:
+        project: The project (wandb) or experiment (mlflow); by default litgpt.
+        run: The name of the run; by default its out_dir.
+        group: A name that several runs share.
+        teamspace: Without effect: of a platform that is not supported, like the following.
+        metadata: Without effect.
+        log_model: Without effect.
+        save_logs: Without effect.
+        checkpoint_name: Without effect.
+    """
+
+    project: Optional[str] = None
+    run: Optional[str] = None
+    group: Optional[str] = None
+    teamspace: Optional[str] = None
+    metadata: Optional[dict[str, str]] = None
+    log_model: bool = False
+    save_logs: bool = True
+    checkpoint_name: Optional[str] = None
 
 
 def positive(group: str, **values: Optional[float]) -> list[str]:

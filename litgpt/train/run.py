@@ -4,13 +4,13 @@ import os
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import torch
 import yaml
 from torch.optim import Optimizer
 
-from litgpt.args import EvalArgs, PrecisionName, TrainArgs, run_settings
+from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, TrainArgs, run_settings
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.base import Loaded
@@ -34,6 +34,7 @@ from litgpt.train.launch import (
     pick_device,
     seed_everything,
 )
+from litgpt.train.loggers import check_logger, make_logger
 from litgpt.train.loop import Plan, Result, fit, perplexity
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
@@ -56,7 +57,8 @@ def run(
     train: TrainArgs = TrainArgs(),  # noqa: B008
     eval: EvalArgs = EvalArgs(),  # noqa: B008
     optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
-    logger_name: Literal["csv"] = "csv",
+    log: LogArgs = LogArgs(),  # noqa: B008
+    logger_name: LoggerName = "csv",
     seed: int = 1337,
     overwrite: bool = False,
 ) -> Result:
@@ -75,7 +77,9 @@ def run(
         train: How long, how much at a time, and how fast to learn.
         eval: When and how the model is judged.
         optimizer: A class of torch.optim, and its options.
-        logger_name: Where the metrics go: metrics.csv.
+        log: What the run is called in the logger.
+        logger_name: Where the metrics go besides metrics.csv (csv: nowhere else): tensorboard, wandb (offline where
+            nobody is logged in) or mlflow (to MLFLOW_TRACKING_URI), with files in out_dir/logs.
         seed: For the weights that are drawn, the order of the rows, and dropout.
         overwrite: Whether a used out_dir may be written to; what an earlier run left there is removed.
 
@@ -84,6 +88,7 @@ def run(
     """
     train.check()
     eval.check()
+    notes = check_logger(logger_name, log)
     check_machine(devices, num_nodes, seed)
     check_out_dir(out_dir, overwrite)
     if data is None:
@@ -129,6 +134,8 @@ def run(
     screen = Screen(active=fabric.is_global_zero)
     on = f"{fabric.world_size} x {fabric.device.type}, {name}, {torch.get_num_threads()} threads each"
     introduce(screen, method, start, model, loaded, train_rows, plan, train, on, out_dir)
+    for note in notes:
+        screen.say(note)
     if fabric.is_global_zero:
         clear(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -150,21 +157,23 @@ def run(
         fabric.barrier()
 
     examples = Examples(model, tokenizer, loaded, eval)
-    metrics = Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None)
-    if fabric.is_global_zero:
-        examples.show(screen, "before")
-    try:
-        result = fit(
-            fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics,
-            save=lambda step: save(f"step-{step:06d}"),
-        )  # fmt: skip
-    finally:
-        screen.stop()
-        metrics.close()
-    model.eval()
-    if fabric.is_global_zero:
-        examples.show(screen, "after")
-    save("final", seal=True)
+    logger = None
+    if fabric.is_global_zero and (logger := make_logger(logger_name, log, out_dir, settings(name))):
+        screen.say(f"{logger_name}: {logger.where}")
+    with Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None, logger) as metrics:
+        if fabric.is_global_zero:
+            examples.show(screen, "before")
+        try:
+            result = fit(
+                fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics,
+                save=lambda step: save(f"step-{step:06d}"),
+            )  # fmt: skip
+        finally:
+            screen.stop()
+        model.eval()
+        if fabric.is_global_zero:
+            examples.show(screen, "after")
+        save("final", seal=True)
     if fabric.is_global_zero:
         drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
         report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
@@ -252,7 +261,7 @@ def check_out_dir(out_dir: Path, overwrite: bool) -> None:
 
 def outputs(out_dir: Path) -> list[Path]:
     """What earlier runs left in `out_dir`."""
-    patterns = ("final", "step-[0-9]*", "metrics.csv", "loss.png", HYPERPARAMETERS)
+    patterns = ("final", "step-[0-9]*", "metrics.csv", "logs", "loss.png", HYPERPARAMETERS)
     return [p for pattern in patterns for p in out_dir.glob(pattern)]
 
 
@@ -264,12 +273,16 @@ def clear(out_dir: Path) -> None:
             path.unlink()
 
 
+def settings(precision: str) -> dict[str, Any]:
+    """The run's settings as the command line parsed them; empty for a run from Python."""
+    parsed = run_settings.get() or {}
+    return {k: v for k, v in parsed.items() if k != "overwrite"} | {"precision": precision} if parsed else {}
+
+
 def write_settings(folder: Path, precision: str) -> None:
     """The run's settings as a file for `--config` that makes the same run again."""
-    settings = run_settings.get()
-    if settings is not None:
-        settings = {k: v for k, v in settings.items() if k != "overwrite"} | {"precision": precision}
-        write_text(folder / HYPERPARAMETERS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    if found := settings(precision):
+        write_text(folder / HYPERPARAMETERS, yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
 
 
 def describe(rows: TokenizedRows) -> str:
