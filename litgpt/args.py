@@ -35,6 +35,8 @@ class TrainArgs:
         tie_embeddings: Must agree with the checkpoint, which decides whether head and embedding share their weight.
         max_norm: Clip the norm of the gradient to this.
         min_lr: Where the cosine ends. 0 by default, so that the last steps settle.
+        activation_checkpointing: Forget what happens within a block and compute it again in the backward pass: less
+            memory for more time, with the same result.
     """
 
     save_interval: Optional[int] = 1000
@@ -52,6 +54,7 @@ class TrainArgs:
     tie_embeddings: Optional[bool] = None
     max_norm: Optional[float] = None
     min_lr: float = 0.0
+    activation_checkpointing: bool = False
 
     def check(self, world_size: int = 1) -> None:
         """Raise `UserError` for values that cannot be run on `world_size` devices; all that is wrong at once."""

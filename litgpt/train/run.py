@@ -24,6 +24,7 @@ from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.peft_folder import is_adapter
 from litgpt.prompts import save_style
+from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.examples import Examples
 from litgpt.train.launch import (
     DTYPES,
@@ -59,6 +60,7 @@ def run(
     optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
     log: LogArgs = LogArgs(),  # noqa: B008
     logger_name: LoggerName = "csv",
+    compile: bool = False,
     seed: int = 1337,
     overwrite: bool = False,
 ) -> Result:
@@ -80,6 +82,8 @@ def run(
         log: What the run is called in the logger.
         logger_name: Where the metrics go besides metrics.csv (csv: nowhere else): tensorboard, wandb (offline where
             nobody is logged in) or mlflow (to MLFLOW_TRACKING_URI), with files in out_dir/logs.
+        compile: Compile the model's blocks (torch.compile): the first steps are slow, the others may be faster. Dropout
+            then draws otherwise.
         seed: For the weights that are drawn, the order of the rows, and dropout.
         overwrite: Whether a used out_dir may be written to; what an earlier run left there is removed.
 
@@ -104,6 +108,8 @@ def run(
     start.check(model)
     tokenizer = start.tokenizer()
     device = pick_device(accelerator)
+    if compile:
+        check_compiler(device)
     name = precision or default_precision(device, all_trained=all(p.requires_grad for p in model.parameters()))
 
     loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data))
@@ -128,6 +134,10 @@ def run(
         raise UserError(f"--optimizer: {e}.") from e
     if train.min_lr > made.param_groups[0]["lr"]:
         raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {made.param_groups[0]['lr']}.")
+    if compile:
+        compile_blocks(model)
+    if train.activation_checkpointing:
+        recompute(model)
     wrapped, made = fabric.setup(LossModel(model), made)
     seed_everything(seed, fabric.global_rank)
 
