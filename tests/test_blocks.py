@@ -1,8 +1,5 @@
 """Recomputing and compiling the blocks: the same losses, the same names, less memory, few compilations."""
 
-import subprocess
-import sys
-
 import pytest
 import torch
 
@@ -21,7 +18,7 @@ CONFIG = {
     "vocab_size": 100,
     "hidden_size": 32,
     "intermediate_size": 44,
-    "num_hidden_layers": 3,
+    "num_hidden_layers": 2,
     "num_attention_heads": 4,
     "num_key_value_heads": 2,
     "max_position_embeddings": 512,
@@ -53,13 +50,13 @@ def curve(model: GPT) -> list[float]:
     loss_model = LossModel(model)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     found = []
-    for i, batch in enumerate(batches(20)):
+    for i, batch in enumerate(batches(12)):
         loss = loss_model(batch) / batch.n_trained
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
-        found.append(float(loss))
-        if i % 8 == 7:
+        found.append(loss.item())
+        if i % 6 == 5:
             with torch.no_grad():
                 found.append(float(loss_model(batch)))
     return found
@@ -67,20 +64,19 @@ def curve(model: GPT) -> list[float]:
 
 @pytest.fixture
 def compiler(monkeypatch):
-    """`torch.compile` without its slow part, the making of kernels; what it compiled so far."""
+    """`torch.compile` without its slow parts, the making of backward graphs and kernels; what it compiled so far."""
     import torch._dynamo
     from torch._dynamo.utils import counters
 
     torch._dynamo.reset()
     counters.clear()
     original = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: original(f, backend="aot_eager", **kwargs))
+    monkeypatch.setattr(torch, "compile", lambda f, **kwargs: original(f, backend="eager", **kwargs))
     monkeypatch.setattr(attention, "attend", attention.attend)  # put back afterwards
     return counters
 
 
-@pytest.mark.parametrize("recompute", [False, True])
-@pytest.mark.parametrize("lora", [False, True])
+@pytest.mark.parametrize(("lora", "recompute"), [(False, False), (True, True)])
 def test_compiled_blocks(compiler, lora, recompute):
     expected = curve(make_model(lora))
     model = make_model(lora)
@@ -94,7 +90,7 @@ def test_compiled_blocks(compiler, lora, recompute):
     assert 0 < graphs <= 16, "lengths and numbers of documents are compiled in"
     plain = make_model(lora)
     plain.load_state_dict(model.state_dict())
-    assert generate(model, [1, 2, 3], 20) == generate(plain, [1, 2, 3], 20)
+    assert list(generate(model, [1, 2, 3], 20)) == list(generate(plain, [1, 2, 3], 20))
     assert compiler["stats"]["unique_graphs"] == graphs, "generation was compiled"
 
 
@@ -108,40 +104,25 @@ def test_activation_checkpointing_changes_no_number(llama, files, tmp_path, micr
     assert losses(again)
 
 
-PEAK = """
-import resource, sys, torch
-from litgpt.data.batches import Batch
-from litgpt.families import read_config
-from litgpt.model import GPT
-from litgpt.train.blocks import recompute
-from litgpt.train.loss import LossModel
-from tests.test_blocks import CONFIG
-sizes = {"hidden_size": 128, "intermediate_size": 344, "num_hidden_layers": 8, "max_position_embeddings": 2048}
-model = GPT(read_config(CONFIG | sizes, name="test"))
-model.reset_parameters()
-if sys.argv[1] == "true":
-    recompute(model)
-ids = torch.randint(100, (1, 2048))
-before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-LossModel(model)(Batch(ids, ids.roll(-1, 1), [2048], 2048)).backward()
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
-"""
-
-
-def test_activation_checkpointing_takes_less_memory():
-    pytest.importorskip("resource")
-    kept, recomputed = (
-        int(subprocess.run([sys.executable, "-c", PEAK, on], check=True, capture_output=True, text=True).stdout)
-        for on in ("false", "true")
-    )
-    assert recomputed < kept / 2
+def test_activation_checkpointing_keeps_less():
+    """What stays in memory from the forward to the backward pass."""
+    kept = []
+    for recompute in (False, True):
+        model = make_model(lora=False)
+        if recompute:
+            blocks.recompute(model)
+        n_bytes = []
+        count = lambda t: n_bytes.append(t.numel() * t.element_size()) or t  # noqa: B023, E731
+        with torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            LossModel(model)(batches(1)[0])
+        kept.append(sum(n_bytes))
+    assert kept[1] < kept[0] / 3
 
 
 def test_compile_without_a_compiler(llama, files, tmp_path, monkeypatch, capsys):  # noqa: F811
-    monkeypatch.setattr("torch._inductor.config.cpp.cxx", (None, "no-such-compiler"))
-    from torch._inductor import cpp_builder
+    from torch._inductor import config
 
-    cpp_builder.cpp_compiler_search.cache_clear()
+    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
     with pytest.raises(SystemExit) as stop:
         finetune(llama, files, tmp_path / "out", "--compile", "true")
     error = capsys.readouterr().err

@@ -1,6 +1,7 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -112,7 +113,11 @@ def run(
         check_compiler(device)
     name = precision or default_precision(device, all_trained=all(p.requires_grad for p in model.parameters()))
 
-    loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data))
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    screen = Screen(active=rank_zero_only.rank == 0)
+    with screen.counting("rows tokenized") as say:
+        loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data), say)
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example
@@ -141,7 +146,6 @@ def run(
     wrapped, made = fabric.setup(LossModel(model), made)
     seed_everything(seed, fabric.global_rank)
 
-    screen = Screen(active=fabric.is_global_zero)
     on = f"{fabric.world_size} x {fabric.device.type}, {name}, {torch.get_num_threads()} threads each"
     introduce(screen, method, start, model, loaded, train_rows, plan, train, on, out_dir)
     for note in notes:
@@ -337,7 +341,7 @@ def report(
     screen.table("Done", rows)
     screen.say("Next:")
     for command in method.next_commands:
-        screen.say("  " + command.format(final=out_dir / "final"))
+        screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
 
 
 def ends(losses: list[tuple[int, float]]) -> list[float]:
