@@ -10,6 +10,7 @@ from litgpt.errors import UserError
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
 QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PrecisionName = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
 
@@ -40,6 +41,8 @@ class TrainArgs:
         tie_embeddings: Must agree with the checkpoint, which decides whether head and embedding share their weight.
         max_norm: Clip the norm of the gradient to this.
         min_lr: Where the schedule ends. 0 by default, so that the last steps settle.
+        activation_checkpointing: Forget what happens within a block and compute it again in the backward pass: less
+            memory for more time, with the same result.
     """
 
     save_interval: Optional[int] = 1000
@@ -61,6 +64,7 @@ class TrainArgs:
     tie_embeddings: Optional[bool] = None
     max_norm: Optional[float] = None
     min_lr: float = 0.0
+    activation_checkpointing: bool = False
 
     def check(self, world_size: int = 1) -> None:
         """Raise `UserError` for values that cannot be run on `world_size` devices; all that is wrong at once."""
@@ -156,6 +160,31 @@ class EvalArgs:
             wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
+
+
+@dataclass
+class LogArgs:
+    """What a run is called in the logger; for wandb and mlflow. What has no effect is said.
+
+    Args:
+        project: The project (wandb) or experiment (mlflow); by default litgpt.
+        run: The name of the run; by default its out_dir.
+        group: A name that several runs share.
+        teamspace: Without effect: of a platform that is not supported, like the following.
+        metadata: Without effect.
+        log_model: Without effect.
+        save_logs: Without effect.
+        checkpoint_name: Without effect.
+    """
+
+    project: Optional[str] = None
+    run: Optional[str] = None
+    group: Optional[str] = None
+    teamspace: Optional[str] = None
+    metadata: Optional[dict[str, str]] = None
+    log_model: bool = False
+    save_logs: bool = True
+    checkpoint_name: Optional[str] = None
 
 
 def positive(group: str, **values: Optional[float]) -> list[str]:

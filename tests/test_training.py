@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -231,6 +232,24 @@ def test_dropout_and_seed(llama, files, tmp_path):
 
     assert run("a") == run("b")
     assert run("a2", "--seed", 8) != run("a3")
+
+
+def test_tokenizing_is_shown_and_its_file_is_for_everybody(llama, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("litgpt.train.progress.SECONDS", 0)
+    monkeypatch.setattr("litgpt.data.base.AT_ONCE", 20)
+    before = os.umask(0o022)
+    try:
+        finetune(llama, files, tmp_path / "a folder", "--train.max_steps", 1)
+    finally:
+        os.umask(before)
+    printed = capsys.readouterr().out
+    assert "rows tokenized: 40\n" in printed
+    assert f"litgpt merge_lora '{tmp_path / 'a folder' / 'final'}'\n" in printed
+    (*_, file) = (tmp_path / "cache").rglob("*.safetensors")
+    assert os.name == "nt" or file.stat().st_mode & 0o777 == 0o644
+    finetune(llama, files, tmp_path / "again", "--train.max_steps", 1)
+    assert "rows tokenized" not in capsys.readouterr().out, "the tokens were there"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(llama, files, tmp_path, capsys):

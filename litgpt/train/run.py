@@ -1,17 +1,18 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
 import os
+import shlex
 import shutil
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import torch
 import yaml
 from torch.optim import Optimizer
 
 from litgpt.adapter_folder import is_adapter
-from litgpt.args import EvalArgs, PrecisionName, QuantizeName, TrainArgs, run_settings
+from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs, run_settings
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.base import Loaded
@@ -25,6 +26,7 @@ from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.prompts import save_style
 from litgpt.quantize import quantize as quantize_layers
+from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.examples import Examples
 from litgpt.train.launch import (
     DTYPES,
@@ -35,6 +37,7 @@ from litgpt.train.launch import (
     pick_device,
     seed_everything,
 )
+from litgpt.train.loggers import check_logger, make_logger
 from litgpt.train.loop import Plan, Result, fit, peak_rate, perplexity
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
@@ -59,7 +62,9 @@ def run(
     train: TrainArgs = TrainArgs(),  # noqa: B008
     eval: EvalArgs = EvalArgs(),  # noqa: B008
     optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
-    logger_name: Literal["csv"] = "csv",
+    log: LogArgs = LogArgs(),  # noqa: B008
+    logger_name: LoggerName = "csv",
+    compile: bool = False,
     seed: int = 1337,
     overwrite: bool = False,
 ) -> Result:
@@ -79,7 +84,11 @@ def run(
         train: How long, how much at a time, and how fast to learn.
         eval: When and how the model is judged.
         optimizer: AdamW, SGD, Muon, AdamW8bit, ... or the path of a class, and its options, such as --optimizer.lr.
-        logger_name: Where the metrics go: metrics.csv.
+        log: What the run is called in the logger.
+        logger_name: Where the metrics go besides metrics.csv (csv: nowhere else): tensorboard, wandb (offline where
+            nobody is logged in) or mlflow (to MLFLOW_TRACKING_URI), with files in out_dir/logs.
+        compile: Compile the model's blocks (torch.compile): the first steps are slow, the others may be faster. Dropout
+            then draws otherwise.
         seed: For the weights that are drawn, the order of the rows, and dropout.
         overwrite: Whether a used out_dir may be written to; what an earlier run left there is removed.
 
@@ -88,6 +97,7 @@ def run(
     """
     train.check()
     eval.check()
+    notes = check_logger(logger_name, log)
     check_machine(devices, num_nodes, seed)
     check_out_dir(out_dir, overwrite)
     if data is None:
@@ -105,6 +115,8 @@ def run(
     method.apply(model)
     start.check(model)
     tokenizer = start.tokenizer()
+    if compile:
+        check_compiler(device)
     frozen = any(not p.requires_grad for p in model.parameters())
     name = precision or default_precision(device, all_trained=not frozen)
     if quantize is not None and not frozen:
@@ -113,7 +125,11 @@ def run(
         raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
     n_all = sum(p.numel() for p in model.parameters())
 
-    loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data))
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    screen = Screen(active=rank_zero_only.rank == 0)
+    with screen.counting("rows tokenized") as say:
+        loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data), say)
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example
@@ -140,10 +156,13 @@ def run(
         raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {rate}.")
     notes = remarks(made, fabric.device)
     schedule = [("optimizer", f"{type(made).__name__}, {describe_rate(rate, plan, train)}"), *describe_stop(eval)]
+    if compile:
+        compile_blocks(model)
+    if train.activation_checkpointing:
+        recompute(model)
     wrapped, made = fabric.setup(LossModel(model), made)
     seed_everything(seed, fabric.global_rank)
 
-    screen = Screen(active=fabric.is_global_zero)
     form = f"{name}, {quantize}" if quantize else name
     on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
     introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
@@ -170,21 +189,23 @@ def run(
         fabric.barrier()
 
     examples = Examples(model, tokenizer, loaded, eval)
-    metrics = Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None)
-    if fabric.is_global_zero:
-        examples.show(screen, "before")
-    try:
-        result = fit(
-            fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics,
-            save=lambda step: save(f"step-{step:06d}"),
-        )  # fmt: skip
-    finally:
-        screen.stop()
-        metrics.close()
-    model.eval()
-    if fabric.is_global_zero:
-        examples.show(screen, "after")
-    save("final", seal=True)
+    logger = None
+    if fabric.is_global_zero and (logger := make_logger(logger_name, log, out_dir, settings(name))):
+        screen.say(f"{logger_name}: {logger.where}")
+    with Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None, logger) as metrics:
+        if fabric.is_global_zero:
+            examples.show(screen, "before")
+        try:
+            result = fit(
+                fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics,
+                save=lambda step: save(f"step-{step:06d}"),
+            )  # fmt: skip
+        finally:
+            screen.stop()
+        model.eval()
+        if fabric.is_global_zero:
+            examples.show(screen, "after")
+        save("final", seal=True)
     if fabric.is_global_zero:
         drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
         report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
@@ -275,7 +296,7 @@ def check_out_dir(out_dir: Path, overwrite: bool) -> None:
 
 def outputs(out_dir: Path) -> list[Path]:
     """What earlier runs left in `out_dir`."""
-    patterns = ("final", "step-[0-9]*", "metrics.csv", "loss.png", HYPERPARAMETERS)
+    patterns = ("final", "step-[0-9]*", "metrics.csv", "logs", "loss.png", HYPERPARAMETERS)
     return [p for pattern in patterns for p in out_dir.glob(pattern)]
 
 
@@ -287,12 +308,16 @@ def clear(out_dir: Path) -> None:
             path.unlink()
 
 
+def settings(precision: str) -> dict[str, Any]:
+    """The run's settings as the command line parsed them; empty for a run from Python."""
+    parsed = run_settings.get() or {}
+    return {k: v for k, v in parsed.items() if k != "overwrite"} | {"precision": precision} if parsed else {}
+
+
 def write_settings(folder: Path, precision: str) -> None:
     """The run's settings as a file for `--config` that makes the same run again."""
-    settings = run_settings.get()
-    if settings is not None:
-        settings = {k: v for k, v in settings.items() if k != "overwrite"} | {"precision": precision}
-        write_text(folder / HYPERPARAMETERS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
+    if found := settings(precision):
+        write_text(folder / HYPERPARAMETERS, yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
 
 
 def describe_rate(rate: float, plan: Plan, train: TrainArgs) -> str:
@@ -351,7 +376,7 @@ def report(
     screen.table("Done", rows)
     screen.say("Next:")
     for command in method.next_commands:
-        screen.say("  " + command.format(final=out_dir / "final"))
+        screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
     if method.remark:
         screen.say(method.remark)
 
