@@ -6,7 +6,8 @@ from typing import Any, Literal, Optional, Union
 
 from litgpt.errors import UserError
 
-# The settings as the command line parsed them, for `hyperparameters.yaml`. Unset when called from Python.
+# The words of the command line, and the settings as it parsed them. Unset when called from Python.
+run_words: ContextVar[tuple[str, ...]] = ContextVar("run_words", default=())
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
 QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
@@ -20,6 +21,10 @@ class TrainArgs:
 
     Args:
         save_interval: Optimizer steps between two checkpoints; null for none but the last.
+        keep_last: Keep only so many of these checkpoints, the newest; null for all.
+        save_best: Keep what had the lowest validation loss within the run, in best/.
+        pause_after: Save and end after so many steps, with exit code 75, as if a queue had asked for it; --resume true
+            goes on.
         log_interval: Optimizer steps between two lines of the log.
         global_batch_size: Rows that make one optimizer step, over all devices.
         gradient_accumulation_iters: Micro-batches of a device that make one optimizer step; instead of
@@ -46,6 +51,9 @@ class TrainArgs:
     """
 
     save_interval: Optional[int] = 1000
+    keep_last: Optional[int] = None
+    save_best: bool = False
+    pause_after: Optional[int] = None
     log_interval: int = 1
     global_batch_size: int = 16
     gradient_accumulation_iters: Optional[int] = None
@@ -71,6 +79,8 @@ class TrainArgs:
         wrong = positive(
             "train",
             save_interval=self.save_interval,
+            keep_last=self.keep_last,
+            pause_after=self.pause_after,
             log_interval=self.log_interval,
             global_batch_size=self.global_batch_size,
             gradient_accumulation_iters=self.gradient_accumulation_iters,

@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import litgpt
-from litgpt.args import run_settings
+from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest
 from litgpt.given import settle
 
@@ -51,6 +51,9 @@ def run(where: str, command: str, args: list[str]) -> None:
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
     settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
+    run_words.set(
+        ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
+    )
     run_settings.set(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False))))
     load(where)(**instantiate(parser, settings))
 

@@ -56,7 +56,7 @@ class TrainingState:
     def changed(self, settings: dict[str, Any]) -> list[str]:
         """What is set otherwise than when this was written, and changes the numbers of the run."""
         return [
-            f"--{name} was {self.settings.get(name)!r}, is {settings.get(name)!r}"
+            f"{name if ' ' in name else '--' + name} was {self.settings.get(name)!r}, is {settings.get(name)!r}"
             for name in sorted({*self.settings, *settings})
             if not FREE.match(name) and self.settings.get(name) != settings.get(name)
         ]
