@@ -6,14 +6,13 @@ A later level beats an earlier one: one `--config` after the other, then the fla
 import importlib
 import inspect
 import json
-import logging
 import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
 
 import yaml
 
-from litgpt.errors import UserError, nearest, require
+from litgpt.errors import UserError, nearest
 
 if TYPE_CHECKING:
     from litgpt.cli import Parser
@@ -202,12 +201,12 @@ def load_class(path: str) -> type:
     """The class at a dotted path. Raises `UserError` as `class_path`."""
     from torch.optim import Optimizer
 
+    from litgpt.quantize import bitsandbytes
     from litgpt.train.optimizers import SHORT_NAMES
 
     module, _, name = path.rpartition(".")
     if module.partition(".")[0] == "bitsandbytes":
-        logging.getLogger("bitsandbytes").setLevel(logging.ERROR)  # it warns about what a CPU does not have
-        require("bitsandbytes", "quantize")
+        bitsandbytes()
     try:
         found = getattr(importlib.import_module(module), name, None) if module else None
     except ImportError:

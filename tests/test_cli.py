@@ -143,9 +143,7 @@ def test_generate_computes_float32_weights_in_float32(llama, capsys, monkeypatch
     monkeypatch.setattr("litgpt.commands.generate.default_precision", lambda device: "bf16-true")
     used = []
     original = Source.model
-    monkeypatch.setattr(
-        Source, "model", lambda self, dtype, device: used.append(dtype) or original(self, dtype, device)
-    )
+    monkeypatch.setattr(Source, "model", lambda self, dtype, *more: used.append(dtype) or original(self, dtype, *more))
     for more in ([], ["--precision", "bf16-true"]):
         main(["generate", str(llama), "--max_new_tokens", "1", "--accelerator", "cpu", *more])
     assert used == [torch.float32, torch.bfloat16]

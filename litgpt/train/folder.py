@@ -11,7 +11,7 @@ from filelock import FileLock, Timeout
 from litgpt.args import run_settings
 from litgpt.errors import UserError
 from litgpt.files import write_text
-from litgpt.train.state import STATE, checkpoints, damage
+from litgpt.train.state import STATE, changes, checkpoints, damage, flat
 
 HYPERPARAMETERS = "hyperparameters.yaml"
 
@@ -75,6 +75,24 @@ def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tupl
     if resume not in (True, "auto"):
         raise UserError(" ".join([*words, f"--resume {folder}: there is no whole checkpoint."]))
     return None, [*words, f"There is no whole checkpoint in {folder}: the run starts afresh."]
+
+
+def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -> bool:
+    """Whether `final/` is the result of a run with these settings.
+
+    Raises:
+        UserError: it is that of another run, which left no checkpoint to go on with.
+    """
+    if not (out_dir / "final" / HYPERPARAMETERS).is_file():
+        return False
+    then = yaml.safe_load((out_dir / "final" / HYPERPARAMETERS).read_text(encoding="utf-8"))
+    changed = changes(flat(then if isinstance(then, dict) else {}), flat(settings))
+    if changed and not has_checkpoint:
+        raise UserError(
+            f"--resume: the run in {out_dir} is finished and left no checkpoint, and {'; '.join(changed)}: name another "
+            "--out_dir."
+        )
+    return not changed
 
 
 def clear(out_dir: Path) -> None:

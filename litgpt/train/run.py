@@ -3,6 +3,7 @@
 import shlex
 import zlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -24,7 +25,7 @@ from litgpt.quantize import quantize as quantize_layers
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.examples import Examples
 from litgpt.train.faults import disk_full, is_disk_full, is_out_of_memory, not_finite, out_of_memory
-from litgpt.train.folder import check_out_dir, clear, settings, take, to_resume, write_settings
+from litgpt.train.folder import check_out_dir, clear, is_finished, settings, take, to_resume, write_settings
 from litgpt.train.launch import (
     DTYPES,
     Accelerator,
@@ -45,7 +46,7 @@ from litgpt.train.report import describe_rate, describe_stop, introduce, report
 from litgpt.train.save import Saver
 from litgpt.train.signals import Signals, Stopped
 from litgpt.train.start import Start
-from litgpt.train.state import TrainingState, checkpoints, flat
+from litgpt.train.state import TrainingState, changes, checkpoints, flat
 
 
 def run(
@@ -108,8 +109,6 @@ def run(
     check_out_dir(out_dir, overwrite or resume is not False)
     checkpoint, words = to_resume(out_dir, resume)
     notes += words
-    if resume and (out_dir / "final").is_dir() and checkpoint is None:
-        raise UserError(f"--resume: the run in {out_dir} is finished, in {out_dir / 'final'}, and left no checkpoint.")
     if data is None:
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
     config, source = start.config, start.tokenizer_folder.resolve()
@@ -134,6 +133,9 @@ def run(
     if quantize is not None and not name.endswith("-true"):
         raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
     n_all = sum(p.numel() for p in model.parameters())
+    if resume in (True, "auto") and is_finished(out_dir, settings(name), has_checkpoint=checkpoint is not None):
+        print(f"The run in {out_dir} is finished: its result is {out_dir / 'final'}.")
+        return Result()
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
@@ -186,41 +188,41 @@ def run(
     if state is not None:
         saver.restore_random(state)
 
-    lock = take(out_dir) if fabric.is_global_zero else None
     form = f"{name}, {quantize}" if quantize else name
     on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
     introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
     for note in notes:
         screen.say(note)
-    logger = None
-    if fabric.is_global_zero:
-        if state is None:
-            clear(out_dir)
-            write_settings(out_dir, name)
-        if logger := make_logger(logger_name, log, out_dir, settings(name)):
-            screen.say(f"{logger_name}: {logger.where}")
-
     examples = Examples(model, tokenizer, loaded, eval, result.scores)
     last: list[Batch] = []
-    metrics_file = out_dir / "metrics.csv" if fabric.is_global_zero else None
-    with Metrics(metrics_file, logger, carried=result.steps) as metrics, Signals(fabric.is_global_zero) as signals:
+    first = fabric.is_global_zero
+    with take(out_dir) if first else nullcontext(), Signals(first) as signals:
+        if first and state is None:
+            check_out_dir(out_dir, overwrite or resume is not False)  # another run may have come before
+            clear(out_dir)
+            write_settings(out_dir, name)
+        logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
+        if logger is not None:
+            screen.say(f"{logger_name}: {logger.where}")
         try:
-            if fabric.is_global_zero and state is None:
-                examples.show(screen, "before")
-            fit(
-                fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result, signals,
-                save=saver.checkpoint,
-                fail=lambda *step: not_finite(LossModel(model), train_rows, tokenizer, out_dir, *step),
-                meet=lambda batch: last.__setitem__(slice(None), [batch]),
-            )  # fmt: skip
-            model.eval()
-            if fabric.is_global_zero:
-                examples.show(screen, "after")
-            saver.final()
+            with Metrics(out_dir / "metrics.csv" if first else None, logger, carried=result.steps) as metrics:
+                if first and state is None:
+                    examples.show(screen, "before")
+                fit(
+                    fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result,
+                    signals,
+                    save=saver.checkpoint,
+                    fail=lambda *step: not_finite(LossModel(model), train_rows, tokenizer, out_dir, *step),
+                    meet=lambda batch: last.__setitem__(slice(None), [batch]),
+                )  # fmt: skip
+                model.eval()
+                if first:
+                    examples.show(screen, "after")
+                saver.final()
         except Stopped:
             saved = next(iter(checkpoints(out_dir)), None)
             screen.say(
-                f"Saved {saved}. Go on with: {again()}" if saved else "Nothing was learned yet, nothing is saved."
+                f"Saved {saved}. Go on with: {again()}" if saved else "Nothing is learned yet, nothing is saved."
             )
             raise
         except Exception as e:
@@ -231,11 +233,9 @@ def run(
             raise
         finally:
             screen.stop()
-    if fabric.is_global_zero:
-        drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
-        report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
-    if lock is not None:
-        lock.release()
+        if first:
+            drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
+            report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
     return result
 
 
@@ -262,7 +262,7 @@ def compare(state: TrainingState, settings: dict[str, Any], allowed: bool) -> li
     Raises:
         UserError: they change the numbers of the run, and that is not allowed.
     """
-    changed = state.changed(settings)
+    changed = changes(state.settings, settings)
     if changed and not allowed:
         raise UserError(
             f"--resume: {'; '.join(changed)}. The run would not be the one that was begun: change it back, or give "

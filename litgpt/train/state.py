@@ -53,13 +53,14 @@ class TrainingState:
         except Exception as e:  # torch raises what it likes
             raise UserError(f"{folder / STATE} cannot be read: {str(e).splitlines()[0]}") from e
 
-    def changed(self, settings: dict[str, Any]) -> list[str]:
-        """What is set otherwise than when this was written, and changes the numbers of the run."""
-        return [
-            f"{name if ' ' in name else '--' + name} was {self.settings.get(name)!r}, is {settings.get(name)!r}"
-            for name in sorted({*self.settings, *settings})
-            if not FREE.match(name) and self.settings.get(name) != settings.get(name)
-        ]
+
+def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
+    """What is set otherwise than it was, of the settings that change the numbers of a run."""
+    return [
+        f"{name if ' ' in name else '--' + name} was {then.get(name)!r}, is {now.get(name)!r}"
+        for name in sorted({*then, *now})
+        if not FREE.match(name) and then.get(name) != now.get(name)
+    ]
 
 
 def flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
