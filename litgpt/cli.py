@@ -104,7 +104,7 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
             rest.append(word)
         else:
             flag, equals, value = word.partition("=")
-            if not equals and is_switch(flag, parser) and (not words or words[0].lower() not in TRUTH):
+            if not equals and stands_alone(flag, words, parser):
                 value = "true"
             elif not equals:
                 if not words:
@@ -121,10 +121,14 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
     return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
 
 
-def is_switch(flag: str, parser: Parser) -> bool:
-    """Whether this is a yes-or-no option, which may stand without a value."""
-    actions = [action for action in parser._actions if flag in action.option_strings]
-    return any("bool" in str(getattr(action, "_typehint", "")) for action in actions)
+def stands_alone(flag: str, words: list[str], parser: Parser) -> bool:
+    """Whether this is a yes-or-no option that stands without a value before `words`."""
+    types = [str(getattr(a, "_typehint", "")) for a in parser._actions if flag in a.option_strings]
+    if not any("bool" in t for t in types):
+        return False
+    follows = words[0].lower() if words else "-"
+    takes_more = any("Union" in t or "|" in t for t in types)  # --resume takes a path as well
+    return follows.startswith("-") if takes_more else follows not in TRUTH
 
 
 def option_names(parser: Parser) -> list[str]:

@@ -89,8 +89,8 @@ def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -
     changed = changes(flat(then if isinstance(then, dict) else {}), flat(settings))
     if changed and not has_checkpoint:
         raise UserError(
-            f"--resume: the run in {out_dir} is finished and left no checkpoint, and {'; '.join(changed)}: name another "
-            "--out_dir."
+            f"--resume: the run in {out_dir} is finished and left no checkpoint, and {'; '.join(changed)}: name "
+            "another --out_dir."
         )
     return not changed
 

@@ -253,7 +253,7 @@ def what_must_stay(precision: str, loaded: Loaded, plan: Plan) -> dict[str, Any]
     """Everything that has to be the same when the run goes on."""
     rows = [len(loaded.train), int(loaded.train.lengths.sum()), zlib.crc32(loaded.train.row_hashes().numpy().tobytes())]
     found = flat(settings(precision)) | {"the training rows (rows, tokens, checksum)": rows}
-    return found | {"the number of steps": plan.steps, "the number of threads": torch.get_num_threads()}
+    return found | {"the number of steps": plan.steps, "threads": torch.get_num_threads()}
 
 
 def compare(state: TrainingState, settings: dict[str, Any], allowed: bool) -> list[str]:
@@ -268,7 +268,10 @@ def compare(state: TrainingState, settings: dict[str, Any], allowed: bool) -> li
             f"--resume: {'; '.join(changed)}. The run would not be the one that was begun: change it back, or give "
             "--resume_with_changes true."
         )
-    return [f"Changed since the checkpoint: {'; '.join(changed)}."] if changed else []
+    words = [f"Changed since the checkpoint: {'; '.join(changed)}."] if changed else []
+    if state.settings.get("threads") != settings["threads"]:
+        words.append(f"Other threads than before ({state.settings.get('threads')}): the last digits may differ.")
+    return words
 
 
 def packed(train: TrainArgs, data: DataModule) -> bool:

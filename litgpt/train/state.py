@@ -16,7 +16,7 @@ from litgpt.files import read_json
 STATE, SUMS = "training_state.pt", "checksums.json"
 # settings that may differ between the parts of a run without changing its numbers
 FREE = re.compile(
-    r"(out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|log\..*|eval\.(?!early_stopping).*"
+    r"(threads|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|log\..*|eval\.(?!early_stopping).*"
     r"|train\.(save_interval|log_interval|keep_last|save_best|pause_after))$"
 )
 
