@@ -115,7 +115,7 @@ def run(
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    screen = Screen(active=rank_zero_only.rank == 0)  # type: ignore[attr-defined]
+    screen = Screen(active=getattr(rank_zero_only, "rank", 0) == 0)
     with screen.counting("rows tokenized") as say:
         loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data), say)
     if problems := harm(loaded):
