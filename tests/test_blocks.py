@@ -119,11 +119,10 @@ def test_activation_checkpointing_keeps_less():
     assert kept[1] < kept[0] / 3
 
 
-def test_compile_without_a_compiler(llama, files, tmp_path, monkeypatch, capsys):  # noqa: F811
+def test_compile_without_a_compiler(llama, files, tmp_path, capsys):  # noqa: F811
     from torch._inductor import config
 
-    monkeypatch.setattr(config.cpp, "cxx", (None, "no-such-compiler"))
-    with pytest.raises(SystemExit) as stop:
+    with config.patch({"cpp.cxx": (None, "no-such-compiler")}), pytest.raises(SystemExit) as stop:
         finetune(llama, files, tmp_path / "out", "--compile", "true")
     error = capsys.readouterr().err
     assert stop.value.code == 2 and "--compile true needs a C++ compiler" in error and error.count("\n") == 1

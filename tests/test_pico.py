@@ -56,7 +56,7 @@ def test_no_sum_is_in_the_pretraining():
 
 def test_a_few_steps_teach_it_the_form_of_an_answer(tmp_path, capsys):
     """Through its own chat template, from the finetune to the adapter's answer."""
-    more = "--train.max_steps 8 --train.lr_warmup_steps 2 --eval.exact_match 20 --eval.examples 1".split()
+    more = "--train.max_steps 8 --train.lr_warmup_steps 2 --data.n_val 30 --eval.exact_match null".split()
     main(["finetune", "lora", "--config", "pico/lora", *more, "--out_dir", str(tmp_path / "out")])
     printed = capsys.readouterr().out
     before, after = (float(x) for x in re.search(r"validation loss +([\d.]+) -> ([\d.]+)", printed).groups())
