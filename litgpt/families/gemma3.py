@@ -5,7 +5,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import gemma3_text
-from litgpt.families.common import flag
+from litgpt.families.common import flag, require_value
 from litgpt.families.llama import ENDS
 from litgpt.families.table import Aliases, NameTable, in_layers
 
@@ -25,6 +25,7 @@ def read_config(fields: dict[str, Any]) -> Config:
     tied = flag(fields, "tie_word_embeddings", True)
     if "tie_word_embeddings" in text and flag(text, "tie_word_embeddings") != tied:
         raise UserError(f"config.json has tie_word_embeddings {tied}, and the contrary in text_config.")
+    require_value(text, "final_logit_softcapping", None)  # transformers uses it in the text model alone
     return gemma3_text.read_config(text | {"tie_word_embeddings": tied})
 
 

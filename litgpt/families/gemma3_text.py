@@ -4,7 +4,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import read_sizes, read_two_ropes, read_windows, whole
+from litgpt.families.common import read_sizes, read_two_ropes, read_windows, require_value, whole
 from litgpt.families.gemma import read_shared
 from litgpt.families.gemma2 import FOUR_NORMS, read_caps_and_norms
 from litgpt.families.llama import ENDS, QK_NORMS
@@ -23,6 +23,7 @@ LAYER = {**FOUR_NORMS, **QK_NORMS}
 
 def read_config(fields: dict[str, Any]) -> Config:
     fields = DEFAULTS | fields
+    require_value(fields, "attn_logit_softcapping", None)  # transformers has the field and does not use it
     every = whole(fields, "sliding_window_pattern", 6)
     types = ["full_attention" if i % every == every - 1 else "sliding_attention" for i in range(fields["num_hidden_layers"])]
     windows = read_windows(fields, types, size=4096)

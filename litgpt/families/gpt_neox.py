@@ -5,7 +5,9 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.families.common import flag, gelu, read_rope, require_value, whole
-from litgpt.families.table import NameTable, Stored, in_layers, rows_by_group
+from litgpt.families.table import Aliases, NameTable, Stored, in_layers, rows_by_group
+
+ALIASES = Aliases(renames=[(r"^lm_head\.", "embed_out.")])  # as transformers 5 has it in memory
 
 
 def read_config(fields: dict[str, Any]) -> Config:
