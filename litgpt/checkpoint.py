@@ -228,7 +228,7 @@ def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional
         shard[name] = tensor
         total += tensor.nbytes
     flush()
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for i, names in enumerate(files, start=1):
         last = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
         (folder / f"model-{i:05d}.safetensors").rename(folder / last)

@@ -1,18 +1,25 @@
 """What one model is: its sizes and the switches of its math."""
 
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Optional, get_args, get_origin
+
+import yaml
+
+from litgpt.errors import UserError, nearest
 
 
 @dataclass
 class Config:
     """Sizes and switches of a `GPT`. The field names are LitGPT's where LitGPT has the switch.
 
-    `litgpt.families.read_config` makes it from a checkpoint's `config.json`.
+    `litgpt.families.read_config` makes it from a checkpoint's `config.json`, `from_name` from `models.yaml`.
     """
 
     model_type: str = "llama"  # the family: whose `config.json` and weight names these are
     name: str = ""  # for people; nothing depends on it
+    repo_id: str = ""  # where a known model is published
     block_size: int = 4096  # positions the model was made for
     padded_vocab_size: int = 32000  # rows of the embedding and of the head
     n_layer: int = 16
@@ -83,6 +90,44 @@ class Config:
             if getattr(self, name) is None:
                 setattr(self, name, self.bias)
 
+    @classmethod
+    def from_name(cls, name: str) -> "Config":
+        """A known model, by its name or the id of its repository.
+
+        The head has a weight of its own, as LitGPT's models have, also where the published model ties it.
+
+        Raises:
+            UserError: no such model; the nearest name is in the message.
+        """
+        rows = known_models()
+        found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
+        if found is None:
+            every = [*rows, *(row["repo_id"] for row in rows.values())]
+            raise UserError(f"No known model is called {name!r}.{nearest(name, every)}")
+        return cls(**found)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Config":
+        """What LitGPT's `model_config.yaml` describes.
+
+        The file does not say which family it is. That is found by its repository, or by its switches.
+
+        Raises:
+            UserError: it cannot be read, or asks for math that is not implemented.
+        """
+        try:
+            numbers = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise UserError(f"{path} cannot be read: {e}.") from e
+        if not isinstance(numbers, dict) or not {"n_layer", "n_embd", "n_head"} <= numbers.keys():
+            raise UserError(f"{path} is no model_config.yaml of LitGPT: n_layer, n_embd and n_head are wanted.")
+        try:
+            return from_litgpt(numbers)
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
+        except (TypeError, ValueError, AttributeError) as e:
+            raise UserError(f"{path} has a field of the wrong type: {e}.") from e
+
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """Output features of the query, key and value projections."""
@@ -112,3 +157,104 @@ class Config:
 def on(indices: Optional[list[int]], layer: int) -> bool:
     """Whether a list of 0 and 1 has a 1 for this layer; a list that is not given has ones."""
     return indices is None or bool(indices[layer])
+
+
+@cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """The fields of every known model by its name, in the order of `models.yaml`."""
+    text = Path(__file__).with_name("models.yaml").read_text(encoding="utf-8")
+    listed = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the fast one, where it is there
+    models = {}
+    for family in listed:
+        for row in family["models"]:
+            numbers = {"model_type": family["model_type"], **family["all"], **row}
+            for key in ("sliding_window_indices", "rope_indices"):  # patterns that repeat
+                if key in numbers:
+                    numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
+            models[row["name"]] = numbers
+    return models
+
+
+LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that the model_config.yaml of an older LitGPT may lack
+    "padded_vocab_size": 50688,
+    "norm_class_name": "LayerNorm",
+    "parallel_residual": True,
+    "bias": True,
+    "rotary_percentage": 0.25,
+    "mlp_class_name": "GptNeoxMLP",
+}
+LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # without effect on its math
+LITGPT_REFUSED = (  # unless they are off
+    *("rope_interleave", "n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"),
+    *("first_k_dense_replace", "latent_attention"),
+)
+
+
+def from_litgpt(numbers: dict[str, Any]) -> Config:
+    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented."""
+    numbers = LITGPT_DEFAULTS | {k: v for k, v in numbers.items() if v is not None and k not in LITGPT_UNUSED}
+    refused = [k for k in LITGPT_REFUSED if numbers.pop(k, None)]
+    refused += ["routed_scaling_factor"] if numbers.pop("routed_scaling_factor", 1) != 1 else []
+    hf = numbers.pop("hf_config", None) or {}
+    rope = dict(numbers.pop("rope_adjustments", None) or {})
+    condense, placing = numbers.pop("rope_condense_ratio", 1), numbers.pop("sliding_window_layer_placing", "all")
+    refused += sorted(numbers.keys() - {f.name for f in fields(Config)})
+    if refused:
+        raise UserError(f"{', '.join(refused)} is not implemented.")
+    if condense != 1:
+        rope = {"factor": condense}
+    if "original_max_seq_len" in rope:
+        rope["original_max_position_embeddings"] = rope.pop("original_max_seq_len")
+    if placing in ("interleaved", 2):
+        numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
+    numbers = {k: checked(k, v) for k, v in numbers.items()}
+    bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
+    known = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
+    model_type = known["model_type"] if known else family_of(numbers)
+    return Config(
+        **numbers
+        | {
+            "model_type": model_type,
+            "repo_id": repo_id,
+            "rope_type": "llama3" if "low_freq_factor" in rope else "linear" if rope else "default",
+            "rope_adjustments": rope,
+            "attn_bias": bool(bias or numbers.get("attn_bias")),
+            "norm_affine": model_type != "olmo",
+            "norm_unit_offset": numbers["mlp_class_name"] == "GemmaMLP",
+        }
+    )
+
+
+def checked(name: str, value: Any) -> Any:
+    """A field's value, of the type that `Config` declares; 1e-05, which is text in YAML, as a number.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    declared = next(f.type for f in fields(Config) if f.name == name)
+    kinds = [t for t in (get_args(declared) or (declared,)) if t in (int, float, bool, str)]
+    if kinds == [float]:
+        return float(value)
+    if kinds and get_origin(declared) is not list and not isinstance(value, kinds[0]):
+        raise ValueError(f"{name} {value!r}")
+    return value
+
+
+def family_of(numbers: dict[str, Any]) -> str:
+    """The family that has these switches, in LitGPT's field names."""
+    mlp, layer_norm = numbers["mlp_class_name"], numbers["norm_class_name"] == "LayerNorm"
+    if mlp == "GptNeoxMLP":
+        return "phi" if numbers.get("lm_head_bias") else "gpt_neox" if numbers["bias"] else "falcon"
+    if mlp == "GemmaMLP":
+        if numbers.get("norm_qk"):
+            return "gemma3_text"
+        return "gemma2" if numbers.get("post_mlp_norm") else "gemma"
+    if mlp == "LLaMAMoE":
+        return "qwen3_moe" if numbers.get("norm_qk") else "mixtral"
+    if layer_norm:
+        return "stablelm" if numbers["rotary_percentage"] < 1 else "olmo"
+    if numbers.get("norm_qk"):
+        return "olmo2" if numbers.get("norm_qk_type") == "olmo2" else "qwen3"
+    if numbers.get("sliding_window_size") is not None:
+        return "phi3" if numbers.get("n_query_groups") in (None, numbers["n_head"]) else "mistral"
+    return "qwen2" if numbers.get("attn_bias") else "llama"

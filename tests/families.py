@@ -86,7 +86,8 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "gpt_neox": {
         "plain": NEOX | {"hidden_size": 80},
         "sequential": NEOX | {"use_parallel_residual": False, "attention_bias": False, "tie_word_embeddings": True},
-        "full rope": NEOX | {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 1}},
+        "full rope": NEOX
+        | {"rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 1}},
         "gelu_new": NEOX | {"hidden_act": "gelu_new", "vocab_size": 211},
     },
     "falcon": {
@@ -212,7 +213,9 @@ ALL = [(family, variant) for family, variants in FAMILIES.items() for variant in
 QUICK = [(family, next(iter(variants))) for family, variants in FAMILIES.items()]
 
 
-def save_random(folder: Path, model_type: str, variant: str, dtype: torch.dtype = torch.float32, **options: Any) -> Path:
+def save_random(
+    folder: Path, model_type: str, variant: str, dtype: torch.dtype = torch.float32, **options: Any
+) -> Path:
     """A random model as `transformers` writes it; every weight is drawn, so that none that starts as 0 or 1 hides.
 
     Args:

@@ -64,6 +64,10 @@ def check(config: Config) -> None:
     rotating = config.rope_n_elem
     if rotating + rotating % 2 > config.head_size:
         raise UserError(f"config.json has heads of {config.head_size} dimensions: all rotate, so it must be even.")
+    for name in ("short_factor", "long_factor"):
+        factors, pairs = config.rope_adjustments.get(name), (rotating + 1) // 2
+        if factors is not None and len(factors) != pairs:
+            raise UserError(f"config.json has {name} of {len(factors)} numbers for {pairs} pairs of dimensions.")
     if config.n_expert_per_token > config.n_expert:
         raise UserError(f"config.json has {config.n_expert_per_token} experts per token of {config.n_expert} experts.")
 

@@ -28,7 +28,9 @@ ALL_ROPE_NUMBERS = {  # that may be there; others could mean something that is n
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
-def read_sizes(fields: dict[str, Any], kv_heads: Optional[int] = None, head_dim: Optional[int] = None) -> dict[str, Any]:
+def read_sizes(
+    fields: dict[str, Any], kv_heads: Optional[int] = None, head_dim: Optional[int] = None
+) -> dict[str, Any]:
     """The sizes of a `Config`, under the names that most families give them.
 
     Args:
@@ -112,7 +114,9 @@ def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local
     both = rope_object(fields.get("rope_parameters"), "rope_parameters")
     unknown = set(both) - {"full_attention", "sliding_attention"}
     if unknown:
-        raise UserError(f"config.json has rope_parameters with {', '.join(sorted(unknown))} beside the two layer types.")
+        raise UserError(
+            f"config.json has rope_parameters with {', '.join(sorted(unknown))} beside the two layer types."
+        )
     everywhere = rope_object(both.get("full_attention"), "rope_parameters.full_attention")
     local = rope_object(both.get("sliding_attention"), "rope_parameters.sliding_attention")
     if local.get("rope_type", local.get("type", "default")) != "default":
@@ -144,8 +148,9 @@ def rope_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, type
             numbers[key_of_length] = fields[key_of_length]
         numbers.setdefault(key_of_length, fields.get("max_position_embeddings"))
         wanted.append(key_of_length)
-        if rope_type != "llama3" and numbers.get("factor") is None and isinstance(numbers[key_of_length], int):
-            numbers["factor"] = whole(fields, "max_position_embeddings") / numbers[key_of_length]
+        if rope_type == "longrope" or numbers.get("factor", 0) is None:
+            ratio = whole(fields, "max_position_embeddings") / whole(numbers, key_of_length)
+            numbers["factor"] = number(numbers, "factor", ratio)
     missing = [n for n in wanted if not isinstance(numbers.get(n), (int, float)) or numbers[n] <= 0]
     if rope_type == "longrope":
         lists = {n: numbers.get(n) for n in ("short_factor", "long_factor")}
@@ -184,7 +189,10 @@ def read_windows(fields: dict[str, Any], default: Optional[Sequence[str]] = None
     local = [int(t == "sliding_attention") for t in types]
     if not any(local):
         return {}
-    return {"sliding_window_size": whole({"sliding_window": size} | fields, "sliding_window"), "sliding_window_indices": local}
+    return {
+        "sliding_window_size": whole({"sliding_window": size} | fields, "sliding_window"),
+        "sliding_window_indices": local,
+    }
 
 
 def read_late_windows(fields: dict[str, Any], size: Any = 4096) -> dict[str, Any]:

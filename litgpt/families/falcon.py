@@ -5,7 +5,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families.common import flag, gelu, read_rope, require_value, whole
-from litgpt.families.table import NameTable, Stored, in_layers, rows_by_group
+from litgpt.families.table import HFModules, NameTable, Stored, in_layers, rows_by_group
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -47,7 +47,7 @@ def read_config(fields: dict[str, Any]) -> Config:
 def name_table(config: Config) -> NameTable:
     assert config.head_size is not None and config.n_query_groups is not None
     rows = rows_by_group(config.n_head, config.n_query_groups, config.head_size)
-    layer = {
+    layer: dict[str, HFModules] = {
         "norm_1": "input_layernorm",
         "attn.qkv": Stored("self_attention.query_key_value", rows),
         "attn.proj": "self_attention.dense",
@@ -57,5 +57,9 @@ def name_table(config: Config) -> NameTable:
     }
     if config.parallel_residual and not config.shared_attention_norm:
         layer |= {"norm_1": "ln_attn", "norm_2": "ln_mlp"}
-    ends = {"transformer.wte": "transformer.word_embeddings", "transformer.ln_f": "transformer.ln_f", "lm_head": "lm_head"}
+    ends: dict[str, HFModules] = {
+        "transformer.wte": "transformer.word_embeddings",
+        "transformer.ln_f": "transformer.ln_f",
+        "lm_head": "lm_head",
+    }
     return NameTable(ends | in_layers(config.n_layer, layer, "transformer.h.{}."))

@@ -25,7 +25,9 @@ def read_config(fields: dict[str, Any]) -> Config:
     fields = DEFAULTS | fields
     require_value(fields, "attn_logit_softcapping", None)  # transformers has the field and does not use it
     every = whole(fields, "sliding_window_pattern", 6)
-    types = ["full_attention" if i % every == every - 1 else "sliding_attention" for i in range(fields["num_hidden_layers"])]
+    types = [
+        "full_attention" if i % every == every - 1 else "sliding_attention" for i in range(fields["num_hidden_layers"])
+    ]
     windows = read_windows(fields, types, size=4096)
     return Config(
         **read_sizes(fields, kv_heads=4, head_dim=256),

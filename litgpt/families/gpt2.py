@@ -5,9 +5,9 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families.common import flag, gelu, require_value, whole
-from litgpt.families.table import Aliases, NameTable, Stored, in_layers
+from litgpt.families.table import Aliases, HFModules, NameTable, Rules, Stored, in_layers
 
-LAYER = {
+LAYER: Rules = {
     "norm_1": "ln_1",
     "attn.qkv": Stored("attn.c_attn", transposed=True),
     "attn.proj": Stored("attn.c_proj", transposed=True),
@@ -44,5 +44,10 @@ def read_config(fields: dict[str, Any]) -> Config:
 
 
 def name_table(config: Config) -> NameTable:
-    ends = {f"transformer.{name}": f"transformer.{name}" for name in ("wte", "wpe", "ln_f")} | {"lm_head": "lm_head"}
+    ends: dict[str, HFModules] = {
+        "transformer.wte": "transformer.wte",
+        "transformer.wpe": "transformer.wpe",
+        "transformer.ln_f": "transformer.ln_f",
+        "lm_head": "lm_head",
+    }
     return NameTable(ends | in_layers(config.n_layer, LAYER, "transformer.h.{}."), unused=r"\.attn\.(masked_)?bias$")

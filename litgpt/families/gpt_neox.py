@@ -5,7 +5,7 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.families.common import flag, gelu, read_rope, require_value, whole
-from litgpt.families.table import Aliases, NameTable, Stored, in_layers, rows_by_group
+from litgpt.families.table import Aliases, HFModules, NameTable, Stored, in_layers, rows_by_group
 
 ALIASES = Aliases(renames=[(r"^lm_head\.", "embed_out.")])  # as transformers 5 has it in memory
 
@@ -35,7 +35,7 @@ def read_config(fields: dict[str, Any]) -> Config:
 
 def name_table(config: Config) -> NameTable:
     assert config.head_size is not None
-    layer = {
+    layer: dict[str, HFModules] = {
         "norm_1": "input_layernorm",
         "attn.qkv": Stored("attention.query_key_value", rows_by_group(config.n_head, config.n_head, config.head_size)),
         "attn.proj": "attention.dense",
@@ -43,7 +43,7 @@ def name_table(config: Config) -> NameTable:
         "mlp.fc": "mlp.dense_h_to_4h",
         "mlp.proj": "mlp.dense_4h_to_h",
     }
-    ends = {
+    ends: dict[str, HFModules] = {
         "transformer.wte": "gpt_neox.embed_in",
         "transformer.ln_f": "gpt_neox.final_layer_norm",
         "lm_head": "embed_out",

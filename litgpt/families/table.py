@@ -103,7 +103,9 @@ def in_layers(
         return prefix + hf if isinstance(hf, str) else [prefix + part for part in hf]
 
     return {
-        our_layer.format(i) + ours: prefixed(hf, hf_layer.format(i)) for i in range(n_layer) for ours, hf in rules.items()
+        our_layer.format(i) + ours: prefixed(hf, hf_layer.format(i))
+        for i in range(n_layer)
+        for ours, hf in rules.items()
     }
 
 
@@ -128,7 +130,7 @@ class Aliases:
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
     def expand(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Optional[tuple]]]:
-        """What a stored tensor is in the words of the table: names, shapes and the index of each in it, if it is part."""
+        """What a stored tensor is in the words of the table: the name and shape of each part, and its index in it."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
         for end, parts in self.stacks.items():

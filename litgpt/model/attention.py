@@ -70,8 +70,8 @@ class CausalSelfAttention(nn.Module):
         if reading.cache is not None:
             y = self.attend(q, *reading.cache.append(self.layer, k, v, self.window), reading)
         else:
-            documents = (t.split(reading.documents, dim=2) for t in (q, k, v))
-            y = join([self.attend(*document, reading) for document in zip(*documents)])
+            documents = zip(*(t.split(reading.documents, dim=2) for t in (q, k, v)))
+            y = join([self.attend(q, k, v, reading) for q, k, v in documents])
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, C = n_embd, V = padded_vocab_size.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -94,7 +94,7 @@ class GPT(nn.Module):
     def tie_weights(self) -> None:
         """Make the head's weight the embedding's again, where the config says so."""
         if self.config.tie_embeddings:
-            head = self.lm_head
+            head: Any = self.lm_head
             while hasattr(head, "linear"):  # what wraps it: a scale, or a method's layer
                 head = head.linear
             head.weight = self.transformer.wte.weight
@@ -149,7 +149,9 @@ class GPT(nn.Module):
         if self.config.learned_positions:
             x = x + self.transformer.wpe(positions)
         if self.embedding_scale != 1:
-            x = x * torch.tensor(self.embedding_scale, dtype=x.dtype)  # rounded to the dtype, as the models were trained
+            x = x * torch.tensor(
+                self.embedding_scale, dtype=x.dtype
+            )  # rounded to the dtype, as the models were trained
         ropes = [rope.table(positions, lengths, x.dtype) for rope in self.ropes]
         reading = Reading(documents or [tokens], ropes, cache)
         for block in self.transformer.h:
