@@ -25,6 +25,7 @@ def fields_of(model_type: str, **changes: Any) -> dict[str, Any]:
     return json.loads(config.to_json_string(use_diff=False)) | changes
 
 
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [4.0, 5, 6, 7]}
 # fields as files from before transformers 5 have them
 OLD: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_theta": 5000.0, "rope_scaling": None}),
@@ -40,7 +41,8 @@ OLD: list[tuple[str, dict[str, Any]]] = [
     ("mixtral", {}),
     ("smollm3", {}),
     ("falcon", {"rope_theta": 500.0}),
-    ("phi3", {"rope_scaling": {"type": "su", "short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [4.0, 5, 6, 7]}}),
+    ("phi3", {"rope_scaling": {"type": "longrope"} | FACTORS}),
+    ("phi3", {"rope_scaling": {"type": "su", "original_max_position_embeddings": 40} | FACTORS}),
     ("phi3", {"rope_scaling": None, "original_max_position_embeddings": None}),
     (
         "gemma3_text",
