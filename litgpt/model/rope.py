@@ -48,7 +48,10 @@ class Rope:
             tokens = torch.tensor(lengths, device=positions.device)
             inverse = self.inverse[longer.repeat_interleave(tokens) if len(lengths) > 1 else longer]
         angles = (positions.float()[:, None] * inverse)[:, None]
-        return (angles.cos() * self.factor).to(dtype), (angles.sin() * self.factor).to(dtype)
+        cos, sin = angles.cos(), angles.sin()
+        if self.factor != 1:
+            cos, sin = cos * self.factor, sin * self.factor
+        return cos.to(dtype), sin.to(dtype)
 
 
 def make_ropes(config: Config) -> list[Rope]:
@@ -65,7 +68,8 @@ def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
     """Rotate the first 2 p dimensions of `x` (B, T, n, hs); the first half of them pairs with the second."""
     p = cos.size(-1)
     a, b = x[..., :p], x[..., p : 2 * p]
-    return torch.cat((a * cos - b * sin, b * cos + a * sin, x[..., 2 * p :]), dim=-1)
+    rotated = (a * cos - b * sin, b * cos + a * sin)
+    return torch.cat(rotated if 2 * p == x.size(-1) else (*rotated, x[..., 2 * p :]), dim=-1)
 
 
 # The types: from the positions per radian of each pair, (p,), to radians per position and a factor of cosines and sines
