@@ -10,6 +10,9 @@ from litgpt.errors import UserError, nearest
 
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (also: finetune)."),
+    "finetune_full": ("litgpt.finetune.full:setup", "Finetune all weights of a model."),
+    "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter."),
+    "finetune_adapter_v2": ("litgpt.finetune.adapter_v2:setup", "Finetune a model with LLaMA-Adapter V2."),
     "data_check": ("litgpt.commands.data_check:main", "Look at the data of a finetune before it runs."),
     "pretrain": ("litgpt.pretrain:setup", "Train all weights of a model on text, from scratch or further."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),

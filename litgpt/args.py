@@ -9,6 +9,7 @@ from litgpt.errors import UserError
 # The settings as the command line parsed them, for `hyperparameters.yaml`. Unset when called from Python.
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
+QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
 PrecisionName = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
 

@@ -19,6 +19,7 @@ from litgpt.families import aliases, name_table, read_config
 from litgpt.families.table import NameTable, Stored
 from litgpt.files import read_json
 from litgpt.model import GPT
+from litgpt.quantize import QuantizedLinear
 
 INDEX = "model.safetensors.index.json"
 NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
@@ -126,8 +127,8 @@ def stored_pieces(table: NameTable, name: str, module: nn.Module, leaf: str) -> 
 def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
     """Fill a model that was built on the meta device.
 
-    Pretrained weights come from the checkpoint, as `dtype`; parameters that a method added are made as they are
-    declared and drawn by their module's `reset_parameters`.
+    Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it; parameters that a method
+    added are made as they are declared and drawn by their module's `reset_parameters`.
 
     Raises:
         UserError: the checkpoint lacks a weight, has one that the model does not know, or one of another shape; all
@@ -135,9 +136,12 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
     """
     check_weights(model, checkpoint)
     table, slots, tied = name_table(model.config), base_parameters(model), tied_head(model.config)
-    for module, leaf in slots.values():
+    for name, (module, leaf) in slots.items():
         old = module._parameters[leaf]
         assert old is not None
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            module.stored = [None] * len(table.stored(name.rpartition(".")[0]))  # one state per Hugging Face tensor
+            continue
         empty = torch.empty_like(old, dtype=dtype, device=device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
     for name in checkpoint.files:
@@ -148,8 +152,13 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
             check_tied(checkpoint, name, f"{table.to_hf('transformer.wte')[0]}.weight")
             continue
         ours = f"{target[0]}.{name.rpartition('.')[2]}"
-        _, stored, rows = stored_pieces(table, ours, *slots[ours])[target[1]]
-        rows.copy_(stored.to_ours(checkpoint.tensor(name)))
+        module, leaf = slots[ours]
+        _, stored, rows = stored_pieces(table, ours, module, leaf)[target[1]]
+        tensor = stored.to_ours(checkpoint.tensor(name))
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            module.store(target[1], tensor.to(device, dtype))
+        else:
+            rows.copy_(tensor)
     model.tie_weights()
     for module in model.modules():
         own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}

@@ -6,12 +6,14 @@ from typing import Optional
 
 import torch
 
+from litgpt.adapter_folder import AdapterFolder, is_adapter, open_adapter
 from litgpt.checkpoint import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.hub import find_folder
 from litgpt.model import GPT
-from litgpt.peft_folder import WEIGHTS, Adapter, is_adapter
+from litgpt.peft_folder import WEIGHTS
 from litgpt.prompts import PromptStyle, load_style
+from litgpt.quantize import quantize
 from litgpt.tokenizer import Tokenizer
 
 
@@ -22,12 +24,12 @@ class Source:
     Args:
         folder: Where the tokenizer and the prompt style are.
         checkpoint: The base model.
-        adapter: The LoRA to put on it, if the folder is an adapter's.
+        adapter: What to put on it, if the folder is an adapter's.
     """
 
     folder: Path
     checkpoint: Checkpoint
-    adapter: Optional[Adapter]
+    adapter: Optional[AdapterFolder]
 
     @classmethod
     def open(cls, path: Path, base: Optional[Path] = None) -> "Source":
@@ -45,7 +47,7 @@ class Source:
             if base is not None:
                 raise UserError(f"{folder} is no adapter folder, so --base {base} has no meaning.")
             return cls(folder, Checkpoint(folder), None)
-        adapter = Adapter(folder)
+        adapter = open_adapter(folder)
         if base is None and not adapter.base:
             raise UserError(f"{folder} does not say which model it belongs to: name it with --base DIR.")
         try:
@@ -62,12 +64,19 @@ class Source:
     def style(self) -> PromptStyle:
         return load_style(self.folder)
 
-    def model(self, dtype: torch.dtype, device: torch.device) -> GPT:
-        """The model with its adapter, in evaluation mode, without gradients."""
+    def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
+        """The model with its adapter, in evaluation mode, without gradients.
+
+        Args:
+            dtype: Of the weights.
+            scheme: How the weights of the blocks are quantized, one of `litgpt.args.QuantizeName`; None for not at all.
+        """
         with torch.device("meta"):
             model = GPT(self.checkpoint.config)
+        if scheme is not None:
+            quantize(model, scheme, device)
         if self.adapter is not None:
-            self.adapter.lora.apply(model)
+            self.adapter.apply(model)
         load_weights(model, self.checkpoint, dtype, device)
         if self.adapter is not None:
             self.adapter.load_into(model)

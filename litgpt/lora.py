@@ -1,14 +1,17 @@
-"""LoRA: freeze the pretrained weights W and learn a low-rank update, W + (alpha / r) B A.
+"""LoRA: freeze the pretrained weights W and learn a low-rank update, W + s B A, where s = alpha / r.
 
-https://arxiv.org/abs/2106.09685
+https://arxiv.org/abs/2106.09685. Its variants: rsLoRA, s = alpha / sqrt(r) (https://arxiv.org/abs/2312.03732); DoRA,
+which learns the norms of the rows apart from their directions (https://arxiv.org/abs/2402.09353); PiSSA, where B A
+starts as the principal part of W and W as what is left of it (https://arxiv.org/abs/2404.02948).
 
 `LoRA.apply` swaps the linear layers of a built `GPT` in place, so that every family gets LoRA without a second model.
 """
 
 import math
+import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Optional
+from dataclasses import dataclass, field
+from typing import Literal, Optional
 
 import torch
 from torch import nn
@@ -16,8 +19,11 @@ from torch.nn import functional as F
 
 from litgpt.errors import UserError
 from litgpt.model import GPT
+from litgpt.quantize import QuantizedLinear, full_weight
 
 TARGETS = ("query", "key", "value", "projection", "mlp", "head")
+Variant = Literal["lora", "rslora", "dora"]
+Init = Literal["kaiming", "pissa"]
 
 
 class LoRALinear(nn.Module):
@@ -29,62 +35,143 @@ class LoRALinear(nn.Module):
 
     Args:
         linear: The layer, frozen.
-        r: The rank.
-        alpha: The update is scaled by alpha / r.
-        dropout: The share of the inputs that the update does not see in training.
+        lora: Rank, scale, dropout and variant.
         adapted: For each block of `linear` whether it gets an update.
     """
 
-    def __init__(
-        self, linear: nn.Linear, r: int, alpha: float, dropout: float, adapted: Sequence[bool] = (True,)
-    ) -> None:
+    def __init__(self, linear: nn.Linear, lora: "LoRA", adapted: Sequence[bool] = (True,)) -> None:
         super().__init__()
         self.linear = linear
-        self.r = r
-        self.scaling = alpha / r
-        self.dropout = nn.Dropout(dropout)
+        self.lora = lora
+        self.dropout = nn.Dropout(lora.dropout)
         self.sizes: tuple[int, ...] = getattr(linear, "parts", (linear.out_features,))
         self.adapted = tuple(adapted)
         assert len(self.adapted) == len(self.sizes) and any(self.adapted)
-        device = linear.weight.device
+        device, r = linear.weight.device, lora.r
         self.lora_A = nn.Parameter(torch.empty(r * sum(self.adapted), linear.in_features, device=device))
-        out_features = sum(size for size, on in zip(self.sizes, self.adapted) if on)
-        self.lora_B = nn.Parameter(torch.empty(out_features, r, device=device))
+        rows = sum(self.adapted_sizes)
+        self.lora_B = nn.Parameter(torch.empty(rows, r, device=device))
+        self.magnitude = nn.Parameter(torch.empty(rows, device=device)) if lora.variant == "dora" else None
+        self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # PiSSA: A and B before the first step
         if device.type != "meta":
             self.reset_parameters()
 
+    @property
+    def adapted_sizes(self) -> list[int]:
+        return [size for size, on in zip(self.sizes, self.adapted) if on]
+
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A as a linear layer's weight is drawn, B zero: training starts from exactly the base model."""
+        """A as a linear layer's weight is drawn, B zero: training starts from exactly the base model. For PiSSA both
+        from the base's weight, which loses what they hold."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
+        self.lora_B.lr_ratio = self.lora.plus_ratio  # type: ignore[attr-defined]
+        if self.magnitude is not None:
+            self.magnitude.copy_(self.adapted_rows().float().norm(dim=1))
+        if self.lora.init == "pissa":
+            self.take_principal_part()
+
+    def take_principal_part(self) -> None:
+        rows = iter(self.linear.weight.detach().split(list(self.sizes)))
+        blocks = {i: (a, b) for i, a, b in self.blocks()}
+        for i, w in enumerate(rows):
+            if i not in blocks:
+                continue
+            a, b = blocks[i]
+            u, s, v = torch.linalg.svd(w.float(), full_matrices=False)
+            n = min(self.lora.r, len(s))
+            root = (s[:n] / self.lora.scaling).sqrt()
+            a.zero_()[:n] = root[:, None] * v[:n]
+            b.zero_()[:, :n] = u[:, :n] * root
+            w -= (self.lora.scaling * (b @ a)).to(w.dtype)
+        self.start = self.lora_A.detach().clone(), self.lora_B.detach().clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x)
-        a = F.linear(self.dropout(x), self.lora_A.to(x.dtype))  # (..., r * adapted blocks)
-        return y + self.spread(a, self.lora_B.to(a.dtype)).to(y.dtype)
+        seen = self.dropout(x)
+        a = F.linear(seen, self.lora_A.to(x.dtype))  # (..., r * adapted blocks)
+        update = self.spread(a, self.lora_B.to(a.dtype)).to(y.dtype)
+        if self.magnitude is None:
+            return y + update
+        ratio = self.fill(self.magnitude / self.row_norms()).to(y.dtype)
+        if self.training and self.lora.dropout:
+            base = F.linear(seen, full_weight(self.linear).to(x.dtype))
+        else:
+            base = y if self.linear.bias is None else y - self.linear.bias
+        return y + (ratio - 1) * base + ratio * update
 
     def spread(self, a: torch.Tensor, lora_B: torch.Tensor) -> torch.Tensor:
         """The scaled update from the products with A, (..., r * adapted blocks), to (..., out_features)."""
-        a_blocks = iter((a * self.scaling).split(self.r, dim=-1))
-        b_blocks = iter(lora_B.split([size for size, on in zip(self.sizes, self.adapted) if on]))
+        a_blocks = iter((a * self.lora.scaling).split(self.lora.r, dim=-1))
+        b_blocks = iter(lora_B.split(self.adapted_sizes))
         blocks = [
             F.linear(next(a_blocks), next(b_blocks)) if on else a.new_zeros(*a.shape[:-1], size)
             for size, on in zip(self.sizes, self.adapted)
         ]
         return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
 
+    def fill(self, ratio: torch.Tensor) -> torch.Tensor:
+        """From one number per adapted row to one per row, (out_features,); 1 where nothing is adapted."""
+        given = iter(ratio.split(self.adapted_sizes))
+        return torch.cat([next(given) if on else ratio.new_ones(size) for size, on in zip(self.sizes, self.adapted)])
+
+    def adapted_rows(self) -> torch.Tensor:
+        """The frozen weight of the adapted blocks, (adapted rows, in_features)."""
+        blocks = full_weight(self.linear).split(list(self.sizes))
+        return torch.cat([w for w, on in zip(blocks, self.adapted) if on])
+
+    @torch.no_grad()
+    def row_norms(self) -> torch.Tensor:
+        """The norm of each adapted row of W + s B A, (adapted rows,), float32; a constant for the gradient, as DoRA's
+        authors advise. Written out as |W|^2 + 2 s W A' . B + s^2 B A A' . B, it needs no matrix of the size of W."""
+        w, s = self.adapted_rows(), self.lora.scaling
+        if not hasattr(self, "_squares"):
+            self._squares = torch.cat([part.float().square().sum(1) for part in w.split(4096)])
+        squares = []
+        for (_, a, b), rows, known in zip(
+            self.blocks(), w.split(self.adapted_sizes), self._squares.split(self.adapted_sizes)
+        ):
+            cross = ((rows @ a.t().to(rows.dtype)).float() * b).sum(1)
+            squares.append(known + 2 * s * cross + s**2 * ((b @ (a @ a.t())) * b).sum(1))
+        return torch.cat(squares).clamp(min=1e-12).sqrt()
+
     def blocks(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """The number of each adapted block, with its A (r, in_features) and its B (rows of the block, r)."""
         numbers = [i for i, on in enumerate(self.adapted) if on]
-        return zip(numbers, self.lora_A.split(self.r), self.lora_B.split([self.sizes[i] for i in numbers]))  # type: ignore
+        return zip(numbers, self.lora_A.split(self.lora.r), self.lora_B.split(self.adapted_sizes))  # type: ignore
+
+    def learned(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
+        """For each adapted block its number and what was learned over the original weight, by PEFT's names.
+
+        After PiSSA the rank is twice as high, since what B A had at the start has to be taken off again.
+        """
+        magnitudes = self.magnitude.split(self.adapted_sizes) if self.magnitude is not None else ()
+        starts = zip(self.start[0].split(self.lora.r), self.start[1].split(self.adapted_sizes)) if self.start else ()
+        magnitude, start = iter(magnitudes), iter(starts)
+        for i, a, b in self.blocks():
+            if self.start:
+                a0, b0 = next(start)
+                a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)
+            tensors = {"lora_A.weight": a, "lora_B.weight": b}
+            if self.magnitude is not None:
+                tensors["lora_magnitude_vector"] = next(magnitude)
+            yield i, tensors
 
 
 @dataclass
 class LoRA:
-    """Which layers get an update, and of what rank.
+    """Which layers get an update, and of what kind.
+
+    Args:
+        targets: A regular expression that is searched for in the Hugging Face names of the linear layers
+            (`model.layers.0.self_attn.q_proj`); instead of the six switches.
+        layers: Only these blocks of the model, counted from 0, from the end if below 0.
+        modules: Exactly these Hugging Face modules, as an adapter that is read has them.
+        scaling: The factor s of the update; made from alpha and r.
 
     Raises:
-        UserError: nothing is selected, or a number is out of range.
+        UserError: nothing is selected, or a number is out of range; all that is wrong at once.
     """
 
     r: int = 8
@@ -96,41 +183,98 @@ class LoRA:
     projection: bool = False
     mlp: bool = False
     head: bool = False
-    modules: Optional[frozenset[str]] = None  # instead of the above: the Hugging Face modules of a read adapter
+    variant: Variant = "lora"
+    init: Init = "kaiming"
+    plus_ratio: float = 1.0
+    targets: Optional[str] = None
+    layers: Optional[Sequence[int]] = None
+    train_embeddings: bool = False
+    modules: Optional[frozenset[str]] = None
+    scaling: float = field(init=False)
 
     def __post_init__(self) -> None:
+        wrong = []
         if self.r < 1:
-            raise UserError(f"--lora_r {self.r} must be above 0.")
+            wrong.append(f"--lora_r {self.r} must be above 0")
         if self.alpha <= 0 and self.modules is None:
-            raise UserError(f"--lora_alpha {self.alpha} must be above 0.")
+            wrong.append(f"--lora_alpha {self.alpha} must be above 0")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"--lora_dropout {self.dropout} must be at least 0 and below 1.")
-        if self.modules is None and not any(getattr(self, t) for t in TARGETS):
+            wrong.append(f"--lora_dropout {self.dropout} must be at least 0 and below 1")
+        if self.plus_ratio <= 0:
+            wrong.append(f"--lora_plus_ratio {self.plus_ratio} must be above 0")
+        if self.init == "pissa" and self.variant == "dora":
+            wrong.append("--lora_init pissa changes the weights whose norms --lora_variant dora learns: choose one")
+        if self.targets is not None:
+            try:
+                re.compile(self.targets)
+            except re.error as e:
+                wrong.append(f"--lora_targets {self.targets!r} is no regular expression: {e}")
+        elif self.modules is None and not any(getattr(self, t) for t in TARGETS):
             flags = ", ".join(f"--lora_{t}" for t in TARGETS)
-            raise UserError(f"LoRA is off for every layer, so nothing would be trained: set one of {flags} to true.")
+            wrong.append(f"LoRA is off for every layer, so nothing would be trained: set one of {flags} to true")
+        if wrong:
+            raise UserError("; ".join(wrong) + ".")
+        self.scaling = self.alpha / (math.sqrt(self.r) if self.variant == "rslora" else self.r)
 
     def apply(self, model: GPT) -> None:
-        """Swap the selected linear layers for `LoRALinear` and freeze everything else, in place."""
+        """Swap the selected linear layers for `LoRALinear` and freeze everything else, in place.
+
+        Raises:
+            UserError: what is selected is not in this model, or cannot be changed as wanted.
+        """
         from litgpt.families import name_table
 
         table = name_table(model.config)
         model.requires_grad_(False)
-        for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
-            hf = table.to_hf(name)
-            adapted = self.selected(name) if self.modules is None else [module in self.modules for module in hf]
+        chosen = self.chosen_layers(model.config.n_layer)
+        linears = [(n, m, table.to_hf(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        found = False
+        for name, linear, hf in linears:
+            adapted = self.selected(name, hf, chosen)
             if any(adapted):
+                found = True
+                if self.init == "pissa" and isinstance(linear, QuantizedLinear):
+                    raise UserError(
+                        "--lora_init pissa changes the frozen weights, which --quantize rounds: choose one."
+                    )
                 parent, _, leaf = name.rpartition(".")
-                lora = LoRALinear(linear, self.r, self.alpha, self.dropout, adapted)
-                setattr(model.get_submodule(parent), leaf, lora)
+                setattr(model.get_submodule(parent), leaf, LoRALinear(linear, self, adapted))
+        if not found and self.modules is None:
+            flag = f"--lora_targets {self.targets!r}" if self.targets is not None else "The selection for LoRA"
+            leaves = sorted({module.rpartition(".")[2] for _, _, hf in linears for module in hf})
+            raise UserError(f"{flag} matches no layer, so nothing would be trained. There are: {', '.join(leaves)}.")
+        if self.train_embeddings:
+            model.transformer.wte.weight.requires_grad_(True)
 
-    def selected(self, name: str) -> list[bool]:
-        """For each block of the layer of this name whether the flags select it."""
+    def chosen_layers(self, n_layer: int) -> Optional[set[int]]:
+        if self.layers is None:
+            return None
+        wrong = [n for n in self.layers if not -n_layer <= n < n_layer]
+        if wrong or not self.layers:
+            words = ", ".join(map(str, wrong)) or "an empty list"
+            raise UserError(f"--lora_layers has {words}; the model has the layers 0 to {n_layer - 1}.")
+        return {n % n_layer for n in self.layers}
+
+    def selected(self, name: str, hf: Sequence[str], chosen: Optional[set[int]]) -> list[bool]:
+        """For each block of the layer of this name whether it gets an update.
+
+        Args:
+            hf: The Hugging Face modules of the blocks.
+            chosen: The numbers of the blocks of the model that `layers` allows; None for all.
+        """
+        if self.modules is not None:
+            return [module in self.modules for module in hf]
+        layer = re.search(r"\.h\.(\d+)\.", name)
+        if layer and chosen is not None and int(layer[1]) not in chosen:
+            return [False] * len(hf)
+        if self.targets is not None:
+            return [re.search(self.targets, module) is not None for module in hf]
         if name.endswith("attn.qkv"):
             return [self.query, self.key, self.value]
         if ".attn." in name:
             return [self.projection]
         if ".mlp." in name:
-            return [self.mlp] * (2 if name.endswith("mlp.fc") else 1)
+            return [self.mlp] * len(hf)
         return [self.head]
 
 

@@ -4,10 +4,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.args import EvalArgs, TrainArgs
-from litgpt.checkpoint import write_model
 from litgpt.errors import UserError
+from litgpt.finetune.full import save, train_everything
 from litgpt.hub import find_folder
-from litgpt.model import GPT
 from litgpt.train.method import Method
 from litgpt.train.run import run
 from litgpt.train.start import Start, model_fields
@@ -67,11 +66,3 @@ def setup(
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
     method = Method("pretrain", train_everything, save, saves_style=False, next_commands=next_commands)
     run(method, start, out_dir, train=train, eval=eval, seed=seed, **kwargs)
-
-
-def train_everything(model: GPT) -> None:
-    model.requires_grad_(True)
-
-
-def save(model: GPT, start: Start, folder: Path) -> None:
-    write_model(model, start.fields, folder)

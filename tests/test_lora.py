@@ -9,12 +9,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from litgpt.__main__ import main
+from litgpt.adapter_folder import open_adapter
 from litgpt.checkpoint import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.loading import Source
 from litgpt.lora import TARGETS, LoRA, lora_layers
 from litgpt.model import GPT
-from litgpt.peft_folder import Adapter, write_adapter
+from litgpt.peft_folder import write_lora
 from tests.conftest import save_llama
 
 CPU = torch.device("cpu")
@@ -50,7 +51,7 @@ def theirs(folder: Path) -> torch.nn.Module:
 
 def save(model: GPT, lora: LoRA, base: Path, folder: Path) -> Path:
     folder.mkdir()
-    write_adapter(lora, model, str(base), folder)
+    write_lora(lora, model, str(base), folder)
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).write_bytes((base / file).read_bytes())
     return folder
@@ -115,13 +116,13 @@ def test_precision_of_the_parts(base):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"use_dora": True}, "use_dora"),
+        ({"bias": "all"}, "bias 'all'"),
         ({"peft_type": "IA3"}, "peft_type"),
-        ({"rank_pattern": {"q_proj": 2}}, "rank_pattern"),
+        ({"target_parameters": ["x"]}, "target_parameters"),
+        ({"alpha_pattern": {"q_proj": "much"}}, "no usable r and lora_alpha"),
         ({"r": None}, "no usable r"),
         ({"r": 0}, "r 0, which must be above 0"),
         ({"init_lora_weights": "pissa"}, "init_lora_weights 'pissa'"),  # its base is not the one that is recorded
-        ({"modules_to_save": ["lm_head"]}, "modules_to_save"),
     ],
 )
 def test_what_is_not_supported_is_refused(base, change, message, tmp_path):
@@ -130,7 +131,7 @@ def test_what_is_not_supported_is_refused(base, change, message, tmp_path):
     fields = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(fields | change))
     with pytest.raises(UserError, match=message):
-        Adapter(folder)
+        open_adapter(folder)
 
 
 def test_adapter_of_another_model(base, tmp_path, tokenizer_file):

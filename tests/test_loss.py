@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.data.batches import UNTRAINED
-from litgpt.lora import LoRALinear
+from litgpt.lora import LoRA, LoRALinear
 from litgpt.train import loss as module
 
 
@@ -18,7 +18,7 @@ def test_head_loss(kind, positions, monkeypatch):
     head: nn.Module = nn.Linear(6, 11, bias=kind == "bias")
     head.requires_grad_(kind in ("trained", "bias"))
     if kind == "lora":
-        head = LoRALinear(head, r=2, alpha=4, dropout=0.0)
+        head = LoRALinear(head, LoRA(r=2, alpha=4, dropout=0.0))
         nn.init.normal_(head.lora_B)
     hidden = torch.randn(60, 6, requires_grad=True)
     targets = torch.full((60,), UNTRAINED)

@@ -11,7 +11,7 @@ import torch
 from peft import LoraConfig, get_peft_model, set_peft_model_state_dict
 from safetensors.torch import load_file
 from torch.nn import functional as F
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from litgpt import Tokenizer
 from litgpt.__main__ import main
@@ -64,11 +64,15 @@ def losses(metrics: list[dict[str, str]]) -> list[float]:
     return [float(m["loss"]) for m in metrics if m["loss"]]
 
 
-def reference(llama: Path, files: Path, start: Path, targets: list[str]) -> list[float]:
+def reference(
+    llama: Path, files: Path, start: Path, targets: list[str], scheme: str | None = None, **options: bool
+) -> list[float]:
     """The same run in `peft`: every step one padded batch."""
     rows = JSON(str(files), mask_prompt=True).load(Tokenizer(llama), llama, 256).train
-    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32)
-    model = get_peft_model(model, LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM"))
+    quantized = {"quantization_config": bits(scheme), "device_map": "cpu"} if scheme else {}
+    model = AutoModelForCausalLM.from_pretrained(llama, dtype=torch.float32, **quantized)
+    config = LoraConfig(r=8, lora_alpha=16, target_modules=targets, task_type="CAUSAL_LM", **options)
+    model = get_peft_model(model, config).train()
     set_peft_model_state_dict(model, load_file(start / "adapter_model.safetensors"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad])
     curve = []
@@ -91,6 +95,18 @@ def reference(llama: Path, files: Path, start: Path, targets: list[str]) -> list
     return curve
 
 
+def bits(scheme: str) -> BitsAndBytesConfig:
+    if scheme == "bnb.int8":
+        return BitsAndBytesConfig(load_in_8bit=True)
+    kind, _, double = scheme.removeprefix("bnb.").partition("-")
+    return BitsAndBytesConfig(
+        load_in_4bit=True,
+        bnb_4bit_quant_type=kind,
+        bnb_4bit_use_double_quant=double == "dq",
+        bnb_4bit_compute_dtype=torch.float32,
+    )
+
+
 @pytest.mark.parametrize("everything", [False, True], ids=["query+value", "everything"])
 def test_loss_curve_of_peft(llama, files, tmp_path, everything):
     flags = [w for t in ("key", "projection", "mlp", "head") for w in (f"--lora_{t}", "true")] if everything else []
@@ -107,6 +123,31 @@ def test_loss_curve_of_peft(llama, files, tmp_path, everything):
         out = tmp_path / f"micro-{micro}"
         curve = losses(finetune(llama, files, out, "--train.micro_batch_size", micro, "--train.epochs", 10, *flags))
         assert curve == pytest.approx(expected, abs=1e-4), f"micro batch {micro}"
+
+
+@pytest.mark.parametrize(
+    ("flags", "options", "scheme", "close"),
+    [
+        (["--lora_variant", "rslora"], {"use_rslora": True}, None, 1e-4),
+        (["--lora_variant", "dora"], {"use_dora": True}, None, 1e-4),
+        *(([], {}, f"bnb.{kind}", 1e-3) for kind in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")),
+        (["--lora_variant", "dora"], {"use_dora": True}, "bnb.nf4", 1e-3),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
+)
+def test_loss_curves_of_variants_and_of_quantized_bases(llama, files, tmp_path, flags, options, scheme, close):
+    if scheme:
+        pytest.importorskip("bitsandbytes")
+        flags = [*flags, "--quantize", scheme]
+    flags = [*flags, "--train.epochs", 10]
+    finetune(llama, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
+    start = tmp_path / "start" / "final"
+    expected = reference(llama, files, start, ["q_proj", "v_proj"], scheme, **options)
+    curve = losses(finetune(llama, files, tmp_path / "out", "--train.micro_batch_size", 3, *flags))
+    assert curve == pytest.approx(expected, abs=close)
+    if scheme or "dora" in flags:  # the base in full would not have done
+        plain = reference(llama, files, start, ["q_proj", "v_proj"]) if not options else [9.0]
+        assert max(abs(a - b) for a, b in zip(plain, expected)) > close
 
 
 def test_what_a_run_leaves(llama, files, tmp_path, capsys):

@@ -7,7 +7,7 @@ from typing import Optional
 
 import torch
 
-from litgpt.args import PrecisionName
+from litgpt.args import PrecisionName, QuantizeName
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.parity import stored_dtypes
@@ -26,6 +26,7 @@ def main(
     top_p: float = 1.0,
     temperature: float = 0.8,
     precision: Optional[PrecisionName] = None,
+    quantize: Optional[QuantizeName] = None,
     accelerator: Accelerator = "auto",
     base: Optional[Path] = None,
     seed: int = 1234,
@@ -45,6 +46,7 @@ def main(
         temperature: Below 1 the likely tokens become likelier; 0 always takes the most likely one.
         precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
             natively, else 32-true.
+        quantize: Keep the weights of the blocks in 4 or 8 bits, by bitsandbytes.
         accelerator: The kind of device.
         base: The base model of an adapter, instead of the recorded one.
         seed: The same seed draws the same answers.
@@ -58,7 +60,7 @@ def main(
     ids = tokenizer.encode(text, special=not style.own_special_tokens)
     device = pick_device(accelerator)
     natural = "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)
-    model = source.model(DTYPES[precision or natural], device)
+    model = source.model(DTYPES[precision or natural], device, quantize)
 
     generator = torch.Generator(device).manual_seed(seed)
     began, n_new = time.perf_counter(), 0

@@ -15,6 +15,7 @@ from litgpt.families import name_table
 from litgpt.files import whole_folder
 from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
+from litgpt.peft_folder import LoRAFolder
 from litgpt.prompts import STYLE_FILE
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.train.launch import DTYPES, default_precision, pick_device
@@ -39,6 +40,11 @@ def main(
     source = Source.open(checkpoint_dir, base)
     if source.adapter is None:
         raise UserError(f"{source.folder} is no adapter folder: there is nothing to merge.")
+    if not isinstance(source.adapter, LoRAFolder):
+        raise UserError(
+            f"{source.folder} holds a {source.adapter.description}, which cannot be folded into weights: use the "
+            "folder as it is."
+        )
     folder = source.folder.resolve()
     out_dir = out_dir or folder.with_name(folder.name + "-merged")
     check_out_dir(out_dir, (folder, source.checkpoint.folder.resolve()), overwrite)
@@ -78,20 +84,25 @@ def copy_small_files(source: Source, target: Path) -> None:
 
 def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:
     """The base's shards one after the other, each module's update added in float32; and `config.json`."""
-    assert source.adapter is not None
-    base, lora, deltas = source.checkpoint, source.adapter.lora, source.adapter.deltas()
+    assert isinstance(source.adapter, LoRAFolder)
+    base, deltas, in_full = source.checkpoint, source.adapter.deltas(), source.adapter.whole_weights()
     table = name_table(base.config)
     (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
     fields = dict(base.fields)
+    if base.config.tie_embeddings and f"{head}.weight" in in_full:
+        in_full.setdefault(f"{embedding}.weight", in_full[f"{head}.weight"])
 
     def merged(name: str, module: str) -> torch.Tensor:
         weight = base.tensor(name)
+        stored = weight.dtype if dtype is None else dtype
+        if f"{module}.weight" in in_full:
+            weight = in_full[f"{module}.weight"]
         if module in deltas:
-            a, b = deltas.pop(module)
-            if (b.shape[0], a.shape[1]) != tuple(weight.shape):
+            delta = deltas.pop(module)
+            if delta.shape != tuple(weight.shape):
                 raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(weight.shape)}.")
-            weight = (weight.float() + lora.alpha / lora.r * (b @ a)).to(weight.dtype if dtype is None else dtype)
-        return weight if dtype is None else weight.to(dtype)
+            weight = delta.added_to(weight)
+        return weight.to(stored)
 
     if base.config.tie_embeddings and head in deltas:
         fields["tie_word_embeddings"] = False

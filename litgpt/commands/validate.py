@@ -37,7 +37,7 @@ def main(
     config = source.checkpoint.config
     print(f"folder      {source.folder}")
     if source.adapter is not None:
-        print(f"adapter     LoRA of rank {source.adapter.lora.r} over {source.checkpoint.folder}")
+        print(f"adapter     {source.adapter.description} over {source.checkpoint.folder}")
     print(f"model       {config.model_type}, {sum(p.numel() for p in empty.parameters()):,} parameters, ", end="")
     print(f"{len(source.checkpoint.shapes)} tensors of type {', '.join(stored_dtypes(source.checkpoint))}")
     print(f"tokenizer   {tokenizer.vocab_size:,} tokens, stops at {sorted(tokenizer.stop_ids)}")
@@ -48,7 +48,8 @@ def main(
     seal = read_seal(source.folder) if (source.folder / FILE).is_file() else None
     device = pick_device(accelerator)
     sealed = PRECISIONS[seal["computed"]] if seal else None
-    model = source.model(DTYPES[precision or sealed or default_precision(device)], device)
+    scheme = seal.get("quantize") if seal else None
+    model = source.model(DTYPES[precision or sealed or default_precision(device)], device, scheme)
     if not bool(last_logits(model, tokenizer.encode("Once upon a time")).isfinite().all()):
         raise UserError(f"The model in {source.folder} answers with NaN or infinity: its weights are damaged.")
     if seal is None:

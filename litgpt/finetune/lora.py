@@ -2,12 +2,12 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
-from litgpt.lora import LoRA
+from litgpt.lora import Init, LoRA, Variant
 from litgpt.model import GPT
-from litgpt.peft_folder import write_adapter
-from litgpt.train.method import Method
+from litgpt.peft_folder import write_lora
+from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.run import run
 from litgpt.train.start import Start
 
@@ -16,7 +16,7 @@ def setup(
     checkpoint_dir: Path,
     out_dir: Path = Path("out/finetune/lora"),
     lora_r: int = 8,
-    lora_alpha: int = 16,
+    lora_alpha: float = 16,
     lora_dropout: float = 0.05,
     lora_query: bool = True,
     lora_key: bool = False,
@@ -24,6 +24,12 @@ def setup(
     lora_projection: bool = False,
     lora_mlp: bool = False,
     lora_head: bool = False,
+    lora_targets: Optional[str] = None,
+    lora_layers: Optional[list[int]] = None,
+    lora_variant: Variant = "lora",
+    lora_init: Init = "kaiming",
+    lora_plus_ratio: float = 1.0,
+    train_embeddings: bool = False,
     **kwargs: Any,
 ) -> None:
     """Finetune a model with LoRA: the model is frozen, and low-rank updates of its linear layers are learned.
@@ -42,6 +48,14 @@ def setup(
         lora_projection: Update the projections after attention.
         lora_mlp: Update the linear layers of the MLPs.
         lora_head: Update the head.
+        lora_targets: A regular expression for the Hugging Face names of the layers to update (q_proj|v_proj); instead
+            of the six options above.
+        lora_layers: Update only these blocks of the model, as [0, 1] or, from the end, [-2, -1].
+        lora_variant: rslora scales by lora_alpha / sqrt(lora_r), which suits high ranks; dora learns the norms of the
+            weights' rows as well.
+        lora_init: pissa starts the updates with the principal part of each weight instead of with nothing.
+        lora_plus_ratio: The learning rate of the second factor of each update, as a multiple of the first's (LoRA+).
+        train_embeddings: Train the embedding in full too, for new tokens or a new language.
     """
     lora = LoRA(
         r=lora_r,
@@ -53,15 +67,19 @@ def setup(
         projection=lora_projection,
         mlp=lora_mlp,
         head=lora_head,
+        targets=lora_targets,
+        layers=lora_layers,
+        variant=lora_variant,
+        init=lora_init,
+        plus_ratio=lora_plus_ratio,
+        train_embeddings=train_embeddings,
     )
-    next_commands = (
-        'litgpt generate {final} --prompt "..."',
-        "litgpt merge_lora {final}",
-        "litgpt validate {final}",
-    )
-    method = Method("finetune lora", lora.apply, partial(save, lora), next_commands=next_commands)
+    commands = ("litgpt merge_lora {final}", *ADAPTER_COMMANDS)
+    special = [*(["DoRA"] if lora_variant == "dora" else []), *(["trained embeddings"] if train_embeddings else [])]
+    remark = f"vLLM and llama.cpp do not take {' and '.join(special)}: merge first." if special else ""
+    method = Method("finetune lora", lora.apply, partial(save, lora), next_commands=commands, remark=remark)
     run(method, Start.from_folder(checkpoint_dir), out_dir, **kwargs)
 
 
 def save(lora: LoRA, model: GPT, start: Start, folder: Path) -> None:
-    write_adapter(lora, model, start.base, folder)
+    write_lora(lora, model, start.base, folder)

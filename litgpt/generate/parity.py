@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -33,14 +33,18 @@ PRECISIONS = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}  # that c
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
-def make_seal(model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str]) -> dict[str, Any]:
+def make_seal(
+    model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str], scheme: Optional[str] = None
+) -> dict[str, Any]:
     """The seal of a model in evaluation mode.
 
     Args:
         stored: The dtypes of the weights in the folder and in its base, in safetensors' names.
+        scheme: How the base is quantized.
     """
     return {
         "computed": NAMES[model.dtype],
+        "quantize": scheme,
         "stored": sorted(set(stored)),
         "special": not style.own_special_tokens,
         "prompts": [seal_prompt(model, tokenizer, style, prompt) for prompt in PROMPTS],
@@ -106,6 +110,8 @@ def moved(
     if computed != seal["computed"]:
         found["precision"] = f"computed in {computed}, was {seal['computed']}"
     allowed = max(TOLERANCE.get(name, 0.0) for name in (computed, seal["computed"], *(stored if found else ())))
+    if seal.get("quantize"):  # inputs are rounded too
+        allowed = max(allowed, TOLERANCE["BF16"])
     for then in seal["prompts"]:
         text = style.prompt([{"role": "user", "content": then["prompt"]}])
         if text != then["text"]:

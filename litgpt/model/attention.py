@@ -60,6 +60,7 @@ class CausalSelfAttention(nn.Module):
         self.window = config.window(layer)
         self.softcap = config.attention_logit_softcapping
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
+        self.prefix: Optional[nn.Module] = None  # litgpt.adapter puts one here
 
     def forward(self, x: torch.Tensor, reading: Reading) -> torch.Tensor:
         q, k, v = self.heads(x)  # (B, T, n or g, hs)
@@ -72,6 +73,8 @@ class CausalSelfAttention(nn.Module):
         else:
             documents = zip(*(t.split(reading.documents, dim=2) for t in (q, k, v)))
             y = join([self.attend(q, k, v, reading) for q, k, v in documents])
+        if self.prefix is not None:
+            y = y + self.prefix(q, self.qkv, self.config.qkv_sizes)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
 
     def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:

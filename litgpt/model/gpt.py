@@ -11,7 +11,7 @@ from torch import nn
 from litgpt.config import Config
 from litgpt.model.attention import CausalSelfAttention, Reading
 from litgpt.model.kv_cache import KVCache
-from litgpt.model.mlp import MLPS
+from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.rope import make_ropes
 
@@ -108,7 +108,7 @@ class GPT(nn.Module):
         """
         width, layers = self.config.n_embd, self.config.n_layer
         for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
+            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
                 writes = name.endswith(".proj")
                 std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
                 nn.init.normal_(module.weight, std=std)

@@ -54,6 +54,20 @@ class GptNeoxMLP(nn.Module):
         return self.proj(F.gelu(self.fc(x), approximate=self.approximate))
 
 
+class Router(nn.Module):
+    """How much a token wants each expert, (N, n_expert). It is no `nn.Linear`, so that methods leave it alone, as they
+    do in `transformers` and `peft`."""
+
+    def __init__(self, n_embd: int, n_expert: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_expert, n_embd))
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=n_embd**-0.5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.linear(tokens, self.weight)
+
+
 class LLaMAMoE(nn.Module):
     """A mixture of experts: each token passes through the few that its router prefers (https://arxiv.org/abs/2401.04088).
 
@@ -64,7 +78,7 @@ class LLaMAMoE(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         size = config.moe_intermediate_size or config.intermediate_size
-        self.gate = nn.Linear(config.n_embd, config.n_expert, bias=False)
+        self.gate = Router(config.n_embd, config.n_expert)
         self.experts = nn.ModuleList(LLaMAMLP(config, size) for _ in range(config.n_expert))
         self.n_chosen = config.n_expert_per_token
         self.normalize = config.norm_topk_prob

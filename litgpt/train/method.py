@@ -7,6 +7,8 @@ from pathlib import Path
 from litgpt.model import GPT
 from litgpt.train.start import Start
 
+ADAPTER_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
+
 
 @dataclass
 class Method:
@@ -19,6 +21,7 @@ class Method:
         save: Writes what was trained. Gets the model, where it started, and the folder.
         saves_style: Whether the prompt style of the rows becomes that of the result.
         next_commands: What to try with the finished folder, each with `{final}` for its path.
+        remark: What else has to be known about that folder.
     """
 
     name: str
@@ -26,3 +29,4 @@ class Method:
     save: Callable[[GPT, Start, Path], None]
     saves_style: bool = True
     next_commands: tuple[str, ...] = ()
+    remark: str = ""

@@ -10,7 +10,8 @@ import torch
 import yaml
 from torch.optim import Optimizer
 
-from litgpt.args import EvalArgs, PrecisionName, TrainArgs, run_settings
+from litgpt.adapter_folder import is_adapter
+from litgpt.args import EvalArgs, PrecisionName, QuantizeName, TrainArgs, run_settings
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.base import Loaded
@@ -22,8 +23,8 @@ from litgpt.files import whole_folder, write_text
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
 from litgpt.model import GPT
-from litgpt.peft_folder import is_adapter
 from litgpt.prompts import save_style
+from litgpt.quantize import quantize as quantize_layers
 from litgpt.train.examples import Examples
 from litgpt.train.launch import (
     DTYPES,
@@ -50,6 +51,7 @@ def run(
     out_dir: Path,
     data: Optional[DataModule] = None,
     precision: Optional[PrecisionName] = None,
+    quantize: Optional[QuantizeName] = None,
     devices: Union[int, Literal["auto"]] = 1,
     num_nodes: int = 1,
     accelerator: Accelerator = "auto",
@@ -69,6 +71,7 @@ def run(
         data: The rows, for example JSON with --data.json_path FILE.
         precision: Of the weights that were there before, and of the products. By default bf16-true where the device
             computes it natively, else 32-true; where all weights are trained bf16-mixed on a GPU, else 32-true.
+        quantize: Keep the frozen weights of the blocks in 4 or 8 bits, by bitsandbytes.
         devices: How many devices, or auto for all.
         num_nodes: How many machines.
         accelerator: The kind of device.
@@ -95,11 +98,19 @@ def run(
         raise UserError(f"--train.tie_embeddings {train.tie_embeddings}: the checkpoint has {config.tie_embeddings}.")
     with torch.device("meta"):
         model = GPT(config)
+    device = pick_device(accelerator)
+    if quantize is not None:
+        quantize_layers(model, quantize, device)
     method.apply(model)
     start.check(model)
     tokenizer = start.tokenizer()
-    device = pick_device(accelerator)
-    name = precision or default_precision(device, all_trained=all(p.requires_grad for p in model.parameters()))
+    frozen = any(not p.requires_grad for p in model.parameters())
+    name = precision or default_precision(device, all_trained=not frozen)
+    if quantize is not None and not frozen:
+        raise UserError(f"--quantize {quantize} is for frozen weights, and {method.name} trains all of them.")
+    if quantize is not None and not name.endswith("-true"):
+        raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
+    n_all = sum(p.numel() for p in model.parameters())
 
     loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data))
     if problems := harm(loaded):
@@ -127,8 +138,9 @@ def run(
     seed_everything(seed, fabric.global_rank)
 
     screen = Screen(active=fabric.is_global_zero)
-    on = f"{fabric.world_size} x {fabric.device.type}, {name}, {torch.get_num_threads()} threads each"
-    introduce(screen, method, start, model, loaded, train_rows, plan, train, on, out_dir)
+    form = f"{name}, {quantize}" if quantize else name
+    on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
+    introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir)
     if fabric.is_global_zero:
         clear(out_dir)
         out_dir.mkdir(parents=True, exist_ok=True)
@@ -146,7 +158,7 @@ def run(
                     known = start.checkpoint if is_adapter(folder) else None
                     opened = Source.open(folder, base=known.folder if known else None)
                     stored = stored_dtypes(opened.checkpoint)
-                    write_seal(make_seal(model, tokenizer, opened.style(), stored), folder)
+                    write_seal(make_seal(model, tokenizer, opened.style(), stored, quantize), folder)
         fabric.barrier()
 
     examples = Examples(model, tokenizer, loaded, eval)
@@ -191,6 +203,7 @@ def introduce(
     method: Method,
     start: Start,
     model: GPT,
+    n_all: int,
     loaded: Loaded,
     train_rows: Rows,
     plan: Plan,
@@ -201,7 +214,6 @@ def introduce(
     """One screen: model, parameters, data, plan."""
     config, counts = start.config, loaded.counts
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    n_all = sum(p.numel() for p in model.parameters())
     unit = "packs" if isinstance(train_rows, PackedRows) else "rows"
     tokens = train.global_batch_size * float(train_rows.lengths.float().mean())
     rows = [
@@ -315,6 +327,8 @@ def report(
     screen.say("Next:")
     for command in method.next_commands:
         screen.say("  " + command.format(final=out_dir / "final"))
+    if method.remark:
+        screen.say(method.remark)
 
 
 def ends(losses: list[tuple[int, float]]) -> list[float]:

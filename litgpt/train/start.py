@@ -8,6 +8,7 @@ from typing import Any, Optional
 import torch
 import yaml
 
+from litgpt.adapter_folder import is_adapter
 from litgpt.checkpoint import Checkpoint, check_weights, load_weights
 from litgpt.config import Config
 from litgpt.errors import UserError
@@ -15,7 +16,6 @@ from litgpt.families import read_config
 from litgpt.files import read_json
 from litgpt.hub import find_folder, repository_id
 from litgpt.model import GPT
-from litgpt.peft_folder import is_adapter
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.tokenizer import Tokenizer
 

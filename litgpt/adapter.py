@@ -1,0 +1,84 @@
+"""LLaMA-Adapter: a learned prefix that the later layers attend to, through a gate that starts at zero.
+
+https://arxiv.org/abs/2303.16199
+
+Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P tokens of the prefix.
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from litgpt.errors import UserError
+from litgpt.model import GPT
+from litgpt.model.attention import CausalSelfAttention
+
+
+class Prefix(nn.Module):
+    """What one attention layer attends to besides its tokens. Embedding and gates are float32.
+
+    The keys and values are made anew each time, so that they are never those of an earlier step.
+    """
+
+    def __init__(self, length: int, n_embd: int, n_head: int, device: torch.device) -> None:
+        super().__init__()
+        self.embedding = nn.Parameter(torch.empty(length, n_embd, device=device))
+        self.gate = nn.Parameter(torch.empty(n_head, device=device))
+        if device.type != "meta":
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.embedding)
+        nn.init.zeros_(self.gate)
+
+    def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
+        """What is added to the output of attention, (B, n, T, hs).
+
+        Args:
+            q: Queries, (B, n, T, hs).
+            qkv: The layer's fused projection.
+            sizes: Its output features for queries, keys and values.
+        """
+        _, k, v = qkv(self.embedding.to(q.dtype)).split(sizes, dim=-1)  # (P, n * hs or g * hs)
+        k, v = (t.unflatten(-1, (-1, q.size(-1))).transpose(0, 1)[None].expand(q.size(0), -1, -1, -1) for t in (k, v))
+        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        return self.gate.to(y.dtype)[:, None, None] * y
+
+
+@dataclass
+class LLaMAAdapter:
+    """A prefix for every layer from `start_layer` on.
+
+    Raises:
+        UserError: a number is out of range.
+    """
+
+    prompt_length: int = 10
+    start_layer: int = 2
+
+    def __post_init__(self) -> None:
+        if self.prompt_length < 1:
+            raise UserError(f"--adapter_prompt_length {self.prompt_length} must be above 0.")
+        if self.start_layer < 0:
+            raise UserError(f"--adapter_start_layer {self.start_layer} is below 0.")
+
+    def apply(self, model: GPT) -> None:
+        """Add the prefixes and freeze everything else, in place.
+
+        Raises:
+            UserError: the model has no layer that would get one.
+        """
+        config = model.config
+        if self.start_layer >= config.n_layer:
+            raise UserError(
+                f"The model has {config.n_layer} layers and the prefixes would start at layer {self.start_layer}: set "
+                f"--adapter_start_layer to at most {config.n_layer - 1}."
+            )
+        model.requires_grad_(False)
+        for block in model.transformer.h[self.start_layer :]:
+            attention = block.attn
+            assert isinstance(attention, CausalSelfAttention)
+            device = attention.qkv.weight.device
+            attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, device)

@@ -1,0 +1,113 @@
+"""Adapter folders: LoRA's are PEFT's, those of LLaMA-Adapter and its second version have our own weight names."""
+
+import json
+from pathlib import Path
+from typing import Any, Union
+
+import torch
+from safetensors.torch import save_file
+
+from litgpt.adapter import LLaMAAdapter
+from litgpt.adapter_v2 import LLaMAAdapterV2
+from litgpt.checkpoint import opened
+from litgpt.errors import UserError, nearest
+from litgpt.model import GPT
+from litgpt.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_fields, read_shapes
+
+KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  # by peft_type
+
+
+def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) -> None:
+    """Write `adapter_config.json` and the trained weights, under our names, into `folder`.
+
+    Args:
+        base: The base model: its repository id or its absolute path.
+    """
+    fields = {
+        "peft_type": next(name for name, kind in KINDS.items() if type(adapter) is kind),
+        "task_type": "CAUSAL_LM",
+        "base_model_name_or_path": base,
+        "adapter_prompt_length": adapter.prompt_length,
+        "adapter_start_layer": adapter.start_layer,
+        "inference_mode": True,
+    }
+    (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+    weights = {name: p.detach().cpu().contiguous() for name, p in trained(model).items()}
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def trained(model: GPT) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}
+
+
+class PrefixFolder:
+    """A folder of LLaMA-Adapter or its second version, opened.
+
+    Raises:
+        UserError: it is damaged.
+    """
+
+    def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
+        self.folder = folder
+        self.base = str(fields.get("base_model_name_or_path") or "")
+        self.kind = fields["peft_type"]
+        self.shapes = read_shapes(folder)
+        try:
+            length, start = int(fields["adapter_prompt_length"]), int(fields["adapter_start_layer"])
+        except (KeyError, TypeError, ValueError) as e:
+            raise UserError(f"{folder / CONFIG} has no usable adapter_prompt_length and adapter_start_layer.") from e
+        self.adapter = KINDS[self.kind](length, start)
+
+    @property
+    def description(self) -> str:
+        version = " V2" if self.kind == "LITGPT_ADAPTER_V2" else ""
+        return f"LLaMA-Adapter{version} of {self.adapter.prompt_length} tokens"
+
+    def apply(self, model: GPT) -> None:
+        """Make room for the adapter in a model on the meta device."""
+        self.adapter.apply(model)
+
+    @torch.no_grad()
+    def load_into(self, model: GPT) -> None:
+        """Fill what `apply` made room for.
+
+        Raises:
+            UserError: names or shapes that the model does not have, or misses; all of them at once.
+        """
+        wanted = trained(model)
+        wrong = [f"{name} is missing" for name in wanted if name not in self.shapes]
+        wrong += [f"{name} is unknown" for name in self.shapes if name not in wanted]
+        wrong += [
+            f"{name} {shape} instead of {tuple(wanted[name].shape)}"
+            for name, shape in self.shapes.items()
+            if name in wanted and tuple(wanted[name].shape) != shape
+        ]
+        if wrong:
+            raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
+        with opened(self.folder / WEIGHTS) as f:
+            for name, parameter in wanted.items():
+                parameter.copy_(f.get_tensor(name))
+
+
+AdapterFolder = Union[LoRAFolder, PrefixFolder]
+
+
+def is_adapter(folder: Path) -> bool:
+    return (folder / CONFIG).is_file()
+
+
+def open_adapter(folder: Path) -> AdapterFolder:
+    """Raises:
+    UserError: the folder is damaged, or holds what is not implemented.
+    """
+    fields = read_fields(folder)
+    kind = fields.get("peft_type")
+    if kind == "LORA":
+        return LoRAFolder(folder, fields)
+    if kind in KINDS:
+        return PrefixFolder(folder, fields)
+    known = ("LORA", *KINDS)
+    raise UserError(
+        f"{folder / CONFIG} has peft_type {kind!r}, which is not supported.{nearest(str(kind), known)} "
+        f"Supported: {', '.join(known)}."
+    )

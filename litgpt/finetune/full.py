@@ -1,0 +1,38 @@
+"""`litgpt finetune full`"""
+
+from pathlib import Path
+from typing import Any
+
+from litgpt.args import EvalArgs
+from litgpt.checkpoint import write_model
+from litgpt.model import GPT
+from litgpt.train.method import Method
+from litgpt.train.run import run
+from litgpt.train.start import Start
+
+EVAL = EvalArgs(interval=600)
+
+
+def setup(
+    checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), eval: EvalArgs = EVAL, **kwargs: Any
+) -> None:
+    """Finetune all weights of a model.
+
+    The result, `final/` in the output folder, is a Hugging Face folder.
+
+    Args:
+        checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
+        out_dir: Where everything is written; final/ in it is the result.
+        eval: When and how the model is judged.
+    """
+    commands = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
+    method = Method("finetune full", train_everything, save, next_commands=commands)
+    run(method, Start.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)
+
+
+def train_everything(model: GPT) -> None:
+    model.requires_grad_(True)
+
+
+def save(model: GPT, start: Start, folder: Path) -> None:
+    write_model(model, start.fields, folder)

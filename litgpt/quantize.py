@@ -1,0 +1,111 @@
+"""Linear layers whose frozen weights are stored in 4 or 8 bits, by bitsandbytes, on CUDA and on CPUs.
+
+4 bits: https://arxiv.org/abs/2305.14314 (nf4, and `-dq`, where the scales are quantized too). 8 bits:
+https://arxiv.org/abs/2208.07339.
+"""
+
+import logging
+from functools import cache
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+from litgpt.errors import UserError, require
+from litgpt.model import GPT
+
+INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
+OUTLIER = 6.0  # inputs above this are multiplied unrounded, as in the paper on 8 bits
+
+
+class QuantizedLinear(nn.Linear):
+    """A frozen linear layer that is filled with `store` and never holds its whole weight.
+
+    Each Hugging Face tensor has its own scales, also where several make one layer, so that a quantized model is the
+    one that other programs make of the same folder. Until all are stored, `weight` is an empty tensor that knows its
+    shape; after that it is None.
+
+    Args:
+        linear: The layer to replace, on the meta device.
+        scheme: One of `litgpt.args.QuantizeName`.
+    """
+
+    weight: Any
+
+    def __init__(self, linear: nn.Linear, scheme: str) -> None:
+        with torch.device("meta"):
+            super().__init__(linear.in_features, linear.out_features, bias=linear.bias is not None)
+        self.requires_grad_(False)
+        self.scheme = scheme
+        self.parts = getattr(linear, "parts", (linear.out_features,))
+        self.stored: list[Any] = [None] * len(self.parts)  # per part: its packed weight and its state
+
+    def store(self, part: int, weight: torch.Tensor) -> None:
+        """Quantize one part, a floating-point tensor (rows, in_features) on the device where it is to stay."""
+        functional = bitsandbytes().functional
+        if self.scheme in INT8:
+            packed, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+            state = bitsandbytes().MatmulLtState(CB=packed, SCB=scales)
+            state.has_fp16_weights, state.threshold = False, OUTLIER
+            self.stored[part] = packed, state
+        else:
+            kind, _, double = self.scheme.removeprefix("bnb.").partition("-")
+            self.stored[part] = functional.quantize_4bit(
+                weight.contiguous(), compress_statistics=double == "dq", quant_type=kind
+            )
+        if all(self.stored):
+            self.weight = None
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = [self.product(x, *stored) for stored in self.stored]
+        joined = y[0] if len(y) == 1 else torch.cat(y, dim=-1)
+        return joined if self.bias is None else joined + self.bias
+
+    def product(self, x: torch.Tensor, packed: torch.Tensor, state: Any) -> torch.Tensor:
+        if self.scheme in INT8:
+            state.is_training = self.training
+            return bitsandbytes().matmul(x, packed, state=state)
+        return bitsandbytes().matmul_4bit(x, packed, state)
+
+    def dequantized(self) -> torch.Tensor:
+        """(out_features, in_features)"""
+        if self.scheme in INT8:
+            return torch.cat([packed.float() * (state.SCB[:, None] / 127) for packed, state in self.stored])
+        functional = bitsandbytes().functional
+        return torch.cat([functional.dequantize_4bit(packed, state) for packed, state in self.stored])
+
+
+def full_weight(linear: nn.Linear) -> torch.Tensor:
+    """The weight (out_features, in_features) that a layer multiplies with."""
+    return linear.dequantized() if isinstance(linear, QuantizedLinear) else linear.weight
+
+
+def quantize(model: GPT, scheme: str, device: torch.device) -> None:
+    """Swap the linear layers of the blocks for `QuantizedLinear`, in place, before the weights are read.
+
+    Embeddings, norms and the head stay as they are.
+
+    Args:
+        model: On the meta device.
+
+    Raises:
+        UserError: this device cannot do it, or bitsandbytes is missing.
+    """
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(f"--quantize {scheme} runs on cuda and on cpu, not on {device.type}.")
+    bitsandbytes()
+    for name, linear in [(n, m) for n, m in model.transformer.h.named_modules() if isinstance(m, nn.Linear)]:
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.transformer.h.get_submodule(parent), leaf, QuantizedLinear(linear, scheme))
+
+
+@cache
+def bitsandbytes() -> ModuleType:
+    """The library, without the notices that it writes when it is imported and at each product on a CPU.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+    return require("bitsandbytes", "quantize")
