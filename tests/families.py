@@ -77,7 +77,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "window": SIZES | {"sliding_window": 13, "head_dim": 20},
         "no window": SIZES | {"sliding_window": None, "tie_word_embeddings": True},
         "window of two": SIZES | {"sliding_window": 2},
-        "window of 300": SIZES | {"sliding_window": 300},
+        "window of 300": SIZES | {"sliding_window": 300, "max_position_embeddings": 1024},
     },
     "mixtral": {
         "window": SIZES | MOE | {"sliding_window": 15},
@@ -126,7 +126,13 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "gemma2": {
         "plain": SIZES | {"head_dim": 12, "sliding_window": 19, "query_pre_attn_scalar": 20},
         "small caps": SIZES
-        | {"head_dim": 8, "sliding_window": 300, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        | {
+            "max_position_embeddings": 1024,
+            "head_dim": 8,
+            "sliding_window": 300,
+            "attn_logit_softcapping": 2.0,
+            "final_logit_softcapping": 3.0,
+        },
         "no caps": SIZES
         | {
             "head_dim": 8,

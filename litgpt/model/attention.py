@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, S tokens that they may see, n query heads, g key-value heads, hs head size.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -26,20 +26,28 @@ class Reading:
         documents: Lengths of the documents that lie end to end in T.
         ropes: Cosines and sines of each rope of the model.
         cache: Tokens that were read before.
+        causal: True where a token sees another, for layers without a window; its upper left part is that of a shorter
+            document. None where no layer needs it.
+        band: The same for a chunk of queries and the keys that a window shows them: row i sees the columns from i to
+            i + window - 1.
     """
 
     documents: list[int]
     ropes: list[CosSin]
     cache: Optional[KVCache] = None
-    masks: dict[tuple[int, int, Optional[int]], torch.Tensor] = field(default_factory=dict)
+    causal: Optional[torch.Tensor] = None
+    band: Optional[torch.Tensor] = None
 
-    def mask(self, new: int, total: int, window: Optional[int], device: torch.device) -> torch.Tensor:
-        """True where the last `new` of `total` tokens see one, (new, total). Made once for all layers."""
-        key = (new, total, window)
-        if key not in self.masks:
-            mask = torch.ones(new, total, dtype=torch.bool, device=device).tril(total - new)
-            self.masks[key] = mask if window is None else mask.triu(total - new - window + 1)
-        return self.masks[key]
+    def make_masks(self, config: Config, device: torch.device) -> None:
+        """Make the masks that some layer needs: those that are not just causal over all keys."""
+        longest, past = max(self.documents), self.cache.length if self.cache is not None else 0
+        windows = {config.window(layer) for layer in range(config.n_layer)}
+        passed = {window for window in windows if window is not None and window < past + longest}
+        if longest > 1 and (config.attention_logit_softcapping is not None or past) and windows - passed:
+            self.causal = torch.ones(longest, past + longest, dtype=torch.bool, device=device).tril(past)
+        for window in passed if longest > 1 else ():
+            rows = min(longest, max(window, CHUNK))
+            self.band = torch.ones(rows, rows + window - 1, dtype=torch.bool, device=device).triu().tril(window - 1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -102,28 +110,26 @@ class CausalSelfAttention(nn.Module):
         """
         new, total, window = q.size(2), k.size(2), self.window
         if window is None or total <= window:
-            return self.core(q, k, v, None, reading)
-        size = max(window, CHUNK)
-        outputs = []
+            whole = new == 1 or (new == total and self.softcap is None)
+            mask = None if whole or reading.causal is None else reading.causal[:new, :total]
+            return self.core(q, k, v, mask)
+        assert reading.band is not None
+        outputs, size = [], max(window, CHUNK)
         for start in range(0, new, size):  # a chunk of queries, and the keys that one of them sees
             chunk = q[:, :, start : start + size]
-            end = total - new + start + chunk.size(2)
-            first = max(0, end - chunk.size(2) - window + 1)
-            outputs.append(self.core(chunk, k[:, :, first:end], v[:, :, first:end], window, reading))
+            rows, end = chunk.size(2), total - new + start + chunk.size(2)
+            first = max(0, end - rows - window + 1)
+            column = window - 1 - (end - rows - first)
+            mask = reading.band[:rows, column : column + end - first]
+            outputs.append(self.core(chunk, k[:, :, first:end], v[:, :, first:end], mask))
         return join(outputs)
 
-    def core(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: Optional[int], reading: Reading
-    ) -> torch.Tensor:
-        new, total = q.size(2), k.size(2)
-        causal = new == total and total <= (window or total)
+    def core(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        """Attention where the mask is true; without one causal, or of a single token to all."""
         if self.softcap is not None:
-            mask = reading.mask(new, total, window, q.device) if new > 1 else None
             return softcapped_attention(q, k, v, mask, self.scale, self.softcap)
-        mask = None if causal or new == 1 else reading.mask(new, total, window, q.device)
-        return F.scaled_dot_product_attention(
-            q, k, v, mask, is_causal=causal and new > 1, scale=self.scale, enable_gqa=True
-        )
+        causal = mask is None if q.size(2) > 1 else False
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
 
 
 def softcapped_attention(

@@ -154,6 +154,7 @@ class GPT(nn.Module):
             )  # rounded to the dtype, as the models were trained
         ropes = [rope.table(positions, lengths, x.dtype) for rope in self.ropes]
         reading = Reading(documents or [tokens], ropes, cache)
+        reading.make_masks(self.config, x.device)
         for block in self.transformer.h:
             x = block(x, reading)
         if cache is not None:
