@@ -6,7 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -15,7 +15,8 @@ from torch import nn
 
 from litgpt.config import Config
 from litgpt.errors import UserError
-from litgpt.families import name_table, read_config
+from litgpt.families import aliases, name_table, read_config
+from litgpt.families.table import NameTable, Stored
 from litgpt.files import read_json
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear
@@ -26,6 +27,8 @@ NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers 
 
 class Checkpoint:
     """The weights and the configuration in a folder; opening it reads no weight.
+
+    Weights go by the names of the family's table, also where the files have other names or stacks of experts.
 
     Args:
         folder: Has `config.json` and either `model.safetensors` or an index with its shards.
@@ -44,6 +47,8 @@ class Checkpoint:
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}  # as safetensors names them: F32, BF16, ...
         self.files: dict[str, Path] = {}
+        self.places: dict[str, tuple[str, Optional[tuple]]] = {}  # the name in the file, and the index in that tensor
+        self.aliases = aliases(self.fields.get("model_type"))
         for file in self.shards():
             self.read_header(file)
 
@@ -72,15 +77,17 @@ class Checkpoint:
 
     def read_header(self, file: Path) -> None:
         with opened(file) as f:
-            for name in sorted(f.keys()):
-                view = f.get_slice(name)
-                self.shapes[name], self.dtypes[name] = tuple(view.get_shape()), view.get_dtype()
-                self.files[name] = file
+            for stored in sorted(f.keys()):
+                view = f.get_slice(stored)
+                for name, shape, index in self.aliases.expand(stored, tuple(view.get_shape())):
+                    self.shapes[name], self.dtypes[name] = shape, view.get_dtype()
+                    self.files[name], self.places[name] = file, (stored, index)
 
     def tensor(self, name: str) -> torch.Tensor:
         """One weight by its Hugging Face name. The file is opened for it alone, so that its pages are not kept."""
+        stored, index = self.places[name]
         with opened(self.files[name]) as f:
-            return f.get_tensor(name)
+            return f.get_tensor(stored) if index is None else f.get_slice(stored)[index]
 
 
 def opened(file: Path) -> Any:
@@ -98,11 +105,23 @@ def base_parameters(model: GPT) -> dict[str, tuple[nn.Module, str]]:
     table = name_table(model.config)
     found = {}
     for path, module in model.named_modules():
-        name = re.sub(r"\.linear$", "", path)
+        name = re.sub(r"(\.linear)+$", "", path)
         for leaf in module._parameters:
-            if leaf in ("weight", "bias") and module._parameters[leaf] is not None and table.to_hf(name):
+            if leaf in ("weight", "bias") and module._parameters[leaf] is not None and table.stored(name):
                 found[f"{name}.{leaf}"] = (module, leaf)
     return found
+
+
+def stored_pieces(table: NameTable, name: str, module: nn.Module, leaf: str) -> list[tuple[str, Stored, torch.Tensor]]:
+    """How a parameter of ours is stored: each Hugging Face tensor's name, its form, and our rows that it holds.
+
+    Args:
+        name: Our name of the parameter, as in `base_parameters`.
+    """
+    weight = getattr(module, leaf).detach()
+    pieces = table.pieces(name.rpartition(".")[0], getattr(module, "parts", None) or (len(weight),))
+    rows = weight.split([n for _, n in pieces])
+    return [(f"{stored.module}.{leaf}", stored, part) for (stored, _), part in zip(pieces, rows)]
 
 
 def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
@@ -116,11 +135,12 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
             of them at once. Or it has a tied head that differs from the embedding.
     """
     check_weights(model, checkpoint)
-    table, slots = name_table(model.config), base_parameters(model)
-    for module, leaf in slots.values():
+    table, slots, tied = name_table(model.config), base_parameters(model), tied_head(model.config)
+    for name, (module, leaf) in slots.items():
         old = module._parameters[leaf]
         assert old is not None
         if isinstance(module, QuantizedLinear) and leaf == "weight":
+            module.stored = [None] * len(table.stored(name.rpartition(".")[0]))  # one state per Hugging Face tensor
             continue
         empty = torch.empty_like(old, dtype=dtype, device=device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
@@ -128,15 +148,17 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
         target = table.from_hf(name.rpartition(".")[0])
         if target is None:
             continue
-        if is_tied(name, model.config):
+        if name == tied:
             check_tied(checkpoint, name, f"{table.to_hf('transformer.wte')[0]}.weight")
             continue
-        module, leaf = slots[f"{target[0]}.{name.rpartition('.')[2]}"]
+        ours = f"{target[0]}.{name.rpartition('.')[2]}"
+        module, leaf = slots[ours]
+        _, stored, rows = stored_pieces(table, ours, module, leaf)[target[1]]
+        tensor = stored.to_ours(checkpoint.tensor(name))
         if isinstance(module, QuantizedLinear) and leaf == "weight":
-            module.store(target[1], checkpoint.tensor(name).to(device, dtype))
-            continue
-        rows = getattr(module, leaf).detach()
-        rows.split(getattr(module, "parts", (len(rows),)))[target[1]].copy_(checkpoint.tensor(name))
+            module.store(target[1], tensor.to(device, dtype))
+        else:
+            rows.copy_(tensor)
     model.tie_weights()
     for module in model.modules():
         own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}
@@ -148,14 +170,13 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
 
 def check_weights(model: GPT, checkpoint: Checkpoint) -> None:
     """Raise `UserError` unless names and shapes in the checkpoint are those of the model."""
-    table = name_table(model.config)
-    wanted: dict[str, tuple[int, ...]] = {}
-    for name, (module, leaf) in base_parameters(model).items():
-        weight = getattr(module, leaf)
-        hf = [f"{m}.{leaf}" for m in table.to_hf(name.rpartition(".")[0])]
-        parts = getattr(module, "parts", None) or (len(weight),)
-        wanted.update({n: (rows, *weight.shape[1:]) for n, rows in zip(hf, parts)})
-    wanted = {n: shape for n, shape in wanted.items() if not is_tied(n, model.config)}
+    table, tied = name_table(model.config), tied_head(model.config)
+    wanted = {
+        hf: tuple(stored.shape(rows.shape))
+        for name, (module, leaf) in base_parameters(model).items()
+        for hf, stored, rows in stored_pieces(table, name, module, leaf)
+        if hf != tied
+    }
     problems = defaultdict(list)
     for name, shape in wanted.items():
         if name not in checkpoint.shapes:
@@ -165,7 +186,7 @@ def check_weights(model: GPT, checkpoint: Checkpoint) -> None:
         elif checkpoint.dtypes[name] not in NUMBERS:
             problems["of a type that is not supported"].append(f"{name} {checkpoint.dtypes[name]}")
     for name in checkpoint.shapes:
-        if name not in wanted and not table.unused.search(name) and not is_tied(name, model.config):
+        if not (name in wanted or name == tied or table.unused.search(name) or table.kept.search(name)):
             problems["unknown"].append(name)
     if problems:
         raise UserError(
@@ -184,33 +205,44 @@ def check_tied(checkpoint: Checkpoint, head: str, embedding: str) -> None:
         )
 
 
-def is_tied(hf_name: str, config: Config) -> bool:
-    """Whether this is the weight of a head that is the embedding."""
-    return config.tie_embeddings and hf_name == "lm_head.weight"
+def tied_head(config: Config) -> str:
+    """The Hugging Face name of the head's weight where it is the embedding; else nothing."""
+    return f"{name_table(config).to_hf('lm_head')[0]}.weight" if config.tie_embeddings else ""
 
 
 SHARD = 5 * 10**9  # bytes that a file of weights holds at most
 
 
-def write_model(model: GPT, fields: dict[str, Any], folder: Path) -> None:
+def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional[Checkpoint] = None) -> None:
     """Write `config.json` and the weights, in files of at most 5 GB, under Hugging Face's names.
 
     Args:
         fields: The `config.json`; its dtype is set to that of the weights.
+        base: The checkpoint that the model comes from: what the model does not read of it, like the weights of a
+            vision part, is written again as it was.
     """
-    shards: list[dict[str, torch.Tensor]] = [{}]
-    for name, tensor in hf_weights(model):
-        if shards[-1] and sum(t.nbytes for t in shards[-1].values()) + tensor.nbytes > SHARD:
-            shards.append({})
-        shards[-1][name] = tensor
-    many = len(shards) > 1
+    files: list[list[str]] = []
+    shard: dict[str, torch.Tensor] = {}
+    total = 0
+
+    def flush() -> None:
+        file = folder / f"model-{len(files) + 1:05d}.safetensors"
+        save_file({n: t.contiguous().cpu() for n, t in shard.items()}, file, metadata={"format": "pt"})
+        files.append(list(shard))
+        shard.clear()
+
+    for name, tensor in all_weights(model, base):
+        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > SHARD:
+            flush()
+        shard[name] = tensor
+        total += tensor.nbytes
+    flush()
     weight_map: dict[str, str] = {}
-    for i, tensors in enumerate(shards, start=1):
-        file = f"model-{i:05d}-of-{len(shards):05d}.safetensors" if many else "model.safetensors"
-        save_file({n: t.contiguous().cpu() for n, t in tensors.items()}, folder / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-    if many:
-        total = sum(t.nbytes for tensors in shards for t in tensors.values())
+    for i, names in enumerate(files, start=1):
+        last = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        (folder / f"model-{i:05d}.safetensors").rename(folder / last)
+        weight_map |= dict.fromkeys(names, last)
+    if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
@@ -219,12 +251,20 @@ def write_model(model: GPT, fields: dict[str, Any], folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
+def all_weights(model: GPT, base: Optional[Checkpoint]) -> Iterator[tuple[str, torch.Tensor]]:
+    """`hf_weights`, and what is carried over from the checkpoint that the model comes from."""
+    yield from hf_weights(model)
+    kept = name_table(model.config).kept
+    for name in base.files if base is not None else ():
+        if kept.search(name):
+            assert base is not None
+            yield name, base.tensor(name)
+
+
 def hf_weights(model: GPT) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pretrained weights by their Hugging Face names; fused ones in parts, a tied head not at all."""
-    table = name_table(model.config)
+    """The pretrained weights by their Hugging Face names, as they are stored; a tied head not at all."""
+    table, tied = name_table(model.config), tied_head(model.config)
     for name, (module, leaf) in base_parameters(model).items():
-        weight = getattr(module, leaf).detach()
-        parts = weight.split(getattr(module, "parts", (len(weight),)))
-        for hf, part in zip(table.to_hf(name.rpartition(".")[0]), parts):
-            if not is_tied(f"{hf}.{leaf}", model.config):
-                yield f"{hf}.{leaf}", part
+        for hf, stored, rows in stored_pieces(table, name, module, leaf):
+            if hf != tied:
+                yield hf, stored.from_ours(rows)

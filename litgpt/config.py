@@ -1,18 +1,25 @@
 """What one model is: its sizes and the switches of its math."""
 
-from dataclasses import dataclass, field
-from typing import Any, Optional
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Optional, get_args, get_origin
+
+import yaml
+
+from litgpt.errors import UserError, nearest
 
 
 @dataclass
 class Config:
-    """Sizes and switches of a `GPT`. The field names are LitGPT's.
+    """Sizes and switches of a `GPT`. The field names are LitGPT's where LitGPT has the switch.
 
-    `litgpt.families.read_config` makes it from a checkpoint's `config.json`.
+    `litgpt.families.read_config` makes it from a checkpoint's `config.json`, `from_name` from `models.yaml`.
     """
 
     model_type: str = "llama"  # the family: whose `config.json` and weight names these are
     name: str = ""  # for people; nothing depends on it
+    repo_id: str = ""  # where a known model is published
     block_size: int = 4096  # positions the model was made for
     padded_vocab_size: int = 32000  # rows of the embedding and of the head
     n_layer: int = 16
@@ -21,16 +28,59 @@ class Config:
     n_query_groups: Optional[int] = None  # heads of keys and values; as many as queries by default
     head_size: Optional[int] = None
     intermediate_size: Optional[int] = None
+
+    # the block
+    norm_class_name: str = "RMSNorm"  # or LayerNorm
     norm_eps: float = 1e-5
+    norm_affine: bool = True  # whether norms have weights
+    norm_unit_offset: bool = False  # RMSNorm scales by 1 + weight
+    norm_1: bool = True  # before attention
+    norm_2: bool = True  # before the feed-forward part
+    post_attention_norm: bool = False
+    post_mlp_norm: bool = False
+    parallel_residual: bool = False  # attention and feed-forward read the same input
+    shared_attention_norm: bool = False  # ... and the same norm of it
+    residual_multiplier: float = 1.0  # of what attention and feed-forward add to the stream
     bias: bool = False  # in every linear layer of a block ...
     attn_bias: Optional[bool] = None  # ... unless these say otherwise: in q, k, v
     attn_proj_bias: Optional[bool] = None  # in the projection after attention
     mlp_bias: Optional[bool] = None
-    lm_head_bias: bool = False
-    tie_embeddings: bool = False  # the head's weight is the embedding's
+
+    # attention
+    attention_scores_scalar: Optional[float] = None  # scores are divided by its root; the head size by default
+    attention_logit_softcapping: Optional[float] = None
+    norm_qk: bool = False
+    norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
+    clip_qkv: Optional[float] = None
+    sliding_window_size: Optional[int] = None  # tokens that a local layer sees, the current one among them
+    sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; all by default
+
+    # positions
+    learned_positions: bool = False  # an embedding of positions
+    rotary_percentage: float = 1.0  # share of a head that rotates
     rope_base: float = 10000.0
     rope_type: str = "default"
     rope_adjustments: dict[str, Any] = field(default_factory=dict)  # the numbers that `rope_type` needs
+    rope_local_base_freq: Optional[float] = None  # another base, without adjustments, ...
+    rope_indices: Optional[list[int]] = None  # ... for each layer that has a 1 here
+    rope_layers: Optional[list[int]] = None  # 1 for each layer whose heads rotate; all by default
+
+    # feed-forward
+    mlp_class_name: str = "LLaMAMLP"
+    gelu_approximate: str = "none"  # or tanh
+    n_expert: int = 0
+    n_expert_per_token: int = 0
+    moe_intermediate_size: Optional[int] = None
+    moe_layers: Optional[list[int]] = None  # 1 for each layer with experts; all by default
+    norm_topk_prob: bool = True  # the weights of a token's experts sum to 1
+
+    # the ends
+    scale_embeddings: bool = False  # by the root of the width
+    embedding_multiplier: float = 1.0
+    lm_head_bias: bool = False
+    tie_embeddings: bool = False  # the head's weight is the embedding's
+    logits_scaling: float = 1.0  # logits are divided by it
+    final_logit_softcapping: Optional[float] = None
 
     def __post_init__(self) -> None:
         self.n_query_groups = self.n_query_groups or self.n_head
@@ -40,7 +90,171 @@ class Config:
             if getattr(self, name) is None:
                 setattr(self, name, self.bias)
 
+    @classmethod
+    def from_name(cls, name: str) -> "Config":
+        """A known model, by its name or the id of its repository.
+
+        The head has a weight of its own, as LitGPT's models have, also where the published model ties it.
+
+        Raises:
+            UserError: no such model; the nearest name is in the message.
+        """
+        rows = known_models()
+        found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
+        if found is None:
+            every = [*rows, *(row["repo_id"] for row in rows.values())]
+            raise UserError(f"No known model is called {name!r}.{nearest(name, every)}")
+        return cls(**found)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Config":
+        """What LitGPT's `model_config.yaml` describes.
+
+        The file does not say which family it is. That is found by its repository, or by its switches.
+
+        Raises:
+            UserError: it cannot be read, or asks for math that is not implemented.
+        """
+        try:
+            numbers = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise UserError(f"{path} cannot be read: {e}.") from e
+        if not isinstance(numbers, dict) or not {"n_layer", "n_embd", "n_head"} <= numbers.keys():
+            raise UserError(f"{path} is no model_config.yaml of LitGPT: n_layer, n_embd and n_head are wanted.")
+        try:
+            return from_litgpt(numbers)
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
+        except (TypeError, ValueError, AttributeError) as e:
+            raise UserError(f"{path} has a field of the wrong type: {e}.") from e
+
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """Output features of the query, key and value projections."""
         return tuple(n * self.head_size for n in (self.n_head, self.n_query_groups, self.n_query_groups))  # type: ignore
+
+    @property
+    def rope_n_elem(self) -> int:
+        """Dimensions of a head that rotate."""
+        assert self.head_size is not None
+        return int(self.rotary_percentage * self.head_size)
+
+    def window(self, layer: int) -> Optional[int]:
+        """Tokens that this layer sees, the current one among them; None if all."""
+        return self.sliding_window_size if on(self.sliding_window_indices, layer) else None
+
+    def rope_kind(self, layer: int) -> Optional[int]:
+        """Which rope this layer has: 0, 1 for the local one, None for none."""
+        if self.rope_n_elem == 0 or not on(self.rope_layers, layer):
+            return None
+        return int(self.rope_local_base_freq is not None and on(self.rope_indices, layer))
+
+    def mlp_class(self, layer: int) -> str:
+        """The feed-forward part of this layer."""
+        return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
+
+
+def on(indices: Optional[list[int]], layer: int) -> bool:
+    """Whether a list of 0 and 1 has a 1 for this layer; a list that is not given has ones."""
+    return indices is None or bool(indices[layer])
+
+
+@cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """The fields of every known model by its name, in the order of `models.yaml`."""
+    text = Path(__file__).with_name("models.yaml").read_text(encoding="utf-8")
+    listed = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the fast one, where it is there
+    models = {}
+    for family in listed:
+        for row in family["models"]:
+            numbers = {"model_type": family["model_type"], **family["all"], **row}
+            for key in ("sliding_window_indices", "rope_indices"):  # patterns that repeat
+                if key in numbers:
+                    numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
+            models[row["name"]] = numbers
+    return models
+
+
+LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that the model_config.yaml of an older LitGPT may lack
+    "padded_vocab_size": 50688,
+    "norm_class_name": "LayerNorm",
+    "parallel_residual": True,
+    "bias": True,
+    "rotary_percentage": 0.25,
+    "mlp_class_name": "GptNeoxMLP",
+}
+LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # without effect on its math
+LITGPT_REFUSED = (  # unless they are off
+    *("rope_interleave", "n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"),
+    *("first_k_dense_replace", "latent_attention"),
+)
+
+
+def from_litgpt(numbers: dict[str, Any]) -> Config:
+    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented."""
+    numbers = LITGPT_DEFAULTS | {k: v for k, v in numbers.items() if v is not None and k not in LITGPT_UNUSED}
+    refused = [k for k in LITGPT_REFUSED if numbers.pop(k, None)]
+    refused += ["routed_scaling_factor"] if numbers.pop("routed_scaling_factor", 1) != 1 else []
+    hf = numbers.pop("hf_config", None) or {}
+    rope = dict(numbers.pop("rope_adjustments", None) or {})
+    condense, placing = numbers.pop("rope_condense_ratio", 1), numbers.pop("sliding_window_layer_placing", "all")
+    refused += sorted(numbers.keys() - {f.name for f in fields(Config)})
+    if refused:
+        raise UserError(f"{', '.join(refused)} is not implemented.")
+    if condense != 1:
+        rope = {"factor": condense}
+    if "original_max_seq_len" in rope:
+        rope["original_max_position_embeddings"] = rope.pop("original_max_seq_len")
+    if placing in ("interleaved", 2):
+        numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
+    numbers = {k: checked(k, v) for k, v in numbers.items()}
+    bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
+    known = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
+    model_type = known["model_type"] if known else family_of(numbers)
+    return Config(
+        **numbers
+        | {
+            "model_type": model_type,
+            "repo_id": repo_id,
+            "rope_type": "llama3" if "low_freq_factor" in rope else "linear" if rope else "default",
+            "rope_adjustments": rope,
+            "attn_bias": bool(bias or numbers.get("attn_bias")),
+            "norm_affine": model_type != "olmo",
+            "norm_unit_offset": numbers["mlp_class_name"] == "GemmaMLP",
+        }
+    )
+
+
+def checked(name: str, value: Any) -> Any:
+    """A field's value, of the type that `Config` declares; 1e-05, which is text in YAML, as a number.
+
+    Raises:
+        ValueError: it is of another type.
+    """
+    declared = next(f.type for f in fields(Config) if f.name == name)
+    kinds = [t for t in (get_args(declared) or (declared,)) if t in (int, float, bool, str)]
+    if kinds == [float]:
+        return float(value)
+    if kinds and get_origin(declared) is not list and not isinstance(value, kinds[0]):
+        raise ValueError(f"{name} {value!r}")
+    return value
+
+
+def family_of(numbers: dict[str, Any]) -> str:
+    """The family that has these switches, in LitGPT's field names."""
+    mlp, layer_norm = numbers["mlp_class_name"], numbers["norm_class_name"] == "LayerNorm"
+    if mlp == "GptNeoxMLP":
+        return "phi" if numbers.get("lm_head_bias") else "gpt_neox" if numbers["bias"] else "falcon"
+    if mlp == "GemmaMLP":
+        if numbers.get("norm_qk"):
+            return "gemma3_text"
+        return "gemma2" if numbers.get("post_mlp_norm") else "gemma"
+    if mlp == "LLaMAMoE":
+        return "qwen3_moe" if numbers.get("norm_qk") else "mixtral"
+    if layer_norm:
+        return "stablelm" if numbers["rotary_percentage"] < 1 else "olmo"
+    if numbers.get("norm_qk"):
+        return "olmo2" if numbers.get("norm_qk_type") == "olmo2" else "qwen3"
+    if numbers.get("sliding_window_size") is not None:
+        return "phi3" if numbers.get("n_query_groups") in (None, numbers["n_head"]) else "mistral"
+    return "qwen2" if numbers.get("attn_bias") else "llama"

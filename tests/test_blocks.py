@@ -8,7 +8,7 @@ from litgpt.data.batches import Batch
 from litgpt.families import read_config
 from litgpt.generate.engine import generate
 from litgpt.lora import LoRA
-from litgpt.model import GPT, attention
+from litgpt.model import GPT
 from litgpt.train import blocks
 from litgpt.train.loss import LossModel
 from tests.test_training import files, finetune, losses  # noqa: F401
@@ -72,7 +72,6 @@ def compiler(monkeypatch):
     counters.clear()
     original = torch.compile
     monkeypatch.setattr(torch, "compile", lambda f, **kwargs: original(f, backend="eager", **kwargs))
-    monkeypatch.setattr(attention, "attend", attention.attend)  # put back afterwards
     return counters
 
 

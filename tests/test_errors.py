@@ -85,7 +85,7 @@ def test_weights_that_are_no_numbers_of_ours(fails, run, llama, tmp_path):
     [
         ({"model_type": "lama"}, "model_type 'lama', which is not supported. Did you mean 'llama'?"),
         ({"model_type": None}, "model_type None"),
-        ({"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+        ({"hidden_act": "relu"}, "hidden_act 'relu'"),
         ({"hidden_size": "48"}, "hidden_size '48'; a whole number above 0 is wanted"),
         ({"num_key_value_heads": 3}, "4 heads for 3 key-value heads"),
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false'; true or false is wanted"),

@@ -1,7 +1,8 @@
 """The model families: reading a `config.json`, and the names of the weights.
 
 A family is one module with two functions: `read_config` from a parsed `config.json` to a `Config`, and `name_table`
-from a `Config` to a `NameTable`. It is chosen by `model_type`, never by a model's name.
+from a `Config` to a `NameTable`. It may have `ALIASES`, other names for its weights that occur in files. It is chosen
+by `model_type`, never by a model's name.
 """
 
 import importlib
@@ -10,9 +11,15 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.errors import UserError, nearest
-from litgpt.families.table import NameTable
+from litgpt.families.table import Aliases, NameTable
 
-FAMILIES = {"llama": "litgpt.families.llama"}  # model_type: module
+FAMILIES = {  # model_type: module
+    name: f"litgpt.families.{name}"
+    for name in (
+        "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
+        "olmo olmo2 olmo3 gpt2 smollm3 granite"
+    ).split()
+}
 
 
 def family(model_type: str) -> ModuleType:
@@ -41,16 +48,36 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
         if isinstance(e, UserError):
             raise
         raise UserError(f"config.json has a field of the wrong type: {e}.") from e
-    assert config.n_query_groups is not None
+    config.model_type = model_type
+    config.name = name
+    check(config)
+    return config
+
+
+def check(config: Config) -> None:
+    """Raise `UserError` if the sizes do not go together."""
+    assert config.n_query_groups is not None and config.head_size is not None
     if config.n_head % config.n_query_groups:
         raise UserError(
             f"config.json has {config.n_head} heads for {config.n_query_groups} key-value heads: no multiple."
         )
-    config.model_type = model_type
-    config.name = name
-    return config
+    rotating = config.rope_n_elem
+    if rotating + rotating % 2 > config.head_size:
+        raise UserError(f"config.json has heads of {config.head_size} dimensions: all rotate, so it must be even.")
+    for name in ("short_factor", "long_factor"):
+        factors, pairs = config.rope_adjustments.get(name), (rotating + 1) // 2
+        if factors is not None and len(factors) != pairs:
+            raise UserError(f"config.json has {name} of {len(factors)} numbers for {pairs} pairs of dimensions.")
+    if config.n_expert_per_token > config.n_expert:
+        raise UserError(f"config.json has {config.n_expert_per_token} experts per token of {config.n_expert} experts.")
 
 
 def name_table(config: Config) -> NameTable:
     """The names of the weights of this config's family."""
     return family(config.model_type).name_table(config)
+
+
+def aliases(model_type: Any) -> Aliases:
+    """Other names for the weights of this family; none for a family that is not known."""
+    known = isinstance(model_type, str) and model_type in FAMILIES
+    return getattr(family(model_type), "ALIASES", Aliases()) if known else Aliases()

@@ -1,8 +1,9 @@
 """Causal self-attention over documents laid end to end, or over a cache.
 
-Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size.
+Shapes: B rows, T tokens, S tokens that they may see, n query heads, g key-value heads, hs head size.
 """
 
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -11,9 +12,42 @@ from torch.nn import functional as F
 
 from litgpt.config import Config
 from litgpt.model.kv_cache import KVCache
-from litgpt.model.rope import apply_rope
+from litgpt.model.norm import make_qk_norm
+from litgpt.model.rope import CosSin, apply_rope
 
-Rope = tuple[torch.Tensor, torch.Tensor]
+CHUNK = 256  # queries that a layer with a smaller window takes at once
+
+
+@dataclass
+class Reading:
+    """What all layers of one forward share.
+
+    Args:
+        documents: Lengths of the documents that lie end to end in T.
+        ropes: Cosines and sines of each rope of the model.
+        cache: Tokens that were read before.
+        causal: True where a token sees another, for layers without a window; its upper left part is that of a shorter
+            document. None where no layer needs it.
+        band: The same for a chunk of queries and the keys that a window shows them: row i sees the columns from i to
+            i + window - 1.
+    """
+
+    documents: list[int]
+    ropes: list[CosSin]
+    cache: Optional[KVCache] = None
+    causal: Optional[torch.Tensor] = None
+    band: Optional[torch.Tensor] = None
+
+    def make_masks(self, config: Config, device: torch.device) -> None:
+        """Make the masks that some layer needs: those that are not just causal over all keys."""
+        longest, past = max(self.documents), self.cache.length if self.cache is not None else 0
+        windows = {config.window(layer) for layer in range(config.n_layer)}
+        passed = {window for window in windows if window is not None and window < past + longest}
+        if longest > 1 and (config.attention_logit_softcapping is not None or past) and windows - passed:
+            self.causal = torch.ones(longest, past + longest, dtype=torch.bool, device=device).tril(past)
+        for window in passed if longest > 1 else ():
+            rows = min(longest, max(window, CHUNK))
+            self.band = torch.ones(rows, rows + window - 1, dtype=torch.bool, device=device).triu().tril(window - 1)
 
 
 class CausalSelfAttention(nn.Module):
@@ -21,48 +55,106 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
+        assert config.head_size is not None and config.n_query_groups is not None
         self.config = config
         self.layer = layer
         self.qkv = nn.Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
         self.qkv.parts = config.qkv_sizes  # type: ignore[assignment]
         self.proj = nn.Linear(config.qkv_sizes[0], config.n_embd, bias=bool(config.attn_proj_bias))
+        if config.norm_qk:
+            self.norm_q = make_qk_norm(config, config.n_head)
+            self.norm_k = make_qk_norm(config, config.n_query_groups)
+        self.rope = config.rope_kind(layer)
+        self.window = config.window(layer)
+        self.softcap = config.attention_logit_softcapping
+        self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.prefix: Optional[nn.Module] = None  # litgpt.adapter puts one here
 
-    def forward(
-        self, x: torch.Tensor, rope: Rope, documents: Optional[list[int]], cache: Optional[KVCache]
-    ) -> torch.Tensor:
-        q, k, v = (
-            t.unflatten(-1, (-1, self.config.head_size)) for t in self.qkv(x).split(self.config.qkv_sizes, dim=-1)
-        )  # (B, T, n or g, hs)
-        q, k = apply_rope(q, *rope), apply_rope(k, *rope)
+    def forward(self, x: torch.Tensor, reading: Reading) -> torch.Tensor:
+        q, k, v = self.heads(x)  # (B, T, n or g, hs)
+        if self.rope is not None:
+            cos, sin = reading.ropes[self.rope]
+            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, n or g, T, hs)
-        if cache is not None:
-            y = attend_to_cache(q, *cache.append(self.layer, k, v))
-        else:
-            y = attend(q, k, v, documents or [x.size(1)])
+        y = self.attend_within_documents(q, k, v, reading)
         if self.prefix is not None:
             y = y + self.prefix(q, self.qkv, self.config.qkv_sizes)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
 
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries (B, T, n, hs), keys and values (B, T, g, hs), normalized where the config says so."""
+        config = self.config
+        qkv = self.qkv(x)
+        if config.clip_qkv is not None:
+            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
+        q, k, v = qkv.split(config.qkv_sizes, dim=-1)
+        if config.norm_qk and config.norm_qk_type == "olmo2":
+            q, k = self.norm_q(q), self.norm_k(k)
+        q, k, v = (t.unflatten(-1, (-1, config.head_size)) for t in (q, k, v))
+        if config.norm_qk and config.norm_qk_type != "olmo2":
+            q, k = self.norm_q(q), self.norm_k(k)
+        return q, k, v
 
-def attend(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: list[int]) -> torch.Tensor:
-    """Causal attention within each of the documents whose lengths fill the T tokens.
+    def attend_within_documents(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading
+    ) -> torch.Tensor:
+        """Attention to what was read before, or within each of the documents. Shapes as in `attend`."""
+        if reading.cache is not None:
+            return self.attend(q, *reading.cache.append(self.layer, k, v, self.window), reading)
+        documents = zip(*(t.split(reading.documents, dim=2) for t in (q, k, v)))
+        return join([self.attend(q, k, v, reading) for q, k, v in documents])
+
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading) -> torch.Tensor:
+        """Causal attention of the last T of S tokens, within the window.
+
+        Args:
+            q: (B, n, T, hs); `k` and `v` are (B, g, S, hs), all in memory order (B, T, heads, hs).
+
+        Returns:
+            (B, n, T, hs), in memory order (B, T, n, hs)
+        """
+        new, total, window = q.size(2), k.size(2), self.window
+        if window is None or total <= window:
+            whole = new == 1 or (new == total and self.softcap is None)
+            mask = None if whole or reading.causal is None else reading.causal[:new, :total]
+            return self.core(q, k, v, mask)
+        assert reading.band is not None
+        outputs, size = [], max(window, CHUNK)
+        for start in range(0, new, size):  # a chunk of queries, and the keys that one of them sees
+            chunk = q[:, :, start : start + size]
+            rows, end = chunk.size(2), total - new + start + chunk.size(2)
+            first = max(0, end - rows - window + 1)
+            column = window - 1 - (end - rows - first)
+            mask = reading.band[:rows, column : column + end - first]
+            outputs.append(self.core(chunk, k[:, :, first:end], v[:, :, first:end], mask))
+        return join(outputs)
+
+    def core(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
+        """Attention where the mask is true; without one causal, or of a single token to all."""
+        if self.softcap is not None:
+            return softcapped_attention(q, k, v, mask, self.scale, self.softcap)
+        causal = mask is None if q.size(2) > 1 else False
+        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
+
+
+def softcapped_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor], scale: float, cap: float
+) -> torch.Tensor:
+    """Attention whose scores stay within -cap and cap by a tanh (https://arxiv.org/abs/2408.00118).
 
     Args:
-        q: (B, n, T, hs); `k` and `v` are (B, g, T, hs), all in memory order (B, T, heads, hs).
-
-    Returns:
-        (B, n, T, hs), in memory order (B, T, n, hs)
+        q: (B, n, T, hs); `k` and `v` are (B, g, S, hs).
+        mask: True where a token is seen, (T, S).
     """
-    parts = (t.split(documents, dim=2) for t in (q, k, v))
-    outputs = [F.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=True) for q, k, v in zip(*parts)]
-    return outputs[0] if len(outputs) == 1 else torch.cat([y.transpose(1, 2) for y in outputs], dim=1).transpose(1, 2)
+    q = q.unflatten(1, (k.size(1), -1))  # (B, g, n / g, T, hs)
+    scores = cap * torch.tanh(q @ k[:, :, None].transpose(-1, -2) * (scale / cap))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
 
 
-def attend_to_cache(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-    """Causal attention of the last T tokens, `q` (B, n, T, hs), to all S tokens, `k` and `v` (B, g, S, hs)."""
-    new, total = q.size(2), k.size(2)
-    mask = None
-    if 1 < new < total:
-        mask = torch.ones(new, total, dtype=torch.bool, device=q.device).tril(total - new)
-    return F.scaled_dot_product_attention(q, k, v, mask, is_causal=1 < new == total, enable_gqa=True)
+def join(outputs: list[torch.Tensor]) -> torch.Tensor:
+    """Outputs (B, n, some of T, hs) to (B, n, T, hs), in memory order (B, T, n, hs)."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return torch.cat([y.transpose(1, 2) for y in outputs], dim=1).transpose(1, 2)

@@ -3,17 +3,17 @@
 Shapes: B rows, T tokens, C = n_embd, V = padded_vocab_size.
 """
 
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
 
 from litgpt.config import Config
-from litgpt.model.attention import CausalSelfAttention, Rope
+from litgpt.model.attention import CausalSelfAttention, Reading
 from litgpt.model.kv_cache import KVCache
-from litgpt.model.mlp import LLaMAMLP
-from litgpt.model.norm import RMSNorm
-from litgpt.model.rope import inverse_frequencies, rope_table
+from litgpt.model.mlp import MLPS, Router
+from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
+from litgpt.model.rope import make_ropes
 
 
 class Block(nn.Module):
@@ -21,16 +21,26 @@ class Block(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.norm_1 = RMSNorm(config.n_embd, config.norm_eps)
-        self.attn = CausalSelfAttention(config, layer)
-        self.norm_2 = RMSNorm(config.n_embd, config.norm_eps)
-        self.mlp = LLaMAMLP(config)
 
-    def forward(
-        self, x: torch.Tensor, rope: Rope, documents: Optional[list[int]], cache: Optional[KVCache]
-    ) -> torch.Tensor:
-        x = x + self.attn(self.norm_1(x), rope, documents, cache)
-        return x + self.mlp(self.norm_2(x))
+        def norm(wanted: bool) -> nn.Module:
+            return make_norm(config, config.n_embd) if wanted else nn.Identity()
+
+        self.norm_1 = norm(config.norm_1)
+        self.attn = CausalSelfAttention(config, layer)
+        self.post_attention_norm = norm(config.post_attention_norm)
+        self.norm_2 = norm(config.norm_2 and not config.shared_attention_norm)
+        self.mlp = MLPS[config.mlp_class(layer)](config)
+        self.post_mlp_norm = norm(config.post_mlp_norm)
+        self.parallel, self.shared = config.parallel_residual, config.shared_attention_norm
+        self.multiplier = config.residual_multiplier
+
+    def forward(self, x: torch.Tensor, reading: Reading) -> torch.Tensor:
+        normed = self.norm_1(x)
+        attended = self.post_attention_norm(self.attn(normed, reading))
+        if self.parallel:
+            return x + attended + self.mlp(normed if self.shared else self.norm_2(x))
+        x = torch.add(x, attended, alpha=self.multiplier)
+        return torch.add(x, self.post_mlp_norm(self.mlp(self.norm_2(x))), alpha=self.multiplier)
 
 
 class Transformer(nn.Module):
@@ -39,8 +49,23 @@ class Transformer(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        if config.learned_positions:
+            self.wpe = nn.Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
-        self.ln_f = RMSNorm(config.n_embd, config.norm_eps)
+        self.ln_f = make_norm(config, config.n_embd)
+
+
+class ScaledHead(nn.Module):
+    """A head whose logits are divided by a number, or kept small by a tanh. As a wrapper, it does not show in names."""
+
+    def __init__(self, linear: nn.Linear, scaling: float, softcap: Optional[float]) -> None:
+        super().__init__()
+        self.linear = linear
+        self.scaling, self.softcap = scaling, softcap
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        logits = self.linear(x) / self.scaling
+        return logits if self.softcap is None else self.softcap * torch.tanh(logits / self.softcap)
 
 
 class GPT(nn.Module):
@@ -49,11 +74,13 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.lm_head = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
+        self.lm_head: nn.Module = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
+        if config.logits_scaling != 1 or config.final_logit_softcapping is not None:
+            self.lm_head = ScaledHead(self.lm_head, config.logits_scaling, config.final_logit_softcapping)
         self.transformer = Transformer(config)
         self.tie_weights()
-        # made on the CPU even when the weights are on the meta device: no checkpoint holds it
-        self.inverse_frequencies = inverse_frequencies(config)
+        self.ropes = make_ropes(config)
+        self.embedding_scale = config.embedding_multiplier * (config.n_embd**0.5 if config.scale_embeddings else 1)
 
     @property
     def device(self) -> torch.device:
@@ -67,7 +94,9 @@ class GPT(nn.Module):
     def tie_weights(self) -> None:
         """Make the head's weight the embedding's again, where the config says so."""
         if self.config.tie_embeddings:
-            head = getattr(self.lm_head, "linear", self.lm_head)  # a method may have wrapped it
+            head: Any = self.lm_head
+            while hasattr(head, "linear"):  # what wraps it: a scale, or a method's layer
+                head = head.linear
             head.weight = self.transformer.wte.weight
 
     @torch.no_grad()
@@ -79,14 +108,14 @@ class GPT(nn.Module):
         """
         width, layers = self.config.n_embd, self.config.n_layer
         for name, module in self.named_modules():
-            if isinstance(module, (nn.Linear, nn.Embedding)):
+            if isinstance(module, (nn.Linear, nn.Embedding, Router)):
                 writes = name.endswith(".proj")
                 std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
                 nn.init.normal_(module.weight, std=std)
                 if isinstance(module, nn.Linear) and module.bias is not None:
                     nn.init.zeros_(module.bias)
-            elif isinstance(module, RMSNorm):
-                nn.init.ones_(module.weight)
+            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm)):
+                module.reset_parameters()
 
     def forward(
         self, idx: torch.Tensor, documents: Optional[list[int]] = None, cache: Optional[KVCache] = None
@@ -108,21 +137,44 @@ class GPT(nn.Module):
         self, idx: torch.Tensor, documents: Optional[list[int]] = None, cache: Optional[KVCache] = None
     ) -> torch.Tensor:
         """What the head reads, (B, T, C). Arguments as in `forward`."""
+        tokens = idx.size(1)
+        if cache is not None and self.rope_switches(cache, idx):
+            idx = torch.cat([*cache.ids, idx], dim=1)  # all tokens rotate otherwise now: read them again
+            cache.clear()
+            return self.hidden(idx, cache=cache)[:, -tokens:]
+        start = cache.length if cache is not None else 0
+        positions = self.positions(idx, documents, start)
+        lengths = documents or [start + tokens]
         x = self.transformer.wte(idx)
-        if self.inverse_frequencies.device != x.device:
-            self.inverse_frequencies = self.inverse_frequencies.to(x.device)
-        rope = rope_table(self.inverse_frequencies, self.positions(idx, documents, cache), x.dtype)
+        if self.config.learned_positions:
+            x = x + self.transformer.wpe(positions)
+        if self.embedding_scale != 1:
+            x = x * torch.tensor(
+                self.embedding_scale, dtype=x.dtype
+            )  # rounded to the dtype, as the models were trained
+        ropes = [rope.table(positions, lengths, x.dtype) for rope in self.ropes]
+        reading = Reading(documents or [tokens], ropes, cache)
+        reading.make_masks(self.config, x.device)
         for block in self.transformer.h:
-            x = block(x, rope, documents, cache)
+            x = block(x, reading)
         if cache is not None:
-            cache.advance(idx.size(1))
+            cache.advance(tokens)
         return self.transformer.ln_f(x)
 
-    def positions(self, idx: torch.Tensor, documents: Optional[list[int]], cache: Optional[KVCache]) -> torch.Tensor:
+    def rope_switches(self, cache: KVCache, idx: torch.Tensor) -> bool:
+        """Whether the text gets longer than a rope's switch with `idx`; notes them in the cache if that can happen."""
+        switch = next((rope.switch for rope in self.ropes if rope.switch is not None), None)
+        if switch is None or cache.length > switch:
+            return False
+        if 0 < cache.length <= switch < cache.length + idx.size(1):
+            return True
+        cache.ids.append(idx)
+        return False
+
+    @staticmethod
+    def positions(idx: torch.Tensor, documents: Optional[list[int]], start: int) -> torch.Tensor:
         """The position of each of the T tokens in its document, (T,)."""
-        tokens = idx.size(1)
         if documents is not None:
-            assert cache is None and sum(documents) == tokens
+            assert start == 0 and sum(documents) == idx.size(1)
             return torch.cat([torch.arange(n) for n in documents]).to(idx.device, non_blocking=True)
-        start = cache.length if cache is not None else 0
-        return torch.arange(start, start + tokens, device=idx.device)
+        return torch.arange(start, start + idx.size(1), device=idx.device)

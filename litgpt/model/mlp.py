@@ -1,4 +1,9 @@
-"""The feed-forward part of a block."""
+"""The feed-forward part of a block.
+
+Shapes: B rows, T tokens, C = n_embd, N = B T tokens of all rows.
+"""
+
+from typing import Optional
 
 import torch
 from torch import nn
@@ -10,10 +15,10 @@ from litgpt.config import Config
 class LLaMAMLP(nn.Module):
     """SwiGLU (https://arxiv.org/abs/2002.05202); `fc` holds the gate above the up projection."""
 
-    def __init__(self, config: Config) -> None:
+    def __init__(self, config: Config, intermediate_size: Optional[int] = None) -> None:
         super().__init__()
-        assert config.intermediate_size is not None
-        size, bias = config.intermediate_size, bool(config.mlp_bias)
+        size, bias = intermediate_size or config.intermediate_size, bool(config.mlp_bias)
+        assert size is not None
         self.fc = nn.Linear(config.n_embd, 2 * size, bias=bias)
         self.fc.parts = (size, size)  # type: ignore[assignment]
         self.proj = nn.Linear(size, config.n_embd, bias=bias)
@@ -21,3 +26,76 @@ class LLaMAMLP(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.fc(x).chunk(2, dim=-1)
         return self.proj(F.silu(gate) * up)
+
+
+class GemmaMLP(LLaMAMLP):
+    """The same with GELU in the place of SiLU: GeGLU."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__(config)
+        self.approximate = config.gelu_approximate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        gate, up = self.fc(x).chunk(2, dim=-1)
+        return self.proj(F.gelu(gate, approximate=self.approximate) * up)
+
+
+class GptNeoxMLP(nn.Module):
+    """Without a gate: up, GELU, down."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        assert config.intermediate_size is not None
+        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=bool(config.mlp_bias))
+        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=bool(config.mlp_bias))
+        self.approximate = config.gelu_approximate
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.proj(F.gelu(self.fc(x), approximate=self.approximate))
+
+
+class Router(nn.Module):
+    """How much a token wants each expert, (N, n_expert). It is no `nn.Linear`, so that methods leave it alone, as they
+    do in `transformers` and `peft`."""
+
+    def __init__(self, n_embd: int, n_expert: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(n_expert, n_embd))
+        if not self.weight.is_meta:
+            nn.init.normal_(self.weight, std=n_embd**-0.5)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return F.linear(tokens, self.weight)
+
+
+class LLaMAMoE(nn.Module):
+    """A mixture of experts: each token passes through the few that its router prefers (https://arxiv.org/abs/2401.04088).
+
+    Each expert is a module of its own, as in the released checkpoints; tokens are sorted by expert, so that an expert
+    is called once with all of its tokens.
+    """
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        size = config.moe_intermediate_size or config.intermediate_size
+        self.gate = Router(config.n_embd, config.n_expert)
+        self.experts = nn.ModuleList(LLaMAMLP(config, size) for _ in range(config.n_expert))
+        self.n_chosen = config.n_expert_per_token
+        self.normalize = config.norm_topk_prob
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = x.flatten(0, -2)  # (N, C)
+        shares, chosen = self.gate(tokens).softmax(-1, dtype=torch.float32).topk(self.n_chosen)  # (N, n_chosen)
+        if self.normalize:
+            shares = shares / shares.sum(-1, keepdim=True)
+        order = chosen.flatten().argsort(stable=True)  # all choices, sorted by expert
+        owners = order // self.n_chosen  # the token of each
+        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
+        grouped = tokens[owners].split(counts)
+        # in training every expert is called, so that all devices have gradients of the same weights
+        parts = [expert(part) for expert, part in zip(self.experts, grouped) if len(part) or self.training]
+        y = torch.cat(parts) * shares.flatten()[order, None]
+        return torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x)
+
+
+MLPS = {mlp.__name__: mlp for mlp in (LLaMAMLP, GemmaMLP, GptNeoxMLP, LLaMAMoE)}

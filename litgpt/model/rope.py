@@ -1,55 +1,135 @@
 """Rotary position embedding (https://arxiv.org/abs/2104.09864).
 
-Shapes: B rows, T tokens, n heads, hs head size.
+Shapes: B rows, T tokens, n heads, hs head size, p pairs of dimensions that rotate.
 """
 
 import math
+from collections.abc import Sequence
+from typing import Any, Optional
 
 import torch
 
 from litgpt.config import Config
 
+CosSin = tuple[torch.Tensor, torch.Tensor]
+Numbers = dict[str, Any]
 
-def inverse_frequencies(config: Config) -> torch.Tensor:
-    """Radians per position for each pair of dimensions, in float32, on the CPU.
 
-    Returns:
-        (hs / 2,)
+class Rope:
+    """Cosines and sines for the positions of one forward, for every layer that shares this rope.
 
-    Raises:
-        KeyError: `config.rope_type` is none of `ROPE_TYPES`; families refuse those by name before.
+    Args:
+        size: Dimensions of a head that rotate; they pair up, an odd one with a dimension of its own.
+        base: The slowest rotation is about `base` times slower than the fastest.
+        rope_type: One of `ROPE_TYPES`; families refuse others by name.
+        numbers: What the type needs, under Hugging Face's names.
     """
-    assert config.head_size is not None
-    pairs = torch.arange(0, config.head_size, 2, dtype=torch.float32, device="cpu") / config.head_size
-    return ROPE_TYPES[config.rope_type](1 / config.rope_base**pairs, config)
+
+    def __init__(self, size: int, base: float, rope_type: str, numbers: Numbers) -> None:
+        # on the CPU even when the weights are on the meta device: no checkpoint holds them
+        powers = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
+        # (1 or 2, p) radians per position: the second row is for texts that are longer than `switch`
+        self.inverse, self.factor = ROPE_TYPES[rope_type](base**powers, numbers, size, base)
+        self.switch: Optional[int] = None
+        if len(self.inverse) == 2:
+            self.switch = int(numbers["original_max_position_embeddings"])
+
+    def table(self, positions: torch.Tensor, lengths: Sequence[int], dtype: torch.dtype) -> CosSin:
+        """Cosines and sines for `positions` (T,), each (T, 1, p), computed in float32.
+
+        Args:
+            lengths: Of the texts that the positions belong to: documents laid end to end, or one text.
+        """
+        if self.inverse.device != positions.device:
+            self.inverse = self.inverse.to(positions.device)
+        inverse = self.inverse[0]
+        if self.switch is not None:
+            longer = torch.tensor([int(n > self.switch) for n in lengths], device=positions.device)
+            tokens = torch.tensor(lengths, device=positions.device)
+            inverse = self.inverse[longer.repeat_interleave(tokens) if len(lengths) > 1 else longer]
+        angles = (positions.float()[:, None] * inverse)[:, None]
+        cos, sin = angles.cos(), angles.sin()
+        if self.factor != 1:
+            cos, sin = cos * self.factor, sin * self.factor
+        return cos.to(dtype), sin.to(dtype)
 
 
-def llama3(inverse: torch.Tensor, config: Config) -> torch.Tensor:
+def make_ropes(config: Config) -> list[Rope]:
+    """The ropes of a model, in the order of `Config.rope_kind`."""
+    if config.rope_n_elem == 0:
+        return []
+    ropes = [Rope(config.rope_n_elem, config.rope_base, config.rope_type, config.rope_adjustments)]
+    if config.rope_local_base_freq is not None:
+        ropes.append(Rope(config.rope_n_elem, config.rope_local_base_freq, "default", {}))
+    return ropes
+
+
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotate the first 2 p dimensions of `x` (B, T, n, hs); the first half of them pairs with the second."""
+    p = cos.size(-1)
+    a, b = x[..., :p], x[..., p : 2 * p]
+    rotated = (a * cos - b * sin, b * cos + a * sin)
+    return torch.cat(rotated if 2 * p == x.size(-1) else (*rotated, x[..., 2 * p :]), dim=-1)
+
+
+# The types: from the positions per radian of each pair, (p,), to radians per position and a factor of cosines and sines
+
+
+def default(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
+    return (1 / slowness)[None], 1.0
+
+
+def linear(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
+    """All rotations slowed by `factor`."""
+    return (1 / slowness / float(numbers["factor"]))[None], 1.0
+
+
+def llama3(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
     """Slow rotations are slowed by `factor`, fast ones stay, those in between are blended.
 
     The formula is that of Llama 3.1 (https://arxiv.org/abs/2407.21783 and the released code).
     """
-    numbers = config.rope_adjustments
     factor, low, high = (float(numbers[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
+    inverse = 1 / slowness
     turns = numbers["original_max_position_embeddings"] * inverse / (2 * math.pi)  # over the original context
     share = ((turns - low) / (high - low)).clamp(0, 1)
-    return inverse * (share + (1 - share) / factor)
+    return (inverse * (share + (1 - share) / factor))[None], 1.0
 
 
-ROPE_TYPES = {
-    "default": lambda inverse, config: inverse,
-    "linear": lambda inverse, config: inverse / float(config.rope_adjustments["factor"]),
-    "llama3": llama3,
-}
+def yarn(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
+    """As `llama3`, but blended over pairs, and with warmer attention (https://arxiv.org/abs/2309.00071)."""
+    factor, original = float(numbers["factor"]), numbers["original_max_position_embeddings"]
+
+    def pair(turns: float) -> float:  # the pair that turns so often over the original context
+        return size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
+
+    low, high = pair(numbers.get("beta_fast") or 32), pair(numbers.get("beta_slow") or 1)
+    if numbers.get("truncate", True):
+        low, high = math.floor(low), math.ceil(high)
+    low, high = max(low, 0), min(high, size - 1)
+    if low == high:
+        high += 0.001
+    pairs = torch.arange(len(slowness), dtype=torch.float32, device="cpu")
+    slowed = ((pairs - low) / (high - low)).clamp(0, 1)
+
+    def scale(mscale: float) -> float:
+        return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
+
+    warmth = numbers.get("attention_factor")
+    if warmth is None:
+        mscale, all_dim = numbers.get("mscale"), numbers.get("mscale_all_dim")
+        warmth = scale(mscale) / scale(all_dim) if mscale and all_dim else scale(1.0)
+    return (slowed / (factor * slowness) + (1 - slowed) / slowness)[None], float(warmth)
 
 
-def rope_table(inverse: torch.Tensor, positions: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines for `positions` (T,), each (T, 1, hs / 2), computed in float32."""
-    angles = (positions.to(inverse.dtype)[:, None] * inverse)[:, None]
-    return angles.cos().to(dtype), angles.sin().to(dtype)
+def longrope(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
+    """A factor for each pair, another one in texts above the original context (https://arxiv.org/abs/2402.13753)."""
+    factors = torch.tensor([numbers["short_factor"], numbers["long_factor"]], dtype=torch.float32, device="cpu")
+    factor, original = float(numbers["factor"]), numbers["original_max_position_embeddings"]
+    warmth = numbers.get("attention_factor")
+    if warmth is None:
+        warmth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return 1 / (factors * slowness), float(warmth)
 
 
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate `x` (B, T, n, hs); the first half of a head pairs with its second half."""
-    a, b = x.chunk(2, dim=-1)
-    return torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+ROPE_TYPES = {f.__name__: f for f in (default, linear, llama3, yarn, longrope)}

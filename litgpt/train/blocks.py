@@ -5,14 +5,15 @@ cache, goes on as before.
 """
 
 from collections.abc import Callable
-from typing import Any, Optional
+from typing import Any
 
 import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
-from litgpt.model import GPT, attention
+from litgpt.model import GPT
+from litgpt.model.attention import CausalSelfAttention, Reading
 
 
 def recompute(model: GPT) -> None:
@@ -31,43 +32,26 @@ def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     return wrapped
 
 
-class Documents:
-    """Lengths of documents that the compiler does not look into: it would compile anew for every list of them."""
-
-    def __init__(self, lengths: list[int]) -> None:
-        self.lengths = lengths
-
-
 def compile_blocks(model: GPT) -> None:
     """Compile what is between the attentions, for all lengths at once.
 
-    The attention itself, a loop over documents, stays as it is. To be called before `recompute`.
+    The attention itself, a loop over documents, stays as it is: it would be compiled anew for every list of lengths.
+    To be called before `recompute`.
     """
-    attention.attend = uncompiled(attention.attend)
     for block in model.transformer.h:
+        attention = block.attn
+        assert isinstance(attention, CausalSelfAttention)
+        attention.attend_within_documents = torch.compiler.disable(attention.attend_within_documents)  # type: ignore
         block.forward = compiled(block)
 
 
 def compiled(block: nn.Module) -> Callable[..., torch.Tensor]:
     eager, fast = block.forward, torch.compile(block.forward, dynamic=True)
 
-    def wrapped(x: torch.Tensor, rope: Any, documents: Optional[list[int]], cache: Any) -> torch.Tensor:
-        if documents is None or cache is not None:
-            return eager(x, rope, documents, cache)
-        return fast(x, rope, Documents(documents), cache)
+    def wrapped(x: torch.Tensor, reading: Reading) -> torch.Tensor:
+        return eager(x, reading) if reading.cache is not None else fast(x, reading)
 
     return wrapped
-
-
-def uncompiled(attend: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """`attend`, out of the compiler's sight, for plain lists and for `Documents`."""
-    if hasattr(attend, "_torchdynamo_disable"):  # from an earlier run of this process
-        return attend
-
-    def wrapped(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, documents: Any, *more: Any) -> torch.Tensor:
-        return attend(q, k, v, documents.lengths if isinstance(documents, Documents) else documents, *more)
-
-    return torch.compiler.disable(wrapped)
 
 
 def check_compiler(device: torch.device) -> None:

@@ -1,0 +1,30 @@
+"""Phi-3, Phi-3.5, Phi-4: Llama with fused weights, longrope and partial rotary embedding
+(https://arxiv.org/abs/2404.14219)."""
+
+from typing import Any
+
+from litgpt.config import Config
+from litgpt.families.common import flag, read_gate, read_rope, read_sizes, rope_object, whole
+from litgpt.families.llama import ENDS, LAYER
+from litgpt.families.table import NameTable, in_layers
+
+
+def read_config(fields: dict[str, Any]) -> Config:
+    key = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    rope = rope_object(fields.get(key), key)
+    if rope.get("rope_type", rope.get("type")) in ("su", "yarn"):  # earlier words for it
+        rope["rope_type"] = "longrope"
+    roped = {"original_max_position_embeddings": 4096} | fields | {key: rope}
+    return Config(
+        **read_sizes(fields),
+        **read_gate(fields),
+        **read_rope(roped, partial=1.0, types=("default", "longrope")),
+        norm_eps=float(fields.get("rms_norm_eps", 1e-5)),
+        sliding_window_size=whole(fields, "sliding_window", None),
+        tie_embeddings=flag(fields, "tie_word_embeddings"),
+    )
+
+
+def name_table(config: Config) -> NameTable:
+    fused = {"attn.qkv": "self_attn.qkv_proj", "mlp.fc": "mlp.gate_up_proj"}
+    return NameTable(ENDS | in_layers(config.n_layer, {**LAYER, **fused}))

@@ -1,0 +1,19 @@
+"""Qwen2 and Qwen2.5: Llama with biases in q, k and v, and windows in the later layers where they are switched on."""
+
+from typing import Any
+
+from litgpt.config import Config
+from litgpt.families.common import flag, read_gate, read_late_windows, read_rope, read_sizes
+from litgpt.families.llama import name_table as name_table
+
+
+def read_config(fields: dict[str, Any]) -> Config:
+    return Config(
+        **read_sizes(fields, kv_heads=32),
+        **read_gate(fields),
+        **read_rope(fields),
+        **read_late_windows(fields),
+        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        attn_bias=True,
+        tie_embeddings=flag(fields, "tie_word_embeddings"),
+    )

@@ -1,0 +1,27 @@
+"""Qwen3: Llama with norms of queries and keys (https://arxiv.org/abs/2505.09388)."""
+
+from typing import Any
+
+from litgpt.config import Config
+from litgpt.families.common import flag, read_gate, read_late_windows, read_rope, read_sizes
+from litgpt.families.llama import ENDS, LAYER, QK_NORMS
+from litgpt.families.table import NameTable, in_layers
+
+
+def read_config(fields: dict[str, Any]) -> Config:
+    attention_bias = flag(fields, "attention_bias")
+    return Config(
+        **read_sizes(fields, kv_heads=32, head_dim=128),
+        **read_gate(fields),
+        **read_rope(fields),
+        **read_late_windows(fields),
+        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_qk=True,
+        attn_bias=attention_bias,
+        attn_proj_bias=attention_bias,
+        tie_embeddings=flag(fields, "tie_word_embeddings"),
+    )
+
+
+def name_table(config: Config) -> NameTable:
+    return NameTable(ENDS | in_layers(config.n_layer, {**LAYER, **QK_NORMS}))

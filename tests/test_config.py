@@ -1,0 +1,178 @@
+"""The known models, and LitGPT's `model_config.yaml`."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from litgpt.config import Config, known_models
+from litgpt.errors import UserError
+from litgpt.families import name_table
+from litgpt.model import GPT
+
+PUBLISHED = {  # parameters, where the head has a weight of its own
+    "Llama-2-7b-hf": 6_738_415_616,
+    "Llama-2-13b-hf": 13_015_864_320,
+    "Llama-3-8B": 8_030_261_248,
+    "Mistral-7B-v0.1": 7_241_732_096,
+    "Mixtral-8x7B-v0.1": 46_702_792_704,
+    "pythia-1.4b": 1_414_647_808,
+    "phi-2": 2_779_683_840,
+    "Phi-3-mini-4k-instruct": 3_821_079_552,
+    "Qwen2.5-7B": 7_615_616_512,
+    "Qwen3-30B-A3B": 30_532_122_624,
+    "OLMo-7B-hf": 6_888_095_744,
+    "OLMo-2-1124-7B": 7_298_617_344,
+    "stablelm-3b-4e1t": 2_795_443_200,
+}
+# a model_config.yaml as LitGPT writes it
+LITGPT = """
+attention_logit_softcapping: null
+attn_bias: false
+bias: true
+block_size: 512
+gelu_approximate: none
+head_size: 32
+hf_config: {name: pythia-14m, org: EleutherAI}
+intermediate_size: 512
+lm_head_bias: false
+mlp_class_name: GptNeoxMLP
+n_embd: 128
+n_expert: 0
+n_head: 4
+n_layer: 6
+n_query_groups: 4
+name: pythia-14m
+norm_class_name: LayerNorm
+norm_eps: 1.0e-05
+norm_topk_prob: false
+padded_vocab_size: 50304
+padding_multiple: 128
+parallel_residual: true
+rope_base: 10000
+rope_condense_ratio: 1
+rotary_percentage: 0.25
+routed_scaling_factor: 1.0
+shared_attention_norm: false
+vocab_size: 50254
+"""
+
+
+def parameters(config: Config) -> int:
+    with torch.device("meta"):
+        return sum(p.numel() for p in GPT(config).parameters())
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_parameters(name):
+    assert parameters(Config.from_name(name)) == PUBLISHED[name]
+
+
+def count(c: Config) -> int:
+    """The parameters that the numbers imply, by hand."""
+    q, k, v = c.qkv_sizes
+    width, hidden = c.n_embd, c.moe_intermediate_size or c.intermediate_size
+    assert hidden is not None and c.head_size is not None and c.n_query_groups is not None
+    norm = 0 if not c.norm_affine else width * (2 if c.norm_class_name == "LayerNorm" else 1)
+    attention = (width + bool(c.attn_bias)) * (q + k + v) + (q + bool(c.attn_proj_bias)) * width
+    if c.norm_qk:
+        attention += q + k if c.norm_qk_type == "olmo2" else 2 * c.head_size
+    up = hidden * (1 if c.mlp_class_name == "GptNeoxMLP" else 2)
+    mlp = (width + bool(c.mlp_bias)) * up + (hidden + bool(c.mlp_bias)) * width
+    if c.n_expert:
+        mlp = c.n_expert * (mlp + width)
+    norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
+    ends = (2 * width + c.lm_head_bias) * c.padded_vocab_size + norm
+    return ends + c.n_layer * (attention + mlp + norms * norm)
+
+
+@pytest.mark.parametrize("model_type", sorted({row["model_type"] for row in known_models().values()}))
+def test_every_known_model_builds(model_type):
+    """One layer of each on the meta device is the model that all of its layers would be."""
+    for name, row in known_models().items():
+        if row["model_type"] != model_type:
+            continue
+        config = Config.from_name(name)
+        whole = count(config)
+        n_layer, config.n_layer = config.n_layer, 1
+        one = parameters(config)
+        config.n_layer = 2
+        assert one + (n_layer - 1) * (parameters(config) - one) == whole, name
+        with torch.device("meta"):
+            model = GPT(config)
+        table = name_table(config)
+        assert all(table.to_hf(path.rpartition(".")[0]) for path, _ in model.named_parameters()), name
+
+
+def test_names_and_repositories():
+    assert len(known_models()) == 210
+    repositories = {row["repo_id"]: name for name, row in known_models().items()}
+    assert len(repositories) == 210
+    assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
+    with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
+        Config.from_name("pythia-14")
+    with pytest.raises(UserError, match="Did you mean 'EleutherAI/pythia-14m'"):
+        Config.from_name("EleutherAI/pythia-14")
+
+
+def test_layers_of_a_pattern():
+    config = Config.from_name("Gemma-3-4b-it")
+    assert config.model_type == "gemma3" and config.n_layer == 34
+    local = [config.window(layer) is not None for layer in range(34)]
+    assert local == [layer % 6 != 5 for layer in range(34)]
+    assert [config.rope_kind(layer) for layer in range(34)] == [int(x) for x in local]
+
+
+def test_litgpt_file(tmp_path):
+    path = tmp_path / "model_config.yaml"
+    path.write_text(LITGPT)
+    assert Config.from_file(path) == Config.from_name("pythia-14m")
+    numbers = yaml.safe_load(LITGPT)
+    path.write_text(json.dumps({k: v for k, v in numbers.items() if k not in ("hf_config", "bias", "name")}))
+    config = Config.from_file(path)
+    assert asdict(config) == asdict(Config.from_name("pythia-14m")) | {"name": "", "repo_id": ""}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("- 1", "is no model_config.yaml of LitGPT"),
+        ("n_layer: 1", "n_layer, n_embd and n_head are wanted"),
+        ("a: [", "cannot be read"),
+        (LITGPT + "n_shared_expert: 2", "n_shared_expert is not implemented"),
+        (LITGPT + "routed_scaling_factor: 2.5", "routed_scaling_factor is not implemented"),
+        (LITGPT + "spiral: 2", "spiral is not implemented"),
+        (LITGPT.replace("n_embd: 128", "n_embd: wide"), "a field of the wrong type"),
+    ],
+)
+def test_litgpt_files_that_are_refused(text, message, tmp_path):
+    path = tmp_path / "model_config.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=message):
+        Config.from_file(path)
+    with pytest.raises(UserError, match="cannot be read"):
+        Config.from_file(Path(tmp_path / "missing.yaml"))
+
+
+def test_structure_names_the_family(tmp_path):
+    """A file that does not say where its model is from: the family is one with the same math."""
+    path = tmp_path / "model_config.yaml"
+    fields = {"n_layer": 2, "n_embd": 32, "n_head": 4, "bias": False, "norm_class_name": "RMSNorm"}
+    fields |= {"mlp_class_name": "LLaMAMLP", "parallel_residual": False, "rotary_percentage": 1.0}
+    for more, family in [
+        ({}, "llama"),
+        ({"rope_condense_ratio": 4}, "llama"),
+        ({"attn_bias": True}, "qwen2"),
+        ({"norm_qk": True}, "qwen3"),
+        ({"sliding_window_size": 8, "n_query_groups": 2}, "mistral"),
+        ({"mlp_class_name": "GemmaMLP"}, "gemma"),
+        ({"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2}, "mixtral"),
+    ]:
+        path.write_text(yaml.safe_dump(fields | more))
+        config = Config.from_file(path)
+        assert config.model_type == family
+        assert config.rope_type == ("linear" if "rope_condense_ratio" in more else "default")
+        GPT(config)

@@ -1,0 +1,181 @@
+"""Every family is the one of `transformers`: logits, text, gradients and what is written."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoModelForCausalLM
+
+from litgpt.checkpoint import Checkpoint, base_parameters, load_weights, stored_pieces, write_model
+from litgpt.config import Config
+from litgpt.families import name_table, read_config
+from litgpt.generate.engine import generate
+from litgpt.model import GPT, KVCache
+from tests.families import ALL, FAMILIES, QUICK, save_random, warnings_of_transformers
+
+CPU = torch.device("cpu")
+CASES = [pytest.param(case, marks=() if case in QUICK else pytest.mark.long, id=" ".join(case)) for case in ALL]
+
+
+@pytest.fixture(scope="module", params=CASES)
+def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_random(tmp_path_factory.mktemp("m") / "model", *request.param)
+
+
+def theirs(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def ours(folder: Path, dtype: torch.dtype = torch.float32) -> GPT:
+    with torch.device("meta"):
+        model = GPT(Checkpoint(folder).config)
+    load_weights(model, Checkpoint(folder), dtype, CPU)
+    return model.eval()
+
+
+def ids(n: int, rows: int = 1) -> torch.Tensor:
+    return torch.randint(2, 199, (rows, n), generator=torch.Generator().manual_seed(n))
+
+
+def longest(config: Config) -> int:
+    """Three times the window or the switch of a rope."""
+    switch = config.rope_adjustments.get("original_max_position_embeddings", 0)
+    return min(max(3 * (config.sliding_window_size or 0), 3 * switch, 60), config.block_size - 64)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor, relative: float, floor: float = 0.0) -> None:
+    torch.testing.assert_close(actual, expected, rtol=0, atol=max(relative * float(expected.abs().max()), floor))
+
+
+@torch.no_grad()
+def test_logits(folder):
+    model, reference = ours(folder), theirs(folder)
+    for n in {1, 20, longest(model.config)}:
+        assert_close(model(ids(n, rows=2)), reference(ids(n, rows=2)).logits, 1e-4)
+
+
+@torch.no_grad()
+def test_documents(folder):
+    model, reference = ours(folder), theirs(folder)
+    lengths = [1, 17, longest(model.config), 5, 45]
+    parts = ids(sum(lengths)).split(lengths, dim=1)
+    expected = torch.cat([reference(part).logits for part in parts], dim=1)
+    assert_close(model(torch.cat(parts, dim=1), documents=lengths), expected, 1e-4)
+
+
+@torch.no_grad()
+def test_cache(folder):
+    """Reading in pieces, whose lengths fall before, across and after a window."""
+    model = ours(folder)
+    switch = model.config.rope_adjustments.get("original_max_position_embeddings", 0)
+    lengths = [max(switch, 7), 1, 1, 9, 1, 20, 1, 1]
+    whole = ids(sum(lengths), rows=2)
+    cache = KVCache(model.config.n_layer)
+    parts = [model(part, cache=cache) for part in whole.split(lengths, dim=1)]
+    expected = model(whole)
+    start = lengths[0] if switch else 0  # a rope that switches is another one from then on
+    assert_close(torch.cat(parts, dim=1)[:, start:], expected[:, start:], 1e-4)
+    for layer, stored in enumerate(cache.layers):
+        assert stored is not None and stored[0].size(2) <= (model.config.window(layer) or 512)
+
+
+def test_greedy_text(folder):
+    model, reference = ours(folder), theirs(folder)
+    for n in (9, min(longest(model.config) // 2 + 5, 300)):
+        prompt = ids(n)
+        options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
+        expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, n:]
+        assert list(generate(model, prompt[0].tolist(), 64)) == expected.tolist()
+
+
+def test_gradients(folder):
+    """Of every weight. One of which the loss does not depend, like a bias of keys without rope, has rounding alone."""
+    model, reference = ours(folder), theirs(folder)
+    model.requires_grad_(True)
+    text = ids(50)
+    for logits in (model(text), reference(text).logits):
+        torch.nn.functional.cross_entropy(logits[0, :-1], text[0, 1:]).backward()
+    table = name_table(model.config)
+    assert {n for n, p in model.named_parameters() if p.grad is None} == set()
+    gradients = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
+    rounding = 1e-6 * max(float(g.abs().max()) for g in gradients.values())
+    seen: set[str] = set()
+    for name, (module, leaf) in base_parameters(model).items():
+        holder = torch.nn.Module()  # the gradient in the place of the weight
+        holder.register_buffer(leaf, getattr(module, leaf).grad)
+        holder.parts = getattr(module, "parts", None)  # type: ignore[assignment]
+        for hf, stored, rows in stored_pieces(table, name, holder, leaf):
+            source, expected = find(gradients, in_memory(hf, model.config))
+            seen.add(source)
+            if expected is not None:
+                assert_close(stored.from_ours(rows), expected, 1e-3, rounding)
+    assert not gradients.keys() - seen
+
+
+def in_memory(hf: str, config: Config) -> str:
+    """The name that transformers has in memory for what it writes as `hf`."""
+    if config.model_type == "gemma3":
+        hf = hf.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head")
+    return hf.replace(".block_sparse_moe.", ".mlp.").replace("embed_out", "lm_head")
+
+
+def find(gradients: dict[str, torch.Tensor], name: str) -> tuple[str, torch.Tensor | None]:
+    """The gradient of what is stored under a name, and its own name; that of an expert is a part of a stack."""
+    if ".experts." not in name:
+        return name, gradients.get(name)
+    stem, _, tail = name.partition(".experts.")
+    expert, which, _ = tail.split(".")
+    if which in ("w2", "down_proj"):
+        return f"{stem}.experts.down_proj", gradients[f"{stem}.experts.down_proj"][int(expert)]
+    both = gradients[f"{stem}.experts.gate_up_proj"][int(expert)]
+    return f"{stem}.experts.gate_up_proj", both.chunk(2)[which in ("w3", "up_proj")]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_what_is_written(folder, dtype, tmp_path):
+    model = ours(folder, dtype)
+    write_model(model, Checkpoint(folder).fields, tmp_path, Checkpoint(folder))
+    before, after = tensors(folder), tensors(tmp_path)
+    assert before.keys() == after.keys()
+    kept = name_table(model.config).kept
+    for name, tensor in before.items():
+        expected = tensor if kept.search(name) else tensor.to(dtype)
+        assert after[name].dtype == expected.dtype and torch.equal(after[name], expected), name
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+    with warnings_of_transformers() as messages:
+        AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert not messages
+
+
+def tensors(folder: Path) -> dict[str, torch.Tensor]:
+    with safe_open(str(folder / "model.safetensors"), framework="pt") as f:
+        return {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118
+
+
+@torch.no_grad()
+def test_a_drawn_model_runs(folder):
+    config = Checkpoint(folder).config
+    model = GPT(config)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.fill_(float("nan"))
+    model.reset_parameters()
+    assert bool(model(ids(30)).isfinite().all())
+
+
+def test_every_family_is_here():
+    from litgpt import families
+
+    assert set(families.FAMILIES) == set(FAMILIES)
+
+
+@pytest.mark.parametrize(("model_type", "variant"), ALL, ids=" ".join)
+def test_config_of_transformers_is_read(model_type, variant):
+    """`config.json` in the form of transformers 5, without the defaults that it can add itself."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.for_model(model_type, **FAMILIES[model_type][variant])
+    full = read_config(json.loads(config.to_json_string(use_diff=False)))
+    assert read_config(json.loads(config.to_json_string(use_diff=True))) == full

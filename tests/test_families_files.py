@@ -1,0 +1,223 @@
+"""Files of other ages and forms: older fields, other names, stacked experts; and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from litgpt.checkpoint import Checkpoint, write_model
+from litgpt.errors import UserError
+from litgpt.families import read_config
+from litgpt.model import GPT
+from tests.families import FAMILIES, SIZES, YARN, save_random
+from tests.test_families import assert_close, ids, ours, tensors
+
+NESTED = {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}}
+
+
+def fields_of(model_type: str, **changes: Any) -> dict[str, Any]:
+    """A whole `config.json` of the first variant of a family."""
+    config = AutoConfig.for_model(model_type, **next(iter(FAMILIES[model_type].values())))
+    return json.loads(config.to_json_string(use_diff=False)) | changes
+
+
+FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [4.0, 5, 6, 7]}
+# fields as files from before transformers 5 have them
+OLD: list[tuple[str, dict[str, Any]]] = [
+    ("llama", {"rope_theta": 5000.0, "rope_scaling": None}),
+    ("llama", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    ("qwen2", {"rope_theta": 1e6, "rope_scaling": {"type": "yarn", "factor": 4.0}}),
+    ("qwen3", {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}),
+    ("gpt_neox", {"rotary_pct": 0.5, "rotary_emb_base": 500}),
+    ("gpt_neox", {}),
+    ("stablelm", {"rope_theta": 500.0, "partial_rotary_factor": 0.5}),
+    ("stablelm", {}),
+    ("phi", {}),
+    ("phi", {"partial_rotary_factor": 0.25}),
+    ("mixtral", {}),
+    ("smollm3", {}),
+    ("falcon", {"rope_theta": 500.0}),
+    ("phi3", {"rope_scaling": {"type": "longrope"} | FACTORS}),
+    ("phi3", {"rope_scaling": {"type": "su", "original_max_position_embeddings": 40} | FACTORS}),
+    ("phi3", {"rope_scaling": None, "original_max_position_embeddings": None}),
+    (
+        "gemma3_text",
+        {"rope_theta": 5000.0, "rope_local_base_freq": 300.0, "rope_scaling": {"rope_type": "linear", "factor": 8}},
+    ),
+    ("gemma3_text", {"sliding_window_pattern": 3}),
+    ("gemma2", {"layer_types": None}),
+    ("olmo3", {"rope_theta": 3000.0, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
+    ("olmo3", {"layer_types": None}),
+    ("smollm3", {"layer_types": None, "no_rope_layers": None, "no_rope_layer_interval": 3}),
+    ("qwen2", {"layer_types": None, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("model_type", "changes"), OLD, ids=lambda x: x if isinstance(x, str) else ",".join(x))
+def test_older_fields(model_type, changes, tmp_path):
+    folder = save_random(tmp_path / "m", model_type, next(iter(FAMILIES[model_type])))
+    fields = json.loads((folder / "config.json").read_text()) | changes
+    for gone in ("rope_parameters", *(k for k, v in changes.items() if v is None and k != "rope_scaling")):
+        fields.pop(gone, None)
+    if "sliding_window_pattern" in changes:
+        fields.pop("layer_types")
+    (folder / "config.json").write_text(json.dumps(fields))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    assert_close(ours(folder)(ids(90)), reference(ids(90)).logits, 1e-4)
+
+
+def rewritten(folder: Path, rename: Any) -> Path:
+    weights = load_file(folder / "model.safetensors")
+    items = [item for n, t in weights.items() for item in rename(n, t)]
+    save_file({n: t.clone() for n, t in items}, folder / "model.safetensors")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model_type", "rename"),
+    [
+        ("gpt2", lambda n, t: [(n.removeprefix("transformer."), t)]),
+        ("gpt2", lambda n, t: [(n, t)] + ([(n.replace("c_attn.", ""), t)] if n.endswith("attn.c_attn.bias") else [])),
+        ("gpt_neox", lambda n, t: [(n.replace("embed_out", "lm_head"), t)]),
+        ("gemma3", lambda n, t: [(n.replace("language_model.model.", "model.language_model."), t)]),
+        ("gemma3", lambda n, t: [(n if n.startswith("language") else "model." + n, t)]),
+        ("mixtral", lambda n, t: [(n.replace("block_sparse_moe.gate", "mlp.gate"), t)]),
+        (
+            "llama",
+            lambda n, t: (
+                [(n, t)] + ([("model.layers.0.self_attn.rotary_emb.inv_freq", t[:1])] if "o_proj" in n else [])
+            ),
+        ),
+    ],
+)
+def test_other_names(model_type, rename, tmp_path):
+    variant = next(iter(FAMILIES[model_type]))
+    before = save_random(tmp_path / "before", model_type, variant)
+    after = rewritten(save_random(tmp_path / "after", model_type, variant), rename)
+    assert load_file(before / "model.safetensors").keys() != load_file(after / "model.safetensors").keys()
+    assert torch.equal(ours(after)(ids(20)), ours(before)(ids(20)))
+    (tmp_path / "out").mkdir()
+    write_model(ours(after), Checkpoint(after).fields, tmp_path / "out", Checkpoint(after))
+    assert tensors(tmp_path / "out").keys() == tensors(before).keys()
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+def test_stacked_experts(model_type, tmp_path):
+    """Experts as one tensor, as transformers 5 has them in memory and may write them."""
+    variant = next(iter(FAMILIES[model_type]))
+    single = save_random(tmp_path / "single", model_type, variant)
+    stacked = save_random(tmp_path / "stacked", model_type, variant, save_original_format=False)
+    assert any(n.endswith("mlp.experts.gate_up_proj") for n in tensors(stacked))
+    assert torch.equal(ours(stacked)(ids(20)), ours(single)(ids(20)))
+    (tmp_path / "out").mkdir()
+    write_model(ours(stacked), Checkpoint(stacked).fields, tmp_path / "out", Checkpoint(stacked))
+    assert all(torch.equal(t, tensors(single)[n]) for n, t in tensors(tmp_path / "out").items())
+
+
+def test_defaults_of_a_nested_config():
+    """A released Gemma 3 says little about its text part."""
+    config = read_config(NESTED)
+    assert (config.n_head, config.n_query_groups, config.head_size, config.padded_vocab_size) == (8, 4, 256, 262208)
+    assert [config.window(i) for i in range(6)] == [1024] * 5 + [None] and config.tie_embeddings
+
+
+def test_vision_keeps_its_bytes(tmp_path):
+    """In a folder that is written in another precision, and in shards."""
+    folder = save_random(tmp_path / "m", "gemma3", "plain", dtype=torch.bfloat16, max_shard_size="20KB")
+    (tmp_path / "out").mkdir()
+    base = Checkpoint(folder)
+    write_model(ours(folder, torch.float32), base.fields, tmp_path / "out", base)
+    after = tensors(tmp_path / "out")
+    vision = [n for n in base.files if n.startswith(("vision_tower.", "multi_modal_projector."))]
+    assert len(vision) > 20
+    assert all(after[n].dtype == torch.bfloat16 and torch.equal(after[n], base.tensor(n)) for n in vision)
+    assert all(t.dtype == torch.float32 for n, t in after.items() if n not in vision)
+
+
+REFUSED: list[tuple[str, dict[str, Any], str]] = [
+    ("llama", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+    ("llama", {"head_dim": 7}, "it must be even"),
+    ("llama", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ("llama", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "of type 'dynamic'"),
+    ("llama", {"rope_parameters": {"rope_type": "yarn"}}, "without usable factor"),
+    ("llama", {"rope_parameters": {"rope_type": "default", "mrope_section": [1]}}, "mrope_section in rope_parameters"),
+    ("llama", {"rope_parameters": {"full_attention": {"rope_type": "default"}}}, "full_attention in rope_parameters"),
+    ("llama", {"rope_theta": "big", "rope_parameters": None}, "rope_theta 'big'"),
+    ("mistral", {"sliding_window": 0}, "sliding_window 0"),
+    ("mistral", {"layer_types": ["full_attention"]}, "layer_types"),
+    ("qwen2", {"layer_types": ["full_attention", "sliding_attention", "full_attention"]}, "layer_types"),
+    (
+        "qwen2",
+        {"use_sliding_window": True, "sliding_window": 5, "layer_types": ["full_attention"]},
+        "1 layer_types for 3 layers",
+    ),
+    ("gemma2", {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+    ("gemma2", {"sliding_window": None}, "sliding_window None"),
+    ("gemma", {"use_bidirectional_attention": True}, "use_bidirectional_attention True"),
+    ("gemma", {"hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
+    ("gemma3_text", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping 30.0"),
+    ("gemma3_text", {"rope_parameters": {"rope_theta": 1.0}}, "rope_theta beside the two layer types"),
+    (
+        "olmo3",
+        {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}},
+        "sliding_attention of another type",
+    ),
+    ("falcon", {"alibi": True}, "alibi True"),
+    ("falcon", {"new_decoder_architecture": True, "parallel_attn": False}, "parallel_attn false"),
+    ("falcon", {"num_ln_in_parallel_attn": 2}, "num_ln_in_parallel_attn 2"),
+    ("falcon", {"num_attention_heads": 5}, "hidden_size 32 for 5 heads"),
+    ("gpt2", {"scale_attn_by_inverse_layer_idx": True}, "scale_attn_by_inverse_layer_idx True"),
+    ("gpt2", {"n_head": 5}, "n_embd 36 for 5 heads"),
+    ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
+    ("granite", {"attention_multiplier": 0}, "attention_multiplier 0"),
+    ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),
+    ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "of type 'linear'"),
+    ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "without usable long_factor"),
+    (
+        "phi3",
+        {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}},
+        "for 4 pairs",
+    ),
+    ("mixtral", {"num_experts_per_tok": 9}, "9 experts per token of 5 experts"),
+    ("mixtral", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers 1"),
+    ("stablelm", {"head_dim": 12}, "head_dim 12"),
+]
+
+
+@pytest.mark.parametrize(
+    ("model_type", "changes", "message"), REFUSED, ids=[f"{m} {','.join(c)}" for m, c, _ in REFUSED]
+)
+def test_refused(model_type, changes, message):
+    read_config(fields_of(model_type))
+    with pytest.raises(UserError) as e:
+        read_config(fields_of(model_type, **changes))
+    assert message in str(e.value) and "\n" not in str(e.value)
+
+
+@pytest.mark.parametrize("model_type", FAMILIES)
+def test_nonsense_is_an_error_of_the_user(model_type):
+    """Every field in turn with a value of a wrong type: read as if it were not there, or refused, never a crash."""
+    whole = fields_of(model_type)
+    for key in whole:
+        for value in ("x", [], {}, -1, [1], None, 1.5):
+            try:
+                config = read_config(whole | {key: value})
+            except UserError as e:
+                assert "\n" not in str(e)
+            else:
+                with torch.device("meta"):
+                    GPT(config)
+
+
+def test_a_config_that_lacks_fields_says_which():
+    with pytest.raises(UserError, match="lacks the field 'max_position_embeddings', which 'qwen2' needs"):
+        read_config({"model_type": "qwen2", "vocab_size": 3})
+    with pytest.raises(UserError, match="lacks the field 'num_hidden_layers'"):
+        read_config({k: v for k, v in SIZES.items() if k != "num_hidden_layers"} | {"model_type": "olmo3"})
