@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.model import GPT
 
 CHUNK = 1024  # positions whose logits are held at once
+CACHED = 2**19  # logits that are turned into gradients at once on a CPU
 
 
 class LossModel(nn.Module):
@@ -59,10 +59,10 @@ class _HeadLoss(torch.autograd.Function):
             chunk = slice(start, start + CHUNK)
             with torch.set_grad_enabled(wanted):
                 x = hidden[chunk].detach().requires_grad_(wanted)
-                loss = F.cross_entropy(head(x).float(), targets[chunk], reduction="sum")
-            total += loss.detach()
+                logits = head(x)
+            total += cross_entropy_(logits.detach(), targets[chunk])
             if wanted:
-                first, *others = torch.autograd.grad(loss, [x, *trained])
+                first, *others = torch.autograd.grad(logits, [x, *trained], logits.detach())
                 grads[0][chunk] = first
                 for grad, more in zip(grads[1:], others):
                     grad += more
@@ -73,3 +73,22 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
         first, *others = (grad * outputs[0] for grad in ctx.saved_tensors)
         return first.to(ctx.saved_tensors[0].dtype), None, None, *others
+
+
+def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+    """The summed cross-entropy, computed in float32; `logits` (n, V) become its gradient.
+
+    Few rows at a time, so that on a CPU all of it happens in the cache.
+    """
+    total = logits.new_zeros((), dtype=torch.float32)
+    rows = max(1, CACHED // logits.size(1)) if logits.device.type == "cpu" else len(logits)
+    for part, wanted in zip(logits.split(rows), targets.split(rows)):
+        own = part.gather(1, wanted[:, None]).float()
+        p = part.float() - part.amax(1, keepdim=True)
+        own -= part.amax(1, keepdim=True)
+        sums = p.exp_().sum(1, keepdim=True)
+        total += (sums.log() - own).sum()
+        p /= sums
+        p.scatter_add_(1, wanted[:, None], p.new_full((len(p), 1), -1.0))
+        part.copy_(p)
+    return total
