@@ -1,9 +1,20 @@
 """litgpt: finetune open language models from a shell."""
 
 import importlib
+import os
 from typing import Any
 
 __version__ = "0.1.0"
+
+# Libraries that we use report home unless told not to. Nothing is reported; a user's own setting wins.
+for _name, _value in {
+    "DO_NOT_TRACK": "true",
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # of datasets, at every load of one
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "WANDB_ERROR_REPORTING": "false",
+}.items():
+    os.environ.setdefault(_name, _value)
 
 _WHERE = {  # public names, imported on first use so that `litgpt -h` starts without torch
     "Config": "litgpt.config",

@@ -36,6 +36,15 @@ def spoken(command: str) -> str:
     return command.replace("_", " ", 1) if command.startswith(("finetune", "data", "tokenizer")) else command
 
 
+def misspelt(command: str, word: str) -> str:
+    """A hint where the second word of a command is nearly right: `finetune lroa`. A model that is there is none."""
+    names = [name for name in COMMANDS if name.startswith(f"{command}_")]
+    if not names or word.startswith("-") or os.path.exists(word) or os.path.exists(os.path.join("checkpoints", word)):
+        return ""
+    near = nearest(word, [name.removeprefix(f"{command}_") for name in names])
+    return near.replace("'", f"'{command} ", 1)
+
+
 def main(argv: Optional[list[str]] = None) -> None:
     """Run one command.
 
@@ -55,6 +64,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     try:
         if args and f"{command}_{args[0]}" in COMMANDS:  # `litgpt finetune lora` is `litgpt finetune_lora`
             command, args = f"{command}_{args[0]}", args[1:]
+        elif args and (hint := misspelt(command, args[0])):
+            raise UserError(f"Unknown command '{command} {args[0]}'.{hint} See: litgpt -h")
         command = SHORT.get(command, command)
         if command not in COMMANDS:
             raise UserError(f"Unknown command {command!r}.{nearest(command, [*COMMANDS, *SHORT])} See: litgpt -h")

@@ -1,15 +1,17 @@
 """The groups of options that several commands share, and the settings of the run in progress."""
 
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Optional, Union
 
 from litgpt.errors import UserError
 
-# The settings as the command line parsed them, for `hyperparameters.yaml`. Unset when called from Python.
+# The words of the command line, and the settings as it parsed them. Unset when called from Python.
+run_words: ContextVar[tuple[str, ...]] = ContextVar("run_words", default=())
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
 QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 PrecisionName = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
 
@@ -19,11 +21,20 @@ class TrainArgs:
 
     Args:
         save_interval: Optimizer steps between two checkpoints; null for none but the last.
+        keep_last: Keep only so many of these checkpoints, the newest; null for all.
+        save_best: Keep what had the lowest validation loss within the run, in best/.
+        pause_after: Save and end after so many steps, with exit code 75, as if a queue had asked for it; --resume true
+            goes on.
         log_interval: Optimizer steps between two lines of the log.
         global_batch_size: Rows that make one optimizer step, over all devices.
+        gradient_accumulation_iters: Micro-batches of a device that make one optimizer step; instead of
+            global_batch_size.
         micro_batch_size: Rows that go through the model at once, on one device.
         lr_warmup_steps: Optimizer steps in which the learning rate rises linearly to its full value.
         lr_warmup_fraction: The same as a share of the run; instead of `lr_warmup_steps`.
+        lr_schedule: The way from the full learning rate to min_lr: cosine, linear, or constant, which stays.
+        lr_decay_iters: Optimizer steps after which min_lr is reached; by default all of them.
+        learning_rate: The full learning rate; by default the optimizer's lr, over which it wins.
         epochs: Times that the training rows are seen.
         max_tokens: Stop once so many tokens were read.
         max_steps: Stop after so many optimizer steps.
@@ -34,15 +45,24 @@ class TrainArgs:
             packs. By default true for text files and false for rows.
         tie_embeddings: Must agree with the checkpoint, which decides whether head and embedding share their weight.
         max_norm: Clip the norm of the gradient to this.
-        min_lr: Where the cosine ends. 0 by default, so that the last steps settle.
+        min_lr: Where the schedule ends. 0 by default, so that the last steps settle.
+        activation_checkpointing: Forget what happens within a block and compute it again in the backward pass: less
+            memory for more time, with the same result.
     """
 
     save_interval: Optional[int] = 1000
+    keep_last: Optional[int] = None
+    save_best: bool = False
+    pause_after: Optional[int] = None
     log_interval: int = 1
     global_batch_size: int = 16
+    gradient_accumulation_iters: Optional[int] = None
     micro_batch_size: int = 1
     lr_warmup_steps: Optional[int] = 100
     lr_warmup_fraction: Optional[float] = None
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    lr_decay_iters: Optional[int] = None
+    learning_rate: Optional[float] = None
     epochs: Optional[int] = 5
     max_tokens: Optional[int] = None
     max_steps: Optional[int] = None
@@ -52,15 +72,20 @@ class TrainArgs:
     tie_embeddings: Optional[bool] = None
     max_norm: Optional[float] = None
     min_lr: float = 0.0
+    activation_checkpointing: bool = False
 
     def check(self, world_size: int = 1) -> None:
         """Raise `UserError` for values that cannot be run on `world_size` devices; all that is wrong at once."""
         wrong = positive(
             "train",
             save_interval=self.save_interval,
+            keep_last=self.keep_last,
+            pause_after=self.pause_after,
             log_interval=self.log_interval,
             global_batch_size=self.global_batch_size,
+            gradient_accumulation_iters=self.gradient_accumulation_iters,
             micro_batch_size=self.micro_batch_size,
+            lr_decay_iters=self.lr_decay_iters,
             epochs=self.epochs,
             max_tokens=self.max_tokens,
             max_steps=self.max_steps,
@@ -69,7 +94,7 @@ class TrainArgs:
             max_norm=self.max_norm,
         )
         at_once = self.micro_batch_size * world_size
-        if not wrong and self.global_batch_size % at_once:
+        if not wrong and self.gradient_accumulation_iters is None and self.global_batch_size % at_once:
             devices = f" on {world_size} devices" if world_size > 1 else ""
             lower = max(1, self.global_batch_size // at_once) * at_once
             wrong.append(
@@ -80,12 +105,26 @@ class TrainArgs:
             wrong.append(f"--train.lr_warmup_steps {self.lr_warmup_steps} is below 0")
         if self.lr_warmup_fraction is not None and not 0 <= self.lr_warmup_fraction <= 1:
             wrong.append(f"--train.lr_warmup_fraction {self.lr_warmup_fraction} is not between 0 and 1")
+        if self.learning_rate is not None and not self.learning_rate >= 0:
+            wrong.append(f"--train.learning_rate {self.learning_rate} is below 0")
         if self.min_lr < 0:
             wrong.append(f"--train.min_lr {self.min_lr} is below 0")
+        if self.lr_warmup_fraction and self.epochs is None and not (self.max_steps or self.max_tokens):
+            wrong.append(
+                "--train.lr_warmup_fraction wants to know the length: give --train.epochs or --train.max_steps"
+            )
         if self.epochs is None and not (self.max_steps or self.max_tokens or self.max_time):
             wrong.append("nothing ends the run: give --train.epochs, --train.max_steps or --train.max_tokens")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
+
+    def on(self, world_size: int) -> "TrainArgs":
+        """The same with `global_batch_size` as it is on so many devices. Raises `UserError` if that cannot be."""
+        self.check(world_size)
+        if self.gradient_accumulation_iters is None:
+            return self
+        size = self.micro_batch_size * self.gradient_accumulation_iters * world_size
+        return replace(self, global_batch_size=size)
 
 
 @dataclass
@@ -99,6 +138,8 @@ class EvalArgs:
         initial_validation: Validate on all rows before the first step. On by default, so that the end of the run can
             say what it changed.
         final_validation: Validate on all rows after the last step.
+        early_stopping_patience: End the run after so many validations within it, one after the other, whose loss is no
+            new best.
         evaluate_example: The validation row whose prompt is answered before and after: first, random, or its number.
         examples: How many rows are answered so, from that one on.
         exact_match: Answer so many validation prompts before and after, and count the answers that are exactly the
@@ -110,6 +151,7 @@ class EvalArgs:
     max_iters: Optional[int] = 100
     initial_validation: bool = True
     final_validation: bool = True
+    early_stopping_patience: Optional[int] = None
     evaluate_example: Union[Literal["first", "random"], int] = "first"
     examples: int = 1
     exact_match: Optional[int] = None
@@ -122,11 +164,37 @@ class EvalArgs:
             max_new_tokens=self.max_new_tokens,
             max_iters=self.max_iters,
             exact_match=self.exact_match,
+            early_stopping_patience=self.early_stopping_patience,
         )
         if isinstance(self.evaluate_example, int) and self.evaluate_example < 0:
             wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
+
+
+@dataclass
+class LogArgs:
+    """What a run is called in the logger; for wandb and mlflow. What has no effect is said.
+
+    Args:
+        project: The project (wandb) or experiment (mlflow); by default litgpt.
+        run: The name of the run; by default its out_dir.
+        group: A name that several runs share.
+        teamspace: Without effect: of a platform that is not supported, like the following.
+        metadata: Without effect.
+        log_model: Without effect.
+        save_logs: Without effect.
+        checkpoint_name: Without effect.
+    """
+
+    project: Optional[str] = None
+    run: Optional[str] = None
+    group: Optional[str] = None
+    teamspace: Optional[str] = None
+    metadata: Optional[dict[str, str]] = None
+    log_model: bool = False
+    save_logs: bool = True
+    checkpoint_name: Optional[str] = None
 
 
 def positive(group: str, **values: Optional[float]) -> list[str]:

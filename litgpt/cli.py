@@ -13,8 +13,9 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import litgpt
-from litgpt.args import run_settings
+from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest
+from litgpt.given import settle
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
@@ -45,11 +46,15 @@ def run(where: str, command: str, args: list[str]) -> None:
     """
     parser = make_parser(where, command)
     configs, rest = take_configs(args, parser)
-    words = [f"--config={json.dumps(c, default=str)}" for c in configs]  # YAML has dates, JSON has none
-    rest.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
-    settings = parser.parse_args([*words, *rest])
+    given = settle(configs, rest, parser)
+    words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
+    given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
+    settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
-    run_settings.set(yaml.safe_load(parser.dump(settings, skip_none=False)))
+    run_words.set(
+        ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
+    )
+    run_settings.set(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False))))
     load(where)(**instantiate(parser, settings))
 
 
@@ -81,13 +86,15 @@ def make_parser(where: str, command: str) -> Parser:
     return parser
 
 
-def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]], list[str]]:
-    """Split the words into what the `--config` files hold and everything else, with the positional as an option.
+def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[str, Any]]], list[str]]:
+    """Split the words into what the `--config` files hold, each with its name, and everything else, with the positional
+    as an option.
 
     Raises:
         UserError: a file cannot be read, or more than one positional is there.
     """
-    configs, rest, positional = [], [], []
+    configs: list[tuple[str, dict[str, Any]]] = []
+    rest, positional = [], []
     words = list(args)
     while words:
         word = words.pop(0)
@@ -97,14 +104,14 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]],
             rest.append(word)
         else:
             flag, equals, value = word.partition("=")
-            if not equals and is_switch(flag, parser) and (not words or words[0].lower() not in TRUTH):
+            if not equals and stands_alone(flag, words, parser):
                 value = "true"
             elif not equals:
                 if not words:
                     raise UserError(f"{flag} wants a value.")
                 value = words.pop(0)
             if flag == "--config":
-                configs.append(relocate(read_config(value), parser, value))
+                configs.append((value, relocate(read_config(value), parser, value)))
             else:
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
     if parser.takes_many and positional:
@@ -114,10 +121,14 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[dict[str, Any]],
     return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
 
 
-def is_switch(flag: str, parser: Parser) -> bool:
-    """Whether this is a yes-or-no option, which may stand without a value."""
-    actions = [action for action in parser._actions if flag in action.option_strings]
-    return any("bool" in str(getattr(action, "_typehint", "")) for action in actions)
+def stands_alone(flag: str, words: list[str], parser: Parser) -> bool:
+    """Whether this is a yes-or-no option that stands without a value before `words`."""
+    types = [str(getattr(a, "_typehint", "")) for a in parser._actions if flag in a.option_strings]
+    if not any("bool" in t for t in types):
+        return False
+    follows = words[0].lower() if words else "-"
+    takes_more = any("Union" in t or "|" in t for t in types)  # --resume takes a path as well
+    return follows.startswith("-") if takes_more else follows not in TRUTH
 
 
 def option_names(parser: Parser) -> list[str]:

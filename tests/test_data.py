@@ -18,6 +18,7 @@ from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
 from litgpt.data.row_files import read_rows
 from litgpt.data.tokens import ANSWER, TRAINED, Counts, TokenizedRows, TokenWriter, read_tokens
 from litgpt.errors import UserError
+from litgpt.hub import PICO
 from tests.conftest import make_rows
 
 EMOJI_ROWS = [
@@ -203,7 +204,7 @@ def test_jsonl(outputs, tmp_path):
 REAL = ("llama-2", "llama-2 spm", "qwen2.5", "llama-3-8b-instruct", "smollm2")
 
 
-@pytest.mark.parametrize("folder", ["tiny", *REAL], indirect=True)
+@pytest.mark.parametrize("folder", ["tiny", "pico", *REAL], indirect=True)
 def test_span(folder):
     """For all characters from one to another: the first and the last token that hold some of them."""
     tokenizer, text = Tokenizer(folder), "the 龘 quick😀fox  é\n\nx🦙."
@@ -229,6 +230,8 @@ def folder(request: pytest.FixtureRequest, tmp_path: Path) -> Path:
     """The folder of a tokenizer by its name."""
     if request.param == "tiny":
         return request.getfixturevalue("llama")
+    if request.param == "pico":
+        return PICO
     real = request.getfixturevalue("real_data") / "tokenizers"
     return spm_alone(real, tmp_path) if request.param == "llama-2 spm" else real / request.param
 
@@ -240,13 +243,13 @@ def spm_alone(tokenizers: Path, target: Path) -> Path:
     return target
 
 
-CASES = [("tiny", "alpaca"), *((name, style) for name in REAL for style in ("alpaca", "chat"))]
+CASES = [("tiny", "alpaca"), *((name, style) for name in ("pico", *REAL) for style in ("alpaca", "chat"))]
 
 
 @pytest.mark.parametrize(("folder", "style"), CASES, indirect=["folder"])
 def test_the_answers_and_eos_are_trained_and_nothing_else(request, folder, style, llama, tmp_path):
     fields = make_rows(40) + EMOJI_ROWS
-    if folder != llama:
+    if folder not in (llama, PICO):
         file = request.getfixturevalue("real_data") / "instruct" / "alpaca_en_demo.json"
         fields = json.loads(file.read_text(encoding="utf-8"))[:100] + EMOJI_ROWS
     tokenizer = Tokenizer(folder)
@@ -261,6 +264,8 @@ def test_the_answers_and_eos_are_trained_and_nothing_else(request, folder, style
         0,
     )
     eos = tokenizer.decode([tokenizer.eos_id], skip_special=False)
+    if folder == PICO:  # its template closes an answer with a token of its own
+        eos = loaded.turn_end or eos
     blank = " " if style == "chat" and "llama-2" in request.node.callspec.params["folder"] else ""  # of the template
     assert answers(loaded.train, tokenizer, skip_special=False) == [f["output"] + blank + eos for f in fields]
     for i, row in enumerate(fields):  # and all of it is what the tokenizer makes of the whole text

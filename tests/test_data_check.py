@@ -10,6 +10,7 @@ import pytest
 from litgpt.__main__ import main
 from litgpt.data import JSON, base
 from litgpt.data.base import Loaded
+from litgpt.data.pico import sums
 from litgpt.errors import UserError
 from litgpt.tokenizer import Tokenizer
 from tests.conftest import make_rows
@@ -30,20 +31,20 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
-def test_report_and_json(llama, tmp_path, capsys):
-    rows = make_rows(20)
-    file = write(tmp_path / "rows.jsonl", [*rows, rows[0], rows[0]])
-    words = [llama, "--data", "JSON", "--data.json_path", file, "--data.mask_prompt", "true"]
+def test_report_and_json(tmp_path, capsys):
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in sums()[:20]]
+    file = write(tmp_path / "rows.jsonl", [{"messages": chat} for chat in [*chats, chats[0], chats[0]]])
+    words = ["pico", "--data", "JSON", "--data.json_path", file, "--show", 30]
     code, out, _ = check(capsys, *words)
     assert code == 0
-    assert "22 read: 22 alpaca" in out and "alpaca" in out and "row 3" in out
-    assert "[[" + rows[0]["output"] + "</s>]]" in out.replace("\n", " ") or "[[" in out
-    assert "Nothing here would spoil a run." in out
+    assert "22 read: 22 messages" in out and "row 3" in out and "Nothing here would spoil a run." in out
+    shown = [answer for _, answer in sums()[:20] if f"[[{answer}<|end|>]]" in out]
+    assert len(shown) > 15 and out.count("<|end|>]]") == out.count(": trained tokens are")
 
     code, out, _ = check(capsys, *words, "--json")
     report = json.loads(out)
     assert code == 0 and report["harm"] == []
-    assert report["counts"]["rows"] == 22 and report["mask_prompt"]
+    assert report["counts"]["rows"] == 22 and report["mask_prompt"] and report["prompt_style"] == "chat"
     assert report["train"]["rows"] + report["val"]["rows"] == 22
     duplicates = report["duplicates"]
     assert duplicates["train"] + duplicates["val"] == 2 and duplicates["across"] == 0

@@ -238,3 +238,13 @@ def test_generate_and_validate(fails, llama, tmp_path):
     assert "is no adapter folder" in fails("merge_lora", llama)
     assert "--temperature -1.0 is below 0" in fails("generate", llama, "--temperature", "-1.0")
     assert "has no meaning" in fails("generate", llama, "--base", llama)
+
+
+@pytest.mark.parametrize("typed, meant", [("finetune lroa", "finetune lora"), ("tokenizer trian", "tokenizer train")])
+def test_a_misspelt_command_of_two_words(fails, typed, meant):
+    assert f"Unknown command '{typed}'. Did you mean '{meant}'?" in fails(*typed.split(), "x")
+
+
+def test_no_validation_file(fails, run, rows_file):
+    error = fails(*run, "--data.val_path", rows_file.with_name("row.json"))
+    assert "(--data.val_path)" in error and f"Did you mean '{rows_file}'?" in error

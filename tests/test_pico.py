@@ -1,5 +1,6 @@
 """The built-in model, what it is made from, and what it is finetuned on."""
 
+import re
 from itertools import islice
 from pathlib import Path
 
@@ -51,6 +52,19 @@ def test_no_sum_is_in_the_pretraining():
     for row in islice(PicoText(n_rows=20000).make(), 20000):
         text = row["text"] if "text" in row else " ".join(m["content"] for m in row["messages"])
         assert "plus" not in text and "What is" not in text
+
+
+def test_a_few_steps_teach_it_the_form_of_an_answer(tmp_path, capsys):
+    """Through its own chat template, from the finetune to the adapter's answer."""
+    more = "--train.max_steps 8 --train.lr_warmup_steps 2 --data.n_val 30 --eval.exact_match null".split()
+    main(["finetune", "lora", "--config", "pico/lora", *more, "--out_dir", str(tmp_path / "out")])
+    printed = capsys.readouterr().out
+    before, after = (float(x) for x in re.search(r"validation loss +([\d.]+) -> ([\d.]+)", printed).groups())
+    assert before > 3 and after < 1
+    final = str(tmp_path / "out" / "final")
+    main(["generate", final, "--prompt", "What is twenty plus thirty?", "--temperature", "0"])
+    answer = capsys.readouterr().out.strip().rpartition("<|assistant|>")[2]
+    assert answer in {a for _, a in sums()}
 
 
 @pytest.mark.long

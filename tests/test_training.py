@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+import os
 import re
 from pathlib import Path
 
@@ -165,7 +166,7 @@ def test_what_a_run_leaves(llama, files, tmp_path, capsys):
         "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "generation_config.json", "prompt_style.yaml", "hyperparameters.yaml", "parity.json",
     }  # fmt: skip
-    assert not list(out.glob(".*")), "temporary files are left"
+    assert [p.name for p in out.glob(".*")] == [".lock"], "temporary files are left"
     val = [(int(m["step"]), float(m["val_loss"])) for m in metrics if m["val_loss"]]
     steps = len(losses(metrics))
     assert steps == math.ceil(60 * 5 / GLOBAL) == 13
@@ -204,14 +205,6 @@ def test_warm_up_longer_than_the_run(llama, files, tmp_path, capsys):
     assert rates[0] == rates[1] == 0.01 and rates == sorted(rates, reverse=True)
 
 
-def test_learning_rate():
-    rates = [learning_rate(step, 10, 2, 1.0, 0.1) for step in range(10)]
-    assert rates[:3] == [0.5, 1.0, 1.0]
-    assert rates[6] == pytest.approx(0.1 + 0.9 * 0.5)
-    assert 0.1 < rates[9] < 0.2
-    assert learning_rate(0, 5, 0, 1.0, 0.0) == 1.0
-
-
 def test_limits(llama, files, tmp_path):
     metrics = finetune(llama, files, tmp_path / "tokens", "--train.max_tokens", 9000)
     steps = [m for m in metrics if m["loss"]]
@@ -239,6 +232,24 @@ def test_dropout_and_seed(llama, files, tmp_path):
 
     assert run("a") == run("b")
     assert run("a2", "--seed", 8) != run("a3")
+
+
+def test_tokenizing_is_shown_and_its_file_is_for_everybody(llama, files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr("litgpt.train.progress.SECONDS", 0)
+    monkeypatch.setattr("litgpt.data.base.AT_ONCE", 20)
+    before = os.umask(0o022)
+    try:
+        finetune(llama, files, tmp_path / "a folder", "--train.max_steps", 1)
+    finally:
+        os.umask(before)
+    printed = capsys.readouterr().out
+    assert "rows tokenized: 40\n" in printed
+    assert f"litgpt merge_lora '{tmp_path / 'a folder' / 'final'}'\n" in printed
+    (*_, file) = (tmp_path / "cache").rglob("*.safetensors")
+    assert os.name == "nt" or file.stat().st_mode & 0o777 == 0o644
+    finetune(llama, files, tmp_path / "again", "--train.max_steps", 1)
+    assert "rows tokenized" not in capsys.readouterr().out, "the tokens were there"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(llama, files, tmp_path, capsys):

@@ -173,7 +173,7 @@ class DataModule(ABC):
         return fields
 
     def load(
-        self, tokenizer: Tokenizer, folder: Path, max_seq_length: int, say: Callable[[str], None] = lambda text: None
+        self, tokenizer: Tokenizer, folder: Path, max_seq_length: int, say: Callable[[int], None] = lambda rows: None
     ) -> Loaded:
         """Token ids of the training and the validation rows, and how they were made.
 
@@ -181,7 +181,7 @@ class DataModule(ABC):
             tokenizer: The checkpoint's.
             folder: The checkpoint, whose chat template may be wanted.
             max_seq_length: The longest row that is allowed, in tokens.
-            say: Told what takes long.
+            say: Told how many rows were tokenized so far; never, if the tokens are kept from an earlier run.
 
         Raises:
             UserError: the rows cannot be read or used.
@@ -292,13 +292,12 @@ class TokenMaker:
         self.known_forms: dict[tuple, str] = {}
 
     def tokens(
-        self, sources: list[Source], say: Callable[[str], None], opened: Optional[RawRows] = None
+        self, sources: list[Source], say: Callable[[int], None], opened: Optional[RawRows] = None
     ) -> tuple[TokenizedRows, Counts, bool]:
         """The tokens of all rows of `sources`, what became of them, and whether the cache had them."""
         file = cache_folder() / f"{self.key(sources)}.safetensors"
         if found := kept_tokens(file):
             return *found, True
-        say("tokenizing ...")
         writer, counts = TokenWriter(file), Counts()
         collecting = gc.isenabled()
         gc.disable()  # nothing here refers to itself, and looking for it took a tenth of the time
@@ -306,7 +305,7 @@ class TokenMaker:
             for number, source in enumerate(sources):
                 before = len(writer.hashes)
                 rows = opened if opened is not None and number == 0 else source.rows()
-                self.add(source, rows, writer, counts)
+                self.add(source, rows, writer, counts, say)
                 counts.sources.append(len(writer.hashes) - before)
             writer.close(counts)
         finally:
@@ -339,7 +338,9 @@ class TokenMaker:
             counts.bad += 1
             return None
 
-    def add(self, source: Source, rows: RawRows, writer: TokenWriter, counts: Counts) -> None:
+    def add(
+        self, source: Source, rows: RawRows, writer: TokenWriter, counts: Counts, say: Callable[[int], None]
+    ) -> None:
         """Write the rows of a source: while a batch of texts is tokenized, the next one is rendered."""
         with ThreadPoolExecutor(1) as pool:
             waiting: deque = deque()
@@ -366,6 +367,7 @@ class TokenMaker:
                     if len(texts) >= AT_ONCE or n_characters >= CHARACTERS:
                         tokenize(texts)
                         texts, n_characters = [], 0
+                        say(len(writer.hashes))
             tokenize(texts)
             while waiting:
                 write_oldest()

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.data.base import DataModule, Source
+from litgpt.data.row_files import no_file
 from litgpt.errors import UserError
 
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
@@ -50,6 +51,9 @@ class JSON(DataModule):
                 raise UserError(f"{folder} has no train file, such as train.json or train.jsonl.")
             train = [(str(files["train"]), self.weights[0])]
             val = val or [str(p) for p in [files["val"]] if p]
+        for path in val:  # before the training rows are read
+            if not path.startswith("hf:") and not Path(path).is_file():
+                raise no_file(Path(path), "--data.val_path")
         more: dict[str, Any] = {"columns": self.columns, "form": self.format}
         return [Source(p, w, **more) for p, w in train], [Source(p, **more) for p in val] if val else None
 

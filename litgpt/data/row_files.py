@@ -60,13 +60,13 @@ def endings(path: Path) -> tuple[str, str]:
     return (Path(name.stem).suffix if compression else name.suffix), compression
 
 
-def no_file(path: Path) -> UserError:
+def no_file(path: Path, option: str = "--data.json_path") -> UserError:
     if path.is_dir():
         return UserError(f"{path} is a folder; a file of rows is wanted.")
     siblings = path.parent.iterdir() if path.parent.is_dir() else iter(())
     near = [p for p in siblings if endings(p)[0] in READERS]
     hint = nearest(str(path), map(str, near)) if nearest(path.name, [p.name for p in near]) else ""
-    return UserError(f"No file {str(path)!r} (--data.json_path).{hint}")
+    return UserError(f"No file {str(path)!r} ({option}).{hint}")
 
 
 def find_reader(path: Path) -> Reader:

@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from litgpt.data.batches import UNTRAINED, Batch
+from litgpt.files import current_umask
 
 TRAINED, ANSWER = 1, 2  # bits of a token's mark: its prediction is trained; it is part of an answer
 
@@ -182,6 +183,7 @@ class TokenWriter:
             f.flush()
             os.fsync(f.fileno())
         self.discard()
+        os.chmod(f.name, 0o666 & ~current_umask())  # temporary files are made for their owner alone
         os.replace(f.name, self.target)
 
     def discard(self) -> None:

@@ -2,7 +2,7 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from litgpt.lora import Init, LoRA, Variant
 from litgpt.model import GPT
@@ -16,7 +16,7 @@ def setup(
     checkpoint_dir: Path,
     out_dir: Path = Path("out/finetune/lora"),
     lora_r: int = 8,
-    lora_alpha: float = 16,
+    lora_alpha: Union[int, float] = 16,
     lora_dropout: float = 0.05,
     lora_query: bool = True,
     lora_key: bool = False,

@@ -76,11 +76,7 @@ class CausalSelfAttention(nn.Module):
             cos, sin = reading.ropes[self.rope]
             q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
         q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, n or g, T, hs)
-        if reading.cache is not None:
-            y = self.attend(q, *reading.cache.append(self.layer, k, v, self.window), reading)
-        else:
-            documents = zip(*(t.split(reading.documents, dim=2) for t in (q, k, v)))
-            y = join([self.attend(q, k, v, reading) for q, k, v in documents])
+        y = self.attend_within_documents(q, k, v, reading)
         if self.prefix is not None:
             y = y + self.prefix(q, self.qkv, self.config.qkv_sizes)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
@@ -98,6 +94,15 @@ class CausalSelfAttention(nn.Module):
         if config.norm_qk and config.norm_qk_type != "olmo2":
             q, k = self.norm_q(q), self.norm_k(k)
         return q, k, v
+
+    def attend_within_documents(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading
+    ) -> torch.Tensor:
+        """Attention to what was read before, or within each of the documents. Shapes as in `attend`."""
+        if reading.cache is not None:
+            return self.attend(q, *reading.cache.append(self.layer, k, v, self.window), reading)
+        documents = zip(*(t.split(reading.documents, dim=2) for t in (q, k, v)))
+        return join([self.attend(q, k, v, reading) for q, k, v in documents])
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading) -> torch.Tensor:
         """Causal attention of the last T of S tokens, within the window.

@@ -8,21 +8,25 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 import torch
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
-from litgpt.errors import UserError
+from litgpt.train.faults import sound
 from litgpt.train.launch import peak_memory
 from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen
 from litgpt.train.schedule import learning_rate
+from litgpt.train.signals import Signals, Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+
+PAUSED = 75  # the exit code of a run that --train.pause_after ended, as for SIGUSR1
 
 
 @dataclass
@@ -32,11 +36,13 @@ class Plan:
     Args:
         steps: Optimizer steps.
         warmup: How many of them warm up.
-        cut_warmup: The warm-up that was asked for, if it was longer than the run and had to be cut.
+        decay: The step at which the learning rate is at its least.
+        cut_warmup: The warm-up that was asked for, if it was longer than that and had to be cut.
     """
 
     steps: int
     warmup: int
+    decay: int
     cut_warmup: Optional[int] = None
 
     @classmethod
@@ -51,18 +57,40 @@ class Plan:
         wanted = train.lr_warmup_steps or 0
         if train.lr_warmup_fraction is not None:
             wanted = round(train.lr_warmup_fraction * steps)
-        return cls(steps, wanted) if wanted <= steps else cls(steps, steps // 10, cut_warmup=wanted)
+        decay = train.lr_decay_iters or steps
+        end = min(steps, decay)
+        return cls(steps, wanted, decay) if wanted <= end else cls(steps, end // 10, decay, cut_warmup=wanted)
 
 
 @dataclass
 class Result:
-    """What a run did. Losses are in nats per trained token, `tokens` are those read, `seconds` those of training."""
+    """What a run has done so far. Losses are in nats per trained token.
+
+    Args:
+        steps: Optimizer steps.
+        seen: Rows (or packs) that were trained on.
+        tokens: Those that were read.
+        seconds: Those of training.
+        loss: Of the last logged step.
+        val_losses: Pairs of step and loss.
+        judged: The last step after which the model was validated within the run.
+        best: The lowest loss of the validations within the run, which may read fewer rows than the others.
+        since_best: How many validations ago that was.
+        early: Whether the run ended before its plan.
+        scores: The share of exact answers, each time it was counted.
+    """
 
     steps: int = 0
+    seen: int = 0
     tokens: int = 0
     seconds: float = 0.0
     loss: float = math.nan
-    val_losses: list[tuple[int, float]] = field(default_factory=list)  # (step, loss)
+    val_losses: list[tuple[int, float]] = field(default_factory=list)
+    judged: int = 0
+    best: float = math.inf
+    since_best: int = 0
+    early: bool = False
+    scores: list[float] = field(default_factory=list)
 
 
 def fit(
@@ -77,71 +105,112 @@ def fit(
     seed: int,
     screen: Screen,
     metrics: Metrics,
-    save: Callable[[int], None],
+    result: Result,
+    signals: Signals,
+    save: Callable[[str], None],
+    fail: Callable[[int, list[int], float, float], Exception],
+    meet: Callable[[Batch], None] = lambda batch: None,
 ) -> Result:
     """Train.
 
     Args:
         model: A `LossModel`, set up by `fabric`, like the optimizer.
-        save: Called with the step's number every `train.save_interval` steps.
+        result: What an earlier part of the run has done; it is carried on.
+        signals: Asks for the end of the run after a step.
+        save: Called with the name of a checkpoint: step-000012 or best.
+        fail: Makes the error for a step that is not finite, from its number, rows, loss and norm of the gradient.
+        meet: Called with each batch before it is run.
+
+    Raises:
+        Stopped: the run was asked to end, and has saved.
     """
-    result = Result()
     size, ranks = train.micro_batch_size, (fabric.global_rank, fabric.world_size)
-    peak = optimizer.param_groups[0]["lr"]
+    peak = peak_rate(optimizer, train)
+    first = result.steps
 
     def batches(rows: list[int], source: Rows) -> Iterator[Batch]:
-        return (source.batch(part).to(fabric.device) for part in micro_batches(rows, size, *ranks))
+        for part in micro_batches(rows, size, *ranks):
+            batch = source.batch(part)
+            meet(batch)
+            yield batch.to(fabric.device)
 
-    def judge(step: int, max_iters: Optional[int] = None) -> None:
-        loss = validate(fabric, model, itertools.islice(batches(list(range(len(val_rows))), val_rows), max_iters))
-        result.val_losses.append((step, loss))
-        metrics.write(step=step, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
-        screen.say(f"step {step}/{plan.steps} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
+    def judge(max_iters: Optional[int] = None) -> float:
+        parts = itertools.islice(batches(list(range(len(val_rows))), val_rows), max_iters)
+        loss = validate(fabric, model, parts, signals)
+        if loss is None:
+            stop()
+        result.val_losses.append((result.steps, loss))
+        metrics.write(step=result.steps, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
+        screen.say(f"step {result.steps}/{plan.steps} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
+        return loss
 
-    rehearse(fabric, model, optimizer, train_rows.batch(train_rows.longest(size)).to(fabric.device))
-    if evaluate.initial_validation and len(val_rows):
-        judge(0)
-    screen.start(plan.steps)
-    seen, tokens_then, seconds_then = 0, 0, 0.0
+    def over() -> bool:
+        """Validate if that is due; whether the run ends here."""
+        if result.early or result.steps >= plan.steps or out_of_budget(fabric, train, result):
+            return True
+        if not len(val_rows) or result.steps % evaluate.interval or result.judged == result.steps:
+            return False
+        loss = judge(evaluate.max_iters)
+        result.judged = result.steps
+        result.best, result.since_best = (loss, 0) if loss < result.best else (result.best, result.since_best + 1)
+        if train.save_best and not result.since_best:
+            save("best")
+        if result.since_best == evaluate.early_stopping_patience:
+            screen.say(f"The run stops here: {result.since_best} validations without a loss below {result.best:.4f}.")
+            result.early = True
+        return result.early
+
+    def stop() -> NoReturn:
+        screen.stop()
+        if result.steps:
+            save(f"step-{result.steps:06d}")
+        raise Stopped(signals.code)
+
+    def paused() -> bool:
+        return train.pause_after is not None and result.steps - first >= train.pause_after
+
+    longest = train_rows.batch(train_rows.longest(size))
+    meet(longest)
+    rehearse(fabric, model, optimizer, longest.to(fabric.device))
+    if evaluate.initial_validation and len(val_rows) and not result.steps:
+        judge()
+    screen.start(plan.steps, result.steps)
+    tokens_then, seconds_then = result.tokens, result.seconds
     order = steps_of_rows(len(train_rows), train.global_batch_size, train.epochs, seed)
-    for step, rows in enumerate(itertools.islice(order, plan.steps), start=1):
-        began = time.perf_counter()
-        lr = learning_rate(step - 1, plan.steps, plan.warmup, peak, train.min_lr)
+    for rows in itertools.islice(order, result.steps, plan.steps):
+        if result.steps and over():
+            break
+        step, began = result.steps + 1, time.perf_counter()
+        lr = learning_rate(step - 1, plan.decay, plan.warmup, peak, train.min_lr, train.lr_schedule)
         # ------------------------------------------------------------------------------------------------ the step
         parts = list(batches(rows, train_rows))
-        count = torch.tensor(sum(b.n_trained for b in parts), device=fabric.device)
-        trained = int(summed(fabric, count))
+        counts = torch.tensor([sum(b.n_trained for b in parts), signals.code], device=fabric.device)
+        trained, asked = summed(fabric, counts).tolist()
         loss = torch.zeros((), device=fabric.device)
         for i, batch in enumerate(parts):
             with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
                 part = model(batch) / trained
                 fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
             loss += part.detach()
-        if train.max_norm is not None:
-            fabric.clip_gradients(model, optimizer, max_norm=train.max_norm)
+        norm = clip(fabric, model, optimizer, train.max_norm)
+        result.loss = float(summed(fabric, loss))
+        if not sound(result.loss, norm):
+            raise fail(step, rows, result.loss, float(norm))
         for group in optimizer.param_groups:
-            group["lr"] = lr
+            group["lr"] = lr * group["lr_ratio"]
         optimizer.step()
         optimizer.zero_grad()
         # --------------------------------------------------------------------------------------------------------
         result.steps = step
-        seen += len(rows)
+        result.seen += len(rows)
         result.tokens += int(train_rows.lengths[rows].sum())
-        log = step % train.log_interval == 0 or step == plan.steps
-        if log:
-            result.loss = float(summed(fabric, loss))
-            if not math.isfinite(result.loss):
-                raise UserError(
-                    f"The loss of step {step} is {result.loss}: nothing more is learned. A lower --optimizer.lr or "
-                    "--train.max_norm 1 may help; litgpt validate says whether the weights are sound."
-                )
         result.seconds += time.perf_counter() - began
-        if log:
+        if step % train.log_interval == 0 or step == plan.steps:
             speed = (result.tokens - tokens_then) / (result.seconds - seconds_then)
             memory = peak_memory(fabric.device)
             metrics.write(
                 step=step,
-                epoch=round(seen / len(train_rows), 4),
+                epoch=round(result.seen / len(train_rows), 4),
                 loss=result.loss,
                 lr=lr,
                 tokens=result.tokens,
@@ -151,18 +220,20 @@ def fit(
             )
             screen.step(step, result.loss, lr, speed, memory)
             tokens_then, seconds_then = result.tokens, result.seconds
-        over = out_of_budget(fabric, train, result)
-        if step < plan.steps and not over:
-            if len(val_rows) and step % evaluate.interval == 0:
-                judge(step, evaluate.max_iters)
-            if train.save_interval and step % train.save_interval == 0:
-                save(step)
-        if over:
-            break
+        if asked or (signals.code and fabric.world_size == 1) or paused():
+            signals.code = signals.code or PAUSED
+            stop()
+        if step < plan.steps and train.save_interval and step % train.save_interval == 0 and not over():
+            save(f"step-{step:06d}")
     screen.stop()
     if evaluate.final_validation and len(val_rows):
-        judge(result.steps)
+        judge()
     return result
+
+
+def peak_rate(optimizer: Optimizer, train: TrainArgs) -> float:
+    """The learning rate after the warm-up."""
+    return optimizer.param_groups[0]["lr"] if train.learning_rate is None else train.learning_rate
 
 
 def out_of_budget(fabric: "Fabric", train: TrainArgs, result: Result) -> bool:
@@ -182,14 +253,31 @@ def rehearse(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -
     optimizer.zero_grad()
 
 
+def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[float]) -> torch.Tensor:
+    """The norm of the gradient before it is clipped. Where gradients are scaled, infinite ones belong to it: 0."""
+    if getattr(fabric.strategy.precision, "scaler", None) is not None:
+        if max_norm is not None:
+            fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
+        return torch.zeros(())
+    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    if max_norm is not None:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    return norm
+
+
 @torch.no_grad()
-def validate(fabric: "Fabric", model: Any, batches: Iterator[Batch]) -> float:
-    """The mean loss of the trained tokens of `batches`, over all ranks."""
+def validate(fabric: "Fabric", model: Any, batches: Iterator[Batch], signals: Signals) -> Optional[float]:
+    """The mean loss of the trained tokens of `batches`, over all ranks; None if a signal came and there is one rank."""
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
         sums += torch.tensor([float(model(batch)), batch.n_trained], dtype=torch.float64)
+        if signals.code and fabric.world_size == 1:
+            break
     model.train()
+    if signals.code and fabric.world_size == 1:
+        return None
     total, count = summed(fabric, sums.to(fabric.device, torch.float32)).tolist()
     return total / count if count else math.nan
 

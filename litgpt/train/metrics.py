@@ -1,33 +1,68 @@
-"""The numbers of a run: `metrics.csv`, and `loss.png` where matplotlib is installed."""
+"""The numbers of a run: `metrics.csv`, another logger, and `loss.png` where matplotlib is installed."""
 
 import csv
+import sys
 from pathlib import Path
+from types import TracebackType
 from typing import Any, Optional
+
+from litgpt.train.loggers import Logger
 
 FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "peak_memory")
 
 
 class Metrics:
-    """Writes a line as soon as there is one.
+    """Writes a line as soon as there is one. Leaving it as a context manager closes everything.
 
     Args:
-        path: The file, begun anew; None to write nothing (on all ranks but the first).
+        path: The file; None to write nothing (on all ranks but the first).
+        carried: The step that the run goes on after: what the file says of later ones is cut off. 0 begins it anew.
+        logger: Gets the same numbers. That it fails does not end the run: it is said, once.
     """
 
-    def __init__(self, path: Optional[Path]) -> None:
+    def __init__(self, path: Optional[Path], logger: Optional[Logger] = None, carried: int = 0) -> None:
+        self.logger = logger
+        kept = lines_until(path, carried) if path and carried else []
         self.file = open(path, "w", newline="", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n") if self.file else None
         if self.writer:
             self.writer.writeheader()
+            self.writer.writerows(kept)
 
-    def write(self, **values: Any) -> None:
+    def write(self, step: int, **values: Any) -> None:
         """One line. Fields: losses in nats per token, tokens and seconds since the start, memory in bytes."""
         if self.writer:
-            self.writer.writerow(values)
+            self.writer.writerow({"step": step, **values})
+        self.tell_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
 
-    def close(self) -> None:
+    def tell_logger(self, what: str, *args: Any) -> None:
+        if self.logger is None:
+            return
+        try:
+            getattr(self.logger, what)(*args)
+        except Exception as e:  # of a library or of the network: any kind
+            name, self.logger = type(self.logger).__name__, None
+            print(f"litgpt: {name} failed and gets no more numbers: {' '.join(str(e).split())}", file=sys.stderr)
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(
+        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
+    ) -> None:
         if self.file:
             self.file.close()
+        interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
+        self.tell_logger("close", "finished" if kind is None else "interrupted" if interrupted else "failed")
+
+
+def lines_until(path: Path, step: int) -> list[dict[str, str]]:
+    """The lines of a metrics file up to a step; one that was cut short is none."""
+    if not path.is_file():
+        return []
+    with open(path, newline="", encoding="utf-8") as f:
+        whole = [line for line in f if line.endswith("\n")]
+    return [row for row in csv.DictReader(whole) if row["step"].isdigit() and int(row["step"]) <= step]
 
 
 def plot(metrics: Path, image: Path) -> bool:

@@ -2,12 +2,15 @@
 
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Optional
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
+
+SECONDS = 5  # between two lines about something that takes long
 
 
 def gigabytes(n_bytes: Optional[int]) -> str:
@@ -43,6 +46,25 @@ class Screen:
         for name, value in rows:
             table.add_row(name, value)
         self.console.print(table)
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int], None]]:
+        """Show a number that grows while it is told: in place on a terminal, elsewhere as a line every few seconds."""
+        status, then = self.console.status(what), time.perf_counter()
+
+        def show(number: int) -> None:
+            nonlocal then
+            if self.console.is_terminal:
+                status.start()
+                status.update(f"{what}: {number:,}")
+            elif time.perf_counter() - then >= SECONDS:
+                self.say(f"{what}: {number:,}")
+                then = time.perf_counter()
+
+        try:
+            yield show
+        finally:
+            status.stop()
 
     def start(self, total: int, done: int = 0) -> None:
         self.total, self.began, self.first = total, time.perf_counter(), done

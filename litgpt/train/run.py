@@ -1,31 +1,31 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
-import os
-import shutil
+import shlex
+import zlib
 from collections.abc import Callable, Iterable
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Any, Literal, Optional, Union
 
 import torch
-import yaml
 from torch.optim import Optimizer
 
-from litgpt.adapter_folder import is_adapter
-from litgpt.args import EvalArgs, PrecisionName, QuantizeName, TrainArgs, run_settings
+from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs, run_words
+from litgpt.checkpoint import Checkpoint
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.base import Loaded
-from litgpt.data.batches import PackedRows, Rows
+from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
-from litgpt.data.tokens import Counts, TokenizedRows
+from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
-from litgpt.files import whole_folder, write_text
-from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
-from litgpt.loading import Source
 from litgpt.model import GPT
-from litgpt.prompts import save_style
 from litgpt.quantize import quantize as quantize_layers
+from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.examples import Examples
+from litgpt.train.faults import disk_full, is_disk_full, is_out_of_memory, not_finite, out_of_memory
+from litgpt.train.folder import check_out_dir, clear, is_finished, settings, take, to_resume, write_settings
 from litgpt.train.launch import (
     DTYPES,
     Accelerator,
@@ -35,14 +35,18 @@ from litgpt.train.launch import (
     pick_device,
     seed_everything,
 )
-from litgpt.train.loop import Plan, Result, fit, perplexity
+from litgpt.train.loggers import check_logger, make_logger
+from litgpt.train.loop import Plan, Result, fit, peak_rate
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import Metrics, plot
-from litgpt.train.progress import Screen, duration, gigabytes
+from litgpt.train.optimizers import finished, parameter_groups, remarks
+from litgpt.train.progress import Screen
+from litgpt.train.report import describe_rate, describe_stop, introduce, report
+from litgpt.train.save import Saver
+from litgpt.train.signals import Signals, Stopped
 from litgpt.train.start import Start
-
-HYPERPARAMETERS = "hyperparameters.yaml"
+from litgpt.train.state import TrainingState, changes, checkpoints, flat
 
 
 def run(
@@ -58,8 +62,12 @@ def run(
     train: TrainArgs = TrainArgs(),  # noqa: B008
     eval: EvalArgs = EvalArgs(),  # noqa: B008
     optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
-    logger_name: Literal["csv"] = "csv",
+    log: LogArgs = LogArgs(),  # noqa: B008
+    logger_name: LoggerName = "csv",
+    compile: bool = False,
     seed: int = 1337,
+    resume: Union[bool, Literal["auto"], Path] = False,
+    resume_with_changes: bool = False,
     overwrite: bool = False,
 ) -> Result:
     """Train a model by a method.
@@ -77,9 +85,16 @@ def run(
         accelerator: The kind of device.
         train: How long, how much at a time, and how fast to learn.
         eval: When and how the model is judged.
-        optimizer: A class of torch.optim, and its options.
-        logger_name: Where the metrics go: metrics.csv.
+        optimizer: AdamW, SGD, Muon, AdamW8bit, ... or the path of a class, and its options, such as --optimizer.lr.
+        log: What the run is called in the logger.
+        logger_name: Where the metrics go besides metrics.csv (csv: nowhere else): tensorboard, wandb (offline where
+            nobody is logged in) or mlflow (to MLFLOW_TRACKING_URI), with files in out_dir/logs.
+        compile: Compile the model's blocks (torch.compile): the first steps are slow, the others may be faster. Dropout
+            then draws otherwise.
         seed: For the weights that are drawn, the order of the rows, and dropout.
+        resume: Go on where a run stopped: true or auto with the newest whole checkpoint in out_dir (from the start if
+            there is none), or with the checkpoint at this path. The numbers are those of a run that never stopped.
+        resume_with_changes: Go on although settings changed that change the numbers.
         overwrite: Whether a used out_dir may be written to; what an earlier run left there is removed.
 
     Raises:
@@ -87,8 +102,13 @@ def run(
     """
     train.check()
     eval.check()
+    notes = check_logger(logger_name, log)
     check_machine(devices, num_nodes, seed)
-    check_out_dir(out_dir, overwrite)
+    if resume and overwrite:
+        raise UserError("--resume goes on with a run and --overwrite removes it: choose one.")
+    check_out_dir(out_dir, overwrite or resume is not False)
+    checkpoint, words = to_resume(out_dir, resume)
+    notes += words
     if data is None:
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
     config, source = start.config, start.tokenizer_folder.resolve()
@@ -104,6 +124,8 @@ def run(
     method.apply(model)
     start.check(model)
     tokenizer = start.tokenizer()
+    if compile:
+        check_compiler(device)
     frozen = any(not p.requires_grad for p in model.parameters())
     name = precision or default_precision(device, all_trained=not frozen)
     if quantize is not None and not frozen:
@@ -111,76 +133,145 @@ def run(
     if quantize is not None and not name.endswith("-true"):
         raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
     n_all = sum(p.numel() for p in model.parameters())
+    if resume in (True, "auto") and is_finished(out_dir, settings(name), has_checkpoint=checkpoint is not None):
+        print(f"The run in {out_dir} is finished: its result is {out_dir / 'final'}.")
+        return Result()
 
-    loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data))
+    from lightning.fabric.utilities.rank_zero import rank_zero_only
+
+    screen = Screen(active=getattr(rank_zero_only, "rank", 0) == 0)
+    with screen.counting("rows tokenized") as say:
+        loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data), say)
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example
     if isinstance(number, int) and number >= len(loaded.val):
         raise UserError(f"--eval.evaluate_example {number}: there are {len(loaded.val)} validation rows.")
     train_rows, val_rows = units(loaded.train, train, config, data), units(loaded.val, train, config, data)
-    plan = Plan.make(train, train_rows)
+    if eval.early_stopping_patience is not None and not len(val_rows):
+        raise UserError("--eval.early_stopping_patience: there are no validation rows.")
 
     fabric = make_fabric(accelerator, devices, num_nodes, name)
-    train.check(fabric.world_size)
+    train = train.on(fabric.world_size)
+    plan = Plan.make(train, train_rows)
     fabric.launch()
     if device.type == "cpu" and fabric.world_size > num_nodes:
         torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
     seed_everything(seed)
-    start.fill(model, DTYPES[name], fabric.device)
+    weights = start if frozen or checkpoint is None else replace(start, checkpoint=Checkpoint(checkpoint))
+    weights.fill(model, DTYPES[name], fabric.device)
     try:
-        made = optimizer([p for p in model.parameters() if p.requires_grad])
-    except ValueError as e:
+        made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")
+    except (TypeError, ValueError) as e:
         raise UserError(f"--optimizer: {e}.") from e
-    if train.min_lr > made.param_groups[0]["lr"]:
-        raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {made.param_groups[0]['lr']}.")
+    rate = peak_rate(made, train)
+    if train.min_lr > rate and train.lr_schedule != "constant":
+        raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {rate}.")
+    notes += remarks(made, fabric.device)
+    schedule = [("optimizer", f"{type(made).__name__}, {describe_rate(rate, plan, train)}"), *describe_stop(eval)]
+    result = Result()
+    fixed = what_must_stay(name, loaded, plan)
+    saver = Saver(
+        fabric, method, start, model, made, tokenizer, loaded.style, result, fixed, name, quantize, not frozen, out_dir,
+        train.keep_last,
+    )  # fmt: skip
+    state = TrainingState.read(checkpoint) if checkpoint is not None else None
+    if state is not None:
+        notes += compare(state, fixed, resume_with_changes)
+        saver.restore(state)
+    if compile:
+        compile_blocks(model)
+    if train.activation_checkpointing:
+        recompute(model)
     wrapped, made = fabric.setup(LossModel(model), made)
     seed_everything(seed, fabric.global_rank)
+    if state is not None:
+        saver.restore_random(state)
 
-    screen = Screen(active=fabric.is_global_zero)
     form = f"{name}, {quantize}" if quantize else name
     on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
-    introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir)
-    if fabric.is_global_zero:
-        clear(out_dir)
-        out_dir.mkdir(parents=True, exist_ok=True)
-        write_settings(out_dir, name)
-
-    def save(folder_name: str, seal: bool = False) -> None:
-        if fabric.is_global_zero:
-            with whole_folder(out_dir / folder_name) as folder:
-                method.save(model, start, folder)
-                start.copy_tokenizer(folder)
-                if method.saves_style:
-                    save_style(loaded.style, folder)
-                write_settings(folder, name)
-                if seal:
-                    known = start.checkpoint if is_adapter(folder) else None
-                    opened = Source.open(folder, base=known.folder if known else None)
-                    stored = stored_dtypes(opened.checkpoint)
-                    write_seal(make_seal(model, tokenizer, opened.style(), stored, quantize), folder)
-        fabric.barrier()
-
-    examples = Examples(model, tokenizer, loaded, eval)
-    metrics = Metrics(out_dir / "metrics.csv" if fabric.is_global_zero else None)
-    if fabric.is_global_zero:
-        examples.show(screen, "before")
-    try:
-        result = fit(
-            fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics,
-            save=lambda step: save(f"step-{step:06d}"),
-        )  # fmt: skip
-    finally:
-        screen.stop()
-        metrics.close()
-    model.eval()
-    if fabric.is_global_zero:
-        examples.show(screen, "after")
-    save("final", seal=True)
-    if fabric.is_global_zero:
-        drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
-        report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
+    introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
+    for note in notes:
+        screen.say(note)
+    examples = Examples(model, tokenizer, loaded, eval, result.scores)
+    last: list[Batch] = []
+    first = fabric.is_global_zero
+    with take(out_dir) if first else nullcontext(), Signals(first) as signals:
+        if first and state is None:
+            check_out_dir(out_dir, overwrite or resume is not False)  # another run may have come before
+            clear(out_dir)
+            write_settings(out_dir, name)
+        logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
+        if logger is not None:
+            screen.say(f"{logger_name}: {logger.where}")
+        try:
+            with Metrics(out_dir / "metrics.csv" if first else None, logger, carried=result.steps) as metrics:
+                if first and state is None:
+                    examples.show(screen, "before")
+                fit(
+                    fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result,
+                    signals,
+                    save=saver.checkpoint,
+                    fail=lambda *step: not_finite(LossModel(model), train_rows, tokenizer, out_dir, *step),
+                    meet=lambda batch: last.__setitem__(slice(None), [batch]),
+                )  # fmt: skip
+                model.eval()
+                if first:
+                    examples.show(screen, "after")
+                saver.final()
+        except Stopped:
+            saved = next(iter(checkpoints(out_dir)), None)
+            screen.say(
+                f"Saved {saved}. Go on with: {again()}" if saved else "Nothing is learned yet, nothing is saved."
+            )
+            raise
+        except Exception as e:
+            if is_out_of_memory(e):
+                raise out_of_memory(next(iter(last), None), train, quantize, not frozen) from e
+            if is_disk_full(e, out_dir) and not isinstance(e, UserError):
+                raise disk_full(out_dir, next(iter(checkpoints(out_dir)), None)) from e
+            raise
+        finally:
+            screen.stop()
+        if first:
+            drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
+            report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
     return result
+
+
+def again() -> str:
+    """The command that goes on with this run."""
+    words = list(run_words.get()) or ["litgpt", "..."]
+    for flag in ("--resume", "--overwrite", "--train.pause_after"):
+        for i in [i for i, word in enumerate(words) if word == flag or word.startswith(flag + "=")][::-1]:
+            follows = words[i + 1 : i + 2] if words[i] == flag else []
+            del words[i : i + 1 + (bool(follows) and not follows[0].startswith("--"))]
+    return shlex.join([*words, "--resume", "true"])
+
+
+def what_must_stay(precision: str, loaded: Loaded, plan: Plan) -> dict[str, Any]:
+    """Everything that has to be the same when the run goes on."""
+    rows = [len(loaded.train), int(loaded.train.lengths.sum()), zlib.crc32(loaded.train.row_hashes().numpy().tobytes())]
+    found = flat(settings(precision)) | {"the training rows (rows, tokens, checksum)": rows}
+    return found | {"the number of steps": plan.steps, "threads": torch.get_num_threads()}
+
+
+def compare(state: TrainingState, settings: dict[str, Any], allowed: bool) -> list[str]:
+    """What to say about settings that changed since a checkpoint was written.
+
+    Raises:
+        UserError: they change the numbers of the run, and that is not allowed.
+    """
+    changed = changes(state.settings, settings)
+    if changed and not allowed:
+        raise UserError(
+            f"--resume: {'; '.join(changed)}. The run would not be the one that was begun: change it back, or give "
+            "--resume_with_changes true."
+        )
+    words = [f"Changed since the checkpoint: {'; '.join(changed)}."] if changed else []
+    if state.settings.get("threads") != settings["threads"]:
+        words.append(f"Other threads than before ({state.settings.get('threads')}): the last digits may differ.")
+    return words
 
 
 def packed(train: TrainArgs, data: DataModule) -> bool:
@@ -198,49 +289,6 @@ def units(rows: TokenizedRows, train: TrainArgs, config: Config, data: DataModul
     return PackedRows(rows, row_limit(train, config, data)) if packed(train, data) else rows
 
 
-def introduce(
-    screen: Screen,
-    method: Method,
-    start: Start,
-    model: GPT,
-    n_all: int,
-    loaded: Loaded,
-    train_rows: Rows,
-    plan: Plan,
-    train: TrainArgs,
-    on: str,
-    out_dir: Path,
-) -> None:
-    """One screen: model, parameters, data, plan."""
-    config, counts = start.config, loaded.counts
-    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    unit = "packs" if isinstance(train_rows, PackedRows) else "rows"
-    tokens = train.global_batch_size * float(train_rows.lengths.float().mean())
-    rows = [
-        ("model", f"{start.name} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
-        ("parameters", f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})"),
-        ("rows", describe_counts(counts) + ("; tokens from the cache" if loaded.cached else "")),
-        ("training", describe(loaded.train)),
-        ("validation", describe(loaded.val)),
-        ("prompt style", f"{loaded.style.name}; trained: {'answers' if loaded.mask_prompt else 'prompts and answers'}"),
-        (
-            "plan",
-            f"{plan.steps:,} steps of {train.global_batch_size} {unit} (about {tokens:,.0f} tokens), "
-            f"micro-batch {train.micro_batch_size}",
-        ),
-        ("on", on),
-        ("writes to", str(out_dir)),
-    ]
-    if isinstance(train_rows, PackedRows):
-        full = float(train_rows.lengths.float().mean()) / int(train_rows.lengths.max())
-        rows.insert(
-            5, ("packs", f"{len(train_rows):,} of at most {int(train_rows.lengths.max()):,} tokens, {full:.1%} full")
-        )
-    screen.table(f"litgpt {method.name}", rows)
-    if plan.cut_warmup is not None:
-        screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the run; it is cut to {plan.warmup}.")
-
-
 def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
     """Raise `UserError` for numbers that no machine and no generator takes."""
     if isinstance(devices, int) and devices < 1:
@@ -249,89 +297,3 @@ def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
         raise UserError(f"--num_nodes {num_nodes} must be above 0.")
     if not 0 <= seed < 2**48:
         raise UserError(f"--seed {seed} must be at least 0 and below 2^48.")
-
-
-def check_out_dir(out_dir: Path, overwrite: bool) -> None:
-    """Raise `UserError` if nothing may be written there."""
-    above = next(p for p in (out_dir, *out_dir.parents) if p.exists())
-    if not above.is_dir():
-        raise UserError(f"--out_dir {out_dir}: {above} is a file; name a folder.")
-    if not os.access(above, os.W_OK | os.X_OK) or (out_dir.is_symlink() and not out_dir.exists()):
-        raise UserError(f"--out_dir {out_dir} cannot be written to.")
-    if outputs(out_dir) and not overwrite:
-        raise UserError(f"--out_dir {out_dir} holds an earlier run: name another, or give --overwrite true.")
-
-
-def outputs(out_dir: Path) -> list[Path]:
-    """What earlier runs left in `out_dir`."""
-    patterns = ("final", "step-[0-9]*", "metrics.csv", "loss.png", HYPERPARAMETERS)
-    return [p for pattern in patterns for p in out_dir.glob(pattern)]
-
-
-def clear(out_dir: Path) -> None:
-    for path in outputs(out_dir):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
-
-
-def write_settings(folder: Path, precision: str) -> None:
-    """The run's settings as a file for `--config` that makes the same run again."""
-    settings = run_settings.get()
-    if settings is not None:
-        settings = {k: v for k, v in settings.items() if k != "overwrite"} | {"precision": precision}
-        write_text(folder / HYPERPARAMETERS, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-
-
-def describe(rows: TokenizedRows) -> str:
-    if not len(rows):
-        return "none"
-    return f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}"
-
-
-def describe_counts(counts: Counts) -> str:
-    """What was read, and what became of it."""
-    forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
-    others = {
-        "dropped as too long": counts.too_long,
-        "bad and skipped": counts.bad,
-        "left out by their label": counts.left_out,
-    }
-    more = "".join(f", {n:,} {what}" for what, n in others.items() if n)
-    return f"{counts.rows:,} read ({forms}): {counts.cut:,} cut, {counts.untrained:,} left out{more}"
-
-
-def report(
-    screen: Screen,
-    result: Result,
-    method: Method,
-    out_dir: Path,
-    memory: Optional[int],
-    drawn: bool,
-    scores: list[float],
-) -> None:
-    losses = " -> ".join(f"{loss:.4f}" for loss in ends(result.val_losses))
-    perplexities = " -> ".join(perplexity(loss) for loss in ends(result.val_losses))
-    rows = [
-        ("training loss", f"{result.loss:.4f}"),
-        *([("validation loss", losses), ("perplexity", perplexities)] if losses else []),
-        *([("exact answers", " -> ".join(f"{score:.1%}" for score in scores))] if scores else []),
-        ("time", f"{duration(result.seconds)} for {result.steps:,} steps"),
-        ("speed", f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens"),
-        ("peak memory", gigabytes(memory)),
-        ("result", str(out_dir / "final")),
-        ("numbers", str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if drawn else "")),
-    ]
-    screen.table("Done", rows)
-    screen.say("Next:")
-    for command in method.next_commands:
-        screen.say("  " + command.format(final=out_dir / "final"))
-    if method.remark:
-        screen.say(method.remark)
-
-
-def ends(losses: list[tuple[int, float]]) -> list[float]:
-    """The first and the last of the validation losses."""
-    values = [loss for _, loss in losses]
-    return [values[0], values[-1]] if len(values) > 1 else values

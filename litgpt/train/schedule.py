@@ -1,15 +1,22 @@
 """The learning rate over a run."""
 
 import math
+from typing import Literal
+
+Schedule = Literal["cosine", "linear", "constant"]
 
 
-def learning_rate(step: int, total: int, warmup: int, peak: float, least: float) -> float:
+def learning_rate(
+    step: int, total: int, warmup: int, peak: float, least: float, schedule: Schedule = "cosine"
+) -> float:
     """The rate of optimizer step `step`, counted from 0.
 
-    It rises linearly over the first `warmup` steps, the last of which has the full rate, then follows a cosine from
-    `peak` towards `least`, which it would reach at step `total` (https://arxiv.org/abs/1608.03983).
+    It rises linearly over the first `warmup` steps, the last of which has the full rate. Then it follows a cosine
+    (https://arxiv.org/abs/1608.03983) or a line from `peak` towards `least`, which it has from step `total` on, or it
+    stays constant at `peak`.
     """
     if step < warmup:
         return peak * (step + 1) / warmup
     share = min(1.0, (step - warmup) / max(1, total - warmup))
-    return least + (peak - least) * 0.5 * (1 + math.cos(math.pi * share))
+    left = {"cosine": 0.5 * (1 + math.cos(math.pi * share)), "linear": 1 - share, "constant": 1.0}[schedule]
+    return least + (peak - least) * left

@@ -1,0 +1,128 @@
+"""What a run says about itself: one screen before it starts, and the figures at its end."""
+
+import shlex
+from pathlib import Path
+from typing import Optional
+
+from litgpt.args import EvalArgs, TrainArgs
+from litgpt.data.base import Loaded
+from litgpt.data.batches import PackedRows, Rows
+from litgpt.data.tokens import Counts, TokenizedRows
+from litgpt.model import GPT
+from litgpt.train.loop import Plan, Result, perplexity
+from litgpt.train.method import Method
+from litgpt.train.progress import Screen, duration, gigabytes
+from litgpt.train.start import Start
+
+
+def introduce(
+    screen: Screen,
+    method: Method,
+    start: Start,
+    model: GPT,
+    n_all: int,
+    loaded: Loaded,
+    train_rows: Rows,
+    plan: Plan,
+    train: TrainArgs,
+    on: str,
+    out_dir: Path,
+    schedule: list[tuple[str, str]],
+) -> None:
+    """One screen: model, parameters, data, plan."""
+    config, counts = start.config, loaded.counts
+    n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    unit = "packs" if isinstance(train_rows, PackedRows) else "rows"
+    tokens = train.global_batch_size * float(train_rows.lengths.float().mean())
+    rows = [
+        ("model", f"{start.name} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
+        ("parameters", f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})"),
+        ("rows", describe_counts(counts) + ("; tokens from the cache" if loaded.cached else "")),
+        ("training", describe(loaded.train)),
+        ("validation", describe(loaded.val)),
+        ("prompt style", f"{loaded.style.name}; trained: {'answers' if loaded.mask_prompt else 'prompts and answers'}"),
+        (
+            "plan",
+            f"{plan.steps:,} steps of {train.global_batch_size} {unit} (about {tokens:,.0f} tokens), "
+            f"micro-batch {train.micro_batch_size}",
+        ),
+        *schedule,
+        ("on", on),
+        ("writes to", str(out_dir)),
+    ]
+    if isinstance(train_rows, PackedRows):
+        full = float(train_rows.lengths.float().mean()) / int(train_rows.lengths.max())
+        rows.insert(
+            5, ("packs", f"{len(train_rows):,} of at most {int(train_rows.lengths.max()):,} tokens, {full:.1%} full")
+        )
+    screen.table(f"litgpt {method.name}", rows)
+    if plan.cut_warmup is not None:
+        what = "run" if plan.decay >= plan.steps else "decay"
+        screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the {what}; it is cut to {plan.warmup}.")
+
+
+def describe_rate(rate: float, plan: Plan, train: TrainArgs) -> str:
+    """The way of the learning rate."""
+    start = f"{plan.warmup:,} steps of warm-up, " if plan.warmup else ""
+    if train.lr_schedule == "constant":
+        return f"{start}learning rate {rate:g}, constant"
+    return f"{start}learning rate {rate:g}, {train.lr_schedule} to {train.min_lr:g} at step {plan.decay:,}"
+
+
+def describe_stop(eval: EvalArgs) -> list[tuple[str, str]]:
+    if eval.early_stopping_patience is None:
+        return []
+    return [("stops early", f"after {eval.early_stopping_patience} validations in turn without a new best")]
+
+
+def describe(rows: TokenizedRows) -> str:
+    if not len(rows):
+        return "none"
+    return f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}"
+
+
+def describe_counts(counts: Counts) -> str:
+    """What was read, and what became of it."""
+    forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
+    others = {
+        "dropped as too long": counts.too_long,
+        "bad and skipped": counts.bad,
+        "left out by their label": counts.left_out,
+    }
+    more = "".join(f", {n:,} {what}" for what, n in others.items() if n)
+    return f"{counts.rows:,} read ({forms}): {counts.cut:,} cut, {counts.untrained:,} left out{more}"
+
+
+def report(
+    screen: Screen,
+    result: Result,
+    method: Method,
+    out_dir: Path,
+    memory: Optional[int],
+    drawn: bool,
+    scores: list[float],
+) -> None:
+    losses = " -> ".join(f"{loss:.4f}" for loss in ends(result.val_losses))
+    perplexities = " -> ".join(perplexity(loss) for loss in ends(result.val_losses))
+    rows = [
+        ("training loss", f"{result.loss:.4f}"),
+        *([("validation loss", losses), ("perplexity", perplexities)] if losses else []),
+        *([("exact answers", " -> ".join(f"{score:.1%}" for score in scores))] if scores else []),
+        ("time", f"{duration(result.seconds)} for {result.steps:,} steps"),
+        ("speed", f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens"),
+        ("peak memory", gigabytes(memory)),
+        ("result", str(out_dir / "final")),
+        ("numbers", str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if drawn else "")),
+    ]
+    screen.table("Done", rows)
+    screen.say("Next:")
+    for command in method.next_commands:
+        screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
+    if method.remark:
+        screen.say(method.remark)
+
+
+def ends(losses: list[tuple[int, float]]) -> list[float]:
+    """The first and the last of the validation losses."""
+    values = [loss for _, loss in losses]
+    return [values[0], values[-1]] if len(values) > 1 else values

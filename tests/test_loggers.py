@@ -1,0 +1,163 @@
+"""Every logger gets the numbers of metrics.csv and the settings, and is closed whatever becomes of the run."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from litgpt.__main__ import main
+from litgpt.train.loggers import TensorBoard
+from tests.test_training import read_metrics
+
+CLOSED = {None: "FINISHED", ValueError: "FAILED", KeyboardInterrupt: "KILLED"}
+Points = dict[tuple[str, int], float]  # (name, step): value
+
+
+@pytest.fixture
+def finetune(llama, rows_file, tmp_path, monkeypatch):
+    """Run the command in a home where nobody is logged in anywhere; the points of metrics.csv."""
+    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+
+    def run(*flags: object) -> Points:
+        options = {
+            "--data": "JSON",
+            "--data.json_path": rows_file,
+            "--out_dir": tmp_path / "out",
+            "--train.max_steps": 4,
+            "--eval.interval": 2,
+            "--eval.max_new_tokens": "null",
+            "--precision": "32-true",
+            "--accelerator": "cpu",
+            "--log.run": "run 1",
+        }
+        words = [str(w) for pair in options.items() for w in pair]
+        main(["finetune", "lora", str(llama), *words, *map(str, flags)])
+        return points(tmp_path / "out")
+
+    return run
+
+
+def points(out: Path) -> Points:
+    rows = read_metrics(out)
+    return {(k, int(row["step"])): float(v) for row in rows for k, v in row.items() if v and k != "step"}
+
+
+def mlflow_run(out: Path):
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(tracking_uri=(out / "logs" / "mlflow").as_uri())
+    (run,) = client.search_runs([client.get_experiment_by_name("llamas").experiment_id])
+    return client, run
+
+
+def test_tensorboard(finetune, tmp_path, capsys):
+    event_accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    expected = finetune("--logger_name", "tensorboard", "--lora_r", 5)
+    events = event_accumulator.EventAccumulator(str(tmp_path / "out" / "logs" / "tensorboard"))
+    events.Reload()
+    found = {(name, e.step): e.value for name in events.Tags()["scalars"] for e in events.Scalars(name)}
+    assert expected == pytest.approx({k: found.get(k) for k in expected}, rel=1e-5) and len(found) == len(expected)
+    assert {("val_loss", 0), ("val_loss", 2), ("loss", 4), ("peak_memory", 1)} <= set(found)
+    (settings,) = events.Tensors("settings/text_summary")
+    assert b"    lora_r: 5\n" in settings.tensor_proto.string_val[0]
+    assert "Without effect with --logger_name tensorboard: --log.run." in capsys.readouterr().out
+
+
+def test_mlflow(finetune, tmp_path):
+    pytest.importorskip("mlflow.tracking")
+    expected = finetune("--logger_name", "mlflow", "--log.project", "llamas", "--log.group", "g")
+    client, run = mlflow_run(tmp_path / "out")
+    found = {
+        (name, m.step): m.value for name in run.data.metrics for m in client.get_metric_history(run.info.run_id, name)
+    }
+    assert found == pytest.approx(expected)
+    assert run.data.params["train.max_steps"] == "4" and run.data.params["precision"] == "32-true"
+    assert (run.info.run_name, run.data.tags["group"], run.info.status) == ("run 1", "g", "FINISHED")
+
+
+def test_wandb_without_a_login_is_offline(finetune, tmp_path, capsys):
+    pytest.importorskip("wandb")
+    expected = finetune("--logger_name", "wandb", "--log.project", "llamas", "--log.teamspace", "t")
+    (folder,) = (tmp_path / "out" / "logs" / "wandb" / "wandb").glob("offline-run-*")
+    (file,) = folder.glob("*.wandb")
+    content = file.read_bytes()
+    for value in (expected["loss", 1], expected["val_loss", 4]):
+        assert repr(value).encode() in content
+    assert b"llamas" in content and b"run 1" in content and b"max_steps" in content
+    printed = capsys.readouterr().out
+    assert f"wandb sync {folder}" in printed
+    assert "Without effect with --logger_name wandb: --log.teamspace." in printed
+
+
+@pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
+def test_it_is_closed_when_the_run_ends_early(finetune, tmp_path, monkeypatch, error):
+    pytest.importorskip("mlflow.tracking")
+
+    def broken(*args: object, metrics=None, **kwargs: object) -> None:
+        raise error
+
+    monkeypatch.setattr("litgpt.train.run.fit", broken)
+    with pytest.raises((ValueError, SystemExit)):
+        finetune("--logger_name", "mlflow", "--log.project", "llamas")
+    assert mlflow_run(tmp_path / "out")[1].info.status == CLOSED[error]
+
+
+def test_its_failure_does_not_end_the_run(finetune, monkeypatch, capsys):
+    pytest.importorskip("tensorboard")
+
+    def broken(self: TensorBoard, step: int, values: dict[str, float]) -> None:
+        raise RuntimeError("no space\nleft")
+
+    monkeypatch.setattr(TensorBoard, "write", broken)
+    assert ("loss", 4) in finetune("--logger_name", "tensorboard")
+    assert capsys.readouterr().err.count("TensorBoard failed and gets no more numbers: no space left\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("tensorboard", "pip install 'litgpt[tensorboard]'"),
+        ("litlogger", "choose from csv, tensorboard, wandb, mlflow"),
+    ],
+)
+def test_refused_before_anything_is_written(finetune, tmp_path, monkeypatch, capsys, name, message):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        finetune("--logger_name", name)
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and message in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_cannot_be_reached(finetune, tmp_path, monkeypatch, capsys):
+    pytest.importorskip("mlflow.tracking")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://nowhere")
+    with pytest.raises(SystemExit):
+        finetune("--logger_name", "mlflow")
+    error = capsys.readouterr().err
+    assert "--logger_name mlflow: " in error and error.count("\n") == 1
+
+
+def test_nothing_reports_home():
+    """In a process of its own, where no test suite switches anything off."""
+    unset = ("DO_NOT_TRACK", "HF_HUB_DISABLE_TELEMETRY", "HF_HUB_OFFLINE", "PYTEST_CURRENT_TEST", "CI")
+    environment = {k: v for k, v in os.environ.items() if k not in unset and not k.startswith(("MLFLOW", "WANDB"))}
+    code = """
+import litgpt, huggingface_hub.constants
+assert huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY
+try:
+    import wandb.env
+except ModuleNotFoundError: pass
+else: assert not wandb.env.error_reporting_enabled()
+try:
+    from mlflow.environment_variables import MLFLOW_DISABLE_TELEMETRY
+except ModuleNotFoundError: pass
+else: assert MLFLOW_DISABLE_TELEMETRY.get()
+"""
+    subprocess.run([sys.executable, "-c", code], env=environment, check=True)
