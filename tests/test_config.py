@@ -107,6 +107,13 @@ def test_every_known_model_builds(model_type):
         assert all(table.to_hf(path.rpartition(".")[0]) for path, _ in model.named_parameters()), name
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("name", known_models())
+def test_every_known_model_builds_whole(name):
+    config = Config.from_name(name)
+    assert parameters(config) == count(config)
+
+
 def test_names_and_repositories():
     assert len(known_models()) == 210
     repositories = {row["repo_id"]: name for name, row in known_models().items()}

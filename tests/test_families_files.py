@@ -9,12 +9,13 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from litgpt.checkpoint import Checkpoint, write_model
+from litgpt.checkpoint import Checkpoint, load_weights, write_model
 from litgpt.errors import UserError
-from litgpt.families import read_config
+from litgpt.families import name_table, read_config
 from litgpt.model import GPT
+from litgpt.quantize import QuantizedLinear, quantize
 from tests.families import FAMILIES, SIZES, YARN, save_random
-from tests.test_families import assert_close, ids, ours, tensors
+from tests.test_families import CPU, assert_close, ids, ours, tensors
 
 NESTED = {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}}
 
@@ -138,6 +139,29 @@ def test_vision_keeps_its_bytes(tmp_path):
     assert len(vision) > 20
     assert all(after[n].dtype == torch.bfloat16 and torch.equal(after[n], base.tensor(n)) for n in vision)
     assert all(t.dtype == torch.float32 for n, t in after.items() if n not in vision)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", ["llama", "phi3", "mixtral", "gpt_neox", "gpt2"])
+def test_a_quantization_state_for_each_stored_tensor(model_type, tmp_path):
+    """Also where one tensor holds all blocks of our layer, and where its rows have another order."""
+    functional = pytest.importorskip("bitsandbytes").functional
+    folder = save_random(tmp_path / "m", model_type, next(iter(FAMILIES[model_type])))
+    checkpoint = Checkpoint(folder)
+    with torch.device("meta"):
+        model = GPT(checkpoint.config)
+    quantize(model, "bnb.nf4", CPU)
+    load_weights(model, checkpoint, torch.float32, CPU)
+    table = name_table(model.config)
+    layers = {name: m for name, m in model.named_modules() if isinstance(m, QuantizedLinear)}
+    assert len(layers) >= 4 * model.config.n_layer
+    for name, layer in layers.items():
+        expected = []
+        for stored in table.stored(name):
+            weight = stored.to_ours(checkpoint.tensor(f"{stored.module}.weight")).contiguous()
+            expected.append(functional.dequantize_4bit(*functional.quantize_4bit(weight, quant_type="nf4")))
+        assert torch.equal(layer.dequantized(), torch.cat(expected)), name
+    assert bool(model.eval()(ids(20)).isfinite().all())
 
 
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
