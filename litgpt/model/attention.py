@@ -15,6 +15,7 @@ from litgpt.model.kv_cache import KVCache
 from litgpt.model.norm import make_qk_norm
 from litgpt.model.rope import CosSin, apply_rope
 
+SHORT = 2**22  # scores of all heads that `short_attention` may hold
 CHUNK = 256  # queries that a layer with a smaller window takes at once
 
 
@@ -134,7 +135,24 @@ class CausalSelfAttention(nn.Module):
         if self.softcap is not None:
             return softcapped_attention(q, k, v, mask, self.scale, self.softcap)
         causal = mask is None if q.size(2) > 1 else False
+        if causal and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.size(1) * q.size(2) ** 2 <= SHORT:
+            return short_attention(q, k, v, self.scale)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
+
+
+def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    """Causal attention written out as three steps. On a CPU in bfloat16 that is more than twice as fast as torch's fused
+    kernel, which does not use the processor's bfloat16 products to the full. It keeps all scores for the backward pass.
+
+    Args:
+        q: (B, n, T, hs); `k` and `v` are (B, g, T, hs).
+    """
+    rows, n, new, _ = q.shape
+    groups = k.size(1)
+    bias = torch.full((new, new), -torch.inf, dtype=q.dtype).triu(1).repeat(n // groups, 1)
+    q = q.unflatten(1, (groups, -1)).reshape(rows * groups, -1, q.size(-1))  # (B g, n / g T, hs)
+    scores = torch.baddbmm(bias, q, k.flatten(0, 1).transpose(1, 2), alpha=scale)
+    return (scores.softmax(-1) @ v.flatten(0, 1)).view(rows, n, new, -1)
 
 
 def softcapped_attention(
