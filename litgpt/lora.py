@@ -7,11 +7,12 @@ starts as the principal part of W and W as what is left of it (https://arxiv.org
 `LoRA.apply` swaps the linear layers of a built `GPT` in place, so that every family gets LoRA without a second model.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import torch
 from torch import nn
@@ -90,10 +91,9 @@ class LoRALinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x)
         seen = self.dropout(x)
-        a = F.linear(seen, self.lora_A.to(x.dtype))  # (..., r * adapted blocks)
-        update = self.spread(a, self.lora_B.to(a.dtype)).to(y.dtype)
         if self.magnitude is None:
-            return y + update
+            return Update.apply(y, seen, self.lora_A, self.lora_B, self.rows, self.lora.scaling)
+        update = Update.apply(torch.zeros_like(y), seen, self.lora_A, self.lora_B, self.rows, self.lora.scaling)
         ratio = self.fill(self.magnitude / self.row_norms()).to(y.dtype)
         if self.training and self.lora.dropout:
             base = F.linear(seen, full_weight(self.linear).to(x.dtype))
@@ -101,15 +101,11 @@ class LoRALinear(nn.Module):
             base = y if self.linear.bias is None else y - self.linear.bias
         return y + (ratio - 1) * base + ratio * update
 
-    def spread(self, a: torch.Tensor, lora_B: torch.Tensor) -> torch.Tensor:
-        """The scaled update from the products with A, (..., r * adapted blocks), to (..., out_features)."""
-        a_blocks = iter((a * self.lora.scaling).split(self.lora.r, dim=-1))
-        b_blocks = iter(lora_B.split(self.adapted_sizes))
-        blocks = [
-            F.linear(next(a_blocks), next(b_blocks)) if on else a.new_zeros(*a.shape[:-1], size)
-            for size, on in zip(self.sizes, self.adapted)
-        ]
-        return blocks[0] if len(blocks) == 1 else torch.cat(blocks, dim=-1)
+    @property
+    def rows(self) -> list[slice]:
+        """The output features of each adapted block."""
+        ends = list(itertools.accumulate(self.sizes))
+        return [slice(end - size, end) for end, size, on in zip(ends, self.sizes, self.adapted) if on]
 
     def fill(self, ratio: torch.Tensor) -> torch.Tensor:
         """From one number per adapted row to one per row, (out_features,); 1 where nothing is adapted."""
@@ -157,6 +153,48 @@ class LoRALinear(nn.Module):
             if self.magnitude is not None:
                 tensors["lora_magnitude_vector"] = next(magnitude)
             yield i, tensors
+
+
+class Update(torch.autograd.Function):
+    """Adds the scaled update to the output of the frozen layer, in place: one product for all A's, one for each B."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        y: torch.Tensor,
+        x: torch.Tensor,
+        lora_A: torch.Tensor,
+        lora_B: torch.Tensor,
+        rows: list[slice],
+        scaling: float,
+    ) -> torch.Tensor:
+        """`y` (..., out_features), `x` (..., in_features), A and B as in `LoRALinear`, `rows` of each adapted block."""
+        ctx.rows, ctx.scaling = rows, scaling
+        a = F.linear(x.reshape(-1, x.size(-1)).to(y.dtype), lora_A.to(y.dtype))  # (n, r * adapted blocks)
+        ctx.save_for_backward(x, a, lora_A, lora_B)
+        flat = y.view(-1, y.size(-1))
+        for at, a_block, b_block in zip(rows, *pairs(a, lora_B.to(y.dtype), rows)):
+            flat[:, at].addmm_(a_block, b_block.t(), alpha=scaling)
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        x, a, lora_A, lora_B = ctx.saved_tensors
+        grad = grads[0].reshape(-1, grads[0].size(-1))
+        flat = x.reshape(-1, x.size(-1)).to(grad.dtype)
+        a_blocks, b_blocks = pairs(a, lora_B.to(grad.dtype), ctx.rows)
+        parts = [grad[:, at] for at in ctx.rows]
+        grad_a = torch.cat([part @ b for part, b in zip(parts, b_blocks)], dim=1).mul_(ctx.scaling)
+        grad_B = torch.cat([part.t() @ a for part, a in zip(parts, a_blocks)]).mul_(ctx.scaling)
+        grad_A = grad_a.t() @ flat
+        grad_x = (grad_a @ lora_A.to(grad.dtype)).view_as(x).to(x.dtype) if ctx.needs_input_grad[1] else None
+        return grads[0], grad_x, grad_A.to(lora_A.dtype), grad_B.to(lora_B.dtype), None, None
+
+
+def pairs(a: torch.Tensor, lora_B: torch.Tensor, rows: list[slice]) -> tuple[tuple, tuple]:
+    """The products with A, and B, block by block."""
+    return a.chunk(len(rows), dim=-1), lora_B.split([at.stop - at.start for at in rows])
 
 
 @dataclass

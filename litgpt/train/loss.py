@@ -83,9 +83,8 @@ def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     total = logits.new_zeros((), dtype=torch.float32)
     rows = max(1, CACHED // logits.size(1)) if logits.device.type == "cpu" else len(logits)
     for part, wanted in zip(logits.split(rows), targets.split(rows)):
-        own = part.gather(1, wanted[:, None]).float()
-        p = part.float() - part.amax(1, keepdim=True)
-        own -= part.amax(1, keepdim=True)
+        p = part - part.amax(1, keepdim=True).float()
+        own = p.gather(1, wanted[:, None])
         sums = p.exp_().sum(1, keepdim=True)
         total += (sums.log() - own).sum()
         p /= sums
