@@ -21,6 +21,7 @@ from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen
 from litgpt.train.schedule import learning_rate
 from litgpt.train.signals import Signals, Stopped
+from litgpt.train.speed import Work
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -109,6 +110,7 @@ def fit(
     signals: Signals,
     save: Callable[[str], None],
     fail: Callable[[int, list[int], float, float], Exception],
+    work: Work,
     meet: Callable[[Batch], None] = lambda batch: None,
 ) -> Result:
     """Train.
@@ -119,6 +121,7 @@ def fit(
         signals: Asks for the end of the run after a step.
         save: Called with the name of a checkpoint: step-000012 or best.
         fail: Makes the error for a step that is not finite, from its number, rows, loss and norm of the gradient.
+        work: What a token costs, and what the machine can do.
         meet: Called with each batch before it is run.
 
     Raises:
@@ -175,7 +178,7 @@ def fit(
     if evaluate.initial_validation and len(val_rows) and not result.steps:
         judge()
     screen.start(plan.steps, result.steps)
-    tokens_then, seconds_then = result.tokens, result.seconds
+    tokens_then, seconds_then, targets = result.tokens, result.seconds, 0
     order = steps_of_rows(len(train_rows), train.global_batch_size, train.epochs, seed)
     for rows in itertools.islice(order, result.steps, plan.steps):
         if result.steps and over():
@@ -205,8 +208,10 @@ def fit(
         result.seen += len(rows)
         result.tokens += int(train_rows.lengths[rows].sum())
         result.seconds += time.perf_counter() - began
+        targets += trained
         if step % train.log_interval == 0 or step == plan.steps:
-            speed = (result.tokens - tokens_then) / (result.seconds - seconds_then)
+            tokens, seconds = result.tokens - tokens_then, result.seconds - seconds_then
+            mfu = work.share(tokens, targets, seconds, fabric.world_size)
             memory = peak_memory(fabric.device)
             metrics.write(
                 step=step,
@@ -215,11 +220,12 @@ def fit(
                 lr=lr,
                 tokens=result.tokens,
                 seconds=round(result.seconds, 3),
-                tokens_per_s=round(speed, 1),
+                tokens_per_s=round(tokens / seconds, 1),
+                mfu=round(mfu, 4),
                 peak_memory=memory,
             )
-            screen.step(step, result.loss, lr, speed, memory)
-            tokens_then, seconds_then = result.tokens, result.seconds
+            screen.step(step, result.loss, lr, tokens / seconds, mfu, memory)
+            tokens_then, seconds_then, targets = result.tokens, result.seconds, 0
         if asked or (signals.code and fabric.world_size == 1) or paused():
             signals.code = signals.code or PAUSED
             stop()

@@ -8,7 +8,7 @@ from typing import Any, Optional
 
 from litgpt.train.loggers import Logger
 
-FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "peak_memory")
+FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "mfu", "peak_memory")
 
 
 class Metrics:

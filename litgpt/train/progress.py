@@ -74,7 +74,7 @@ class Screen:
             self.task = self.bar.add_task("", total=total, completed=done)
             self.bar.start()
 
-    def step(self, done: int, loss: float, lr: float, tokens_per_s: float, memory: Optional[int]) -> None:
+    def step(self, done: int, loss: float, lr: float, tokens_per_s: float, mfu: float, memory: Optional[int]) -> None:
         """Show one finished step: in the bar, or as a line where there is none."""
         left = (time.perf_counter() - self.began) / (done - self.first) * (self.total - done)
         parts = (
@@ -82,6 +82,7 @@ class Screen:
             f"loss {loss:.4f}",
             f"lr {lr:.2e}",
             f"{tokens_per_s:,.0f} tokens/s",
+            f"MFU {mfu:.0%}",
             f"peak {gigabytes(memory)}",
             f"{duration(left)} left",
         )

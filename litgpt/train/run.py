@@ -45,6 +45,7 @@ from litgpt.train.progress import Screen
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
 from litgpt.train.save import Saver
 from litgpt.train.signals import Signals, Stopped
+from litgpt.train.speed import Work
 from litgpt.train.start import Start
 from litgpt.train.state import TrainingState, changes, checkpoints, flat
 
@@ -211,6 +212,7 @@ def run(
                 fit(
                     fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result,
                     signals,
+                    work=Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name]),
                     save=saver.checkpoint,
                     fail=lambda *step: not_finite(LossModel(model), train_rows, tokenizer, out_dir, *step),
                     meet=lambda batch: last.__setitem__(slice(None), [batch]),
