@@ -13,7 +13,8 @@ from litgpt.train import loss as module
 @pytest.mark.parametrize("kind", ["frozen", "trained", "bias", "lora"])
 @pytest.mark.parametrize("positions", [0, 1, 7, 50])
 def test_head_loss(kind, positions, monkeypatch):
-    monkeypatch.setattr(module, "CHUNK", 7)
+    monkeypatch.setattr(module, "LOGITS", 7 * 11)  # seven positions at once ...
+    monkeypatch.setattr(module, "CACHED", 3 * 11)  # ... and their gradient three at a time
     torch.manual_seed(0)
     head: nn.Module = nn.Linear(6, 11, bias=kind == "bias")
     head.requires_grad_(kind in ("trained", "bias"))

@@ -11,7 +11,7 @@ from torch import nn
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.model import GPT
 
-CHUNK = 1024  # positions whose logits are held at once
+LOGITS = 2**25  # that are held at once
 CACHED = 2**19  # logits that are turned into gradients at once on a CPU
 
 
@@ -31,8 +31,8 @@ class LossModel(nn.Module):
 def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropies of `head(hidden)` against `targets`.
 
-    Logits are made for trained positions only, `CHUNK` of them at a time; their gradient is made along with them, for
-    the input and for those parameters of the head that are trained.
+    Logits are made for trained positions only, `LOGITS` of them at a time. Their gradient takes their place, and gives
+    those of the input and of the parameters of the head that are trained.
 
     Args:
         hidden: (T, C)
@@ -55,8 +55,9 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         wanted = any(ctx.needs_input_grad)
         grads = [torch.empty_like(hidden), *(torch.zeros_like(p) for p in trained)] if wanted else []
-        for start in range(0, len(hidden), CHUNK):
-            chunk = slice(start, start + CHUNK)
+        size = max(1, LOGITS // rows_of(head))
+        for start in range(0, len(hidden), size):
+            chunk = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 x = hidden[chunk].detach().requires_grad_(wanted)
                 logits = head(x)
@@ -73,6 +74,13 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
         first, *others = (grad * outputs[0] for grad in ctx.saved_tensors)
         return first.to(ctx.saved_tensors[0].dtype), None, None, *others
+
+
+def rows_of(head: nn.Module) -> int:
+    """V, also where the head is wrapped."""
+    while hasattr(head, "linear"):
+        head = head.linear  # type: ignore[assignment]
+    return int(head.out_features)  # type: ignore[arg-type]
 
 
 def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
