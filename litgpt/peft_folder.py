@@ -185,7 +185,8 @@ class LoRAFolder:
         weights = {}
         with opened(self.folder / WEIGHTS) as f:
             for stored in self.in_full:
-                for name, _, index in aliases(config.model_type).expand(stored, self.shapes[stored]):
+                own = stored.replace(".base_layer.", ".")  # peft also writes the weight of a head that it updates
+                for name, _, index in aliases(config.model_type).expand(own, self.shapes[stored]):
                     view = f.get_slice(PREFIX + stored)
                     weights[name] = f.get_tensor(PREFIX + stored) if index is None else view[index]
         return weights
