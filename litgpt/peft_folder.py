@@ -268,14 +268,13 @@ class LoRAFolder:
 
     def check_tied(self, given: dict[str, torch.Tensor], model: GPT) -> None:
         """Raise `UserError` where the adapter tears a tied head from its embedding."""
-        table = name_table(model.config)
+        table, shared = name_table(model.config), model.transformer.wte.weight
         (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
-        pair = given.get(f"{head}.weight"), given.get(f"{embedding}.weight")
-        if not model.config.tie_embeddings or pair == (None, None):
+        pair = [t for t in (given.get(f"{head}.weight"), given.get(f"{embedding}.weight")) if t is not None]
+        if not model.config.tie_embeddings or not pair or (self.tying and len(pair) == 1):
             return
-        if self.tying and (pair[0] is None or pair[1] is None):
-            return
-        if pair[0] is None or pair[1] is None or not torch.equal(pair[0], pair[1]):
+        other = pair[1] if len(pair) == 2 else shared.cpu()
+        if not torch.equal(pair[0].to(other.dtype), other):
             raise UserError(
                 f"The adapter in {self.folder} holds an embedding and a head that differ, but the model has one weight "
                 "for both (tie_word_embeddings): this is not supported."

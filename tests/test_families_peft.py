@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
@@ -41,6 +41,7 @@ LEAVES = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"],
 }
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
 IDS = ids(40, rows=2)
 
 
@@ -128,10 +129,12 @@ def test_export_and_merge(base, tmp_path):
 @pytest.mark.parametrize(
     "lora",
     [
-        LoRA(r=3, alpha=5),
+        pytest.param(LoRA(r=3, alpha=5), marks=pytest.mark.long),
         LoRA(r=3, alpha=5, value=False, variant="dora"),
         LoRA(r=2, alpha=5, variant="rslora", init="pissa", **EVERYTHING | {"head": False}),
-        LoRA(r=2, alpha=5, targets=r"\.[12]\..*(proj|c_|dense|w[12])", layers=[0, 2]),
+        pytest.param(
+            LoRA(r=2, alpha=5, targets=r"\.[12]\..*(proj|c_|dense|w[12])", layers=[0, 2]), marks=pytest.mark.long
+        ),
         LoRA(r=2, alpha=5, query=False, value=False, mlp=True, layers=[1], train_embeddings=True),
     ],
     ids=["query and value", "dora of query", "pissa", "regex", "a layer and the embedding"],
@@ -165,7 +168,12 @@ def check_import(base: Path, model: torch.nn.Module, folder: Path) -> None:
         assert (expected - logits(base)).abs().max() > 0.01 * expected.abs().max()
         assert_close(logits(folder, base), expected, 1e-4)
         main(["merge_lora", str(folder), "--base", str(base)])
-        assert_close(theirs(folder.with_name(folder.name + "-merged"))(IDS).logits, expected, 1e-4)
+        merged = theirs(folder.with_name(folder.name + "-merged"))
+        assert_close(merged(IDS).logits, expected, 1e-4)
+        by_peft, by_us = model.merge_and_unload().state_dict(), merged.state_dict()
+        for name in by_peft.keys() - {name for name in by_peft if "lm_head" in name}:
+            if not (name.endswith(EMBEDDINGS) and Checkpoint(base).config.tie_embeddings):
+                assert_close(by_us[name], by_peft[name], 1e-5)
 
 
 def test_adapters_of_peft(base, tmp_path):
@@ -178,8 +186,14 @@ def test_adapters_of_peft(base, tmp_path):
     "changes",
     [
         {"target_modules": "all-linear", "target_parameters": None},
-        {"target_modules": r".*\.[02]\..*(q_proj|qkv_proj|query_key_value|c_attn|down_proj|c_proj)", "use_rslora": True},
-        {"layers_to_transform": [1], "target_parameters": None, "exclude_modules": ["k_proj", "dense"]},
+        pytest.param(
+            {"target_modules": r".*\.[02]\..*(q_proj|query_key_value|c_attn|qkv_proj|down_proj)", "use_rslora": True},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"layers_to_transform": [1], "target_parameters": None, "exclude_modules": ["k_proj", "dense"]},
+            marks=pytest.mark.long,
+        ),
     ],
     ids=["all-linear", "regex", "a layer"],
 )
@@ -213,9 +227,79 @@ def test_prefixes(base, method):
     for p in named.values():
         p.data += 0.1
     torch.nn.functional.cross_entropy(model(text)[0, :-1], text[0, 1:]).backward()
-    assert not [n for n, p in named.items() if p.grad is None or not p.grad.any()]
+    assert not [n for n, p in named.items() if p.grad is None or not (p.grad.any() or ".experts." in n)]
     pretrained = {n.rpartition(".")[0].rpartition(".")[2] for n in named if "adapter_" not in n and "prefix" not in n}
     norms = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"} & {
         n.rpartition(".")[0].rpartition(".")[2] for n, _ in model.named_parameters()
     }
     assert pretrained == (norms if isinstance(method, LLaMAAdapterV2) else set())
+
+
+@pytest.mark.parametrize("case", [("mixtral", "window"), ("qwen3_moe", "some dense")], ids=" ".join)
+def test_experts_as_modules(case, tmp_path):
+    """The layout from before transformers 5, which `peft` converts when it loads."""
+    base = save_random(tmp_path / "base", *case)
+    save_tokenizer(base)
+    config = Checkpoint(base).config
+    draw = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in Checkpoint(base).shapes.items():
+        module = name.removesuffix(".weight")
+        if ".experts." in module or module.endswith("q_proj"):
+            weights[f"base_model.model.{module}.lora_A.weight"] = torch.randn(3, shape[1], generator=draw)
+            weights[f"base_model.model.{module}.lora_B.weight"] = torch.randn(shape[0], 3, generator=draw)
+    leaves = ["w1", "w2", "w3"] if config.model_type == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
+    (tmp_path / "adapter").mkdir()
+    save_tokenizer(tmp_path / "adapter")
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    LoraConfig(r=3, lora_alpha=2, target_modules=["q_proj", *leaves], task_type="CAUSAL_LM").save_pretrained(
+        tmp_path / "adapter"
+    )
+    model = PeftModel.from_pretrained(theirs(base), tmp_path / "adapter").eval()
+    check_import(base, model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "gemma3", "gpt2", "falcon"])
+def test_whole_modules(model_type, tmp_path):
+    """`modules_to_save`: an embedding, a fused projection, a norm; and a head that is written with its update."""
+    variant = {"falcon": "40b", "gpt2": "untied", "gemma3": "untied", "phi3": "partial"}.get(model_type, "plain")
+    base = save_random(tmp_path / "base", model_type, variant)
+    save_tokenizer(base)
+    leaves = LEAVES.get(model_type, LLAMA)
+    ends = {"gpt_neox": ["embed_in", "input_layernorm"], "gpt2": ["wte", "ln_2"], "falcon": ["word_embeddings"]}
+    whole = ends.get(model_type, ["embed_tokens", "post_attention_layernorm"])
+    changes = {"target_modules": leaves[1:], "modules_to_save": [*whole, leaves[0]]}
+    check_import(base, given(base, tmp_path / "adapter", **changes), tmp_path / "adapter")
+
+
+def test_what_peft_can_and_we_cannot(tmp_path):
+    base = save_random(tmp_path / "base", "mixtral", "window")
+    given(base, tmp_path / "embedding", target_modules=["embed_tokens"], target_parameters=None)
+    with pytest.raises(UserError, match=r"LoRA of an embedding, model.embed_tokens, which is not supported"):
+        Source.open(tmp_path / "embedding", base)
+    for changes, name in (({"lora_bias": True}, "lora_bias"), ({"trainable_token_indices": [3]}, "trainable_token")):
+        given(base, tmp_path / name, target_parameters=None, **changes)
+        with pytest.raises(UserError, match=name):
+            Source.open(tmp_path / name, base)
+    with pytest.raises(UserError, match="--lora_variant dora: peft has no DoRA for the mlp of a model with experts"):
+        with_lora(base, LoRA(variant="dora", mlp=True))
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "count"),
+    [
+        ("phi-1_5", LoRA(r=8), 1_572_864),
+        ("stablelm-base-alpha-3b", LoRA(r=8), 2_097_152),
+        ("Llama-2-7b-hf", LoRA(r=8), 4_194_304),
+        ("Llama-2-13b-hf", LoRA(r=8), 6_553_600),
+        ("falcon-40b", LoRA(r=8), 12_042_240),
+        ("stablelm-base-alpha-3b", LLaMAAdapter(), 573_888),
+        ("stablelm-base-alpha-3b", LLaMAAdapterV2(), 2_125_248),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_published_numbers_of_trained_parameters(name, method, count):
+    with torch.device("meta"):
+        model = GPT(Config.from_name(name))
+    method.apply(model)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
