@@ -317,10 +317,12 @@ def stack_places(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
         wanted = (2 * size, width) if len(parts) == 2 else (width, size)
         if (b[0], a[1]) == wanted:
             target, r = stem.removesuffix(".experts") + end, a[0] // n
-            return [
-                Place(name.removesuffix(".weight"), target, r, slice(e * r, (e + 1) * r), rows, slice(e, None, n))
-                for name, _, (e, rows) in aliases(config.model_type).expand(target, (n, *wanted))
-            ]
+            places = []
+            for name, _, index in aliases(config.model_type).expand(target, (n, *wanted)):
+                e, rows = index or (0, slice(None))
+                own = slice(e * r, (e + 1) * r)
+                places.append(Place(name.removesuffix(".weight"), target, r, own, rows, slice(e, None, n)))
+            return places
     return []
 
 

@@ -17,16 +17,19 @@ from transformers import AutoModelForCausalLM
 from litgpt.__main__ import main
 from litgpt.adapter import LLaMAAdapter
 from litgpt.adapter_v2 import LLaMAAdapterV2
-from litgpt.checkpoint import Checkpoint
+from litgpt.checkpoint import Checkpoint, load_weights
 from litgpt.config import Config
 from litgpt.errors import UserError
+from litgpt.families import name_table
 from litgpt.loading import Source
 from litgpt.lora import TARGETS, LoRA, lora_layers
 from litgpt.model import GPT
 from litgpt.peft_export import write_lora
-from tests.families import ALL, FAMILIES, save_random
+from litgpt.quantize import QuantizedLinear, quantize
+from tests.families import ALL, FAMILIES, SIZES, save_random
 from tests.test_families import CPU, assert_close, ids
 from tests.test_lora import flags, with_lora
+from tests.test_training import files, finetune, losses, reference  # noqa: F401 (a fixture)
 
 EVERYTHING = flags(set(TARGETS))
 # one for each way to store: plain, fused and interleaved, fused and transposed, stacked, under another prefix
@@ -212,11 +215,13 @@ def test_dora_of_peft(base, tmp_path):
     check_import(base, given(base, tmp_path / "adapter", **changes), tmp_path / "adapter")
 
 
-@pytest.mark.parametrize("method", [LLaMAAdapter(start_layer=1), LLaMAAdapterV2(start_layer=1)], ids=["v1", "v2"])
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(LLaMAAdapter(start_layer=1), marks=pytest.mark.long), LLaMAAdapterV2(start_layer=1)],
+    ids=["v1", "v2"],
+)
 def test_prefixes(base, method):
     """They start as the base, and all that they train gets a gradient; what is trained are the norms of the stream."""
-    from litgpt.checkpoint import load_weights
-
     with torch.device("meta"):
         model = GPT(Checkpoint(base).config)
     method.apply(model)
@@ -233,6 +238,46 @@ def test_prefixes(base, method):
         n.rpartition(".")[0].rpartition(".")[2] for n, _ in model.named_parameters()
     }
     assert pretrained == (norms if isinstance(method, LLaMAAdapterV2) else set())
+
+
+@pytest.mark.parametrize("scheme", ["bnb.nf4", pytest.param("bnb.int8", marks=pytest.mark.long)])
+def test_quantized(base, scheme):
+    """The linear layers of the blocks alone, one state for each tensor of the checkpoint; what they compute is what
+    their rounded weights would; and few tokens for many experts are no problem."""
+    pytest.importorskip("bitsandbytes")
+    checkpoint = Checkpoint(base)
+    models = []
+    for quantized in (True, False):
+        with torch.device("meta"):
+            model = GPT(checkpoint.config)
+        if quantized:
+            quantize(model, scheme, CPU)
+        LoRA(r=2, dropout=0.0, **EVERYTHING).apply(model)
+        torch.manual_seed(0)
+        load_weights(model, checkpoint, torch.float32, CPU)
+        models.append(model)
+    rounded, plain = models
+    table, modules = name_table(checkpoint.config), dict(plain.named_modules())
+    for name, module in rounded.named_modules():
+        if isinstance(module, QuantizedLinear):
+            assert ".h." in name and len(module.stored) == len(table.stored(name))
+            modules[name].weight.data.copy_(module.dequantized())
+        elif isinstance(module, torch.nn.Linear):
+            assert name.startswith("lm_head")
+    for (_, a), (_, b) in zip(lora_layers(rounded).items(), lora_layers(plain).items()):
+        b.lora_A.data.copy_(a.lora_A)
+        a.lora_B.data.normal_(std=0.1)
+        b.lora_B.data.copy_(a.lora_B)
+    text = ids(3)
+    results = []
+    for model in (rounded, plain):
+        torch.nn.functional.cross_entropy(model.train()(text)[0, :-1], text[0, 1:]).backward()
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        assert all(p.grad is not None for p in named.values())
+        results.append((model(text), torch.cat([p.grad.flatten() for p in named.values()])))
+    close = 1e-3 if scheme == "bnb.nf4" else 0.1  # 8 bits round the inputs too
+    assert_close(results[0][0], results[1][0], close)
+    assert_close(results[0][1], results[1][1], close)
 
 
 @pytest.mark.parametrize("case", [("mixtral", "window"), ("qwen3_moe", "some dense")], ids=" ".join)
@@ -283,6 +328,39 @@ def test_what_peft_can_and_we_cannot(tmp_path):
             Source.open(tmp_path / name, base)
     with pytest.raises(UserError, match="--lora_variant dora: peft has no DoRA for the mlp of a model with experts"):
         with_lora(base, LoRA(variant="dora", mlp=True))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "leaves"),
+    [
+        ("phi3", ["o_proj", "down_proj"]),
+        ("gpt_neox", ["dense", "dense_4h_to_h", "dense_h_to_4h"]),
+    ],
+)
+def test_quantized_bases_train_as_in_peft(
+    model_type,
+    leaves,
+    files,  # noqa: F811
+    tokenizer_file,
+    tmp_path,
+    monkeypatch,
+):
+    """Layers that are fused or interleaved are quantized as their one tensor is. Those that are adapted are the others:
+    `peft` trains a fused layer in another way, one A for all blocks. (transformers does not quantize Falcon.)"""
+    pytest.importorskip("bitsandbytes")
+    wide = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 300}
+    monkeypatch.setitem(FAMILIES[model_type], "wide", SIZES | wide)
+    base = save_random(tmp_path / "base", model_type, "wide")
+    save_tokenizer(base)
+    (base / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    flags = ["--lora_targets", "|".join(f"{leaf}$" for leaf in leaves), "--quantize", "bnb.nf4", "--train.epochs", 10]
+    finetune(base, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
+    expected = reference(base, files, tmp_path / "start" / "final", leaves, "bnb.nf4")
+    curve = losses(finetune(base, files, tmp_path / "out", "--train.micro_batch_size", 8, *flags))
+    assert curve == pytest.approx(expected, abs=1e-3) and curve[-1] < curve[0] - 0.5
+    fused = ["--lora_key", "true", "--lora_mlp", "true", "--quantize", "bnb.nf4", "--train.epochs", 10]
+    curve = losses(finetune(base, files, tmp_path / "fused", *fused))
+    assert curve[-1] < curve[0] - 0.5
 
 
 @pytest.mark.parametrize(
