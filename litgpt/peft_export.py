@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
+from litgpt.checkpoint import base_parameters
 from litgpt.families import aliases, name_table
 from litgpt.families.memory import in_memory
 from litgpt.families.table import Stored
@@ -55,7 +56,7 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
         "use_dora": lora.variant == "dora",
         "target_modules": target_modules(set(modules), model),
         "target_parameters": sorted(parameters) or None,
-        "modules_to_save": sorted({name.removesuffix(".weight").rpartition(".")[2] for name in in_full}) or None,
+        "modules_to_save": sorted({name.split(".")[-2] for name in in_full}) or None,
         "bias": "none",
         "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in holders(model, name)),
         "inference_mode": True,
@@ -162,12 +163,18 @@ def stacked_tensors(experts: Experts, r: int, n_expert: int) -> dict[str, torch.
 
 def trained_embeddings(model: GPT) -> dict[str, torch.Tensor]:
     """The embedding by its name in memory, if it was trained, and a tied head: `peft` would leave it as it was."""
-    embedding, config = model.transformer.wte.weight, model.config
+    embedding, config, slots = model.transformer.wte.weight, model.config, base_parameters(model)
     if not embedding.requires_grad:
         return {}
-    ours = ["transformer.wte", *(["lm_head"] if config.tie_embeddings else [])]
-    modules = [holder.module for name in ours for holder in holders(model, name)]
-    return {f"{in_memory(config.model_type, module)}.weight": embedding.clone() for module in modules}
+    tensors = {"transformer.wte.weight": embedding}
+    if config.tie_embeddings:
+        tensors["lm_head.weight"] = embedding.clone()
+        if "lm_head.bias" in slots:  # peft takes whole modules
+            tensors["lm_head.bias"] = getattr(*slots["lm_head.bias"])
+    modules = {ours: holders(model, ours.rpartition(".")[0])[0].module for ours in tensors}
+    return {
+        f"{in_memory(config.model_type, modules[ours])}.{ours.rpartition('.')[2]}": t for ours, t in tensors.items()
+    }
 
 
 def target_modules(adapted: set[str], model: GPT) -> list[str]:

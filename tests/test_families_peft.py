@@ -64,7 +64,7 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 def save_tokenizer(folder: Path) -> None:
     """Of words, as the vocabularies are small."""
-    words = {word: i for i, word in enumerate(["<unk>", "the", "of", "a", "def", "café", "x"])}
+    words = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", "the", "of", "a", "def", "café", "x"])}
     tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
     tokenizer.pre_tokenizer = Whitespace()
     tokenizer.save(str(folder / "tokenizer.json"))
