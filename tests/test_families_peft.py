@@ -381,3 +381,20 @@ def test_published_numbers_of_trained_parameters(name, method, count):
         model = GPT(Config.from_name(name))
     method.apply(model)
     assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+@torch.no_grad()
+def test_merge_into_other_files(tmp_path):
+    """A base with its experts stacked, and one whose tied head is stored too, in another shard than the embedding."""
+    stacked = save_random(tmp_path / "stacked", "mixtral", "window", save_original_format=False)
+    assert any(name.endswith("experts.gate_up_proj") for name in load_file(stacked / "model.safetensors"))
+    tied = save_random(tmp_path / "tied", "phi", "norms")
+    weights = load_file(tied / "model.safetensors")
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    (tied / "model.safetensors").rename(tied / "model-1.safetensors")
+    save_file(head, tied / "model-0.safetensors", {"format": "pt"})
+    files = dict.fromkeys(weights, "model-1.safetensors") | {"lm_head.weight": "model-0.safetensors"}
+    (tied / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    for base in (stacked, tied):
+        save_tokenizer(base)
+        check_export(base, LoRA(r=2, alpha=5, **EVERYTHING), base.with_name(base.name + "-adapter"))
