@@ -19,11 +19,16 @@ from litgpt.model.attention import CausalSelfAttention
 class Prefix(nn.Module):
     """What one attention layer attends to besides its tokens. Embedding and gates are float32.
 
-    The keys and values are made anew each time, so that they are never those of an earlier step.
+    The keys and values are made anew each time, so that they are never those of an earlier step. They have no
+    positions, and are not normalized where those of tokens are.
+
+    Args:
+        scale: By which the layer multiplies its scores.
     """
 
-    def __init__(self, length: int, n_embd: int, n_head: int, device: torch.device) -> None:
+    def __init__(self, length: int, n_embd: int, n_head: int, scale: float, device: torch.device) -> None:
         super().__init__()
+        self.scale = scale
         self.embedding = nn.Parameter(torch.empty(length, n_embd, device=device))
         self.gate = nn.Parameter(torch.empty(n_head, device=device))
         if device.type != "meta":
@@ -43,7 +48,7 @@ class Prefix(nn.Module):
         """
         _, k, v = qkv(self.embedding.to(q.dtype)).split(sizes, dim=-1)  # (P, n * hs or g * hs)
         k, v = (t.unflatten(-1, (-1, q.size(-1))).transpose(0, 1)[None].expand(q.size(0), -1, -1, -1) for t in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, enable_gqa=True)
+        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=True)
         return self.gate.to(y.dtype)[:, None, None] * y
 
 
@@ -81,4 +86,4 @@ class LLaMAAdapter:
             attention = block.attn
             assert isinstance(attention, CausalSelfAttention)
             device = attention.qkv.weight.device
-            attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, device)
+            attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scale, device)

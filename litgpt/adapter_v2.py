@@ -1,5 +1,8 @@
 """LLaMA-Adapter V2: the prefixes of LLaMA-Adapter, a bias and a scale on every linear layer, and trainable norms.
 
+The norms are those of the stream: before and after attention and the feed-forward part, and the last one. Norms of
+queries and keys stay frozen, and so does the router of a mixture of experts.
+
 https://arxiv.org/abs/2304.15010
 """
 
@@ -10,6 +13,8 @@ from torch import nn
 
 from litgpt.adapter import LLaMAAdapter
 from litgpt.model import GPT
+
+NORMS = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"}
 
 
 class AdapterV2Linear(nn.Module):
@@ -43,5 +48,5 @@ class LLaMAAdapterV2(LLaMAAdapter):
             parent, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(parent), leaf, AdapterV2Linear(linear))
         for name, parameter in model.named_parameters():
-            if any(part.startswith(("norm", "post_", "ln_f")) for part in name.split(".")):
+            if name.rpartition(".")[0].rpartition(".")[2] in NORMS:
                 parameter.requires_grad_(True)

@@ -137,8 +137,8 @@ class LoRALinear(nn.Module):
         numbers = [i for i, on in enumerate(self.adapted) if on]
         return zip(numbers, self.lora_A.split(self.lora.r), self.lora_B.split(self.adapted_sizes))  # type: ignore
 
-    def learned(self) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
-        """For each adapted block its number and what was learned over the original weight, by PEFT's names.
+    def learned(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Optional[torch.Tensor]]]:
+        """For each adapted block its number and what was learned over the original weight: A, B and DoRA's magnitude.
 
         After PiSSA the rank is twice as high, since what B A had at the start has to be taken off again.
         """
@@ -149,10 +149,7 @@ class LoRALinear(nn.Module):
             if self.start:
                 a0, b0 = next(start)
                 a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)
-            tensors = {"lora_A.weight": a, "lora_B.weight": b}
-            if self.magnitude is not None:
-                tensors["lora_magnitude_vector"] = next(magnitude)
-            yield i, tensors
+            yield i, a, b, next(magnitude, None)
 
 
 class Update(torch.autograd.Function):
@@ -203,9 +200,10 @@ class LoRA:
 
     Args:
         targets: A regular expression that is searched for in the Hugging Face names of the linear layers
-            (`model.layers.0.self_attn.q_proj`); instead of the six switches.
+            (`model.layers.0.self_attn.q_proj`); instead of the six switches. A layer that holds several blocks in one,
+            like `qkv_proj`, is updated as a whole.
         layers: Only these blocks of the model, counted from 0, from the end if below 0.
-        modules: Exactly these Hugging Face modules, as an adapter that is read has them.
+        modules: Exactly these Hugging Face modules, as an adapter that is read has them, by the names of the table.
         scaling: The factor s of the update; made from alpha and r.
 
     Raises:
@@ -265,12 +263,21 @@ class LoRA:
         table = name_table(model.config)
         model.requires_grad_(False)
         chosen = self.chosen_layers(model.config.n_layer)
-        linears = [(n, m, table.to_hf(n)) for n, m in model.named_modules() if isinstance(m, nn.Linear)]
+        linears = [
+            (n, m, table.holders(n, getattr(m, "parts", (m.out_features,))))
+            for n, m in model.named_modules()
+            if isinstance(m, nn.Linear)
+        ]
         found = False
         for name, linear, hf in linears:
             adapted = self.selected(name, hf, chosen)
             if any(adapted):
                 found = True
+                if self.variant == "dora" and self.modules is None and model.config.n_expert and ".mlp." in name:
+                    raise UserError(
+                        "--lora_variant dora: peft has no DoRA for the mlp of a model with experts. Choose lora or "
+                        "rslora, or leave the mlp as it is."
+                    )
                 if self.init == "pissa" and isinstance(linear, QuantizedLinear):
                     raise UserError(
                         "--lora_init pissa changes the frozen weights, which --quantize rounds: choose one."
@@ -297,7 +304,7 @@ class LoRA:
         """For each block of the layer of this name whether it gets an update.
 
         Args:
-            hf: The Hugging Face modules of the blocks.
+            hf: For each block the Hugging Face module that holds it.
             chosen: The numbers of the blocks of the model that `layers` allows; None for all.
         """
         if self.modules is not None:
@@ -309,11 +316,8 @@ class LoRA:
             return [re.search(self.targets, module) is not None for module in hf]
         if name.endswith("attn.qkv"):
             return [self.query, self.key, self.value]
-        if ".attn." in name:
-            return [self.projection]
-        if ".mlp." in name:
-            return [self.mlp] * len(hf)
-        return [self.head]
+        wanted = self.projection if ".attn." in name else self.mlp if ".mlp." in name else self.head
+        return [wanted] * len(hf)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

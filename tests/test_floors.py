@@ -17,6 +17,7 @@ FLOORS = {
         "adapter_v2",
         "quantize",
         "peft_folder",
+        "peft_export",
         "adapter_folder",
         "families",
         "checkpoint",

@@ -15,7 +15,7 @@ from litgpt.errors import UserError
 from litgpt.loading import Source
 from litgpt.lora import TARGETS, LoRA, lora_layers
 from litgpt.model import GPT
-from litgpt.peft_folder import write_lora
+from litgpt.peft_export import write_lora
 from tests.conftest import save_llama
 
 CPU = torch.device("cpu")
@@ -118,7 +118,6 @@ def test_precision_of_the_parts(base):
     [
         ({"bias": "all"}, "bias 'all'"),
         ({"peft_type": "IA3"}, "peft_type"),
-        ({"target_parameters": ["x"]}, "target_parameters"),
         ({"alpha_pattern": {"q_proj": "much"}}, "no usable r and lora_alpha"),
         ({"r": None}, "no usable r"),
         ({"r": 0}, "r 0, which must be above 0"),

@@ -190,4 +190,4 @@ def test_a_magnitude_that_is_missing(base, tmp_path):  # noqa: F811
     file = folder / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"use_dora": True}))
     with pytest.raises(UserError, match=r"lacks lora_A or lora_B or lora_magnitude_vector for: model\.layers\.0"):
-        open_adapter(folder).deltas()
+        open_adapter(folder).deltas(Checkpoint(base).config)

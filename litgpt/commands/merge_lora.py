@@ -12,6 +12,7 @@ from safetensors.torch import save_file
 from litgpt.checkpoint import INDEX
 from litgpt.errors import UserError
 from litgpt.families import name_table
+from litgpt.families.table import NameTable
 from litgpt.files import whole_folder
 from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
@@ -85,27 +86,37 @@ def copy_small_files(source: Source, target: Path) -> None:
 def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:
     """The base's shards one after the other, each module's update added in float32; and `config.json`."""
     assert isinstance(source.adapter, LoRAFolder)
-    base, deltas, in_full = source.checkpoint, source.adapter.deltas(), source.adapter.whole_weights()
-    table = name_table(base.config)
+    base = source.checkpoint
+    deltas, in_full = source.adapter.deltas(base.config), source.adapter.whole_weights(base.config)
+    table, tied, fields = name_table(base.config), base.config.tie_embeddings, dict(base.fields)
     (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
-    fields = dict(base.fields)
-    if base.config.tie_embeddings and f"{head}.weight" in in_full:
-        in_full.setdefault(f"{embedding}.weight", in_full[f"{head}.weight"])
+    pair = f"{embedding}.weight", f"{head}.weight"
+    if tied and any(name in in_full for name in pair):  # both are the same
+        in_full |= dict.fromkeys((n for n in pair if n in base.files), next(in_full[n] for n in pair if n in in_full))
+        in_full = {n: t for n, t in in_full.items() if n in base.files}
 
     def merged(name: str, module: str) -> torch.Tensor:
         weight = base.tensor(name)
         stored = weight.dtype if dtype is None else dtype
-        if f"{module}.weight" in in_full:
-            weight = in_full[f"{module}.weight"]
+        if name in in_full:
+            if in_full[name].shape != weight.shape:
+                raise UserError(f"The adapter's {name} does not fit the base's {tuple(weight.shape)}.")
+            weight = in_full[name]
         if module in deltas:
-            delta = deltas.pop(module)
+            delta, transposed = deltas.pop(module), is_transposed(table, module)
+            weight = weight.T if transposed else weight
             if delta.shape != tuple(weight.shape):
                 raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(weight.shape)}.")
             weight = delta.added_to(weight)
+            weight = weight.T.contiguous() if transposed else weight
         return weight.to(stored)
 
-    if base.config.tie_embeddings and head in deltas:
+    missing = sorted(set(in_full) - set(base.files))
+    untied = tied and head in deltas
+    if untied:
         fields["tie_word_embeddings"] = False
+        if isinstance(fields.get("text_config"), dict):
+            fields["text_config"] = fields["text_config"] | {"tie_word_embeddings": False}
     files: dict[Path, list[str]] = defaultdict(list)
     for name, file in base.files.items():
         files[file].append(name)
@@ -113,13 +124,14 @@ def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) ->
     total = 0
     for file, names in files.items():
         tensors = {name: merged(name, name.removesuffix(".weight")) for name in names}
-        if f"{embedding}.weight" in names and head in deltas:  # the tied head is written on its own
-            tensors[f"{head}.weight"] = merged(f"{embedding}.weight", head)
+        if untied and pair[0] in names and pair[1] not in base.files:  # the head is written on its own
+            tensors[pair[1]] = merged(pair[0], head)
         save_file(tensors, target / file.name, metadata={"format": "pt"})
         weight_map |= {name: file.name for name in tensors}
         total += sum(t.nbytes for t in tensors.values())
-    if deltas:
-        raise UserError(f"The base has no weights for these modules of the adapter: {', '.join(sorted(deltas))}.")
+    missing += sorted(deltas)
+    if missing:
+        raise UserError(f"The base has no weights for this of the adapter: {', '.join(missing)}.")
     if len(files) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -127,6 +139,12 @@ def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) ->
         fields["dtype"] = str(dtype).removeprefix("torch.")
         fields.pop("torch_dtype", None)
     (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def is_transposed(table: NameTable, module: str) -> bool:
+    """Whether a Hugging Face module stores its weight as (in_features, out_features)."""
+    ours, part = table.from_hf(module) or ("", 0)
+    return bool(ours) and table.stored(ours)[part].transposed
 
 
 def seal(source: Source, target: Path) -> tuple[float, str]:

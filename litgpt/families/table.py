@@ -77,6 +77,11 @@ class NameTable:
         """The names of `stored`."""
         return tuple(stored.module for stored in self.stored(ours))
 
+    def holders(self, ours: str, parts: Sequence[int]) -> tuple[str, ...]:
+        """For each block of our module the Hugging Face module that holds it: the same for all where one holds all."""
+        several = self.to_hf(ours)
+        return several * len(parts) if len(several) == 1 else several
+
     def from_hf(self, hf: str) -> tuple[str, int] | None:
         """Our module that a Hugging Face module holds, and which of `stored` that is; None if unknown."""
         return self.inverse.get(hf)
@@ -129,10 +134,15 @@ class Aliases:
     renames: Sequence[tuple[str, str]] = ()
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
 
-    def expand(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Optional[tuple]]]:
-        """What a stored tensor is in the words of the table: the name and shape of each part, and its index in it."""
+    def rename(self, name: str) -> str:
+        """A tensor's name in the words of the table."""
         for pattern, replacement in self.renames:
             name = re.sub(pattern, replacement, name)
+        return name
+
+    def expand(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Optional[tuple]]]:
+        """What a stored tensor is in the words of the table: the name and shape of each part, and its index in it."""
+        name = self.rename(name)
         for end, parts in self.stacks.items():
             if name.endswith(end) and len(shape) == 3 and shape[1] % len(parts) == 0:
                 rows = shape[1] // len(parts)

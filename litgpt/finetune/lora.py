@@ -6,7 +6,7 @@ from typing import Any, Optional, Union
 
 from litgpt.lora import Init, LoRA, Variant
 from litgpt.model import GPT
-from litgpt.peft_folder import write_lora
+from litgpt.peft_export import write_lora
 from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.run import run
 from litgpt.train.start import Start

@@ -1,0 +1,400 @@
+"""Adapters of every family: what we export gives our logits in `peft`, what `peft` makes gives its own in ours."""
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import AutoModelForCausalLM
+
+from litgpt.__main__ import main
+from litgpt.adapter import LLaMAAdapter
+from litgpt.adapter_v2 import LLaMAAdapterV2
+from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.config import Config
+from litgpt.errors import UserError
+from litgpt.families import name_table
+from litgpt.loading import Source
+from litgpt.lora import TARGETS, LoRA, lora_layers
+from litgpt.model import GPT
+from litgpt.peft_export import write_lora
+from litgpt.quantize import QuantizedLinear, quantize
+from tests.families import ALL, FAMILIES, SIZES, save_random
+from tests.test_families import CPU, assert_close, ids
+from tests.test_lora import flags, with_lora
+from tests.test_training import files, finetune, losses, reference  # noqa: F401 (a fixture)
+
+EVERYTHING = flags(set(TARGETS))
+# one for each way to store: plain, fused and interleaved, fused and transposed, stacked, under another prefix
+KINDS = ("phi3", "gpt_neox", "gpt2", "mixtral", "qwen3_moe", "gemma3")
+QUICK = [(family, next(iter(FAMILIES[family]))) for family in KINDS] + [("qwen3_moe", "some dense")]
+CASES = [pytest.param(case, marks=() if case in QUICK else pytest.mark.long, id=" ".join(case)) for case in ALL]
+LEAVES = {
+    "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "lm_head"],
+    "falcon": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "lm_head"],
+    "gpt2": ["c_attn", "c_proj", "c_fc", "lm_head"],
+    "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "lm_head"],
+    "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"],
+}
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
+IDS = ids(40, rows=2)
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*fan_in_fan_out|.*tie_word_embeddings|.*ensure_weight_tying")
+        yield
+
+
+@pytest.fixture(scope="module", params=CASES)
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = save_random(tmp_path_factory.mktemp("m") / "base", *request.param)
+    save_tokenizer(folder)
+    return folder
+
+
+def save_tokenizer(folder: Path) -> None:
+    """Of words, as the vocabularies are small."""
+    words = {word: i for i, word in enumerate(["<s>", "</s>", "<unk>", "the", "of", "a", "def", "café", "x"])}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "PreTrainedTokenizerFast"}))
+
+
+def theirs(folder: Path) -> torch.nn.Module:
+    return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+
+
+def logits(folder: Path, base: Path | None = None) -> torch.Tensor:
+    return Source.open(folder, base).model(torch.float32, CPU)(IDS)
+
+
+def trained(base: Path, lora: LoRA) -> GPT:
+    """A model whose trained weights have all moved."""
+    model = with_lora(base, lora)
+    draw = torch.Generator().manual_seed(3)
+    for p in model.parameters():
+        if p.requires_grad:
+            p.data += 0.1 * torch.randn(p.shape, generator=draw)
+    return model
+
+
+def in_peft(base: Path, adapter: Path) -> torch.nn.Module:
+    """With nothing left over on either side."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*(missing|unexpected|no module|no parameter).*")
+        model = PeftModel.from_pretrained(theirs(base), adapter).eval()
+    written = {n.partition(".lora_")[0] for n in load_file(adapter / "adapter_model.safetensors") if ".lora_" in n}
+    assert {n.partition(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n} == written
+    return model
+
+
+@torch.no_grad()
+def check_export(base: Path, lora: LoRA, folder: Path, merge: bool = True) -> dict[str, Any]:
+    """Our logits, those in `peft`, those of the folder that we read again, and the merged ones, are the same."""
+    model = trained(base, lora)
+    expected = model(IDS)
+    assert (expected - logits(base)).abs().max() > 0.01 * expected.abs().max()
+    folder.mkdir()
+    write_lora(lora, model, str(base), folder)
+    save_tokenizer(folder)
+    assert_close(in_peft(base, folder)(IDS).logits, expected, 1e-4)
+    assert_close(logits(folder), expected, 1e-4)
+    if merge:
+        main(["merge_lora", str(folder)])
+        merged = folder.with_name(folder.name + "-merged")
+        assert_close(theirs(merged)(IDS).logits, expected, 1e-4)
+        assert_close(logits(merged), expected, 1e-4)
+    return json.loads((folder / "adapter_config.json").read_text())
+
+
+def test_export_and_merge(base, tmp_path):
+    fields = check_export(base, LoRA(r=2, alpha=5, **EVERYTHING), tmp_path / "adapter")
+    assert fields["lora_alpha"] / fields["r"] == 2.5 and not fields.get("rank_pattern")
+    assert (fields["lora_dropout"] == 0) == bool(fields["target_parameters"])
+    before = Checkpoint(base)
+    after = Checkpoint(tmp_path / "adapter-merged")
+    assert before.config.tie_embeddings or before.files.keys() == after.files.keys()
+    kept = [n for n in before.files if "vision" in n or "projector" in n]
+    assert all(torch.equal(before.tensor(n), after.tensor(n)) for n in kept)
+
+
+@pytest.mark.parametrize(
+    "lora",
+    [
+        pytest.param(LoRA(r=3, alpha=5), marks=pytest.mark.long),
+        LoRA(r=3, alpha=5, value=False, variant="dora"),
+        LoRA(r=2, alpha=5, variant="rslora", init="pissa", **EVERYTHING | {"head": False}),
+        pytest.param(
+            LoRA(r=2, alpha=5, targets=r"\.[12]\..*(proj|c_|dense|w[12])", layers=[0, 2]), marks=pytest.mark.long
+        ),
+        LoRA(r=2, alpha=5, query=False, value=False, mlp=True, layers=[1], train_embeddings=True),
+    ],
+    ids=["query and value", "dora of query", "pissa", "regex", "a layer and the embedding"],
+)
+def test_parts(base, lora, tmp_path):
+    check_export(base, lora, tmp_path / "adapter")
+
+
+def given(base: Path, folder: Path, **changes: Any) -> torch.nn.Module:
+    """An adapter that `peft` made, saved in `folder`."""
+    config = Checkpoint(base).config
+    torch.manual_seed(1)
+    targets: dict[str, Any] = {"target_modules": LEAVES.get(config.model_type, LLAMA)}
+    if config.n_expert:
+        targets["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"]
+        targets["target_parameters"] = ["experts.gate_up_proj", "experts.down_proj"]
+    options = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, "task_type": "CAUSAL_LM", **targets, **changes}
+    model = get_peft_model(theirs(base), LoraConfig(**options)).eval()
+    draw = torch.Generator().manual_seed(2)
+    for name, p in model.named_parameters():
+        if "magnitude" in name or "modules_to_save" in name:
+            p.data *= 1 + 0.1 * torch.randn(p.shape, generator=draw)
+    model.save_pretrained(folder)
+    save_tokenizer(folder)
+    return model
+
+
+def check_import(base: Path, model: torch.nn.Module, folder: Path) -> None:
+    with torch.no_grad():
+        expected = model(IDS).logits
+        assert (expected - logits(base)).abs().max() > 0.01 * expected.abs().max()
+        assert_close(logits(folder, base), expected, 1e-4)
+        main(["merge_lora", str(folder), "--base", str(base)])
+        merged = theirs(folder.with_name(folder.name + "-merged"))
+        assert_close(merged(IDS).logits, expected, 1e-4)
+        by_peft, by_us = model.merge_and_unload().state_dict(), merged.state_dict()
+        for name in by_peft.keys() - {name for name in by_peft if "lm_head" in name}:
+            if not (name.endswith(EMBEDDINGS) and Checkpoint(base).config.tie_embeddings):
+                assert_close(by_us[name], by_peft[name], 1e-5)
+
+
+def test_adapters_of_peft(base, tmp_path):
+    pattern = r"(q_proj|qkv_proj|query_key_value|c_attn|layers\.1\..*gate_up_proj)"
+    changes = {"rank_pattern": {pattern: 6, r".*1\..*(down_proj|fc2|4h_to_h)": 3}, "alpha_pattern": {pattern: 13}}
+    check_import(base, given(base, tmp_path / "adapter", **changes), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"target_modules": "all-linear", "target_parameters": None},
+        pytest.param(
+            {"target_modules": r".*\.[02]\..*(q_proj|query_key_value|c_attn|qkv_proj|down_proj)", "use_rslora": True},
+            marks=pytest.mark.long,
+        ),
+        pytest.param(
+            {"layers_to_transform": [1], "target_parameters": None, "exclude_modules": ["k_proj", "dense"]},
+            marks=pytest.mark.long,
+        ),
+    ],
+    ids=["all-linear", "regex", "a layer"],
+)
+def test_selections_of_peft(base, changes, tmp_path):
+    model_type = Checkpoint(base).config.model_type
+    if "layers_to_transform" in changes:
+        changes = {**changes, "target_modules": [m for m in LEAVES.get(model_type, LLAMA[:4]) if m != "lm_head"]}
+    check_import(base, given(base, tmp_path / "adapter", **changes), tmp_path / "adapter")
+
+
+def test_dora_of_peft(base, tmp_path):
+    config = Checkpoint(base).config
+    targets = [m for m in LEAVES.get(config.model_type, LLAMA) if m != "lm_head"]
+    targets = LLAMA[:4] if config.n_expert else targets
+    changes = {"use_dora": True, "target_modules": targets, "target_parameters": None}
+    check_import(base, given(base, tmp_path / "adapter", **changes), tmp_path / "adapter")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [pytest.param(LLaMAAdapter(start_layer=1), marks=pytest.mark.long), LLaMAAdapterV2(start_layer=1)],
+    ids=["v1", "v2"],
+)
+def test_prefixes(base, method):
+    """They start as the base, and all that they train gets a gradient; what is trained are the norms of the stream."""
+    with torch.device("meta"):
+        model = GPT(Checkpoint(base).config)
+    method.apply(model)
+    load_weights(model, Checkpoint(base), torch.float32, CPU)
+    text = ids(30)
+    assert_close(model(text), Source.open(base).model(torch.float32, CPU)(text), 1e-5)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    for p in named.values():
+        p.data += 0.1
+    torch.nn.functional.cross_entropy(model(text)[0, :-1], text[0, 1:]).backward()
+    assert not [n for n, p in named.items() if p.grad is None or not (p.grad.any() or ".experts." in n)]
+    pretrained = {n.rpartition(".")[0].rpartition(".")[2] for n in named if "adapter_" not in n and "prefix" not in n}
+    norms = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"} & {
+        n.rpartition(".")[0].rpartition(".")[2] for n, _ in model.named_parameters()
+    }
+    assert pretrained == (norms if isinstance(method, LLaMAAdapterV2) else set())
+
+
+@pytest.mark.parametrize("scheme", ["bnb.nf4", pytest.param("bnb.int8", marks=pytest.mark.long)])
+def test_quantized(base, scheme):
+    """The linear layers of the blocks alone, one state for each tensor of the checkpoint; what they compute is what
+    their rounded weights would; and few tokens for many experts are no problem."""
+    pytest.importorskip("bitsandbytes")
+    checkpoint = Checkpoint(base)
+    models = []
+    for quantized in (True, False):
+        with torch.device("meta"):
+            model = GPT(checkpoint.config)
+        if quantized:
+            quantize(model, scheme, CPU)
+        LoRA(r=2, dropout=0.0, **EVERYTHING).apply(model)
+        torch.manual_seed(0)
+        load_weights(model, checkpoint, torch.float32, CPU)
+        models.append(model)
+    rounded, plain = models
+    table, modules = name_table(checkpoint.config), dict(plain.named_modules())
+    for name, module in rounded.named_modules():
+        if isinstance(module, QuantizedLinear):
+            assert ".h." in name and len(module.stored) == len(table.stored(name))
+            modules[name].weight.data.copy_(module.dequantized())
+        elif isinstance(module, torch.nn.Linear):
+            assert name.startswith("lm_head")
+    for (_, a), (_, b) in zip(lora_layers(rounded).items(), lora_layers(plain).items()):
+        b.lora_A.data.copy_(a.lora_A)
+        a.lora_B.data.normal_(std=0.1)
+        b.lora_B.data.copy_(a.lora_B)
+    text = ids(3)
+    results = []
+    for model in (rounded, plain):
+        torch.nn.functional.cross_entropy(model.train()(text)[0, :-1], text[0, 1:]).backward()
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        assert all(p.grad is not None for p in named.values())
+        results.append((model(text), torch.cat([p.grad.flatten() for p in named.values()])))
+    close = 1e-3 if scheme == "bnb.nf4" else 0.1  # 8 bits round the inputs too
+    assert_close(results[0][0], results[1][0], close)
+    assert_close(results[0][1], results[1][1], close)
+
+
+@pytest.mark.parametrize("case", [("mixtral", "window"), ("qwen3_moe", "some dense")], ids=" ".join)
+def test_experts_as_modules(case, tmp_path):
+    """The layout from before transformers 5, which `peft` converts when it loads."""
+    base = save_random(tmp_path / "base", *case)
+    save_tokenizer(base)
+    config = Checkpoint(base).config
+    draw = torch.Generator().manual_seed(0)
+    weights = {}
+    for name, shape in Checkpoint(base).shapes.items():
+        module = name.removesuffix(".weight")
+        if ".experts." in module or module.endswith("q_proj"):
+            weights[f"base_model.model.{module}.lora_A.weight"] = torch.randn(3, shape[1], generator=draw)
+            weights[f"base_model.model.{module}.lora_B.weight"] = torch.randn(shape[0], 3, generator=draw)
+    leaves = ["w1", "w2", "w3"] if config.model_type == "mixtral" else ["gate_proj", "up_proj", "down_proj"]
+    (tmp_path / "adapter").mkdir()
+    save_tokenizer(tmp_path / "adapter")
+    save_file(weights, tmp_path / "adapter" / "adapter_model.safetensors")
+    LoraConfig(r=3, lora_alpha=2, target_modules=["q_proj", *leaves], task_type="CAUSAL_LM").save_pretrained(
+        tmp_path / "adapter"
+    )
+    model = PeftModel.from_pretrained(theirs(base), tmp_path / "adapter").eval()
+    check_import(base, model, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "gemma3", "gpt2", "falcon"])
+def test_whole_modules(model_type, tmp_path):
+    """`modules_to_save`: an embedding, a fused projection, a norm; and a head that is written with its update."""
+    variant = {"falcon": "40b", "gpt2": "untied", "gemma3": "untied", "phi3": "partial"}.get(model_type, "plain")
+    base = save_random(tmp_path / "base", model_type, variant)
+    save_tokenizer(base)
+    leaves = LEAVES.get(model_type, LLAMA)
+    ends = {"gpt_neox": ["embed_in", "input_layernorm"], "gpt2": ["wte", "ln_2"], "falcon": ["word_embeddings"]}
+    whole = ends.get(model_type, ["embed_tokens", "post_attention_layernorm"])
+    changes = {"target_modules": leaves[1:], "modules_to_save": [*whole, leaves[0]]}
+    check_import(base, given(base, tmp_path / "adapter", **changes), tmp_path / "adapter")
+
+
+def test_what_peft_can_and_we_cannot(tmp_path):
+    base = save_random(tmp_path / "base", "mixtral", "window")
+    given(base, tmp_path / "embedding", target_modules=["embed_tokens"], target_parameters=None)
+    with pytest.raises(UserError, match=r"LoRA of an embedding, model.embed_tokens, which is not supported"):
+        Source.open(tmp_path / "embedding", base)
+    for changes, name in (({"lora_bias": True}, "lora_bias"), ({"trainable_token_indices": [3]}, "trainable_token")):
+        given(base, tmp_path / name, target_parameters=None, **changes)
+        with pytest.raises(UserError, match=name):
+            Source.open(tmp_path / name, base)
+    with pytest.raises(UserError, match="--lora_variant dora: peft has no DoRA for the mlp of a model with experts"):
+        with_lora(base, LoRA(variant="dora", mlp=True))
+
+
+@pytest.mark.parametrize(
+    ("model_type", "leaves"),
+    [
+        ("phi3", ["o_proj", "down_proj"]),
+        ("gpt_neox", ["dense", "dense_4h_to_h", "dense_h_to_4h"]),
+    ],
+)
+def test_quantized_bases_train_as_in_peft(
+    model_type,
+    leaves,
+    files,  # noqa: F811
+    tokenizer_file,
+    tmp_path,
+    monkeypatch,
+):
+    """Layers that are fused or interleaved are quantized as their one tensor is. Those that are adapted are the others:
+    `peft` trains a fused layer in another way, one A for all blocks. (transformers does not quantize Falcon.)"""
+    pytest.importorskip("bitsandbytes")
+    wide = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 300}
+    monkeypatch.setitem(FAMILIES[model_type], "wide", SIZES | wide)
+    base = save_random(tmp_path / "base", model_type, "wide")
+    save_tokenizer(base)
+    (base / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    flags = ["--lora_targets", "|".join(f"{leaf}$" for leaf in leaves), "--quantize", "bnb.nf4", "--train.epochs", 10]
+    finetune(base, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
+    expected = reference(base, files, tmp_path / "start" / "final", leaves, "bnb.nf4")
+    curve = losses(finetune(base, files, tmp_path / "out", "--train.micro_batch_size", 8, *flags))
+    assert curve == pytest.approx(expected, abs=1e-3) and curve[-1] < curve[0] - 0.5
+    fused = ["--lora_key", "true", "--lora_mlp", "true", "--quantize", "bnb.nf4", "--train.epochs", 10]
+    curve = losses(finetune(base, files, tmp_path / "fused", *fused))
+    assert curve[-1] < curve[0] - 0.5
+
+
+@pytest.mark.parametrize(
+    ("name", "method", "count"),
+    [
+        ("phi-1_5", LoRA(r=8), 1_572_864),
+        ("stablelm-base-alpha-3b", LoRA(r=8), 2_097_152),
+        ("Llama-2-7b-hf", LoRA(r=8), 4_194_304),
+        ("Llama-2-13b-hf", LoRA(r=8), 6_553_600),
+        ("falcon-40b", LoRA(r=8), 12_042_240),
+        ("stablelm-base-alpha-3b", LLaMAAdapter(), 573_888),
+        ("stablelm-base-alpha-3b", LLaMAAdapterV2(), 2_125_248),
+    ],
+    ids=lambda value: value if isinstance(value, str) else type(value).__name__,
+)
+def test_published_numbers_of_trained_parameters(name, method, count):
+    with torch.device("meta"):
+        model = GPT(Config.from_name(name))
+    method.apply(model)
+    assert sum(p.numel() for p in model.parameters() if p.requires_grad) == count
+
+
+@torch.no_grad()
+def test_merge_into_other_files(tmp_path):
+    """A base with its experts stacked, and one whose tied head is stored too, in another shard than the embedding."""
+    stacked = save_random(tmp_path / "stacked", "mixtral", "window", save_original_format=False)
+    assert any(name.endswith("experts.gate_up_proj") for name in load_file(stacked / "model.safetensors"))
+    tied = save_random(tmp_path / "tied", "phi", "norms")
+    weights = load_file(tied / "model.safetensors")
+    head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
+    (tied / "model.safetensors").rename(tied / "model-1.safetensors")
+    save_file(head, tied / "model-0.safetensors", {"format": "pt"})
+    files = dict.fromkeys(weights, "model-1.safetensors") | {"lm_head.weight": "model-0.safetensors"}
+    (tied / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    for base in (stacked, tied):
+        save_tokenizer(base)
+        check_export(base, LoRA(r=2, alpha=5, **EVERYTHING), base.with_name(base.name + "-adapter"))
