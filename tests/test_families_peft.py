@@ -330,6 +330,7 @@ def test_what_peft_can_and_we_cannot(tmp_path):
         with_lora(base, LoRA(variant="dora", mlp=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model_type", "leaves"),
     [
