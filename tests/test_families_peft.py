@@ -330,6 +330,7 @@ def test_what_peft_can_and_we_cannot(tmp_path):
         with_lora(base, LoRA(variant="dora", mlp=True))
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("model_type", "leaves"),
     [
@@ -393,8 +394,8 @@ def test_merge_into_other_files(tmp_path):
     head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
     (tied / "model.safetensors").rename(tied / "model-1.safetensors")
     save_file(head, tied / "model-0.safetensors", {"format": "pt"})
-    files = dict.fromkeys(weights, "model-1.safetensors") | {"lm_head.weight": "model-0.safetensors"}
-    (tied / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": files}))
+    shards = dict.fromkeys(weights, "model-1.safetensors") | {"lm_head.weight": "model-0.safetensors"}
+    (tied / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": shards}))
     for base in (stacked, tied):
         save_tokenizer(base)
         check_export(base, LoRA(r=2, alpha=5, **EVERYTHING), base.with_name(base.name + "-adapter"))
