@@ -150,7 +150,7 @@ def test_what_cannot_be_is_refused(method, flags, message, base, rows_file, tmp_
     assert not (tmp_path / "out").exists()
 
 
-def test_lora_plus_and_the_prefix_of_another_model(base, rows_file, tmp_path, tokenizer_file):
+def test_the_prefix_of_another_model(base, rows_file, tmp_path, tokenizer_file):
     final = finetune("adapter", base, rows_file, tmp_path / "out")
     other = save_llama(tmp_path / "other", tokenizer_file, num_hidden_layers=3)
     with pytest.raises(UserError, match=r"does not fit the model: .*h\.3\.attn\.prefix\.embedding is unknown"):
@@ -159,6 +159,21 @@ def test_lora_plus_and_the_prefix_of_another_model(base, rows_file, tmp_path, to
     (final / "adapter_config.json").write_text(json.dumps(fields | {"peft_type": "LITGPT_ADAPTER_V3"}))
     with pytest.raises(UserError, match="Did you mean 'LITGPT_ADAPTER_V2'"):
         Source.open(final)
+
+
+def test_lora_plus(base, rows_file, tmp_path, monkeypatch):
+    """B has a multiple of A's learning rate, in the groups and in every step."""
+    rates: list[dict[float, float]] = []
+
+    step = torch.optim.SGD.step
+
+    def watched(self, *args, **kwargs):
+        rates.append({group["lr_ratio"]: group["lr"] for group in self.param_groups})
+        return step(self, *args, **kwargs)
+
+    monkeypatch.setattr(torch.optim.SGD, "step", watched)
+    finetune("lora", base, rows_file, tmp_path / "out", "--lora_plus_ratio", 16, "--optimizer", "SGD")
+    assert len(rates) == 3 and all(r[16.0] == pytest.approx(16 * r[1.0]) for r in rates)
 
 
 LLAMA_2_7B = {"n_layer": 32, "n_embd": 4096, "n_head": 32, "intermediate_size": 11008, "padded_vocab_size": 32000}
