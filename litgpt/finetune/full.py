@@ -35,4 +35,4 @@ def train_everything(model: GPT) -> None:
 
 
 def save(model: GPT, start: Start, folder: Path) -> None:
-    write_model(model, start.fields, folder)
+    write_model(model, start.fields, folder, start.checkpoint)
