@@ -399,3 +399,19 @@ def test_merge_into_other_files(tmp_path):
     for base in (stacked, tied):
         save_tokenizer(base)
         check_export(base, LoRA(r=2, alpha=5, **EVERYTHING), base.with_name(base.name + "-adapter"))
+
+
+def test_finetune_full_keeps_the_vision_part(tmp_path, rows_file):
+    base = save_random(tmp_path / "base", "gemma3", "plain")
+    save_tokenizer(base)
+    (base / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    words = (
+        f"finetune full {base} --data JSON --data.json_path {rows_file} --out_dir {tmp_path}/out --precision 32-true "
+        "--train.max_steps 1 --train.lr_warmup_steps 0 --eval.initial_validation false --eval.final_validation false "
+        "--eval.max_new_tokens null --accelerator cpu --train.global_batch_size 4 --train.micro_batch_size 2 "
+        "--data.val_split_fraction 0.1"
+    )
+    main(words.split())
+    before, after = Checkpoint(base), Checkpoint(tmp_path / "out" / "final")
+    assert before.files.keys() == after.files.keys()
+    assert all(torch.equal(before.tensor(n), after.tensor(n)) for n in before.files if n.startswith("vision_tower"))
