@@ -4,8 +4,10 @@ import errno
 import json
 import math
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
@@ -15,8 +17,20 @@ from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
+from litgpt.train.signals import Stopped
+from litgpt.train.state import checkpoints
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 TEXT, NAMED = 300, 5  # characters of a row that are shown, and how many rows
+
+
+def crash(fabric: "Fabric", *step: Any) -> BaseException:
+    """`not_finite` on the first rank, which the others wait for: the launcher ends all as soon as one of them fails."""
+    error = not_finite(*step) if fabric.is_global_zero else Stopped(0)
+    fabric.barrier()
+    return error
 
 
 @torch.no_grad()
@@ -48,7 +62,8 @@ def not_finite(
         text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
         found.append({"row": number, "tokens": int(single.lengths[number]), "loss": own, "text": text})
     bad = [row for row in found if not math.isfinite(row["loss"])]
-    broken = [name for name, p in model.gpt.named_parameters() if not bool(p.isfinite().all())]
+    weights = [*model.gpt.named_parameters(), *model.gpt.named_buffers()]
+    broken = [name for name, p in weights if p.is_floating_point() and not bool(p.isfinite().all())]
     file = out_dir / "crash" / f"step-{step:06d}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
@@ -65,6 +80,28 @@ def not_finite(
         )
     what = f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient of step {step} has norm {norm}"
     return UserError(f"The {what}, so the run stops before it is learned. {why} See {file}.")
+
+
+@contextmanager
+def in_words(
+    out_dir: Path, last: list[Batch], train: TrainArgs, quantize: Optional[str], all_trained: bool
+) -> Iterator[None]:
+    """Turn what a full memory or a full disk raises into a `UserError`.
+
+    Args:
+        last: The micro-batch that was run, once there is one.
+        all_trained: Whether all weights are trained.
+    """
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, UserError):
+            raise
+        if is_out_of_memory(e):
+            raise out_of_memory(next(iter(last), None), train, quantize, all_trained) from e
+        if is_disk_full(e, out_dir):
+            raise disk_full(out_dir, next(iter(checkpoints(out_dir)), None)) from e
+        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:
