@@ -110,7 +110,8 @@ class Saver:
         if self.fabric.world_size == 1:
             return [own]
         gathered: Any = self.fabric.all_gather({name: bits.to(self.fabric.device) for name, bits in own.items()})
-        return [{name: bits[rank].cpu() for name, bits in gathered.items()} for rank in range(self.fabric.world_size)]
+        ranks = range(self.fabric.world_size)
+        return [{name: bits[rank].cpu().clone() for name, bits in gathered.items()} for rank in ranks]
 
     @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
