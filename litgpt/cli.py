@@ -20,6 +20,7 @@ from litgpt.given import settle
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
 TRUTH = ("true", "false", "yes", "no", "null")
+MAY_BE_CLASSES = ("data", "optimizer")
 OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option that is called otherwise here
 
 
@@ -51,11 +52,28 @@ def run(where: str, command: str, args: list[str]) -> None:
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
     settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
+    check_classes(settings.as_dict())
     run_words.set(
         ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
     )
     run_settings.set(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False))))
     load(where)(**instantiate(parser, settings))
+
+
+def check_classes(value: Any, name: str = "") -> None:
+    """Raise `UserError` where the options name a class that is neither the data set nor the optimizer: the library
+    would make an object of it, whatever that does."""
+    if isinstance(value, dict):
+        if "class_path" in value and name not in MAY_BE_CLASSES:
+            raise UserError(
+                f"--{name}: {value['class_path']} must not be here; only --data and --optimizer are classes."
+            )
+        for key, inner in value.items():
+            below = f"{name}.{key}".lstrip(".")
+            check_classes(inner, below)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_classes(inner, name + "[]")
 
 
 def instantiate(parser: Parser, settings: Namespace) -> Namespace:
@@ -264,6 +282,8 @@ def wrong_value(message: str) -> str:
     """The library's report on one value, in a few words."""
     if "DataModule" in message and re.search("is abstract|Not a valid subclass", message):
         return f"wants the name of a data set: choose from {', '.join(known_classes())}."
+    if m := re.search(r"Import path (\S+) does not correspond to a subclass of DataModule", message):
+        return f"{m[1]}: this is no data set; choose from {', '.join(known_classes())}."
     if "Unable to load config" in message:
         return "takes a YAML file with its options."
     given = re.search(r"(?:Given value|Got value): (.*)", message)

@@ -1,135 +1,24 @@
 """A run that was stopped and goes on gives the numbers of one that was not, bit for bit."""
 
-import csv
 import json
 import os
 import random
-import re
-import shlex
 import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 
 from litgpt.__main__ import main
-from litgpt.errors import UserError
 from litgpt.files import whole_folder
 from litgpt.train.folder import taken
 from litgpt.train.metrics import FIELDS, lines_until
 from litgpt.train.resume import to_resume
-from litgpt.train.state import SUMS, STATE, damage
-from tests.conftest import save_llama
-
-METHODS = {
-    "full": ["full"],
-    "full-sgd": ["full", "--optimizer", "SGD", "--optimizer.momentum", "0.9"],
-    "full-bf16": ["full", "--precision", "bf16-true"],
-    "full-packs": ["full", "--train.pack", "true", "--train.max_seq_length", "256"],
-    "full-16-mixed": ["full", "--precision", "16-mixed"],
-    "lora": ["lora", "--lora_dropout", "0.2"],
-    "lora-bf16": ["lora", "--precision", "bf16-true", "--train.activation_checkpointing", "true"],
-    "lora-plus-muon": ["lora", "--optimizer", "Muon", "--lora_plus_ratio", "4"],
-    "lora-embeddings": ["lora", "--train_embeddings", "true"],
-    "rslora": ["lora", "--lora_variant", "rslora"],
-    "dora": ["lora", "--lora_variant", "dora"],
-    "pissa": ["lora", "--lora_init", "pissa"],
-    "nf4": ["lora", "--quantize", "bnb.nf4"],
-    "dora-nf4-dq": ["lora", "--lora_variant", "dora", "--quantize", "bnb.nf4-dq"],
-    "adamw8bit": ["lora", "--optimizer", "AdamW8bit"],
-    "adapter": ["adapter"],
-    "adapter-int8": ["adapter", "--quantize", "bnb.int8"],
-    "adapter_v2": ["adapter_v2"],
-    "adapter_v2-muon": ["adapter_v2", "--optimizer", "Muon"],
-    "pretrain": ["pretrain"],
-    "pretrain-bf16-muon": ["pretrain", "--precision", "bf16-true", "--optimizer", "Muon"],
-}
-TIMES = ("seconds", "tokens_per_s", "peak_memory")
-Line = dict[str, str]
-
-
-@pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
-    """Three layers, so that adapters, which begin with the third, have one; blocks of 64 numbers for 4 bits."""
-    folder = tmp_path_factory.mktemp("m") / "base"
-    return save_llama(folder, tokenizer_file, num_hidden_layers=3, hidden_size=64, intermediate_size=96)
-
-
-def words(method: str, base: Path, rows: Path, out: Path, *flags: object) -> list[str]:
-    """The command line of a run of 12 steps."""
-    name, *own = METHODS[method]
-    options: dict[str, Any] = {
-        "--data": "JSON",
-        "--data.json_path": rows,
-        "--data.val_split_fraction": 0.1,
-        "--out_dir": out,
-        "--train.max_steps": 12,
-        "--train.epochs": 20,
-        "--train.global_batch_size": 8,
-        "--train.micro_batch_size": 4,
-        "--train.lr_warmup_steps": 2,
-        "--train.save_interval": 5,
-        "--optimizer.lr": 0.01,
-        "--eval.interval": 4,
-        "--eval.max_new_tokens": "null",
-        "--accelerator": "cpu",
-    }
-    if "--precision" not in own and "--precision" not in flags:
-        options["--precision"] = "32-true"
-    if name == "pretrain":
-        start = ["pretrain", "--model_name", base, "--tokenizer_dir", base]
-    else:
-        start = ["finetune", name, base]
-    return [str(w) for w in (*start, *(w for pair in options.items() for w in pair), *own, *flags)]
-
-
-def go(*args: Any) -> int:
-    """Run a command line in this process; its exit code."""
-    try:
-        main(words(*args))
-    except SystemExit as e:
-        return int(e.code or 0)
-    return 0
-
-
-def lines(out: Path) -> list[Line]:
-    """The metrics of a run, without what differs from one machine to the next."""
-    with open(out / "metrics.csv", newline="") as f:
-        return [{k: v for k, v in row.items() if k not in TIMES} for row in csv.DictReader(f)]
-
-
-def weights(out: Path) -> dict[str, torch.Tensor]:
-    (file,) = (out / "final").glob("*.safetensors")
-    return load_file(file)
-
-
-def same(a: Path, b: Path) -> None:
-    """Assert that two runs have the same numbers, bit for bit."""
-    assert lines(a) == lines(b)
-    ours, theirs = weights(a), weights(b)
-    assert ours.keys() == theirs.keys()
-    assert all(torch.equal(ours[k], theirs[k]) for k in ours)
-
-
-@pytest.fixture(scope="module")
-def whole(base: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a run of a method that was never stopped. Read only."""
-    made: dict[str, Path] = {}
-
-    def run(method: str) -> Path:
-        if method not in made:
-            made[method] = tmp_path_factory.mktemp("whole") / method
-            assert go(method, base, rows_file, made[method]) == 0
-        return made[method]
-
-    return run
+from litgpt.train.state import STATE, SUMS, damage
+from tests.runs import METHODS, go, lines, same, start
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -147,16 +36,6 @@ def test_paused_and_resumed(method, whole, base, rows_file, tmp_path):
 
 
 # killed
-
-
-def start(*args: Any) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, "-m", "litgpt", *words(*args)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
 
 
 def kill_until_done(method: str, base: Path, rows: Path, out: Path, kills: int, *flags: object) -> int:

@@ -22,7 +22,7 @@ from litgpt.train.loss import LossModel
 from litgpt.train.resume import again
 from litgpt.train.save import Saver
 from litgpt.train.state import checkpoints, damage
-from tests.test_resume import base, go, lines, same, start, whole, words  # noqa: F401
+from tests.runs import go, lines, same, start
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}
 
@@ -105,7 +105,7 @@ def test_in_a_validation(base, whole, rows_file, tmp_path, monkeypatch, capfd):
 def test_in_the_last_validation(base, whole, rows_file, tmp_path, monkeypatch):
     strike(monkeypatch, loop, "validate", signal.SIGUSR1, counted(4))
     assert go("lora", base, rows_file, tmp_path / "out") == 75
-    assert [p.name for p in checkpoints(tmp_path / "out")][0] == "step-000012"
+    assert checkpoints(tmp_path / "out")[0].name == "step-000012"
     assert not (tmp_path / "out" / "final").exists()
     assert go("lora", base, rows_file, tmp_path / "out", "--resume", "true") == 0
     same(tmp_path / "out", whole("lora"))

@@ -1,9 +1,9 @@
 """What ends a run that cannot go on, in words that help: numbers that are not finite, a full memory, a full disk."""
 
 import errno
+import itertools
 import json
 import math
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +15,7 @@ from litgpt.args import TrainArgs
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.errors import UserError
 from litgpt.files import write_text
+from litgpt.quantize import QuantizedLinear
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
 from litgpt.train.signals import Stopped
@@ -62,8 +63,9 @@ def not_finite(
         text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
         found.append({"row": number, "tokens": int(single.lengths[number]), "loss": own, "text": text})
     bad = [row for row in found if not math.isfinite(row["loss"])]
-    weights = [*model.gpt.named_parameters(), *model.gpt.named_buffers()]
-    broken = [name for name, p in weights if p.is_floating_point() and not bool(p.isfinite().all())]
+    packed = ((f"{n}.weight", m.dequantized()) for n, m in model.gpt.named_modules() if isinstance(m, QuantizedLinear))
+    weights = itertools.chain(model.gpt.named_parameters(), packed)
+    broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
     file = out_dir / "crash" / f"step-{step:06d}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
@@ -99,7 +101,7 @@ def in_words(
             raise
         if is_out_of_memory(e):
             raise out_of_memory(next(iter(last), None), train, quantize, all_trained) from e
-        if is_disk_full(e, out_dir):
+        if is_disk_full(e):
             raise disk_full(out_dir, next(iter(checkpoints(out_dir)), None)) from e
         raise
 
@@ -129,7 +131,7 @@ def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[s
     return UserError(f"Out of memory in {shape}. What helps most: {'; '.join([w for good, w in ideas if good][:3])}.")
 
 
-def is_disk_full(error: BaseException, folder: Path) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed because there was no room. Libraries wrap the reason in errors of their own."""
     chain: Optional[BaseException] = error
     while chain is not None:
@@ -138,8 +140,7 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
         if "no space left" in str(chain).lower():
             return True
         chain = chain.__cause__ or chain.__context__
-    written = type(error).__name__ in ("SafetensorError", "RuntimeError", "OSError")
-    return written and shutil.disk_usage(folder).free < 2**20
+    return False
 
 
 def disk_full(out_dir: Path, whole: Optional[Path]) -> UserError:

@@ -41,7 +41,8 @@ class TrainingState:
     settings: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        torch.save(vars(self), folder / STATE)
+        with open(folder / STATE, "wb") as f:  # given the path, torch would hide why it could not be written
+            torch.save(vars(self), f)
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
