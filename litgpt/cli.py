@@ -20,6 +20,7 @@ from litgpt.given import settle
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
 TRUTH = ("true", "false", "yes", "no", "null")
+HANDS_ON = ("verify_resume",)  # commands that get the words which are no options of theirs as a list
 MAY_BE_CLASSES = ("data", "optimizer")
 OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option that is called otherwise here
 
@@ -46,7 +47,7 @@ def run(where: str, command: str, args: list[str]) -> None:
     wherever they stand.
     """
     parser = make_parser(where, command)
-    configs, rest = take_configs(args, parser)
+    configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else args, parser)
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
@@ -137,6 +138,22 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
     if len(positional) > 1:
         raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
     return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
+
+
+def hand_on(args: list[str], parser: Parser) -> list[str]:
+    """The words with those that belong to another command as the value of the positional. Of the parser's own options
+    only their last value counts, as always."""
+    own = [f"--{name}" for name in option_names(parser) if name not in ("config", parser.positional)]
+    mine, others, words = list[str](), list[str](), list(args)
+    while words:
+        word = words.pop(0)
+        if word in ("-h", "--help") or word.partition("=")[0] in own:
+            mine.append(word)
+            if word in own and words:
+                mine.append(words.pop(0))
+        else:
+            others.append(word)
+    return [*([f"--{parser.positional}={json.dumps(others)}"] if others else []), *mine]
 
 
 def stands_alone(flag: str, words: list[str], parser: Parser) -> bool:
