@@ -147,9 +147,9 @@ def hand_on(args: list[str], parser: Parser) -> list[str]:
     mine, others, words = list[str](), list[str](), list(args)
     while words:
         word = words.pop(0)
-        if word in ("-h", "--help") or word.partition("=")[0] in own:
+        if word in NO_VALUE or word.partition("=")[0] in own:
             mine.append(word)
-            if word in own and words:
+            if word in own and word not in NO_VALUE and words:
                 mine.append(words.pop(0))
         else:
             others.append(word)
@@ -280,7 +280,8 @@ def one_line(message: str, parser: Parser) -> str:
         return f"Unknown option {m[1]}.{nearest_option(m[1], known)}"
     if m := re.search(r"arguments are required: (.*)", message):
         names = re.findall(r"[\w.]+", m[1])
-        return f"Missing: {', '.join('the model folder' if n == 'checkpoint_dir' else f'--{n}' for n in names)}."
+        spoken = {"checkpoint_dir": "the model folder", "finetune": "the model and the options of a finetune"}
+        return f"Missing: {', '.join(spoken.get(n, f'--{n}') for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
         if inner := re.search(r"^ +(?:- )?--([\w.]+ .*)", message, re.M):  # this function's words on an option of m[1]
             return f"--{m[1]}.{inner[1]}"
