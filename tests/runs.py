@@ -1,6 +1,7 @@
 """Short runs of every method, from the words of the command line to the numbers that they leave."""
 
 import csv
+import json
 import os
 import subprocess
 import sys
@@ -103,3 +104,58 @@ def start(*args: Any) -> subprocess.Popen:
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )
+
+
+FORKING = """
+import contextlib, json, os, sys, traceback
+import lightning.fabric, torch
+import litgpt.finetune.adapter_v2, litgpt.finetune.full, litgpt.finetune.lora, litgpt.pretrain
+from litgpt.__main__ import main
+with contextlib.suppress(ImportError):
+    import bitsandbytes
+torch.set_num_threads(1)
+for line in sys.stdin:
+    words, log = json.loads(line)
+    process = os.fork()
+    if not process:
+        for stream in (1, 2):
+            os.dup2(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND), stream)
+        code = 1
+        try:
+            main(words)
+            code = 0
+        except SystemExit as e:
+            code = e.code or 0
+        except BaseException:
+            traceback.print_exc()
+        sys.stdout.flush()
+        os._exit(code)
+    print(process, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(process, 0)[1]), flush=True)
+"""
+
+
+class Processes:
+    """Runs as processes of their own that need not import everything again, since they are forked. One at a time."""
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-c", FORKING]
+        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+        self.parent = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+        )
+
+    def start(self, words: list[str], log: Path) -> int:
+        """Begin a run; what it prints is added to a file. Returns the number of its process."""
+        assert self.parent.stdin and self.parent.stdout
+        self.parent.stdin.write(json.dumps([words, str(log)]) + "\n")
+        self.parent.stdin.flush()
+        return int(self.parent.stdout.readline())
+
+    def wait(self) -> int:
+        """The exit code of the run, once it ended; that of a killed one is negative."""
+        assert self.parent.stdout
+        return int(self.parent.stdout.readline())
+
+    def close(self) -> None:
+        self.parent.communicate(timeout=60)

@@ -23,6 +23,7 @@ import litgpt.data
 from litgpt.__main__ import COMMANDS, main, spoken
 from litgpt.cli import HANDS_ON, find_recipe, make_parser
 from litgpt.loading import Source
+from litgpt.quantize import bitsandbytes
 
 ROOT = Path(__file__).parent.parent
 FLAGS = Path(__file__).with_name("cli_flags.txt")
@@ -358,6 +359,7 @@ def test_what_is_no_optimizer(capsys, words, message):
 
 def test_bitsandbytes_is_an_extra(capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    bitsandbytes.cache_clear()  # another test may have imported it
     with pytest.raises(SystemExit):
         main([*LORA, "X", "--optimizer", "PagedAdamW8bit"])
     assert "pip install 'litgpt[quantize]'" in capsys.readouterr().err
