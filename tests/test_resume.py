@@ -108,7 +108,10 @@ def test_two_devices(base, rows_file, tmp_path, capsys):
             assert "Traceback" not in said
     same(tmp_path / "out", tmp_path / "whole")
     assert go("lora", base, rows_file, tmp_path / "out", "--resume", "true", "--train.max_steps", 13) == 2
-    assert "--devices was 2, is 1; --train.max_steps was 12, is 13" in capsys.readouterr().err
+    assert (
+        "--train.max_steps was 12, is 13; the number of devices was 2, is 1; the number of steps was 12, is 13"
+        in capsys.readouterr().err
+    )
 
 
 # where a run goes on
@@ -148,6 +151,7 @@ def test_best_is_a_checkpoint_too(base, rows_file, tmp_path, whole, capsys):
     assert f"Going on with {tmp_path / 'out' / 'best'}." in capsys.readouterr().out
     same(tmp_path / "out", whole("lora"))
     main(["generate", str(tmp_path / "out" / "best"), "--max_new_tokens", "1", "--accelerator", "cpu"])
+    main(["merge_lora", str(tmp_path / "out" / "best")])
     assert go("lora", base, rows_file, tmp_path / "out", "--overwrite", "true", "--train.max_steps", 1) == 0
     assert not (tmp_path / "out" / "best").exists(), "that of the earlier run is left"
 
@@ -281,8 +285,13 @@ def test_a_damaged_checkpoint_is_passed_over(kind, paused):
 
 def test_goes_on_with_an_older_one_or_afresh(paused, whole, base, rows_file, capsys):
     DAMAGES["cut"][0](paused / "step-000007")
-    assert go("lora", base, rows_file, paused, "--resume", "true", "--train.pause_after", 1) == 75
-    assert "step-000007 is damaged and is passed over" in capsys.readouterr().out
+    assert (
+        go("lora", base, rows_file, paused, "--resume", "true", *"--train.pause_after 1 --train.keep_last 1".split())
+        == 75
+    )
+    printed = capsys.readouterr().out
+    assert "step-000007 is damaged and is passed over" in printed and f"Saved {paused / 'step-000006'}." in printed
+    assert {p.name for p in paused.glob("*step*")} == {"step-000006", "damaged-step-000007"}
     for step in paused.glob("step-*"):
         flip(step / STATE)
     assert go("lora", base, rows_file, paused, "--resume", paused) == 2
@@ -290,7 +299,7 @@ def test_goes_on_with_an_older_one_or_afresh(paused, whole, base, rows_file, cap
     assert go("lora", base, rows_file, paused, "--resume", "true") == 0
     assert "the run starts afresh" in capsys.readouterr().out
     same(paused, whole("lora"))
-    assert {p.name for p in paused.glob("damaged-*")} == {f"damaged-step-00000{n}" for n in (5, 6, 7)}
+    assert {p.name for p in paused.glob("damaged-*")} == {f"damaged-step-00000{n}" for n in (6, 7)}
 
 
 def test_later_lines_and_a_half_one_are_cut_off(paused, whole, base, rows_file):

@@ -57,16 +57,8 @@ def taken(out_dir: Path) -> Iterator[None]:
         lock.release()
 
 
-def clear(out_dir: Path, set_aside: bool) -> None:
-    """Remove what an earlier run left.
-
-    Args:
-        set_aside: Whether its checkpoints stay, under names that no run uses: damaged, but somebody's work.
-    """
-    for path in [*out_dir.glob("step-[0-9]*"), *out_dir.glob("best")] if set_aside else []:
-        aside = path.with_name(f"damaged-{path.name}")
-        shutil.rmtree(aside, ignore_errors=True)
-        path.rename(aside)
+def clear(out_dir: Path) -> None:
+    """Remove what an earlier run left."""
     for path in outputs(out_dir):
         if path.is_dir():
             shutil.rmtree(path)

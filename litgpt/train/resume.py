@@ -1,6 +1,7 @@
 """Where a run goes on: the checkpoint, whether it is of this run, and the command that does it."""
 
 import shlex
+import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -69,6 +70,16 @@ def check_place(checkpoint: Path, out_dir: Path) -> None:
         )
 
 
+def set_aside(out_dir: Path, checkpoint: Optional[Path]) -> None:
+    """Give the damaged checkpoints that were passed over names that no run uses: somebody may still want them, but they
+    must not be taken for the newest of the run that goes on."""
+    for path in all_checkpoints(out_dir):
+        if checkpoint is None or step_of(path) > step_of(checkpoint):
+            aside = path.with_name(f"damaged-{path.name}")
+            shutil.rmtree(aside, ignore_errors=True)
+            path.rename(aside)
+
+
 def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -> bool:
     """Whether `final/` is the result of a run with these settings.
 
@@ -122,7 +133,7 @@ def take_out(words: list[str], flag: str, is_value: Callable[[str], bool]) -> Op
     return last
 
 
-def what_must_stay(precision: str, loaded: Loaded, plan: Plan, optimizer: Optimizer) -> dict[str, Any]:
+def what_must_stay(precision: str, loaded: Loaded, plan: Plan, optimizer: Optimizer, devices: int) -> dict[str, Any]:
     """Everything that has to be the same when the run goes on, and the threads and the torch, which is said."""
     kind = type(optimizer)
     return {
@@ -130,6 +141,7 @@ def what_must_stay(precision: str, loaded: Loaded, plan: Plan, optimizer: Optimi
         "the training rows (rows, tokens, checksum)": summary(loaded.train),
         "the validation rows (rows, tokens, checksum)": summary(loaded.val),
         "the number of steps": plan.steps,
+        "the number of devices": devices,  # which --devices auto does not tell
         OPTIMIZER: f"{kind.__module__}.{kind.__qualname__}",
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

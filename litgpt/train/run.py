@@ -40,7 +40,7 @@ from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import finished, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
-from litgpt.train.resume import compare, farewell, is_finished, to_resume, what_must_stay
+from litgpt.train.resume import compare, farewell, is_finished, set_aside, to_resume, what_must_stay
 from litgpt.train.save import Saver
 from litgpt.train.signals import Signals, Stopped
 from litgpt.train.start import Start
@@ -178,7 +178,7 @@ def run(
                 *describe_stop(eval),
             ]
             result = Result()
-            fixed = what_must_stay(name, loaded, plan, made)
+            fixed = what_must_stay(name, loaded, plan, made, fabric.world_size)
             saver = Saver(
                 fabric, method, start, model, made, tokenizer, loaded.style, result, fixed, name, quantize, not frozen,
                 out_dir, train.keep_last,
@@ -208,8 +208,10 @@ def run(
                 if not locked:
                     held.enter_context(taken(out_dir))
                     check_out_dir(out_dir, overwrite)  # another run may have come before
+                if locked:
+                    set_aside(out_dir, checkpoint)
                 if checkpoint is None:
-                    clear(out_dir, set_aside=locked)
+                    clear(out_dir)
                 write_settings(out_dir, name)
             logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
             if logger is not None:

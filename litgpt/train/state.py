@@ -17,7 +17,7 @@ STATE, SUMS = "training_state.pt", "checksums.json"
 OPTIMIZER = "the optimizer"  # among the settings: its class
 # settings that may differ between the parts of a run without changing its numbers
 FREE = re.compile(
-    r"(threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|log\..*|eval\.(?!early_stopping).*"
+    r"(threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes|log\..*|eval\.(?!early_stopping).*"
     r"|train\.(save_interval|log_interval|keep_last|save_best|pause_after))$"
 )
 
@@ -66,7 +66,7 @@ def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is set otherwise than it was, of the settings that change the numbers of a run."""
     return [
         f"{name if ' ' in name else '--' + name} was {then.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted({*then, *now})
+        for name in sorted({*then, *now}, key=lambda name: (" " in name, name))
         if not FREE.match(name) and then.get(name) != now.get(name)
     ]
 
