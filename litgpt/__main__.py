@@ -18,6 +18,10 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
+    "verify_resume": (
+        "litgpt.commands.verify_resume:main",
+        "Try whether a finetune that is stopped and resumed gives the same numbers.",
+    ),
     "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
 }
 SHORT = {"finetune": "finetune_lora"}
@@ -32,7 +36,9 @@ def usage() -> str:
 
 
 def spoken(command: str) -> str:
-    """A command as it is typed: `finetune lora`."""
+    """A command as it is typed: `finetune lora`, `verify-resume`."""
+    if command.startswith("verify"):
+        return command.replace("_", "-")
     return command.replace("_", " ", 1) if command.startswith(("finetune", "data", "tokenizer")) else command
 
 
@@ -66,7 +72,7 @@ def main(argv: Optional[list[str]] = None) -> None:
             command, args = f"{command}_{args[0]}", args[1:]
         elif args and (hint := misspelt(command, args[0])):
             raise UserError(f"Unknown command '{command} {args[0]}'.{hint} See: litgpt -h")
-        command = SHORT.get(command, command)
+        command = SHORT.get(command, command.replace("-", "_"))
         if command not in COMMANDS:
             raise UserError(f"Unknown command {command!r}.{nearest(command, [*COMMANDS, *SHORT])} See: litgpt -h")
         from litgpt.cli import run

@@ -17,6 +17,8 @@ CHATML = (  # for conversations where the checkpoint has no template
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + turn_end + '\n' }}"
     "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
+# what an expression of a template may raise, beside jinja2's own errors
+OF_TEMPLATES = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 DICT_METHODS = frozenset(dir(dict))
 REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which templates look for the same text
 
@@ -116,7 +118,7 @@ class ChatTemplate:
                 add_generation_prompt=add_generation_prompt,
                 **self.variables,
             )
-        except (jinja2.TemplateError, TypeError, AttributeError) as e:
+        except (jinja2.TemplateError, *OF_TEMPLATES) as e:
             raise UserError(f"the chat template refuses these messages: {e}") from e
 
     def prompt(self, messages: Sequence[Message], tools: Optional[list] = None) -> str:

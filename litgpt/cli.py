@@ -20,6 +20,8 @@ from litgpt.given import settle
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
 TRUTH = ("true", "false", "yes", "no", "null")
+HANDS_ON = ("verify_resume",)  # commands that get the words which are no options of theirs as a list
+MAY_BE_CLASSES = ("data", "optimizer")
 OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option that is called otherwise here
 
 
@@ -45,17 +47,34 @@ def run(where: str, command: str, args: list[str]) -> None:
     wherever they stand.
     """
     parser = make_parser(where, command)
-    configs, rest = take_configs(args, parser)
+    configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else args, parser)
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
     settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
+    check_classes(settings.as_dict())
     run_words.set(
         ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
     )
     run_settings.set(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False))))
     load(where)(**instantiate(parser, settings))
+
+
+def check_classes(value: Any, name: str = "") -> None:
+    """Raise `UserError` where the options name a class that is neither the data set nor the optimizer: the library
+    would make an object of it, whatever that does."""
+    if isinstance(value, dict):
+        if "class_path" in value and name not in MAY_BE_CLASSES:
+            raise UserError(
+                f"--{name}: {value['class_path']} must not be here; only --data and --optimizer are classes."
+            )
+        for key, inner in value.items():
+            below = f"{name}.{key}".lstrip(".")
+            check_classes(inner, below)
+    elif isinstance(value, (list, tuple)):
+        for inner in value:
+            check_classes(inner, name + "[]")
 
 
 def instantiate(parser: Parser, settings: Namespace) -> Namespace:
@@ -119,6 +138,22 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
     if len(positional) > 1:
         raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
     return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
+
+
+def hand_on(args: list[str], parser: Parser) -> list[str]:
+    """The words with those that belong to another command as the value of the positional. Of the parser's own options
+    only their last value counts, as always."""
+    own = [f"--{name}" for name in option_names(parser) if name not in ("config", parser.positional)]
+    mine, others, words = list[str](), list[str](), list(args)
+    while words:
+        word = words.pop(0)
+        if word in NO_VALUE or word.partition("=")[0] in own:
+            mine.append(word)
+            if word in own and word not in NO_VALUE and words:
+                mine.append(words.pop(0))
+        else:
+            others.append(word)
+    return [*([f"--{parser.positional}={json.dumps(others)}"] if others else []), *mine]
 
 
 def stands_alone(flag: str, words: list[str], parser: Parser) -> bool:
@@ -245,7 +280,8 @@ def one_line(message: str, parser: Parser) -> str:
         return f"Unknown option {m[1]}.{nearest_option(m[1], known)}"
     if m := re.search(r"arguments are required: (.*)", message):
         names = re.findall(r"[\w.]+", m[1])
-        return f"Missing: {', '.join('the model folder' if n == 'checkpoint_dir' else f'--{n}' for n in names)}."
+        spoken = {"checkpoint_dir": "the model folder", "finetune": "the model and the options of a finetune"}
+        return f"Missing: {', '.join(spoken.get(n, f'--{n}') for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
         if inner := re.search(r"^ +(?:- )?--([\w.]+ .*)", message, re.M):  # this function's words on an option of m[1]
             return f"--{m[1]}.{inner[1]}"
@@ -264,6 +300,8 @@ def wrong_value(message: str) -> str:
     """The library's report on one value, in a few words."""
     if "DataModule" in message and re.search("is abstract|Not a valid subclass", message):
         return f"wants the name of a data set: choose from {', '.join(known_classes())}."
+    if m := re.search(r"Import path (\S+) does not correspond to a subclass of DataModule", message):
+        return f"{m[1]}: this is no data set; choose from {', '.join(known_classes())}."
     if "Unable to load config" in message:
         return "takes a YAML file with its options."
     given = re.search(r"(?:Given value|Got value): (.*)", message)

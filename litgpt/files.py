@@ -43,8 +43,12 @@ def whole_folder(target: Path) -> Iterator[Path]:
             if file.is_file():
                 with open(file, "rb+") as f:
                     os.fsync(f.fileno())
+            else:
+                flush_names(file)
         temporary.chmod(0o777 & ~mask)
+        flush_names(temporary)
         replace_folder(temporary, target)
+        flush_names(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
@@ -56,13 +60,30 @@ def replace_folder(source: Path, target: Path) -> None:
         old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
         try:
             target.rename(old / target.name)
-        except OSError:
-            old.rmdir()
+            source.rename(target)
+        except BaseException:
+            put_back(old, target)
             raise
-        source.rename(target)
-        shutil.rmtree(old)
+        shutil.rmtree(old, ignore_errors=True)  # the new folder is there: what stays does no harm
     else:
         source.rename(target)
+
+
+def put_back(old: Path, target: Path) -> None:
+    """Undo a `replace_folder` that did not come to its end, here or in a process that was killed."""
+    if (old / target.name).is_dir() and not target.exists():
+        (old / target.name).rename(target)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def flush_names(folder: Path) -> None:
+    """Have the names in a folder on the disk, where the system has a way to ask for it."""
+    if hasattr(os, "O_DIRECTORY"):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -73,6 +94,7 @@ def write_text(path: Path, text: str) -> None:
         f.flush()
         os.fsync(f.fileno())
     os.replace(temporary, path)
+    flush_names(path.parent)
 
 
 def current_umask() -> int:

@@ -3,6 +3,7 @@
 import json
 import os
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
@@ -101,3 +102,26 @@ def rows_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("rows") / "rows.json"
     path.write_text(json.dumps(make_rows(40)))
     return path
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """Three layers, so that adapters, which begin with the third, have one; blocks of 64 numbers for 4 bits."""
+    folder = tmp_path_factory.mktemp("m") / "base"
+    return save_llama(folder, tokenizer_file, num_hidden_layers=3, hidden_size=64, intermediate_size=96)
+
+
+@pytest.fixture(scope="session")
+def whole(base: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a run of a method that was never stopped. Read only."""
+    from tests.runs import go
+
+    made: dict[str, Path] = {}
+
+    def run(method: str) -> Path:
+        if method not in made:
+            made[method] = tmp_path_factory.mktemp("whole") / method
+            assert go(method, base, rows_file, made[method]) == 0
+        return made[method]
+
+    return run

@@ -1,11 +1,13 @@
 """What ends a run that cannot go on, in words that help: numbers that are not finite, a full memory, a full disk."""
 
 import errno
+import itertools
 import json
 import math
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
@@ -13,10 +15,23 @@ from litgpt.args import TrainArgs
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.errors import UserError
 from litgpt.files import write_text
+from litgpt.quantize import QuantizedLinear
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
+from litgpt.train.signals import Stopped
+from litgpt.train.state import checkpoints
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 TEXT, NAMED = 300, 5  # characters of a row that are shown, and how many rows
+
+
+def crash(fabric: "Fabric", *step: Any) -> BaseException:
+    """`not_finite` on the first rank, which the others wait for: the launcher ends all as soon as one of them fails."""
+    error = not_finite(*step) if fabric.is_global_zero else Stopped(0)
+    fabric.barrier()
+    return error
 
 
 @torch.no_grad()
@@ -48,7 +63,9 @@ def not_finite(
         text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
         found.append({"row": number, "tokens": int(single.lengths[number]), "loss": own, "text": text})
     bad = [row for row in found if not math.isfinite(row["loss"])]
-    broken = [name for name, p in model.gpt.named_parameters() if not bool(p.isfinite().all())]
+    packed = ((f"{n}.weight", m.dequantized()) for n, m in model.gpt.named_modules() if isinstance(m, QuantizedLinear))
+    weights = itertools.chain(model.gpt.named_parameters(), packed)
+    broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
     file = out_dir / "crash" / f"step-{step:06d}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
@@ -65,6 +82,28 @@ def not_finite(
         )
     what = f"loss of step {step} is {loss}" if not math.isfinite(loss) else f"gradient of step {step} has norm {norm}"
     return UserError(f"The {what}, so the run stops before it is learned. {why} See {file}.")
+
+
+@contextmanager
+def in_words(
+    out_dir: Path, last: list[Batch], train: TrainArgs, quantize: Optional[str], all_trained: bool
+) -> Iterator[None]:
+    """Turn what a full memory or a full disk raises into a `UserError`.
+
+    Args:
+        last: The micro-batch that was run, once there is one.
+        all_trained: Whether all weights are trained.
+    """
+    try:
+        yield
+    except Exception as e:
+        if isinstance(e, UserError):
+            raise
+        if is_out_of_memory(e):
+            raise out_of_memory(next(iter(last), None), train, quantize, all_trained) from e
+        if is_disk_full(e):
+            raise disk_full(out_dir, next(iter(checkpoints(out_dir)), None)) from e
+        raise
 
 
 def is_out_of_memory(error: BaseException) -> bool:
@@ -92,7 +131,7 @@ def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[s
     return UserError(f"Out of memory in {shape}. What helps most: {'; '.join([w for good, w in ideas if good][:3])}.")
 
 
-def is_disk_full(error: BaseException, folder: Path) -> bool:
+def is_disk_full(error: BaseException) -> bool:
     """Whether a write failed because there was no room. Libraries wrap the reason in errors of their own."""
     chain: Optional[BaseException] = error
     while chain is not None:
@@ -101,8 +140,7 @@ def is_disk_full(error: BaseException, folder: Path) -> bool:
         if "no space left" in str(chain).lower():
             return True
         chain = chain.__cause__ or chain.__context__
-    written = type(error).__name__ in ("SafetensorError", "RuntimeError", "OSError")
-    return written and shutil.disk_usage(folder).free < 2**20
+    return False
 
 
 def disk_full(out_dir: Path, whole: Optional[Path]) -> UserError:

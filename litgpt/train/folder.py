@@ -1,17 +1,18 @@
-"""The output folder of a run: whether it may be used, what is in it, where to go on, and its settings."""
+"""The output folder of a run: whether it may be used, what is in it, and the settings that are written there."""
 
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any
 
 import yaml
 from filelock import FileLock, Timeout
 
 from litgpt.args import run_settings
 from litgpt.errors import UserError
-from litgpt.files import write_text
-from litgpt.train.state import STATE, changes, checkpoints, damage, flat
+from litgpt.files import put_back, write_text
 
 HYPERPARAMETERS = "hyperparameters.yaml"
 
@@ -29,12 +30,14 @@ def check_out_dir(out_dir: Path, overwrite: bool) -> None:
 
 def outputs(out_dir: Path) -> list[Path]:
     """What earlier runs left in `out_dir`."""
-    patterns = ("final", "step-[0-9]*", "metrics.csv", "logs", "loss.png", HYPERPARAMETERS)
+    patterns = ("final", "best", "step-[0-9]*", "metrics.csv", "logs", "loss.png", "crash", HYPERPARAMETERS)
     return [p for pattern in patterns for p in out_dir.glob(pattern)]
 
 
-def take(out_dir: Path) -> FileLock:
-    """Make the folder and keep other runs out of it while the lock lives; leftovers of a killed writer are removed.
+@contextmanager
+def taken(out_dir: Path) -> Iterator[None]:
+    """Make the folder and keep other runs out of it. What a killed writer left is removed, or put back where it was
+    about to replace a folder.
 
     Raises:
         UserError: another run has it.
@@ -45,57 +48,17 @@ def take(out_dir: Path) -> FileLock:
         lock.acquire()
     except Timeout as e:
         raise UserError(f"--out_dir {out_dir}: another run is writing there.") from e
-    for pattern in (".final.*", ".best.*", ".step-*.*"):
-        for path in out_dir.glob(pattern):
-            shutil.rmtree(path, ignore_errors=True)
-    return lock
-
-
-def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tuple[Optional[Path], list[str]]:
-    """The checkpoint to go on with, None to start afresh, and what there is to say about it.
-
-    Args:
-        resume: True or auto for the newest whole checkpoint in `out_dir`; a path for that checkpoint, or for the newest
-            one of that run.
-
-    Raises:
-        UserError: the path is not there, or holds no whole checkpoint.
-    """
-    if resume is False:
-        return None, []
-    folder = out_dir if resume in (True, "auto") else Path(str(resume))
-    if resume not in (True, "auto") and not folder.is_dir():
-        raise UserError(f"--resume {folder}: there is no such folder.")
-    found = [folder] if (folder / STATE).is_file() else checkpoints(folder)
-    words: list[str] = []
-    for checkpoint in found:
-        if (wrong := damage(checkpoint)) is None:
-            return checkpoint, [*words, f"Going on with {checkpoint}."]
-        words.append(f"{checkpoint} is damaged and is passed over: {wrong}.")
-    if resume not in (True, "auto"):
-        raise UserError(" ".join([*words, f"--resume {folder}: there is no whole checkpoint."]))
-    return None, [*words, f"There is no whole checkpoint in {folder}: the run starts afresh."]
-
-
-def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -> bool:
-    """Whether `final/` is the result of a run with these settings.
-
-    Raises:
-        UserError: it is that of another run, which left no checkpoint to go on with.
-    """
-    if not (out_dir / "final" / HYPERPARAMETERS).is_file():
-        return False
-    then = yaml.safe_load((out_dir / "final" / HYPERPARAMETERS).read_text(encoding="utf-8"))
-    changed = changes(flat(then if isinstance(then, dict) else {}), flat(settings))
-    if changed and not has_checkpoint:
-        raise UserError(
-            f"--resume: the run in {out_dir} is finished and left no checkpoint, and {'; '.join(changed)}: name "
-            "another --out_dir."
-        )
-    return not changed
+    try:
+        for pattern in (".final.*", ".best.*", ".step-*.*"):
+            for path in out_dir.glob(pattern):
+                put_back(path, out_dir / path.name.split(".")[1])
+        yield
+    finally:
+        lock.release()
 
 
 def clear(out_dir: Path) -> None:
+    """Remove what an earlier run left."""
     for path in outputs(out_dir):
         if path.is_dir():
             shutil.rmtree(path)

@@ -109,7 +109,7 @@ def fit(
     result: Result,
     signals: Signals,
     save: Callable[[str], None],
-    fail: Callable[[int, list[int], float, float], Exception],
+    fail: Callable[[int, list[int], float, float], BaseException],
     work: Work,
     meet: Callable[[Batch], None] = lambda batch: None,
 ) -> Result:
@@ -121,6 +121,7 @@ def fit(
         signals: Asks for the end of the run after a step.
         save: Called with the name of a checkpoint: step-000012 or best.
         fail: Makes the error for a step that is not finite, from its number, rows, loss and norm of the gradient.
+            Called on all ranks.
         work: What a token costs, and what the machine can do.
         meet: Called with each batch before it is run.
 
@@ -130,6 +131,7 @@ def fit(
     size, ranks = train.micro_batch_size, (fabric.global_rank, fabric.world_size)
     peak = peak_rate(optimizer, train)
     first = result.steps
+    signals.holds = True
 
     def batches(rows: list[int], source: Rows) -> Iterator[Batch]:
         for part in micro_batches(rows, size, *ranks):
@@ -157,17 +159,21 @@ def fit(
         result.judged = result.steps
         result.best, result.since_best = (loss, 0) if loss < result.best else (result.best, result.since_best + 1)
         if train.save_best and not result.since_best:
-            save("best")
+            keep("best")
         if result.since_best == evaluate.early_stopping_patience:
             screen.say(f"The run stops here: {result.since_best} validations without a loss below {result.best:.4f}.")
             result.early = True
         return result.early
 
+    def keep(name: str) -> None:
+        metrics.flush()
+        save(name)
+
     def stop() -> NoReturn:
         screen.stop()
         if result.steps:
-            save(f"step-{result.steps:06d}")
-        raise Stopped(signals.code)
+            keep(f"step-{result.steps:06d}")
+        raise Stopped(signals.code if fabric.is_global_zero else 0)  # the launcher kills all when another one fails
 
     def paused() -> bool:
         return train.pause_after is not None and result.steps - first >= train.pause_after
@@ -230,7 +236,7 @@ def fit(
             signals.code = signals.code or PAUSED
             stop()
         if step < plan.steps and train.save_interval and step % train.save_interval == 0 and not over():
-            save(f"step-{step:06d}")
+            keep(f"step-{step:06d}")
     screen.stop()
     if evaluate.final_validation and len(val_rows):
         judge()

@@ -1,13 +1,18 @@
 """The numbers of a run: `metrics.csv`, another logger, and `loss.png` where matplotlib is installed."""
 
 import csv
+import io
+import os
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
+from litgpt.files import write_text
 from litgpt.train.loggers import Logger
 
+METRICS = "metrics.csv"
 FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "mfu", "peak_memory")
 
 
@@ -16,24 +21,33 @@ class Metrics:
 
     Args:
         path: The file; None to write nothing (on all ranks but the first).
-        carried: The step that the run goes on after: what the file says of later ones is cut off. 0 begins it anew.
+        carried: Lines of the part of the run that came before, see `lines_until`.
         logger: Gets the same numbers. That it fails does not end the run: it is said, once.
     """
 
-    def __init__(self, path: Optional[Path], logger: Optional[Logger] = None, carried: int = 0) -> None:
+    def __init__(
+        self, path: Optional[Path], logger: Optional[Logger] = None, carried: Sequence[dict[str, str]] = ()
+    ) -> None:
         self.logger = logger
-        kept = lines_until(path, carried) if path and carried else []
-        self.file = open(path, "w", newline="", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
+        if path:
+            begin = io.StringIO()
+            writer = csv.DictWriter(begin, FIELDS, lineterminator="\n")
+            writer.writeheader()
+            writer.writerows(carried)
+            write_text(path, begin.getvalue())  # at once: a kill in between must not lose the lines
+        self.file = open(path, "a", newline="", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
         self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n") if self.file else None
-        if self.writer:
-            self.writer.writeheader()
-            self.writer.writerows(kept)
 
     def write(self, step: int, **values: Any) -> None:
         """One line. Fields: losses in nats per token, tokens and seconds since the start, memory in bytes."""
         if self.writer:
             self.writer.writerow({"step": step, **values})
         self.tell_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
+
+    def flush(self) -> None:
+        """Have the lines on the disk, before a checkpoint that relies on them."""
+        if self.file:
+            os.fsync(self.file.fileno())
 
     def tell_logger(self, what: str, *args: Any) -> None:
         if self.logger is None:
@@ -56,13 +70,15 @@ class Metrics:
         self.tell_logger("close", "finished" if kind is None else "interrupted" if interrupted else "failed")
 
 
-def lines_until(path: Path, step: int) -> list[dict[str, str]]:
-    """The lines of a metrics file up to a step; one that was cut short is none."""
+def lines_until(path: Path, step: int, judged: int) -> list[dict[str, str]]:
+    """The lines of a metrics file that a checkpoint knows of: up to its step, and those of validations up to the step
+    that was judged last. One that was cut short is none."""
     if not path.is_file():
         return []
-    with open(path, newline="", encoding="utf-8") as f:
-        whole = [line for line in f if line.endswith("\n")]
-    return [row for row in csv.DictReader(whole) if row["step"].isdigit() and int(row["step"]) <= step]
+    with open(path, newline="", encoding="utf-8", errors="replace") as f:
+        whole = [line for line in f if line.endswith("\n") and line.count(",") == len(FIELDS) - 1]
+    rows = [row for row in csv.DictReader(whole, FIELDS) if str(row["step"]).isdigit()]
+    return [row for row in rows if int(row["step"]) <= (judged if row["val_loss"] else step)]
 
 
 def plot(metrics: Path, image: Path) -> bool:

@@ -1,21 +1,18 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
-import shlex
-import zlib
 from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Literal, Optional, Union
 
 import torch
 from torch.optim import Optimizer
 
-from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs, run_words
+from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
 from litgpt.checkpoint import Checkpoint
 from litgpt.config import Config
 from litgpt.data import DataModule
-from litgpt.data.base import Loaded
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
 from litgpt.data.tokens import TokenizedRows
@@ -24,8 +21,8 @@ from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.examples import Examples
-from litgpt.train.faults import disk_full, is_disk_full, is_out_of_memory, not_finite, out_of_memory
-from litgpt.train.folder import check_out_dir, clear, is_finished, settings, take, to_resume, write_settings
+from litgpt.train.faults import crash, in_words
+from litgpt.train.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.launch import (
     DTYPES,
     Accelerator,
@@ -39,15 +36,16 @@ from litgpt.train.loggers import check_logger, make_logger
 from litgpt.train.loop import Plan, Result, fit, peak_rate
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
-from litgpt.train.metrics import Metrics, plot
+from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import finished, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
+from litgpt.train.resume import compare, farewell, is_finished, set_aside, to_resume, what_must_stay
 from litgpt.train.save import Saver
 from litgpt.train.signals import Signals, Stopped
 from litgpt.train.speed import Work
 from litgpt.train.start import Start
-from litgpt.train.state import TrainingState, changes, checkpoints, flat
+from litgpt.train.state import TrainingState
 
 
 def run(
@@ -108,8 +106,6 @@ def run(
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite removes it: choose one.")
     check_out_dir(out_dir, overwrite or resume is not False)
-    checkpoint, words = to_resume(out_dir, resume)
-    notes += words
     if data is None:
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
     config, source = start.config, start.tokenizer_folder.resolve()
@@ -134,146 +130,118 @@ def run(
     if quantize is not None and not name.endswith("-true"):
         raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
     n_all = sum(p.numel() for p in model.parameters())
-    if resume in (True, "auto") and is_finished(out_dir, settings(name), has_checkpoint=checkpoint is not None):
-        print(f"The run in {out_dir} is finished: its result is {out_dir / 'final'}.")
-        return Result()
 
     from lightning.fabric.utilities.rank_zero import rank_zero_only
 
-    screen = Screen(active=getattr(rank_zero_only, "rank", 0) == 0)
-    with screen.counting("rows tokenized") as say:
-        loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data), say)
-    if problems := harm(loaded):
-        raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
-    number = eval.evaluate_example
-    if isinstance(number, int) and number >= len(loaded.val):
-        raise UserError(f"--eval.evaluate_example {number}: there are {len(loaded.val)} validation rows.")
-    train_rows, val_rows = units(loaded.train, train, config, data), units(loaded.val, train, config, data)
-    if eval.early_stopping_patience is not None and not len(val_rows):
-        raise UserError("--eval.early_stopping_patience: there are no validation rows.")
-
-    fabric = make_fabric(accelerator, devices, num_nodes, name)
-    train = train.on(fabric.world_size)
-    plan = Plan.make(train, train_rows)
-    fabric.launch()
-    if device.type == "cpu" and fabric.world_size > num_nodes:
-        torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
-    seed_everything(seed)
-    weights = start if frozen or checkpoint is None else replace(start, checkpoint=Checkpoint(checkpoint))
-    weights.fill(model, DTYPES[name], fabric.device)
-    try:
-        made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")
-    except (TypeError, ValueError) as e:
-        raise UserError(f"--optimizer: {e}.") from e
-    rate = peak_rate(made, train)
-    if train.min_lr > rate and train.lr_schedule != "constant":
-        raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {rate}.")
-    notes += remarks(made, fabric.device)
-    schedule = [("optimizer", f"{type(made).__name__}, {describe_rate(rate, plan, train)}"), *describe_stop(eval)]
-    result = Result()
-    fixed = what_must_stay(name, loaded, plan)
-    saver = Saver(
-        fabric, method, start, model, made, tokenizer, loaded.style, result, fixed, name, quantize, not frozen, out_dir,
-        train.keep_last,
-    )  # fmt: skip
-    state = TrainingState.read(checkpoint) if checkpoint is not None else None
-    if state is not None:
-        notes += compare(state, fixed, resume_with_changes)
-        saver.restore(state)
-    if compile:
-        compile_blocks(model)
-    if train.activation_checkpointing:
-        recompute(model)
-    wrapped, made = fabric.setup(LossModel(model), made)
-    seed_everything(seed, fabric.global_rank)
-    if state is not None:
-        saver.restore_random(state)
-
-    form = f"{name}, {quantize}" if quantize else name
-    on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
-    introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
-    for note in notes:
-        screen.say(note)
-    examples = Examples(model, tokenizer, loaded, eval, result.scores)
-    last: list[Batch] = []
-    first = fabric.is_global_zero
-    with take(out_dir) if first else nullcontext(), Signals(first) as signals:
-        if first and state is None:
-            check_out_dir(out_dir, overwrite or resume is not False)  # another run may have come before
-            clear(out_dir)
-            write_settings(out_dir, name)
-        logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
-        if logger is not None:
-            screen.say(f"{logger_name}: {logger.where}")
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    screen = Screen(active=first)
+    done, last = False, list[Batch]()  # the micro-batch that is run, for the words on a full memory
+    with Signals(first) as signals, ExitStack() as held, in_words(out_dir, last, train, quantize, not frozen):
+        locked = resume is not False and out_dir.is_dir()
+        if locked and first:
+            held.enter_context(taken(out_dir))  # nobody else may write where the newest checkpoint is looked for
+        checkpoint, words = to_resume(out_dir, resume)
+        notes += words
+        if resume is not False and is_finished(out_dir, settings(name), checkpoint is not None):
+            screen.say(f"The run in {out_dir} is finished: its result is {out_dir / 'final'}.")
+            return Result()
         try:
-            with Metrics(out_dir / "metrics.csv" if first else None, logger, carried=result.steps) as metrics:
-                if first and state is None:
+            with screen.counting("rows tokenized") as say:
+                loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data), say)
+            if problems := harm(loaded):
+                raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
+            number = eval.evaluate_example
+            if isinstance(number, int) and number >= len(loaded.val):
+                raise UserError(f"--eval.evaluate_example {number}: there are {len(loaded.val)} validation rows.")
+            train_rows, val_rows = units(loaded.train, train, config, data), units(loaded.val, train, config, data)
+            if eval.early_stopping_patience is not None and not len(val_rows):
+                raise UserError("--eval.early_stopping_patience: there are no validation rows.")
+
+            fabric = make_fabric(accelerator, devices, num_nodes, name)
+            train = train.on(fabric.world_size)
+            plan = Plan.make(train, train_rows)
+            fabric.launch()
+            if device.type == "cpu" and fabric.world_size > num_nodes:
+                torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
+            seed_everything(seed)
+            weights = start if frozen or checkpoint is None else replace(start, checkpoint=Checkpoint(checkpoint))
+            weights.fill(model, DTYPES[name], fabric.device)
+            try:
+                made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")
+            except (TypeError, ValueError) as e:
+                raise UserError(f"--optimizer: {e}.") from e
+            rate = peak_rate(made, train)
+            if train.min_lr > rate and train.lr_schedule != "constant":
+                raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {rate}.")
+            notes += remarks(made, fabric.device)
+            schedule = [
+                ("optimizer", f"{type(made).__name__}, {describe_rate(rate, plan, train)}"),
+                *describe_stop(eval),
+            ]
+            result = Result()
+            fixed = what_must_stay(name, loaded, plan, made, fabric.world_size)
+            saver = Saver(
+                fabric, method, start, model, made, tokenizer, loaded.style, result, fixed, name, quantize, not frozen,
+                out_dir, train.keep_last,
+            )  # fmt: skip
+            state = TrainingState.read(checkpoint) if checkpoint is not None else None
+            if state is not None:
+                notes += compare(state, fixed, resume_with_changes)
+                saver.restore(state)
+            if compile:
+                compile_blocks(model)
+            if train.activation_checkpointing:
+                recompute(model)
+            wrapped, made = fabric.setup(LossModel(model), made)
+            seed_everything(seed, fabric.global_rank)
+            if state is not None:
+                saver.restore_random(state)
+            state = None  # its memory is free again
+
+            form = f"{name}, {quantize}" if quantize else name
+            on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
+            introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
+            for note in notes:
+                screen.say(note)
+            examples = Examples(model, tokenizer, loaded, eval, result.scores)
+            carried = lines_until(checkpoint.parent / METRICS, result.steps, result.judged) if checkpoint else []
+            if first:
+                if not locked:
+                    held.enter_context(taken(out_dir))
+                    check_out_dir(out_dir, overwrite)  # another run may have come before
+                if locked:
+                    set_aside(out_dir, checkpoint)
+                if checkpoint is None:
+                    clear(out_dir)
+                write_settings(out_dir, name)
+            logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
+            if logger is not None:
+                screen.say(f"{logger_name}: {logger.where}")
+            with Metrics(out_dir / METRICS if first else None, logger, carried) as metrics:
+                if first and checkpoint is None:
                     examples.show(screen, "before")
                 fit(
                     fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result,
                     signals,
                     work=Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name]),
                     save=saver.checkpoint,
-                    fail=lambda *step: not_finite(LossModel(model), train_rows, tokenizer, out_dir, *step),
+                    fail=lambda *step: crash(fabric, LossModel(model), train_rows, tokenizer, out_dir, *step),
                     meet=lambda batch: last.__setitem__(slice(None), [batch]),
                 )  # fmt: skip
                 model.eval()
-                if first:
-                    examples.show(screen, "after")
                 saver.final()
+                done, signals.holds = True, False
+                if first and not signals.code:
+                    examples.show(screen, "after")
         except Stopped:
-            saved = next(iter(checkpoints(out_dir)), None)
-            screen.say(
-                f"Saved {saved}. Go on with: {again()}" if saved else "Nothing is learned yet, nothing is saved."
-            )
-            raise
-        except Exception as e:
-            if is_out_of_memory(e):
-                raise out_of_memory(next(iter(last), None), train, quantize, not frozen) from e
-            if is_disk_full(e, out_dir) and not isinstance(e, UserError):
-                raise disk_full(out_dir, next(iter(checkpoints(out_dir)), None)) from e
+            screen.say(f"The result is {out_dir / 'final'}." if done else farewell(out_dir))
             raise
         finally:
             screen.stop()
         if first:
-            drawn = plot(out_dir / "metrics.csv", out_dir / "loss.png")
+            drawn = plot(out_dir / METRICS, out_dir / "loss.png")
             report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
     return result
-
-
-def again() -> str:
-    """The command that goes on with this run."""
-    words = list(run_words.get()) or ["litgpt", "..."]
-    for flag in ("--resume", "--overwrite", "--train.pause_after"):
-        for i in [i for i, word in enumerate(words) if word == flag or word.startswith(flag + "=")][::-1]:
-            follows = words[i + 1 : i + 2] if words[i] == flag else []
-            del words[i : i + 1 + (bool(follows) and not follows[0].startswith("--"))]
-    return shlex.join([*words, "--resume", "true"])
-
-
-def what_must_stay(precision: str, loaded: Loaded, plan: Plan) -> dict[str, Any]:
-    """Everything that has to be the same when the run goes on."""
-    rows = [len(loaded.train), int(loaded.train.lengths.sum()), zlib.crc32(loaded.train.row_hashes().numpy().tobytes())]
-    found = flat(settings(precision)) | {"the training rows (rows, tokens, checksum)": rows}
-    return found | {"the number of steps": plan.steps, "threads": torch.get_num_threads()}
-
-
-def compare(state: TrainingState, settings: dict[str, Any], allowed: bool) -> list[str]:
-    """What to say about settings that changed since a checkpoint was written.
-
-    Raises:
-        UserError: they change the numbers of the run, and that is not allowed.
-    """
-    changed = changes(state.settings, settings)
-    if changed and not allowed:
-        raise UserError(
-            f"--resume: {'; '.join(changed)}. The run would not be the one that was begun: change it back, or give "
-            "--resume_with_changes true."
-        )
-    words = [f"Changed since the checkpoint: {'; '.join(changed)}."] if changed else []
-    if state.settings.get("threads") != settings["threads"]:
-        words.append(f"Other threads than before ({state.settings.get('threads')}): the last digits may differ.")
-    return words
 
 
 def packed(train: TrainArgs, data: DataModule) -> bool:

@@ -16,12 +16,12 @@ from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, save_style
 from litgpt.tokenizer import Tokenizer
-from litgpt.train.faults import disk_full, is_disk_full
 from litgpt.train.folder import write_settings
 from litgpt.train.loop import Result
 from litgpt.train.method import Method
+from litgpt.train.signals import Stopped
 from litgpt.train.start import Start
-from litgpt.train.state import TrainingState, checkpoints, random_state, set_random_state, write_sums
+from litgpt.train.state import OPTIMIZER, TrainingState, checkpoints, random_state, set_random_state, write_sums
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -55,19 +55,23 @@ class Saver:
     out_dir: Path
     keep_last: Optional[int]
 
+    def __post_init__(self) -> None:
+        self.options = own_options(self.optimizer)
+
     def checkpoint(self, name: str) -> None:
         """Write a folder with everything that the rest of the run needs. To be called on all ranks."""
         randoms = self.gather_random()
         self.write(name, randoms)
         if self.fabric.is_global_zero and self.keep_last is not None:
             for old in checkpoints(self.out_dir)[self.keep_last :]:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # what stays is tried again after the next one
 
     def final(self) -> None:
         """Write and seal the result. To be called on all ranks."""
         self.write("final", None)
 
     def write(self, name: str, randoms: Optional[list[dict[str, torch.Tensor]]]) -> None:
+        error: Optional[BaseException] = None
         if self.fabric.is_global_zero:
             try:
                 with whole_folder(self.out_dir / name) as folder:
@@ -80,12 +84,11 @@ class Saver:
                         self.seal(folder)
                     else:
                         self.state(randoms).write(folder)
-                        write_sums(folder)
+                        write_sums(folder, self.result.steps)
             except Exception as e:
-                if is_disk_full(e, self.out_dir):
-                    raise disk_full(self.out_dir, next(iter(checkpoints(self.out_dir)), None)) from e
-                raise
-        self.fabric.barrier()
+                error = e
+        if self.fabric.broadcast(error is not None):  # nobody waits for a rank that is gone
+            raise error or Stopped(0)
 
     def seal(self, folder: Path) -> None:
         known = self.start.checkpoint if is_adapter(folder) else None
@@ -97,7 +100,8 @@ class Saver:
         trained = (
             {} if self.whole else {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}
         )
-        progress = asdict(self.result) | {"precision": self.fabric.strategy.precision.state_dict()}
+        precision = self.fabric.strategy.precision.state_dict()
+        progress = asdict(self.result) | {"precision": precision, "options": self.options}
         return TrainingState(trained, self.optimizer.state_dict(), randoms, progress, self.settings)
 
     def gather_random(self) -> list[dict[str, torch.Tensor]]:
@@ -106,32 +110,45 @@ class Saver:
         if self.fabric.world_size == 1:
             return [own]
         gathered: Any = self.fabric.all_gather({name: bits.to(self.fabric.device) for name, bits in own.items()})
-        return [{name: bits[rank].cpu() for name, bits in gathered.items()} for rank in range(self.fabric.world_size)]
+        ranks = range(self.fabric.world_size)
+        return [{name: bits[rank].cpu().clone() for name, bits in gathered.items()} for rank in ranks]
 
     @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
-        """Put back all but the weights of a `whole` method and the random states.
+        """Put back all but the weights of a `whole` method and the random states. The state of another kind of
+        optimizer is left out.
 
         Raises:
-            UserError: the state is that of another model or optimizer.
+            UserError: the state is that of another model.
         """
         own = dict(self.model.named_parameters())
-        progress = dict(state.progress)
-        precision = progress.pop("precision")
         try:
+            progress = dict(state.progress)
+            precision, options = progress.pop("precision"), progress.pop("options")
+            missing = [n for n, p in own.items() if p.requires_grad and n not in state.trained and not self.whole]
+            if missing or (unknown := [n for n in state.trained if n not in own]):
+                raise ValueError(f"it lacks {', '.join(missing)}" if missing else f"it has {', '.join(unknown)}")
             for name, weight in state.trained.items():
                 own[name].copy_(weight)
-            rates = [group["lr"] for group in self.optimizer.param_groups]
-            self.optimizer.load_state_dict(state.optimizer)
-            for group, rate in zip(self.optimizer.param_groups, rates):
-                group["lr"] = rate  # the loop makes each step's from the run's
+            if state.settings.get(OPTIMIZER) == self.settings[OPTIMIZER]:
+                self.optimizer.load_state_dict(state.optimizer)
+                for group, then, now in zip(self.optimizer.param_groups, options, self.options):
+                    # the rate of each step is made from the run's; other options are as they were unless they changed
+                    group |= {k: v for k, v in now.items() if k == "lr" or v != then.get(k)}
             if precision:
                 self.fabric.strategy.precision.load_state_dict(precision)
             for key, value in progress.items():
+                if not hasattr(self.result, key):
+                    raise KeyError(key)
                 setattr(self.result, key, value)
-        except (KeyError, RuntimeError, TypeError, ValueError) as e:
-            raise UserError(f"--resume: the checkpoint does not fit this run: {' '.join(str(e).split())}") from e
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
+            raise UserError(f"--resume: the checkpoint does not fit this run: {' '.join(str(e).split())}.") from e
 
     def restore_random(self, state: TrainingState) -> None:
         if len(state.random) == self.fabric.world_size:
             set_random_state(state.random[self.fabric.global_rank], self.fabric.device)
+
+
+def own_options(optimizer: Optimizer) -> list[dict[str, Any]]:
+    """The options of each group as they are before the first step."""
+    return [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]

@@ -1,7 +1,7 @@
 """Signals that end a run after the step it is in."""
 
+import os
 import signal
-import sys
 import threading
 from types import FrameType
 from typing import Any, Optional
@@ -12,27 +12,36 @@ if hasattr(signal, "SIGUSR1"):  # what a queue sends before it takes the machine
 
 
 class Stopped(SystemExit):
-    """A run that was asked to end has saved, and ends with this exit code."""
+    """A run that was asked to end, with nothing left to save, ends with this exit code."""
 
 
 class Signals:
-    """While it is entered, the first of `CODES` is noted instead of obeyed. A second SIGINT stops at once.
+    """While it is entered, the signals of `CODES` end the run: at once, or after the step where it holds them.
+
+    A second SIGINT always stops at once.
+
+    Args:
+        speaks: Whether a signal is answered on stderr: on the first rank alone.
 
     Attributes:
         code: The exit code that was asked for, if any.
+        holds: Whether a signal is noted instead of obeyed, because the run has something to save.
     """
 
-    def __init__(self, active: bool) -> None:
-        self.active, self.code = active, 0
+    def __init__(self, speaks: bool) -> None:
+        self.speaks, self.code, self.holds, self.interrupts = speaks, 0, False, 0
         self.before: dict[int, Any] = {}
 
     def note(self, number: int, frame: Optional[FrameType]) -> None:
-        if self.code and number == signal.SIGINT:
+        self.interrupts += number == signal.SIGINT
+        if self.interrupts > 1:
             raise KeyboardInterrupt
-        self.code = CODES[signal.Signals(number)]
-        if self.active:
+        self.code = self.code or CODES[signal.Signals(number)]
+        if not self.holds:
+            raise Stopped(self.code)
+        if self.speaks:  # not by print, which may be what the signal has interrupted
             name = signal.Signals(number).name
-            print(f"\nlitgpt: {name}: saving after this step. Ctrl-C again stops at once.", file=sys.stderr, flush=True)
+            os.write(2, f"\nlitgpt: {name}: saving after this step. Ctrl-C again stops at once.\n".encode())
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():

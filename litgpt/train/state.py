@@ -14,9 +14,10 @@ from litgpt.errors import UserError
 from litgpt.files import read_json
 
 STATE, SUMS = "training_state.pt", "checksums.json"
+OPTIMIZER = "the optimizer"  # among the settings: its class
 # settings that may differ between the parts of a run without changing its numbers
 FREE = re.compile(
-    r"(threads|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|log\..*|eval\.(?!early_stopping).*"
+    r"(threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes|log\..*|eval\.(?!early_stopping).*"
     r"|train\.(save_interval|log_interval|keep_last|save_best|pause_after))$"
 )
 
@@ -40,7 +41,8 @@ class TrainingState:
     settings: dict[str, Any]
 
     def write(self, folder: Path) -> None:
-        torch.save(vars(self), folder / STATE)
+        with open(folder / STATE, "wb") as f:  # given the path, torch would hide why it could not be written
+            torch.save(vars(self), f)
 
     @classmethod
     def read(cls, folder: Path) -> "TrainingState":
@@ -48,17 +50,23 @@ class TrainingState:
         UserError: the file is not of our making.
         """
         try:
-            fields = torch.load(folder / STATE, map_location="cpu", weights_only=True, mmap=True)
-            return cls(**fields)
-        except Exception as e:  # torch raises what it likes
-            raise UserError(f"{folder / STATE} cannot be read: {str(e).splitlines()[0]}") from e
+            state = cls(**torch.load(folder / STATE, map_location="cpu", weights_only=True))
+        except Exception as e:  # torch raises what it likes; nothing that the file holds was run
+            foreign = re.search(r"GLOBAL (\S+)", str(e))
+            why = (str(e).splitlines() or [type(e).__name__])[0]
+            why = f"it asks for {foreign[1]}, which is no plain data" if foreign else why
+            raise UserError(f"{folder / STATE} cannot be read: {why}") from e
+        kinds = {"trained": dict, "optimizer": dict, "random": list, "progress": dict, "settings": dict}
+        if wrong := [name for name, kind in kinds.items() if not isinstance(getattr(state, name), kind)]:
+            raise UserError(f"{folder / STATE} cannot be read: {', '.join(wrong)} is not what it should be")
+        return state
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
     """What is set otherwise than it was, of the settings that change the numbers of a run."""
     return [
         f"{name if ' ' in name else '--' + name} was {then.get(name)!r}, is {now.get(name)!r}"
-        for name in sorted({*then, *now})
+        for name in sorted({*then, *now}, key=lambda name: (" " in name, name))
         if not FREE.match(name) and then.get(name) != now.get(name)
     ]
 
@@ -77,34 +85,43 @@ def flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The states of this process's generators."""
     states = {"cpu": torch.get_rng_state()}
-    return states | {"cuda": torch.cuda.get_rng_state(device)} if device.type == "cuda" else states
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    if device.type == "mps":
+        states["mps"] = torch.mps.get_rng_state()
+    return states
 
 
 def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
-    torch.set_rng_state(states["cpu"])
+    torch.set_rng_state(states["cpu"].clone())  # it crashes on a tensor that is a part of another
     if device.type == "cuda" and "cuda" in states:
         torch.cuda.set_rng_state(states["cuda"], device)
+    if device.type == "mps" and "mps" in states:
+        torch.mps.set_rng_state(states["mps"])
 
 
-def write_sums(folder: Path) -> None:
-    """The size and the CRC-32 of each file, so that a damaged folder is known as one."""
-    sums = {str(p.relative_to(folder)): [p.stat().st_size, checksum(p)] for p in files_below(folder)}
-    (folder / SUMS).write_text(json.dumps(sums, indent=1) + "\n", encoding="utf-8")
+def write_sums(folder: Path, step: int) -> None:
+    """The step, and the size and the CRC-32 of each file, so that a damaged folder is known as one."""
+    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, checksum(p)] for p in files_below(folder)}
+    text = json.dumps({"step": step, "files": files}, indent=1)
+    (folder / SUMS).write_text(text + "\n", encoding="utf-8")
 
 
 def damage(folder: Path) -> Optional[str]:
     """What is wrong with a checkpoint folder, in words; None if it is as it was written."""
     try:
-        sums = read_json(folder / SUMS)
+        sums = read_json(folder / SUMS)["files"]
         for name, (size, crc) in sums.items():
             path = folder / name
+            if Path(name).is_absolute() or ".." in Path(name).parts:
+                return f"{SUMS} names {name!r}, which is not in the folder"
             if not path.is_file():
                 return f"{name} is missing"
             if path.stat().st_size != size:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
             if checksum(path) != crc:
                 return f"{name} has changed"
-    except (UserError, OSError, AttributeError, TypeError, ValueError) as e:
+    except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
         return f"{SUMS} cannot be used ({e})"
     return None if STATE in sums else f"{STATE} is missing"
 
@@ -122,6 +139,17 @@ def checksum(path: Path) -> int:
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
-    """The checkpoint folders of a run, the newest first."""
+    """The folders step-* of a run, the newest first."""
     found = (p for p in out_dir.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and p.is_dir())
-    return sorted(found, key=lambda p: int(p.name[5:]), reverse=True)
+    return sorted(found, key=step_of, reverse=True)
+
+
+def step_of(folder: Path) -> int:
+    """The step after which a checkpoint was written: as its name says or, for best/, the list of its files; -1 where
+    neither does."""
+    if named := re.fullmatch(r"step-(\d+)", folder.name):
+        return int(named[1])
+    try:
+        return int(read_json(folder / SUMS)["step"])
+    except (UserError, KeyError, TypeError, ValueError):
+        return -1
