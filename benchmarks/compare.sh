@@ -27,7 +27,7 @@ PEERS=${PEERS:-$here/.peers}
 PEERS_PYTHON=${PEERS_PYTHON:-python3}
 TORCH=${TORCH:-torch==2.13.0}  # what the peers install it from; options for pip may stand here too
 WORK=${WORK:-$here/.work}
-OUT=${OUT:-$WORK/compare.jsonl}
+OUT=${OUT:-}  # WORK/compare.jsonl without it
 
 for word in "$@"; do
   case $word in
@@ -61,6 +61,7 @@ case " $PROGRAMS " in *" trl "*)
   install "$PEERS/hf" trl==1.16.0 peft==0.21.2 transformers==5.23.0 accelerate datasets sentencepiece protobuf ;;
 esac
 
+OUT=${OUT:-$WORK/compare.jsonl}
 rm -rf "$WORK/shared"
 mkdir -p "$WORK" "$(dirname "$OUT")"
 # shellcheck disable=SC2086

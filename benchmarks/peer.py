@@ -30,7 +30,7 @@ def litgpt_command(args: argparse.Namespace, out: Path) -> list[Any]:
         *("--precision", args.precision, "--train.global_batch_size", args.samples),
         *("--train.micro_batch_size", args.micro_batch_size, "--train.max_steps", args.steps),
         *("--train.epochs", args.steps * args.samples, "--train.max_seq_length", args.max_seq_length),
-        *("--train.lr_warmup_steps", 2, "--train.log_interval", 1),
+        *("--train.lr_warmup_steps", 1, "--train.log_interval", 1),
         *("--eval.interval", 100000, "--eval.max_iters", 1, "--eval.final_validation", "false"),
     ]
 

@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import torch
-from litgpt import Config
 from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
 from litgpt.utils import save_config
 from safetensors.torch import load_file
+
+from litgpt import Config
 
 
 def main(source: Path, out: Path) -> None:

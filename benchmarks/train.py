@@ -57,7 +57,7 @@ def command(args: argparse.Namespace, model: Path, rows: Path, out: Path, more: 
         *("--data.prompt_style", "alpaca", "--data.mask_prompt", "false"),
         *("--precision", args.precision, *quantize),
         *("--train.global_batch_size", args.samples, "--train.micro_batch_size", args.micro_batch_size),
-        *("--train.max_steps", args.steps, "--train.epochs", args.steps * args.samples, "--train.lr_warmup_steps", 2),
+        *("--train.max_steps", args.steps, "--train.epochs", args.steps * args.samples, "--train.lr_warmup_steps", 1),
         *("--train.max_seq_length", args.max_seq_length, "--train.save_interval", "null", "--train.log_interval", 1),
         *("--train.activation_checkpointing", str(args.activation_checkpointing).lower()),
         *("--eval.initial_validation", "false", "--eval.final_validation", "false", "--eval.max_new_tokens", "null"),

@@ -61,7 +61,7 @@ def main(argv: list[str]) -> None:
                 max_length=args.max_seq_length,
                 packing=False,
                 learning_rate=1e-3,
-                warmup_steps=2,
+                warmup_steps=1,
                 logging_steps=1,
                 report_to=[],
                 save_strategy="no",
