@@ -26,6 +26,7 @@ from common import machine, make_rows, publish, run, write_json
 import litgpt
 from litgpt.hub import PICO
 
+LENGTH = 256  # tokens of the longest row: pico takes no more
 PATIENCE = 300  # seconds after which a program has failed
 
 
@@ -53,7 +54,7 @@ def ours_to_first_step(folder: Path, rows: Path) -> float:
         *(sys.executable, "-m", "litgpt", "finetune", "lora", "pico", "--out_dir", folder / "out"),
         *("--data", "JSON", "--data.json_path", rows / "train.json", "--data.val_split_fraction", 0),
         *("--eval.initial_validation", "false", "--eval.max_new_tokens", "null", "--train.max_steps", 1),
-        *("--train.lr_warmup_steps", 0),
+        *("--train.lr_warmup_steps", 0, "--train.max_seq_length", LENGTH),
     ]
 
     def ready() -> bool:
@@ -67,7 +68,7 @@ def peers_to_first_step(peer: Path, model: Path, folder: Path, rows: Path) -> fl
     command = [
         *(peer, "finetune_lora", model, "--out_dir", folder / "out", "--data", "JSON", "--data.json_path", rows),
         *("--train.max_steps", 2, "--train.lr_warmup_steps", 1, "--train.log_interval", 1),
-        *("--eval.max_iters", 1, "--eval.final_validation", "false"),
+        *("--train.max_seq_length", LENGTH, "--eval.max_iters", 1, "--eval.final_validation", "false"),
     ]
 
     def ready() -> bool:
@@ -103,9 +104,7 @@ def main(argv: list[str]) -> None:
         }
         if args.peer is not None:
             model = shared / "model"
-            run(
-                [args.peer_python, Path(__file__).with_name("to_litgpt.py"), PICO, model], shared / "log", PYTHONPATH=""
-            )
+            run([args.peer, Path(__file__).with_name("to_litgpt.py"), PICO, model], shared / "log", PYTHONPATH="")
             litgpt_of_peer = args.peer.with_name("litgpt")
             help_of_peer = [litgpt_of_peer, "-h"]
             found["peer_help_s"] = median(lambda f: run(help_of_peer, f / "log", PYTHONPATH="").seconds, args.runs)
