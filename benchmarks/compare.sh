@@ -6,7 +6,8 @@
 #   benchmarks/compare.sh METHODS=lora PRECISIONS=bf16-true VOCAB=128256 PROGRAMS="ours litgpt"
 #
 # On first use it makes the peers' virtual environments in PEERS (benchmarks/.peers): LitGPT 0.5.13, and TRL 1.16.0 with
-# PEFT 0.21.2. Each program trains on exactly STEPS x SAMPLES rows. Every run adds a line of JSON to OUT.
+# PEFT 0.21.2. Each program trains on exactly STEPS x SAMPLES rows. Every run adds a line of JSON to OUT, which is begun
+# anew.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

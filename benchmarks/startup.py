@@ -31,21 +31,20 @@ PATIENCE = 300  # seconds after which a program has failed
 
 
 def until(command: list[Any], log: Path, ready: Callable[[], bool], **environment: str) -> float:
-    """Seconds from the start of a command until `ready`; then it is ended. Ends this program if the command fails."""
+    """Seconds from the start of a command until `ready`. Ends this program if the command fails before or after."""
     words = [str(word) for word in command]
     began = time.perf_counter()
     with open(log, "w", encoding="utf-8") as f:
         child = subprocess.Popen(words, stdout=f, stderr=subprocess.STDOUT, env={**os.environ, **environment})
         try:
-            while not ready():
-                ended, late = child.poll() is not None, time.perf_counter() - began > PATIENCE
-                if (ended and not ready()) or late:
-                    sys.exit(f"{log.read_text(encoding='utf-8', errors='replace')}\nno first step: {' '.join(words)}")
+            while not ready() and child.poll() is None and time.perf_counter() - began < PATIENCE:
                 time.sleep(0.005)
-            return time.perf_counter() - began
+            seconds = time.perf_counter() - began
+            if ready() and child.wait(PATIENCE) == 0:
+                return seconds
         finally:
             child.kill()
-            child.wait()
+    sys.exit(f"{log.read_text(encoding='utf-8', errors='replace')}\nfailed: {' '.join(words)}")
 
 
 def ours_to_first_step(folder: Path, rows: Path) -> float:

@@ -103,8 +103,8 @@ def test_train_figures(script, tmp_path):
     file = tmp_path / "metrics.csv"
     file.write_text(
         "step,epoch,loss,lr,val_loss,tokens,seconds,tokens_per_s,mfu,peak_memory\n"
+        "0,,,,3.0,0,0.0,,,\n"
         "1,0.5,2.0,0.1,,100,4.0,25,0.1,500\n"
-        "1,,,,3.0,100,4.0,,,\n"
         "2,1.0,1.0,0.1,,300,5.0,200,0.6,700\n"
     )
     assert script("train").figures(file) == {
