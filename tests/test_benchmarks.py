@@ -1,0 +1,178 @@
+"""The benchmarks run and count rightly. Nothing here looks at how fast anything is."""
+
+import importlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from litgpt.config import Config
+from litgpt.data.batches import UNTRAINED
+from litgpt.hub import PICO
+from litgpt.lora import lora_layers
+from litgpt.quantize import QuantizedLinear
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+SHAPE = "--width 32 --layers 2 --heads 2 --mlp 48 --vocab 640".split()
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """Imports a script by its name, as if it were run; the names are too common to stay."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(FOLDER)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if str(getattr(sys.modules[name], "__file__", None)).startswith(str(FOLDER)):
+            del sys.modules[name]
+
+
+def records(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def test_gpu_smoke(script, tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    file = tmp_path / "gpu.jsonl"
+    script("gpu").main(["--case", "smoke", "--micro_steps", "2", "--first", "1", "--json", str(file)])
+    found = records(file)
+    assert [r["method"] for r in found] == ["full", "lora", "qlora"]
+    for r in found:
+        assert r["tokens"] == 2 * 2 * 64  # of the micro-steps that were timed
+        assert r["micro_step_s"] > 0 and r["optimizer_step_s"] >= 0 and r["mfu"] > 0
+        assert r["tokens_per_s"] == pytest.approx(r["tokens"] / (2 * r["micro_step_s"]), rel=0.05)
+    assert "| smoke | qlora |" in capsys.readouterr().out
+
+
+def test_gpu_needs_one(script, monkeypatch):
+    gpu = script("gpu")
+    monkeypatch.setattr(gpu, "pick_device", lambda accelerator: torch.device("cpu"))
+    with pytest.raises(SystemExit, match="not measured"):
+        gpu.main([])
+
+
+@pytest.mark.parametrize("method", ["full", "lora", "qlora"])
+def test_gpu_model_is_that_of_a_finetune(script, method):
+    gpu = script("gpu")
+    if method == "qlora":
+        pytest.importorskip("bitsandbytes")
+    model = gpu.build(Config(**gpu.SMOKE), method, "bf16-true", torch.device("cpu"))
+    trained = {name for name, p in model.named_parameters() if p.requires_grad}
+    if method == "full":
+        assert trained == {name for name, _ in model.named_parameters()}
+    else:
+        assert len(lora_layers(model)) == 2 and all("lora_" in name for name in trained)
+        assert {model.get_parameter(name).dtype for name in trained} == {torch.float32}
+    quantized = [m for m in model.modules() if isinstance(m, QuantizedLinear)]
+    assert len(quantized) == (8 if method == "qlora" else 0) and all(m.weight is None for m in quantized)
+    assert not any(p.is_meta for p in model.parameters())
+    assert torch.equal(model.transformer.h[1].norm_1.weight, torch.ones(64, dtype=torch.bfloat16))
+    assert 0.015 < float(model.transformer.wte.weight.detach().float().std()) < 0.025
+
+
+def test_gpu_batches(script):
+    gpu = script("gpu")
+    (batch,) = gpu.make_batches(gpu.CASES["smoke"], 1, 640, None, PICO)
+    assert batch.documents == [64, 64] and batch.n_trained == int((batch.targets != UNTRAINED).sum()) == 126
+    assert torch.equal(batch.targets[0, :63], batch.ids[0, 1:64]) and batch.targets[0, 63] == UNTRAINED
+    batches = gpu.make_batches(gpu.CASES["alpaca"], 2, 640, None, PICO)
+    assert [len(b.documents) for b in batches] == [8, 8]
+    assert all(max(b.documents) <= 512 and b.ids.numel() == sum(b.documents) for b in batches)
+    assert not torch.equal(batches[0].ids[:, :200], batches[1].ids[:, :200])
+
+
+def test_train(tmp_path):
+    file = tmp_path / "train.jsonl"
+    flags = [*SHAPE, "--steps", "2", "--samples", "4", "--micro_batch_size", "2", "--precision", "32-true"]
+    command = [sys.executable, FOLDER / "train.py", *flags, "--json", file, "--", "--lora_mlp", "true"]
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stdout + run.stderr
+    (record,) = records(file)
+    assert record["steps"] == 2 and record["more"] == ["--lora_mlp", "true"]
+    assert 8 * 40 < record["tokens"] <= 8 * 512 and record["mfu"] > 0
+    assert record["tokens_per_s"] == pytest.approx(record["tokens"] / record["seconds"], rel=0.01)
+    assert os.name == "nt" or 1e8 < record["peak_memory"] < 1e10
+    assert json.loads(run.stdout.splitlines()[-1]) == record
+
+
+def test_train_figures(script, tmp_path):
+    file = tmp_path / "metrics.csv"
+    file.write_text(
+        "step,epoch,loss,lr,val_loss,tokens,seconds,tokens_per_s,mfu,peak_memory\n"
+        "0,,,,3.0,0,0.0,,,\n"
+        "1,0.5,2.0,0.1,,100,4.0,25,0.1,500\n"
+        "2,1.0,1.0,0.1,,300,5.0,200,0.6,700\n"
+    )
+    assert script("train").figures(file) == {
+        "tokens": 300,
+        "seconds": 5.0,
+        "tokens_per_s": 60.0,
+        "tokens_per_s_after_first": 200.0,
+        "mfu": 0.2,
+        "device_peak_memory": 700,
+    }
+
+
+def test_rows(script, tmp_path):
+    common = script("common")
+    rows = common.make_rows(500)
+    assert rows == common.make_rows(500) != common.make_rows(500, seed=1)
+    lengths = sorted(len(row["output"].split()) for row in rows)
+    assert lengths[-1] > 4 * lengths[250] and lengths[50] < lengths[250] / 2, "a few are long, many are short"
+    assert 100 < sum(bool(row["input"]) for row in rows) < 300
+    file = common.write_json(tmp_path / "rows.json", rows[:3])
+    chosen = common.choose_rows(file, 7)
+    assert len(chosen) == 7 and all(row in chosen for row in rows[:3])
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows does not tell the peak of a process")
+def test_peak_memory_is_of_the_process_alone(tmp_path):
+    """Also after a larger one. In a process of its own, since this one is large."""
+    code = (
+        "import sys; from pathlib import Path; from common import run\n"
+        "large, small = (run([sys.executable, '-c', f'b = bytearray({n}); b[::4096] = b[::4096]'], Path('log'))"
+        " for n in (200_000_000, 1))\n"
+        "assert large.peak_memory > 200_000_000 > 4 * small.peak_memory, (large, small)\n"
+    )
+    subprocess.run(
+        [sys.executable, "-c", code], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(FOLDER)}, check=True
+    )
+
+
+def test_a_command_that_fails_ends_the_benchmark(script, tmp_path):
+    with pytest.raises(SystemExit, match="no such thing"):
+        script("common").run([sys.executable, "-c", "raise SystemExit('no such thing')"], tmp_path / "log")
+
+
+def test_what_the_peers_print(script):
+    peer = script("peer")
+    printed = "| - Input Tokens  :  900\n| - Tokens w/ Prompt :  4,425\n| - Training Time :  0.55 s\n"
+    assert peer.litgpt_figures(printed) == {"tokens": 4425, "seconds": 0.55}
+    assert peer.trl_figures('{"loss": 1}\n{"tokens": 12, "seconds": 3.5}\n') == {"tokens": 12, "seconds": 3.5}
+    with pytest.raises(SystemExit, match="did not print"):
+        peer.litgpt_figures("nothing")
+
+
+def test_medians(script):
+    def record(program: str, speed: float, memory: int | None, precision: str = "32-true") -> dict:
+        return {
+            "program": program,
+            "version": "1",
+            "method": "lora",
+            "precision": precision,
+            "tokens_per_s": speed,
+            "peak_memory": memory,
+        }
+
+    ours = [record("this project", speed, 10**9) for speed in (100, 3000, 200)]
+    theirs = [record("LitGPT", speed, 2 * 10**9) for speed in (50, 80, 1)]
+    lines = script("medians").table([*ours, *theirs, record("TRL", 7, None, "bf16-true")]).splitlines()
+    assert lines[2:] == [
+        "| lora | 32-true | this project 1 | 3 | 200 |  | 1.00 GB |  |",
+        "| lora | 32-true | LitGPT 1 | 3 | 50 | 4.00 | 2.00 GB | 0.50 |",
+        "| lora | bf16-true | TRL 1 | 1 | 7 | - | not measured | - |",
+    ]
