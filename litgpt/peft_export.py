@@ -19,7 +19,6 @@ from torch import nn
 
 from litgpt.checkpoint import base_parameters
 from litgpt.families import aliases, name_table
-from litgpt.families.memory import in_memory
 from litgpt.families.table import Stored
 from litgpt.lora import LoRA, LoRALinear, lora_layers
 from litgpt.model import GPT
@@ -71,6 +70,11 @@ def holders(model: GPT, name: str) -> tuple[Stored, ...]:
     return name_table(model.config).stored(name)
 
 
+def in_memory(model: GPT, module: str) -> str:
+    """The name that `transformers` has in memory for a module of the table, which adapters go by."""
+    return aliases(model.config.model_type).in_memory(module)
+
+
 @torch.no_grad()
 def learned_deltas(model: GPT) -> tuple[dict[str, Delta], Experts]:
     """What was learned, by the names in memory of the modules that hold it; that of the experts apart."""
@@ -84,9 +88,9 @@ def learned_deltas(model: GPT) -> tuple[dict[str, Delta], Experts]:
             experts[module][parameter][int(expert[1])] = fused(layer)
         elif len(stored) > 1:
             for i, a, b, magnitude in layer.learned():
-                deltas[in_memory(model.config.model_type, stored[i].module)] = Delta(a, b, 1.0, magnitude)
+                deltas[in_memory(model, stored[i].module)] = Delta(a, b, 1.0, magnitude)
         else:
-            deltas[in_memory(model.config.model_type, stored[0].module)] = fused(layer, stored[0].rows)
+            deltas[in_memory(model, stored[0].module)] = fused(layer, stored[0].rows)
     return deltas, experts
 
 
@@ -96,7 +100,7 @@ def stack(module: str, expert: str, model: GPT) -> tuple[str, str]:
         own = parts[0].format(expert).removesuffix(".weight")
         if module.endswith(own):
             _, holder, parameter = end.rpartition(".experts")
-            stem = in_memory(model.config.model_type, module.removesuffix(own) + holder)
+            stem = in_memory(model, module.removesuffix(own) + holder)
             return stem, parameter.removeprefix(".")
     raise AssertionError(f"{module} is in no stack")
 
@@ -172,9 +176,7 @@ def trained_embeddings(model: GPT) -> dict[str, torch.Tensor]:
         if "lm_head.bias" in slots:  # peft takes whole modules
             tensors["lm_head.bias"] = getattr(*slots["lm_head.bias"])
     modules = {ours: holders(model, ours.rpartition(".")[0])[0].module for ours in tensors}
-    return {
-        f"{in_memory(config.model_type, modules[ours])}.{ours.rpartition('.')[2]}": t for ours, t in tensors.items()
-    }
+    return {f"{in_memory(model, modules[ours])}.{ours.rpartition('.')[2]}": t for ours, t in tensors.items()}
 
 
 def target_modules(adapted: set[str], model: GPT) -> list[str]:
@@ -183,7 +185,7 @@ def target_modules(adapted: set[str], model: GPT) -> list[str]:
     if table.kept.pattern != r"(?!)":  # the parts of the model that are not read may have the same names
         return sorted(adapted)
     linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear))
-    every = {in_memory(model.config.model_type, hf) for name in linears for hf in table.to_hf(name)}
+    every = {in_memory(model, hf) for name in linears for hf in table.to_hf(name)}
     leaves = {module.rpartition(".")[2] for module in adapted}
     same_leaf = {hf for hf in every if hf.rpartition(".")[2] in leaves}
     return sorted(leaves if same_leaf == adapted else adapted)

@@ -1,6 +1,7 @@
 """Every family is the one of `transformers`: logits, text, gradients and what is written."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from litgpt.checkpoint import Checkpoint, base_parameters, load_weights, stored_pieces, write_model
 from litgpt.config import Config
-from litgpt.families import name_table, read_config
+from litgpt.families import aliases, name_table, read_config
 from litgpt.generate.engine import generate
 from litgpt.model import GPT, KVCache
 from tests.families import ALL, FAMILIES, QUICK, save_random, warnings_of_transformers
@@ -107,18 +108,11 @@ def test_gradients(folder):
         holder.register_buffer(leaf, getattr(module, leaf).grad)
         holder.parts = getattr(module, "parts", None)  # type: ignore[assignment]
         for hf, stored, rows in stored_pieces(table, name, holder, leaf):
-            source, expected = find(gradients, in_memory(hf, model.config))
+            source, expected = find(gradients, aliases(model.config.model_type).in_memory(hf))
             seen.add(source)
             if expected is not None:
                 assert_close(stored.from_ours(rows), expected, 1e-3, rounding)
     assert not gradients.keys() - seen
-
-
-def in_memory(hf: str, config: Config) -> str:
-    """The name that transformers has in memory for what it writes as `hf`."""
-    if config.model_type == "gemma3":
-        hf = hf.replace("language_model.model.", "model.language_model.").replace("language_model.lm_head", "lm_head")
-    return hf.replace(".block_sparse_moe.", ".mlp.").replace("embed_out", "lm_head")
 
 
 def find(gradients: dict[str, torch.Tensor], name: str) -> tuple[str, torch.Tensor | None]:
@@ -169,6 +163,14 @@ def test_every_family_is_here():
     from litgpt import families
 
     assert set(families.FAMILIES) == set(FAMILIES)
+
+
+def test_the_page_for_developers_has_every_switch():
+    from litgpt.families import stablelm
+
+    page = Path(__file__).parents[1].joinpath("tutorials/developer-docs/adding-a-family.md").read_text(encoding="utf-8")
+    assert [field.name for field in fields(Config) if f"`{field.name}`" not in page] == []
+    assert Path(stablelm.__file__).read_text(encoding="utf-8") in page
 
 
 @pytest.mark.parametrize(("model_type", "variant"), ALL, ids=" ".join)

@@ -1,8 +1,8 @@
 """The model families: reading a `config.json`, and the names of the weights.
 
 A family is one module with two functions: `read_config` from a parsed `config.json` to a `Config`, and `name_table`
-from a `Config` to a `NameTable`. It may have `ALIASES`, other names for its weights that occur in files. It is chosen
-by `model_type`, never by a model's name.
+from a `Config` to a `NameTable`. It may have `ALIASES`, the names that its weights have elsewhere. It is chosen by
+`model_type`, never by a model's name.
 """
 
 import importlib
@@ -78,6 +78,6 @@ def name_table(config: Config) -> NameTable:
 
 
 def aliases(model_type: Any) -> Aliases:
-    """Other names for the weights of this family; none for a family that is not known."""
+    """The names that the weights of this family have elsewhere; none for a family that is not known."""
     known = isinstance(model_type, str) and model_type in FAMILIES
     return getattr(family(model_type), "ALIASES", Aliases()) if known else Aliases()

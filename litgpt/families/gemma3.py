@@ -9,12 +9,13 @@ from litgpt.families.common import flag, require_value
 from litgpt.families.llama import ENDS
 from litgpt.families.table import Aliases, NameTable, in_layers
 
-ALIASES = Aliases(  # as transformers 5 has them in memory
+ALIASES = Aliases(
     renames=[
         (r"^model\.language_model\.", "language_model.model."),
         (r"^lm_head\.", "language_model.lm_head."),
         (r"^model\.(vision_tower|multi_modal_projector)\.", r"\1."),
-    ]
+    ],
+    memory=[(r"^language_model\.model\.", "model.language_model."), (r"^language_model\.lm_head\b", "lm_head")],
 )
 
 

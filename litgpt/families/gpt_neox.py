@@ -7,7 +7,7 @@ from litgpt.config import Config
 from litgpt.families.common import flag, gelu, read_rope, require_value, whole
 from litgpt.families.table import Aliases, HFModules, NameTable, Stored, in_layers, rows_by_group
 
-ALIASES = Aliases(renames=[(r"^lm_head\.", "embed_out.")])  # as transformers 5 has it in memory
+ALIASES = Aliases(renames=[(r"^lm_head\.", "embed_out.")], memory=[(r"^embed_out\b", "lm_head")])
 
 
 def read_config(fields: dict[str, Any]) -> Config:

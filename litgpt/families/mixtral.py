@@ -8,12 +8,13 @@ from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import Aliases, NameTable, in_layers
 
 EXPERTS = "block_sparse_moe.experts.{}."
-ALIASES = Aliases(  # as transformers 5 has them in memory
+ALIASES = Aliases(
     renames=[(r"\.mlp\.(experts|gate)\b", r".block_sparse_moe.\1")],
     stacks={
         ".experts.gate_up_proj": (".experts.{}.w1.weight", ".experts.{}.w3.weight"),
         ".experts.down_proj": (".experts.{}.w2.weight",),
     },
+    memory=[(r"\.block_sparse_moe\.", ".mlp.")],
 )
 
 

@@ -8,7 +8,7 @@ from litgpt.families.common import flag, read_rope, read_sizes, require_value, w
 from litgpt.families.llama import ENDS, LAYER, QK_NORMS
 from litgpt.families.table import Aliases, NameTable, in_layers
 
-ALIASES = Aliases(  # as transformers 5 has them in memory
+ALIASES = Aliases(
     stacks={
         ".experts.gate_up_proj": (".experts.{}.gate_proj.weight", ".experts.{}.up_proj.weight"),
         ".experts.down_proj": (".experts.{}.down_proj.weight",),

@@ -123,22 +123,26 @@ def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Ten
 
 @dataclass(frozen=True)
 class Aliases:
-    """Other names and other forms under which the weights of a family may stand in a file.
+    """Other names and other forms of the weights of a family: in files, and in the memory of transformers 5.
 
     Args:
         renames: Pattern and replacement for each, in the manner of `re.sub`.
         stacks: The end of a tensor's name to the ends that its parts have in the table: the tensor stacks the experts,
             and in each the parts lie one below the other. `{}` stands for the expert's number.
+        memory: Like `renames`, but from the table's names to those in memory. Adapters go by the latter.
     """
 
     renames: Sequence[tuple[str, str]] = ()
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
+    memory: Sequence[tuple[str, str]] = ()
 
     def rename(self, name: str) -> str:
         """A tensor's name in the words of the table."""
-        for pattern, replacement in self.renames:
-            name = re.sub(pattern, replacement, name)
-        return name
+        return substituted(self.renames, name)
+
+    def in_memory(self, name: str) -> str:
+        """The name in memory of a module, or a tensor, of the table."""
+        return substituted(self.memory, name)
 
     def expand(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Optional[tuple]]]:
         """What a stored tensor is in the words of the table: the name and shape of each part, and its index in it."""
@@ -156,3 +160,9 @@ class Aliases:
                     for i, part in enumerate(parts)
                 ]
         return [(name, shape, None)]
+
+
+def substituted(rules: Sequence[tuple[str, str]], name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name
