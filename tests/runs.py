@@ -36,7 +36,7 @@ METHODS = {
     "pretrain": ["pretrain"],
     "pretrain-bf16-muon": ["pretrain", "--precision", "bf16-true", "--optimizer", "Muon"],
 }
-TIMES = ("seconds", "tokens_per_s", "peak_memory")
+TIMES = ("seconds", "tokens_per_s", "mfu", "peak_memory")
 Line = dict[str, str]
 
 

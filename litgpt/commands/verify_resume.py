@@ -16,7 +16,7 @@ from litgpt.train.loop import PAUSED
 from litgpt.train.metrics import METRICS
 
 METHODS = ("lora", "full", "adapter", "adapter_v2")
-MACHINE = ("seconds", "tokens_per_s", "peak_memory")  # of the metrics: what differs between any two runs
+MACHINE = ("seconds", "tokens_per_s", "mfu", "peak_memory")  # of the metrics: what differs between any two runs
 
 
 def main(finetune: list[str], steps: int = 5) -> None:
