@@ -19,6 +19,8 @@ SIZES: dict[str, Any] = {
     "pad_token_id": None,
     "bos_token_id": 0,
     "eos_token_id": 1,
+    "rms_norm_eps": 0.03,
+    "layer_norm_eps": 0.02,
 }
 NEOX = {k: v for k, v in SIZES.items() if k != "num_key_value_heads"}
 GPT2 = {
@@ -27,10 +29,11 @@ GPT2 = {
     "n_layer": 3,
     "n_head": 4,
     "n_positions": 512,
+    "layer_norm_epsilon": 0.02,
     "bos_token_id": 0,
     "eos_token_id": 1,
 }
-FALCON = NEOX | {"ffn_hidden_size": 52, "activation": "gelu"}
+FALCON = NEOX | {"ffn_hidden_size": 52, "activation": "gelu", "layer_norm_epsilon": 0.02}
 FALCON.pop("intermediate_size")
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 64}
 LLAMA3 = {

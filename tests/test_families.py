@@ -3,6 +3,7 @@
 import json
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from transformers import AutoModelForCausalLM
 
 from litgpt.checkpoint import Checkpoint, base_parameters, load_weights, stored_pieces, write_model
 from litgpt.config import Config
+from litgpt.errors import UserError
 from litgpt.families import aliases, name_table, read_config
 from litgpt.generate.engine import generate
 from litgpt.model import GPT, KVCache
@@ -173,7 +175,34 @@ def test_the_page_for_developers_has_every_switch():
     assert Path(stablelm.__file__).read_text(encoding="utf-8") in page
 
 
-@pytest.mark.parametrize(("model_type", "variant"), ALL, ids=" ".join)
+@pytest.mark.parametrize("case", CASES)
+def test_a_field_that_is_missing_has_the_default(case):
+    """Each in turn; what `transformers` writes leaves out few of them. A field may also be one that must be there."""
+    model_type, variant = case
+    whole = complete({"model_type": model_type} | FAMILIES[model_type][variant])
+    for key in whole.keys() - {"model_type", "text_config"}:
+        gone = (key, "layer_types") if key == "num_hidden_layers" else (key,)
+        fields = {k: v for k, v in whole.items() if k not in gone}
+        if outcome(fields) != f"config.json lacks the field {key!r}, which {model_type!r} needs.":
+            assert outcome(fields) == outcome(complete(fields)), key
+
+
+def outcome(fields: dict[str, Any]) -> Config | str:
+    """The config, or what is wrong with it: a default may not go with the other sizes."""
+    try:
+        return read_config(fields)
+    except UserError as e:
+        return str(e)
+
+
+def complete(fields: dict[str, Any]) -> dict[str, Any]:
+    """`config.json` in the form of transformers 5, with all defaults."""
+    from transformers import AutoConfig
+
+    return json.loads(AutoConfig.for_model(**fields).to_json_string(use_diff=False))
+
+
+@pytest.mark.parametrize(("model_type", "variant"), ALL, ids=map(" ".join, ALL))
 def test_config_of_transformers_is_read(model_type, variant):
     """`config.json` in the form of transformers 5, without the defaults that it can add itself."""
     from transformers import AutoConfig

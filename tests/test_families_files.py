@@ -200,6 +200,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gpt2", {"n_head": 5}, "n_embd 36 for 5 heads"),
     ("gpt2", {"activation_function": "relu"}, "activation_function 'relu'"),
     ("granite", {"attention_multiplier": 0}, "attention_multiplier 0"),
+    ("granite", {"logits_scaling": 0}, "logits_scaling 0"),
     ("smollm3", {"no_rope_layers": [1]}, "no_rope_layers"),
     ("phi3", {"rope_parameters": {"rope_type": "linear", "factor": 2.0}}, "of type 'linear'"),
     ("phi3", {"rope_parameters": {"rope_type": "longrope", "short_factor": [1.0]}}, "without usable long_factor"),

@@ -18,4 +18,6 @@ def read_config(fields: dict[str, Any]) -> Config:
     config.embedding_multiplier = float(number(fields, "embedding_multiplier", 1.0))
     config.residual_multiplier = float(number(fields, "residual_multiplier", 1.0))
     config.logits_scaling = float(number(fields, "logits_scaling", 1.0))
+    if config.logits_scaling == 0:
+        raise UserError("config.json has logits_scaling 0; another number is wanted.")
     return config
