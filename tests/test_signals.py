@@ -16,7 +16,7 @@ import pytest
 from litgpt.__main__ import main
 from litgpt.args import run_settings, run_words
 from litgpt.data.base import DataModule
-from litgpt.train import loop
+from litgpt.train import loop, run
 from litgpt.train.examples import Examples
 from litgpt.train.loss import LossModel
 from litgpt.train.resume import again
@@ -123,6 +123,8 @@ BEFORE = {
 def test_before_the_first_step(where, number, base, whole, rows_file, tmp_path, monkeypatch, capfd):
     with monkeypatch.context() as patched:
         strike(patched, *BEFORE[where], number, counted(1))
+        if where != "the first validation":
+            patched.setattr(run, "fit", lambda *args, **more: pytest.fail("the run did not end at once"))
         assert go("lora", base, rows_file, tmp_path / "out") == CODES[number]
     command = re.search(r"Nothing is saved yet\. Go on with: (litgpt .*)", capfd.readouterr().out)
     assert command and not checkpoints(tmp_path / "out")
