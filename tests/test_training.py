@@ -131,8 +131,9 @@ def test_loss_curve_of_peft(llama, files, tmp_path, everything):
     [
         (["--lora_variant", "rslora"], {"use_rslora": True}, None, 1e-4),
         (["--lora_variant", "dora"], {"use_dora": True}, None, 1e-4),
-        *(([], {}, f"bnb.{kind}", 1e-3) for kind in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")),
-        (["--lora_variant", "dora"], {"use_dora": True}, "bnb.nf4", 1e-3),
+        *(([], {}, f"bnb.{kind}", 1e-3) for kind in ("nf4", "int8")),
+        *(pytest.param([], {}, f"bnb.{kind}", 1e-3, marks=pytest.mark.long) for kind in ("nf4-dq", "fp4", "fp4-dq")),
+        pytest.param(["--lora_variant", "dora"], {"use_dora": True}, "bnb.nf4", 1e-3, marks=pytest.mark.long),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
 )
