@@ -111,7 +111,7 @@ class Saver:
             return [own]
         gathered: Any = self.fabric.all_gather({name: bits.to(self.fabric.device) for name, bits in own.items()})
         ranks = range(self.fabric.world_size)
-        return [{name: bits[rank].cpu().clone() for name, bits in gathered.items()} for rank in ranks]
+        return [{name: bits[rank].cpu() for name, bits in gathered.items()} for rank in ranks]
 
     @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
