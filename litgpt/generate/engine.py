@@ -23,13 +23,20 @@ def generate(
     """The ids that follow `prompt`, one by one, up to a stop token (left out) or the model's last position.
 
     Raises:
-        UserError: the prompt is empty or fills the whole context; at once, not with the first id.
+        UserError: the prompt is empty, fills the whole context or has tokens that the model does not know; at once, not
+            with the first id.
     """
     if not prompt:
         raise UserError("The prompt is empty.")
     room = model.config.block_size - len(prompt)
     if room < 1:
         raise UserError(f"The prompt has {len(prompt)} tokens; the model reads at most {model.config.block_size}.")
+    known = model.config.padded_vocab_size
+    if max(prompt) >= known:
+        raise UserError(
+            f"The prompt has the token {max(prompt)}, the model only knows those below {known}: the tokenizer belongs to "
+            "another model."
+        )
     return follow(model, prompt, min(max_new_tokens, room), sampling, stop_ids, generator)
 
 
