@@ -34,8 +34,8 @@ def generate(
     known = model.config.padded_vocab_size
     if max(prompt) >= known:
         raise UserError(
-            f"The prompt has the token {max(prompt)}, the model only knows those below {known}: the tokenizer belongs to "
-            "another model."
+            f"The prompt has the token {max(prompt)}, the model only knows those below {known}: the tokenizer belongs "
+            "to another model."
         )
     return follow(model, prompt, min(max_new_tokens, room), sampling, stop_ids, generator)
 
