@@ -5,6 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -12,6 +13,9 @@ os.environ["LITGPT_CACHE"] = tempfile.mkdtemp(prefix="litgpt-tests-")
 
 import pytest
 import torch
+import yaml
+
+from litgpt.__main__ import main
 
 torch.set_num_threads(1)
 
@@ -125,3 +129,29 @@ def whole(base: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory)
         return made[method]
 
     return run
+
+
+@pytest.fixture
+def settings(capsys: pytest.CaptureFixture) -> Callable[..., Any]:
+    """What a command line comes to, as `--print_config` has it."""
+
+    def run(*words: object) -> Any:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as stop:
+            main([*map(str, words), "--print_config"])
+        run.out, run.err = capsys.readouterr()  # type: ignore[attr-defined]
+        assert not stop.value.code, run.err  # type: ignore[attr-defined]
+        return yaml.safe_load(run.out)  # type: ignore[attr-defined]
+
+    return run
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Callable[..., Path]:
+    """Write a config file."""
+
+    def write(name: str, **fields: object) -> Path:
+        (tmp_path / name).write_text(yaml.safe_dump(fields))
+        return tmp_path / name
+
+    return write

@@ -29,6 +29,7 @@ from litgpt.quantize import QuantizedLinear, quantize
 from tests.families import ALL, FAMILIES, SIZES, save_random
 from tests.test_families import CPU, assert_close, ids
 from tests.test_lora import flags, with_lora
+from tests.test_lora_variants import trained
 from tests.test_training import files, finetune, losses, reference  # noqa: F401 (a fixture)
 
 EVERYTHING = flags(set(TARGETS))
@@ -79,16 +80,6 @@ def logits(folder: Path, base: Path | None = None) -> torch.Tensor:
     return Source.open(folder, base).model(torch.float32, CPU)(IDS)
 
 
-def trained(base: Path, lora: LoRA) -> GPT:
-    """A model whose trained weights have all moved."""
-    model = with_lora(base, lora)
-    draw = torch.Generator().manual_seed(3)
-    for p in model.parameters():
-        if p.requires_grad:
-            p.data += 0.1 * torch.randn(p.shape, generator=draw)
-    return model
-
-
 def in_peft(base: Path, adapter: Path) -> torch.nn.Module:
     """With nothing left over on either side."""
     with warnings.catch_warnings():
@@ -102,7 +93,7 @@ def in_peft(base: Path, adapter: Path) -> torch.nn.Module:
 @torch.no_grad()
 def check_export(base: Path, lora: LoRA, folder: Path, merge: bool = True) -> dict[str, Any]:
     """Our logits, those in `peft`, those of the folder that we read again, and the merged ones, are the same."""
-    model = trained(base, lora)
+    model = trained(base, lora, std=0.1)
     expected = model(IDS)
     assert (expected - logits(base)).abs().max() > 0.01 * expected.abs().max()
     folder.mkdir()

@@ -22,13 +22,13 @@ EVERYTHING = flags(set(TARGETS))
 NEARLY = flags(set(TARGETS) - {"head"})
 
 
-def trained(folder: Path, lora: LoRA) -> GPT:
+def trained(folder: Path, lora: LoRA, std: float = 0.05) -> GPT:
     """A model whose trained weights have all moved."""
     model = with_lora(folder, lora)
     draw = torch.Generator().manual_seed(3)
     for p in model.parameters():
         if p.requires_grad:
-            p.data += 0.05 * torch.randn(p.shape, generator=draw)
+            p.data += std * torch.randn(p.shape, generator=draw)
     return model
 
 
