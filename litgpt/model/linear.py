@@ -6,6 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+SMALL = 2**19  # multiplications below which a call of oneDNN costs more than it gains
 ONEDNN = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
@@ -30,8 +31,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
     Returns:
         (..., out_features)
     """
-    plain = not ONEDNN or x.device.type != "cpu" or x.dtype != torch.float32 or weight.dtype != torch.float32
-    if plain or x.numel() == 0 or torch.is_autocast_enabled("cpu"):
+    wide = ONEDNN and x.is_cpu and x.dtype == weight.dtype == torch.float32
+    if not wide or x.numel() * weight.size(0) < SMALL or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return OneDNNLinear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])
