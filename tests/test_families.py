@@ -1,5 +1,6 @@
 """Every family is the one of `transformers`: logits, text, gradients and what is written."""
 
+import itertools
 import json
 from dataclasses import fields
 from pathlib import Path
@@ -70,16 +71,20 @@ def test_documents(folder):
 
 @torch.no_grad()
 def test_cache(folder):
-    """Reading in pieces, whose lengths fall before, across and after a window."""
+    """Two texts in one cache, read in pieces whose lengths fall before, across and after a window."""
     model = ours(folder)
     switch = model.config.rope_adjustments.get("original_max_position_embeddings", 0)
-    lengths = [max(switch, 7), 1, 1, 9, 1, 20, 1, 1]
-    whole = ids(sum(lengths), rows=2)
-    cache = KVCache(model.config.n_layer)
-    parts = [model(part, cache=cache) for part in whole.split(lengths, dim=1)]
-    expected = model(whole)
-    start = lengths[0] if switch else 0  # a rope that switches is another one from then on
-    assert_close(torch.cat(parts, dim=1)[:, start:], expected[:, start:], 1e-4)
+    lengths = ([max(switch, 7), 1, 1, 9, 1, 20, 1, 1], [3, 1, 1, 1, 18, 1, 1, 1])
+    texts = [ids(sum(n)) for n in lengths]
+    cache, rows, parts = KVCache(model.config), [2, 0], []
+    for pair in zip(*(text.split(n, dim=1) for text, n in zip(texts, lengths))):
+        documents = [piece.size(1) for piece in pair]
+        read = model(torch.cat(pair, dim=1), documents, cache, rows)
+        parts.append(read.split(documents, dim=1))
+    for text, n, pieces in zip(texts, lengths, zip(*parts)):
+        ends = [0, *itertools.accumulate(n)]  # a rope that switches is another one from then on
+        start = max(end for end in ends if end <= switch) if ends[-1] > switch else 0
+        assert_close(torch.cat(pieces, dim=1)[:, start:], model(text)[:, start:], 1e-4)
     for layer, stored in enumerate(cache.layers):
         assert stored is not None and stored[0].size(2) <= (model.config.window(layer) or 512)
 

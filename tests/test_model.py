@@ -67,24 +67,21 @@ def test_documents_do_not_see_each_other(folder):
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
-@torch.no_grad()
-def test_cache(folder):
-    _, ours = both(folder)
-    ids = random_ids(150, rows=2)
-    cache = KVCache(ours.config.n_layer)
-    parts = [ours(part, cache=cache) for part in ids.split([70, 1, 1, 40, 38], dim=1)]
-    torch.testing.assert_close(torch.cat(parts, dim=1), ours(ids), rtol=0, atol=2e-4)
-
-
-def test_cache_grows_in_blocks():
-    cache = KVCache(1)
+def test_cache_grows_in_blocks(folder):
+    cache = KVCache(both(folder)[1].config)
     written = torch.randn(1, 2, 700, 4)
     for part in written.split([3, 300, 1, 396], dim=2):
-        keys, values = cache.append(0, part, -part)
-        cache.advance(part.size(2))
+        keys, values = cache.append(0, 1, part, -part)
+        cache.advance([1], [part.size(2)])
     assert torch.equal(keys, written) and torch.equal(values, -written)
     stored = cache.layers[0]
-    assert stored is not None and stored[0].size(2) == 768
+    assert stored is not None and stored[0].shape == (2, 2, 768, 4)
+    cache.append(0, 0, written[:, :, :5], written[:, :, :5])
+    cache.advance([0], [5])
+    assert cache.keep(1, 600) == 600 and cache.keep(0, 9) == 5
+    cache.move(1, 0)
+    keys, _ = cache.append(0, 0, written[:, :, :1], written[:, :, :1])
+    assert torch.equal(keys[:, :, :600], written[:, :, :600]) and keys.size(2) == 601
 
 
 def test_greedy_text(folder):

@@ -49,7 +49,7 @@ def follow(
     stop_ids: Collection[int],
     generator: Optional[torch.Generator],
 ) -> Iterator[int]:
-    cache = KVCache(model.config.n_layer)
+    cache = KVCache(model.config)
     ids = torch.tensor([list(prompt)], device=model.device)
     for _ in range(n):
         hidden = model.hidden(ids, cache=cache)[:, -1]

@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, S tokens that they may see, n query heads, g key-value heads, hs head size.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -11,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.config import Config
-from litgpt.model.kv_cache import KVCache
+from litgpt.model.kv_cache import EachRow, KVCache
 from litgpt.model.linear import Linear
 from litgpt.model.norm import make_qk_norm
 from litgpt.model.rope import CosSin, apply_rope
@@ -28,28 +29,53 @@ class Reading:
         documents: Lengths of the documents that lie end to end in T.
         ropes: Cosines and sines of each rope of the model.
         cache: Tokens that were read before.
-        causal: True where a token sees another, for layers without a window; its upper left part is that of a shorter
-            document. None where no layer needs it.
+        rows: The row of the cache that each document continues.
+        causal: True where a token sees another, for layers without a window: of `past` older tokens and the new ones.
+            A part of it is that of a shorter document. None where no layer needs it.
         band: The same for a chunk of queries and the keys that a window shows them: row i sees the columns from i to
             i + window - 1.
+        each: Where the documents are single tokens of several rows, how they go into the cache.
+        seen: The same, what each sees: (B, 1, 1, S); None where all see everything.
     """
 
     documents: list[int]
     ropes: list[CosSin]
     cache: Optional[KVCache] = None
+    rows: Sequence[int] = ()
+    past: int = 0
     causal: Optional[torch.Tensor] = None
     band: Optional[torch.Tensor] = None
+    each: Optional[EachRow] = None
+    seen: Optional[torch.Tensor] = None
 
     def make_masks(self, config: Config, device: torch.device) -> None:
         """Make the masks that some layer needs: those that are not just causal over all keys."""
-        longest, past = max(self.documents), self.cache.length if self.cache is not None else 0
+        pasts = [self.cache.length(row) for row in self.rows] if self.cache is not None else [0]
+        longest, self.past = max(self.documents), max(pasts)
+        if longest == 1:
+            if self.cache is not None and len(self.rows) > 1:
+                self.each = self.cache.each_row(self.rows, device)
+                if min(pasts) < self.past:
+                    self.seen = torch.arange(self.past + 1, device=device) <= self.each.places[:, None, None, None]
+            return
         windows = {config.window(layer) for layer in range(config.n_layer)}
-        passed = {window for window in windows if window is not None and window < past + longest}
-        if longest > 1 and (config.attention_logit_softcapping is not None or past) and windows - passed:
-            self.causal = torch.ones(longest, past + longest, dtype=torch.bool, device=device).tril(past)
-        for window in passed if longest > 1 else ():
+        passed = {window for window in windows if window is not None and window < self.past + longest}
+        if (config.attention_logit_softcapping is not None or self.past) and windows - passed:
+            self.causal = self.visible(longest, self.past + longest, device).tril(self.past)
+        for window in passed:
             rows = min(longest, max(window, CHUNK))
-            self.band = torch.ones(rows, rows + window - 1, dtype=torch.bool, device=device).triu().tril(window - 1)
+            self.band = self.visible(rows, rows + window - 1, device).triu().tril(window - 1)
+
+    @staticmethod
+    def visible(rows: int, columns: int, device: torch.device) -> torch.Tensor:
+        return torch.ones(rows, columns, dtype=torch.bool, device=device)
+
+    def causal_part(self, new: int, total: int) -> Optional[torch.Tensor]:
+        """What the last `new` of `total` tokens see, (new, total)."""
+        if self.causal is None:
+            return None
+        first = self.past - (total - new)
+        return self.causal[:new, first : first + total]
 
 
 class CausalSelfAttention(nn.Module):
@@ -100,11 +126,35 @@ class CausalSelfAttention(nn.Module):
     def attend_within_documents(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading
     ) -> torch.Tensor:
-        """Attention to what was read before, or within each of the documents. Shapes as in `attend`."""
-        if reading.cache is not None:
-            return self.attend(q, *reading.cache.append(self.layer, k, v, self.window), reading)
+        """Attention within each of the documents, and to what was read of it before. Shapes as in `attend`."""
+        cache = reading.cache
+        if cache is not None and reading.each is not None:
+            return self.attend_each(q, k, v, cache, reading.each, reading.seen)
         documents = zip(*(t.split(reading.documents, dim=2) for t in (q, k, v)))
-        return join([self.attend(q, k, v, reading) for q, k, v in documents])
+        if cache is None:
+            return join([self.attend(q, k, v, reading) for q, k, v in documents])
+        outputs = []
+        for row, (q, k, v) in zip(reading.rows, documents):
+            keys, values = cache.append(self.layer, row, k, v)
+            if keys.size(2) > k.size(2) or k.size(2) == 1:
+                k, v = keys, values
+            outputs.append(self.attend(q.to(k.dtype), k, v, reading).to(q.dtype))
+        return join(outputs)
+
+    def attend_each(
+        self,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        cache: KVCache,
+        each: EachRow,
+        seen: Optional[torch.Tensor],
+    ) -> torch.Tensor:
+        """Attention of one token of each of several texts to its text. Shapes as in `attend`, with T texts."""
+        k, v = cache.append_to_each(self.layer, each, *(t[0].transpose(0, 1) for t in (k, v)))
+        mask = seen[..., : k.size(2)] if seen is not None else None
+        y = self.core(q.permute(2, 1, 0, 3).to(k.dtype), k, v, mask)  # (T, n, 1, hs)
+        return y.permute(2, 1, 0, 3).to(q.dtype)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading) -> torch.Tensor:
         """Causal attention of the last T of S tokens, within the window.
@@ -118,7 +168,7 @@ class CausalSelfAttention(nn.Module):
         new, total, window = q.size(2), k.size(2), self.window
         if window is None or total <= window:
             whole = new == 1 or (new == total and self.softcap is None)
-            mask = None if whole or reading.causal is None else reading.causal[:new, :total]
+            mask = None if whole else reading.causal_part(new, total)
             return self.core(q, k, v, mask)
         assert reading.band is not None
         outputs, size = [], max(window, CHUNK)
@@ -133,12 +183,16 @@ class CausalSelfAttention(nn.Module):
 
     def core(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor]) -> torch.Tensor:
         """Attention where the mask is true; without one causal, or of a single token to all."""
+        shape, causal = q.shape, mask is None and q.size(2) > 1
+        if q.size(2) == 1:  # the heads that share keys become the tokens that see the same ones
+            q = q.unflatten(1, (k.size(1), -1)).flatten(2, 3)
         if self.softcap is not None:
-            return softcapped_attention(q, k, v, mask, self.scale, self.softcap)
-        causal = mask is None if q.size(2) > 1 else False
-        if causal and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.size(1) * q.size(2) ** 2 <= SHORT:
-            return short_attention(q, k, v, self.scale)
-        return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
+            y = softcapped_attention(q, k, v, mask, self.scale, self.softcap)
+        elif causal and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.size(1) * q.size(2) ** 2 <= SHORT:
+            y = short_attention(q, k, v, self.scale)
+        else:
+            y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
+        return y.view(shape) if shape[2] == 1 else y
 
 
 def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
@@ -164,8 +218,10 @@ def softcapped_attention(
 
     Args:
         q: (B, n, T, hs); `k` and `v` are (B, g, S, hs).
-        mask: True where a token is seen, (T, S).
+        mask: True where a token is seen, (T, S), or (B, 1, 1, S) for each text.
     """
+    if mask is not None and mask.dim() == 4:
+        mask = mask[:, None]
     q = q.unflatten(1, (k.size(1), -1))  # (B, g, n / g, T, hs)
     scores = cap * torch.tanh(q @ k[:, :, None].transpose(-1, -2) * (scale / cap))
     if mask is not None:

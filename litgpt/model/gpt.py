@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, C = n_embd, V = padded_vocab_size.
 """
 
+from collections.abc import Sequence
 from typing import Any, Optional
 
 import torch
@@ -119,33 +120,44 @@ class GPT(nn.Module):
                 module.reset_parameters()
 
     def forward(
-        self, idx: torch.Tensor, documents: Optional[list[int]] = None, cache: Optional[KVCache] = None
+        self,
+        idx: torch.Tensor,
+        documents: Optional[list[int]] = None,
+        cache: Optional[KVCache] = None,
+        rows: Optional[Sequence[int]] = None,
     ) -> torch.Tensor:
         """Logits for the token after each of `idx`.
 
         Args:
             idx: Token ids, (B, T).
             documents: Lengths of the documents that lie end to end in T; no token sees another document, and each
-                starts at position 0. By default a row is one document.
-            cache: Tokens that were read before; `idx` continues them and is added.
+                starts at position 0, or behind what the cache has of it. By default a row is one document.
+            cache: Texts that were read before; the documents continue them and are added. B is 1.
+            rows: The row of the cache that each document continues, by default the first.
 
         Returns:
             (B, T, V)
         """
-        return self.lm_head(self.hidden(idx, documents, cache))
+        return self.lm_head(self.hidden(idx, documents, cache, rows))
 
     def hidden(
-        self, idx: torch.Tensor, documents: Optional[list[int]] = None, cache: Optional[KVCache] = None
+        self,
+        idx: torch.Tensor,
+        documents: Optional[list[int]] = None,
+        cache: Optional[KVCache] = None,
+        rows: Optional[Sequence[int]] = None,
     ) -> torch.Tensor:
         """What the head reads, (B, T, C). Arguments as in `forward`."""
-        tokens = idx.size(1)
-        if cache is not None and self.rope_switches(cache, idx):
-            idx = torch.cat([*cache.ids, idx], dim=1)  # all tokens rotate otherwise now: read them again
-            cache.clear()
-            return self.hidden(idx, cache=cache)[:, -tokens:]
-        start = cache.length if cache is not None else 0
-        positions = self.positions(idx, documents, start)
-        lengths = documents or [start + tokens]
+        documents, wanted = documents or [idx.size(1)], documents
+        starts = [0] * len(documents)
+        if cache is not None:
+            assert idx.size(0) == 1
+            rows, wanted = rows or [0], documents
+            if self.switch is not None:
+                idx, documents = self.read_again(idx, documents, cache, rows)
+            starts = [cache.length(row) for row in rows]
+        positions = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, documents)])
+        positions = positions.to(idx.device, non_blocking=True)
         x = self.transformer.wte(idx)
         if self.config.learned_positions:
             x = x + self.transformer.wpe(positions)
@@ -153,29 +165,35 @@ class GPT(nn.Module):
             x = x * torch.tensor(
                 self.embedding_scale, dtype=x.dtype
             )  # rounded to the dtype, as the models were trained
-        ropes = [rope.table(positions, lengths, x.dtype) for rope in self.ropes]
-        reading = Reading(documents or [tokens], ropes, cache)
+        lengths = [start + n for start, n in zip(starts, documents)]
+        ropes = [rope.table(positions, documents, lengths, x.dtype) for rope in self.ropes]
+        reading = Reading(documents, ropes, cache, rows or ())
         reading.make_masks(self.config, x.device)
         for block in self.transformer.h:
             x = block(x, reading)
+        x = self.transformer.ln_f(x)
         if cache is not None:
-            cache.advance(tokens)
-        return self.transformer.ln_f(x)
+            cache.advance(reading.rows, documents)
+            if documents != wanted:
+                x = torch.cat([part[:, -n:] for part, n in zip(x.split(documents, dim=1), wanted)], dim=1)
+        return x
 
-    def rope_switches(self, cache: KVCache, idx: torch.Tensor) -> bool:
-        """Whether the text gets longer than a rope's switch with `idx`; notes them in the cache if that can happen."""
-        switch = next((rope.switch for rope in self.ropes if rope.switch is not None), None)
-        if switch is None or cache.length > switch:
-            return False
-        if 0 < cache.length <= switch < cache.length + idx.size(1):
-            return True
-        cache.ids.append(idx)
-        return False
+    @property
+    def switch(self) -> Optional[int]:
+        """The length of text above which all of its tokens rotate otherwise, if a rope has one."""
+        return next((rope.switch for rope in self.ropes if rope.switch is not None), None)
 
-    @staticmethod
-    def positions(idx: torch.Tensor, documents: Optional[list[int]], start: int) -> torch.Tensor:
-        """The position of each of the T tokens in its document, (T,)."""
-        if documents is not None:
-            assert start == 0 and sum(documents) == idx.size(1)
-            return torch.cat([torch.arange(n) for n in documents]).to(idx.device, non_blocking=True)
-        return torch.arange(start, start + idx.size(1), device=idx.device)
+    def read_again(
+        self, idx: torch.Tensor, documents: list[int], cache: KVCache, rows: Sequence[int]
+    ) -> tuple[torch.Tensor, list[int]]:
+        """Where a text gets longer than the switch with its document, the cache forgets it and the document becomes the
+        whole text. Returns what to read and its documents, and notes the tokens in the cache."""
+        parts = []
+        for row, ids in zip(rows, idx[0].split(documents)):
+            known, new = cache.length(row), ids.tolist()
+            if 0 < known <= self.switch < known + len(new):  # type: ignore[operator]
+                new = [*cache.ids[row], *new]
+                cache.keep(row, 0)
+            cache.ids.setdefault(row, []).extend(new)
+            parts.append(new)
+        return torch.tensor([sum(parts, [])], device=idx.device), [len(part) for part in parts]

@@ -1,75 +1,146 @@
 """Keys and values of the tokens that were already read."""
 
-from typing import Optional
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Optional, Union
 
 import torch
+
+from litgpt.config import Config
 
 BLOCK = 256  # the cache grows by whole blocks, never to the whole context at once
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
-class KVCache:
-    """One growing pair of tensors per layer, for rows of equal length.
+@dataclass
+class EachRow:
+    """Where one new token of each of B texts goes.
 
-    A layer with a sliding window holds its last `window` tokens, no more: the token at position p lies at place
-    p % window.
-
-    Shapes: B rows, g key-value heads, S places, T new tokens, hs head size.
+    Args:
+        rows: (B,)
+        places: The position of each token in its text, (B,).
+        seen: The rows again, as an index: a slice where they are the first ones.
+        longest: The number of tokens of the longest text, the new one included.
     """
 
-    def __init__(self, n_layer: int) -> None:
-        self.layers: list[Pair | None] = [None] * n_layer
-        self.clear()
+    rows: torch.Tensor
+    places: torch.Tensor
+    seen: Union[slice, torch.Tensor]
+    longest: int
 
-    def clear(self) -> None:
-        """Forget everything that was read."""
-        self.length = 0  # tokens that every layer has read
-        self.layers = [None] * len(self.layers)
-        self.ids: list[torch.Tensor] = []  # what was read, (B, T) each; kept by models that may have to read it again
 
-    def append(self, layer: int, k: torch.Tensor, v: torch.Tensor, window: Optional[int] = None) -> Pair:
-        """Add (B, g, T, hs) after what `layer` holds and return what the new tokens may see, the new ones last.
+class KVCache:
+    """One growing pair of tensors per layer, with a row for each text; the texts have lengths of their own.
 
-        `length` moves with `advance`, once all layers have the new tokens.
+    A layer with a sliding window holds the last `window` tokens of a text, no more: the token at position p lies at
+    place p % window. On a CPU the numbers are float32, also for a 16-bit model: attention of one token to many is many
+    times faster there.
+
+    Shapes: R rows, g key-value heads, S places, T new tokens of one text, B texts, hs head size.
+    """
+
+    def __init__(self, config: Config) -> None:
+        self.layers: list[Pair | None] = [None] * config.n_layer  # (R, g, S, hs) each
+        self.windows = [config.window(layer) for layer in range(config.n_layer)]
+        self.lengths: list[int] = []  # tokens of each row that every layer has read
+        self.ids: dict[int, list[int]] = {}  # what was read; kept for models that may have to read it again
+
+    def length(self, row: int) -> int:
+        return self.lengths[row] if row < len(self.lengths) else 0
+
+    def advance(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Note that every layer has so many more tokens of these rows."""
+        self.lengths += [0] * (max(rows) + 1 - len(self.lengths))
+        for row, n in zip(rows, tokens):
+            self.lengths[row] += n
+
+    def keep(self, row: int, length: int) -> int:
+        """Forget what a row has behind its first `length` tokens; how many of them could be kept. It is none where a
+        window has moved past what it would have to show."""
+        have = self.length(row)
+        passed = any(window is not None and window < have for window in self.windows)
+        kept = 0 if passed and length < have else min(length, have)
+        if row < len(self.lengths):
+            self.lengths[row] = kept
+            self.ids[row] = self.ids.get(row, [])[:kept]
+        return kept
+
+    def move(self, source: int, target: int) -> None:
+        """Let `target` hold what `source` holds."""
+        for stored in self.layers:
+            for t in stored or ():
+                t[target] = t[source]
+        self.lengths[target], self.ids[target] = self.lengths[source], list(self.ids.get(source, []))
+
+    def append(self, layer: int, row: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
+        """Add (1, g, T, hs) to a row and return what the new tokens may see, the new ones last.
+
+        Lengths move with `advance`, once all layers have the new tokens.
 
         Returns:
-            Keys and values, (B, g, S, hs). Without a window, S = length + T. With one, a single new token gets all
+            Keys and values, (1, g, S, hs). Without a window, S = length + T. With one, a single new token gets all
             that it sees, in any order; several new tokens get up to `window` - 1 older ones, in order.
         """
-        end = self.length + k.size(2)
+        length, window = self.length(row), self.windows[layer]
+        end = length + k.size(2)
+        stored = [t[row : row + 1] for t in self.room(layer, k, v, row + 1, end)]
         if window is not None and end > window:
-            return self.append_to_window(layer, k, v, window)
-        keys, values = self.room(layer, k, v, end, window)
-        keys[:, :, self.length : end] = k
-        values[:, :, self.length : end] = v
-        return keys[:, :, :end], values[:, :, :end]
+            return self.append_to_window(stored, (k, v), length, window)
+        for places, t in zip(stored, (k, v)):
+            places[:, :, length:end] = t
+        return tuple(places[:, :, :end] for places in stored)  # type: ignore[return-value]
 
-    def append_to_window(self, layer: int, k: torch.Tensor, v: torch.Tensor, window: int) -> Pair:
-        new, end = k.size(2), self.length + k.size(2)
-        stored = self.room(layer, k, v, window, window)
-        if new == 1:
-            for places, t in zip(stored, (k, v)):
-                places[:, :, self.length % window] = t[:, :, 0]
-            return stored
-        old = torch.arange(max(0, self.length - window + 1), self.length, device=k.device) % window
-        seen = tuple(torch.cat([places[:, :, old], t], dim=2) for places, t in zip(stored, (k, v)))
-        kept = torch.arange(end - window, end, device=k.device) % window
+    @staticmethod
+    def append_to_window(stored: Sequence[torch.Tensor], new: Pair, length: int, window: int) -> Pair:
+        end, device = length + new[0].size(2), new[0].device
+        if end == length + 1:
+            for places, t in zip(stored, new):
+                places[:, :, length % window] = t[:, :, 0]
+            return tuple(stored)  # type: ignore[return-value]
+        old = torch.arange(max(0, length - window + 1), length, device=device) % window
+        seen = [torch.cat([places[:, :, old], t.to(places.dtype)], dim=2) for places, t in zip(stored, new)]
+        kept = torch.arange(end - window, end, device=device) % window
         for places, t in zip(stored, seen):
             places[:, :, kept] = t[:, :, -window:]
-        return seen  # type: ignore[return-value]
+        return tuple(seen)  # type: ignore[return-value]
 
-    def room(self, layer: int, k: torch.Tensor, v: torch.Tensor, places: int, window: Optional[int]) -> Pair:
-        """The tensors of a layer, grown to hold that many places."""
-        stored = self.layers[layer]
-        if stored is None or stored[0].size(2) < places:
-            places = -(-max(places, 2 * self.length) // BLOCK) * BLOCK
-            places = min(places, window) if window is not None else places
-            grown = tuple(t.new_empty(*t.shape[:2], places, t.size(3)) for t in (k, v))
+    def each_row(self, rows: Sequence[int], device: torch.device) -> EachRow:
+        lengths = [self.length(row) for row in rows]
+        numbers = torch.tensor(list(rows), device=device)
+        first = slice(0, len(rows)) if list(rows) == list(range(len(rows))) else numbers
+        return EachRow(numbers, torch.tensor(lengths, device=device), first, max(lengths) + 1)
+
+    def append_to_each(self, layer: int, each: EachRow, k: torch.Tensor, v: torch.Tensor) -> Pair:
+        """Add one token (B, g, hs) to each of several rows.
+
+        Returns:
+            Keys and values (B, g, S, hs); a text that is shorter than S has nothing of use behind its end.
+        """
+        window = self.windows[layer]
+        stored = self.room(layer, k[:, :, None], v[:, :, None], int(each.rows.max()) + 1, each.longest)
+        at, seen = each.places, each.longest
+        if window is not None:
+            at, seen = at % window, min(seen, window)
+        for places, t in zip(stored, (k, v)):
+            places[each.rows, :, at] = t.to(places.dtype)
+        return tuple(places[each.seen, :, :seen] for places in stored)  # type: ignore[return-value]
+
+    def room(self, layer: int, k: torch.Tensor, v: torch.Tensor, rows: int, places: int) -> Pair:
+        """The tensors of a layer, grown to hold so many rows and places."""
+        stored, window = self.layers[layer], self.windows[layer]
+        had_rows, had_places = (stored[0].size(0), stored[0].size(2)) if stored is not None else (0, 0)
+        if window is not None:
+            places = min(places, window)
+        if stored is None or had_rows < rows or had_places < places:
+            rows = max(rows, had_rows)
+            if places > had_places:
+                places = -(-max(places, had_places * 3 // 2) // BLOCK) * BLOCK
+                places = min(places, window) if window is not None else places
+            dtype = torch.float32 if k.device.type == "cpu" else k.dtype
+            # zeros: attention multiplies what is masked by 0, which must not meet a NaN
+            grown = tuple(t.new_zeros(rows, t.size(1), max(places, had_places), t.size(3), dtype=dtype) for t in (k, v))
             if stored is not None:
                 for new, old in zip(grown, stored):
-                    new[:, :, : self.length] = old[:, :, : self.length]
+                    new[:had_rows, :, :had_places] = old
             stored = self.layers[layer] = grown  # type: ignore[assignment]
         return stored  # type: ignore[return-value]
-
-    def advance(self, tokens: int) -> None:
-        self.length += tokens

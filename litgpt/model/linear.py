@@ -32,7 +32,8 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
         (..., out_features)
     """
     wide = ONEDNN and x.is_cpu and x.dtype == weight.dtype == torch.float32
-    if not wide or x.numel() * weight.size(0) < SMALL or torch.is_autocast_enabled("cpu"):
+    elsewhere = torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    if not wide or elsewhere or x.numel() * weight.size(0) < SMALL:
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return OneDNNLinear.apply(x.flatten(0, -2), weight, bias).unflatten(0, x.shape[:-1])

@@ -34,19 +34,22 @@ class Rope:
         if len(self.inverse) == 2:
             self.switch = int(numbers["original_max_position_embeddings"])
 
-    def table(self, positions: torch.Tensor, lengths: Sequence[int], dtype: torch.dtype) -> CosSin:
+    def table(
+        self, positions: torch.Tensor, documents: Sequence[int], lengths: Sequence[int], dtype: torch.dtype
+    ) -> CosSin:
         """Cosines and sines for `positions` (T,), each (T, 1, p), computed in float32.
 
         Args:
-            lengths: Of the texts that the positions belong to: documents laid end to end, or one text.
+            documents: How many of the positions belong to each text.
+            lengths: Of the texts, with what was read of them before.
         """
         if self.inverse.device != positions.device:
             self.inverse = self.inverse.to(positions.device)
         inverse = self.inverse[0]
         if self.switch is not None:
             longer = torch.tensor([int(n > self.switch) for n in lengths], device=positions.device)
-            tokens = torch.tensor(lengths, device=positions.device)
-            inverse = self.inverse[longer.repeat_interleave(tokens) if len(lengths) > 1 else longer]
+            tokens = torch.tensor(documents, device=positions.device)
+            inverse = self.inverse[longer.repeat_interleave(tokens)]
         angles = (positions.float()[:, None] * inverse)[:, None]
         cos, sin = angles.cos(), angles.sin()
         if self.factor != 1:
