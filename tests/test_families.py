@@ -15,7 +15,7 @@ from litgpt.checkpoint import Checkpoint, base_parameters, load_weights, stored_
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import aliases, name_table, read_config
-from litgpt.generate.engine import generate
+from litgpt.generate.engine import Engine, Text, generate
 from litgpt.model import GPT, KVCache
 from tests.families import ALL, FAMILIES, QUICK, save_random, warnings_of_transformers
 
@@ -96,6 +96,20 @@ def test_greedy_text(folder):
         options = {"do_sample": False, "max_new_tokens": 64, "eos_token_id": None, "pad_token_id": 0}
         expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, n:]
         assert list(generate(model, prompt[0].tolist(), 64)) == expected.tolist()
+
+
+def test_greedy_text_of_many(folder):
+    """More prompts than places, of mixed lengths: each gets the text that `transformers` gives it alone."""
+    model, reference = ours(folder), theirs(folder)
+    engine = Engine(model, rows=6)
+    prompts = [ids(n)[0].tolist() for n in (1, 9, longest(model.config), 30, 2, 17, 5, 44, 3, 25)]
+    texts = [Text(prompt, 12 + 5 * i) for i, prompt in enumerate(prompts)]
+    assert sorted(map(id, engine.run(texts))) == sorted(map(id, texts))
+    for text in texts:
+        options = {"do_sample": False, "max_new_tokens": text.max_new_tokens, "eos_token_id": None, "pad_token_id": 0}
+        prompt = torch.tensor([text.prompt])
+        expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, len(text.prompt) :]
+        assert text.ids == expected.tolist() and text.finish == "length"
 
 
 def test_gradients(folder):

@@ -1,6 +1,7 @@
 """Generation prints what `transformers` would, draws as it is told, and ends where it must."""
 
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable
@@ -154,7 +155,7 @@ def test_the_end_of_the_context(llama, capsys):
 
 def shares(sampling: Sampling, logits: list[float], n: int = 20_000) -> list[float]:
     """How often each token is drawn."""
-    drawn = sampling.draw(torch.tensor(logits).expand(n, -1), torch.Generator().manual_seed(0))
+    drawn = sampling.draw(torch.tensor(logits).expand(n, -1), [random.Random(0)] * n)
     assert drawn.shape == (n,)
     return (drawn.bincount(minlength=len(logits)) / n).tolist()
 
@@ -192,14 +193,14 @@ def test_top_k_among_equals():
     """In bfloat16 many logits are equal; still no more than k are drawn from."""
     assert sum(share > 0 for share in shares(Sampling(1.0, top_k=3), [1.0] * 10)) == 3
     logits = torch.randint(3, (50, 300), generator=torch.Generator().manual_seed(0)).float()
-    assert torch.equal(Sampling(1.0, top_k=1).draw(logits), Sampling(0.0).draw(logits))
+    assert torch.equal(Sampling(1.0, top_k=1).draw(logits, []), Sampling(0.0).draw(logits, []))
 
 
 def test_rows_are_drawn_each_by_itself():
     logits = torch.full((3, 5), -50.0)
     logits[[0, 1, 2], [4, 0, 2]] = 0.0
     for sampling in (Sampling(1.0, None, 1.0), Sampling(1.0, 2, 0.9), Sampling(0.0)):
-        assert sampling.draw(logits).tolist() == [4, 0, 2]
+        assert sampling.draw(logits, [random.Random(1)] * 3).tolist() == [4, 0, 2]
 
 
 # the stream

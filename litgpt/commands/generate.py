@@ -5,15 +5,13 @@ import time
 from pathlib import Path
 from typing import Optional
 
-import torch
-
 from litgpt.args import PrecisionName, QuantizeName
 from litgpt.errors import UserError
-from litgpt.generate.engine import generate
-from litgpt.generate.parity import stored_dtypes
+from litgpt.generate.engine import Engine, Text, follow
+from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
-from litgpt.loading import Source
-from litgpt.train.launch import DTYPES, Accelerator, default_precision, peak_memory, pick_device
+from litgpt.generate.text import TextStream
+from litgpt.train.launch import Accelerator, peak_memory
 from litgpt.train.progress import gigabytes
 
 
@@ -54,25 +52,21 @@ def main(
     if num_samples < 1 or max_new_tokens < 1:
         raise UserError("--num_samples and --max_new_tokens must be above 0.")
     sampling = Sampling(temperature, top_k, top_p)
-    source = Source.open(checkpoint_dir, base)
-    tokenizer, style = source.tokenizer(), source.style()
-    text = style.prompt([{"role": "user", "content": prompt}])
-    ids = tokenizer.encode(text, special=not style.own_special_tokens)
-    device = pick_device(accelerator)
-    natural = "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)
-    model = source.model(DTYPES[precision or natural], device, quantize)
-
-    generator = torch.Generator(device).manual_seed(seed)
-    began, n_new = time.perf_counter(), 0
-    for _ in range(num_samples):
-        new = []
-        tokens = generate(model, ids, max_new_tokens, sampling, tokenizer.stops(style), generator)
+    loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
+    text, ids = loaded.render([{"role": "user", "content": prompt}])
+    engine = Engine(loaded.model, rows=min(num_samples, 16))
+    began = time.perf_counter()
+    answers = [Text(ids, max_new_tokens, sampling, loaded.stop_ids, seed + i) for i in range(num_samples)]
+    for answer in answers:
+        engine.submit(answer)
+    for answer in answers:
         sys.stdout.write(text)
-        for piece in tokenizer.decode_stream(ids, (new.append(t) or t for t in tokens)):  # type: ignore[func-returns-value]
-            sys.stdout.write(piece)
+        stream = TextStream(loaded.tokenizer, ids)
+        for token in follow(engine, answer):
+            sys.stdout.write(stream.push([token]))
             sys.stdout.flush()
-        n_new += len(new)
-        sys.stdout.write("\n")
+        sys.stdout.write(stream.close() + "\n")
+    n_new = sum(len(answer.ids) for answer in answers)
     seconds = time.perf_counter() - began
-    speed, memory = n_new / seconds, gigabytes(peak_memory(device))
+    speed, memory = n_new / seconds, gigabytes(peak_memory(loaded.device))
     print(f"{n_new} tokens in {seconds:.2f} s, {speed:.1f} tokens/s, peak memory {memory}", file=sys.stderr)

@@ -188,12 +188,14 @@ class GPT(nn.Module):
     ) -> tuple[torch.Tensor, list[int]]:
         """Where a text gets longer than the switch with its document, the cache forgets it and the document becomes the
         whole text. Returns what to read and its documents, and notes the tokens in the cache."""
-        parts = []
+        read: list[int] = []
+        lengths = []
         for row, ids in zip(rows, idx[0].split(documents)):
             known, new = cache.length(row), ids.tolist()
             if 0 < known <= self.switch < known + len(new):  # type: ignore[operator]
                 new = [*cache.ids[row], *new]
                 cache.keep(row, 0)
             cache.ids.setdefault(row, []).extend(new)
-            parts.append(new)
-        return torch.tensor([sum(parts, [])], device=idx.device), [len(part) for part in parts]
+            read += new
+            lengths.append(len(new))
+        return torch.tensor([read], device=idx.device), lengths

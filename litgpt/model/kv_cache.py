@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Union
+from typing import Union
 
 import torch
 
@@ -132,7 +132,7 @@ class KVCache:
         if window is not None:
             places = min(places, window)
         if stored is None or had_rows < rows or had_places < places:
-            rows = max(rows, had_rows)
+            rows = had_rows if rows <= had_rows else max(rows, 2 * had_rows)
             if places > had_places:
                 places = -(-max(places, had_places * 3 // 2) // BLOCK) * BLOCK
                 places = min(places, window) if window is not None else places

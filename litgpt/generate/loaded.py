@@ -1,0 +1,65 @@
+"""A folder as something that answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from litgpt.args import PrecisionName, QuantizeName
+from litgpt.generate.parity import stored_dtypes
+from litgpt.loading import Source
+from litgpt.model import GPT
+from litgpt.prompts import PromptStyle
+from litgpt.tokenizer import Tokenizer
+from litgpt.train.launch import DTYPES, Accelerator, default_precision, pick_device
+
+
+@dataclass
+class Loaded:
+    """A model with its tokenizer and the style of its prompts, from a base folder or an adapter folder."""
+
+    source: Source
+    model: GPT
+    tokenizer: Tokenizer
+    style: PromptStyle
+
+    @classmethod
+    def open(
+        cls,
+        path: Path,
+        base: Optional[Path] = None,
+        precision: Optional[PrecisionName] = None,
+        quantize: Optional[QuantizeName] = None,
+        accelerator: Accelerator = "auto",
+    ) -> "Loaded":
+        """Load a folder, or the model of that name.
+
+        Args:
+            base: The base model of an adapter, instead of the recorded one.
+            precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
+                natively, else 32-true.
+
+        Raises:
+            UserError: the folder cannot be used.
+        """
+        source = Source.open(path, base)
+        tokenizer, style = source.tokenizer(), source.style()
+        device = pick_device(accelerator)
+        natural = "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)
+        return cls(source, source.model(DTYPES[precision or natural], device, quantize), tokenizer, style)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @property
+    def stop_ids(self) -> frozenset[int]:
+        """The tokens that end an answer."""
+        return self.tokenizer.stops(self.style)
+
+    def render(self, messages: Sequence[dict[str, Any]], tools: Optional[list] = None) -> tuple[str, list[int]]:
+        """The text that the answer to the last message follows, and its ids, as in training."""
+        text = self.style.prompt(messages, tools)
+        return text, self.tokenizer.encode(text, special=not self.style.own_special_tokens)

@@ -1,0 +1,157 @@
+"""Many texts at once are decoded as each would be alone."""
+
+import random
+
+import pytest
+import torch
+
+from litgpt.errors import UserError
+from litgpt.generate import engine as engine_module
+from litgpt.generate.engine import Engine, Text, generate
+from litgpt.generate.loaded import Loaded
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.text import TextStream
+from litgpt.hub import PICO
+from litgpt.model import GPT
+
+SAMPLED = Sampling(1.0, top_k=20, top_p=0.95)
+
+
+@pytest.fixture(scope="module")
+def pico() -> Loaded:
+    return Loaded.open(PICO, precision="32-true")
+
+
+def prompts(n: int, seed: int = 0) -> list[list[int]]:
+    draw = random.Random(seed)
+    return [[draw.randrange(3, 400) for _ in range(draw.randrange(1, 60))] for _ in range(n)]
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), SAMPLED, Sampling(0.0, repetition_penalty=1.3)])
+def test_a_text_does_not_depend_on_the_others(pico, sampling):
+    def texts() -> list[Text]:
+        return [Text(p, 5 + 3 * (i % 9), sampling, seed=i) for i, p in enumerate(prompts(20))]
+
+    alone = [list(generate(pico.model, t.prompt, t.max_new_tokens, sampling, seed=t.seed)) for t in texts()]
+    for rows in (1, 3, 16):
+        together = texts()
+        assert len(list(Engine(pico.model, rows).run(together))) == 20
+        assert [t.ids for t in together] == alone
+    assert len({tuple(ids) for ids in alone}) > 15
+
+
+def test_long_prompts_are_read_in_parts(pico, monkeypatch):
+    text = [token for prompt in prompts(60) for token in prompt][:200]
+    expected = list(generate(pico.model, text, 30))
+    monkeypatch.setattr(engine_module, "CHUNK", 7)
+    read = []
+    hidden = GPT.hidden
+    monkeypatch.setattr(GPT, "hidden", lambda self, ids, *more: read.append(ids.size(1)) or hidden(self, ids, *more))
+    engine = Engine(pico.model, 4)
+    short = engine.submit(Text(text[:5], 20))
+    for _ in range(3):
+        engine.step()
+    other = engine.submit(Text(text, 30))
+    while not short.finish:
+        engine.step()
+    assert len(other.ids) == 0, "the short text went on while the long prompt was read"
+    while not other.finish:
+        engine.step()
+    assert other.ids == expected and max(read) == 7
+
+
+def test_the_beginning_of_a_text_is_read_once(pico, monkeypatch):
+    start = [token for prompt in prompts(50) for token in prompt][:120]
+    engine = Engine(pico.model, 2)
+    (one,) = engine.run([Text(start, 10)])
+    read = []
+    hidden = GPT.hidden
+    monkeypatch.setattr(GPT, "hidden", lambda self, ids, *more: read.append(ids.size(1)) or hidden(self, ids, *more))
+    longer = [*start, *one.ids, 7, 8, 9]
+    (two,) = engine.run([Text(longer, 10)])
+    assert read[0] == 4, "the last token of an answer was not read yet"
+    other = [*start[:100], 5, 5]
+    (three,) = engine.run([Text(other, 10)])
+    assert read[10] == 2
+    for text in (two, three):
+        assert text.ids == list(generate(pico.model, text.prompt, 10))
+
+
+def test_stop_cancel_and_length(pico):
+    prompt = prompts(1)[0]
+    whole = list(generate(pico.model, prompt, 30))
+    engine = Engine(pico.model, 2)
+    stopped = Text(prompt, 30, stop_ids={whole[5]})
+    cancelled, waiting, late = Text(prompt, 30), Text(prompt, 30), Text(prompt, 30)
+    for text in (stopped, cancelled, waiting, late):
+        engine.submit(text)
+    for _ in range(3):
+        engine.step()
+    cancelled.cancel()
+    waiting.cancel()
+    assert {id(text) for text in engine.step()} >= {id(cancelled), id(waiting)}
+    while engine.busy:
+        engine.step()
+    assert stopped.ids == whole[: whole.index(whole[5])] and stopped.finish == "stop"
+    assert cancelled.ids == whole[:3] and cancelled.finish == waiting.finish == "cancelled" and not waiting.ids
+    assert late.ids == whole and late.finish == "length"
+    most = pico.model.config.block_size
+    (full,) = Engine(pico.model).run([Text((prompt * most)[: most - 3], 30)])
+    assert len(full.ids) == 3 and full.finish == "length"
+    (short,) = Engine(pico.model, max_length=len(prompt) + 2).run([Text(prompt, 30)])
+    assert short.ids == whole[:2]
+
+
+def test_what_cannot_be_decoded(pico):
+    most = pico.model.config.block_size
+    for prompt, words in (([], "empty"), ([5] * most, "at most"), ([10**6], "another model")):
+        with pytest.raises(UserError, match=words):
+            Engine(pico.model).submit(Text(prompt, 5))
+
+
+def test_logprobs(pico):
+    prompt = prompts(1, seed=3)[0]
+    (text,) = Engine(pico.model).run([Text(prompt, 12, SAMPLED, logprobs=3)])
+    with torch.no_grad():
+        logits = pico.model(torch.tensor([[*prompt, *text.ids]]))[0, len(prompt) - 1 : -1]
+    expected = logits.log_softmax(-1)
+    own = expected.gather(1, torch.tensor(text.ids)[:, None]).squeeze(1)
+    assert text.token_logprobs == pytest.approx(own.tolist(), abs=1e-4)
+    top = expected.topk(3)
+    assert [[i for i, _ in place] for place in text.top_logprobs] == top.indices.tolist()
+    assert [[p for _, p in place] for place in text.top_logprobs] == [
+        pytest.approx(r, abs=1e-4) for r in top.values.tolist()
+    ]
+
+
+def test_repetition_penalty():
+    logits = torch.tensor([[2.0, -1.0, 0.5], [2.0, -1.0, 0.5]])
+    penalized = Sampling(repetition_penalty=2.0).penalize(logits, [[0, 1, 1], [2]])
+    assert penalized.tolist() == [[1.0, -2.0, 0.5], [2.0, -1.0, 0.25]]
+
+
+def test_min_p():
+    logits = torch.tensor([0.5, 0.3, 0.15, 0.05]).log().expand(2000, -1)
+    drawn = Sampling(1.0, None, min_p=0.4).draw(logits, [random.Random(0)] * 2000)
+    share = drawn.bincount(minlength=4) / 2000
+    assert share.tolist() == pytest.approx([0.625, 0.375, 0, 0], abs=0.04)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+def test_text_comes_in_whole_characters_and_ends_before_a_stop_string(pico, size):
+    text = "Once there was a naïve café, 東京 and 😀. The END came. Nothing after."
+    ids = pico.tokenizer.encode(text, special=False)
+
+    def told(stop: list[str]) -> tuple[list[str], TextStream]:
+        stream = TextStream(pico.tokenizer, [], stop)
+        pieces = [stream.push(ids[i : i + size]) for i in range(0, len(ids), size)]
+        return [*pieces, stream.close()], stream
+
+    pieces, stream = told([])
+    assert "".join(pieces) == stream.text == pico.tokenizer.decode(ids) and not any("\ufffd" in p for p in pieces)
+    for stop in (["END"], ["Nothing", "END ca", "THE"], ["The END"]):
+        pieces, stream = told(stop)
+        cut = min(text.index(word) for word in stop if word in text)
+        assert "".join(pieces) == stream.text == text[:cut] and stream.stopped
+    pieces, stream = told(["after.!", "xyz"])
+    assert "".join(pieces) == stream.text == text and not stream.stopped
