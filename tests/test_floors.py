@@ -23,6 +23,7 @@ FLOORS = {
         "checkpoint",
         "tokenizer",
         "hub",
+        "download",
         "loading",
     ),
     3: ("train", "data", "generate"),
