@@ -34,7 +34,8 @@ ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first kind that a repository has is fetched
 SHARD = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 TRIES = 3  # of a file, after those of the library
-PATIENCE = 5  # times that the server may ask to wait
+WAITS = 5  # times that the server may ask to wait
+PATIENCE = 3  # seconds for transfers to end when they are stopped
 WORKERS = 8
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -93,10 +94,10 @@ class Repository:
                 info = api.model_info(self.repo_id, revision=revision, files_metadata=True)
                 break
             except Exception as e:
-                if n > PATIENCE or status_of(e) not in (429, 500, 502, 503, 504):
+                if n > WAITS or status_of(e) not in (429, 500, 502, 503, 504):
                     self.explain(e, revision)
                 seconds = waiting_time(e, n)
-                say(f"{self.endpoint} asks to wait; trying again in {seconds} s ({n} of {PATIENCE}).")
+                say(f"{self.endpoint} asks to wait; trying again in {seconds} s ({n} of {WAITS}).")
                 time.sleep(seconds)
         self.commit = info.sha or ""
         listed = [(s.rfilename, s.size, s.lfs, s.blob_id) for s in info.siblings or []]
@@ -151,12 +152,12 @@ class Repository:
             message = f"{self.repo_id} has no revision {revision!r}: see {page}/commits/main."
         elif isinstance(error, errors.EntryNotFoundError) and status == 404:
             message = f"{what} is listed, but not there. Try again later."
-        elif isinstance(error, errors.RepositoryNotFoundError):
+        elif status == 401 and "Invalid credentials" in str(error):
+            message = f"{self.endpoint} does not know the token that was sent for {what}: {give}."
+        elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
             hint = nearest(self.repo_id, repositories())
             private = "your token does not open it" if token else give
             message = f"{self.endpoint} has no model {self.repo_id}.{hint} If it is a private one: {private}."
-        elif status == 401:
-            message = f"{self.endpoint} does not know the token that was sent for {what}: {give}."
         elif status == 403:
             message = f"{what} must not be read with {'this token' if token else 'no token'}: see {page}, or {give}."
         elif status == 429:
@@ -335,8 +336,9 @@ def in_parallel(
             yield file
     finally:
         stop.set()
+        until = time.monotonic() + PATIENCE
         for thread in threads:
-            thread.join(timeout=5)
+            thread.join(timeout=max(0.0, until - time.monotonic()))
 
 
 def stopper(stop: threading.Event) -> type:

@@ -15,6 +15,8 @@ from typing import Any
 import huggingface_hub.constants
 import huggingface_hub.file_download
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from litgpt import download as module
 from litgpt.__main__ import main
@@ -82,7 +84,7 @@ def fails(hub: Hub, capsys: pytest.CaptureFixture) -> Callable[..., str]:
         assert stop.value.code == 2 and "Traceback" not in err
         last = err.splitlines()[-1]
         assert last.startswith("litgpt: error: ") and err.count("litgpt: error") == 1
-        assert listing(Path()) == sorted(f"checkpoints/{NAME}.partial/{name}" for name in keeps)
+        assert set(listing(Path())) <= {f"checkpoints/{NAME}.partial/{name}" for name in keeps}
         assert keeps or not list(Path().iterdir())
         return last
 
@@ -330,7 +332,7 @@ def test_ctrl_c(hub, files):
     os.kill(process.pid, signal.SIGINT)
     err = process.communicate()[1]
     assert process.returncode == 130 and "Traceback" not in err and time.monotonic() - began < 20
-    assert not (Path("checkpoints") / NAME).exists()
+    assert not (Path("checkpoints") / NAME).exists() and not list(Path().rglob("*.incomplete"))
 
 
 def test_two_at_once(hub, files):
@@ -375,7 +377,7 @@ def test_a_name_given_to_a_command_is_downloaded(hub, files, capsys, monkeypatch
     hub.fetched()
     assert find_folder(Path(NAME), weights=False) == Path("checkpoints") / NAME
     assert "model.safetensors" not in hub.fetched()
-    for path in ("out/final", "checkpoints/model", "./some/other", "a/b/c", "/nowhere/model", "some", "work/x"):
+    for path in ("out/final", "checkpoints/model", "a/b/c", "/nowhere/model", "nowhere", "work/x"):
         Path("work").mkdir(exist_ok=True)
         with pytest.raises(UserError, match="No model folder"):
             find_folder(Path(path))
@@ -394,7 +396,7 @@ def test_the_base_of_an_adapter(hub, files, capsys):
     }
     Path("adapter").mkdir()
     Path("adapter/adapter_config.json").write_text(json.dumps(fields))
-    Path("adapter/adapter_model.safetensors").write_bytes(b"")
+    save_file({"base_model.model.x.lora_A.weight": torch.zeros(2, 2)}, "adapter/adapter_model.safetensors")
     with pytest.raises(SystemExit):
         main(["generate", "adapter"])
     err = capsys.readouterr().err
@@ -448,8 +450,8 @@ def test_flags_of_a_conversion(hub, files, capsys):
 
 SIZES = {  # of the published weights, in billions
     "pythia-1b": 1.01, "falcon-7b": 6.92, "Llama-2-7b-hf": 6.74, "Llama-3.2-1B": 1.24, "Mistral-7B-v0.1": 7.24,
-    "Mixtral-8x7B-v0.1": 46.7, "gemma-2b": 2.51, "gemma-2-9b": 9.24, "Qwen2.5-0.5B": 0.49, "Qwen2.5-7B": 7.62,
-    "phi-2": 2.78,
+    "Mixtral-8x7B-v0.1": 46.7, "Gemma-2b": 2.51, "Gemma-2-9b": 9.24, "OLMo-1B-hf": 1.18,
+    "Qwen2.5-0.5B": 0.49, "Qwen2.5-7B": 7.62, "phi-2": 2.78,
 }  # fmt: skip
 
 

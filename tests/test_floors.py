@@ -24,6 +24,7 @@ FLOORS = {
         "tokenizer",
         "hub",
         "download",
+        "torch_file",
         "loading",
     ),
     3: ("train", "data", "generate"),
