@@ -40,7 +40,11 @@ def find_folder(path: Path, weights: bool = True) -> Path:
     hint = nearest(str(path), [name for name in near if not name.endswith(".partial")])
     nowhere = f"No model folder {str(path)!r}, and none of that name under checkpoints/"
     if repo_id is None:
-        raise UserError(f"{nowhere}.{hint or nearest(str(path), [*known_models(), *repositories()])}")
+        if not hint and len(path.parts) == 1:
+            hint = nearest(str(path), known_models())
+        if path.parent.parent == CHECKPOINTS:
+            hint += f" To fetch it: litgpt download {'/'.join(path.parts[-2:])}"
+        raise UserError(f"{nowhere}.{hint}")
     if offline():
         raise UserError(f"{nowhere}; HF_HUB_OFFLINE is set, so it is not downloaded.{hint}")
     return fetched(repo_id, weights)
@@ -52,7 +56,7 @@ def fetched(repo_id: str, weights: bool) -> Path:
 
     target = CHECKPOINTS / repo_id
     if local_rank() == 0:
-        say(f"{repo_id} is not here; downloading it to {target}")
+        say(f"no folder {repo_id} is here; downloading the model of that name to {target}")
         return download(repo_id, tokenizer_only=not weights)
     until = time.monotonic() + WAIT
     while not target.is_dir():

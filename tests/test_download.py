@@ -372,7 +372,7 @@ def test_a_disk_that_fills_up(hub, files):
 def test_a_name_given_to_a_command_is_downloaded(hub, files, capsys, monkeypatch):
     hub.repos["EleutherAI/pythia-14m"] = hub.repos[NAME] = Repo(files)
     main(["generate", "pythia-14m", "--prompt", "the", "--max_new_tokens", "2"])
-    assert "EleutherAI/pythia-14m is not here; downloading it to" in capsys.readouterr().err
+    assert "no folder EleutherAI/pythia-14m is here; downloading the model of that name to" in capsys.readouterr().err
     assert find_folder(Path("eleutherai/Pythia-14M")) == Path("checkpoints/EleutherAI/pythia-14m")
     hub.fetched()
     assert find_folder(Path(NAME), weights=False) == Path("checkpoints") / NAME
@@ -381,6 +381,10 @@ def test_a_name_given_to_a_command_is_downloaded(hub, files, capsys, monkeypatch
         Path("work").mkdir(exist_ok=True)
         with pytest.raises(UserError, match="No model folder"):
             find_folder(Path(path))
+    with pytest.raises(UserError, match="To fetch it: litgpt download some/other"):
+        find_folder(Path("checkpoints/some/other"))
+    with pytest.raises(UserError, match="Did you mean 'pythia-14m'"):
+        find_folder(Path("pythia-14n"))
     assert hub.seen == []
     with pytest.raises(UserError, match="has no model some/other"):
         find_folder(Path("some/other"))

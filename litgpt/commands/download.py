@@ -11,7 +11,7 @@ from litgpt.errors import UserError, nearest
 from litgpt.hub import CHECKPOINTS, repositories, repository_named
 
 TIED = re.compile(  # models whose published head is the embedding; the rows of models.yaml have a head of its own
-    r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B"
+    r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini"
 )
 
 
