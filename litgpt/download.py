@@ -197,17 +197,17 @@ def download(
     Raises:
         UserError: it cannot be had, with the reason; whole files stay in `NAME.partial` for the next try.
     """
+    target = checkpoint_dir / repo_id
+    target = target.resolve() if target.is_symlink() else target
     if offline():
-        raise UserError(
-            f"HF_HUB_OFFLINE is set, so {repo_id} is not fetched. Unset it, "
-            f"or put the folder at {checkpoint_dir / repo_id}."
-        )
+        if (target / "config.json").is_file():
+            say(f"{repo_id} is in {target}; HF_HUB_OFFLINE is set, so it is not compared with the hub.")
+            return target
+        raise UserError(f"HF_HUB_OFFLINE is set, so {repo_id} is not fetched. Unset it, or put the folder at {target}.")
     quiet_library()
     repository = Repository(repo_id, access_token or os.environ.get("HF_TOKEN") or None)
     repository.open(revision)
     names = needed(repository, tokenizer_only)
-    target = checkpoint_dir / repo_id
-    target = target.resolve() if target.is_symlink() else target
     partial = target.with_name(f"{target.name}.partial")
     with alone(target):
         try:

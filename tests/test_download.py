@@ -37,6 +37,7 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
         monkeypatch.setenv("HF_ENDPOINT", hub.endpoint)
         monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
         monkeypatch.delenv("HF_TOKEN", raising=False)
+        monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))  # of processes that are started
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
         quick = SimpleNamespace(**{**vars(time), "sleep": lambda seconds: time.sleep(min(seconds, 0.01))})
@@ -225,7 +226,21 @@ def test_offline(hub, fails, monkeypatch):
     assert "HF_HUB_OFFLINE is set, so some/model is not fetched" in fails(NAME)
     with pytest.raises(UserError, match="HF_HUB_OFFLINE is set, so it is not downloaded"):
         find_folder(Path(NAME))
+    folder = Path("checkpoints") / NAME
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    assert module.download(NAME) == folder
     assert hub.seen == []
+
+
+def test_a_folder_on_another_disk(hub, files, tmp_path):
+    """A link in the place of the folder stays one."""
+    hub.repos[NAME] = Repo(files)
+    Path("checkpoints/some").mkdir(parents=True)
+    (tmp_path / "disk" / "model").mkdir(parents=True)
+    Path("checkpoints", NAME).symlink_to(tmp_path / "disk" / "model")
+    main(["download", NAME])
+    assert Path("checkpoints", NAME).is_symlink() and listing(tmp_path / "disk" / "model") == WANTED
 
 
 def test_a_connection_that_is_cut(hub, files):
