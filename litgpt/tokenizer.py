@@ -67,7 +67,7 @@ class Tokenizer:
             self.backend = _Tokenizers(make_backend(folder, fields, kind), fields)
         else:
             raise UserError(f"{folder} has no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt.")
-        names = CLASS_TOKENS.get(kind, (None, None))
+        names = CLASS_TOKENS.get(kind, self.backend.ends)
         self.bos_token = token_text(fields["bos_token"]) if "bos_token" in fields else names[0]
         self.eos_token = token_text(fields["eos_token"]) if "eos_token" in fields else names[1]
         self.bos_id = self.token_id(self.bos_token, model.get("bos_token_id"))
@@ -216,7 +216,10 @@ class _Tokenizers:
 
     Attributes:
         before, after: The ids that its post-processor puts around a text.
+        ends: BOS and EOS, where the model of the tokenizer itself names them.
     """
+
+    ends: tuple[Optional[str], ...] = (None, None)
 
     def __init__(self, backend: Any, fields: dict[str, Any]) -> None:
         self.backend = backend
@@ -335,6 +338,7 @@ class _SentencePiece:
 
     Attributes:
         before, after: The ids that are put around a text.
+        ends: BOS and EOS, as the model names them.
     """
 
     START = "\x01"  # stands before a part within a text, which does not get the blank that a text begins with
@@ -360,6 +364,7 @@ class _SentencePiece:
         bos, eos = self.backend.bos_id(), self.backend.eos_id()
         self.before = [bos] if fields.get("add_bos_token", True) and bos >= 0 else []
         self.after = [eos] if fields.get("add_eos_token") and eos >= 0 else []
+        self.ends = tuple(self.backend.id_to_piece(i) if i >= 0 else None for i in (bos, eos))
         self.n_start = len(self.backend.encode(self.START))
 
     @property

@@ -209,6 +209,7 @@ def test_sentencepiece_alone(spm, request):
             assert ours.decode(ids) == ours.decode([1, *ids, 2]) == theirs.decode(ids), text
             compared += 1
     assert compared > 500
+    assert (ours.bos_id, ours.eos_id) == (theirs.bos_id(), theirs.eos_id())
     keeps_blanks = theirs.decode(theirs.encode("a  ")) == "a  "
     for token in controls[:30]:  # a token in a text is that token, and what stands around it is kept
         token_id = theirs.piece_to_id(token)
