@@ -26,7 +26,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from litgpt.errors import UserError, nearest
-from litgpt.files import flush_names, put_back, read_json, replace_folder
+from litgpt.files import flush_names, link, put_back, read_json, replace_folder, same
 from litgpt.hub import CHECKPOINTS, offline, repositories
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 
@@ -146,13 +146,11 @@ class Repository:
         token = self.token or get_token()
         give = f"make a token at {self.endpoint}/settings/tokens and pass it with --access_token or in HF_TOKEN"
         if isinstance(error, errors.GatedRepoError):
-            steps = (
-                f"wait until your request at {page} is granted" if token else f"accept its licence at {page}, {give}"
-            )
+            steps = f"wait until {page} grants your request" if token else f"accept its licence at {page}, {give}"
             message = f"{self.repo_id} is gated{', and your token has no access yet' if token else ''}: {steps}."
         elif isinstance(error, errors.RevisionNotFoundError):
             message = f"{self.repo_id} has no revision {revision!r}: see {page}/commits/main."
-        elif isinstance(error, errors.EntryNotFoundError) and status == 404:
+        elif status == 404 and file:
             message = f"{what} is listed, but not there. Try again later."
         elif status == 401 and "Invalid credentials" in str(error):
             message = f"{self.endpoint} does not know the token that was sent for {what}: {give}."
@@ -214,19 +212,20 @@ def download(
             partial.mkdir(exist_ok=True)
             tidy(partial, names)
             n_fetched = fetch_files(repository, names, partial, target)
-            if n_fetched or not target.is_dir():
+            if n_fetched or not all(same(partial / name, target / name) for name in names):
                 finish(partial, target, names, tokenizer_only)
                 files = [p for p in target.iterdir() if p.is_file()]
                 size = sum(p.stat().st_size for p in files)
                 say(f"{repo_id} is in {target}: {len(files)} files, {in_words(size)}.")
             else:
+                shutil.rmtree(partial)
                 say(f"{repo_id} is in {target} already, and whole.")
         except OSError as e:
             repository.explain(e, revision)
         finally:
             tidy(partial, names)
-            if partial.is_dir() and (target.is_dir() or not any(partial.iterdir())):
-                shutil.rmtree(partial)
+            if partial.is_dir() and not any(partial.iterdir()):
+                partial.rmdir()
     return target
 
 
@@ -434,14 +433,6 @@ def finish(partial: Path, target: Path, names: set[str], tokenizer_only: bool) -
     flush_names(partial)
     replace_folder(partial, target)
     flush_names(target.parent)
-
-
-def link(source: Any, target: Any) -> None:
-    """A second name for a file, or a copy where the disk has none."""
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def quiet_library() -> None:

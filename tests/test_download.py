@@ -326,6 +326,23 @@ def test_killed_in_the_middle(hub, files):
     assert set(listing(Path())) == {str(folder / name) for name in {*others, SHARDS[1]}}
 
 
+def test_killed_before_folders_are_exchanged(hub, files):
+    """All of a new revision is there, and the folder has the old one; what failed before that keeps what is whole."""
+    hub.repos[NAME] = Repo(files)
+    main(["download", NAME, "--tokenizer_only"])
+    folder, partial = Path("checkpoints") / NAME, Path(f"checkpoints/{NAME}.partial")
+    hub.repos[NAME] = Repo(sharded(files))
+    hub.faults[SHARDS[0]] = [refused(403)]
+    with pytest.raises(UserError, match="must not be read with no token"):
+        module.download(NAME)
+    partial.mkdir(exist_ok=True)
+    for name in {*WANTED, INDEX, *SHARDS} - {"model.safetensors"}:
+        (partial / name).write_bytes(hub.repos[NAME].files[name])
+    hub.fetched()
+    main(["download", NAME])
+    assert hub.fetched() == [] and {INDEX, *SHARDS} < set(listing(folder)) and not partial.exists()
+
+
 def test_killed_while_folders_are_exchanged(hub, files):
     hub.repos[NAME] = Repo(files)
     main(["download", NAME])
