@@ -9,6 +9,7 @@ from litgpt import __version__
 from litgpt.errors import UserError, nearest
 
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
+    "download": ("litgpt.commands.download:main", "Download a model, or list the known ones (download list)."),
     "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (also: finetune)."),
     "finetune_full": ("litgpt.finetune.full:setup", "Finetune all weights of a model."),
     "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter."),

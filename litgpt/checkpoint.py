@@ -20,8 +20,10 @@ from litgpt.families.table import NameTable, Stored
 from litgpt.files import read_json
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear
+from litgpt.torch_file import TorchFile
 
 INDEX = "model.safetensors.index.json"
+KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
 NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
 
 
@@ -31,7 +33,8 @@ class Checkpoint:
     Weights go by the names of the family's table, also where the files have other names or stacks of experts.
 
     Args:
-        folder: Has `config.json` and either `model.safetensors` or an index with its shards.
+        folder: Has `config.json` and either `model.safetensors` or an index with its shards; or, in their place,
+            `pytorch_model.bin` or its index.
 
     Raises:
         UserError: something is missing, cut short, or of a kind that is not supported.
@@ -61,15 +64,18 @@ class Checkpoint:
             raise UserError(f"{self.folder}: {e}") from e
 
     def shards(self) -> list[Path]:
-        if (self.folder / INDEX).is_file():
-            index = read_json(self.folder / INDEX)
+        there = [kind for kind in KINDS if any((self.folder / f"{kind}{end}").is_file() for end in (".index.json", ""))]
+        kind = (there or KINDS)[0]
+        index_file = self.folder / f"{kind}.index.json"
+        if index_file.is_file():
+            index = read_json(index_file)
             files = index.get("weight_map") if isinstance(index, dict) else None
             listed = list(files.values()) if isinstance(files, dict) else []
             if not listed or any(not isinstance(n, str) or Path(n).name != n for n in listed):
-                raise UserError(f"{self.folder / INDEX} does not list files of its own folder.")
+                raise UserError(f"{index_file} does not list files of its own folder.")
             names = sorted(set(listed))
         else:
-            names = ["model.safetensors"]
+            names = [kind]
         missing = [n for n in names if not (self.folder / n).is_file()]
         if missing:
             raise UserError(f"{self.folder} has no {', '.join(missing)}: the download is not complete.")
@@ -91,6 +97,8 @@ class Checkpoint:
 
 
 def opened(file: Path) -> Any:
+    if file.suffix == ".bin":
+        return TorchFile(file)
     try:
         return safe_open(str(file), framework="pt")
     except (SafetensorError, OSError) as e:

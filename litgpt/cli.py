@@ -129,7 +129,9 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
                 if not words:
                     raise UserError(f"{flag} wants a value.")
                 value = words.pop(0)
-            if flag == "--config":
+            if parser.takes_many and flag == f"--{parser.positional}" and not value.startswith("["):
+                positional.append(value)
+            elif flag == "--config":
                 configs.append((value, relocate(read_config(value), parser, value)))
             else:
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
@@ -281,6 +283,7 @@ def one_line(message: str, parser: Parser) -> str:
     if m := re.search(r"arguments are required: (.*)", message):
         names = re.findall(r"[\w.]+", m[1])
         spoken = {"checkpoint_dir": "the model folder", "finetune": "the model and the options of a finetune"}
+        spoken["repo_id"] = "the model as ORG/NAME, or: list"
         return f"Missing: {', '.join(spoken.get(n, f'--{n}') for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
         if inner := re.search(r"^ +(?:- )?--([\w.]+ .*)", message, re.M):  # this function's words on an option of m[1]

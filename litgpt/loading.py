@@ -55,7 +55,9 @@ class Source:
         except UserError as e:
             if base is not None:
                 raise
-            raise UserError(f"The base model of {folder} is not at {adapter.base!r}: name it with --base DIR.") from e
+            raise UserError(
+                f"The base model of {folder} is not at {adapter.base!r}: name it with --base DIR. ({e})"
+            ) from e
         return cls(folder, Checkpoint(base_folder), adapter)
 
     def tokenizer(self) -> Tokenizer:

@@ -44,7 +44,8 @@ def checkpoint_template(folder: Path) -> Optional[ChatTemplate]:
 def chatml(folder: Path) -> ChatTemplate:
     """ChatML for a checkpoint without a template; turns end with `<|im_end|>` if that is a token, else with EOS."""
     variables = template_variables(folder)
-    tokens = (folder / "tokenizer.json").read_text(encoding="utf-8") if (folder / "tokenizer.json").is_file() else ""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
+    tokens = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
     end = "<|im_end|>" if '"<|im_end|>"' in tokens else variables.get("eos_token", "<|im_end|>")
     return ChatTemplate(CHATML, {**variables, "turn_end": end}, name="chatml")
 

@@ -23,6 +23,8 @@ FLOORS = {
         "checkpoint",
         "tokenizer",
         "hub",
+        "download",
+        "torch_file",
         "loading",
     ),
     3: ("train", "data", "generate"),

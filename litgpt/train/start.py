@@ -100,7 +100,7 @@ def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]
     """
     fields: dict[str, Any] = {}
     if model is not None:
-        fields |= read_json(find_folder(model) / "config.json")
+        fields |= read_json(find_folder(model, weights=False) / "config.json")
     if isinstance(config, (str, Path)):
         try:
             path = Path(config)
