@@ -5,7 +5,7 @@ import hashlib
 import itertools
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
@@ -136,30 +136,6 @@ class Tokenizer:
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special)
-
-    def decode_stream(self, prompt: Sequence[int], new: Iterable[int]) -> Iterator[str]:
-        """The text that each of the `new` ids adds behind `prompt`; a character is held back until it is whole.
-
-        All pieces together are what `decode` makes of everything, less what it makes of the prompt.
-        """
-        ids = list(prompt)  # all of it at first: a part may begin within a character
-        start, shown = 0, len(ids)  # ids[start:shown] were shown; they are the context for the next ones
-        before = self.decode(ids)
-
-        def added(after: str) -> str:
-            """What follows the part that is as before; where the prompt ended within a character, that is not."""
-            n_same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], zip(before, after)))
-            return after[n_same:]
-
-        for i in new:
-            ids.append(i)
-            after = self.decode(ids[start:])
-            if not after.endswith("\ufffd") and (piece := added(after)):
-                yield piece
-                start, shown = shown, len(ids)
-                before = self.decode(ids[start:shown])
-        if rest := added(self.decode(ids[start:])):
-            yield rest
 
 
 EACH_BYTE = "litgpt.each_byte"

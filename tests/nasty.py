@@ -1,8 +1,12 @@
-"""Texts that tokenizers disagree about, made by code."""
+"""Texts that tokenizers disagree about, made by code, and how text comes piece by piece."""
 
 import itertools
 import random
 import unicodedata
+from collections.abc import Iterable, Sequence
+
+from litgpt.generate.text import TextStream
+from litgpt.tokenizer import Tokenizer
 
 SCRIPTS = (
     "Straße façade naïve Łódź ﬁne ½ İstanbul ǆ", "Ελληνικά ὕδωρ", "Привет, мир ёж", "שָׁלוֹם עולם",
@@ -74,3 +78,9 @@ def nasty_texts(n: int = 600, special: tuple[str, ...] = SPECIAL) -> list[str]:
         parts = draw.choices(alone, k=draw.randint(2, 9))
         texts.append(draw.choice(("", " ", "", "\n")).join(parts))
     return texts
+
+
+def pieces(tokenizer: Tokenizer, prompt: Sequence[int], new: Iterable[int]) -> list[str]:
+    """The pieces of text that are given out as the tokens come."""
+    stream = TextStream(tokenizer, prompt)
+    return [piece for piece in (*(stream.push([i]) for i in new), stream.close()) if piece]
