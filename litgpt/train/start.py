@@ -15,6 +15,7 @@ from litgpt.errors import UserError
 from litgpt.families import read_config
 from litgpt.files import read_json
 from litgpt.hub import find_folder, repository_id
+from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Start:
         folder = find_folder(path)
         if is_adapter(folder):
             raise UserError(f"{folder} is an adapter: merge it first (litgpt merge_lora {folder}), then train on that.")
-        checkpoint = Checkpoint(folder)
+        checkpoint = open_checkpoint(folder)
         return cls(checkpoint.fields, checkpoint.config, folder, checkpoint)
 
     @classmethod
