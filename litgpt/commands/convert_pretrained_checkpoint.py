@@ -16,8 +16,8 @@ from litgpt.tokenizer import FILES as TOKENIZER_FILES
 def main(checkpoint_dir: Path, output_dir: Path) -> None:
     """Take the weights out of a checkpoint of LitGPT's pretraining, which holds the optimizer's state as well.
 
-    What `litgpt pretrain` writes here needs no conversion, and every command reads LitGPT's checkpoints as they are; this
-    makes a smaller folder of the same form.
+    What `litgpt pretrain` writes here needs no conversion, and every command reads LitGPT's checkpoints as they are;
+    this makes a smaller folder of the same form.
 
     Args:
         checkpoint_dir: The folder with lit_model.pth and model_config.yaml.
