@@ -70,10 +70,9 @@ def write_config(config: Config) -> dict[str, Any]:
         except UserError as e:
             lost[model_type] = [str(e)]
         if not lost[model_type]:
-            return {k: v for k, v in written.items() if v is not None or k == "sliding_window"}
-    raise UserError(
-        f"No config.json of {config.model_type} or another family can say: {', '.join(lost[config.model_type])}."
-    )
+            return written
+    what = ", ".join(lost[config.model_type])
+    raise UserError(f"No config.json of {config.model_type} or another family can say this: {what}.")
 
 
 def check(config: Config) -> None:
