@@ -67,7 +67,7 @@ def adapter(kind, base, folder, settings):
 
 
 @torch.no_grad()
-def logits(kind, base, folder, out):
+def logits(kind, base, folder, out, vocabulary=290):
     settings = {}
     if kind != "base":
         settings = yaml.safe_load((Path(folder) / "hyperparameters.yaml").read_text())
@@ -79,7 +79,7 @@ def logits(kind, base, folder, out):
         state |= own.get("model", own)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not missing and not unexpected, (missing, unexpected)
-    torch.save(model.eval().float()(IDS), out)
+    torch.save(model.eval().float()(IDS.remainder(int(vocabulary))), out)
 
 
 if __name__ == "__main__":
