@@ -1,8 +1,10 @@
-"""What LitGPT itself makes and says of a folder. Run by the python that has it, never imported by the tests.
+"""What LitGPT itself makes and says of a folder. Run by the python that has it, never imported by what runs here.
 
-python litgpt_peer.py make FOLDER FIELDS   random weights for the fields of a model_config.yaml, in JSON
-python litgpt_peer.py adapter KIND BASE FOLDER SETTINGS   a random lora, adapter or adapter_v2 over a base
-python litgpt_peer.py logits KIND BASE FOLDER OUT   what the model answers to the ids of IDS
+python litgpt_peer.py COMMANDS   a list in JSON, of these:
+
+["make", FOLDER, FIELDS]                  a model of random weights, from the fields of its model_config.yaml
+["adapter", KIND, BASE, FOLDER, SETTINGS] a random lora, adapter or adapter_v2 over a base
+["logits", KIND, BASE, FOLDER, OUT, VOCABULARY]   what a model answers to IDS, into a file
 """
 
 import json
@@ -31,7 +33,7 @@ def make(folder, fields):
     from litgpt.config import Config
     from litgpt.model import GPT
 
-    config = Config(**json.loads(fields))
+    config = Config(**fields)
     model = GPT(config)
     draw(model)
     Path(folder).mkdir(parents=True, exist_ok=True)
@@ -55,7 +57,6 @@ def build(kind, base, settings):
 
 
 def adapter(kind, base, folder, settings):
-    settings = json.loads(settings)
     model, module = build(kind, base, settings)
     keep = module.lora_filter if kind == "lora" else module.adapter_filter
     draw(model, lambda n: keep(n, None))
@@ -67,7 +68,7 @@ def adapter(kind, base, folder, settings):
 
 
 @torch.no_grad()
-def logits(kind, base, folder, out, vocabulary=290):
+def logits(kind, base, folder, out, vocabulary):
     settings = {}
     if kind != "base":
         settings = yaml.safe_load((Path(folder) / "hyperparameters.yaml").read_text())
@@ -79,8 +80,9 @@ def logits(kind, base, folder, out, vocabulary=290):
         state |= own.get("model", own)
     missing, unexpected = model.load_state_dict(state, strict=False)
     assert not missing and not unexpected, (missing, unexpected)
-    torch.save(model.eval().float()(IDS.remainder(int(vocabulary))), out)
+    torch.save(model.eval().float()(IDS.remainder(vocabulary)), out)
 
 
 if __name__ == "__main__":
-    {"make": make, "adapter": adapter, "logits": logits}[sys.argv[1]](*sys.argv[2:])
+    for command, *arguments in json.loads(sys.argv[1]):
+        {"make": make, "adapter": adapter, "logits": logits}[command](*arguments)

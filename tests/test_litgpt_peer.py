@@ -28,6 +28,8 @@ pytestmark = [
 SMALL = {"padded_vocab_size": 300, "vocab_size": 300, "block_size": 128}
 GEMMA = {"mlp_class_name": "GemmaMLP", "gelu_approximate": "tanh", "scale_embeddings": True, "head_size": 12}
 GEMMA |= {"post_attention_norm": True, "post_mlp_norm": True, "attention_scores_scalar": 20, "sliding_window_size": 9}
+ROPE_3 = {"factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 32}
+TWO_ROPES = {"rope_base": 1000000, "rope_local_base_freq": 10000, "rope_adjustments": {"factor": 8.0}}
 CASES: dict[str, dict[str, Any]] = {
     **{model: config_fields(model) for model in MODELS},
     "llama3": config_fields("llama")
@@ -67,12 +69,12 @@ def run_peer(*words: object, cwd: Path | None = None) -> None:
     assert done.returncode == 0, done.stderr[-3000:]
 
 
-def peer(*words: object) -> None:
-    run_peer(Path(__file__).with_name("litgpt_peer.py"), *words)
+def peer(*commands: list) -> None:
+    run_peer(Path(__file__).with_name("litgpt_peer.py"), json.dumps(commands, default=str))
 
 
 def there(kind: str, base: Path, folder: Path, tmp_path: Path, vocabulary: int = 290) -> torch.Tensor:
-    peer("logits", kind, base, folder, tmp_path / "logits.pt", vocabulary)
+    peer(["logits", kind, base, folder, tmp_path / "logits.pt", vocabulary])
     return torch.load(tmp_path / "logits.pt")
 
 
@@ -84,11 +86,14 @@ def here(folder: Path, merged: bool = True, ids: torch.Tensor = IDS) -> torch.Te
 def test_its_folders(model, tmp_path):
     """Adapters too, since the rows that LitGPT takes for their prefixes are taken here."""
     base = tmp_path / "base"
-    peer("make", base, json.dumps(CASES[model] | SMALL))
-    assert_same(here(base), there("base", base, base, tmp_path))
+    commands = [["make", base, CASES[model] | SMALL], ["logits", "base", base, base, tmp_path / "base.pt", 290]]
     for kind in ("lora", "adapter", "adapter_v2"):
-        peer("adapter", kind, base, tmp_path / kind, json.dumps(LORA if kind == "lora" else {}))
-        assert_same(here(tmp_path / kind), there(kind, base, tmp_path / kind, tmp_path), 2e-5)
+        commands.append(["adapter", kind, base, tmp_path / kind, LORA if kind == "lora" else {}])
+        commands.append(["logits", kind, base, tmp_path / kind, tmp_path / f"{kind}.pt", 290])
+    peer(*commands)
+    assert_same(here(base), torch.load(tmp_path / "base.pt"))
+    for kind in ("lora", "adapter", "adapter_v2"):
+        assert_same(here(tmp_path / kind), torch.load(tmp_path / f"{kind}.pt"), 2e-5)
 
 
 @pytest.mark.parametrize("case", [tuple(MODELS[model][:2]) for model in MODELS], ids=" ".join)
@@ -113,7 +118,7 @@ def test_our_merged_folder(tmp_path, tokenizer_file, rows_file, capsys):
 def test_what_it_finetuned(model, tmp_path, tokenizer_file, capsys):
     """Four steps of each of its commands, started from a folder that it made, and merged here."""
     base = tmp_path / "base"
-    peer("make", base, json.dumps(CASES[model] | SMALL))
+    peer(["make", base, CASES[model] | SMALL])
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "PreTrainedTokenizerFast"}
     shutil.copyfile(tokenizer_file, base / "tokenizer.json")
     (base / "tokenizer_config.json").write_text(json.dumps(tokens))
