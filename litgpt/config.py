@@ -237,6 +237,9 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
         "norm_unit_offset": numbers["norm_class_name"] == "RMSNorm" and "Gemma" in name,
         "norm_affine": not (numbers["norm_class_name"] == "LayerNorm" and "OLMo" in name),
     }
+    size = numbers.get("head_size") or numbers["n_embd"] // numbers["n_head"]
+    if int(numbers["rotary_percentage"] * size) % 2:
+        raise UserError(f"rotary_percentage {numbers['rotary_percentage']} of heads of {size} is an odd number.")
     known_row = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
     return Config(
         **numbers
@@ -278,6 +281,7 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
         "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
     }
     lost = [] if c.rope_type in ("default", "linear", "llama3") else ["rope_type"]
+    lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT leaves the odd dimension where it is
     lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
     lost = lost or differences(c, from_litgpt(numbers))
     if named := {"norm_unit_offset", "norm_affine"} & set(lost):

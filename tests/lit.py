@@ -28,8 +28,10 @@ SIZES = {
     "rotary_percentage": 1.0,
 }
 NEOX = {
-    "n_embd": 80,
     "n_query_groups": 4,
+    "padded_vocab_size": 211,
+    "vocab_size": 211,
+    "gelu_approximate": "tanh",
     "norm_class_name": "LayerNorm",
     "norm_eps": 0.02,
     "mlp_class_name": "GptNeoxMLP",
@@ -41,7 +43,7 @@ FALCON = {"norm_class_name": "LayerNorm", "norm_eps": 0.02, "mlp_class_name": "G
 GEMMA = {"mlp_class_name": "GemmaMLP", "gelu_approximate": "tanh", "scale_embeddings": True, "name": "Gemma-tiny"}
 MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # the family and the variant of tests.families, and its fields
     "llama": ("llama", "linear", {"rope_condense_ratio": 4}),
-    "gpt_neox": ("gpt_neox", "plain", NEOX),
+    "gpt_neox": ("gpt_neox", "gelu_new", NEOX),
     "phi3": ("phi3", "window", {"n_query_groups": 4, "sliding_window_size": 21}),
     "falcon": ("falcon", "40b", FALCON | {"intermediate_size": 52}),
     "gemma": ("gemma", "plain", GEMMA | {"head_size": 12}),

@@ -94,7 +94,7 @@ class Start:
 
 
 def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:
-    """A `config.json` from a folder that has one or a model of LitGPT's, a YAML or JSON file, or fields given as they are; the latter win.
+    """A `config.json` from a model's folder, a YAML or JSON file, or fields given as they are; the latter win.
 
     Raises:
         UserError: none is given, or one cannot be read.
