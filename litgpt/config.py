@@ -125,7 +125,7 @@ class Config:
             return from_litgpt(numbers)
         except UserError as e:
             raise UserError(f"{path}: {e}") from e
-        except (TypeError, ValueError, AttributeError) as e:
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
             raise UserError(f"{path} has a field of the wrong type: {e}.") from e
 
     @property
