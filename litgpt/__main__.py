@@ -19,6 +19,15 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
+    "convert_to_litgpt": ("litgpt.commands.convert_to_litgpt:main", "Write a model in LitGPT's form too."),
+    "convert_from_litgpt": (
+        "litgpt.commands.convert_from_litgpt:main",
+        "Write a model of LitGPT's as a Hugging Face folder.",
+    ),
+    "convert_pretrained_checkpoint": (
+        "litgpt.commands.convert_pretrained_checkpoint:main",
+        "Take the weights out of a checkpoint of LitGPT's pretraining.",
+    ),
     "verify_resume": (
         "litgpt.commands.verify_resume:main",
         "Try whether a finetune that is stopped and resumed gives the same numbers.",

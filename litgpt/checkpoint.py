@@ -89,6 +89,13 @@ class Checkpoint:
                     self.shapes[name], self.dtypes[name] = shape, view.get_dtype()
                     self.files[name], self.places[name] = file, (stored, index)
 
+    def layout(self) -> dict[str, list[str]]:
+        """Which weights are written together where the model is written again: for each file their names."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, file in self.files.items():
+            found[file.name].append(name)
+        return found
+
     def tensor(self, name: str) -> torch.Tensor:
         """One weight by its Hugging Face name. The file is opened for it alone, so that its pages are not kept."""
         stored, index = self.places[name]
@@ -250,13 +257,22 @@ def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional
         last = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
         (folder / f"model-{i:05d}.safetensors").rename(folder / last)
         weight_map |= dict.fromkeys(names, last)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(weight_map, total, folder)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
         "dtype": str(model.dtype).removeprefix("torch.")
     }
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
+    """The file that says which weight is in which file, where there are several.
+
+    Args:
+        total: Bytes of all weights.
+    """
+    if len(set(weight_map.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def all_weights(model: GPT, base: Optional[Checkpoint]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -30,10 +31,12 @@ class Parser(ArgumentParser):
 
     Attributes:
         positional: The option that a word without a flag is the value of: the first one of the command's function.
+        positionals: The same with those that must be given and follow it, for further words.
         takes_many: Whether that option takes a list.
     """
 
     positional: str
+    positionals: list[str]
     takes_many: bool
 
     def error(self, message: str, ex: Any = None) -> NoReturn:
@@ -94,11 +97,13 @@ def load(where: str) -> Callable[..., None]:
 
 def make_parser(where: str, command: str) -> Parser:
     function = load(where)
-    first = next(iter(inspect.signature(function).parameters.values()))
+    first, *others = inspect.signature(function).parameters.values()
     about = (function.__doc__ or "").split("\n\n    Args:")[0]
     parser = Parser(prog=f"litgpt {command}", description=about, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
     parser.positional, parser.takes_many = first.name, get_origin(first.annotation) is list
+    required = itertools.takewhile(lambda p: p.default is p.empty and p.kind is not p.VAR_KEYWORD, others)
+    parser.positionals = [first.name, *(p.name for p in required)]
     own = parser.add_function_arguments(function, as_positional=False)
     if command in ALSO_TAKES:
         parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(own))
@@ -137,9 +142,11 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
     if parser.takes_many and positional:
         return configs, [f"--{parser.positional}={json.dumps(positional)}", *rest]
-    if len(positional) > 1:
-        raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
-    return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
+    names = [n for n in parser.positionals if not any(word.startswith(f"--{n}=") for word in rest)]
+    if len(positional) > max(len(names), 1):
+        wanted = {1: "One model folder is", 2: "Two folders are"}[len(parser.positionals)]
+        raise UserError(f"{wanted} wanted, got {len(positional)}: {', '.join(positional)}.")
+    return configs, [*(f"--{n}={p}" for n, p in zip(names or [parser.positional], positional)), *rest]
 
 
 def hand_on(args: list[str], parser: Parser) -> list[str]:

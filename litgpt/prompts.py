@@ -4,6 +4,7 @@ A style is either a checkpoint's own chat template (`ChatTemplate`) or a fixed t
 Both offer `prompt`, `render_row`, `turn_end`, `name` and `own_special_tokens`.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -111,4 +112,18 @@ def load_style(folder: Path) -> PromptStyle:
         return ChatTemplate(fields["template"], fields.get("variables") or {}, name=name)
     if name in STYLES:
         return STYLES[name]
+    if isinstance(fields, dict) and (style := litgpt_style(str(fields.get("class_path")))):
+        return style
     raise UserError(f"{path} does not name a prompt style.")
+
+
+def litgpt_style(class_path: str) -> Optional[NamedStyle]:
+    """The style that LitGPT means by one of its classes, which have our names but for case, dots and dashes."""
+    if not class_path.startswith("litgpt.prompts."):
+        return None
+
+    def letters(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    wanted = letters(class_path.rpartition(".")[2].replace("Default", "none"))
+    return next((style for name, style in STYLES.items() if letters(name) == wanted), None)

@@ -1,7 +1,9 @@
 """A file of `torch.save`, such as `pytorch_model.bin`, read as a file of safetensors is: lazily, and without running
 what may be in it."""
 
+import re
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
@@ -30,16 +32,7 @@ class TorchFile:
     """
 
     def __init__(self, file: Path) -> None:
-        try:
-            found = read(file)
-        except (RuntimeError, OSError, EOFError, ValueError) as e:
-            reason = (str(e) or type(e).__name__).splitlines()[0]
-            raise UserError(f"{file} is damaged or cut short ({reason}). Download it again.") from e
-        except Exception as e:  # an UnpicklingError, for one
-            raise UserError(
-                f"{file} holds more than tensors, or is damaged; what may run code is not opened. "
-                "Convert it to safetensors, or find a folder that has them."
-            ) from e
+        found = read(file)
         if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
             found = found["state_dict"]
         self.tensors = (
@@ -81,7 +74,27 @@ class TorchSlice:
 
 
 def read(file: Path) -> Any:
-    """What is in a file, mapped into memory. One of the form before torch 1.6 is read whole and kept."""
+    """What is in a file that `torch.save` wrote, as long as it is tensors and plain values; mapped into memory. One of
+    the form before torch 1.6 is read whole and kept.
+
+    Raises:
+        UserError: it is damaged, or asks for more than that.
+    """
+    try:
+        return mapped_or_kept(file)
+    except UnpicklingError as e:
+        if found := re.search(r"GLOBAL ([\w.]+)", str(e)):
+            raise UserError(
+                f"{file} is not read: it asks for {found[1]}, and weights need no code. "
+                "Convert it to safetensors, or find a folder that has them."
+            ) from e
+        raise UserError(f"{file} is damaged, or no file of weights.") from e
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
+        reason = " ".join((str(e) or type(e).__name__).split())[:80]
+        raise UserError(f"{file} is damaged or cut short ({reason}). Download it again.") from e
+
+
+def mapped_or_kept(file: Path) -> Any:
     stamp = file.stat().st_mtime_ns
     if file in _old_form and _old_form[file][0] == stamp:
         return _old_form[file][1]

@@ -19,6 +19,8 @@ FLOORS = {
         "peft_folder",
         "peft_export",
         "adapter_folder",
+        "lit_folder",
+        "lit_adapter",
         "families",
         "checkpoint",
         "tokenizer",

@@ -18,6 +18,7 @@ from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
 from litgpt.loading import Source
 from litgpt.prompts import STYLES
+from tests.nasty import pieces
 
 CPU = torch.device("cpu")
 

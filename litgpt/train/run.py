@@ -10,13 +10,13 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
-from litgpt.checkpoint import Checkpoint
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
+from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
@@ -164,7 +164,7 @@ def run(
             if device.type == "cpu" and fabric.world_size > num_nodes:
                 torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
             seed_everything(seed)
-            weights = start if frozen or checkpoint is None else replace(start, checkpoint=Checkpoint(checkpoint))
+            weights = start if frozen or checkpoint is None else replace(start, checkpoint=open_checkpoint(checkpoint))
             weights.fill(model, DTYPES[name], fabric.device)
             try:
                 made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")
