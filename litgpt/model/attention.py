@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from litgpt.config import Config
 from litgpt.model.kv_cache import KVCache
+from litgpt.model.linear import Linear
 from litgpt.model.norm import make_qk_norm
 from litgpt.model.rope import CosSin, apply_rope
 
@@ -59,9 +60,9 @@ class CausalSelfAttention(nn.Module):
         assert config.head_size is not None and config.n_query_groups is not None
         self.config = config
         self.layer = layer
-        self.qkv = nn.Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
+        self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
         self.qkv.parts = config.qkv_sizes  # type: ignore[assignment]
-        self.proj = nn.Linear(config.qkv_sizes[0], config.n_embd, bias=bool(config.attn_proj_bias))
+        self.proj = Linear(config.qkv_sizes[0], config.n_embd, bias=bool(config.attn_proj_bias))
         if config.norm_qk:
             self.norm_q = make_qk_norm(config, config.n_head)
             self.norm_k = make_qk_norm(config, config.n_query_groups)

@@ -11,6 +11,7 @@ from torch import nn
 from litgpt.config import Config
 from litgpt.model.attention import CausalSelfAttention, Reading
 from litgpt.model.kv_cache import KVCache
+from litgpt.model.linear import Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.rope import make_ropes
@@ -74,7 +75,7 @@ class GPT(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.config = config
-        self.lm_head: nn.Module = nn.Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
+        self.lm_head: nn.Module = Linear(config.n_embd, config.padded_vocab_size, bias=config.lm_head_bias)
         if config.logits_scaling != 1 or config.final_logit_softcapping is not None:
             self.lm_head = ScaledHead(self.lm_head, config.logits_scaling, config.final_logit_softcapping)
         self.transformer = Transformer(config)

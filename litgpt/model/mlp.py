@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.config import Config
+from litgpt.model.linear import Linear
 
 
 class LLaMAMLP(nn.Module):
@@ -19,9 +20,9 @@ class LLaMAMLP(nn.Module):
         super().__init__()
         size, bias = intermediate_size or config.intermediate_size, bool(config.mlp_bias)
         assert size is not None
-        self.fc = nn.Linear(config.n_embd, 2 * size, bias=bias)
+        self.fc = Linear(config.n_embd, 2 * size, bias=bias)
         self.fc.parts = (size, size)  # type: ignore[assignment]
-        self.proj = nn.Linear(size, config.n_embd, bias=bias)
+        self.proj = Linear(size, config.n_embd, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.fc(x).chunk(2, dim=-1)
@@ -46,8 +47,8 @@ class GptNeoxMLP(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         assert config.intermediate_size is not None
-        self.fc = nn.Linear(config.n_embd, config.intermediate_size, bias=bool(config.mlp_bias))
-        self.proj = nn.Linear(config.intermediate_size, config.n_embd, bias=bool(config.mlp_bias))
+        self.fc = Linear(config.n_embd, config.intermediate_size, bias=bool(config.mlp_bias))
+        self.proj = Linear(config.intermediate_size, config.n_embd, bias=bool(config.mlp_bias))
         self.approximate = config.gelu_approximate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
