@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, S tokens that they may see, n query heads, g key-value
 """
 
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -12,12 +12,13 @@ from torch.nn import functional as F
 
 from litgpt.config import Config
 from litgpt.model.kv_cache import KVCache
-from litgpt.model.linear import Linear
+from litgpt.model.linear import ROUND, Linear
 from litgpt.model.norm import make_qk_norm
 from litgpt.model.rope import CosSin, apply_rope
 
-SHORT = 2**22  # scores of all heads that `short_attention` may hold
+SHORT = 2**22  # scores of all heads up to which a document is short
 CHUNK = 256  # queries that a layer with a smaller window takes at once
+SHORT_CHUNK = 64  # queries that `ShortAttention` takes at once
 
 
 @dataclass
@@ -136,25 +137,64 @@ class CausalSelfAttention(nn.Module):
         if self.softcap is not None:
             return softcapped_attention(q, k, v, mask, self.scale, self.softcap)
         causal = mask is None if q.size(2) > 1 else False
-        if causal and q.dtype == torch.bfloat16 and q.device.type == "cpu" and q.size(1) * q.size(2) ** 2 <= SHORT:
-            return short_attention(q, k, v, self.scale)
+        if causal and q.device.type == "cpu" and q.size(1) * q.size(2) ** 2 <= SHORT:
+            return ShortAttention.apply(q, k, v, self.scale)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
 
 
-def short_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
-    """Causal attention written out as three steps, which keep all scores for the backward pass.
+class ShortAttention(torch.autograd.Function):
+    """Causal attention written out, a chunk of queries and the keys up to them at a time.
 
-    On a CPU in bfloat16 that is more than twice as fast as torch's fused kernel.
-
-    Args:
-        q: (B, n, T, hs); `k` and `v` are (B, g, T, hs).
+    Lengths are rounded up, for the sake of `linear.ROUND`. The weights are kept for the backward pass. On a CPU that takes two thirds of the time of torch's fused kernel in
+    float32, and less than half in bfloat16.
     """
-    rows, n, new, _ = q.shape
-    groups = k.size(1)
-    bias = torch.full((new, new), -torch.inf, dtype=q.dtype).triu(1).repeat(n // groups, 1)
-    q = q.unflatten(1, (groups, -1)).reshape(rows * groups, -1, q.size(-1))  # (B g, n / g T, hs)
-    scores = torch.baddbmm(bias, q, k.flatten(0, 1).transpose(1, 2), alpha=scale)
-    return (scores.softmax(-1) @ v.flatten(0, 1)).view(rows, n, new, -1)
+
+    @staticmethod
+    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+        """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Gives (B, n, T, hs), in memory order (B, T, n, hs)."""
+        rows, n, total, size = q.shape
+        q, k, v = (F.pad(x, (0, 0, 0, -total % ROUND)) for x in (q, k, v))  # keys that are in everybody's future
+        keys, values, kept = k.flatten(0, 1), v.flatten(0, 1), []  # (B g, T, hs)
+        y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
+        for part in ShortAttention.chunks(q.size(2)):
+            seen = slice(part.stop)
+            scores = torch.bmm(grouped(q[:, :, part], k), keys[:, seen].transpose(1, 2)).mul_(scale)
+            new = part.stop - part.start
+            future = torch.full((new, new), -torch.inf, dtype=q.dtype).triu_(1)
+            scores.view(len(keys), -1, new, part.stop)[..., part] += future
+            weights = scores.softmax(-1)  # (B g, n / g * part of T, up to T)
+            y[:, :, part] = (weights @ values[:, seen]).view(rows, n, new, size)
+            kept.append(weights)
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scale, ctx.total = scale, total
+        return y[:, :, :total]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        q, k, v, *kept = ctx.saved_tensors
+        grad_y = F.pad(grads[0], (0, 0, 0, q.size(2) - ctx.total))
+        keys, values = k.flatten(0, 1), v.flatten(0, 1)
+        grad_q = torch.empty_like(q)
+        grad_k, grad_v = torch.zeros(keys.shape, dtype=q.dtype), torch.zeros(values.shape, dtype=q.dtype)
+        for part, weights in zip(ShortAttention.chunks(q.size(2)), kept):
+            seen = slice(part.stop)
+            grad = grouped(grad_y[:, :, part], k)
+            grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad)
+            grad_weights = grad @ values[:, seen].transpose(1, 2)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype).mul_(ctx.scale)
+            grad_q[:, :, part] = (grad_scores @ keys[:, seen]).view_as(q[:, :, part])
+            grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), grouped(q[:, :, part], k))
+        real = slice(ctx.total)
+        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None
+
+    @staticmethod
+    def chunks(total: int) -> list[slice]:
+        return [slice(start, min(start + SHORT_CHUNK, total)) for start in range(0, total, SHORT_CHUNK)]
+
+
+def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """From (B, n, T, hs) to (B g, n / g T, hs), so that each of the g heads of `k` has its queries in one matrix."""
+    return x.unflatten(1, (k.size(1), -1)).flatten(2, 3).flatten(0, 1)
 
 
 def softcapped_attention(

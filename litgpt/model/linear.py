@@ -10,14 +10,27 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-LARGE = 2**26  # multiplications from which on it pays that oneDNN makes a kernel for each number of tokens
+ROUND = 32  # oneDNN makes kernels for each number of tokens, and keeps half a megabyte of each: few numbers, few kernels
+LARGE = 2**24  # multiplications from which on they pay
 
 
 class Linear(nn.Linear):
     """`nn.Linear`, faster in float32 on a CPU."""
 
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:  # drawing there imports torch's compiler, which takes a second
+            super().reset_parameters()
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """`nn.Embedding`."""
+
+    def reset_parameters(self) -> None:
+        if not self.weight.is_meta:
+            super().reset_parameters()
 
 
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
@@ -26,9 +39,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
     torch gives float32 products to MKL, which uses half of what an AMD processor with AVX-512 can do. oneDNN, which
     torch has for bfloat16, uses all of it on any make; the sums are of the same precision, in another order.
     """
-    if x.device.type != "cpu" or x.dtype != torch.float32 or x.numel() * len(weight) < LARGE or not onednn():
-        return F.linear(x, weight, bias)
-    if weight.dtype != torch.float32 or torch.is_autocast_enabled("cpu"):
+    single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    large = x.numel() * len(weight) >= LARGE and x.shape[:-1].numel() % ROUND == 0
+    if not (single and large and onednn()):
         return F.linear(x, weight, bias)
     y = _Product.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
     return y if bias is None else y + bias

@@ -35,7 +35,7 @@ class Rope:
             self.switch = int(numbers["original_max_position_embeddings"])
 
     def table(self, positions: torch.Tensor, lengths: Sequence[int], dtype: torch.dtype) -> CosSin:
-        """Cosines and sines for `positions` (T,), each (T, 1, p), computed in float32.
+        """Cosines and sines for `positions` (T,) as `apply_rope` takes them, each (T, 1, 2 p), computed in float32.
 
         Args:
             lengths: Of the texts that the positions belong to: documents laid end to end, or one text.
@@ -51,7 +51,7 @@ class Rope:
         cos, sin = angles.cos(), angles.sin()
         if self.factor != 1:
             cos, sin = cos * self.factor, sin * self.factor
-        return cos.to(dtype), sin.to(dtype)
+        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def make_ropes(config: Config) -> list[Rope]:
@@ -66,10 +66,10 @@ def make_ropes(config: Config) -> list[Rope]:
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the first 2 p dimensions of `x` (B, T, n, hs); the first half of them pairs with the second."""
-    p = cos.size(-1)
-    a, b = x[..., :p], x[..., p : 2 * p]
-    rotated = (a * cos - b * sin, b * cos + a * sin)
-    return torch.cat(rotated if 2 * p == x.size(-1) else (*rotated, x[..., 2 * p :]), dim=-1)
+    size = cos.size(-1)
+    a = x if size == x.size(-1) else x[..., :size]
+    rotated = torch.addcmul(a * cos, a.roll(size // 2, -1), sin)  # (a, b) to (a cos - b sin, b cos + a sin)
+    return rotated if size == x.size(-1) else torch.cat([rotated, x[..., size:]], dim=-1)
 
 
 # The types: from the positions per radian of each pair, (p,), to radians per position and a factor of cosines and sines
