@@ -16,9 +16,9 @@ from litgpt.model.linear import ROUND, Linear
 from litgpt.model.norm import make_qk_norm
 from litgpt.model.rope import CosSin, apply_rope
 
-SHORT = 2**22  # scores of all heads up to which a document is short
 CHUNK = 256  # queries that a layer with a smaller window takes at once
-SHORT_CHUNK = 64  # queries that `ShortAttention` takes at once
+QUERIES = 64  # that `CausalAttention` takes at once
+SHORT = 2**22  # scores of all heads up to which it keeps its weights for the backward pass
 
 
 @dataclass
@@ -137,16 +137,17 @@ class CausalSelfAttention(nn.Module):
         if self.softcap is not None:
             return softcapped_attention(q, k, v, mask, self.scale, self.softcap)
         causal = mask is None if q.size(2) > 1 else False
-        if causal and q.device.type == "cpu" and q.size(1) * q.size(2) ** 2 <= SHORT:
-            return ShortAttention.apply(q, k, v, self.scale)
+        if causal and q.device.type == "cpu":
+            return CausalAttention.apply(q, k, v, self.scale)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
 
 
-class ShortAttention(torch.autograd.Function):
+class CausalAttention(torch.autograd.Function):
     """Causal attention written out, a chunk of queries and the keys up to them at a time.
 
-    Lengths are rounded up, for the sake of `linear.ROUND`. The weights are kept for the backward pass. On a CPU that takes two thirds of the time of torch's fused kernel in
-    float32, and less than half in bfloat16.
+    On a CPU that takes two thirds of the time of torch's fused kernel in float32, and less than half in bfloat16.
+    Lengths are rounded up, for the sake of `linear.ROUND`. The weights of a long document are computed again in the
+    backward pass, so that memory grows with its tokens, not with their square.
     """
 
     @staticmethod
@@ -154,18 +155,13 @@ class ShortAttention(torch.autograd.Function):
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Gives (B, n, T, hs), in memory order (B, T, n, hs)."""
         rows, n, total, size = q.shape
         q, k, v = (F.pad(x, (0, 0, 0, -total % ROUND)) for x in (q, k, v))  # keys that are in everybody's future
-        keys, values, kept = k.flatten(0, 1), v.flatten(0, 1), []  # (B g, T, hs)
+        values, kept = v.flatten(0, 1), []  # (B g, T, hs)
         y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
-        for part in ShortAttention.chunks(q.size(2)):
-            seen = slice(part.stop)
-            scores = torch.bmm(grouped(q[:, :, part], k), keys[:, seen].transpose(1, 2)).mul_(scale)
-            new = part.stop - part.start
-            future = torch.full((new, new), -torch.inf, dtype=q.dtype).triu_(1)
-            scores.view(len(keys), -1, new, part.stop)[..., part] += future
-            weights = scores.softmax(-1)  # (B g, n / g * part of T, up to T)
-            y[:, :, part] = (weights @ values[:, seen]).view(rows, n, new, size)
+        for part in query_chunks(q):
+            weights = chunk_weights(q, k, part, scale)
+            y[:, :, part] = (weights @ values[:, : part.stop]).view(rows, n, -1, size)
             kept.append(weights)
-        ctx.save_for_backward(q, k, v, *kept)
+        ctx.save_for_backward(q, k, v, *(kept if n * total**2 <= SHORT else []))
         ctx.scale, ctx.total = scale, total
         return y[:, :, :total]
 
@@ -174,11 +170,10 @@ class ShortAttention(torch.autograd.Function):
         q, k, v, *kept = ctx.saved_tensors
         grad_y = F.pad(grads[0], (0, 0, 0, q.size(2) - ctx.total))
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
-        grad_q = torch.empty_like(q)
-        grad_k, grad_v = torch.zeros(keys.shape, dtype=q.dtype), torch.zeros(values.shape, dtype=q.dtype)
-        for part, weights in zip(ShortAttention.chunks(q.size(2)), kept):
-            seen = slice(part.stop)
-            grad = grouped(grad_y[:, :, part], k)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
+        for i, part in enumerate(query_chunks(q)):
+            seen, grad = slice(part.stop), grouped(grad_y[:, :, part], k)
+            weights = kept[i] if kept else chunk_weights(q, k, part, ctx.scale)
             grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad)
             grad_weights = grad @ values[:, seen].transpose(1, 2)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype).mul_(ctx.scale)
@@ -187,9 +182,23 @@ class ShortAttention(torch.autograd.Function):
         real = slice(ctx.total)
         return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None
 
-    @staticmethod
-    def chunks(total: int) -> list[slice]:
-        return [slice(start, min(start + SHORT_CHUNK, total)) for start in range(0, total, SHORT_CHUNK)]
+
+def query_chunks(q: torch.Tensor) -> list[slice]:
+    """Where each `QUERIES` of the queries (B, n, T, hs) stand."""
+    return [slice(start, min(start + QUERIES, q.size(2))) for start in range(0, q.size(2), QUERIES)]
+
+
+def chunk_weights(q: torch.Tensor, k: torch.Tensor, part: slice, scale: float) -> torch.Tensor:
+    """How much each query of a chunk takes of each key up to its own, (B g, n / g queries, keys).
+
+    Args:
+        q: (B, n, T, hs); `k` is (B, g, T, hs).
+    """
+    keys, new = k.flatten(0, 1)[:, : part.stop], part.stop - part.start
+    scores = torch.bmm(grouped(q[:, :, part], k), keys.transpose(1, 2)).mul_(scale)
+    future = torch.full((new, new), -torch.inf, dtype=q.dtype).triu_(1)
+    scores.view(len(keys), -1, new, part.stop)[..., part] += future
+    return scores.softmax(-1)
 
 
 def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

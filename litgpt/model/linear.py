@@ -40,8 +40,10 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
     torch has for bfloat16, uses all of it on any make; the sums are of the same precision, in another order.
     """
     single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if torch.compiler.is_compiling() or not single:
+        return F.linear(x, weight, bias)
     large = x.numel() * len(weight) >= LARGE and x.shape[:-1].numel() % ROUND == 0
-    if not (single and large and onednn()):
+    if not large or not onednn():
         return F.linear(x, weight, bias)
     y = _Product.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
     return y if bias is None else y + bias

@@ -62,7 +62,7 @@ class _HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         wanted = any(ctx.needs_input_grad)
-        grads = [torch.empty_like(hidden), *(torch.zeros_like(p) for p in trained)] if wanted else []
+        grads = [torch.empty_like(hidden)] if wanted else []
         size = max(1, LOGITS // rows_of(head) // ROUND) * ROUND
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
@@ -75,8 +75,12 @@ class _HeadLoss(torch.autograd.Function):
             if wanted:
                 first, *others = torch.autograd.grad(logits, [x, *trained], logits.detach())
                 grads[0][chunk] = first
-                for grad, more in zip(grads[1:], others):
-                    grad += more
+                if start == 0:
+                    grads += others
+                else:
+                    torch._foreach_add_(grads[1:], others)
+        if wanted and len(grads) == 1:  # nothing is trained
+            grads += [torch.zeros_like(p) for p in trained]
         ctx.save_for_backward(*grads)
         return total
 
