@@ -31,14 +31,15 @@ def test_causal_attention_is_torchs(monkeypatch, kept, tokens, groups):
 def test_memory_of_a_long_document_grows_with_its_tokens(monkeypatch):
     """What is kept for the backward pass, without the weights of the attention."""
     monkeypatch.setattr(attention, "SHORT", 4 * 100**2)
-    sizes = {}
-    for tokens in (100, 128, 256):
+
+    def kept(tokens: int) -> int:
         q, k, v = (torch.randn(1, 4, tokens, 8, requires_grad=True) for _ in range(3))
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
             attention.CausalAttention.apply(q, k, v, 1.0)
-        sizes[tokens] = sum(saved)
-    assert sizes[256] == 2 * sizes[128] < sizes[100]
+        return sum(saved)
+
+    assert kept(256) == 2 * kept(128) < kept(100)
 
 
 def test_importing_leaves_the_search_for_garbage_as_it_was():

@@ -10,7 +10,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-ROUND = 32  # oneDNN makes kernels for each number of tokens, and keeps half a megabyte of each: few numbers, few kernels
+ROUND = (
+    32  # oneDNN makes kernels for each number of tokens, and keeps half a megabyte of each: few numbers, few kernels
+)
 LARGE = 2**24  # multiplications from which on they pay
 
 
@@ -39,7 +41,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
     torch gives float32 products to MKL, which uses half of what an AMD processor with AVX-512 can do. oneDNN, which
     torch has for bfloat16, uses all of it on any make; the sums are of the same precision, in another order.
     """
-    single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    single = (
+        x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    )
     if torch.compiler.is_compiling() or not single:
         return F.linear(x, weight, bias)
     large = x.numel() * len(weight) >= LARGE and x.shape[:-1].numel() % ROUND == 0

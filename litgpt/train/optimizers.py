@@ -92,11 +92,10 @@ def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
 class Dice:
     """Throws numbers from 0 to 65,535, at a tenth of what torch's own generator takes for them on a CPU.
 
-    Each lane is a linear congruential generator modulo 2^32 with the multiplier of PCG
-    (https://www.pcg-random.org/pdf/hmc-cs-2014-0905.pdf); the upper half of its state is thrown. torch's generator draws
-    where the lanes start. So all numbers are equally likely in every throw, which makes means exact, and lanes do not
-    depend on each other. A step of an optimizer takes new dice: what is thrown for a weight in one step says nothing
-    about the next.
+    Each lane is a linear congruential generator modulo 2^32 with the multiplier of PCG (https://www.pcg-random.org),
+    the upper half of whose state is thrown. torch's generator draws where the lanes start. So all numbers are equally
+    likely in every throw, which makes means exact, and lanes do not depend on each other. A step of an optimizer takes
+    new dice: what is thrown for a weight in one step says nothing about the next.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
