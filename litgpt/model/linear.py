@@ -49,7 +49,7 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
     large = x.numel() * len(weight) >= LARGE and x.shape[:-1].numel() % ROUND == 0
     if not large or not onednn():
         return F.linear(x, weight, bias)
-    y = _Product.apply(x.flatten(0, -2), weight).view(*x.shape[:-1], len(weight))
+    y = _Product.apply(x, weight)
     return y if bias is None else y + bias
 
 
@@ -69,11 +69,13 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(x if ctx.needs_input_grad[1] else None, weight)
-        return product(x, weight)
+        # no view: what is changed in place later, as LoRA and the loss do, would be copied in the backward pass
+        return torch.ops.aten._unsafe_view(product(x.flatten(0, -2), weight), [*x.shape[:-1], len(weight)])
 
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
-        (x, weight), (grad,) = ctx.saved_tensors, grads
-        grad_x = product(grad, weight.t()) if ctx.needs_input_grad[0] else None
-        grad_weight = product(grad.t(), x.t()) if ctx.needs_input_grad[1] else None
+        x, weight = ctx.saved_tensors
+        grad = grads[0].flatten(0, -2)
+        grad_x = product(grad, weight.t()).view(*grads[0].shape[:-1], -1) if ctx.needs_input_grad[0] else None
+        grad_weight = product(grad.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
         return grad_x, grad_weight

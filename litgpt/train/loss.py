@@ -78,7 +78,8 @@ class _HeadLoss(torch.autograd.Function):
                 if start == 0:
                     grads += others
                 else:
-                    torch._foreach_add_(grads[1:], others)
+                    for grad, more in zip(grads[1:], others):
+                        grad += more
         if wanted and len(grads) == 1:  # nothing is trained
             grads += [torch.zeros_like(p) for p in trained]
         ctx.save_for_backward(*grads)
