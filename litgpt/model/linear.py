@@ -41,13 +41,11 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
     torch gives float32 products to MKL, which uses half of what an AMD processor with AVX-512 can do. oneDNN, which
     torch has for bfloat16, uses all of it on any make; the sums are of the same precision, in another order.
     """
-    single = (
-        x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
-    )
-    if torch.compiler.is_compiling() or not single:
+    if torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
+    single = x.device.type == "cpu" and x.dtype == weight.dtype == torch.float32
     large = x.numel() * len(weight) >= LARGE and x.shape[:-1].numel() % ROUND == 0
-    if not large or not onednn():
+    if not (single and large and onednn()) or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     y = _Product.apply(x, weight)
     return y if bias is None else y + bias
