@@ -13,7 +13,7 @@ from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.model import GPT
 from litgpt.model.linear import ROUND
 
-LOGITS = 2**25  # that are held at once
+LOGITS = 2**24  # that are held at once
 CACHED = 2**19  # logits that are turned into gradients at once on a CPU
 
 
@@ -87,8 +87,8 @@ class _HeadLoss(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
-        first, *others = (grad * outputs[0] for grad in ctx.saved_tensors)
-        return first.to(ctx.saved_tensors[0].dtype), None, None, *others
+        first, *others = (grad.mul_(outputs[0]) for grad in ctx.saved_tensors)  # in place: the head's is large
+        return first, None, None, *others
 
 
 def rows_of(head: nn.Module) -> int:
