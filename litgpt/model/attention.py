@@ -18,7 +18,7 @@ from litgpt.model.rope import CosSin, apply_rope
 
 CHUNK = 256  # queries that a layer with a smaller window takes at once
 QUERIES = 64  # that `CausalAttention` takes at once
-SHORT = 2**22  # scores of all heads up to which it keeps its weights for the backward pass
+SHORT = 2**19  # scores of all heads up to which it keeps its weights for the backward pass
 
 
 @dataclass
