@@ -17,6 +17,7 @@ import litgpt
 from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest
 from litgpt.given import settle
+from litgpt.imports import importing
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
@@ -49,7 +50,8 @@ def run(where: str, command: str, args: list[str]) -> None:
     Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
     wherever they stand.
     """
-    parser = make_parser(where, command)
+    with importing():
+        parser = make_parser(where, command)
     configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else args, parser)
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none

@@ -16,6 +16,7 @@ from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
+from litgpt.imports import importing
 from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
@@ -131,7 +132,8 @@ def run(
         raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
     n_all = sum(p.numel() for p in model.parameters())
 
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    with importing():
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     first = getattr(rank_zero_only, "rank", 0) == 0
     screen = Screen(active=first)
