@@ -96,33 +96,37 @@ class CausalSelfAttention(nn.Module):
         self.rope = config.rope_kind(layer)
         self.window = config.window(layer)
         self.softcap = config.attention_logit_softcapping
+        self.n_groups = config.n_query_groups
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.prefix: Optional[nn.Module] = None  # litgpt.adapter puts one here
 
     def forward(self, x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        q, k, v = self.heads(x)  # (B, T, n or g, hs)
+        qk, v = self.heads(x)  # (B, T, n + g, hs), (B, T, g, hs)
         if self.rope is not None:
-            cos, sin = reading.ropes[self.rope]
-            q, k = apply_rope(q, cos, sin), apply_rope(k, cos, sin)
-        q, k, v = q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)  # (B, n or g, T, hs)
+            qk = apply_rope(qk, *reading.ropes[self.rope])
+        q, k = qk.transpose(1, 2).split_with_sizes([self.config.n_head, self.n_groups], dim=1)  # (B, n or g, T, hs)
+        v = v.transpose(1, 2)
         y = self.attend_within_documents(q, k, v, reading)
         if self.prefix is not None:
             y = y + self.prefix(q, self.qkv, self.config.qkv_sizes)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
 
-    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries (B, T, n, hs), keys and values (B, T, g, hs), normalized where the config says so."""
+    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Queries and keys (B, T, n + g, hs), normalized where the config says so, and values (B, T, g, hs)."""
         config = self.config
         qkv = self.qkv(x)
         if config.clip_qkv is not None:
             qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        q, k, v = qkv.split(config.qkv_sizes, dim=-1)
-        if config.norm_qk and config.norm_qk_type == "olmo2":
-            q, k = self.norm_q(q), self.norm_k(k)
-        q, k, v = (t.unflatten(-1, (-1, config.head_size)) for t in (q, k, v))
-        if config.norm_qk and config.norm_qk_type != "olmo2":
-            q, k = self.norm_q(q), self.norm_k(k)
-        return q, k, v
+        qkv = qkv.view(*x.shape[:-1], -1, config.head_size)
+        qk, v = qkv.split_with_sizes([config.n_head + self.n_groups, self.n_groups], dim=2)
+        if config.norm_qk:
+            q, k = qk.split_with_sizes([config.n_head, self.n_groups], dim=2)
+            if config.norm_qk_type == "olmo2":
+                q, k = (norm(t.flatten(2)).view(t.shape) for norm, t in ((self.norm_q, q), (self.norm_k, k)))
+            else:
+                q, k = self.norm_q(q), self.norm_k(k)
+            qk = torch.cat([q, k], dim=2)
+        return qk, v
 
     def attend_within_documents(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading
@@ -131,7 +135,7 @@ class CausalSelfAttention(nn.Module):
         cache = reading.cache
         if cache is not None and reading.each is not None:
             return self.attend_each(q, k, v, cache, reading.each, reading.seen)
-        documents = zip(*(t.split(reading.documents, dim=2) for t in (q, k, v)))
+        documents = zip(*(t.split_with_sizes(reading.documents, dim=2) for t in (q, k, v)))
         if cache is None:
             return join([self.attend(q, k, v, reading) for q, k, v in documents])
         outputs = []
@@ -186,7 +190,7 @@ class CausalSelfAttention(nn.Module):
         """Attention where the mask is true; without one causal, or of a single token to all."""
         shape, causal = q.shape, mask is None and q.size(2) > 1
         if q.size(2) == 1:  # the heads that share keys become the tokens that see the same ones
-            q = q.unflatten(1, (k.size(1), -1)).flatten(2, 3)
+            q = q.reshape(len(q), k.size(1), -1, q.size(3))
         if self.softcap is not None:
             y = softcapped_attention(q, k, v, mask, self.scale, self.softcap)
         elif causal and q.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
