@@ -12,7 +12,7 @@ import litgpt.model.linear as module
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import read_config
 from litgpt.model import GPT
-from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn
+from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, rounded
 from litgpt.train.loss import LossModel
 
 FIELDS = {
@@ -76,6 +76,12 @@ def test_lengths_are_rounded_up(trained):
         pairs = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
         for a, b in pairs:
             torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+
+
+def test_round_numbers_are_few_and_near():
+    numbers = [rounded(n) for n in range(1, 4097)]
+    assert all(n <= r < n + max(ROUND, n / 8) and r % ROUND == 0 for n, r in enumerate(numbers, 1))
+    assert len(set(numbers)) == 16 + 8 * 3 and rounded(0) == 0
 
 
 def test_a_model_without_weights_needs_no_compiler():

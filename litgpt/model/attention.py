@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from litgpt.config import Config
 from litgpt.model.kv_cache import EachRow, KVCache
-from litgpt.model.linear import ROUND, Linear
+from litgpt.model.linear import Linear, rounded
 from litgpt.model.norm import make_qk_norm
 from litgpt.model.rope import CosSin, apply_rope
 
@@ -204,7 +204,7 @@ class CausalAttention(torch.autograd.Function):
     """Causal attention written out, a chunk of queries and the keys up to them at a time.
 
     On a CPU that takes two thirds of the time of torch's fused kernel in float32, and less than half in bfloat16.
-    Lengths are rounded up, for the sake of `linear.ROUND`. The weights of a long document are computed again in the
+    Lengths are rounded up, as `linear.rounded` says. The weights of a long document are computed again in the
     backward pass, so that memory grows with its tokens, not with their square.
     """
 
@@ -212,7 +212,9 @@ class CausalAttention(torch.autograd.Function):
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Gives (B, n, T, hs), in memory order (B, T, n, hs)."""
         rows, n, total, size = q.shape
-        q, k, v = (F.pad(x, (0, 0, 0, -total % ROUND)) for x in (q, k, v))  # keys that are in everybody's future
+        q, k, v = (
+            F.pad(x, (0, 0, 0, rounded(total) - total)) for x in (q, k, v)
+        )  # keys that are in everybody's future
         values, kept = v.flatten(0, 1), []  # (B g, T, hs)
         y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
         for part in query_chunks(q):

@@ -10,10 +10,18 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-# oneDNN makes kernels for each number of tokens, and keeps half a megabyte of each: few numbers, few kernels
-ROUND = 32
+ROUND = 32  # the least that `rounded` rounds to
 LARGE = 2**24  # multiplications from which on they pay
 SMALL = 2**19  # the same for fewer tokens than ROUND
+
+
+def rounded(n: int) -> int:
+    """The next round number of tokens: of `ROUND`, or a sixteenth of the power of two above it.
+
+    oneDNN makes kernels for each number that it meets, and keeps half a megabyte of each: few numbers, few kernels.
+    """
+    step = max(ROUND, 2 ** ((n - 1).bit_length() - 4)) if n else ROUND
+    return -(-n // step) * step
 
 
 class Linear(nn.Linear):
@@ -81,7 +89,9 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
         x, weight = ctx.saved_tensors
-        grad = grads[0].flatten(0, -2)
+        grad, grad_weight = grads[0].flatten(0, -2), None
         grad_x = product(grad, weight.t()).view(*grads[0].shape[:-1], -1) if ctx.needs_input_grad[0] else None
-        grad_weight = product(grad.t(), x.flatten(0, -2).t()) if ctx.needs_input_grad[1] else None
+        if ctx.needs_input_grad[1]:  # the first factor is copied: the narrower one
+            wide, narrow = grad.t(), x.flatten(0, -2).t()
+            grad_weight = product(narrow, wide).t() if len(wide) > len(narrow) else product(wide, narrow)
         return grad_x, grad_weight

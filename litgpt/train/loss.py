@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.model import GPT
-from litgpt.model.linear import ROUND
+from litgpt.model.linear import ROUND, rounded
 
 LOGITS = 2**24  # that are held at once
 CACHED = 2**19  # logits that are turned into gradients at once on a CPU
@@ -27,7 +27,7 @@ class LossModel(nn.Module):
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross-entropies of the trained targets, float32, a scalar."""
         ids, documents = batch.ids, batch.documents
-        if ids.device.type == "cpu" and (more := -ids.size(1) % ROUND):
+        if ids.device.type == "cpu" and (more := rounded(ids.size(1)) - ids.size(1)):
             ids, documents = F.pad(ids, (0, more)), [*documents, more]  # a last row that nobody looks at
         hidden = self.gpt.hidden(ids, documents)
         return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0])
@@ -51,7 +51,7 @@ def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> t
     wanted = targets[positions]
     trained = [p for p in head.parameters() if p.requires_grad]
     if hidden.device.type == "cpu":
-        positions = F.pad(positions, (0, -len(positions) % ROUND))
+        positions = F.pad(positions, (0, rounded(len(positions)) - len(positions)))
     return _HeadLoss.apply(hidden.index_select(0, positions), wanted, head, *trained)
 
 
