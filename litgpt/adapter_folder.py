@@ -13,6 +13,7 @@ from litgpt.checkpoint import opened
 from litgpt.errors import UserError, nearest
 from litgpt.model import GPT
 from litgpt.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_fields, read_shapes
+from litgpt.shards import full
 
 KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  # by peft_type
 
@@ -32,7 +33,7 @@ def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) ->
         "inference_mode": True,
     }
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    weights = {name: p.detach().cpu().contiguous() for name, p in trained(model).items()}
+    weights = {name: full(p).detach().cpu().contiguous() for name, p in trained(model).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
