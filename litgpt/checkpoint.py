@@ -21,7 +21,7 @@ from litgpt.families.table import NameTable, Stored
 from litgpt.files import read_json
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear
-from litgpt.shards import full, put, whole
+from litgpt.shards import full, is_sharded, put, whole
 
 INDEX = "model.safetensors.index.json"
 NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
@@ -137,11 +137,16 @@ def places(table: NameTable, name: str, module: nn.Module, leaf: str) -> list[tu
     return [(stored, first) for (stored, _), first in zip(pieces, firsts)]
 
 
-def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+def load_weights(
+    model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, shards: Optional[torch.device] = None
+) -> None:
     """Fill a model that was built on the meta device.
 
     Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it; parameters that a method
     added are made as they are declared and drawn by their module's `reset_parameters`.
+
+    Args:
+        shards: Where sharded weights lie; by default on `device`, like the others.
 
     Raises:
         UserError: the checkpoint lacks a weight, has one that the model does not know, or one of another shape; all
@@ -155,7 +160,7 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
         if isinstance(module, QuantizedLinear) and leaf == "weight":
             module.stored = [None] * len(table.stored(name.rpartition(".")[0]))  # one state per Hugging Face tensor
             continue
-        empty = torch.empty_like(old, dtype=dtype, device=device)
+        empty = torch.empty_like(old, dtype=dtype, device=shards if shards and is_sharded(old) else device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
     for name in checkpoint.files:
         target = table.from_hf(name.rpartition(".")[0])

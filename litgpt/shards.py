@@ -65,7 +65,7 @@ def full(tensor: torch.Tensor) -> torch.Tensor:
 
 def gathered(tensor: Any) -> torch.Tensor:
     with torch.no_grad():
-        return tensor.full_tensor()
+        return tensor.full_tensor().to(tensor.device_mesh.device_type)  # its rows may lie elsewhere
 
 
 def on_first_rank(rank: int, tensors: Sequence[Any], work: Callable[[], None]) -> None:

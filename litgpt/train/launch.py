@@ -167,15 +167,14 @@ def make_fabric(
         plugins = [MixedPrecision(precision, device.type)]  # type: ignore[arg-type]
     if started_by() is None and "SLURM_NTASKS" in os.environ:  # a job of one task is a machine like any other
         plugins.append(LightningEnvironment())
+    backend = "nccl" if device.type == "cuda" else "gloo"
     chosen: Any = "auto"
     if strategy == "fsdp" and (devices * num_nodes > 1 or offload):
         from litgpt.train.fsdp import ShardedStrategy
 
-        chosen = ShardedStrategy(
-            devices * num_nodes, "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", offload
-        )
+        chosen = ShardedStrategy(devices * num_nodes, "cpu:gloo,cuda:nccl" if offload else backend, offload)
     elif devices * num_nodes > 1:
-        chosen = DDPStrategy(process_group_backend="nccl" if device.type == "cuda" else "gloo")
+        chosen = DDPStrategy(process_group_backend=backend)
     return Fabric(accelerator=device.type, devices=devices, num_nodes=num_nodes, strategy=chosen, plugins=plugins)
 
 

@@ -1,12 +1,13 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Optional, Union
 
 import torch
+from filelock import FileLock
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
@@ -16,7 +17,7 @@ from litgpt.data import DataModule
 from litgpt.data.base import Loaded
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
-from litgpt.data.tokens import TokenizedRows
+from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
@@ -38,6 +39,7 @@ from litgpt.train.launch import (
     pick_strategy,
     seed_everything,
     share_threads,
+    started_by,
 )
 from litgpt.train.loggers import make_logger
 from litgpt.train.loop import Plan, Result, fit, peak_rate
@@ -171,7 +173,7 @@ def run(
             if shared == "fsdp":
                 fabric.strategy.shard(whole)  # type: ignore[attr-defined]
             weights = start if frozen or checkpoint is None else replace(start, checkpoint=Checkpoint(checkpoint))
-            weights.fill(model, DTYPES[name], fabric.device)
+            weights.fill(model, DTYPES[name], fabric.device, torch.device("cpu") if offload else None)
             made = make_optimizer(optimizer, model, seed, name)
             rate = peak_rate(made, train)
             if train.min_lr > rate and train.lr_schedule != "constant":
@@ -272,7 +274,8 @@ def load_rows(
     data: DataModule, tokenizer: Tokenizer, start: Start, train: TrainArgs, eval: EvalArgs, screen: Screen
 ) -> Loaded:
     """The rows as tokens. Raises `UserError` where they would spoil the run."""
-    with screen.counting("rows tokenized") as say:
+    turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()  # the next one finds them in the cache
+    with turn, screen.counting("rows tokenized") as say:
         loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, start.config, data), say)
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
