@@ -108,9 +108,9 @@ def test_strategy(monkeypatch):
         model = GPT(Config(n_layer=1, n_embd=64, n_head=2, padded_vocab_size=100))
     size = 4 * sum(p.numel() for p in model.parameters())
 
-    def picked(memory, wanted="auto", quantize=None):
+    def picked(memory, wanted="auto", quantize=None, precision="32-true"):
         monkeypatch.setattr(launch, "device_memory", lambda *_: memory)
-        return launch.pick_strategy(wanted, model, torch.float32, CPU, 2, quantize)
+        return launch.pick_strategy(wanted, model, precision, CPU, 2, quantize)
 
     assert picked(6 * size) == "ddp" and picked(4 * size) == "fsdp" and picked(None) == "ddp"
     assert picked(4 * size, "ddp") == "ddp" and picked(6 * size, "fsdp") == "fsdp"
@@ -118,6 +118,8 @@ def test_strategy(monkeypatch):
     assert picked(2 * size) == "ddp" and picked(size) == "fsdp" and picked(size, quantize="bnb.nf4") == "ddp"
     with pytest.raises(UserError, match=r"--strategy fsdp cannot shard what --quantize bnb\.nf4 packs"):
         picked(size, "fsdp", "bnb.nf4")
+    with pytest.raises(UserError, match="--precision 16-mixed"):
+        picked(size, "fsdp", precision="16-mixed")
 
 
 def free_port():

@@ -99,24 +99,26 @@ def started_by() -> Optional[tuple[str, int, int]]:
 
 
 def pick_strategy(
-    wanted: StrategyName, model: GPT, dtype: torch.dtype, device: torch.device, devices: int, quantize: Optional[str]
+    wanted: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
 ) -> Literal["ddp", "fsdp"]:
     """How several devices share the work; the rule for `auto` is in the help of `--strategy`.
 
     Args:
         model: On the meta device, as it will be trained.
-        dtype: Of its weights.
         devices: On this machine.
 
     Raises:
-        UserError: quantized weights cannot be sharded.
+        UserError: quantized weights cannot be sharded, and sharded gradients cannot be scaled.
     """
     if quantize is not None and wanted == "fsdp":
         raise UserError(f"--strategy fsdp cannot shard what --quantize {quantize} packs: --strategy ddp does without.")
+    if precision == "16-mixed" and wanted == "fsdp":
+        raise UserError("--strategy fsdp does not scale gradients, as --precision 16-mixed wants: take bf16-mixed.")
     if wanted != "auto":
         return wanted
     memory = device_memory(device, devices)
-    return "ddp" if quantize is not None or memory is None or needed(model, dtype) <= FITS * memory else "fsdp"
+    whole = quantize is not None or precision == "16-mixed" or memory is None
+    return "ddp" if whole or needed(model, DTYPES[precision]) <= FITS * memory else "fsdp"  # type: ignore[operator]
 
 
 def needed(model: GPT, dtype: torch.dtype) -> int:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from litgpt.errors import UserError
-from litgpt.train.signals import Signals, Stopped
+from litgpt.train.signals import CODES, Signals, Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -54,6 +54,8 @@ def end_with_children(launcher: Any) -> None:
         if codes and not any(codes) and None not in codes:
             return
         for rank, code in enumerate(codes, start=1):
+            if code in CODES.values():
+                time.sleep(PATIENCE)  # asked to end, as this process was too, which has something to say about it
             if code:
                 how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
                 for process in launcher.procs:

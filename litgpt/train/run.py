@@ -99,8 +99,8 @@ def run(
         accelerator: The kind of device.
         strategy: How several devices share the work. With ddp each has the whole model; with fsdp each has a part of
             every weight, of its gradient and of the optimizer's state, so that larger models fit. auto is ddp where
-            weights, gradients and the two moments of AdamW take at most 80 % of a device's memory, or the base is
-            quantized, else fsdp. On one device it has no effect.
+            weights, gradients and the two moments of AdamW take at most 80 % of a device's memory, and where there is
+            no other way (a quantized base, 16-mixed), else fsdp. On one device it has no effect.
         fsdp_cpu_offload: With fsdp on GPUs, keep these parts in the memory of the processor, which makes the update.
         train: How long, how much at a time, and how fast to learn.
         eval: When and how the model is judged.
@@ -135,7 +135,7 @@ def run(
     n_all = sum(p.numel() for p in model.parameters())
     devices, num_nodes = layout(device, devices, num_nodes)
     train = train.on(devices * num_nodes)
-    shared = pick_strategy(strategy, model, DTYPES[name], device, devices, quantize)
+    shared = pick_strategy(strategy, model, name, device, devices, quantize)
     offload = fsdp_cpu_offload and shared == "fsdp" and device.type == "cuda"
     if devices * num_nodes == 1 and not offload:
         shared = "ddp"
