@@ -1,8 +1,10 @@
 """Devices, how they share the work, and precision, as a Fabric."""
 
+import ctypes
 import logging
 import os
-from contextlib import AbstractContextManager, nullcontext
+import sys
+from contextlib import AbstractContextManager, nullcontext, suppress
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
@@ -180,6 +182,16 @@ def make_fabric(
     return Fabric(accelerator=device.type, devices=devices, num_nodes=num_nodes, strategy=chosen, plugins=plugins)
 
 
+def give_memory_back() -> None:
+    """Have freed tensors go back to the system at once. On CPUs a sharded run makes and frees whole blocks all the time.
+    glibc, which would raise the size from which on it does not keep memory, kept them in pieces that fitted nothing: a
+    rank needed more than a run on one device."""
+    threshold = -3  # M_MMAP_THRESHOLD
+    if sys.platform == "linux":
+        with suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL(None).mallopt(threshold, 2**17)
+
+
 def share_threads(device: torch.device, devices: int) -> None:
     """Where the devices of a machine are its processors, each takes its share of them."""
     if device.type == "cpu" and devices > 1:
@@ -199,7 +211,5 @@ def peak_memory(device: torch.device) -> Optional[int]:
         import resource
     except ModuleNotFoundError:  # Windows
         return None
-    import sys
-
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024

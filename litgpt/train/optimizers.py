@@ -21,6 +21,7 @@ SHORT_NAMES = {
     **{name: f"bitsandbytes.optim.{name}" for name in BITSANDBYTES},
     "Muon": "litgpt.train.optimizers.Muon",
 }
+WHOLE = ("Adafactor", "Rprop")  # of torch: they fail on sharded weights
 # Elements that are updated at once: the float32 copies of a large weight shall not take its size again. A processor is
 # twice as fast where they fit into its cache, a GPU where it has much to do at once.
 CHUNK = {"cpu": 2**20}
@@ -94,8 +95,8 @@ def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
 def check_sharded(optimizer: Optimizer) -> None:
     """Raise `UserError` where the optimizer is to train sharded weights and cannot."""
     sharded = any(is_sharded(p) for group in optimizer.param_groups for p in group["params"])
-    if sharded and type(optimizer).__module__.startswith("bitsandbytes"):
-        name = type(optimizer).__name__
+    name = type(optimizer).__name__
+    if sharded and (name in WHOLE or type(optimizer).__module__.startswith("bitsandbytes")):
         raise UserError(f"--optimizer {name} does not know sharded weights: take AdamW, or --strategy ddp.")
 
 

@@ -32,6 +32,7 @@ from litgpt.train.launch import (
     Accelerator,
     StrategyName,
     default_precision,
+    give_memory_back,
     layout,
     make_fabric,
     peak_memory,
@@ -171,6 +172,7 @@ def run(
             seed_everything(seed)
             whole = LossModel(model)
             if shared == "fsdp":
+                give_memory_back()
                 fabric.strategy.shard(whole)  # type: ignore[attr-defined]
             weights = start if frozen or checkpoint is None else replace(start, checkpoint=Checkpoint(checkpoint))
             weights.fill(model, DTYPES[name], fabric.device, torch.device("cpu") if offload else None)
