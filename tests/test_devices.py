@@ -7,20 +7,23 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from litgpt.checkpoint import Outline, write_file
 from litgpt.config import Config
-from litgpt.errors import UserError
+from litgpt.errors import UserError, remark
 from litgpt.model import GPT
+from litgpt.shards import full, mine, my_rows, put, total_norm
 from litgpt.train import launch
 from tests.ranks import alike, curve, ended, start
 from tests.runs import words
 
-FULL = ("--train.micro_batch_size", 2, "--train.max_steps", 4, "--eval.max_new_tokens", 3, "--train.max_norm", 0.5)
+FULL = ("--train.micro_batch_size", 1, "--train.max_steps", 4, "--eval.max_new_tokens", 3, "--train.max_norm", 0.5,
+        "--data.val_split_fraction", 0.025)  # fmt: skip
 TWO = ("--devices", 2, "--strategy")
 CPU = torch.device("cpu")
 
 
 @pytest.fixture(scope="module")
-def full(base, rows_file, tmp_path_factory):
+def alone(base, rows_file, tmp_path_factory):
     """The folder of a full finetune in one process."""
     out = tmp_path_factory.mktemp("one") / "out"
     ended(start(out.parent, words("full", base, rows_file, out, *FULL)))
@@ -44,21 +47,21 @@ def same_result(one, several):
             assert (several / "final" / name).read_bytes() == (one / "final" / name).read_bytes()
 
 
-def test_sharded(full, base, rows_file, tmp_path):
-    """Three validation rows: with micro-batches of two, the second device has none of them in its last one."""
+def test_sharded(alone, base, rows_file, tmp_path):
+    """There is one validation row: the second device has none."""
     text = ended(start(tmp_path, words("full", base, rows_file, tmp_path / "out", *FULL, *TWO, "fsdp")))
     assert (
         "2 x cpu (fsdp)" in text and text.count("validation loss") == len(re.findall("step ./4 . validation", text)) + 1
     )
-    same_result(full, tmp_path / "out")
+    same_result(alone, tmp_path / "out")
     alike(tmp_path, 2)
 
 
-def test_torchrun(full, base, rows_file, tmp_path):
+def test_torchrun(alone, base, rows_file, tmp_path):
     launcher = ("-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", str(free_port()))
     text = ended(start(tmp_path, words("full", base, rows_file, tmp_path / "out", *FULL), *launcher))
     assert "2 x cpu (ddp)" in text
-    same_result(full, tmp_path / "out")
+    same_result(alone, tmp_path / "out")
     alike(tmp_path, 2)
 
 
@@ -126,3 +129,30 @@ def free_port():
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return s.getsockname()[1]
+
+
+def test_other_processes_are_silent(monkeypatch, capsys):
+    for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"):
+        monkeypatch.delenv(name, raising=False)
+    remark("once")
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    remark("twice")
+    assert capsys.readouterr().err == "litgpt: once\n"
+
+
+def test_rows_of_a_plain_tensor():
+    """What is not sharded goes through the same functions."""
+    tensor = torch.zeros(4, 2)
+    put(tensor, 1, torch.ones(2, 2))
+    assert tensor[:, 0].tolist() == [0, 1, 1, 0] and full(tensor) is tensor and mine(tensor) is tensor
+    assert my_rows(tensor) == slice(0, 4) and float(total_norm([tensor, tensor])) == pytest.approx(8**0.5)
+
+
+def test_a_file_of_two_widths(tmp_path):
+    """What another part of the model needs wider begins where a wide number may begin."""
+    weights = {"wide": torch.randn(3), "narrow": torch.randn(5).bfloat16(), "odd": torch.ones(3, 1).to(torch.int8)}
+    kinds = {"wide": "F32", "narrow": "BF16", "odd": "I8"}
+    outlines = [Outline(name, kinds[name], tuple(t.shape)) for name, t in weights.items()]
+    write_file(tmp_path / "x.safetensors", outlines, weights.items())
+    found = load_file(tmp_path / "x.safetensors")
+    assert found.keys() == weights.keys() and all(torch.equal(found[n], t) for n, t in weights.items())

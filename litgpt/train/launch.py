@@ -183,7 +183,7 @@ def make_fabric(
 
 
 def give_memory_back() -> None:
-    """Have freed tensors go back to the system at once. On CPUs a sharded run makes and frees whole blocks all the time.
+    """Have freed tensors go back to the system at once. On CPUs a sharded run makes and frees whole blocks all along.
     glibc, which would raise the size from which on it does not keep memory, kept them in pieces that fitted nothing: a
     rank needed more than a run on one device."""
     threshold = -3  # M_MMAP_THRESHOLD
