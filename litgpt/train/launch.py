@@ -151,8 +151,9 @@ def make_fabric(
     from lightning.fabric.plugins import MixedPrecision, Precision
     from lightning.fabric.plugins.environments import LightningEnvironment
     from lightning.fabric.strategies import DDPStrategy
+    from lightning_utilities.core import rank_zero
 
-    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)  # which ranks there are is said once, by us
+    rank_zero.log.setLevel(logging.WARNING)  # which ranks there are is said once, by us
 
     class TruePrecision(Precision):
         """Leaves every weight in the dtype that it was made with: trained ones may be finer than the frozen base."""

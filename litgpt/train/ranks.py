@@ -90,6 +90,12 @@ def together(fabric: "Fabric", signals: Signals) -> Iterator[None]:
         raise
 
 
+def part() -> None:
+    """Close the connections. While Python ends, their threads would stop the process by a crash."""
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+
+
 def is_lost_connection(error: BaseException) -> bool:
     """Whether a collective operation failed because a rank is gone."""
     text = str(error).lower()

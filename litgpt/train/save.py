@@ -132,9 +132,9 @@ class Saver:
             return [own]
         for kind, generator in getattr(self.optimizer, "generators", {}).items():
             own[ROUNDING + kind] = generator.get_state()  # each rank rounds its own rows
-        gathered: Any = self.fabric.all_gather({name: bits.to(self.fabric.device) for name, bits in own.items()})
-        ranks = range(self.fabric.world_size)
-        return [{name: bits[rank].cpu() for name, bits in gathered.items()} for rank in ranks]
+        gathered: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(gathered, own)
+        return gathered
 
     @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
