@@ -184,10 +184,10 @@ def test_memory(tokenizer_file, rows_file, tmp_path):
     model = save_llama(tmp_path / "tokenizer", tokenizer_file)
     peaks = {}
     for name, more in (("one", ()), ("two", ("--devices", 2, "--strategy", "fsdp"))):
-        run = words("pretrain", model, rows_file, tmp_path / name, *SHORT, "--train.max_steps", 3,
-                    "--train.global_batch_size", 2, *more)  # fmt: skip
+        run = words("pretrain", model, rows_file, tmp_path / name, *SHORT, "--train.max_steps", 4,
+                    "--train.global_batch_size", 2, "--train.pause_after", 3, "--eval.max_new_tokens", "null", *more)  # fmt: skip
         run[run.index("--model_name") : run.index("--model_name") + 2] = ["--model_config", str(fields)]
-        ended(start(tmp_path, run), within=600)
+        ended(start(tmp_path, run), code=75, within=600)
         with open(tmp_path / name / "metrics.csv", newline="") as f:
             peaks[name] = max(int(row["peak_memory"]) for row in csv.DictReader(f) if row["peak_memory"])
     assert peaks["two"] <= 0.62 * peaks["one"], peaks

@@ -153,7 +153,8 @@ def make_fabric(
     from lightning.fabric.strategies import DDPStrategy
     from lightning_utilities.core import rank_zero
 
-    rank_zero.log.setLevel(logging.WARNING)  # which ranks there are is said once, by us
+    for logger in (rank_zero.log, logging.getLogger("lightning.fabric")):
+        logger.setLevel(logging.WARNING)  # which ranks there are is said once, by us
 
     class TruePrecision(Precision):
         """Leaves every weight in the dtype that it was made with: trained ones may be finer than the frozen base."""
