@@ -184,8 +184,8 @@ def test_memory(tokenizer_file, rows_file, tmp_path):
     model = save_llama(tmp_path / "tokenizer", tokenizer_file)
     peaks = {}
     for name, more in (("one", ()), ("two", ("--devices", 2, "--strategy", "fsdp"))):
-        run = words("pretrain", model, rows_file, tmp_path / name, *SHORT, "--train.max_steps", 4,
-                    "--train.global_batch_size", 2, "--train.pause_after", 3, "--eval.max_new_tokens", "null", *more)  # fmt: skip
+        flags = ("--train.global_batch_size", 2, "--train.pause_after", 3, "--eval.max_new_tokens", "null", *more)
+        run = words("pretrain", model, rows_file, tmp_path / name, *SHORT, *flags)
         run[run.index("--model_name") : run.index("--model_name") + 2] = ["--model_config", str(fields)]
         ended(start(tmp_path, run), code=75, within=600)
         with open(tmp_path / name / "metrics.csv", newline="") as f:
