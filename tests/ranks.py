@@ -60,17 +60,18 @@ def start(folder: Path, words: list[str], *launcher: str, **environment: str) ->
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        start_new_session=True,  # so that all of it can be ended
         env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
     )
 
 
-def ended(process: subprocess.Popen, code: int = 0, within: float = 240) -> str:
+def ended(process: subprocess.Popen, code: int = 0, within: float = 120) -> str:
     """What a run printed, once it ended with this code."""
     try:
         text = process.communicate(timeout=within)[0]
     except subprocess.TimeoutExpired:
-        process.kill()
-        raise AssertionError(f"the run did not end: {process.communicate()[0]}") from None
+        os.killpg(process.pid, signal.SIGKILL)  # its other processes hold the pipe
+        raise AssertionError(f"the run did not end: {process.communicate(timeout=10)[0]}") from None
     assert process.returncode == code, text
     return text
 

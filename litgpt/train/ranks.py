@@ -1,12 +1,13 @@
 """The processes of a run, one for each device: which of them is the first, and that all of them end when one does."""
 
+import atexit
 import os
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
@@ -16,6 +17,7 @@ from litgpt.train.signals import CODES, Signals, Stopped
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+exit_code: Optional[int] = None  # with which a process of several ends, once its run is over
 PATIENCE = 3.0  # seconds that a process with an error waits for another one to name the reason
 LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "socket closed")
 
@@ -34,10 +36,20 @@ def watch(fabric: "Fabric") -> None:
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if environment is None:
         return
+    atexit.register(leave)
     if environment.local_rank() > 0 or torch.distributed.is_torchelastic_launched():
         threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
     elif not environment.creates_processes_externally:
         threading.Thread(target=end_with_children, args=(fabric.strategy.launcher,), daemon=True).start()
+
+
+def leave() -> None:
+    """End at once, when everything else is done. While Python takes itself apart, the threads of the connections may
+    stop the process by a crash, and closing the connections before may wait for such a thread for ever."""
+    if exit_code is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
 
 
 def end_with_parent(parent: int) -> None:
@@ -72,9 +84,15 @@ def together(fabric: "Fabric", signals: Signals) -> Iterator[None]:
     An error that all ranks have is told by the first alone: the others wait until it has ended them. The same goes for
     a lost connection, which says that another rank has ended before.
     """
+    global exit_code
     try:
         yield
+        exit_code = 0
+    except (SystemExit, KeyboardInterrupt) as e:
+        exit_code = e.code if isinstance(e, SystemExit) and isinstance(e.code, int) else 130
+        raise
     except Exception as e:
+        exit_code = 2 if isinstance(e, (UserError, OSError)) or is_lost_connection(e) else 1
         lost = is_lost_connection(e)
         if fabric.world_size == 1 or (is_first(fabric) and not lost):
             raise
@@ -82,18 +100,13 @@ def together(fabric: "Fabric", signals: Signals) -> Iterator[None]:
         while time.monotonic() < until and not signals.code:
             time.sleep(0.1)
         if signals.code:
+            exit_code = signals.code
             raise Stopped(signals.code) from e
         if lost:
             raise UserError("The connection to the process of another device is lost: it has ended.") from e
         if isinstance(e, UserError):
             raise UserError(f"Device {fabric.global_rank}: {e}") from e
         raise
-
-
-def part() -> None:
-    """Close the connections. While Python ends, their threads would stop the process by a crash."""
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
 
 
 def is_lost_connection(error: BaseException) -> bool:

@@ -49,7 +49,7 @@ from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, parameter_groups, remarks
 from litgpt.train.progress import Screen
-from litgpt.train.ranks import is_first, part, together, watch
+from litgpt.train.ranks import is_first, together, watch
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
 from litgpt.train.resume import compare, farewell, is_finished, set_aside, to_resume, what_must_stay
 from litgpt.train.save import Saver
@@ -242,15 +242,12 @@ def run(
                     examples.show(screen, "after")
         except Stopped:
             screen.say(f"The result is {out_dir / 'final'}." if done else farewell(out_dir))
-            if signals.holds:  # all ranks have come here together
-                part()
             raise
         finally:
             screen.stop()
         if first:
             drawn = plot(out_dir / METRICS, out_dir / "loss.png")
             report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
-        part()
     return result
 
 
