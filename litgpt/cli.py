@@ -5,7 +5,6 @@ import inspect
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
@@ -15,7 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import litgpt
 from litgpt.args import run_settings, run_words
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, remark
 from litgpt.given import settle
 from litgpt.imports import importing
 
@@ -199,7 +198,7 @@ def relocate_flag(flag: str, parser: Parser) -> str:
         raise UserError(f"Unknown option {flag}.{nearest_option(flag.removeprefix('-'), option_names(parser))}")
     home = new_home(flag.removeprefix("--"), parser)
     if f"--{home}" != flag:
-        print(f"litgpt: {flag} is called --{home}.", file=sys.stderr)
+        remark(f"{flag} is called --{home}.")
     return f"--{home}"
 
 
@@ -219,7 +218,7 @@ def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, A
         if home in groups and not isinstance(value, (dict, type(None))):
             raise UserError(f"--config {source}: {home} is {value!r}; its options are wanted, as {home}: {{...}}.")
         if home != name:
-            print(f"litgpt: {source}: {name} is called {home}.", file=sys.stderr)
+            remark(f"{source}: {name} is called {home}.")
         group, _, leaf = home.rpartition(".")
         if group:
             moved[group] = {leaf: value, **(moved.get(group) or {})}

@@ -10,7 +10,7 @@ import litgpt
 ROOT = Path(litgpt.__file__).parent
 FLOORS = {
     0: ("errors", "imports", "files", "args", "config", "prompts", "chat_template", "styles"),
-    1: ("model",),
+    1: ("model", "shards"),
     2: (
         "lora",
         "adapter",
