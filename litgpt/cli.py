@@ -6,17 +6,17 @@ import itertools
 import json
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-import litgpt
 from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest
 from litgpt.given import settle
+from litgpt.recipes import find_recipe
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
@@ -243,7 +243,10 @@ def read_config(value: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"--config {value} cannot be fetched: {e}.") from e
     else:
-        path = Path(value) if Path(value).is_file() else find_recipe(value)
+        try:
+            path = Path(value) if Path(value).is_file() else find_recipe(value).file
+        except UserError as e:
+            raise UserError(f"--config {value}: there is no such file. {e}") from e
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as e:
@@ -255,24 +258,6 @@ def read_config(value: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise UserError(f"--config {value} holds no options.")
     return fields
-
-
-def find_recipe(name: str) -> Path:
-    """A shipped recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and ending."""
-    recipes = dict(shipped_recipes())
-    short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/"))
-    found = {k.lower(): v for k, v in recipes.items()}.get(short.removesuffix(".yaml").lower())
-    if found is None:
-        raise UserError(f"--config {name} is neither a file nor a shipped recipe.{nearest(short, recipes)}")
-    return found
-
-
-def shipped_recipes() -> Iterator[tuple[str, Path]]:
-    """Names and files of the recipes, in the installed package or, in a clone, beside it."""
-    package = Path(litgpt.__file__).parent
-    for hub in (package / "config_hub", package.parent / "config_hub"):
-        for file in sorted(hub.glob("*/**/*.yaml")):
-            yield file.relative_to(hub).with_suffix("").as_posix().partition("/")[2], file
 
 
 def one_line(message: str, parser: Parser) -> str:

@@ -9,7 +9,7 @@ import litgpt
 
 ROOT = Path(litgpt.__file__).parent
 FLOORS = {
-    0: ("errors", "files", "args", "config", "prompts", "chat_template", "styles"),
+    0: ("errors", "files", "args", "config", "prompts", "chat_template", "styles", "recipes"),
     1: ("model",),
     2: (
         "lora",
