@@ -356,3 +356,19 @@ def test_spellings(typed, meant):
 def test_no_such_recipe(typed, hint):
     with pytest.raises(UserError, match=re.escape(hint)):
         find_recipe(typed)
+
+
+def test_the_table_is_that_of_the_recipes():
+    text = (ROOT / "config_hub" / "finetune" / "README.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| \[(.*?)\]\((.*?)\) \| (\d+) \| (\d+) \| (\d+) \| (.*)", text, re.M)
+    assert {name for name, *_ in rows} == {r.name for r in RECIPES if r.method != "pretrain"} - {"pico/lora"}
+    for name, file, epochs, length, micro, rest in rows:
+        recipe = find_recipe(name)
+        train = recipe.fields()["train"]
+        assert file == f"{name}.yaml"
+        assert [train["epochs"], train["max_seq_length"], train.get("micro_batch_size", 1)] == [
+            int(epochs),
+            int(length),
+            int(micro),
+        ]
+        assert "GPUs" in text and (recipe.machine() in rest or "A10G" in rest)
