@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest
 from litgpt.given import settle
+from litgpt.older import NAMES, NO_DATA, lacks_data, say, translate, without_refused
 from litgpt.recipes import find_recipe
 
 NO_VALUE = ("-h", "--help", "--print_config")
@@ -23,7 +24,6 @@ ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the fu
 TRUTH = ("true", "false", "yes", "no", "null")
 HANDS_ON = ("verify_resume",)  # commands that get the words which are no options of theirs as a list
 MAY_BE_CLASSES = ("data", "optimizer")
-OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option that is called otherwise here
 
 
 class Parser(ArgumentParser):
@@ -50,13 +50,17 @@ def run(where: str, command: str, args: list[str]) -> None:
     wherever they stand.
     """
     parser = make_parser(where, command)
-    configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else args, parser)
+    configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else translate(args, command), parser)
+    if no_data := lacks_data(rest, [fields for _, fields in configs], command):
+        rest.append("--data=Alpaca")
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
     settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
     check_classes(settings.as_dict())
+    if no_data:
+        say(NO_DATA)
     run_words.set(
         ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
     )
@@ -186,8 +190,8 @@ def new_home(name: str, parser: Parser) -> str:
     known = option_names(parser)
     if name in known or "." in name:
         return name
-    if OLD_NAMES.get(name) in known:
-        return OLD_NAMES[name]
+    if NAMES.get(name) in known:
+        return NAMES[name]
     homes = [k for k in known if k.rpartition(".")[2] == name]
     return homes[0] if len(homes) == 1 else name
 
@@ -209,6 +213,7 @@ def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, A
     """
     known = option_names(parser)
     groups = {name.rpartition(".")[0] for name in known}
+    fields = without_refused(fields, parser.prog.removeprefix("litgpt "), source)
     moved: dict[str, Any] = {}
     for name, value in fields.items():
         home = new_home(str(name), parser)
