@@ -19,8 +19,8 @@ from tests.conftest import make_rows
 from tests.test_lora import with_lora
 
 TRAIN = (
-    "save_interval log_interval global_batch_size micro_batch_size lr_warmup_steps lr_warmup_fraction epochs max_tokens "
-    "max_steps max_time max_seq_length tie_embeddings max_norm min_lr"
+    "save_interval log_interval global_batch_size micro_batch_size lr_warmup_steps lr_warmup_fraction epochs "
+    "max_tokens max_steps max_time max_seq_length tie_embeddings max_norm min_lr"
 )
 EVAL = "interval max_new_tokens max_iters initial_validation final_validation evaluate_example"
 LOG = "project run group teamspace metadata log_model save_logs checkpoint_name"
