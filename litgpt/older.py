@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 from litgpt.errors import UserError
 
-NAMES = {"pretrained_checkpoint_dir": "base", "eval_tasks": "tasks"}  # where an option is only called otherwise
+NAMES = {"pretrained_checkpoint_dir": "base"}  # where an option is only called otherwise
 TOKEN = "put the token into the environment variable HF_TOKEN, since the command line is recorded with the result"
 REFUSED = {  # by the first word of a command: options that have no counterpart, and why
     "finetune": {"access_token": TOKEN},
@@ -21,6 +21,7 @@ REFUSED = {  # by the first word of a command: options that have no counterpart,
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
 ADAPTER_FILES = ("adapter_config.json", "lit_model.pth.lora")
 WEIGHTS = (".pth", ".pth.lora", ".ckpt")  # endings of files that are folders now
+FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # of merge_lora, beside the adapter
 NO_DATA = "no --data: LitGPT's, 52,000 rows of Alpaca, are taken; for your own: --data JSON --data.json_path FILE"
 
 
@@ -41,6 +42,12 @@ def translate(args: list[str], command: str) -> list[str]:
         if dtype is not None:
             say(f"--dtype {dtype} is called --precision {PRECISIONS.get(dtype, dtype)}")
             return [*args, "--precision", PRECISIONS.get(dtype, dtype)]
+    if command == "evaluate":
+        args, tasks = taken(args, "--eval_tasks")
+        if tasks is not None:
+            names = ",".join(name.strip(" '\"") for name in tasks.strip("[] ").split(","))
+            say(f"--eval_tasks {tasks!r} is called --tasks {names}")
+            return [*args, "--tasks", names]
     if command.startswith(("finetune", "data_check")):
         args, rows = taken(args, "--csv_dir")
         if rows is not None:
@@ -62,21 +69,20 @@ def merge_words(args: list[str]) -> list[str]:
         say(f"--lora_path {lora} is called {folder}" + (f", and its model, {base}, --base {base}" if base else ""))
         return [folder, *(["--base", base] if base else []), *args]
     words = []
-    for i, word in enumerate(args):
+    for before, word in zip(["", *args], args):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        is_adapter = flag == "--checkpoint_dir" if flag else not i or not args[i - 1].startswith("--")
-        is_adapter = is_adapter or (not flag and args[i - 1] == "--checkpoint_dir")
-        if is_adapter and value and adapter_folder(value) != value:
-            say(f"{value} is a folder now, {adapter_folder(value)}")
-            value = adapter_folder(value)
-        words.append(flag + equals + value)
+        folder = value if (flag or before) in FOLDERS else adapter_folder(value)
+        if folder != value:
+            say(f"{value} is a folder now, {folder}")
+        words.append(flag + equals + folder)
     return words
 
 
 def adapter_folder(path: str) -> str:
     """The folder of an adapter from the path of a file that it may no longer have; anything else as it is."""
     file = Path(path)
-    if file.is_dir() or not file.name.endswith(WEIGHTS):
+    known = file.name == ADAPTER_FILES[1] and file.is_file()
+    if known or file.is_dir() or not file.name.endswith(WEIGHTS):
         return path
     places = (file.parent, file.parent / "final")
     return str(next((p for p in places if any((p / name).is_file() for name in ADAPTER_FILES)), file.parent))

@@ -13,7 +13,7 @@ import litgpt.data.alpaca
 from litgpt.__main__ import COMMANDS, main
 from litgpt.cli import make_parser, new_home, option_names
 from litgpt.lora import LoRA
-from litgpt.older import NO_DATA, adapter_folder, refusals
+from litgpt.older import NO_DATA, adapter_folder, refusals, translate
 from litgpt.peft_export import write_lora
 from tests.conftest import make_rows
 from tests.test_lora import with_lora
@@ -198,6 +198,17 @@ def test_rows_by_csv_dir(settings):
     assert "--csv_dir MyDataset.csv is called --data JSON --data.json_path MyDataset.csv." in settings.err
     got = settings("finetune_lora", "X", "--csv_dir=my.csv", "--data", "JSON", "--data.mask_prompt", "true")
     assert got["data"]["init_args"]["json_path"] == "my.csv" and got["data"]["init_args"]["mask_prompt"] is True
+
+
+def test_tasks_of_2023(capsys):
+    for words in (["--eval_tasks", "[a_2ds, 'b', c]"], ["--eval_tasks=[a_2ds,b,c]"], ["--eval_tasks", "a_2ds,b,c"]):
+        assert translate(["--checkpoint_dir", "D", *words], "evaluate") == [
+            "--checkpoint_dir",
+            "D",
+            "--tasks",
+            "a_2ds,b,c",
+        ]
+        assert "is called --tasks a_2ds,b,c." in capsys.readouterr().err
 
 
 def test_dtype_of_validate(settings):

@@ -316,6 +316,8 @@ def test_show_and_copy(capsys, tmp_path, monkeypatch, settings):
     assert shown(capsys, "show", "Phi-2/LoRA") == text
     assert "finetune lora --config phi-2-lora.yaml" in shown(capsys, "copy", "phi-2/lora")
     shown(capsys, "copy", "phi-2/lora", "mine/my.yaml")
+    shown(capsys, "copy", "phi-2/lora", "folder/")
+    assert (tmp_path / "folder" / "phi-2-lora.yaml").read_text() == text
     assert (tmp_path / "phi-2-lora.yaml").read_text() == (tmp_path / "mine" / "my.yaml").read_text() == text
     (tmp_path / "phi-2-lora.yaml").write_text("lora_r: 3\n")
     with pytest.raises(SystemExit):

@@ -39,9 +39,10 @@ def main(words: list[str] = [], overwrite: bool = False) -> None:  # noqa: B006
 
 def copy(recipe: Recipe, to: Optional[str], overwrite: bool) -> None:
     """Copy a recipe to a file, by default one of its name here. Raises `UserError` if that is there already."""
-    target = Path(to or f"{recipe.name.replace('/', '-')}.yaml")
-    if target.is_dir():
-        target = target / f"{recipe.name.replace('/', '-')}.yaml"
+    name = f"{recipe.name.replace('/', '-')}.yaml"
+    target = Path(to or name)
+    if target.is_dir() or (to or "").endswith("/"):
+        target = target / name
     if target.exists() and not overwrite:
         raise UserError(f"{target} exists: name another file, or give --overwrite true.")
     target.parent.mkdir(parents=True, exist_ok=True)
