@@ -125,6 +125,8 @@ class Reader:
         with pytest.MonkeyPatch.context() as patch:
             for name, value in command.variables:
                 patch.setenv(name, value)
+                if name == "PYTHONPATH":
+                    patch.syspath_prepend(str(self.folder / value))
             try:
                 main(limited(words[1:]))
             except SystemExit as e:
@@ -180,6 +182,7 @@ def test_commands_are_understood(page, settings, tmp_path, monkeypatch, capsys):
         if block.file:
             (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
             (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
     for command in shell(page):
         words = as_run(command)
         where = f"{name_of(page)}:{command.line}: {' '.join(command.words)}"
