@@ -1,7 +1,7 @@
 """The pages for people, taken apart: their shell commands, their files and their links.
 
 What a page shows in a ```bash block is a command that a reader types. A line whose comment says `not run by the tests:
-REASON` is left out; as the first line of a block, such a comment leaves out the block. A ```yaml, ```json or ```python
+REASON` is left out; before the first command of a block, such a comment leaves out the block. A ```yaml, ```json or ```python
 block whose first line is `# NAME` is a file of that name, which the commands after it may read.
 """
 
@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
@@ -59,7 +60,7 @@ def blocks(page: Path) -> list[Block]:
 def commands(block: Block) -> Iterator[Command]:
     """The commands of a shell block that are to be run."""
     lines = block.text.replace("\\\n", " \\\n").splitlines()
-    if lines and lines[0].startswith("#") and LEFT_OUT in lines[0]:
+    if any(LEFT_OUT in line for line in takewhile(lambda line: line.startswith("#"), lines)):
         return
     start = 0
     while start < len(lines):
