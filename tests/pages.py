@@ -1,8 +1,8 @@
 """The pages for people, taken apart: their shell commands, their files and their links.
 
 What a page shows in a ```bash block is a command that a reader types. A line whose comment says `not run by the tests:
-REASON` is left out; before the first command of a block, such a comment leaves out the block. A ```yaml, ```json or ```python
-block whose first line is `# NAME` is a file of that name, which the commands after it may read.
+REASON` is left out; before the first command of a block, such a comment leaves out the block. A ```yaml or
+```python block whose first line is `# NAME` is a file of that name, which the commands after it may read.
 """
 
 import re
@@ -32,7 +32,7 @@ class Block:
     def file(self) -> str | None:
         """The name of the file that it shows, if it shows one."""
         match = re.match(r"# ([\w./-]+\.\w+)\n", self.text)
-        return match[1] if match and self.language in ("yaml", "json", "python", "jsonl") else None
+        return match[1] if match and self.language in ("yaml", "python") else None
 
 
 @dataclass(frozen=True)

@@ -83,7 +83,8 @@ class Reader:
             )
         self.write("data/alpaca/alpaca_data_cleaned_archive.json", json.dumps(rows))
         self.write("my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-        self.write("my-config.json", (model / "config.json").read_text())
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        self.write("my-config.json", json.dumps({k: v for k, v in config.items() if k != "vocab_size"}))
         text = "\n".join(f"{row['instruction']}. {row['output']}." for row in make_rows(300))
         for name in ("my-texts/one.txt", "my-texts/two.txt", "tinyshakespeare.txt"):
             self.write(name, text)
