@@ -27,7 +27,7 @@ TRAINING = ("finetune", "finetune_lora", "finetune_full", "finetune_adapter", "f
 LIMITS = {"--train.max_steps": "2", "--eval.max_iters": "2", "--eval.max_new_tokens": "4", "--eval.exact_match": "2"}
 SMALLER = {"--devices": "1", "--num_nodes": "1", "--accelerator": "cpu", "--max_new_tokens": "4", "--steps": "2"}
 STANDS_FOR = {  # what a page leaves to the reader, or has from elsewhere
-    "--data ...": "--data JSON --data.json_path my.json",
+    "--data ...": "--data JSON --data.json_path my.json --overwrite true",  # several ways of one run
     "pretrain ...": "pretrain --initial_checkpoint_dir MODEL --data TextFiles --data.train_data_path my-texts/",
     ".venv/bin/python": sys.executable,
     "out/lit/lora/final": "out/finetune/lora/final",
@@ -82,6 +82,9 @@ class Reader:
                 json.dumps(rows[:30] if name == "train.json" else make_rows(10, 1) if name == "val.json" else rows),
             )
         self.write("data/alpaca/alpaca_data_cleaned_archive.json", json.dumps(rows))
+        if page.name == "convert_lit_models.md":  # which is about folders of LitGPT's
+            for name in self.models:
+                main(["convert_to_litgpt", str(folder / "checkpoints" / name)])
         self.write("my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         self.write("my-config.json", json.dumps({k: v for k, v in config.items() if k != "vocab_size"}))
