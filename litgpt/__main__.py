@@ -34,6 +34,7 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
         "Try whether a finetune that is stopped and resumed gives the same numbers.",
     ),
     "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
+    "doctor": ("litgpt.commands.doctor:main", "Show versions, devices and what is missing, for a bug report."),
 }
 SHORT = {"finetune": "finetune_lora"}
 
