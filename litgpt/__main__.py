@@ -16,7 +16,11 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "data_check": ("litgpt.commands.data_check:main", "Look at the data of a finetune before it runs."),
     "pretrain": ("litgpt.pretrain:setup", "Train all weights of a model on text, from scratch or further."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
-    "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
+    "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter, or answer a file."),
+    "generate_full": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for a finetuned model."),
+    "generate_adapter": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for an adapter."),
+    "generate_adapter_v2": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for an adapter V2."),
+    "chat": ("litgpt.commands.chat:main", "Talk with a model or an adapter."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
     "verify_resume": (
         "litgpt.commands.verify_resume:main",
