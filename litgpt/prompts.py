@@ -1,20 +1,19 @@
 """Prompt styles: how the messages of a conversation become the text that a model reads.
 
-A style is either a checkpoint's own chat template (`ChatTemplate`) or a fixed text around the prompt (`NamedStyle`).
-Both offer `prompt`, `render_row`, `turn_end`, `name` and `own_special_tokens`.
+A `PromptStyle` is either a checkpoint's own chat template (`ChatTemplate`) or a fixed text around the prompt
+(`NamedStyle`).
 """
 
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import yaml
 
-from litgpt.chat_template import CHATML, ChatTemplate
+from litgpt.chat_template import CHATML, ChatTemplate, PromptStyle
 from litgpt.errors import UserError, nearest
 from litgpt.files import read_json
-from litgpt.styles import STYLES, NamedStyle
+from litgpt.styles import STYLES
 
-PromptStyle = Union[NamedStyle, ChatTemplate]
 STYLE_FILE = "prompt_style.yaml"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 

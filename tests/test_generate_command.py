@@ -128,7 +128,7 @@ def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):
     assert "is the file of the prompts itself" in ran.err
     ran("generate", "pico", "--prompts", prompts, "--out", tmp_path, code=2)
     assert "is no file" in ran.err
-    ran("generate", "pico", "--prompts", tmp_path / "promts.jsonl", code=2)
+    ran("generate", "pico", "--prompts", tmp_path / "promptss.jsonl", code=2)
     assert "(--prompts)" in ran.err and "Did you mean" in ran.err
     ran("generate", "pico", "--out", out, code=2)
     ran("generate", "pico", "--prompts", prompts, "--prompt", "Hi", code=2)

@@ -49,9 +49,9 @@ def main(
     seed: int = 1234,
     access_token: Optional[str] = None,
 ) -> None:
-    """Talk with a model, which remembers what was said. Prompts are read from the terminal, or from a pipe, line by line.
+    """Talk with a model, which remembers what was said.
 
-    Answers go to stdout, everything else to stderr. /help lists what can be typed beside prompts.
+    Prompts are read from the terminal, or from a pipe line by line. Answers go to stdout, everything else to stderr. /help lists what can be typed beside prompts.
 
     Args:
         checkpoint_dir: A base folder or an adapter folder, or the name of one under checkpoints/.
@@ -184,7 +184,7 @@ def show(conversation: Conversation, prompt: str, terminal: bool) -> None:
 
 
 def line_reader(terminal: bool) -> Callable[[str], str]:
-    """Something that shows a mark and returns a line, with its history on the arrow keys; EOFError when there is none."""
+    """Something that shows a mark and returns a line, with its history on the arrow keys; `EOFError` at the end."""
     if not terminal:
         return next_line
     try:

@@ -4,7 +4,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Optional
+from typing import Any, Optional
 
 from litgpt.errors import UserError
 from litgpt.generate.engine import Engine, Finish, Text
@@ -86,7 +86,7 @@ def in_order(decoded: Iterable[tuple[Answer, str]]) -> Iterator[tuple[Answer, st
             now += 1
 
 
-def stop_strings(stop: object) -> list[str]:
+def stop_strings(stop: Any) -> list[str]:
     """What `--stop` means: a text, several, or a JSON list of them.
 
     Raises:

@@ -94,17 +94,17 @@ class Conversation:
         )
 
     def answer(self, new: Text, text: str) -> Iterator[str]:
-        pieces, answer, whole = [], None, False
+        pieces, last, whole = list[str](), None, False
         self.finish, self.full, self.n_new = None, False, 0
         try:
-            for answer, piece in decode(self.engine, self.loaded.tokenizer, [new], self.stop):
+            for last, piece in decode(self.engine, self.loaded.tokenizer, [new], self.stop):  # noqa: B007
                 pieces.append(piece)
                 yield piece
             whole = True
         finally:
             if not whole:  # an interrupt may have come while the cache was written
                 self.engine = Engine(self.loaded.model, rows=1)
-            self.end(answer, text, "".join(pieces))
+            self.end(last, text, "".join(pieces))
 
     def end(self, answer: Optional[Answer], text: str, said: str) -> None:
         self.finish, self.n_new = "cancelled", 0
