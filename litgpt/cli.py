@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn, Optional, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
@@ -30,10 +30,12 @@ class Parser(ArgumentParser):
 
     Attributes:
         positional: The option that a word without a flag is the value of: the first one of the command's function.
+        second: The option for a second such word, where the command cannot do without it.
         takes_many: Whether that option takes a list.
     """
 
     positional: str
+    second: Optional[str]
     takes_many: bool
 
     def error(self, message: str, ex: Any = None) -> NoReturn:
@@ -94,11 +96,12 @@ def load(where: str) -> Callable[..., None]:
 
 def make_parser(where: str, command: str) -> Parser:
     function = load(where)
-    first = next(iter(inspect.signature(function).parameters.values()))
+    first, *others = inspect.signature(function).parameters.values()
     about = (function.__doc__ or "").split("\n\n    Args:")[0]
     parser = Parser(prog=f"litgpt {command}", description=about, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
     parser.positional, parser.takes_many = first.name, get_origin(first.annotation) is list
+    parser.second = next((p.name for p in others if p.default is p.empty and p.kind is not p.VAR_KEYWORD), None)
     own = parser.add_function_arguments(function, as_positional=False)
     if command in ALSO_TAKES:
         parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(own))
@@ -135,8 +138,11 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
     if parser.takes_many and positional:
         return configs, [f"--{parser.positional}={json.dumps(positional)}", *rest]
+    if parser.second and len(positional) == 2:
+        return configs, [f"--{parser.positional}={positional[0]}", f"--{parser.second}={positional[1]}", *rest]
     if len(positional) > 1:
-        raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
+        wanted = "Two model folders are" if parser.second else "One model folder is"
+        raise UserError(f"{wanted} wanted, got {len(positional)}: {', '.join(positional)}.")
     return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
 
 

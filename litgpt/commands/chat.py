@@ -51,7 +51,8 @@ def main(
 ) -> None:
     """Talk with a model, which remembers what was said.
 
-    Prompts are read from the terminal, or from a pipe line by line. Answers go to stdout, everything else to stderr. /help lists what can be typed beside prompts.
+    Prompts are read from the terminal, or from a pipe line by line. Answers go to stdout, everything else to stderr.
+    /help lists what can be typed beside prompts.
 
     Args:
         checkpoint_dir: A base folder or an adapter folder, or the name of one under checkpoints/.

@@ -100,7 +100,7 @@ def main(
     if file is not None and file.n_done == file.total:
         print(f"{out} has all {file.total:,} answers.", file=sys.stderr)
         return
-    loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
+    loaded = load(checkpoint_dir, base, precision, quantize, accelerator)
     if compile:
         check_compiler(loaded.device)
         compile_blocks(loaded.model, decoding=True)
