@@ -20,6 +20,7 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "generate_full": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for a finetuned model."),
     "generate_adapter": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for an adapter."),
     "generate_adapter_v2": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for an adapter V2."),
+    "generate_sequentially": ("litgpt.commands.generate:sequentially", "The same, with the layers on several devices."),
     "generate_speculatively": (
         "litgpt.commands.generate_speculatively:main",
         "Continue a prompt with the help of a smaller model of the same tokenizer.",

@@ -20,7 +20,7 @@ from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.sequentially import spread, usable_devices
+from litgpt.generate.sequentially import open_spread, spread, usable_devices
 from litgpt.hub import find_folder
 from litgpt.loading import Source
 from litgpt.model import GPT
@@ -278,23 +278,20 @@ class LLM(nn.Module):
         chosen = usable_devices(accelerator, n)
         if len(chosen) > 1 and generate_strategy is None:
             raise UserError(f"devices={devices} wants a strategy: generate_strategy='sequential' spreads the layers.")
-        if len(chosen) > 1 and quantize is not None:
-            raise UserError("quantize is for one device: quantized layers are not spread over several.")
         wanted = None if precision == "auto" else precision
         if not self.changed:
             assert self.source is not None
             adapter = self.source.adapter is not None
             base = self.source.checkpoint.folder if adapter else None
-            first: Any = "cpu" if len(chosen) > 1 else chosen[0].type
-            loaded = Loaded.open(self.source.folder, base, wanted, quantize, first)
+            loaded = open_spread(self.source.folder, base, wanted, quantize, accelerator, n)
             self.model, self.source, self.scheme = loaded.model, loaded.source, quantize
         elif quantize is not None:
             raise UserError("These weights were drawn or trained here: save them, and load the folder with quantize.")
         else:
             self.model.to(chosen[0], DTYPES[wanted] if wanted else self.model.dtype)
             self.model.tie_weights()
-        if len(chosen) > 1:
-            spread(self.model, chosen)
+            if len(chosen) > 1:
+                spread(self.model, chosen)
         size = fixed_kv_cache_size
         self.max_length = None if size in (None, "max_model_supported") else int(size)  # type: ignore[arg-type]
         return self

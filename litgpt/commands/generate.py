@@ -1,4 +1,5 @@
-"""`litgpt generate`, `generate_full`, `generate_adapter` and `generate_adapter_v2`"""
+"""`litgpt generate`, and under other names `generate_full`, `generate_adapter`, `generate_adapter_v2` and
+`generate_sequentially`"""
 
 import os
 import stat
@@ -9,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any, Optional, Union
+from typing import IO, Any, Literal, Optional, Union
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
@@ -21,6 +22,7 @@ from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import already_answered, kept, open_prompts, to_line, to_messages
 from litgpt.generate.sampling import Sampling
+from litgpt.generate.sequentially import open_spread
 from litgpt.train.blocks import check_compiler, compile_blocks
 from litgpt.train.launch import Accelerator, peak_memory
 from litgpt.train.progress import SECONDS, gigabytes
@@ -48,6 +50,7 @@ def main(
     quantize: Optional[QuantizeName] = None,
     compile: bool = False,
     accelerator: Accelerator = "auto",
+    devices: Union[int, Literal["auto"]] = 1,
     base: Optional[Path] = None,
     seed: int = 1234,
     finetuned_path: Optional[Path] = None,
@@ -81,6 +84,7 @@ def main(
         quantize: Keep the weights of the blocks in 4 or 8 bits, by bitsandbytes.
         compile: Compile the blocks of the model: a slower start, and then faster steps.
         accelerator: The kind of device.
+        devices: Spread the layers over so many devices, one after the other; auto for all.
         base: The base model of an adapter, instead of the recorded one.
         seed: The same seed draws the same answers.
         finetuned_path: Older recipes only: the finetuned folder is the checkpoint_dir now.
@@ -100,7 +104,7 @@ def main(
     if file is not None and file.n_done == file.total:
         print(f"{out} has all {file.total:,} answers.", file=sys.stderr)
         return
-    loaded = load(checkpoint_dir, base, precision, quantize, accelerator)
+    loaded = open_spread(checkpoint_dir, base, precision, quantize, accelerator, devices)
     if compile:
         check_compiler(loaded.device)
         compile_blocks(loaded.model, decoding=True)
@@ -130,6 +134,16 @@ def with_100(checkpoint_dir: Path, max_new_tokens: int = 100, **kwargs: Any) -> 
         max_new_tokens: The length of an answer, at most.
     """
     main(checkpoint_dir, max_new_tokens=max_new_tokens, **kwargs)
+
+
+def sequentially(checkpoint_dir: Path, devices: Union[int, Literal["auto"]] = "auto", **kwargs: Any) -> None:
+    """The same as `litgpt generate`, with the layers of the model spread over all devices.
+
+    Args:
+        checkpoint_dir: A base folder or an adapter folder, or the name of one under checkpoints/.
+        devices: Spread the layers over so many devices, one after the other; auto for all.
+    """
+    main(checkpoint_dir, devices=devices, **kwargs)
 
 
 def check_numbers(**numbers: int) -> None:

@@ -2,12 +2,16 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Literal, Optional, Union
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import nn
 
+from litgpt.args import PrecisionName, QuantizeName
 from litgpt.errors import UserError
+from litgpt.generate.loaded import Loaded, natural_precision
+from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.model.attention import Reading
 from litgpt.model.kv_cache import EachRow
@@ -30,19 +34,51 @@ def usable_devices(accelerator: Accelerator, devices: Union[int, Literal["auto"]
     return [torch.device("cuda", i) for i in range(n)]
 
 
+def open_spread(
+    path: Path,
+    base: Optional[Path],
+    precision: Optional[PrecisionName],
+    quantize: Optional[QuantizeName],
+    accelerator: Accelerator,
+    devices: Union[int, Literal["auto"]],
+) -> Loaded:
+    """What `Loaded.open` returns, with its layers spread over so many devices, or all.
+
+    The weights pass through the memory of the CPU where there are several.
+
+    Raises:
+        UserError: as `Loaded.open` and `usable_devices`; or quantized layers are to be spread.
+    """
+    chosen = usable_devices(accelerator, devices)
+    if len(chosen) == 1:
+        return Loaded.open(path, base, precision, quantize, accelerator)
+    if quantize is not None:
+        raise UserError(f"--quantize {quantize} is for one device: quantized layers are not spread over {len(chosen)}.")
+    natural: Any = natural_precision(Source.open(path, base), chosen[0])
+    loaded = Loaded.open(path, base, precision or natural, None, "cpu")
+    spread(loaded.model, chosen)
+    return loaded
+
+
 def spread(model: GPT, devices: list[torch.device]) -> None:
     """Move each block of a model to a device, in runs of about the same length; the rest goes to the first.
 
     What passes from block to block follows. The cache of a layer lies where the layer is.
     """
-    blocks, n = model.transformer.h, len(devices)
-    model.to(devices[0])
-    model.tie_weights()
-    copies = Copies()
+    blocks, n, copies = model.transformer.h, len(devices), Copies()
     for i, block in enumerate(blocks):
         device = devices[i * n // len(blocks)]
         block.to(device)
         block.forward = on_device(block, device, copies, devices[0] if i == len(blocks) - 1 else None)
+    rest_to(model, devices[0])
+
+
+def rest_to(model: GPT, device: torch.device) -> None:
+    """Move everything but the blocks."""
+    for child in (*model.children(), *model.transformer.children()):
+        if child is not model.transformer and child is not model.transformer.h:
+            child.to(device)
+    model.tie_weights()
 
 
 class Copies:
