@@ -25,6 +25,10 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
         "litgpt.commands.generate_speculatively:main",
         "Continue a prompt with the help of a smaller model of the same tokenizer.",
     ),
+    "generate_tp": (
+        "litgpt.commands.generate_tp:main",
+        "Continue a prompt with a part of each layer on every device.",
+    ),
     "chat": ("litgpt.commands.chat:main", "Talk with a model or an adapter."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
     "verify_resume": (
