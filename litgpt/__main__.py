@@ -41,7 +41,7 @@ SHORT = {"finetune": "finetune_lora"}
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {spoken(name):16} {line}" for name, (_, line) in COMMANDS.items())
+    rows = "\n".join(f"  {spoken(name):23} {line}" for name, (_, line) in COMMANDS.items())
     return (
         f"usage: litgpt COMMAND ...\n\nFinetune open language models from a shell.\n\ncommands:\n{rows}\n\n"
         "`litgpt COMMAND -h` lists a command's options.\n"

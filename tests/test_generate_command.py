@@ -137,7 +137,7 @@ def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):
 
 def test_samples_of_a_file_on_stdout(ran, tmp_path):
     (tmp_path / "p.csv").write_text('prompt,n\n"Hello, you",1\nTell me,2\n')
-    flags = ["--num_samples", 3, "--max_new_tokens", 8]
+    flags = ["--num_samples", 3, "--max_new_tokens", 8, "--precision", "32-true"]
     lines = ran("generate", "pico", "--prompts", tmp_path / "p.csv", *flags).splitlines()
     rows = [json.loads(line) for line in lines]
     assert [row["prompt"] for row in rows] == ["Hello, you", "Tell me"] and rows[1]["n"] == "2"
