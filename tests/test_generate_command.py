@@ -202,6 +202,7 @@ def test_penalty_and_min_p(ran):
     assert "--batch_size 0" in ran.err
 
 
+@pytest.mark.long
 def test_compiled_blocks_give_the_same_text(ran):
     check_compiler(Loaded.open(PICO).device)
     words = ["generate", "pico", "--prompt", "Hello", "--num_samples", 2, "--max_new_tokens", 12, *GREEDY]
