@@ -62,6 +62,9 @@ def end_with_children(launcher: Any) -> None:
     """End as soon as one of the launched processes ended with an error, with its exit code."""
     while True:
         time.sleep(0.2)
+        for thread in threading.enumerate():
+            if thread.name == "child-process-observer":  # Lightning's: it kills this process without a word
+                thread._child_processes = []  # type: ignore[attr-defined]
         codes = [process.poll() for process in list(launcher.procs)]
         if codes and not any(codes) and None not in codes:
             return
