@@ -2,20 +2,21 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import re
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NoReturn, Optional, get_origin
+from typing import Any, NoReturn, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 import litgpt
 from litgpt.args import run_settings, run_words
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, remark
 from litgpt.given import settle
+from litgpt.imports import importing
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
@@ -30,12 +31,12 @@ class Parser(ArgumentParser):
 
     Attributes:
         positional: The option that a word without a flag is the value of: the first one of the command's function.
-        second: The option for a second such word, where the command cannot do without it.
+        positionals: The same with those that must be given and follow it, for further words.
         takes_many: Whether that option takes a list.
     """
 
     positional: str
-    second: Optional[str]
+    positionals: list[str]
     takes_many: bool
 
     def error(self, message: str, ex: Any = None) -> NoReturn:
@@ -48,7 +49,8 @@ def run(where: str, command: str, args: list[str]) -> None:
     Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
     wherever they stand.
     """
-    parser = make_parser(where, command)
+    with importing():
+        parser = make_parser(where, command)
     configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else args, parser)
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
@@ -101,7 +103,8 @@ def make_parser(where: str, command: str) -> Parser:
     parser = Parser(prog=f"litgpt {command}", description=about, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
     parser.positional, parser.takes_many = first.name, get_origin(first.annotation) is list
-    parser.second = next((p.name for p in others if p.default is p.empty and p.kind is not p.VAR_KEYWORD), None)
+    required = itertools.takewhile(lambda p: p.default is p.empty and p.kind is not p.VAR_KEYWORD, others)
+    parser.positionals = [first.name, *(p.name for p in required)]
     own = parser.add_function_arguments(function, as_positional=False)
     if command in ALSO_TAKES:
         parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(own))
@@ -132,18 +135,19 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
                 if not words:
                     raise UserError(f"{flag} wants a value.")
                 value = words.pop(0)
-            if flag == "--config":
+            if parser.takes_many and flag == f"--{parser.positional}" and not value.startswith("["):
+                positional.append(value)
+            elif flag == "--config":
                 configs.append((value, relocate(read_config(value), parser, value)))
             else:
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
     if parser.takes_many and positional:
         return configs, [f"--{parser.positional}={json.dumps(positional)}", *rest]
-    if parser.second and len(positional) == 2:
-        return configs, [f"--{parser.positional}={positional[0]}", f"--{parser.second}={positional[1]}", *rest]
-    if len(positional) > 1:
-        wanted = "Two model folders are" if parser.second else "One model folder is"
+    names = [n for n in parser.positionals if not any(word.startswith(f"--{n}=") for word in rest)]
+    if len(positional) > max(len(names), 1):
+        wanted = {1: "One model folder is", 2: "Two folders are"}[len(parser.positionals)]
         raise UserError(f"{wanted} wanted, got {len(positional)}: {', '.join(positional)}.")
-    return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
+    return configs, [*(f"--{n}={p}" for n, p in zip(names or [parser.positional], positional)), *rest]
 
 
 def hand_on(args: list[str], parser: Parser) -> list[str]:
@@ -194,7 +198,7 @@ def relocate_flag(flag: str, parser: Parser) -> str:
         raise UserError(f"Unknown option {flag}.{nearest_option(flag.removeprefix('-'), option_names(parser))}")
     home = new_home(flag.removeprefix("--"), parser)
     if f"--{home}" != flag:
-        print(f"litgpt: {flag} is called --{home}.", file=sys.stderr)
+        remark(f"{flag} is called --{home}.")
     return f"--{home}"
 
 
@@ -214,7 +218,7 @@ def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, A
         if home in groups and not isinstance(value, (dict, type(None))):
             raise UserError(f"--config {source}: {home} is {value!r}; its options are wanted, as {home}: {{...}}.")
         if home != name:
-            print(f"litgpt: {source}: {name} is called {home}.", file=sys.stderr)
+            remark(f"{source}: {name} is called {home}.")
         group, _, leaf = home.rpartition(".")
         if group:
             moved[group] = {leaf: value, **(moved.get(group) or {})}
@@ -287,6 +291,7 @@ def one_line(message: str, parser: Parser) -> str:
     if m := re.search(r"arguments are required: (.*)", message):
         names = re.findall(r"[\w.]+", m[1])
         spoken = {"checkpoint_dir": "the model folder", "finetune": "the model and the options of a finetune"}
+        spoken["repo_id"] = "the model as ORG/NAME, or: list"
         return f"Missing: {', '.join(spoken.get(n, f'--{n}') for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
         if inner := re.search(r"^ +(?:- )?--([\w.]+ .*)", message, re.M):  # this function's words on an option of m[1]
