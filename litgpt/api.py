@@ -1,5 +1,6 @@
 """`from litgpt import LLM`: a model with its tokenizer and prompts, in Python."""
 
+import os
 import shutil
 import time
 from collections import defaultdict
@@ -72,7 +73,7 @@ class LLM(nn.Module):
             model: A base folder or an adapter folder, or the name of one under checkpoints/.
             init: `random` draws the weights: of the model that the folder's config.json describes.
             tokenizer_dir: The folder of the tokenizer, where the weights are drawn; by default that of the model.
-            access_token: Refused: nothing is downloaded.
+            access_token: Of the Hugging Face hub, for a model that is downloaded; by default what HF_TOKEN holds.
             distribute: `auto` for the best device there is; None for the CPU, until `distribute` is called.
             base: The base model of an adapter, instead of the recorded one.
             precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
@@ -84,7 +85,7 @@ class LLM(nn.Module):
             UserError: the folder cannot be used.
         """
         if access_token is not None:
-            raise UserError("access_token is for downloads, and LLM.load downloads nothing: leave it out.")
+            os.environ["HF_TOKEN"] = access_token
         if init not in ("pretrained", "random"):
             raise UserError(f"init {init!r}: choose from pretrained, random.")
         accelerator = accelerator if distribute else "cpu"

@@ -128,7 +128,6 @@ def test_what_is_refused(llm):
         llm.generate("Hello " * 300, stream=True)
     for wrong in (
         {"init": "zeros"},
-        {"access_token": "x"},
         {"tokenizer_dir": "x"},
         {"init": "random", "quantize": "x"},
     ):

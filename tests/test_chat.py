@@ -170,10 +170,17 @@ def test_words_about_the_end(chat, llama):
 
 
 def test_what_is_refused(capsys):
-    for flags, words in ((["--access_token", "x"], "downloads nothing"), (["--max_new_tokens", "0"], "above 0")):
+    for flags, words in ((["--top_p", "3"], "--top_p 3"), (["--max_new_tokens", "0"], "above 0")):
         with pytest.raises(SystemExit) as stop:
             main(["chat", "pico", *flags])
         assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_token_of_the_hub(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "old")
+    with pytest.raises(SystemExit):
+        main(["chat", "no/such/folder", "--access_token", "new"])
+    assert os.environ["HF_TOKEN"] == "new"
 
 
 def test_stop_and_system_flags(chat, pico):

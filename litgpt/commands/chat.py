@@ -1,5 +1,6 @@
 """`litgpt chat`"""
 
+import os
 import re
 import sys
 import time
@@ -72,10 +73,10 @@ def main(
         accelerator: The kind of device.
         base: The base model of an adapter, instead of the recorded one.
         seed: The same seed draws the same answers to the same prompts.
-        access_token: Refused: a chat downloads nothing.
+        access_token: Of the Hugging Face hub, for a model that is downloaded; by default what HF_TOKEN holds.
     """
     if access_token is not None:
-        raise UserError("--access_token is for downloads, and litgpt chat downloads nothing: leave it out.")
+        os.environ["HF_TOKEN"] = access_token
     check_numbers(max_new_tokens=max_new_tokens)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     words = stop_strings(stop)

@@ -81,6 +81,7 @@ def cut_attention(attention: CausalSelfAttention, rank: int, world: int, add: Su
                 norm.parts = norm.parts[: len(norm.parts) // world]
     heads = {"n_head": config.n_head // world, "n_query_groups": config.n_query_groups // world}
     attention.config = replace(config, **heads, head_size=config.head_size)  # type: ignore[arg-type]
+    attention.n_groups = heads["n_query_groups"]
 
 
 def rows(linear: nn.Linear, parts: tuple[int, ...], rank: int, world: int) -> Linear:
