@@ -4,6 +4,7 @@ A field that would change the answer and is not implemented is refused, by name;
 (`user`, `store`, ...) is taken and ignored.
 """
 
+import json
 from typing import Annotated, Any, Literal, Optional, Union
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -60,6 +61,10 @@ class Drawing(Strict):
         """Leave out what says nothing. Raises `ValueError` for what is not implemented."""
         if not isinstance(fields, dict):
             return fields
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text has half a surrogate pair, which is no text") from None
         given = {k: v for k, v in fields.items() if v is not None and k not in IGNORED}
         wrong = [k for k, allowed in NEUTRAL.items() if k in given and given.pop(k) not in allowed]
         if fields.get("tool_choice") == "none":
