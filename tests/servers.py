@@ -43,7 +43,7 @@ def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **set
     offer = Offer.open(folder, adapters or {}, precision="32-true")
     app = make_app(offer, Settings(**settings))
     listening = bind("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app, log_config=None, ws="none"), app.state.service)
+    server = Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1), app.state.service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -53,7 +53,7 @@ def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **set
             time.sleep(0.01)
         yield Running(url, app.state.service, server)
     finally:
-        server.force_exit = server.should_exit = True
+        server.should_exit = True
         thread.join(20)
 
 

@@ -275,6 +275,9 @@ def add_answers(app: FastAPI, service: Service) -> None:
         name, loaded = service.find(body.model)
 
         def prompts() -> list[list[int]]:
+            known = loaded.tokenizer.vocab_size
+            if wrong := [i for p in body.prompts if not isinstance(p, str) for i in p if i >= known]:
+                raise UserError(f"The prompt has the token {wrong[0]}; the tokenizer knows those below {known}.")
             return [loaded.tokenizer.encode(p) if isinstance(p, str) else p for p in body.prompts]
 
         job = await service.start(body, name, prompts, body.max_tokens or settings.max_new_tokens, request)

@@ -110,7 +110,7 @@ def main(
         max_queue,
         max_body,
         key,
-        local,
+        local and not allow_anonymous,
     )
     app = make_app(offer, settings)
     shown = f"[{host}]" if ":" in host else host

@@ -40,11 +40,12 @@ class Offer:
         Raises:
             UserError: a folder cannot be used, or two models would have one name.
         """
-        name = folder.resolve().name
+        source = Source.open(folder, options.get("base"))
+        name = source.folder.resolve().name
         if adapters:
             if name in adapters:
                 raise UserError(f"--adapters {name}: the base has this name; choose another.")
-            if Source.open(folder, options.get("base")).adapter is not None:
+            if source.adapter is not None:
                 raise UserError(f"--adapters wants a base model beside it; {folder} is an adapter. List it, too.")
         first = Loaded.open(folder, **options)
         if not adapters:
