@@ -54,7 +54,20 @@ def said(client: Any, question: str, model: str = "pico", **options: Any) -> str
 def test_greedy_answers_are_those_of_generate(client, capsys):
     capsys.readouterr()
     for question in QUESTIONS[:2]:
-        main(["generate", str(PICO), "--prompt", question, "--temperature", "0", "--max_new_tokens", "30"])
+        main(
+            [
+                "generate",
+                str(PICO),
+                "--prompt",
+                question,
+                "--temperature",
+                "0",
+                "--max_new_tokens",
+                "30",
+                "--precision",
+                "32-true",
+            ]
+        )
         shown = capsys.readouterr().out.removesuffix("\n")
         answer = said(client, question)
         assert answer and shown.endswith(answer) and shown.removesuffix(answer).endswith("<|assistant|>")
@@ -62,7 +75,7 @@ def test_greedy_answers_are_those_of_generate(client, capsys):
 
 def test_sixteen_clients_get_what_they_get_alone(client, running, folders):
     names = ["pico", *KINDS]
-    alone = {name: Loaded.open(folder) for name, folder in [("pico", PICO), *folders.items()]}
+    alone = {name: Loaded.open(folder, precision="32-true") for name, folder in [("pico", PICO), *folders.items()]}
     jobs = [(QUESTIONS[i % 5], names[i % 3]) for i in range(16)]
     expected = []
     for question, name in jobs:
@@ -139,7 +152,7 @@ def test_logprobs(client):
 
 
 def test_completions(client):
-    loaded = Loaded.open(PICO)
+    loaded = Loaded.open(PICO, precision="32-true")
     prompts = ["Once upon a time", "The cat"]
     ids = [loaded.tokenizer.encode(p) for p in prompts]
     options: dict = dict(model="pico", temperature=0, max_tokens=10)

@@ -196,7 +196,7 @@ async def events(job: Job, shape: Shape, include_usage: bool) -> AsyncIterator[s
 
 
 def event(fields: Any) -> str:
-    return f"data: {json.dumps(fields, ensure_ascii=False)}\n\n"
+    return f"data: {json.dumps(fields, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
 async def respond(job: Job, shape: Shape, body: Drawing) -> Response:
