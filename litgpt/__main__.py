@@ -9,6 +9,7 @@ from litgpt import __version__
 from litgpt.errors import UserError, nearest
 
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
+    "download": ("litgpt.commands.download:main", "Download a model, or list the known ones (download list)."),
     "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (also: finetune)."),
     "finetune_full": ("litgpt.finetune.full:setup", "Finetune all weights of a model."),
     "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter."),
@@ -19,6 +20,15 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
     "serve": ("litgpt.serve.main:main", "Answer over HTTP as OpenAI's interface does, with a page to chat."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
+    "convert_to_litgpt": ("litgpt.commands.convert_to_litgpt:main", "Write a model in LitGPT's form too."),
+    "convert_from_litgpt": (
+        "litgpt.commands.convert_from_litgpt:main",
+        "Write a model of LitGPT's as a Hugging Face folder.",
+    ),
+    "convert_pretrained_checkpoint": (
+        "litgpt.commands.convert_pretrained_checkpoint:main",
+        "Take the weights out of a checkpoint of LitGPT's pretraining.",
+    ),
     "verify_resume": (
         "litgpt.commands.verify_resume:main",
         "Try whether a finetune that is stopped and resumed gives the same numbers.",

@@ -6,6 +6,7 @@ Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P toke
 """
 
 from dataclasses import dataclass
+from typing import Optional
 
 import torch
 from torch import nn
@@ -13,7 +14,7 @@ from torch.nn import functional as F
 
 from litgpt.errors import UserError
 from litgpt.model import GPT
-from litgpt.model.attention import CausalSelfAttention
+from litgpt.model.attention import CausalSelfAttention, softcapped_attention
 
 
 class Prefix(nn.Module):
@@ -24,11 +25,18 @@ class Prefix(nn.Module):
 
     Args:
         scale: By which the layer multiplies its scores.
+
+    Attributes:
+        order: For each row of q, k and v, from which of the fused projection the prefix takes it, where that is not
+            the same row.
+        softcap: Where the scores of the prefix have the layer's soft cap too.
     """
 
     def __init__(self, length: int, n_embd: int, n_head: int, scale: float, device: torch.device) -> None:
         super().__init__()
         self.scale = scale
+        self.order: Optional[torch.Tensor] = None
+        self.softcap: Optional[float] = None
         self.embedding = nn.Parameter(torch.empty(length, n_embd, device=device))
         self.gate = nn.Parameter(torch.empty(n_head, device=device))
         if device.type != "meta":
@@ -46,9 +54,14 @@ class Prefix(nn.Module):
             qkv: The layer's fused projection.
             sizes: Its output features for queries, keys and values.
         """
-        _, k, v = qkv(self.embedding.to(q.dtype)).split(sizes, dim=-1)  # (P, n * hs or g * hs)
+        fused = qkv(self.embedding.to(q.dtype))
+        fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
+        _, k, v = fused.split(sizes, dim=-1)  # (P, n * hs or g * hs)
         k, v = (t.unflatten(-1, (-1, q.size(-1))).transpose(0, 1)[None].expand(q.size(0), -1, -1, -1) for t in (k, v))
-        y = F.scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=True)
+        if self.softcap is None:
+            y = F.scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=True)
+        else:
+            y = softcapped_attention(q, k, v, None, self.scale, self.softcap)
         return self.gate.to(y.dtype)[:, None, None] * y
 
 
@@ -87,3 +100,7 @@ class LLaMAAdapter:
             assert isinstance(attention, CausalSelfAttention)
             device = attention.qkv.weight.device
             attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scale, device)
+
+
+def trained(model: GPT) -> dict[str, torch.Tensor]:
+    return {name: p for name, p in model.named_parameters() if p.requires_grad}

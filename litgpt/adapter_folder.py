@@ -1,4 +1,5 @@
-"""Adapter folders: LoRA's are PEFT's, those of LLaMA-Adapter and its second version have our own weight names."""
+"""Adapter folders: LoRA's are PEFT's, those of LLaMA-Adapter and its second version have our own weight names; LitGPT's
+are read too."""
 
 import json
 from pathlib import Path
@@ -7,10 +8,12 @@ from typing import Any, Union
 import torch
 from safetensors.torch import save_file
 
-from litgpt.adapter import LLaMAAdapter
+from litgpt.adapter import LLaMAAdapter, trained
 from litgpt.adapter_v2 import LLaMAAdapterV2
 from litgpt.checkpoint import opened
 from litgpt.errors import UserError, nearest
+from litgpt.lit_adapter import LitLoRAFolder, LitPrefixFolder, lit_adapter_file
+from litgpt.lit_folder import MODEL, has_hf_weights
 from litgpt.model import GPT
 from litgpt.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_fields, read_shapes
 
@@ -34,10 +37,6 @@ def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) ->
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     weights = {name: p.detach().cpu().contiguous() for name, p in trained(model).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
-
-
-def trained(model: GPT) -> dict[str, torch.Tensor]:
-    return {name: p for name, p in model.named_parameters() if p.requires_grad}
 
 
 class PrefixFolder:
@@ -89,17 +88,22 @@ class PrefixFolder:
                 parameter.copy_(f.get_tensor(name))
 
 
-AdapterFolder = Union[LoRAFolder, PrefixFolder]
+AdapterFolder = Union[LoRAFolder, PrefixFolder, LitPrefixFolder]
 
 
 def is_adapter(folder: Path) -> bool:
-    return (folder / CONFIG).is_file()
+    """Whether a folder holds an adapter and no model. LitGPT writes the merged model beside its LoRA."""
+    if (folder / CONFIG).is_file():
+        return True
+    return bool(lit_adapter_file(folder)) and not (folder / MODEL).is_file() and not has_hf_weights(folder)
 
 
 def open_adapter(folder: Path) -> AdapterFolder:
     """Raises:
     UserError: the folder is damaged, or holds what is not implemented.
     """
+    if not (folder / CONFIG).is_file() and (file := lit_adapter_file(folder)):
+        return LitLoRAFolder(file) if file.suffix == ".lora" else LitPrefixFolder(file)
     fields = read_fields(folder)
     kind = fields.get("peft_type")
     if kind == "LORA":

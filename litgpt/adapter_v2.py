@@ -7,12 +7,14 @@ https://arxiv.org/abs/2304.15010
 """
 
 from dataclasses import dataclass
+from typing import Union
 
 import torch
 from torch import nn
 
 from litgpt.adapter import LLaMAAdapter
 from litgpt.model import GPT
+from litgpt.model.mlp import Router
 
 NORMS = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"}
 
@@ -20,7 +22,7 @@ NORMS = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"}
 class AdapterV2Linear(nn.Module):
     """scale * (W x + b + bias), where scale and bias are learned, in float32."""
 
-    def __init__(self, linear: nn.Linear) -> None:
+    def __init__(self, linear: Union[nn.Linear, Router]) -> None:
         super().__init__()
         self.linear = linear
         device = linear.weight.device

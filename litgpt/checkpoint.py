@@ -20,8 +20,10 @@ from litgpt.families.table import NameTable, Stored
 from litgpt.files import read_json
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear
+from litgpt.torch_file import TorchFile
 
 INDEX = "model.safetensors.index.json"
+KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
 NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
 
 
@@ -31,7 +33,8 @@ class Checkpoint:
     Weights go by the names of the family's table, also where the files have other names or stacks of experts.
 
     Args:
-        folder: Has `config.json` and either `model.safetensors` or an index with its shards.
+        folder: Has `config.json` and either `model.safetensors` or an index with its shards; or, in their place,
+            `pytorch_model.bin` or its index.
 
     Raises:
         UserError: something is missing, cut short, or of a kind that is not supported.
@@ -61,15 +64,18 @@ class Checkpoint:
             raise UserError(f"{self.folder}: {e}") from e
 
     def shards(self) -> list[Path]:
-        if (self.folder / INDEX).is_file():
-            index = read_json(self.folder / INDEX)
+        there = [kind for kind in KINDS if any((self.folder / f"{kind}{end}").is_file() for end in (".index.json", ""))]
+        kind = (there or KINDS)[0]
+        index_file = self.folder / f"{kind}.index.json"
+        if index_file.is_file():
+            index = read_json(index_file)
             files = index.get("weight_map") if isinstance(index, dict) else None
             listed = list(files.values()) if isinstance(files, dict) else []
             if not listed or any(not isinstance(n, str) or Path(n).name != n for n in listed):
-                raise UserError(f"{self.folder / INDEX} does not list files of its own folder.")
+                raise UserError(f"{index_file} does not list files of its own folder.")
             names = sorted(set(listed))
         else:
-            names = ["model.safetensors"]
+            names = [kind]
         missing = [n for n in names if not (self.folder / n).is_file()]
         if missing:
             raise UserError(f"{self.folder} has no {', '.join(missing)}: the download is not complete.")
@@ -83,6 +89,13 @@ class Checkpoint:
                     self.shapes[name], self.dtypes[name] = shape, view.get_dtype()
                     self.files[name], self.places[name] = file, (stored, index)
 
+    def layout(self) -> dict[str, list[str]]:
+        """Which weights are written together where the model is written again: for each file their names."""
+        found: dict[str, list[str]] = defaultdict(list)
+        for name, file in self.files.items():
+            found[file.name].append(name)
+        return found
+
     def tensor(self, name: str) -> torch.Tensor:
         """One weight by its Hugging Face name. The file is opened for it alone, so that its pages are not kept."""
         stored, index = self.places[name]
@@ -91,6 +104,8 @@ class Checkpoint:
 
 
 def opened(file: Path) -> Any:
+    if file.suffix == ".bin":
+        return TorchFile(file)
     try:
         return safe_open(str(file), framework="pt")
     except (SafetensorError, OSError) as e:
@@ -242,13 +257,22 @@ def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional
         last = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
         (folder / f"model-{i:05d}.safetensors").rename(folder / last)
         weight_map |= dict.fromkeys(names, last)
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(weight_map, total, folder)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
         "dtype": str(model.dtype).removeprefix("torch.")
     }
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
+    """The file that says which weight is in which file, where there are several.
+
+    Args:
+        total: Bytes of all weights.
+    """
+    if len(set(weight_map.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
 def all_weights(model: GPT, base: Optional[Checkpoint]) -> Iterator[tuple[str, torch.Tensor]]:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import itertools
 import json
 import re
 import sys
@@ -16,6 +17,7 @@ import litgpt
 from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest
 from litgpt.given import settle
+from litgpt.imports import importing
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
@@ -30,10 +32,12 @@ class Parser(ArgumentParser):
 
     Attributes:
         positional: The option that a word without a flag is the value of: the first one of the command's function.
+        positionals: The same with those that must be given and follow it, for further words.
         takes_many: Whether that option takes a list.
     """
 
     positional: str
+    positionals: list[str]
     takes_many: bool
 
     def error(self, message: str, ex: Any = None) -> NoReturn:
@@ -46,7 +50,8 @@ def run(where: str, command: str, args: list[str]) -> None:
     Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
     wherever they stand.
     """
-    parser = make_parser(where, command)
+    with importing():
+        parser = make_parser(where, command)
     configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else args, parser)
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
@@ -94,11 +99,13 @@ def load(where: str) -> Callable[..., None]:
 
 def make_parser(where: str, command: str) -> Parser:
     function = load(where)
-    first = next(iter(inspect.signature(function).parameters.values()))
+    first, *others = inspect.signature(function).parameters.values()
     about = (function.__doc__ or "").split("\n\n    Args:")[0]
     parser = Parser(prog=f"litgpt {command}", description=about, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or a recipe's name.")
     parser.positional, parser.takes_many = first.name, get_origin(first.annotation) is list
+    required = itertools.takewhile(lambda p: p.default is p.empty and p.kind is not p.VAR_KEYWORD, others)
+    parser.positionals = [first.name, *(p.name for p in required)]
     own = parser.add_function_arguments(function, as_positional=False)
     if command in ALSO_TAKES:
         parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(own))
@@ -134,15 +141,19 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
                 while words and is_pair(words[0]):
                     pairs.append(words.pop(0))
                 value = json.dumps(dict(pair.split("=", 1) for pair in pairs))
-            if flag == "--config":
+            if parser.takes_many and flag == f"--{parser.positional}" and not value.startswith("["):
+                positional.append(value)
+            elif flag == "--config":
                 configs.append((value, relocate(read_config(value), parser, value)))
             else:
                 rest.append(f"{relocate_flag(flag, parser)}={value}")
     if parser.takes_many and positional:
         return configs, [f"--{parser.positional}={json.dumps(positional)}", *rest]
-    if len(positional) > 1:
-        raise UserError(f"One model folder is wanted, got {len(positional)}: {', '.join(positional)}.")
-    return configs, [*(f"--{parser.positional}={p}" for p in positional), *rest]
+    names = [n for n in parser.positionals if not any(word.startswith(f"--{n}=") for word in rest)]
+    if len(positional) > max(len(names), 1):
+        wanted = {1: "One model folder is", 2: "Two folders are"}[len(parser.positionals)]
+        raise UserError(f"{wanted} wanted, got {len(positional)}: {', '.join(positional)}.")
+    return configs, [*(f"--{n}={p}" for n, p in zip(names or [parser.positional], positional)), *rest]
 
 
 def hand_on(args: list[str], parser: Parser) -> list[str]:
@@ -295,6 +306,7 @@ def one_line(message: str, parser: Parser) -> str:
     if m := re.search(r"arguments are required: (.*)", message):
         names = re.findall(r"[\w.]+", m[1])
         spoken = {"checkpoint_dir": "the model folder", "finetune": "the model and the options of a finetune"}
+        spoken["repo_id"] = "the model as ORG/NAME, or: list"
         return f"Missing: {', '.join(spoken.get(n, f'--{n}') for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
         if inner := re.search(r"^ +(?:- )?--([\w.]+ .*)", message, re.M):  # this function's words on an option of m[1]

@@ -125,7 +125,7 @@ class Config:
             return from_litgpt(numbers)
         except UserError as e:
             raise UserError(f"{path}: {e}") from e
-        except (TypeError, ValueError, AttributeError) as e:
+        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
             raise UserError(f"{path} has a field of the wrong type: {e}.") from e
 
     @property
@@ -188,41 +188,165 @@ LITGPT_REFUSED = (  # unless they are off
     *("rope_interleave", "n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"),
     *("first_k_dense_replace", "latent_attention"),
 )
+LITGPT_LLAMA3 = {  # its names of a rope's numbers, and Hugging Face's
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_seq_len": "original_max_position_embeddings",
+}
 
 
 def from_litgpt(numbers: dict[str, Any]) -> Config:
-    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented."""
-    numbers = LITGPT_DEFAULTS | {k: v for k, v in numbers.items() if v is not None and k not in LITGPT_UNUSED}
+    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented.
+
+    Two things depend on the name there: `Gemma` in it makes an RMSNorm scale by 1 + weight, and `OLMo` in it takes the
+    weights of a LayerNorm away.
+    """
+    known = {k: v for k, v in numbers.items() if v is not None and not k.startswith(("lora_", "adapter_"))}
+    numbers = LITGPT_DEFAULTS | {k: v for k, v in known.items() if k not in LITGPT_UNUSED}
     refused = [k for k in LITGPT_REFUSED if numbers.pop(k, None)]
     refused += ["routed_scaling_factor"] if numbers.pop("routed_scaling_factor", 1) != 1 else []
+    refused += ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
     hf = numbers.pop("hf_config", None) or {}
     rope = dict(numbers.pop("rope_adjustments", None) or {})
+    if "beta_fast" in rope or "beta_slow" in rope:
+        raise UserError(
+            "rope_adjustments of the YaRN kind is not implemented: LitGPT computes it otherwise than others."
+        )
     condense, placing = numbers.pop("rope_condense_ratio", 1), numbers.pop("sliding_window_layer_placing", "all")
+    if condense != 1 and (rope or numbers.get("rope_local_base_freq")):
+        refused.append("rope_condense_ratio beside other ropes")
     refused += sorted(numbers.keys() - {f.name for f in fields(Config)})
     if refused:
         raise UserError(f"{', '.join(refused)} is not implemented.")
-    if condense != 1:
-        rope = {"factor": condense}
-    if "original_max_seq_len" in rope:
-        rope["original_max_position_embeddings"] = rope.pop("original_max_seq_len")
+    if "low_freq_factor" in rope or "high_freq_factor" in rope:
+        rope = {LITGPT_LLAMA3.get(k, k): v for k, v in rope.items()}
+        if missing := [k for k in LITGPT_LLAMA3.values() if k not in rope]:
+            raise UserError(f"rope_adjustments lacks {', '.join(missing)}.")
+    else:
+        rope = {"factor": rope["factor"]} if "factor" in rope else {"factor": condense} if condense != 1 else {}
     if placing in ("interleaved", 2):
         numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
     numbers = {k: checked(k, v) for k, v in numbers.items()}
     bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
-    known = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
-    model_type = known["model_type"] if known else family_of(numbers)
+    for key in ("sliding_window_indices", "rope_indices"):
+        if key in numbers:
+            numbers[key] = numbers[key][: numbers["n_layer"]]
+    name = numbers.get("name") or str(hf.get("name") or "")
+    switches = {
+        "norm_unit_offset": numbers["norm_class_name"] == "RMSNorm" and "Gemma" in name,
+        "norm_affine": not (numbers["norm_class_name"] == "LayerNorm" and "OLMo" in name),
+    }
+    size = numbers.get("head_size") or numbers["n_embd"] // numbers["n_head"]
+    if int(numbers["rotary_percentage"] * size) % 2:
+        raise UserError(f"rotary_percentage {numbers['rotary_percentage']} of heads of {size} is an odd number.")
+    known_row = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
     return Config(
         **numbers
+        | switches
         | {
-            "model_type": model_type,
+            "model_type": known_row["model_type"] if known_row else family_of(numbers | switches),
             "repo_id": repo_id,
             "rope_type": "llama3" if "low_freq_factor" in rope else "linear" if rope else "default",
             "rope_adjustments": rope,
             "attn_bias": bool(bias or numbers.get("attn_bias")),
-            "norm_affine": model_type != "olmo",
-            "norm_unit_offset": numbers["mlp_class_name"] == "GemmaMLP",
         }
     )
+
+
+def to_litgpt(config: Config, name: str) -> dict[str, Any]:
+    """The fields of LitGPT's `model_config.yaml`.
+
+    Args:
+        name: The model's name there, on which some of its math depends: see `from_litgpt`.
+
+    Raises:
+        UserError: LitGPT has no switch for some of the model's math; the fields are named.
+    """
+    c = config
+    same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
+    rope = c.rope_adjustments
+    if c.rope_type == "llama3":
+        rope = {theirs: rope.get(ours) for theirs, ours in LITGPT_LLAMA3.items()}
+    org, _, repository = c.repo_id.rpartition("/")
+    numbers = {k: getattr(c, k) for k in same} | {
+        "name": name,
+        "hf_config": {"org": org, "name": repository} if org else {},
+        "vocab_size": c.padded_vocab_size,
+        "bias": bool(c.mlp_bias),
+        "attn_bias": bool(c.attn_bias),
+        "rope_base": int(c.rope_base) if c.rope_base == int(c.rope_base) else c.rope_base,
+        "rope_adjustments": rope or None,
+        "rope_condense_ratio": 1,
+        "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
+    }
+    lost = [] if c.rope_type in ("default", "linear", "llama3") else ["rope_type"]
+    lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT leaves the odd dimension where it is
+    lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
+    lost = lost or differences(c, from_litgpt(numbers))
+    if named := {"norm_unit_offset", "norm_affine"} & set(lost):
+        raise UserError(
+            f"LitGPT goes by the name of a model for {', '.join(sorted(named))}: {name!r} will not do for this one; "
+            "'Gemma' in it has norms scale by 1 + weight, 'OLMo' in it means LayerNorms without weights."
+        )
+    if lost:
+        raise UserError(f"LitGPT has no model with this {', '.join(lost)}.")
+    return numbers
+
+
+LITGPT_FIELDS = """
+    block_size padded_vocab_size n_layer n_embd n_head n_query_groups head_size intermediate_size norm_class_name
+    norm_eps norm_1 norm_2 post_attention_norm post_mlp_norm parallel_residual shared_attention_norm
+    attention_scores_scalar attention_logit_softcapping norm_qk sliding_window_size sliding_window_indices
+    rotary_percentage rope_local_base_freq rope_indices mlp_class_name gelu_approximate n_expert n_expert_per_token
+    moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
+""".split()  # that mean the same in both
+
+
+def meaning(config: Config) -> dict[str, Any]:
+    """What a config says about the math of a model: equal for two configs that say it in other words.
+
+    Left out are names, the length, and whether the head is the embedding, which are no math.
+    """
+    c, layers = config, range(config.n_layer)
+    mlps = [c.mlp_class(i) for i in layers]
+    found: dict[str, Any] = {
+        f.name: getattr(c, f.name)
+        for f in fields(Config)
+        if f.name not in ("model_type", "name", "repo_id", "block_size", "tie_embeddings", "bias")
+    }
+    found["sliding_window_size"] = [c.window(i) for i in layers]
+    found["rope_layers"] = [c.rope_kind(i) for i in layers]
+    found["mlp_class_name"] = mlps
+    found["rotary_percentage"] = c.rope_n_elem
+    found["attention_scores_scalar"] = c.attention_scores_scalar or c.head_size
+    found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
+    without_effect = ["sliding_window_indices", "rope_indices", "moe_layers"]
+    without_effect += [] if "LLaMAMoE" in mlps else ["n_expert", "n_expert_per_token", "norm_topk_prob"]
+    without_effect += ["moe_intermediate_size"] if "LLaMAMoE" not in mlps else []
+    without_effect += ["intermediate_size"] if set(mlps) == {"LLaMAMoE"} else []
+    without_effect += ["gelu_approximate"] if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps) else []
+    without_effect += ["norm_qk_type"] if not c.norm_qk else []
+    without_effect += ["norm_unit_offset" if c.norm_class_name == "LayerNorm" else "norm_affine"]
+    without_effect += ["norm_2"] if c.shared_attention_norm else []
+    if 0 not in found["rope_layers"]:
+        without_effect += ["rope_base", "rope_type", "rope_adjustments"]
+    if 1 not in found["rope_layers"]:
+        without_effect += ["rope_local_base_freq"]
+    return {k: rounded(v) for k, v in found.items() if k not in without_effect}
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to twelve digits: what a root and a square leave of them."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The fields in which two configs mean other math."""
+    ours, theirs = meaning(a), meaning(b)
+    return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
 
 
 def checked(name: str, value: Any) -> Any:
@@ -245,14 +369,14 @@ def family_of(numbers: dict[str, Any]) -> str:
     mlp, layer_norm = numbers["mlp_class_name"], numbers["norm_class_name"] == "LayerNorm"
     if mlp == "GptNeoxMLP":
         return "phi" if numbers.get("lm_head_bias") else "gpt_neox" if numbers["bias"] else "falcon"
-    if mlp == "GemmaMLP":
+    if mlp == "GemmaMLP" and (numbers["norm_unit_offset"] or numbers.get("post_mlp_norm")):
         if numbers.get("norm_qk"):
             return "gemma3_text"
         return "gemma2" if numbers.get("post_mlp_norm") else "gemma"
     if mlp == "LLaMAMoE":
         return "qwen3_moe" if numbers.get("norm_qk") else "mixtral"
     if layer_norm:
-        return "stablelm" if numbers["rotary_percentage"] < 1 else "olmo"
+        return "stablelm" if numbers["norm_affine"] else "olmo"
     if numbers.get("norm_qk"):
         return "olmo2" if numbers.get("norm_qk_type") == "olmo2" else "qwen3"
     if numbers.get("sliding_window_size") is not None:

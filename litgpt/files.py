@@ -1,5 +1,6 @@
 """Files and folders that appear whole or not at all, and readers that say what is wrong."""
 
+import filecmp
 import json
 import os
 import shutil
@@ -74,6 +75,19 @@ def put_back(old: Path, target: Path) -> None:
     if (old / target.name).is_dir() and not target.exists():
         (old / target.name).rename(target)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def link(source: Any, target: Any) -> None:
+    """A second name for a file, or a copy where the disk has none."""
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def same(a: Path, b: Path) -> bool:
+    """Whether two names stand for the same content."""
+    return b.is_file() and (os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False))
 
 
 def flush_names(folder: Path) -> None:

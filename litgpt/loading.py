@@ -10,6 +10,8 @@ from litgpt.adapter_folder import AdapterFolder, is_adapter, open_adapter
 from litgpt.checkpoint import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.hub import find_folder
+from litgpt.lit_adapter import lit_adapter_file
+from litgpt.lit_folder import ADAPTERS, open_checkpoint
 from litgpt.model import GPT
 from litgpt.peft_folder import WEIGHTS
 from litgpt.prompts import PromptStyle, load_style
@@ -32,21 +34,24 @@ class Source:
     adapter: Optional[AdapterFolder]
 
     @classmethod
-    def open(cls, path: Path, base: Optional[Path] = None) -> "Source":
+    def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "Source":
         """Look into a base folder, an adapter folder, or the folder of an adapter file.
 
         Args:
-            path: The folder, the name of a model under `checkpoints/`, or the path of an `adapter_model.safetensors`.
+            path: The folder, the name of a model under `checkpoints/`, or the path of an adapter's file.
             base: The base model of an adapter, instead of the recorded one.
+            merged: Whether the merged model is meant where LitGPT wrote it beside its LoRA.
 
         Raises:
             UserError: it is none of these, or the base model is not where the adapter says.
         """
-        folder = path.parent if path.name == WEIGHTS and path.is_file() else find_folder(path)
-        if not is_adapter(folder):
+        a_file = path.name in (WEIGHTS, *ADAPTERS) and path.is_file()
+        folder = path.parent if a_file else find_folder(path)
+        of_lora = lit_adapter_file(folder) and (base is not None or a_file or not merged)
+        if not is_adapter(folder) and not of_lora:
             if base is not None:
                 raise UserError(f"{folder} is no adapter folder, so --base {base} has no meaning.")
-            return cls(folder, Checkpoint(folder), None)
+            return cls(folder, open_checkpoint(folder), None)
         adapter = open_adapter(folder)
         if base is None and not adapter.base:
             raise UserError(f"{folder} does not say which model it belongs to: name it with --base DIR.")
@@ -55,8 +60,10 @@ class Source:
         except UserError as e:
             if base is not None:
                 raise
-            raise UserError(f"The base model of {folder} is not at {adapter.base!r}: name it with --base DIR.") from e
-        return cls(folder, Checkpoint(base_folder), adapter)
+            raise UserError(
+                f"The base model of {folder} is not at {adapter.base!r}: name it with --base DIR. ({e})"
+            ) from e
+        return cls(folder, open_checkpoint(base_folder), adapter)
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.folder, self.checkpoint.folder)

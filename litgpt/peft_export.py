@@ -22,7 +22,7 @@ from litgpt.families import aliases, name_table
 from litgpt.families.table import Stored
 from litgpt.lora import LoRA, LoRALinear, lora_layers
 from litgpt.model import GPT
-from litgpt.peft_folder import CONFIG, PREFIX, WEIGHTS, Delta
+from litgpt.peft_folder import CONFIG, PREFIX, WEIGHTS, Delta, fused_delta
 from litgpt.quantize import full_weight
 
 Experts = dict[str, dict[str, dict[int, Delta]]]  # module with stacks of experts, its parameter, the expert
@@ -111,20 +111,15 @@ def fused(layer: LoRALinear, rows: Optional[torch.Tensor] = None) -> Delta:
     Args:
         rows: For each row of the module that holds the layer, which of ours it is.
     """
-    learned = {i: (a, b, magnitude) for i, a, b, magnitude in layer.learned()}
-    a = torch.cat([a for a, _, _ in learned.values()])
-    b = a.new_zeros(sum(layer.sizes), len(a))
+    learned = list(layer.learned())
+    delta = fused_delta({i: (a, b) for i, a, b, _ in learned}, layer.sizes, 1.0)
+    a, b = delta.a, delta.b
     # a row that nothing is added to keeps its norm
     magnitude = full_weight(layer.linear).float().norm(dim=1) if layer.magnitude is not None else None
-    row = column = 0
-    for i, size in enumerate(layer.sizes):
-        if i in learned:
-            _, own, norms = learned[i]
-            b[row : row + size, column : column + own.size(1)] = own
-            column += own.size(1)
-            if magnitude is not None and norms is not None:
-                magnitude[row : row + size] = norms
-        row += size
+    for i, _, _, norms in learned:
+        if magnitude is not None and norms is not None:
+            row = sum(layer.sizes[:i])
+            magnitude[row : row + layer.sizes[i]] = norms
     if rows is not None:
         rows = rows.to(b.device)
         b, magnitude = b[rows], None if magnitude is None else magnitude[rows]

@@ -12,7 +12,7 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
@@ -82,6 +82,23 @@ class Delta:
         """In float32."""
         merged = weight.float() + self.scale * (self.b @ self.a)
         return merged if self.magnitude is None else merged * (self.magnitude / merged.norm(dim=1))[:, None]
+
+
+def fused_delta(blocks: Mapping[int, tuple[torch.Tensor, torch.Tensor]], sizes: Sequence[int], scale: float) -> Delta:
+    """One update for all blocks of a layer, of the ranks of the adapted blocks together: its B is block-diagonal.
+
+    Args:
+        blocks: The A and B of each adapted block, by its number.
+        sizes: The rows of every block.
+    """
+    a = torch.cat([a for a, _ in blocks.values()])
+    b = a.new_zeros(sum(sizes), len(a))
+    column = 0
+    for i, (_, own) in blocks.items():
+        row = sum(sizes[:i])
+        b[row : row + sizes[i], column : column + own.size(1)] = own
+        column += own.size(1)
+    return Delta(a, b, scale)
 
 
 class LoRAFolder:

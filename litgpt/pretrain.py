@@ -62,7 +62,7 @@ def setup(
             raise UserError("Which tokenizer? Give --tokenizer_dir (litgpt tokenizer train makes one).")
         if train.tie_embeddings is not None:
             fields["tie_word_embeddings"] = train.tie_embeddings
-        start = Start.random(fields, find_folder(folder))
+        start = Start.random(fields, find_folder(folder, weights=False))
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
     method = Method("pretrain", train_everything, save, saves_style=False, next_commands=next_commands)
     run(method, start, out_dir, train=train, eval=eval, seed=seed, **kwargs)

@@ -4,6 +4,7 @@ A style is either a checkpoint's own chat template (`ChatTemplate`) or a fixed t
 Both offer `prompt`, `render_row`, `turn_end`, `name` and `own_special_tokens`.
 """
 
+import re
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -44,7 +45,8 @@ def checkpoint_template(folder: Path) -> Optional[ChatTemplate]:
 def chatml(folder: Path) -> ChatTemplate:
     """ChatML for a checkpoint without a template; turns end with `<|im_end|>` if that is a token, else with EOS."""
     variables = template_variables(folder)
-    tokens = (folder / "tokenizer.json").read_text(encoding="utf-8") if (folder / "tokenizer.json").is_file() else ""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
+    tokens = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
     end = "<|im_end|>" if '"<|im_end|>"' in tokens else variables.get("eos_token", "<|im_end|>")
     return ChatTemplate(CHATML, {**variables, "turn_end": end}, name="chatml")
 
@@ -110,4 +112,18 @@ def load_style(folder: Path) -> PromptStyle:
         return ChatTemplate(fields["template"], fields.get("variables") or {}, name=name)
     if name in STYLES:
         return STYLES[name]
+    if isinstance(fields, dict) and (style := litgpt_style(str(fields.get("class_path")))):
+        return style
     raise UserError(f"{path} does not name a prompt style.")
+
+
+def litgpt_style(class_path: str) -> Optional[NamedStyle]:
+    """The style that LitGPT means by one of its classes, which have our names but for case, dots and dashes."""
+    if not class_path.startswith("litgpt.prompts."):
+        return None
+
+    def letters(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    wanted = letters(class_path.rpartition(".")[2].replace("Default", "none"))
+    return next((style for name, style in STYLES.items() if letters(name) == wanted), None)

@@ -14,12 +14,13 @@ from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
+from litgpt.model.linear import Linear
 
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
 OUTLIER = 6.0  # inputs above this are multiplied unrounded, as in the paper on 8 bits
 
 
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(Linear):
     """A frozen linear layer that is filled with `store` and never holds its whole weight.
 
     Each Hugging Face tensor has its own scales, also where several make one layer, so that a quantized model is the

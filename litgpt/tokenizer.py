@@ -1,16 +1,18 @@
 """Text to token ids and back, as the checkpoint's own tokenizer does it."""
 
+import codecs
 import hashlib
+import itertools
 import re
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
 from litgpt.errors import UserError
 from litgpt.files import read_json
-from litgpt.prompts import PromptStyle
+from litgpt.prompts import SPECIAL_TOKENS, PromptStyle
 
 FILES = (
     "tokenizer.json",
@@ -30,6 +32,10 @@ class Encoded(Protocol):
 
     ids: list[int]
 
+    def surround(self, before: list[int], after: list[int]) -> None:
+        """Put ids around those of the text."""
+        ...
+
     def span(self, start: int, end: int) -> tuple[int, int]:
         """The first token that holds some of the characters from `start` to `end`, and the one behind the last."""
         ...
@@ -39,29 +45,37 @@ class Tokenizer:
     """The tokenizer of a model folder.
 
     Args:
-        folder: Has `tokenizer.json` or `tokenizer.model`.
+        folder: Has `tokenizer.json`, `tokenizer.model`, or `vocab.json` and `merges.txt`.
         model_folder: Has the `config.json` that may name BOS and EOS; by default the same.
 
     Raises:
-        UserError: it has neither, or what it has cannot be read.
+        UserError: it has none of them, or what it has cannot be read.
     """
 
     def __init__(self, folder: Path, model_folder: Optional[Path] = None) -> None:
         self.folder = folder
-        fields = optional_json(folder / "tokenizer_config.json")
-        self.bos_token, self.eos_token = token_text(fields.get("bos_token")), token_text(fields.get("eos_token"))
+        model_folder = model_folder or folder
+        model = optional_json(model_folder / "config.json")
+        fields = token_fields(folder)
+        kind = tokenizer_class(fields, model.get("model_type"))
         self.backend: _Tokenizers | _SentencePiece
         if (folder / "tokenizer.json").is_file():
-            self.backend = _Tokenizers(folder / "tokenizer.json", fields)
+            self.backend = _Tokenizers(read_backend(folder / "tokenizer.json", fields, kind), fields)
         elif (folder / "tokenizer.model").is_file():
-            self.backend = _SentencePiece(folder / "tokenizer.model", fields.get("add_bos_token", True))
+            self.backend = _SentencePiece(folder / "tokenizer.model", fields)
+        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
+            self.backend = _Tokenizers(make_backend(folder, fields, kind), fields)
         else:
-            raise UserError(f"{folder} has no tokenizer.json and no tokenizer.model.")
-        model = optional_json((model_folder or folder) / "config.json")
-        generation = optional_json(folder / "generation_config.json")
+            raise UserError(f"{folder} has no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt.")
+        names = CLASS_TOKENS.get(kind, self.backend.ends)
+        self.bos_token = token_text(fields["bos_token"]) if "bos_token" in fields else names[0]
+        self.eos_token = token_text(fields["eos_token"]) if "eos_token" in fields else names[1]
         self.bos_id = self.token_id(self.bos_token, model.get("bos_token_id"))
         self.eos_id = self.token_id(self.eos_token, model.get("eos_token_id"))
-        stops = [self.eos_id, *as_list(model.get("eos_token_id")), *as_list(generation.get("eos_token_id"))]
+        self.kind = kind
+        stops = [self.eos_id, *as_list(model.get("eos_token_id"))]
+        for place in {folder, model_folder}:
+            stops += as_list(optional_json(place / "generation_config.json").get("eos_token_id"))
         self.stop_ids = frozenset(i for i in stops if i is not None)
 
     def token_id(self, token: Optional[str], otherwise: Any) -> Optional[int]:
@@ -85,7 +99,7 @@ class Tokenizer:
 
     def fingerprint(self) -> str:
         """Changes when the tokenizer does."""
-        digest = hashlib.sha256()
+        digest = hashlib.sha256(self.kind.encode())
         for name in FILES:
             if (self.folder / name).is_file():
                 digest.update(name.encode() + (self.folder / name).read_bytes())
@@ -97,37 +111,35 @@ class Tokenizer:
         Args:
             text: Special tokens written in it become those tokens.
             special: Whether the tokenizer adds what it adds by itself, such as BOS; never a second BOS.
-            eos: Whether EOS follows.
+            eos: Whether EOS follows; never a second one.
+
+        Raises:
+            UserError: the text has half a surrogate pair.
         """
         ids = self.encode_batch([text], [special])[0].ids
-        return [*ids, self.eos_id] if eos and self.eos_id is not None else ids
+        return [*ids, self.eos_id] if eos and self.eos_id is not None and ids[-1:] != [self.eos_id] else ids
 
     def encode_batch(self, texts: Sequence[str], special: Sequence[bool]) -> list[Encoded]:
         """Ids and character offsets of many texts, on all cores; `special` as in `encode`, for each text."""
-        bos = self.bos_token or "\0"
-        wanted = [s and not text.startswith(bos) for s, text in zip(special, texts)]
-        encoded: dict[int, Encoded] = {}
-        for flag in (True, False):
-            numbers = [i for i, w in enumerate(wanted) if w is flag]
-            encoded.update(zip(numbers, self.backend.encode_batch([texts[i] for i in numbers], flag)))
-        return [encoded[i] for i in range(len(texts))]
+        try:
+            found = self.backend.encode_batch(texts)
+        except (TypeError, RuntimeError) as e:
+            bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
+            if bad is None:
+                raise
+            raise UserError(f"{bad[:40]!r} has half a surrogate pair, which is no text.") from e
+        before, after = self.backend.before, self.backend.after
+        for encoded, wanted in zip(found, special):
+            if wanted:
+                encoded.surround(before if encoded.ids[: len(before)] != before else [], after)
+        return found
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
         return self.backend.decode(list(ids), skip_special)
 
-    def decode_stream(self, prompt: Sequence[int], new: Iterable[int]) -> Iterator[str]:
-        """The text that each of the `new` ids adds behind `prompt`; a character is held back until it is whole."""
-        ids = list(prompt)  # all of it at first: a part may begin within a character
-        start, shown = 0, len(ids)  # ids[start:shown] were shown; they are the context for the next ones
-        for i in new:
-            ids.append(i)
-            before, after = self.decode(ids[start:shown]), self.decode(ids[start:])
-            if len(after) > len(before) and not after.endswith("\ufffd"):
-                yield after[len(before) :]
-                start, shown = shown, len(ids)
-        rest = self.decode(ids[start:])[len(self.decode(ids[start:shown])) :]
-        if rest:
-            yield rest
+
+EACH_BYTE = "litgpt.each_byte"
+codecs.register_error(EACH_BYTE, lambda e: ("\ufffd" * (e.end - e.start), e.end))  # type: ignore[attr-defined]
 
 
 class _FastEncoded:
@@ -136,6 +148,11 @@ class _FastEncoded:
     def __init__(self, encoding: Any) -> None:
         self.encoding = encoding
         self.ids: list[int] = encoding.ids
+        self.shift = 0  # ids that were put before
+
+    def surround(self, before: list[int], after: list[int]) -> None:
+        self.ids = [*before, *self.ids, *after]
+        self.shift = len(before)
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         find, places = self.encoding.char_to_token, self.encoding.token_to_chars
@@ -143,18 +160,23 @@ class _FastEncoded:
         if first is None:
             return 0, 0
         last = next(t for c in range(end - 1, start - 1, -1) if (t := find(c)) is not None)
-        while last + 1 < len(self.ids) and (place := places(last + 1)) is not None and place[0] < end:
+        while (place := places(last + 1)) is not None and place[0] < end:
             last += 1  # one character, several tokens
-        return first, last + 1
+        return first + self.shift, last + 1 + self.shift
 
 
 @dataclass
 class _PieceEncoded:
-    """What sentencepiece returns; the first bytes of a character that is written as bytes stand for (i, i), an added
-    BOS for (0, 0)."""
+    """What sentencepiece returns; the first bytes of a character that is written as bytes stand for (i, i), what was
+    put before for (0, 0)."""
 
     ids: list[int]
     offsets: list[tuple[int, int]]
+
+    def surround(self, before: list[int], after: list[int]) -> None:
+        end = self.offsets[-1][1] if self.offsets else 0
+        self.ids = [*before, *self.ids, *after]
+        self.offsets = [*[(0, 0)] * len(before), *self.offsets, *[(end, end)] * len(after)]
 
     def span(self, start: int, end: int) -> tuple[int, int]:
         if start >= end:
@@ -166,26 +188,27 @@ class _PieceEncoded:
 
 
 class _Tokenizers:
-    """A `tokenizer.json`. As in `transformers`, a `LlamaTokenizer` puts its blank before a text and not before each
-    part between special tokens, whatever the file says; the file alone says which special tokens are added."""
+    """A tokenizer of the library `tokenizers`.
 
-    def __init__(self, file: Path, fields: dict[str, Any]) -> None:
-        from tokenizers import Tokenizer as Backend
-        from tokenizers import pre_tokenizers
+    Attributes:
+        before, after: The ids that its post-processor puts around a text.
+        ends: BOS and EOS, where the model of the tokenizer itself names them.
+    """
 
-        try:
-            self.backend = Backend.from_file(str(file))
-        except Exception as e:  # the library raises a bare Exception for a file that it cannot read
-            raise UserError(f"{file} cannot be read: {e}.") from e
-        is_llama = str(fields.get("tokenizer_class")).removesuffix("Fast") == "LlamaTokenizer"
-        if is_llama and getattr(self.backend.model, "byte_fallback", False):  # the older kind, made from sentencepiece
-            scheme = "always" if fields.get("legacy") else "first"
-            scheme = "never" if fields.get("add_prefix_space") is False else scheme
-            self.backend.normalizer = None  # type: ignore[assignment]
-            self.backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
-        self.backend.no_truncation()  # a file may have kept them from a training run
-        self.backend.no_padding()
-        self.vocab_size = self.backend.get_vocab_size()
+    ends: tuple[Optional[str], ...] = (None, None)
+
+    def __init__(self, backend: Any, fields: dict[str, Any]) -> None:
+        self.backend = backend
+        add_tokens(backend, fields)
+        known = next((text for text in "a1. " if backend.encode(text, add_special_tokens=False).ids), "")
+        plain, whole = (backend.encode(known, add_special_tokens=special).ids for special in (False, True))
+        n = next(i for i in range(len(whole), -1, -1) if whole[i : i + len(plain)] == plain)
+        self.before, self.after = whole[:n], whole[n + len(plain) :]
+        self.vocab_size = backend.get_vocab_size()
+        self.bytes: dict[int, int] = {}  # tokens that stand for a byte
+        if "ByteFallback" in str(backend.decoder):
+            found = {backend.token_to_id(f"<0x{i:02X}>"): i for i in range(256)}
+            self.bytes = found if None not in found else {}
 
     @property
     def special_tokens(self) -> list[str]:
@@ -194,60 +217,219 @@ class _Tokenizers:
     def token_id(self, token: str) -> Optional[int]:
         return self.backend.token_to_id(token)
 
-    def encode_batch(self, texts: Sequence[str], special: bool) -> list[Encoded]:
-        encodings = self.backend.encode_batch(texts, add_special_tokens=special)
-        return [_FastEncoded(e) for e in encodings]
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        return [_FastEncoded(e) for e in self.backend.encode_batch(texts, add_special_tokens=False)]
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
-        return self.backend.decode(ids, skip_special_tokens=skip_special)
+        return self.backend.decode(self.mended(ids) if self.bytes else ids, skip_special_tokens=skip_special)
+
+    def mended(self, ids: list[int]) -> list[int]:
+        """The ids with a replacement character for each byte that is part of none. The library gives up a whole run of
+        bytes for one of them: an answer that ends within a character would lose those before it."""
+        if self.bytes.keys().isdisjoint(ids):
+            return ids
+        tokens = {byte: i for i, byte in self.bytes.items()}
+        mended: list[int] = []
+        for is_bytes, run in itertools.groupby(ids, key=self.bytes.__contains__):
+            part = list(run)
+            if is_bytes:
+                part = [tokens[b] for b in bytes(self.bytes[i] for i in part).decode(errors=EACH_BYTE).encode()]
+            mended += part
+        return mended
+
+
+def read_backend(file: Path, fields: dict[str, Any], kind: str) -> Any:
+    """A `tokenizer.json`, as `transformers` reads it.
+
+    A `LlamaTokenizer` puts its blank before a text and not before each part between special tokens, whatever the file
+    says, and a `GPTNeoXTokenizer` adds nothing. Otherwise the file alone says what is done and what is added.
+    """
+    from tokenizers import Tokenizer as Backend
+    from tokenizers import decoders, pre_tokenizers, processors
+
+    try:
+        backend = Backend.from_file(str(file))
+    except Exception as e:  # the library raises a bare Exception for a file that it cannot read
+        raise UserError(f"{file} cannot be read: {e}.") from e
+    if kind == "LlamaTokenizer" and getattr(backend.model, "byte_fallback", False):  # made from sentencepiece
+        prefix = fields.get("add_prefix_space") is not False
+        scheme = ("always" if fields.get("legacy") else "first") if prefix else "never"
+        backend.normalizer = None  # type: ignore[assignment]
+        backend.pre_tokenizer = pre_tokenizers.Metaspace("▁", scheme, split=False)
+        strip = [decoders.Strip(content=" ", left=1)] if prefix else []
+        steps = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), *strip]
+        backend.decoder = decoders.Sequence(steps)  # type: ignore[assignment]
+    if kind == "GPTNeoXTokenizer":
+        backend.post_processor = processors.ByteLevel(trim_offsets=True)  # type: ignore[assignment]
+    backend.no_truncation()  # a file may have kept them from a training run
+    backend.no_padding()
+    return backend
+
+
+QWEN_WORDS = (  # what its published tokenizer.json splits by
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
+
+def make_backend(folder: Path, fields: dict[str, Any], kind: str) -> Any:
+    """The byte-level BPE of a `vocab.json` and a `merges.txt`, with what the class of the tokenizer does before it."""
+    from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
+    from tokenizers import Tokenizer as Backend
+
+    try:
+        backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
+    except Exception as e:  # a bare one, as above
+        raise UserError(f"{folder / 'vocab.json'} and merges.txt cannot be read: {e}.") from e
+    blank = bool(fields.get("add_prefix_space"))
+    words: Any = pre_tokenizers.ByteLevel(add_prefix_space=blank)
+    if kind == "Qwen2Tokenizer":
+        split = pre_tokenizers.Split(Regex(QWEN_WORDS), behavior="isolated")
+        words = pre_tokenizers.Sequence([split, pre_tokenizers.ByteLevel(add_prefix_space=blank, use_regex=False)])
+    if kind in ("GPTNeoXTokenizer", "Qwen2Tokenizer"):
+        backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
+    backend.pre_tokenizer = words
+    backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
+    names = CLASS_TOKENS.get(kind, (None, None))
+    bos = token_text(fields.get("bos_token", names[0])) if fields.get("add_bos_token") else None
+    eos = token_text(fields.get("eos_token", names[1])) if fields.get("add_eos_token") else None
+    add_tokens(backend, fields)
+    around = {t: i for t in (bos, eos) if t and (i := backend.token_to_id(t)) is not None}
+    template = " ".join([*([bos] if bos in around else []), "$A", *([eos] if eos in around else [])])  # type: ignore
+    backend.post_processor = processors.TemplateProcessing(single=template, special_tokens=list(around.items()))  # type: ignore
+    return backend
+
+
+def add_tokens(backend: Any, fields: dict[str, Any]) -> None:
+    """Give a tokenizer the special tokens that only the files beside it name; those that it has stay as they are."""
+    from tokenizers import AddedToken
+
+    for _, token in sorted(fields.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
+        backend.add_tokens([AddedToken(**token)])
+    backend.add_special_tokens(named_tokens(fields))
 
 
 class _SentencePiece:
-    """A `tokenizer.model`."""
+    """A `tokenizer.model`, with the special tokens that the files beside it add.
 
-    def __init__(self, file: Path, add_bos: bool) -> None:
+    Attributes:
+        before, after: The ids that are put around a text.
+        ends: BOS and EOS, as the model names them.
+    """
+
+    START = "\x01"  # stands before a part within a text, which does not get the blank that a text begins with
+
+    def __init__(self, file: Path, fields: dict[str, Any]) -> None:
         from sentencepiece import SentencePieceProcessor
 
         try:
             self.backend = SentencePieceProcessor(model_file=str(file))
         except (RuntimeError, OSError) as e:
             raise UserError(f"{file} cannot be read: {e}.") from e
-        self.add_bos = add_bos
-        self.vocab_size = self.backend.vocab_size()
-        self.special = re.compile("|".join(map(re.escape, self.special_tokens)) or "(?!)")
+        n, named = self.backend.vocab_size(), named_tokens(fields)
+        controls = {self.backend.id_to_piece(i): i for i in range(n) if self.backend.is_control(i)}
+        listed = {t["content"]: int(i) for i, t in fields.get("added_tokens_decoder", {}).items()}
+        beyond = {token: i for token, i in listed.items() if i >= n}
+        self.added = controls | beyond  # what is a token by itself, by its text
+        self.texts = {i: token for token, i in self.added.items()}
+        flags = {t["content"]: t.get("special", False) for t in fields.get("added_tokens_decoder", {}).values()}
+        self.hidden = {i for token, i in self.added.items() if token in controls or token in named or flags[token]}
+        self.vocab_size = max([n, *(i + 1 for i in beyond.values())])
+        longest_first = sorted(self.added, key=len, reverse=True)
+        self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
+        bos, eos = self.backend.bos_id(), self.backend.eos_id()
+        self.before = [bos] if fields.get("add_bos_token", True) and bos >= 0 else []
+        self.after = [eos] if fields.get("add_eos_token") and eos >= 0 else []
+        self.ends = tuple(self.backend.id_to_piece(i) if i >= 0 else None for i in (bos, eos))
+        self.n_start = len(self.backend.encode(self.START))
 
     @property
     def special_tokens(self) -> list[str]:
-        ids = range(self.vocab_size)
-        return [self.backend.id_to_piece(i) for i in ids if self.backend.is_control(i)]
+        return list(self.added)
 
     def token_id(self, token: str) -> Optional[int]:
-        found = self.backend.piece_to_id(token)
-        return None if found == self.backend.unk_id() and token != "<unk>" else found
+        found = self.added.get(token, self.backend.piece_to_id(token))
+        return found if found in self.texts or self.backend.id_to_piece(found) == token else None
 
-    def encode_batch(self, texts: Sequence[str], special: bool) -> list[Encoded]:
-        bos = [self.backend.bos_id()] if special and self.add_bos else []
-        encoded: list[Encoded] = []
-        for text in texts:
-            ids, offsets, start = [*bos], [(0, 0)] * len(bos), 0
-            for match in (*self.special.finditer(text), None):
-                end = match.start() if match else len(text)
-                if end > start:
-                    before = "\n" if start else ""  # inside a text nothing gets the blank that stands before a text
-                    n = len(self.backend.encode(before))
-                    found = self.backend.encode(before + text[start:end], out_type="offset_mapping")
-                    ids += found["ids"][n:]
-                    shift = start - len(before)
-                    offsets += [(shift + a, shift + b) for a, b in found["offsets"][n:]]
-                if match:
-                    ids.append(self.backend.piece_to_id(match[0]))
-                    offsets.append(match.span())
-                    start = match.end()
-            encoded.append(_PieceEncoded(ids, offsets))
+    def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
+        return [self.encode_one(text) for text in texts]
+
+    def encode_one(self, text: str) -> Encoded:
+        encoded, start = _PieceEncoded([], []), 0
+        for match in (*self.special.finditer(text), None):
+            end = match.start() if match else len(text)
+            if end > start:
+                before, n = (self.START, self.n_start) if start else ("", 0)
+                found = self.backend.encode(before + text[start:end], out_type="offset_mapping")
+                shift = start - len(before)
+                encoded.ids += found["ids"][n:]
+                encoded.offsets += [(shift + a, shift + b) for a, b in found["offsets"][n:]]
+            if match:
+                encoded.ids.append(self.added[match[0]])
+                encoded.offsets.append(match.span())
+                start = match.end()
         return encoded
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
-        return self.backend.decode([i for i in ids if not (skip_special and self.backend.is_control(i))])
+        parts: list[str] = []
+        kept = [i for i in ids if not (skip_special and i in self.hidden)]
+        for is_text, run in itertools.groupby(kept, key=lambda i: i in self.texts):
+            if is_text:
+                parts.append("".join(self.texts[i] for i in run))
+            elif parts:
+                parts.append(self.backend.decode([*self.backend.encode(self.START), *run])[len(self.START) :])
+            else:
+                parts.append(self.backend.decode(list(run)))
+        return "".join(parts)
+
+
+AS_IN_FILE = (
+    "mistral mixtral stablelm phi3 olmo2 olmo3 granite".split()
+)  # families whose tokenizer.json is left as it is
+CLASSES = {  # the class that a family has where the folder names none
+    **dict.fromkeys(("gpt2", "phi"), "GPT2Tokenizer"),
+    **dict.fromkeys(("gpt_neox", "olmo"), "GPTNeoXTokenizer"),
+    **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
+    **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
+}
+CLASS_TOKENS = {  # BOS and EOS of a class where the folder names none
+    "LlamaTokenizer": ("<s>", "</s>"),
+    "GPT2Tokenizer": ("<|endoftext|>", "<|endoftext|>"),
+    "GPTNeoXTokenizer": ("<|endoftext|>", "<|endoftext|>"),
+    "Qwen2Tokenizer": (None, "<|endoftext|>"),
+    "GemmaTokenizer": ("<bos>", "<eos>"),
+}
+
+
+def tokenizer_class(fields: dict[str, Any], model_type: Optional[str]) -> str:
+    """The class that `transformers` takes for a folder, without `Fast`; empty for the general one."""
+    named = fields.get("tokenizer_class")
+    if model_type in AS_IN_FILE:
+        return ""
+    return str(named).removesuffix("Fast") if named else CLASSES.get(str(model_type), "")
+
+
+def token_fields(folder: Path) -> dict[str, Any]:
+    """`tokenizer_config.json`, with the special tokens and the added ones that older folders have in files of their
+    own; as in `transformers`, those files are read only where it lists no added tokens itself."""
+    fields = optional_json(folder / "tokenizer_config.json")
+    if "added_tokens_decoder" not in fields:
+        fields = fields | optional_json(folder / "special_tokens_map.json")
+        named = named_tokens(fields)
+        added = optional_json(folder / "added_tokens.json")
+        fields["added_tokens_decoder"] = {
+            i: {"content": text, "normalized": text not in named, "special": text in named} for text, i in added.items()
+        }
+    return fields
+
+
+def named_tokens(fields: dict[str, Any]) -> list[str]:
+    """The special tokens that have a name in `tokenizer_config.json`, or are listed there."""
+    named = [fields.get(key) for key in SPECIAL_TOKENS]
+    for key in ("extra_special_tokens", "additional_special_tokens"):
+        listed = fields.get(key) or []
+        named += listed.values() if isinstance(listed, dict) else listed
+    return [text for token in named if (text := token_text(token))]
 
 
 def optional_json(path: Path) -> dict[str, Any]:

@@ -114,7 +114,7 @@ def test_the_class_may_stand_behind_its_options(settings):
 
 
 def test_generate_computes_float32_weights_in_float32(llama, capsys, monkeypatch):
-    monkeypatch.setattr("litgpt.commands.generate.default_precision", lambda device: "bf16-true")
+    monkeypatch.setattr("litgpt.generate.loaded.default_precision", lambda device: "bf16-true")
     used = []
     original = Source.model
     monkeypatch.setattr(Source, "model", lambda self, dtype, *more: used.append(dtype) or original(self, dtype, *more))

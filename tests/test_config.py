@@ -175,7 +175,8 @@ def test_structure_names_the_family(tmp_path):
         ({"attn_bias": True}, "qwen2"),
         ({"norm_qk": True}, "qwen3"),
         ({"sliding_window_size": 8, "n_query_groups": 2}, "mistral"),
-        ({"mlp_class_name": "GemmaMLP"}, "gemma"),
+        ({"mlp_class_name": "GemmaMLP", "name": "Gemma-tiny"}, "gemma"),
+        ({"mlp_class_name": "GemmaMLP"}, "llama"),  # whose norms scale by the weight
         ({"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2}, "mixtral"),
     ]:
         path.write_text(yaml.safe_dump(fields | more))

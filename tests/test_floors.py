@@ -9,7 +9,7 @@ import litgpt
 
 ROOT = Path(litgpt.__file__).parent
 FLOORS = {
-    0: ("errors", "files", "args", "config", "prompts", "chat_template", "styles"),
+    0: ("errors", "imports", "files", "args", "config", "prompts", "chat_template", "styles"),
     1: ("model",),
     2: (
         "lora",
@@ -19,10 +19,14 @@ FLOORS = {
         "peft_folder",
         "peft_export",
         "adapter_folder",
+        "lit_folder",
+        "lit_adapter",
         "families",
         "checkpoint",
         "tokenizer",
         "hub",
+        "download",
+        "torch_file",
         "loading",
     ),
     3: ("train", "data", "generate"),

@@ -11,6 +11,7 @@ from litgpt.checkpoint import Checkpoint, load_weights
 from litgpt.generate.engine import generate
 from litgpt.loading import Source
 from litgpt.model import GPT, KVCache
+from litgpt.model.norm import MANY, RMSNorm, UnitOffsetRMSNorm
 from tests.conftest import save_llama
 
 CPU = torch.device("cpu")
@@ -150,3 +151,24 @@ def test_real_model(real_data):
     ids = random_ids(500)
     expected = theirs(ids).logits
     torch.testing.assert_close(ours(ids), expected, rtol=0, atol=2e-6 * float(expected.abs().max()))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rms_norm_on_a_cpu(dtype):
+    draw = torch.Generator().manual_seed(0)
+    x, weight, grad = (torch.randn(s, generator=draw).to(dtype) for s in ((2, 90, 128), (128,), (2, 90, 128)))
+    x = (3 * x).requires_grad_()
+    assert x.numel() >= MANY
+    for offset, norm in ((0, RMSNorm(128, 1e-3)), (1, UnitOffsetRMSNorm(128, 1e-3))):
+        norm.weight.data = weight.clone()
+        y = norm(x)
+        expected = torch.nn.functional.rms_norm(x.double(), (128,), weight.double() + offset, 1e-3)
+        torch.testing.assert_close(y.double(), expected, rtol=0, atol=0.08 if dtype == torch.bfloat16 else 1e-5)
+        found = torch.autograd.grad(y, [x, norm.weight], grad)
+        w = weight.double().requires_grad_()
+        again = torch.nn.functional.rms_norm(x.double(), (128,), w + offset, 1e-3)
+        for a, b in zip(found, torch.autograd.grad(again, [x, w], grad.double())):
+            scale = float(b.abs().max())
+            torch.testing.assert_close(
+                a.double(), b.double(), rtol=0, atol=scale * (1e-2 if a.dtype != torch.float32 else 1e-6)
+            )

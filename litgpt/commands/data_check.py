@@ -10,13 +10,13 @@ from rich.console import Console
 from rich.text import Text
 
 from litgpt.args import TrainArgs
-from litgpt.checkpoint import Checkpoint
 from litgpt.data import DataModule
 from litgpt.data.base import Loaded
 from litgpt.data.check import duplicates, harm, histogram
 from litgpt.data.tokens import TRAINED
 from litgpt.errors import UserError
 from litgpt.hub import find_folder
+from litgpt.lit_folder import open_checkpoint
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.run import row_limit
 
@@ -43,7 +43,7 @@ def main(
     """
     if data is None:
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
-    checkpoint = Checkpoint(find_folder(checkpoint_dir))
+    checkpoint = open_checkpoint(find_folder(checkpoint_dir))
     tokenizer = Tokenizer(checkpoint.folder)
     limit = row_limit(train, checkpoint.config, data)
     loaded = data.load(tokenizer, checkpoint.folder, limit)

@@ -2,14 +2,13 @@
 
 import json
 import shutil
-from collections import defaultdict
 from pathlib import Path
 from typing import Literal, Optional
 
 import torch
 from safetensors.torch import save_file
 
-from litgpt.checkpoint import INDEX
+from litgpt.checkpoint import INDEX, write_index
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
@@ -38,7 +37,7 @@ def main(
         precision: The type of the merged weights; by default that of the base.
         overwrite: Whether out_dir may be replaced.
     """
-    source = Source.open(checkpoint_dir, base)
+    source = Source.open(checkpoint_dir, base, merged=False)
     if source.adapter is None:
         raise UserError(f"{source.folder} is no adapter folder: there is nothing to merge.")
     if not isinstance(source.adapter, LoRAFolder):
@@ -117,24 +116,19 @@ def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) ->
         fields["tie_word_embeddings"] = False
         if isinstance(fields.get("text_config"), dict):
             fields["text_config"] = fields["text_config"] | {"tie_word_embeddings": False}
-    files: dict[Path, list[str]] = defaultdict(list)
-    for name, file in base.files.items():
-        files[file].append(name)
     weight_map: dict[str, str] = {}
     total = 0
-    for file, names in files.items():
+    for file, names in base.layout().items():
         tensors = {name: merged(name, name.removesuffix(".weight")) for name in names}
         if untied and pair[0] in names and pair[1] not in base.files:  # the head is written on its own
             tensors[pair[1]] = merged(pair[0], head)
-        save_file(tensors, target / file.name, metadata={"format": "pt"})
-        weight_map |= {name: file.name for name in tensors}
+        save_file(tensors, target / file, metadata={"format": "pt"})
+        weight_map |= dict.fromkeys(tensors, file)
         total += sum(t.nbytes for t in tensors.values())
     missing += sorted(deltas)
     if missing:
         raise UserError(f"The base has no weights for this of the adapter: {', '.join(missing)}.")
-    if len(files) > 1:
-        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-        (target / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    write_index(weight_map, total, target)
     if dtype is not None:
         fields["dtype"] = str(dtype).removeprefix("torch.")
         fields.pop("torch_dtype", None)

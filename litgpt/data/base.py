@@ -423,9 +423,12 @@ class TokenMaker:
             first, behind = tokens.span(start, end)
             mark = ANSWER | (TRAINED if wanted else 0)
             marks[first:behind] = bytes([mark]) * (behind - first)
-        if not text.closed and self.tokenizer.eos_id is not None:
-            ids = [*ids, self.tokenizer.eos_id]
-            marks.append(ANSWER | (TRAINED if text.spans[-1][2] else 0))
+        eos = self.tokenizer.eos_id
+        if not text.closed and eos is not None:
+            if ids[-1:] != [eos]:  # some tokenizers add it by themselves
+                ids = [*ids, eos]
+                marks.append(0)
+            marks[-1] = ANSWER | (TRAINED if text.spans[-1][2] else 0)
         if text.document:
             for start in range(0, len(ids), self.max_length):
                 part = slice(start, start + self.max_length)

@@ -1,15 +1,15 @@
 """The model families: reading a `config.json`, and the names of the weights.
 
-A family is one module with two functions: `read_config` from a parsed `config.json` to a `Config`, and `name_table`
-from a `Config` to a `NameTable`. It may have `ALIASES`, the names that its weights have elsewhere. It is chosen by
-`model_type`, never by a model's name.
+A family is one module with three functions: `read_config` from a parsed `config.json` to a `Config`, `write_config` for
+the way back, and `name_table` from a `Config` to a `NameTable`. It may have `ALIASES`, the names that its weights have
+elsewhere. It is chosen by `model_type`, never by a model's name.
 """
 
 import importlib
 from types import ModuleType
 from typing import Any
 
-from litgpt.config import Config
+from litgpt.config import Config, differences
 from litgpt.errors import UserError, nearest
 from litgpt.families.table import Aliases, NameTable
 
@@ -52,6 +52,27 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
     config.name = name
     check(config)
     return config
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    """The `config.json` of a `Config`, in the words of its family or, where these cannot say it, of another.
+
+    It is read again and compared, so that what is written means the same model.
+
+    Raises:
+        UserError: no family has a model with this math; the fields that are in the way are named.
+    """
+    lost: dict[str, list[str]] = {}
+    for model_type in dict.fromkeys((config.model_type, *FAMILIES)):
+        written = {"model_type": model_type, **family(model_type).write_config(config)}
+        try:
+            lost[model_type] = differences(config, read_config(written))
+        except UserError as e:
+            lost[model_type] = [str(e)]
+        if not lost[model_type]:
+            return written
+    what = ", ".join(lost[config.model_type])
+    raise UserError(f"No config.json of {config.model_type} or another family can say this: {what}.")
 
 
 def check(config: Config) -> None:

@@ -6,6 +6,7 @@ from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families.common import flag, gelu, read_rope, require_value, whole
 from litgpt.families.table import HFModules, NameTable, Stored, in_layers, rows_by_group
+from litgpt.families.writing import write_activation, write_rope
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -42,6 +43,34 @@ def read_config(fields: dict[str, Any]) -> Config:
         gelu_approximate=gelu(fields, "activation", "gelu"),
         tie_embeddings=flag(fields, "tie_word_embeddings", True),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    single = config.n_query_groups == 1
+    old = not config.parallel_residual or (
+        config.shared_attention_norm and (single or config.n_query_groups == config.n_head)
+    )
+    norms = {} if old else {"num_ln_in_parallel_attn": 1 if config.shared_attention_norm else 2}
+    return {
+        "architectures": ["FalconForCausalLM"],
+        "vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "num_kv_heads": config.n_query_groups,
+        "max_position_embeddings": config.block_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        **write_rope(config),
+        **norms,
+        "new_decoder_architecture": not old,
+        "multi_query": old and single,
+        "parallel_attn": config.parallel_residual,
+        "alibi": False,
+        "activation": write_activation(config),
+        "layer_norm_epsilon": config.norm_eps,
+        "bias": config.bias,
+    }
 
 
 def name_table(config: Config) -> NameTable:

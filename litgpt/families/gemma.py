@@ -6,6 +6,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_rope, read_sizes, require_value
 from litgpt.families.llama import name_table as name_table
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -31,4 +32,22 @@ def read_shared(fields: dict[str, Any]) -> dict[str, Any]:
         "attn_bias": attention_bias,
         "attn_proj_bias": attention_bias,
         "tie_embeddings": flag(fields, "tie_word_embeddings", True),
+    }
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["GemmaForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        **write_shared(config),
+        "hidden_act": write_activation(config),
+    }
+
+
+def write_shared(config: Config) -> dict[str, Any]:
+    return {
+        "hidden_activation": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attn_bias,
     }

@@ -4,9 +4,10 @@ from typing import Any, Optional
 
 from litgpt.config import Config
 from litgpt.families.common import number, read_gate, read_rope, read_sizes, read_windows, require_value
-from litgpt.families.gemma import read_shared
+from litgpt.families.gemma import read_shared, write_shared
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, Rules, in_layers
+from litgpt.families.writing import write_layer_types, write_rope, write_sizes
 
 FOUR_NORMS: Rules = {
     **LAYER,
@@ -41,6 +42,24 @@ def read_caps_and_norms(
         "attention_logit_softcapping": number(caps, "attn_logit_softcapping", None),
         "final_logit_softcapping": number(caps, "final_logit_softcapping", None),
     }
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma2ForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        **write_layer_types(config),
+        **write_shared(config),
+        "query_pre_attn_scalar": write_scalar(config),
+        "attn_logit_softcapping": config.attention_logit_softcapping,
+        "final_logit_softcapping": config.final_logit_softcapping,
+    }
+
+
+def write_scalar(config: Config) -> Any:
+    scalar = float(config.attention_scores_scalar or config.head_size or 0)
+    return int(scalar) if scalar.is_integer() else scalar
 
 
 def name_table(config: Config) -> NameTable:

@@ -30,6 +30,11 @@ def read_config(fields: dict[str, Any]) -> Config:
     return gemma3_text.read_config(text | {"tie_word_embeddings": tied})
 
 
+def write_config(config: Config) -> dict[str, Any]:
+    """The text model by itself: there is no vision part to go with it."""
+    return gemma3_text.write_config(config) | {"model_type": "gemma3_text"}
+
+
 def name_table(config: Config) -> NameTable:
     ends = {ours: f"language_model.{hf}" for ours, hf in ENDS.items()}
     layers = in_layers(config.n_layer, gemma3_text.LAYER, "language_model.model.layers.{}.")

@@ -5,10 +5,11 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.families.common import read_sizes, read_two_ropes, read_windows, require_value, whole
-from litgpt.families.gemma import read_shared
-from litgpt.families.gemma2 import FOUR_NORMS, read_caps_and_norms
+from litgpt.families.gemma import read_shared, write_shared
+from litgpt.families.gemma2 import FOUR_NORMS, read_caps_and_norms, write_scalar
 from litgpt.families.llama import ENDS, QK_NORMS
 from litgpt.families.table import NameTable, in_layers
+from litgpt.families.writing import write_layer_types, write_rope, write_sizes
 
 DEFAULTS = {  # of transformers; released files lean on them
     "vocab_size": 262208,
@@ -38,6 +39,19 @@ def read_config(fields: dict[str, Any]) -> Config:
         **read_shared(fields),
         **read_caps_and_norms(fields),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Gemma3ForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        **write_layer_types(config),
+        **write_shared(config),
+        "rope_local_base_freq": config.rope_local_base_freq,
+        "query_pre_attn_scalar": write_scalar(config),
+        "final_logit_softcapping": config.final_logit_softcapping,
+    }
 
 
 def name_table(config: Config) -> NameTable:

@@ -43,6 +43,22 @@ def read_config(fields: dict[str, Any]) -> Config:
     )
 
 
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["GPT2LMHeadModel"],
+        "vocab_size": config.padded_vocab_size,
+        "n_positions": config.block_size,
+        "n_embd": config.n_embd,
+        "n_layer": config.n_layer,
+        "n_head": config.n_head,
+        "n_inner": config.intermediate_size,
+        "activation_function": "gelu_new" if config.gelu_approximate == "tanh" else "gelu",
+        "layer_norm_epsilon": config.norm_eps,
+        "scale_attn_weights": config.attention_scores_scalar != 1,
+        "tie_word_embeddings": config.tie_embeddings,
+    }
+
+
 def name_table(config: Config) -> NameTable:
     ends: dict[str, HFModules] = {
         "transformer.wte": "transformer.wte",

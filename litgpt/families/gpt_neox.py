@@ -6,6 +6,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import flag, gelu, read_rope, require_value, whole
 from litgpt.families.table import Aliases, HFModules, NameTable, Stored, in_layers, rows_by_group
+from litgpt.families.writing import write_activation, write_scaling
 
 ALIASES = Aliases(renames=[(r"^lm_head\.", "embed_out.")], memory=[(r"^embed_out\b", "lm_head")])
 
@@ -31,6 +32,26 @@ def read_config(fields: dict[str, Any]) -> Config:
         gelu_approximate=gelu(fields, "hidden_act", "gelu"),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["GPTNeoXForCausalLM"],
+        "vocab_size": config.padded_vocab_size,
+        "hidden_size": config.n_embd,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.n_layer,
+        "num_attention_heads": config.n_head,
+        "max_position_embeddings": config.block_size,
+        "tie_word_embeddings": config.tie_embeddings,
+        "rotary_pct": config.rotary_percentage,
+        "rotary_emb_base": config.rope_base,
+        "rope_scaling": write_scaling(config),
+        "hidden_act": write_activation(config),
+        "layer_norm_eps": config.norm_eps,
+        "use_parallel_residual": config.parallel_residual,
+        "attention_bias": config.attn_bias,
+    }
 
 
 def name_table(config: Config) -> NameTable:

@@ -21,3 +21,13 @@ def read_config(fields: dict[str, Any]) -> Config:
     if config.logits_scaling == 0:
         raise UserError("config.json has logits_scaling 0; another number is wanted.")
     return config
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return llama.write_config(config) | {
+        "architectures": ["GraniteForCausalLM"],
+        "attention_multiplier": (config.attention_scores_scalar or config.head_size or 1) ** -0.5,
+        "embedding_multiplier": config.embedding_multiplier,
+        "residual_multiplier": config.residual_multiplier,
+        "logits_scaling": config.logits_scaling,
+    }

@@ -5,6 +5,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_rope, read_sizes
 from litgpt.families.table import NameTable, Rules, in_layers
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 ENDS = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "lm_head": "lm_head"}
 LAYER: Rules = {
@@ -30,6 +31,18 @@ def read_config(fields: dict[str, Any]) -> Config:
         mlp_bias=flag(fields, "mlp_bias"),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["LlamaForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        "hidden_act": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attn_bias,
+        "mlp_bias": config.mlp_bias,
+    }
 
 
 def name_table(config: Config) -> NameTable:

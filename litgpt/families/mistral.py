@@ -5,6 +5,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import name_table as name_table
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any], window: Any = 4096) -> Config:
@@ -17,3 +18,14 @@ def read_config(fields: dict[str, Any], window: Any = 4096) -> Config:
         sliding_window_size=whole({"sliding_window": window} | fields, "sliding_window", None),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["MistralForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        "hidden_act": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+        "sliding_window": config.window(0),
+    }

@@ -6,6 +6,7 @@ from litgpt.config import Config
 from litgpt.families.common import flag, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import Aliases, NameTable, in_layers
+from litgpt.families.writing import write_rope, write_sizes
 
 EXPERTS = "block_sparse_moe.experts.{}."
 ALIASES = Aliases(
@@ -31,6 +32,20 @@ def read_config(fields: dict[str, Any]) -> Config:
         sliding_window_size=whole(fields, "sliding_window", None),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["MixtralForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        "intermediate_size": config.moe_intermediate_size or config.intermediate_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "sliding_window": config.window(0),
+        "num_local_experts": config.n_expert,
+        "num_experts_per_tok": config.n_expert_per_token,
+    }
 
 
 def name_table(config: Config) -> NameTable:

@@ -5,6 +5,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import flag, number, read_gate, read_rope, read_sizes
 from litgpt.families.llama import name_table as name_table
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -21,3 +22,14 @@ def read_config(fields: dict[str, Any]) -> Config:
         clip_qkv=number(fields, "clip_qkv", None),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["OlmoForCausalLM"],
+        **write_sizes(config, head_dim=config.head_size != config.n_embd // config.n_head),
+        **write_rope(config),
+        "hidden_act": write_activation(config),
+        "attention_bias": config.attn_bias,
+        "clip_qkv": config.clip_qkv,
+    }

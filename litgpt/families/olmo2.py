@@ -7,6 +7,7 @@ from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_rope, read_sizes
 from litgpt.families.llama import ENDS, LAYER, QK_NORMS
 from litgpt.families.table import NameTable, in_layers
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -28,6 +29,23 @@ def read_shared(fields: dict[str, Any]) -> dict[str, Any]:
         "attn_bias": attention_bias,
         "attn_proj_bias": attention_bias,
         "tie_embeddings": flag(fields, "tie_word_embeddings"),
+    }
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Olmo2ForCausalLM"],
+        **write_sizes(config, head_dim=config.head_size != config.n_embd // config.n_head),
+        **write_rope(config),
+        **write_shared(config),
+    }
+
+
+def write_shared(config: Config) -> dict[str, Any]:
+    return {
+        "hidden_act": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attn_bias,
     }
 
 

@@ -5,7 +5,8 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import read_sizes, read_two_ropes, read_windows
 from litgpt.families.olmo2 import name_table as name_table
-from litgpt.families.olmo2 import read_shared
+from litgpt.families.olmo2 import read_shared, write_shared
+from litgpt.families.writing import write_layer_types, write_scaling, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -20,3 +21,15 @@ def read_config(fields: dict[str, Any]) -> Config:
         **windows,
         **read_shared(fields),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    local = {"rope_type": "default", "rope_theta": config.rope_local_base_freq}
+    everywhere = {"rope_type": "default", **(write_scaling(config) or {}), "rope_theta": config.rope_base}
+    return {
+        "architectures": ["Olmo3ForCausalLM"],
+        **write_sizes(config, head_dim=config.head_size != config.n_embd // config.n_head),
+        **write_layer_types(config),
+        **write_shared(config),
+        "rope_parameters": {"full_attention": everywhere, "sliding_attention": local},
+    }

@@ -6,6 +6,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import flag, gelu, read_rope, read_sizes
 from litgpt.families.table import NameTable, in_layers
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 LAYER = {
     "norm_1": "input_layernorm",
@@ -33,6 +34,17 @@ def read_config(fields: dict[str, Any]) -> Config:
         gelu_approximate=gelu(fields, "hidden_act", "gelu_new"),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["PhiForCausalLM"],
+        **write_sizes(config, head_dim=False),
+        **write_rope(config, partial=True),
+        "hidden_act": write_activation(config),
+        "layer_norm_eps": config.norm_eps,
+        "qk_layernorm": config.norm_qk,
+    }
 
 
 def name_table(config: Config) -> NameTable:

@@ -7,6 +7,7 @@ from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_rope, read_sizes, rope_object, whole
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, in_layers
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -23,6 +24,20 @@ def read_config(fields: dict[str, Any]) -> Config:
         sliding_window_size=whole(fields, "sliding_window", None),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    length = config.rope_adjustments.get("original_max_position_embeddings", config.block_size)
+    return {
+        "architectures": ["Phi3ForCausalLM"],
+        **write_sizes(config, head_dim=config.head_size != config.n_embd // config.n_head),
+        **write_rope(config, partial=True),
+        "original_max_position_embeddings": length,
+        "hidden_act": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+        "sliding_window": config.window(0),
+        "pad_token_id": None,  # the default of transformers may lie beyond the vocabulary
+    }
 
 
 def name_table(config: Config) -> NameTable:

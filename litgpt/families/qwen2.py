@@ -5,6 +5,7 @@ from typing import Any
 from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_late_windows, read_rope, read_sizes
 from litgpt.families.llama import name_table as name_table
+from litgpt.families.writing import write_activation, write_late_windows, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -17,3 +18,14 @@ def read_config(fields: dict[str, Any]) -> Config:
         attn_bias=True,
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen2ForCausalLM"],
+        **write_sizes(config, head_dim=config.head_size != config.n_embd // config.n_head),
+        **write_rope(config),
+        **write_late_windows(config),
+        "hidden_act": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+    }

@@ -6,6 +6,7 @@ from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_late_windows, read_rope, read_sizes
 from litgpt.families.llama import ENDS, LAYER, QK_NORMS
 from litgpt.families.table import NameTable, in_layers
+from litgpt.families.writing import write_activation, write_late_windows, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -21,6 +22,18 @@ def read_config(fields: dict[str, Any]) -> Config:
         attn_proj_bias=attention_bias,
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3ForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        **write_late_windows(config),
+        "hidden_act": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attn_bias,
+    }
 
 
 def name_table(config: Config) -> NameTable:

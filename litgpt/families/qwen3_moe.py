@@ -7,6 +7,7 @@ from litgpt.errors import UserError
 from litgpt.families.common import flag, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import ENDS, LAYER, QK_NORMS
 from litgpt.families.table import Aliases, NameTable, in_layers
+from litgpt.families.writing import write_rope, write_sizes
 
 ALIASES = Aliases(
     stacks={
@@ -41,6 +42,25 @@ def read_config(fields: dict[str, Any]) -> Config:
         sliding_window_size=window if flag(fields, "use_sliding_window") else None,
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["Qwen3MoeForCausalLM"],
+        **write_sizes(config),
+        **write_rope(config),
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attn_bias,
+        "num_experts": config.n_expert,
+        "num_experts_per_tok": config.n_expert_per_token,
+        "moe_intermediate_size": config.moe_intermediate_size or config.intermediate_size,
+        "norm_topk_prob": config.norm_topk_prob,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [i for i in range(config.n_layer) if config.mlp_class(i) != "LLaMAMoE"],
+        "use_sliding_window": config.window(0) is not None,
+        "sliding_window": config.window(0),
+    }
 
 
 def name_table(config: Config) -> NameTable:

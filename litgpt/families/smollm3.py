@@ -6,6 +6,7 @@ from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families.common import flag, read_gate, read_rope, read_sizes, read_windows, require_value, whole
 from litgpt.families.llama import name_table as name_table
+from litgpt.families.writing import write_activation, write_layer_types, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -33,3 +34,18 @@ def read_config(fields: dict[str, Any]) -> Config:
         mlp_bias=flag(fields, "mlp_bias"),
         tie_embeddings=flag(fields, "tie_word_embeddings", True),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["SmolLM3ForCausalLM"],
+        **write_sizes(config, head_dim=config.head_size != config.n_embd // config.n_head),
+        **write_rope(config),
+        **write_layer_types(config),
+        "use_sliding_window": any(config.window(i) for i in range(config.n_layer)),
+        "no_rope_layers": [int(config.rope_kind(i) is not None) for i in range(config.n_layer)],
+        "hidden_act": write_activation(config),
+        "rms_norm_eps": config.norm_eps,
+        "attention_bias": config.attn_bias,
+        "mlp_bias": config.mlp_bias,
+    }

@@ -6,6 +6,7 @@ from litgpt.config import Config
 from litgpt.families.common import flag, read_gate, read_rope, read_sizes, require_value
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, in_layers
+from litgpt.families.writing import write_activation, write_rope, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
@@ -24,6 +25,19 @@ def read_config(fields: dict[str, Any]) -> Config:
         attn_bias=flag(fields, "use_qkv_bias"),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )
+
+
+def write_config(config: Config) -> dict[str, Any]:
+    return {
+        "architectures": ["StableLmForCausalLM"],
+        **write_sizes(config, head_dim=False),
+        **write_rope(config, partial=True),
+        "hidden_act": write_activation(config),
+        "layer_norm_eps": config.norm_eps,
+        "qk_layernorm": config.norm_qk,
+        "use_parallel_residual": config.parallel_residual,
+        "use_qkv_bias": config.attn_bias,
+    }
 
 
 def name_table(config: Config) -> NameTable:

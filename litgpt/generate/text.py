@@ -1,6 +1,7 @@
 """The text of an answer while it grows."""
 
 from collections.abc import Iterable, Sequence
+from itertools import takewhile
 
 from litgpt.tokenizer import Tokenizer
 
@@ -21,30 +22,34 @@ class TextStream:
 
     def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stop: Sequence[str] = ()) -> None:
         self.tokenizer = tokenizer
-        self.ids = list(prompt)
-        self.start, self.shown = 0, len(self.ids)  # ids[start:shown] were decoded; they are the context for the next
+        self.ids = list(prompt)  # all of it at first: a part may begin within a character
+        self.start, self.shown = 0, len(self.ids)  # ids[start:shown] were given out; they are the context for the next
+        self.before = tokenizer.decode(self.ids)  # their text
         self.stop = [word for word in stop if word]
         self.pending, self.text, self.stopped = "", "", False
 
     def push(self, ids: Iterable[int]) -> str:
         """The text that can be given out after these further tokens."""
-        piece = ""
+        pieces = ""
         for i in ids:
             self.ids.append(i)
-            before = self.tokenizer.decode(self.ids[self.start : self.shown])
             after = self.tokenizer.decode(self.ids[self.start :])
-            if len(after) > len(before) and not after.endswith("\ufffd"):
-                piece += after[len(before) :]
+            if not after.endswith("\ufffd") and (piece := self.added(after)):
+                pieces += piece
                 self.start, self.shown = self.shown, len(self.ids)
-        return self.release(piece)
+                self.before = self.tokenizer.decode(self.ids[self.start : self.shown])
+        return self.release(pieces)
 
     def close(self) -> str:
         """The text that was held back, when no token follows."""
-        before = self.tokenizer.decode(self.ids[self.start : self.shown])
-        rest = self.release(self.tokenizer.decode(self.ids[self.start :])[len(before) :])
+        rest = self.release(self.added(self.tokenizer.decode(self.ids[self.start :])))
         held, self.pending = self.pending, ""
         self.text += held
         return rest + held
+
+    def added(self, after: str) -> str:
+        """What follows the part that is as before; where the prompt ended within a character, that is not."""
+        return after[sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(self.before, after))) :]
 
     def release(self, piece: str) -> str:
         if self.stopped:

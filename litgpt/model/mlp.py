@@ -22,7 +22,7 @@ class LLaMAMLP(nn.Module):
         assert size is not None
         self.fc = Linear(config.n_embd, 2 * size, bias=bias)
         self.fc.parts = (size, size)  # type: ignore[assignment]
-        self.proj = nn.Linear(size, config.n_embd, bias=bias)
+        self.proj = Linear(size, config.n_embd, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.fc(x).chunk(2, dim=-1)
@@ -61,6 +61,7 @@ class Router(nn.Module):
 
     def __init__(self, n_embd: int, n_expert: int) -> None:
         super().__init__()
+        self.out_features = n_expert
         self.weight = nn.Parameter(torch.empty(n_expert, n_embd))
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=n_embd**-0.5)

@@ -2,7 +2,6 @@
 
 import ipaddress
 import os
-import sys
 from pathlib import Path
 from typing import Literal, Optional
 
@@ -71,7 +70,7 @@ def main(
         max_queue: So many may wait; more are refused with 429.
         max_body: Bytes of a request, at most; more are refused with 413.
         devices: Only 1 is possible.
-        access_token: Without effect: nothing is fetched.
+        access_token: For private and gated models that are downloaded; by default that of HF_TOKEN.
         generate_strategy: Not supported, as the model is on one device.
     """
     check(port, temperature, top_k, top_p, max_new_tokens, api_path, timeout, max_batch, max_queue, max_body)
@@ -79,7 +78,7 @@ def main(
         flag = f"--generate_strategy {generate_strategy}" if generate_strategy else f"--devices {devices}"
         raise UserError(f"{flag}: a model is served from one device. Start several servers, or choose --quantize.")
     if access_token is not None:
-        print("litgpt: --access_token has no effect: nothing is fetched.", file=sys.stderr)
+        os.environ["HF_TOKEN"] = access_token
     key = api_key if api_key is not None else os.environ.get("LITGPT_API_KEY")
     local = is_loopback(host)
     if key is not None and not (key.strip() and key.isascii() and key == key.strip()):

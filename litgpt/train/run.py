@@ -10,13 +10,14 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
-from litgpt.checkpoint import Checkpoint
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
+from litgpt.imports import importing
+from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
@@ -131,7 +132,8 @@ def run(
         raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
     n_all = sum(p.numel() for p in model.parameters())
 
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
+    with importing():
+        from lightning.fabric.utilities.rank_zero import rank_zero_only
 
     first = getattr(rank_zero_only, "rank", 0) == 0
     screen = Screen(active=first)
@@ -164,7 +166,7 @@ def run(
             if device.type == "cpu" and fabric.world_size > num_nodes:
                 torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
             seed_everything(seed)
-            weights = start if frozen or checkpoint is None else replace(start, checkpoint=Checkpoint(checkpoint))
+            weights = start if frozen or checkpoint is None else replace(start, checkpoint=open_checkpoint(checkpoint))
             weights.fill(model, DTYPES[name], fabric.device)
             try:
                 made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")

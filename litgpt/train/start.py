@@ -12,9 +12,10 @@ from litgpt.adapter_folder import is_adapter
 from litgpt.checkpoint import Checkpoint, check_weights, load_weights
 from litgpt.config import Config
 from litgpt.errors import UserError
-from litgpt.families import read_config
+from litgpt.families import read_config, write_config
 from litgpt.files import read_json
 from litgpt.hub import find_folder, repository_id
+from litgpt.lit_folder import MODEL_CONFIG, open_checkpoint
 from litgpt.model import GPT
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.tokenizer import Tokenizer
@@ -42,7 +43,7 @@ class Start:
         folder = find_folder(path)
         if is_adapter(folder):
             raise UserError(f"{folder} is an adapter: merge it first (litgpt merge_lora {folder}), then train on that.")
-        checkpoint = Checkpoint(folder)
+        checkpoint = open_checkpoint(folder)
         return cls(checkpoint.fields, checkpoint.config, folder, checkpoint)
 
     @classmethod
@@ -93,14 +94,17 @@ class Start:
 
 
 def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:
-    """A `config.json` from a folder that has one, a YAML or JSON file, or fields given as they are; the latter win.
+    """A `config.json` from a model's folder, a YAML or JSON file, or fields given as they are; the latter win.
 
     Raises:
         UserError: none is given, or one cannot be read.
     """
     fields: dict[str, Any] = {}
     if model is not None:
-        fields |= read_json(find_folder(model) / "config.json")
+        folder = find_folder(model, weights=False)
+        of_litgpt = (folder / MODEL_CONFIG).is_file() and not (folder / "config.json").is_file()
+        written = write_config(Config.from_file(folder / MODEL_CONFIG)) if of_litgpt else None
+        fields |= written or read_json(folder / "config.json")
     if isinstance(config, (str, Path)):
         try:
             path = Path(config)

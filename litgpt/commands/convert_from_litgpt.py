@@ -1,0 +1,60 @@
+"""`litgpt convert_from_litgpt`"""
+
+import json
+import shutil
+from pathlib import Path
+
+from safetensors.torch import save_file
+
+from litgpt.checkpoint import write_index
+from litgpt.errors import UserError
+from litgpt.files import whole_folder
+from litgpt.hub import find_folder
+from litgpt.lit_adapter import lit_adapter_file
+from litgpt.lit_folder import MODEL, LitCheckpoint
+from litgpt.prompts import STYLE_FILE
+from litgpt.tokenizer import FILES as TOKENIZER_FILES
+
+
+def main(checkpoint_dir: Path, output_dir: Path) -> None:
+    """Write a model of LitGPT's as a Hugging Face folder: config.json, safetensors and the tokenizer's files.
+
+    Every command reads LitGPT's folders as they are; this is for other programs.
+
+    Args:
+        checkpoint_dir: The folder with lit_model.pth and model_config.yaml, or the name of one under checkpoints/.
+        output_dir: The folder to write; it must be empty or missing.
+    """
+    folder = find_folder(checkpoint_dir)
+    check_output_dir(output_dir)
+    if not (folder / MODEL).is_file():
+        if lit_adapter_file(folder):
+            raise UserError(
+                f"{folder} is an adapter: merge a LoRA with litgpt merge_lora; others cannot become a model."
+            )
+        raise UserError(f"{folder} has no {MODEL}: it is no model folder of LitGPT's.")
+    checkpoint = LitCheckpoint(folder)
+    fields = checkpoint.fields
+    weight_map: dict[str, str] = {}
+    total = 0
+    with whole_folder(output_dir.resolve()) as target:
+        for file, names in checkpoint.layout().items():
+            tensors = {name: checkpoint.tensor(name) for name in names}
+            save_file(tensors, target / file, metadata={"format": "pt"})
+            weight_map |= dict.fromkeys(names, file)
+            total += sum(t.nbytes for t in tensors.values())
+        write_index(weight_map, total, target)
+        (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+        for name in (*TOKENIZER_FILES, STYLE_FILE):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+    print(f"model      {checkpoint.config.model_type}, {len(weight_map)} tensors, {total / 1e9:.2f} GB")
+    print(f"written    {output_dir}")
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Raise `UserError` unless the folder is empty or missing."""
+    if output_dir.exists() and not output_dir.is_dir():
+        raise UserError(f"--output_dir {output_dir} is a file; name a folder.")
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise UserError(f"--output_dir {output_dir} is not empty: name another.")

@@ -1,0 +1,37 @@
+"""`litgpt convert_pretrained_checkpoint`"""
+
+import shutil
+from pathlib import Path
+
+import torch
+
+from litgpt.commands.convert_from_litgpt import check_output_dir
+from litgpt.errors import UserError
+from litgpt.files import whole_folder
+from litgpt.hub import find_folder
+from litgpt.lit_folder import MODEL, MODEL_CONFIG, read_pth
+from litgpt.tokenizer import FILES as TOKENIZER_FILES
+
+
+def main(checkpoint_dir: Path, output_dir: Path) -> None:
+    """Take the weights out of a checkpoint of LitGPT's pretraining, which holds the optimizer's state as well.
+
+    What `litgpt pretrain` writes here needs no conversion, and every command reads LitGPT's checkpoints as they are;
+    this makes a smaller folder of the same form.
+
+    Args:
+        checkpoint_dir: The folder with lit_model.pth and model_config.yaml.
+        output_dir: The folder to write; it must be empty or missing.
+    """
+    folder = find_folder(checkpoint_dir)
+    check_output_dir(output_dir)
+    if not (folder / MODEL).is_file():
+        raise UserError(f"{folder} has no {MODEL}: it is no checkpoint of LitGPT's, and needs no conversion.")
+    weights = read_pth(folder / MODEL)
+    with whole_folder(output_dir.resolve()) as target:
+        torch.save(weights, target / MODEL)
+        for name in (MODEL_CONFIG, "config.json", *TOKENIZER_FILES):
+            if (folder / name).is_file():
+                shutil.copyfile(folder / name, target / name)
+    print(f"weights    {len(weights)} tensors, {sum(t.nbytes for t in weights.values()) / 1e9:.2f} GB")
+    print(f"written    {output_dir}")

@@ -1,0 +1,90 @@
+"""`litgpt download`"""
+
+import re
+import sys
+from pathlib import Path
+from typing import Optional
+
+from litgpt.config import Config, known_models
+from litgpt.download import download
+from litgpt.errors import UserError, nearest
+from litgpt.hub import CHECKPOINTS, repositories, repository_named
+
+TIED = re.compile(  # models whose published head is the embedding; the rows of models.yaml have a head of its own
+    r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini"
+)
+
+
+def main(
+    repo_id: list[str],
+    revision: Optional[str] = None,
+    tokenizer_only: bool = False,
+    access_token: Optional[str] = None,
+    checkpoint_dir: Path = CHECKPOINTS,
+    convert_checkpoint: Optional[bool] = None,
+    dtype: Optional[str] = None,
+    model_name: Optional[str] = None,
+) -> None:
+    """Download a model from the Hugging Face hub to checkpoints/ORG/NAME, or list the known models.
+
+    `litgpt download list` lists all of them, `litgpt download list llama 8b` those with these words in their name.
+
+    Args:
+        repo_id: The model as ORG/NAME, or words of its name; or `list` and words.
+        revision: A branch, a tag or a commit.
+        tokenizer_only: Leave the weights away.
+        access_token: For private and gated models; by default that of HF_TOKEN, or of `hf auth login`.
+        checkpoint_dir: Where the folder ORG/NAME is made.
+        convert_checkpoint: Has no effect: a folder is used as it was downloaded.
+        dtype: Has no effect: weights stay as they are published; --precision of the other commands casts them.
+        model_name: Has no effect: the model is what its config.json says.
+    """
+    given = {"convert_checkpoint": convert_checkpoint, "dtype": dtype, "model_name": model_name}
+    for name in (name for name, value in given.items() if value is not None):
+        print(f"litgpt: --{name} has no effect: nothing is converted, the folder is used as it is.", file=sys.stderr)
+    if repo_id[:1] == ["list"]:
+        show(matching(repo_id[1:]), repo_id[1:])
+        return
+    only = repository_named(repo_id[0]) if len(repo_id) == 1 else None
+    if only is None and len(repo_id) == 1 and "/" in repo_id[0]:
+        if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id[0]):
+            raise UserError(f"{repo_id[0]!r} is no model of the hub: ORG/NAME is wanted.{near(repo_id[0])}")
+        only = repo_id[0]  # also where a folder ORG is here
+    found = [only] if only else matching(repo_id)
+    if len(found) != 1:
+        show(found, repo_id)
+        print("litgpt: these are several; download one by its full name.", file=sys.stderr)
+        return
+    download(found[0], checkpoint_dir, revision, access_token, tokenizer_only)
+
+
+def matching(words: list[str]) -> list[str]:
+    """The known repositories that have all words in their name, in any case."""
+    return [r for r in dict.fromkeys(repositories()) if all(word.lower() in r.lower() for word in words)]
+
+
+def show(found: list[str], words: list[str]) -> None:
+    """Print the models, each with its size and context length. Raises `UserError` if there are none."""
+    if not found:
+        raise UserError(
+            f"No known model has {' and '.join(words)} in its name.{near(' '.join(words))} Any other: ORG/NAME."
+        )
+    rows = {row["repo_id"]: row for row in known_models().values()}
+    for repo_id in found:
+        config = Config(**rows[repo_id])
+        print(f"{repo_id:50} {parameters(config) / 1e9:7.2f} B parameters {config.block_size:9,} tokens")
+
+
+def near(word: str) -> str:
+    return nearest(word, [*repositories(), *known_models()])
+
+
+def parameters(config: Config) -> int:
+    """How many numbers the weights of a published model have, without those of norms and biases, which are few."""
+    width, layers = config.n_embd, config.n_layer
+    n = config.padded_vocab_size * width * (1 if TIED.match(config.name) else 2)
+    n += layers * width * (sum(config.qkv_sizes) + config.qkv_sizes[0])  # and the projection after attention
+    dense = width * (config.intermediate_size or 0) * (2 if config.mlp_class_name == "GptNeoxMLP" else 3)
+    experts = sum(config.mlp_class(i) != "LLaMAMLP" for i in range(layers)) if config.n_expert else 0
+    inner = config.moe_intermediate_size or config.intermediate_size or 0
+    return n + (layers - experts) * dense + experts * config.n_expert * width * (3 * inner + 1)
