@@ -99,7 +99,6 @@ class Service:
         prompts: Callable[[], list[list[int]]],
         most: Optional[int],
         request: Request,
-        stops: bool = True,
     ) -> Job:
         """Submit `n` answers to each prompt.
 
@@ -111,10 +110,11 @@ class Service:
             Failure: a prompt cannot be read, or too many wait.
         """
         loaded, began = self.offer.models[name], asyncio.get_running_loop().time()
+        param = "messages" if isinstance(body, Chat) else "prompt"
         try:
             ids = await asyncio.to_thread(prompts)
         except UserError as e:
-            raise Failure(400, str(e), "messages") from e
+            raise Failure(400, str(e), param) from e
         except (UnicodeError, RecursionError) as e:
             raise Failure(400, "A text is no Unicode text, or is nested too deeply.") from e
         if len(ids) * body.n > self.most:
@@ -139,7 +139,8 @@ class Service:
             try:
                 text.check(loaded.model)
             except UserError as e:
-                raise Failure(400, str(e), "messages", "context_length_exceeded") from e
+                code = "context_length_exceeded" if len(text.prompt) > 1 else None
+                raise Failure(400, str(e), param, code) from e
         streams = [TextStream(loaded.tokenizer, text.prompt, body.stop) for text in texts]
         job = Job(texts, streams, name, sum(map(len, ids)), began, self.settings.timeout)
         self.worker.submit(job)
@@ -158,7 +159,8 @@ class Service:
                 job.noted = True
                 self.metrics.tokens[job.model, "prompt"] += job.n_prompt
                 self.metrics.first.add(job.loop.time() - job.began)
-            if n.finish and all(job.closed):
+            if n.finish and all(job.closed) and not job.timed:
+                job.timed = True
                 self.metrics.whole.add(job.loop.time() - job.began)
 
 

@@ -79,7 +79,7 @@ class Job:
         self.closed = [False] * len(texts)  # whose end the worker has sent back
         self.n_new = 0  # tokens of all answers so far
         self.over: Callable[[], object] = lambda: None  # called once nobody listens any more
-        self.noted = False  # whether its first token was counted
+        self.noted = self.timed = False  # whether its first token, and its end, were counted
         for i, text in enumerate(texts):
             text.tag = self, i
 
