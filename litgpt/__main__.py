@@ -10,6 +10,7 @@ from litgpt.errors import UserError, nearest
 
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "download": ("litgpt.commands.download:main", "Download a model, or list the known ones (download list)."),
+    "recipes": ("litgpt.commands.recipes:main", "List, show and copy the recipes that --config takes by name."),
     "finetune_lora": ("litgpt.finetune.lora:setup", "Finetune a model with LoRA (also: finetune)."),
     "finetune_full": ("litgpt.finetune.full:setup", "Finetune all weights of a model."),
     "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter."),
@@ -34,6 +35,7 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
         "Try whether a finetune that is stopped and resumed gives the same numbers.",
     ),
     "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
+    "doctor": ("litgpt.commands.doctor:main", "Show versions, devices and what is missing, for a bug report."),
 }
 SHORT = {"finetune": "finetune_lora"}
 

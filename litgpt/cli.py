@@ -5,26 +5,25 @@ import inspect
 import itertools
 import json
 import re
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
 
 import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
-import litgpt
 from litgpt.args import run_settings, run_words
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, remark
 from litgpt.given import settle
 from litgpt.imports import importing
+from litgpt.older import NAMES, NO_DATA, lacks_data, say, translate, without_refused
+from litgpt.recipes import find_recipe
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the function whose options it takes as well
 TRUTH = ("true", "false", "yes", "no", "null")
 HANDS_ON = ("verify_resume",)  # commands that get the words which are no options of theirs as a list
 MAY_BE_CLASSES = ("data", "optimizer")
-OLD_NAMES = {"pretrained_checkpoint_dir": "base"}  # LitGPT's name for an option that is called otherwise here
 
 
 class Parser(ArgumentParser):
@@ -52,13 +51,17 @@ def run(where: str, command: str, args: list[str]) -> None:
     """
     with importing():
         parser = make_parser(where, command)
-    configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else args, parser)
+    configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else translate(args, command), parser)
+    if no_data := lacks_data(rest, [fields for _, fields in configs], command):
+        rest.append("--data=Alpaca")
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
     settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
     check_classes(settings.as_dict())
+    if no_data:
+        say(NO_DATA)
     run_words.set(
         ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
     )
@@ -202,8 +205,8 @@ def new_home(name: str, parser: Parser) -> str:
     known = option_names(parser)
     if name in known or "." in name:
         return name
-    if OLD_NAMES.get(name) in known:
-        return OLD_NAMES[name]
+    if NAMES.get(name) in known:
+        return NAMES[name]
     homes = [k for k in known if k.rpartition(".")[2] == name]
     return homes[0] if len(homes) == 1 else name
 
@@ -213,7 +216,7 @@ def relocate_flag(flag: str, parser: Parser) -> str:
         raise UserError(f"Unknown option {flag}.{nearest_option(flag.removeprefix('-'), option_names(parser))}")
     home = new_home(flag.removeprefix("--"), parser)
     if f"--{home}" != flag:
-        print(f"litgpt: {flag} is called --{home}.", file=sys.stderr)
+        remark(f"{flag} is called --{home}.")
     return f"--{home}"
 
 
@@ -225,6 +228,7 @@ def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, A
     """
     known = option_names(parser)
     groups = {name.rpartition(".")[0] for name in known}
+    fields = without_refused(fields, parser.prog.removeprefix("litgpt "), source)
     moved: dict[str, Any] = {}
     for name, value in fields.items():
         home = new_home(str(name), parser)
@@ -233,7 +237,7 @@ def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, A
         if home in groups and not isinstance(value, (dict, type(None))):
             raise UserError(f"--config {source}: {home} is {value!r}; its options are wanted, as {home}: {{...}}.")
         if home != name:
-            print(f"litgpt: {source}: {name} is called {home}.", file=sys.stderr)
+            remark(f"{source}: {name} is called {home}.")
         group, _, leaf = home.rpartition(".")
         if group:
             moved[group] = {leaf: value, **(moved.get(group) or {})}
@@ -259,7 +263,10 @@ def read_config(value: str) -> dict[str, Any]:
         except (OSError, UnicodeDecodeError) as e:
             raise UserError(f"--config {value} cannot be fetched: {e}.") from e
     else:
-        path = Path(value) if Path(value).is_file() else find_recipe(value)
+        try:
+            path = Path(value) if Path(value).is_file() else find_recipe(value).file
+        except UserError as e:
+            raise UserError(f"--config {value}: there is no such file. {e}") from e
         try:
             text = path.read_text(encoding="utf-8")
         except UnicodeDecodeError as e:
@@ -271,24 +278,6 @@ def read_config(value: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise UserError(f"--config {value} holds no options.")
     return fields
-
-
-def find_recipe(name: str) -> Path:
-    """A shipped recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and ending."""
-    recipes = dict(shipped_recipes())
-    short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/"))
-    found = {k.lower(): v for k, v in recipes.items()}.get(short.removesuffix(".yaml").lower())
-    if found is None:
-        raise UserError(f"--config {name} is neither a file nor a shipped recipe.{nearest(short, recipes)}")
-    return found
-
-
-def shipped_recipes() -> Iterator[tuple[str, Path]]:
-    """Names and files of the recipes, in the installed package or, in a clone, beside it."""
-    package = Path(litgpt.__file__).parent
-    for hub in (package / "config_hub", package.parent / "config_hub"):
-        for file in sorted(hub.glob("*/**/*.yaml")):
-            yield file.relative_to(hub).with_suffix("").as_posix().partition("/")[2], file
 
 
 def one_line(message: str, parser: Parser) -> str:

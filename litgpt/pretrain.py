@@ -25,7 +25,7 @@ EVAL = EvalArgs(interval=1000, max_new_tokens=None)
 
 def setup(
     model_name: Optional[Path] = None,
-    model_config: Optional[Union[Path, dict[str, Any]]] = None,
+    model_config: Optional[Union[dict[str, Any], Path]] = None,
     initial_checkpoint_dir: Optional[Path] = None,
     tokenizer_dir: Optional[Path] = None,
     out_dir: Path = Path("out/pretrain"),

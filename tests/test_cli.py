@@ -21,8 +21,9 @@ from jsonargparse import ArgumentParser
 import litgpt
 import litgpt.data
 from litgpt.__main__ import COMMANDS, main, spoken
-from litgpt.cli import HANDS_ON, find_recipe, make_parser
+from litgpt.cli import HANDS_ON, make_parser
 from litgpt.loading import Source
+from litgpt.recipes import find_recipe
 
 ROOT = Path(__file__).parent.parent
 FLAGS = Path(__file__).with_name("cli_flags.txt")
@@ -176,12 +177,12 @@ def write(path: Path, text: str) -> Path:
 )
 def test_recipe_from_anywhere(settings, monkeypatch, tmp_path, name):
     monkeypatch.chdir(tmp_path)
-    assert find_recipe(name).read_bytes() == RECIPE.read_bytes()
+    assert find_recipe(name).file.read_bytes() == RECIPE.read_bytes()
     got = settings("finetune", "lora", "X", "--config", name, "--train.epochs", 1)
     expected = yaml.safe_load(RECIPE.read_text())
     assert got["lora_r"] == expected["lora_r"] == 32 and got["checkpoint_dir"] == "X"
     assert got["train"] | expected["train"] | {"epochs": 1} == got["train"] and got["train"]["epochs"] == 1
-    assert got["optimizer"]["init_args"]["betas"] == expected["optimizer"]["init_args"]["betas"]
+    assert got["optimizer"]["init_args"]["betas"] == expected["optimizer"]["betas"]
 
 
 def test_a_file_here_comes_before_a_recipe(settings, monkeypatch, tmp_path):
@@ -317,7 +318,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_brings_the_recipes(installed, tmp_path):
-    code = "import litgpt.cli; print(litgpt.__file__); print(litgpt.cli.find_recipe('llama-3.2-1b/lora'))"
+    code = "import litgpt, litgpt.recipes as r; print(litgpt.__file__); print(r.find_recipe('llama-3.2-1b/lora').file)"
     package, recipe = map(Path, python(code, tmp_path, installed).split())
     assert package == installed / "litgpt" / "__init__.py"
     assert recipe.is_relative_to(package.parent) and recipe.read_bytes() == RECIPE.read_bytes()

@@ -16,6 +16,7 @@ from litgpt.model.linear import Embedding, Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.rope import make_ropes
+from litgpt.shards import whole
 
 
 class Block(nn.Module):
@@ -113,11 +114,13 @@ class GPT(nn.Module):
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):
                 writes = name.endswith(".proj")
                 std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
-                nn.init.normal_(module.weight, std=std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                with whole(module):
+                    nn.init.normal_(module.weight, std=std)
+                    if isinstance(module, nn.Linear) and module.bias is not None:
+                        nn.init.zeros_(module.bias)
             elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm)):
-                module.reset_parameters()
+                with whole(module):
+                    module.reset_parameters()
 
     def forward(
         self,

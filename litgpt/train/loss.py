@@ -3,7 +3,8 @@
 Shapes: N trained positions, C = n_embd, V = padded_vocab_size.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -13,6 +14,7 @@ from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.model import GPT
 from litgpt.model.linear import ROUND, rounded
 
+T = TypeVar("T")
 LOGITS = 2**24  # that are held at once
 CACHED = 2**19  # logits that are turned into gradients at once on a CPU
 
@@ -31,6 +33,11 @@ class LossModel(nn.Module):
             ids, documents = F.pad(ids, (0, more)), [*documents, more]  # a last row that nobody looks at
         hidden = self.gpt.hidden(ids, documents)
         return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0])
+
+    def read(self, function: Callable[[GPT], T]) -> T:
+        """What `function` makes of the model; where weights are sharded, this and `forward` are the ways to run it.
+        All ranks have to call it, with functions that run the blocks equally often."""
+        return function(self.gpt)
 
 
 def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:

@@ -9,6 +9,9 @@ import torch
 from torch import nn
 from torch.optim import Optimizer
 
+from litgpt.errors import UserError
+from litgpt.shards import full, is_sharded, like, mine, my_rows
+
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD".split()
 BITSANDBYTES = (
     "Adam8bit AdamW8bit PagedAdam PagedAdam8bit PagedAdamW PagedAdamW8bit Lion Lion8bit PagedLion PagedLion8bit "
@@ -19,6 +22,7 @@ SHORT_NAMES = {
     **{name: f"bitsandbytes.optim.{name}" for name in BITSANDBYTES},
     "Muon": "litgpt.train.optimizers.Muon",
 }
+WHOLE = ("Adafactor", "Rprop")  # of torch: they fail on sharded weights
 # Elements that are updated at once: the float32 copies of a large weight shall not take its size again. A processor is
 # faster where they fit into its cache, a GPU where it has much to do at once.
 CHUNK = {"cpu": 2**18}
@@ -31,14 +35,14 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     A parameter's attribute `lr_ratio`, 1 where there is none, says by how much its learning rate differs from the
     run's; there is one group for each ratio. The matrices of the blocks get an attribute `row_blocks` for `Muon`.
     """
-    by_ratio: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}  # sharded weights and others are not updated together
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            by_ratio.setdefault(getattr(parameter, "lr_ratio", 1.0), []).append(parameter)
+            groups.setdefault((getattr(parameter, "lr_ratio", 1.0), is_sharded(parameter)), []).append(parameter)
             if name.startswith("transformer.h.") and parameter.ndim == 2:
                 module, _, leaf = name.rpartition(".")
                 parameter.row_blocks = row_blocks(model.get_submodule(module), leaf, parameter)  # type: ignore
-    return [{"params": parameters, "lr_ratio": ratio} for ratio, parameters in by_ratio.items()]
+    return [{"params": parameters, "lr_ratio": ratio} for (ratio, _), parameters in groups.items()]
 
 
 def row_blocks(module: nn.Module, name: str, weight: torch.Tensor) -> tuple[int, ...]:
@@ -109,6 +113,14 @@ class Dice:
             more = torch.randint(*ends, (missing,), generator=self.generator, device=device, dtype=torch.int32)
             self.lanes = torch.cat([self.lanes, more])
         return (self.lanes[:n].mul_(747796405).add_(1) >> 16).bitwise_and_(2**16 - 1)
+
+
+def check_sharded(optimizer: Optimizer) -> None:
+    """Raise `UserError` where the optimizer is to train sharded weights and cannot."""
+    sharded = any(is_sharded(p) for group in optimizer.param_groups for p in group["params"])
+    name = type(optimizer).__name__
+    if sharded and (name in WHOLE or type(optimizer).__module__.startswith("bitsandbytes")):
+        raise UserError(f"--optimizer {name} does not know sharded weights: take AdamW, or --strategy ddp.")
 
 
 class Rounding(Optimizer):
@@ -259,7 +271,7 @@ def adamw_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], ep
 
 def in_chunks(*tensors: Optional[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
     """Tensors of one shape as views of their rows, about `CHUNK` elements at a time."""
-    some = [torch.atleast_1d(t) for t in tensors if t is not None]
+    some = [torch.atleast_1d(mine(t)) for t in tensors if t is not None]
     rows = max(1, CHUNK.get(some[0].device.type, CHUNK_ELSEWHERE) // max(1, some[0][:1].numel()))
     return zip(*(t.split(rows) for t in some))
 
@@ -268,16 +280,18 @@ def muon_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], dic
     """One step of Muon; `p` and its momentum keep the dtype of `p`."""
     if not state:
         state["momentum_buffer"] = torch.zeros_like(p)
-    grad = p.grad.float()  # type: ignore[union-attr]
-    momentum = state["momentum_buffer"].float().lerp_(grad, 1 - group["momentum"])
+    grad = mine(p.grad).float()  # type: ignore[arg-type]
+    momentum = mine(state["momentum_buffer"]).float().lerp_(grad, 1 - group["momentum"])
     update = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-    weight = p.float().mul_(1 - group["lr"] * group["weight_decay"])
-    parts = p.row_blocks  # type: ignore[attr-defined]
-    for w, u in zip(weight.split(parts), update.split(parts)):
-        m, n = w.shape
+    update = full(like(p, update)) if is_sharded(p) else update  # a part of a matrix says nothing about its own
+    weight = mine(p).float().mul_(1 - group["lr"] * group["weight_decay"])
+    steps = []
+    for u in update.split(p.row_blocks):  # type: ignore[attr-defined]
+        m, n = u.shape
         scale = 0.2 * max(m, n) ** 0.5 if group["adjust_lr_fn"] == "match_rms_adamw" else max(1, m / n) ** 0.5
-        w.sub_(orthogonal(u, group["ns_coefficients"], group["ns_steps"], group["eps"]), alpha=group["lr"] * scale)
-    for old, new in ((p, weight), (state["momentum_buffer"], momentum)):
+        steps.append(orthogonal(u, group["ns_coefficients"], group["ns_steps"], group["eps"]).mul_(scale))
+    weight.sub_(torch.cat(steps)[my_rows(p)], alpha=group["lr"])
+    for old, new in ((mine(p), weight), (mine(state["momentum_buffer"]), momentum)):
         for old_part, new_part in in_chunks(old, new):
             store(old_part, new_part, dice)
 

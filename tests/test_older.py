@@ -1,0 +1,281 @@
+"""What people typed for LitGPT works, and names what it is called today."""
+
+import json
+import shutil
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+import litgpt.data.alpaca
+from litgpt.__main__ import COMMANDS, main
+from litgpt.cli import make_parser, new_home, option_names
+from litgpt.lora import LoRA
+from litgpt.older import NO_DATA, adapter_folder, refusals, translate
+from litgpt.peft_export import write_lora
+from tests.conftest import make_rows
+from tests.test_lora import with_lora
+
+TRAIN = (
+    "save_interval log_interval global_batch_size micro_batch_size lr_warmup_steps lr_warmup_fraction epochs "
+    "max_tokens max_steps max_time max_seq_length tie_embeddings max_norm min_lr"
+)
+EVAL = "interval max_new_tokens max_iters initial_validation final_validation evaluate_example"
+LOG = "project run group teamspace metadata log_model save_logs checkpoint_name"
+GROUPS = [f"{g}.{n}" for g, names in (("train", TRAIN), ("eval", EVAL), ("log", LOG)) for n in names.split()]
+FINETUNE = "checkpoint_dir out_dir precision devices num_nodes data optimizer logger_name seed access_token".split()
+LORA = "lora_r lora_alpha lora_dropout lora_query lora_key lora_value lora_projection lora_mlp lora_head".split()
+# LitGPT 0.5.13's options
+FLAGS: dict[str, list[str]] = {
+    "finetune_lora": [*FINETUNE, *GROUPS, *LORA, "quantize"],
+    "finetune_full": [*FINETUNE, *GROUPS, "resume"],
+    "finetune_adapter": [*FINETUNE, *GROUPS, "quantize"],
+    "finetune_adapter_v2": [*FINETUNE, *GROUPS, "quantize", "resume"],
+    "pretrain": [
+        *GROUPS,
+        *"model_name model_config out_dir precision initial_checkpoint_dir resume data optimizer devices".split(),
+        *"num_nodes tokenizer_dir logger_name seed".split(),
+    ],
+    "generate": "checkpoint_dir prompt num_samples max_new_tokens top_k top_p temperature quantize precision".split(),
+    "download": "repo_id access_token tokenizer_only convert_checkpoint dtype checkpoint_dir model_name".split(),
+    "merge_lora": "checkpoint_dir pretrained_checkpoint_dir precision".split(),
+    "convert_to_litgpt": "checkpoint_dir model_name dtype debug_mode".split(),
+    "convert_from_litgpt": "checkpoint_dir output_dir".split(),
+    "convert_pretrained_checkpoint": "checkpoint_dir output_dir".split(),
+    "validate": "checkpoint_dir model_filename dtype training".split(),
+}
+TRANSLATED = {"validate": ["dtype"]}
+
+
+@pytest.mark.parametrize("command", FLAGS)
+def test_every_flag_is_known_or_refused_with_the_reason(command, capsys):
+    parser = make_parser(COMMANDS[command][0], command)
+    known = option_names(parser)
+    for name in FLAGS[command]:
+        if name not in refusals(command):
+            assert new_home(name, parser) in known or name in TRANSLATED.get(command, []), name
+            continue
+        for words in (["X", f"--{name}", "a"], [f"--{name}=a", "X"]):
+            with pytest.raises(SystemExit) as stop:
+                main([command, *words])
+            error = capsys.readouterr().err
+            assert stop.value.code == 2 and f"--{name} is not needed: {refusals(command)[name]}" in error
+
+
+def test_a_refused_key_that_is_off_may_stand_in_a_config(settings, config, capsys):
+    got = settings("finetune_full", "X", "--config", config("c.yaml", access_token=None, seed=3))
+    assert got["seed"] == 3
+    with pytest.raises(SystemExit):
+        main(["finetune_full", "X", "--config", str(config("d.yaml", access_token="hf_secret"))])
+    error = capsys.readouterr().err
+    assert "access_token is not needed" in error and "hf_secret" not in error
+
+
+# LitGPT's recipe files say everything, defaults included
+RECIPE: dict[str, Any] = {
+    "checkpoint_dir": "checkpoints/tiiuae/falcon-7b",
+    "out_dir": "out/finetune/qlora-falcon-7b",
+    "precision": "bf16-true",
+    "quantize": "bnb.nf4",
+    "devices": 1,
+    "num_nodes": 1,
+    "lora_r": 32,
+    "lora_alpha": 16,
+    "lora_dropout": 0.05,
+    "lora_query": True,
+    "lora_key": False,
+    "lora_value": True,
+    "lora_projection": False,
+    "lora_mlp": False,
+    "lora_head": False,
+    "data": {
+        "class_path": "litgpt.data.Alpaca2k",
+        "init_args": {
+            "mask_prompt": False,
+            "val_split_fraction": 0.03847,
+            "prompt_style": "alpaca",
+            "ignore_index": -100,
+            "seed": 42,
+            "num_workers": 4,
+            "download_dir": "data/alpaca2k",
+        },
+    },
+    "train": {
+        "save_interval": 200,
+        "log_interval": 1,
+        "global_batch_size": 8,
+        "micro_batch_size": 1,
+        "lr_warmup_steps": 10,
+        "epochs": 4,
+        "max_tokens": None,
+        "max_steps": None,
+        "max_seq_length": 512,
+        "tie_embeddings": None,
+        "max_norm": None,
+        "min_lr": 6.0e-5,
+    },
+    "eval": {
+        "interval": 100,
+        "max_new_tokens": 100,
+        "max_iters": 100,
+        "initial_validation": False,
+        "final_validation": True,
+        "evaluate_example": "first",
+    },
+    "optimizer": {
+        "class_path": "torch.optim.AdamW",
+        "init_args": {"lr": 0.0002, "weight_decay": 0.0, "betas": [0.9, 0.95]},
+    },
+    "logger_name": "csv",
+    "seed": 1337,
+}
+
+
+def kept(given: Any, got: Any, where: str = "") -> None:
+    if isinstance(given, dict):
+        for key, value in given.items():
+            kept(value, got[key], f"{where}.{key}")
+    else:
+        assert got == given, where
+
+
+@pytest.mark.parametrize("command", ["finetune_lora", "finetune_full"])
+def test_a_recipe_of_litgpt_keeps_every_value(settings, config, command):
+    fields = {k: v for k, v in RECIPE.items() if command == "finetune_lora" or ("lora" not in k and k != "quantize")}
+    kept(fields, settings(command, "--config", config("c.yaml", **fields)))
+    assert not settings.err
+
+
+# whole commands, as guides to LitGPT print them
+
+
+@pytest.fixture
+def adapter(base: Path, tmp_path: Path) -> Path:
+    """An adapter of the tiny model, in a folder `final`."""
+    folder = tmp_path / "out" / "final"
+    folder.mkdir(parents=True)
+    write_lora(LoRA(r=2), with_lora(base, LoRA(r=2)), str(base), folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copyfile(base / name, folder / name)
+    return folder
+
+
+def test_merge_lora_with_the_path_of_a_file(base, adapter, capsys):
+    for typed in (adapter / "final_lora.pth", adapter.parent / "final_lora.pth", adapter / "lit_model.pth.lora"):
+        for words in (
+            [typed],
+            ["--checkpoint_dir", typed],
+            [f"--checkpoint_dir={typed}"],
+            ["--precision", "32-true", typed],
+        ):
+            main(["merge_lora", *map(str, words), "--overwrite", "true"])
+            out, err = capsys.readouterr()
+            assert f"merged     {adapter}-merged" in out and f"{typed} is a folder now, {adapter}" in err
+
+
+def test_merge_lora_with_lora_path(base, adapter, tmp_path, capsys):
+    file = adapter.parent / "lit_model_lora_finetuned.pth"
+    for i, model in enumerate((["--checkpoint_dir", base], [base], [f"--checkpoint_dir={base}"])):
+        out = tmp_path / f"merged-{i}"
+        main(["merge_lora", *map(str, [*model, "--lora_path", file, "--out_dir", out])])
+        assert (out / "config.json").is_file()
+        assert (
+            f"--lora_path {file} is called {adapter}, and its model, {base}, --base {base}" in capsys.readouterr().err
+        )
+
+
+def test_paths_that_are_folders_stay(tmp_path):
+    (tmp_path / "odd.pth").mkdir()
+    for path in (tmp_path / "odd.pth", tmp_path / "none", Path("org/name")):
+        assert adapter_folder(str(path)) == str(path)
+
+
+def test_rows_by_csv_dir(settings):
+    got = settings("finetune_lora", "X", "--csv_dir", "MyDataset.csv")
+    assert got["data"]["class_path"] == "litgpt.data.JSON" and got["data"]["init_args"]["json_path"] == "MyDataset.csv"
+    assert "--csv_dir MyDataset.csv is called --data JSON --data.json_path MyDataset.csv." in settings.err
+    got = settings("finetune_lora", "X", "--csv_dir=my.csv", "--data", "JSON", "--data.mask_prompt", "true")
+    assert got["data"]["init_args"]["json_path"] == "my.csv" and got["data"]["init_args"]["mask_prompt"] is True
+
+
+def test_tasks_of_2023(capsys):
+    for words in (["--eval_tasks", "[a_2ds, 'b', c]"], ["--eval_tasks=[a_2ds,b,c]"], ["--eval_tasks", "a_2ds,b,c"]):
+        assert translate(["--checkpoint_dir", "D", *words], "evaluate") == [
+            "--checkpoint_dir",
+            "D",
+            "--tasks",
+            "a_2ds,b,c",
+        ]
+        assert "is called --tasks a_2ds,b,c." in capsys.readouterr().err
+
+
+def test_dtype_of_validate(settings):
+    assert settings("validate", "X", "--dtype", "bfloat16")["precision"] == "bf16-true"
+    assert "--dtype bfloat16 is called --precision bf16-true." in settings.err
+
+
+@pytest.fixture
+def alpaca(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Few rows in the place of the download of Alpaca."""
+    (tmp_path / "rows.json").write_text(json.dumps(make_rows(30)))
+    monkeypatch.setattr(litgpt.data.alpaca, "fetch", lambda url, path: tmp_path / "rows.json")
+
+
+BATCH = "--train.global_batch_size 8 --train.micro_batch_size 2 --train.lr_warmup_steps 10"
+ROWS = "--data JSON --data.json_path data/alpaca.json"
+PRINTED = [
+    f"finetune_lora MODEL {ROWS} {BATCH} --train.epochs 3 --train.max_seq_length 512 --lora_r 8 --lora_alpha 16",
+    f"finetune_lora MODEL --quantize bnb.nf4 {ROWS} {BATCH} --train.epochs 4 --lora_r 8",
+    f"finetune_full MODEL {ROWS} {BATCH} --train.epochs 3 --train.learning_rate 5e-5",
+    f"finetune_adapter MODEL {ROWS} {BATCH}",
+    f"finetune_adapter_v2 MODEL {ROWS} {BATCH}",
+    "finetune_lora MODEL --train.learning_rate 3e-4 --train.lr_warmup_steps 100 --train.min_lr 3e-6 "
+    "--train.lr_decay_iters 10000",
+    "finetune_lora MODEL --train.global_batch_size 128 --train.micro_batch_size 2",
+    "finetune_lora MODEL --precision bf16-mixed",
+    "finetune_lora MODEL --train.max_seq_length 8192 --train.micro_batch_size 1",
+    "finetune_lora MODEL --train.gradient_accumulation_iters 16",
+    f"finetune_lora MODEL {ROWS} --data.val_split_fraction 0.1",
+    "finetune lora MODEL --config config_hub/finetune/phi-2/lora.yaml --precision 16-mixed --data.download_dir data",
+    "finetune lora MODEL --config config_hub/finetune/phi-2/lora.yaml --max_seq_length 4096 --data.download_dir data",
+    "finetune --checkpoint_dir MODEL/ --precision bf16-true",
+]
+SHORT = (PRINTED[0], PRINTED[5])
+
+
+@pytest.mark.parametrize("command", [c if c in SHORT else pytest.param(c, marks=pytest.mark.long) for c in PRINTED])
+def test_commands_of_guides_start(command, base, alpaca, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "data").mkdir()
+    for name in ("alpaca.json", "alpaca2k.json"):
+        (tmp_path / "data" / name).write_text(json.dumps(make_rows(30)))
+    short = (
+        "--train.max_steps 1 --accelerator cpu --eval.max_new_tokens 2 --eval.initial_validation false --out_dir out"
+    )
+    words = [word.replace("MODEL", str(base)) for word in f"{command} {short}".split()]
+    if "8192" in command:  # the tiny model has no more than 256
+        words[words.index("8192")] = "200"
+    if "4096" in command:
+        words[words.index("4096")] = "200"
+    main(words)
+    assert list((tmp_path / "out" / "final").glob("*.safetensors"))
+    assert (NO_DATA in capsys.readouterr().err) == ("data" not in command)
+
+
+@pytest.mark.parametrize(
+    "command", [*PRINTED, "finetune lora MODEL --config phi-2/lora --devices 4 --precision 16-true"]
+)
+def test_commands_of_guides_are_understood(command, settings):
+    got = settings(*command.replace("MODEL", "org/name").split())
+    assert str(got["checkpoint_dir"]).startswith("org/name")
+    words = command.split()
+    for flag, value in pairwise(words):
+        if flag.startswith("--") and flag not in ("--data", "--config", "--checkpoint_dir", "--data.json_path"):
+            home = flag[2:] if flag != "--max_seq_length" else "train.max_seq_length"
+            found: Any = got
+            for name in home.split("."):
+                found = found[name] if name in found else found["init_args"][name]
+            assert found == yaml.safe_load(value) or float(found) == float(value), flag
+    assert ("--max_seq_length is called --train.max_seq_length." in settings.err) == ("--max_seq_length" in words)
