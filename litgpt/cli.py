@@ -139,6 +139,11 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
                 if not words:
                     raise UserError(f"{flag} wants a value.")
                 value = words.pop(0)
+            if of_pairs(flag, parser) and is_pair(value):
+                pairs = [value]
+                while words and is_pair(words[0]):
+                    pairs.append(words.pop(0))
+                value = json.dumps(dict(pair.split("=", 1) for pair in pairs))
             if parser.takes_many and flag == f"--{parser.positional}" and not value.startswith("["):
                 positional.append(value)
             elif flag == "--config":
@@ -178,6 +183,15 @@ def stands_alone(flag: str, words: list[str], parser: Parser) -> bool:
     follows = words[0].lower() if words else "-"
     takes_more = any("Union" in t or "|" in t for t in types)  # --resume takes a path as well
     return follows.startswith("-") if takes_more else follows not in TRUTH
+
+
+def of_pairs(flag: str, parser: Parser) -> bool:
+    """Whether this option is one of names and values, which may be given as NAME=VALUE NAME=VALUE."""
+    return any("dict[str," in str(getattr(a, "_typehint", "")) for a in parser._actions if flag in a.option_strings)
+
+
+def is_pair(word: str) -> bool:
+    return re.match(r"[^-={\s][^={\s]*=.", word) is not None
 
 
 def option_names(parser: Parser) -> list[str]:

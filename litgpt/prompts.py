@@ -13,7 +13,7 @@ import yaml
 from litgpt.chat_template import CHATML, ChatTemplate, PromptStyle
 from litgpt.errors import UserError, nearest
 from litgpt.files import read_json
-from litgpt.styles import STYLES, NamedStyle
+from litgpt.styles import STYLES
 
 STYLE_FILE = "prompt_style.yaml"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

@@ -324,6 +324,7 @@ def test_wheel_brings_the_recipes(installed, tmp_path):
     assert recipe.is_relative_to(package.parent) and recipe.read_bytes() == RECIPE.read_bytes()
     shipped = {p.relative_to(package.parent / "config_hub") for p in (package.parent / "config_hub").rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "config_hub") for p in (ROOT / "config_hub").rglob("*.yaml")}
+    assert (package.parent / "serve" / "page" / "script.js").is_file()
     code = "import runpy, sys; sys.argv[1:] = ['-h']; runpy.run_module('litgpt', run_name='__main__')"
     assert "finetune lora" in python(code, tmp_path, installed)
 

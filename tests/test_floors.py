@@ -31,7 +31,7 @@ FLOORS = {
     ),
     3: ("train", "data", "generate"),
     4: ("finetune", "pretrain"),
-    5: ("__main__", "api", "cli", "given", "older", "commands"),
+    5: ("__main__", "api", "cli", "given", "older", "commands", "serve"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 MODULES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
