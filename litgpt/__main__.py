@@ -17,6 +17,7 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "pretrain": ("litgpt.pretrain:setup", "Train all weights of a model on text, from scratch or further."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
+    "evaluate": ("litgpt.commands.evaluate:main", "Score a model or an adapter on the tasks of lm-eval."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
     "verify_resume": (
         "litgpt.commands.verify_resume:main",

@@ -25,7 +25,7 @@ FLOORS = {
         "hub",
         "loading",
     ),
-    3: ("train", "data", "generate"),
+    3: ("train", "data", "generate", "evaluation"),
     4: ("finetune", "pretrain"),
     5: ("__main__", "cli", "given", "commands"),
 }

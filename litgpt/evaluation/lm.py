@@ -128,7 +128,9 @@ class LitGPT(LM):
         sampling = Sampling(temperature=0.0)
         if wanted.get("do_sample"):
             top_k = wanted.get("top_k", 50) or None
-            sampling = Sampling(float(options.get("temperature", 1.0)), top_k, float(wanted.get("top_p", 1.0)))
+            penalty = float(wanted.get("repetition_penalty", 1.0))
+            temperature, top_p = float(options.get("temperature", 1.0)), float(wanted.get("top_p", 1.0))
+            sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
         tokenizer = self.loaded.tokenizer
         until = handle_stop_sequences(wanted["until"], eos=tokenizer.eos_token)
         stops = self.loaded.stop_ids if self.chat else tokenizer.stop_ids
