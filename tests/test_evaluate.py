@@ -148,9 +148,7 @@ def test_stories260k_gets_the_scores_of_transformers(real_data, tmp_path):
         }
         for row in rows
     ]
-    same_as_theirs(
-        real_data / "models" / "stories260k", write_tasks(tmp_path / "tasks", made, 2), tmp_path / "out", 30
-    )
+    same_as_theirs(real_data / "models" / "stories260k", write_tasks(tmp_path / "tasks", made, 2), tmp_path / "out", 30)
 
 
 # what is left behind, and with and without an adapter
@@ -351,7 +349,9 @@ def sums_task(folder: Path) -> Path:
 def test_a_trained_lora_is_clearly_better_and_an_untrained_one_is_not(tmp_path, steps):
     run = ["--train.max_steps", str(steps), "--out_dir", str(tmp_path / "run"), "--eval.exact_match", "null"]
     still = ["--optimizer.lr", "1e-9"] if steps == 1 else []
-    main(["finetune", "lora", "--config", "pico/lora", *run, *still, "--train.lr_warmup_steps", str(min(20, steps - 1))])
+    main(
+        ["finetune", "lora", "--config", "pico/lora", *run, *still, "--train.lr_warmup_steps", str(min(20, steps - 1))]
+    )
     tasks = ["--tasks", "sums", "--include_path", str(sums_task(tmp_path / "tasks")), "--apply_chat_template"]
     out = ["--out_dir", str(tmp_path / "out"), "--vs", "base"]
     main(["evaluate", str(tmp_path / "run" / "final"), *tasks, *out, "--device", "cpu"])

@@ -1,5 +1,6 @@
 """`litgpt evaluate`"""
 
+import logging
 import os
 import sys
 import time
@@ -138,7 +139,7 @@ def main(
 
 def quieten() -> None:
     """Let lm-eval and its libraries be silent about what is shown here anyway."""
-    os.environ.setdefault("TQDM_DISABLE", "1")
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
@@ -157,7 +158,7 @@ def check(
         wrong.append(f"--batch_size {batch_size} must be above 0, or auto")
     if num_fewshot is not None and num_fewshot < 0:
         wrong.append(f"--num_fewshot {num_fewshot} is below 0")
-    if limit is not None and (limit <= 0 or limit > 1 and limit != int(limit)):
+    if limit is not None and (limit <= 0 or (limit > 1 and limit != int(limit))):
         wrong.append(f"--limit {limit} must be a share between 0 and 1, or a whole number")
     if share is not None and vs is None:
         wrong.append("--fail_if_drop compares with --vs base, which is not given")

@@ -120,7 +120,9 @@ class LitGPT(LM):
     def question(self, number: int, prompt: list[int], options: dict[str, Any]) -> Text:
         """A prompt as a request to the engine; it loses its beginning where there would be no room for the answer."""
         wanted = normalize_gen_kwargs(options, MAX_NEW)
-        self.say_once(f"generation options without effect: {', '.join(sorted(set(wanted) - KNOWN))}", set(wanted) - KNOWN)
+        self.say_once(
+            f"generation options without effect: {', '.join(sorted(set(wanted) - KNOWN))}", set(wanted) - KNOWN
+        )
         new = max(1, min(wanted["max_gen_toks"], self.max_length // 2))
         self.say_once(
             f"answers are limited to {new} tokens, half of what the model reads", new < wanted["max_gen_toks"]

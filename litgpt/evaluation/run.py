@@ -1,15 +1,18 @@
 """A run of lm-eval's harness over one loaded folder, and what it leaves behind."""
 
 import hashlib
+import io
 import json
-import logging
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import partialmethod
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from lm_eval.evaluator import simple_evaluate
 from lm_eval.utils import handle_non_serializable, hash_string, make_table
+from tqdm import tqdm
 
 import litgpt
 from litgpt.errors import UserError
@@ -31,21 +34,21 @@ def evaluate(
     Raises:
         UserError: lm-eval refuses the tasks.
     """
-    logging.getLogger("lm_eval").setLevel(logging.ERROR)  # it says at length what the table says
     try:
-        results = simple_evaluate(
-            lm,
-            tasks=list(tasks),
-            num_fewshot=num_fewshot,
-            batch_size=lm.batch or "auto",  # only noted
-            device=str(lm.device),
-            limit=limit,
-            apply_chat_template=chat,
-            random_seed=seed,
-            numpy_random_seed=seed,
-            torch_random_seed=seed,
-            fewshot_random_seed=seed,
-        )
+        with silence():
+            results = simple_evaluate(
+                lm,
+                tasks=list(tasks),
+                num_fewshot=num_fewshot,
+                batch_size=lm.batch or "auto",  # only noted
+                device=str(lm.device),
+                limit=limit,
+                apply_chat_template=chat,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
     except (ValueError, AssertionError) as e:
         if isinstance(e, UserError):
             raise
@@ -55,6 +58,18 @@ def evaluate(
         for name, samples in results["samples"].items()
     }
     return results
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep lm-eval from drawing bars and printing what it does; its table and our line of progress say it."""
+    draw = tqdm.__init__
+    tqdm.__init__ = partialmethod(draw, disable=True)  # type: ignore[method-assign]
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm.__init__ = draw  # type: ignore[method-assign]
 
 
 def describe(results: dict[str, Any], source: Source, hashes: dict[str, str], seconds: float) -> None:
@@ -118,5 +133,3 @@ def writable(folder: Path) -> Path:
     if not os.access(folder, os.W_OK):
         raise UserError(f"--out_dir {folder}: nothing can be written there.")
     return folder
-
-

@@ -116,9 +116,7 @@ def read(model: GPT, texts: Sequence[Ids], pieces: Sequence[Piece]) -> list[torc
     return [outputs[i] for i in range(len(pieces))]
 
 
-def likelihoods(
-    model: GPT, texts: Sequence[Ids], targets: Sequence[Sequence[Ids]]
-) -> list[list[tuple[float, bool]]]:
+def likelihoods(model: GPT, texts: Sequence[Ids], targets: Sequence[Sequence[Ids]]) -> list[list[tuple[float, bool]]]:
     """For each text and each of its targets their log-probability, in nats, and whether each is the likeliest token.
 
     Args:
@@ -145,7 +143,11 @@ def likelihoods(
             wanted += target
     unique, at = torch.tensor(places).unique(return_inverse=True)
     hidden = torch.cat(read_pieces)
-    ids, logprobs, likeliest = torch.tensor(wanted), torch.empty(len(wanted)), torch.empty(len(wanted), dtype=torch.bool)
+    ids, logprobs, likeliest = (
+        torch.tensor(wanted),
+        torch.empty(len(wanted)),
+        torch.empty(len(wanted), dtype=torch.bool),
+    )
     size = max(1, LOGITS // model.config.padded_vocab_size)
     for start in range(0, len(unique), size):
         logits = model.lm_head(hidden[unique[start : start + size].to(hidden.device)]).float()
@@ -221,4 +223,3 @@ def fill(texts: Sequence[Ids], news: Sequence[int], start: int, tokens: int) -> 
             break
         end += 1
     return end
-

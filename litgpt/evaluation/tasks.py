@@ -65,7 +65,7 @@ def find_tasks(names: Sequence[str], include: Sequence[Path]) -> tuple[TaskManag
 
 
 def matches(manager: TaskManager, name: str) -> list[str]:
-    if name in manager.task_index or Path(name).suffix == ".yaml" and Path(name).is_file():
+    if name in manager.task_index or (Path(name).suffix == ".yaml" and Path(name).is_file()):
         return [name]
     return manager.match_tasks([name]) if set(name) & set("*?[") else []
 
@@ -87,7 +87,9 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
             missing.append(f"{name}: {what_is_missing(manager, name, e)}")
             stay_offline(e)
     if missing:
-        raise UserError(f"Nothing was run, for {len(missing)} of {len(names)} tasks lack their data: {'; '.join(missing)}.")
+        raise UserError(
+            f"Nothing was run, for {len(missing)} of {len(names)} tasks lack their data: {'; '.join(missing)}."
+        )
     return loaded
 
 
