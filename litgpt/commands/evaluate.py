@@ -109,7 +109,7 @@ def main(
     def score() -> dict[str, Any]:
         whole = limit is None or limit < 1
         number = limit if whole else int(limit or 0)
-        results = run.evaluate(lm, loaded_tasks, num_fewshot, number, seed, apply_chat_template)
+        results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, number, seed, apply_chat_template)
         run.describe(results, loaded.source, hashes, time.perf_counter() - began)
         return results
 
@@ -120,7 +120,8 @@ def main(
     if vs:
         with loaded.source.without_adapter(loaded.model):
             base_results = score()
-        differences = compare.compare(base_results, results, manager.load(loaded_tasks)["tasks"], seed)
+        known = manager.load(loaded_tasks)
+        differences = compare.compare(base_results, results, known["tasks"], known["groups"], seed)
         results["vs_base"] = compare.as_fields(differences)
         print(compare.table(differences))
         run.write_results(base_results, file.with_stem(f"{file.stem}_base"))

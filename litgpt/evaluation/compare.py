@@ -56,11 +56,14 @@ class Difference:
         return worse / abs(self.base) if self.base else math.copysign(math.inf, worse)
 
 
-def compare(base: dict[str, Any], adapter: dict[str, Any], tasks: dict[str, Any], seed: int) -> list[Difference]:
+def compare(
+    base: dict[str, Any], adapter: dict[str, Any], tasks: dict[str, Any], groups: dict[str, Any], seed: int
+) -> list[Difference]:
     """The differences between two results of lm-eval over the same tasks, both with their samples.
 
     Args:
         tasks: lm-eval's tasks by their names.
+        groups: Its groups by theirs.
     """
     found = []
     for name, task in tasks.items():
@@ -85,7 +88,30 @@ def compare(base: dict[str, Any], adapter: dict[str, Any], tasks: dict[str, Any]
             found.append(
                 Difference(name, label, *scores, difference, low, high, len(pairs), method, better.get(metric))
             )
+    for name, group in groups.items():
+        for key in adapter.get("groups", {}).get(name, {}):
+            if "," in key and "_stderr" not in key:
+                scores = [float(r["groups"][name][key]) for r in (base, adapter)]
+                found.append(group_difference(group, key, scores, found))
     return found
+
+
+def group_difference(group: Any, key: str, scores: Sequence[float], found: Sequence[Difference]) -> Difference:
+    """The difference of a group's score, which is a mean of its tasks' scores, from those of its tasks."""
+    metric, _, kind = key.partition(",")
+    label = metric if kind == "none" else key
+    names = {task.task_name for task in group.get_all_tasks()}
+    parts = [d for d in found if d.task in names and d.metric == label]
+    by_size = next((m.weight_by_size for m in group.aggregate_metric_list if m.metric == metric), True)
+    total = sum(d.n for d in parts)
+    weights = [d.n / total if by_size else 1 / len(parts) for d in parts]
+    low = high = None
+    difference = scores[1] - scores[0]
+    if all(d.low is not None and d.method == "paired normal" for d in parts):
+        half = math.sqrt(sum((w * (d.high - d.low) / 2) ** 2 for w, d in zip(weights, parts)))  # type: ignore[operator]
+        low, high = difference - half, difference + half
+    better = parts[0].higher_is_better if parts else None
+    return Difference(group.name, label, *scores, difference, low, high, total, "paired normal", better)
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:

@@ -86,7 +86,7 @@ class LitGPT(LM):
         return found
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """For each context and continuation the log-probability of the continuation, and whether it is the likeliest."""
+        """For each pair the log-probability of the continuation, and whether it is what the model would say."""
         return score(self.loaded.model, self.pairs(requests), self.batch, Left("log-likelihoods: tokens").show)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import handle_non_serializable, hash_string, make_table
 from tqdm import tqdm
 
@@ -23,11 +24,18 @@ from litgpt.peft_folder import CONFIG, WEIGHTS
 
 
 def evaluate(
-    lm: LitGPT, tasks: Sequence[Any], num_fewshot: Optional[int], limit: Union[int, float, None], seed: int, chat: bool
+    lm: LitGPT,
+    manager: TaskManager,
+    tasks: Sequence[Any],
+    num_fewshot: Optional[int],
+    limit: Union[int, float, None],
+    seed: int,
+    chat: bool,
 ) -> dict[str, Any]:
     """lm-eval's results, with the samples.
 
     Args:
+        manager: What the tasks were found with.
         tasks: lm-eval's tasks and groups; they are used again as they are.
         chat: Whether prompts are rendered as conversations.
 
@@ -39,6 +47,7 @@ def evaluate(
             results = simple_evaluate(
                 lm,
                 tasks=list(tasks),
+                task_manager=manager,
                 num_fewshot=num_fewshot,
                 batch_size=lm.batch or "auto",  # only noted
                 device=str(lm.device),

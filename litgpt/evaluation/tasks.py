@@ -74,7 +74,8 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
     """The tasks and groups with their data.
 
     Raises:
-        UserError: data cannot be had; all of them at once. No task is run without the others.
+        UserError: data cannot be had; all of them at once. No task is run without the others. Or a task would be run
+            twice, by itself and in a group.
     """
     loaded, missing = list[Any](), list[str]()
     for name in names:
@@ -90,6 +91,10 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
         raise UserError(
             f"Nothing was run, for {len(missing)} of {len(names)} tasks lack their data: {'; '.join(missing)}."
         )
+    try:
+        manager.load(loaded)
+    except ValueError as e:
+        raise UserError(f"--tasks: {e}.") from e
     return loaded
 
 
