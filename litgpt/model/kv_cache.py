@@ -67,6 +67,9 @@ class KVCache:
 
     def move(self, source: int, target: int) -> None:
         """Let `target` hold what `source` holds."""
+        if source >= len(self.lengths):  # a text of which nothing was read yet
+            self.keep(target, 0)
+            return
         for stored in self.layers:
             for t in stored or ():
                 t[target] = t[source]
@@ -79,7 +82,7 @@ class KVCache:
         for layer, (stored, window) in enumerate(zip(self.layers, self.windows)):
             places = length if window is None else min(length, window)
             for t in self.room(layer, *stored, rows, places) if stored is not None else ():
-                t[numbers, :, :places] = t[source, :, :places]
+                t[numbers, :, :places] = t[source, :, :places].clone()
         self.lengths += [0] * (rows - len(self.lengths))
         for target in targets:
             self.lengths[target], self.ids[target] = length, list(self.ids.get(source, []))
