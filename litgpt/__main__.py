@@ -33,6 +33,7 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     ),
     "chat": ("litgpt.commands.chat:main", "Talk with a model or an adapter."),
     "serve": ("litgpt.serve.main:main", "Answer over HTTP as OpenAI's interface does, with a page to chat."),
+    "evaluate": ("litgpt.commands.evaluate:main", "Score a model or an adapter on the tasks of lm-eval."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
     "convert_to_litgpt": ("litgpt.commands.convert_to_litgpt:main", "Write a model in LitGPT's form too."),
     "convert_from_litgpt": (

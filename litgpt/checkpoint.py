@@ -177,21 +177,9 @@ def load_weights(
             continue
         empty = torch.empty_like(old, dtype=dtype, device=shards if shards and is_sharded(old) else device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
-    for name in checkpoint.files:
-        target = table.from_hf(name.rpartition(".")[0])
-        if target is None:
-            continue
-        if name == tied:
-            check_tied(checkpoint, name, f"{table.to_hf('transformer.wte')[0]}.weight")
-            continue
-        ours = f"{target[0]}.{name.rpartition('.')[2]}"
-        module, leaf = slots[ours]
-        stored, first = places(table, ours, module, leaf)[target[1]]
-        tensor = stored.to_ours(checkpoint.tensor(name))
-        if isinstance(module, QuantizedLinear) and leaf == "weight":
-            module.store(target[1], tensor.to(device, dtype))
-        else:
-            put(getattr(module, leaf).detach(), first, tensor)
+    if tied in checkpoint.files:
+        check_tied(checkpoint, tied, f"{table.to_hf('transformer.wte')[0]}.weight")
+    fill_weights(model, checkpoint, slots)
     model.tie_weights()
     for module in model.modules():
         own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}
@@ -200,6 +188,27 @@ def load_weights(
         if own:
             with whole(module):
                 module.reset_parameters()  # type: ignore[operator]
+
+
+def fill_weights(model: GPT, checkpoint: Checkpoint, slots: dict[str, tuple[nn.Module, str]]) -> None:
+    """Read pretrained weights from the checkpoint into their places.
+
+    Args:
+        slots: Those that are wanted, as `base_parameters` has them.
+    """
+    table, tied = name_table(model.config), tied_head(model.config)
+    for name in checkpoint.files:
+        target = table.from_hf(name.rpartition(".")[0])
+        ours = f"{target[0]}.{name.rpartition('.')[2]}" if target is not None else ""
+        if target is None or name == tied or ours not in slots:
+            continue
+        module, leaf = slots[ours]
+        stored, first = places(table, ours, module, leaf)[target[1]]
+        tensor = stored.to_ours(checkpoint.tensor(name))
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            module.store(target[1], tensor.to(model.device, model.dtype))
+        else:
+            put(getattr(module, leaf).detach(), first, tensor)
 
 
 def check_weights(model: GPT, checkpoint: Checkpoint) -> None:

@@ -29,7 +29,7 @@ FLOORS = {
         "torch_file",
         "loading",
     ),
-    3: ("train", "data", "generate"),
+    3: ("train", "data", "generate", "evaluation"),
     4: ("finetune", "pretrain"),
     5: ("__main__", "api", "cli", "given", "older", "commands", "serve"),
 }

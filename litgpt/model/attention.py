@@ -51,7 +51,7 @@ class Reading:
 
     def make_masks(self, config: Config, device: torch.device) -> None:
         """Make the masks that some layer needs: those that are not just causal over all keys."""
-        pasts = [self.cache.length(row) for row in self.rows] if self.cache is not None else [0]
+        pasts = [self.cache.length(row) for row in self.rows] if self.cache is not None else [0] * len(self.documents)
         longest, self.past = max(self.documents), max(pasts)
         if longest == 1:
             if self.cache is not None and len(self.rows) > 1:
@@ -61,7 +61,8 @@ class Reading:
             return
         windows = {config.window(layer) for layer in range(config.n_layer)}
         passed = {window for window in windows if window is not None and window < self.past + longest}
-        if (config.attention_logit_softcapping is not None or self.past) and windows - passed:
+        within = any(past + new <= window for past, new in zip(pasts, self.documents) for window in passed)
+        if (config.attention_logit_softcapping is not None or self.past) and (within or windows - passed):
             self.causal = self.visible(longest, self.past + longest, device).tril(self.past)
         for window in passed:
             rows = min(longest, max(window, CHUNK))
