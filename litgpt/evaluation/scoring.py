@@ -15,7 +15,8 @@ import torch
 from litgpt.errors import UserError
 from litgpt.model import GPT, KVCache
 
-SAVED = 16  # tokens that must be saved by reading the beginning of some texts apart
+SAVED = 16  # tokens that must be saved by reading the beginning of some texts apart, more for small models:
+EFFORT = {"cpu": 4e6, "cuda": 8e9}  # products in a layer that take as long as reading a piece more
 LOGITS = 2**24  # numbers of logits that are held at once
 CPU_TOKENS = 2048  # read at once by default: on a CPU more is not faster
 GPU_TOKENS = 16384
@@ -52,11 +53,17 @@ def shared_length(a: Ids, b: Ids, known: int = 0) -> int:
     return next(i for i in range(known, most) if a[i] != b[i])
 
 
-def divide(texts: Sequence[Ids]) -> tuple[list[Piece], list[list[int]]]:
+def worthwhile(model: GPT) -> float:
+    """How many tokens must be saved for a piece to be read apart. A layer has about 12 C^2 weights."""
+    return max(SAVED, EFFORT.get(model.device.type, EFFORT["cuda"]) / (12 * model.config.n_embd**2))
+
+
+def divide(texts: Sequence[Ids], saved: float) -> tuple[list[Piece], list[list[int]]]:
     """The pieces of some texts, and for each text the numbers of those that make it up.
 
     Args:
         texts: All different, in order.
+        saved: The tokens that a piece must save.
     """
     pieces: list[Piece] = []
     paths: list[list[int]] = [[] for _ in texts]
@@ -65,7 +72,7 @@ def divide(texts: Sequence[Ids]) -> tuple[list[Piece], list[list[int]]]:
         low, high, start, known, path = todo.pop()  # the texts from low to high have `known` tokens in common
         alone = high - low == 1
         known = len(texts[low]) if alone else shared_length(texts[low], texts[high - 1], known)
-        if (alone and known > start) or (known - start) * (high - low - 1) >= SAVED:
+        if (alone and known > start) or (known - start) * (high - low - 1) >= saved:
             pieces.append(Piece(low, start, known, path[-1] if path else None, len(path)))
             if path:
                 pieces[path[-1]].shared = True
@@ -125,7 +132,7 @@ def likelihoods(model: GPT, texts: Sequence[Ids], targets: Sequence[Sequence[Ids
             targets.
     """
     if model.switch is None:
-        pieces, paths = divide(texts)
+        pieces, paths = divide(texts, worthwhile(model))
     else:  # the beginning of a long text is read otherwise than a short text
         pieces = [Piece(i, 0, len(text), None, 0) for i, text in enumerate(texts)]
         paths = [[i] for i in range(len(texts))]
