@@ -84,9 +84,11 @@ def compare(
                 low, high = bootstrap_interval(pairs, aggregate, draws, seed)
             method = "paired normal" if aggregate is mean else "paired bootstrap"
             label = metric if kind == "none" else key
-            difference = scores[1] - scores[0]
+            first, second = scores
             found.append(
-                Difference(name, label, *scores, difference, low, high, len(pairs), method, better.get(metric))
+                Difference(
+                    name, label, first, second, second - first, low, high, len(pairs), method, better.get(metric)
+                )
             )
     for name, group in groups.items():
         for key in adapter.get("groups", {}).get(name, {}):
@@ -108,10 +110,12 @@ def group_difference(group: Any, key: str, scores: Sequence[float], found: Seque
     low = high = None
     difference = scores[1] - scores[0]
     if all(d.low is not None and d.method == "paired normal" for d in parts):
-        half = math.sqrt(sum((w * (d.high - d.low) / 2) ** 2 for w, d in zip(weights, parts)))  # type: ignore[operator]
+        widths = [float(d.high) - float(d.low) for d in parts if d.low is not None and d.high is not None]
+        half = math.sqrt(sum((w * width / 2) ** 2 for w, width in zip(weights, widths)))
         low, high = difference - half, difference + half
     better = parts[0].higher_is_better if parts else None
-    return Difference(group.name, label, *scores, difference, low, high, total, "paired normal", better)
+    base, own = scores
+    return Difference(group.name, label, base, own, difference, low, high, total, "paired normal", better)
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
