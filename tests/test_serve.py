@@ -203,7 +203,7 @@ def test_what_is_wrong_is_said(client):
         ({"messages": []}, "messages"),
         ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
         ({"max_tokens": "many"}, "max_tokens"),
-        ({"extra_body": {"tempature": 1}}, "tempature"),
+        ({"extra_body": {"heat": 1}}, "heat"),
     ]
     for options, param in cases:
         error = refused(**options)
