@@ -99,6 +99,8 @@ def test_greedy_is_said_where_it_is(llama):
 
 
 def theirs(folder: Path, tasks: Path, limit: int) -> dict[str, Any]:
+    """lm-eval's results. No text must be asked twice with its answer beginning elsewhere: lm-eval 0.4.13 keeps the
+    logits of the one and takes the wrong ones of them for the other."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager
