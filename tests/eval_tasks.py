@@ -23,7 +23,7 @@ KINDS: dict[str, dict[str, Any]] = {
     },
     "likelihood": {
         "output_type": "loglikelihood",
-        "doc_to_text": "{{begin}} ",  # a blank that belongs to the answer
+        "doc_to_text": "They say {{begin}} ",  # a blank that belongs to the answer
         "doc_to_target": "{{good}}",
         "metric_list": [{"metric": "perplexity"}, {"metric": "acc"}],
     },

@@ -52,7 +52,7 @@ def alone(model: GPT, context: list[int], continuation: list[int]) -> float:
     ids=["llama", "window", "cut"],
 )
 def test_scores_are_those_of_each_text_alone(tmp_path, tokenizer_file, changes, monkeypatch):
-    monkeypatch.setattr(scoring, "EFFORT", {"cpu": 0})  # as for a large model
+    monkeypatch.setattr(scoring, "EFFORT", {"cpu": 0, "cuda": 0})  # as for a large model
     folder = save_llama(tmp_path / "m", tokenizer_file, **{k: v for k, v in changes.items() if k != "model_type"})
     if "model_type" in changes:
         fields = json.loads((folder / "config.json").read_text()) | changes | {"architectures": ["MistralForCausalLM"]}
@@ -67,7 +67,7 @@ def test_scores_are_those_of_each_text_alone(tmp_path, tokenizer_file, changes, 
 
 
 def test_what_is_shared_is_read_once(llama, monkeypatch):
-    monkeypatch.setattr(scoring, "EFFORT", {"cpu": 0})
+    monkeypatch.setattr(scoring, "EFFORT", {"cpu": 0, "cuda": 0})
     model = Source.open(llama).model(torch.float32, CPU)
     context = list(range(3, 103))
     requests = [([*context, 200 + q, *range(50, 80)], [a, a + 1]) for q in range(6) for a in (110, 120, 130, 140)]
@@ -99,6 +99,8 @@ def test_greedy_is_said_where_it_is(llama):
 
 
 def theirs(folder: Path, tasks: Path, limit: int) -> dict[str, Any]:
+    """lm-eval's results. No text must be asked twice with its answer beginning elsewhere: lm-eval 0.4.13 keeps the
+    logits of the one and takes the wrong ones of them for the other."""
     from lm_eval.evaluator import simple_evaluate
     from lm_eval.models.huggingface import HFLM
     from lm_eval.tasks import TaskManager

@@ -13,6 +13,7 @@ from typing import Any, Optional
 import litgpt
 
 EXTRAS = {  # what an extra of pyproject.toml adds
+    "chat": "a line editor for litgpt chat",
     "quantize": "a base in 4 or 8 bits (--quantize), 8-bit optimizers",
     "evaluate": "benchmarks of lm-evaluation-harness",
     "serve": "a server over HTTP",

@@ -55,7 +55,7 @@ def shared_length(a: Ids, b: Ids, known: int = 0) -> int:
 
 def worthwhile(model: GPT) -> float:
     """How many tokens must be saved for a piece to be read apart. A layer has about 12 C^2 weights."""
-    return max(SAVED, EFFORT.get(model.device.type, EFFORT["cuda"]) / (12 * model.config.n_embd**2))
+    return max(SAVED, EFFORT["cpu" if model.device.type == "cpu" else "cuda"] / (12 * model.config.n_embd**2))
 
 
 def divide(texts: Sequence[Ids], saved: float) -> tuple[list[Piece], list[list[int]]]:
