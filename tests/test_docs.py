@@ -72,7 +72,8 @@ class Reader:
         text = page.read_text(encoding="utf-8")
         mentioned = [row["repo_id"] for row in known_models().values() if row["repo_id"] in text]
         self.models = ["meta-llama/Llama-3.2-1B", *mentioned]
-        for name in (*(f"checkpoints/{m}" for m in self.models), "MODEL", "stories260k"):
+        stand_ins = ("MODEL", "stories260k", "my-model", "small-model", "large-model")
+        for name in (*(f"checkpoints/{m}" for m in self.models), *stand_ins):
             if not (folder / name).exists():
                 shutil.copytree(model, folder / name)
         rows = make_rows(40)
@@ -86,6 +87,8 @@ class Reader:
             for name in self.models:
                 main(["convert_to_litgpt", str(folder / "checkpoints" / name)])
         self.write("my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        self.write("questions.jsonl", "".join(json.dumps({"prompt": row["instruction"]}) + "\n" for row in rows[:5]))
+        self.write("text.txt", rows[0]["output"])
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         self.write("my-config.json", json.dumps({k: v for k, v in config.items() if k != "vocab_size"}))
         text = "\n".join(f"{row['instruction']}. {row['output']}." for row in make_rows(300))
