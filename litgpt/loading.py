@@ -16,6 +16,7 @@ from litgpt.errors import UserError
 from litgpt.hub import find_folder
 from litgpt.lora import LoRALinear
 from litgpt.model import GPT
+from litgpt.model.attention import CausalSelfAttention
 from litgpt.peft_folder import WEIGHTS
 from litgpt.prompts import PromptStyle, load_style
 from litgpt.quantize import quantize
@@ -99,11 +100,12 @@ class Source:
         """Let a model that `model` made be the base alone, inside the block. Weights that the adapter replaced are read
         again; there is no second base in memory."""
         wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, (LoRALinear, AdapterV2Linear))]
-        prefixes = [block.attn.prefix for block in model.transformer.h]
+        attentions = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
+        prefixes = [attention.prefix for attention in attentions]
         for name, wrapper in wrappers:
             put(model, name, wrapper.linear)
-        for block in model.transformer.h:
-            block.attn.prefix = None
+        for attention in attentions:
+            attention.prefix = None
         slots = {name: slot for name, slot in base_parameters(model).items() if name in self.replaced}
         learned = {name: getattr(*slot).clone() for name, slot in slots.items()}
         fill_weights(model, self.checkpoint, slots)
@@ -114,8 +116,8 @@ class Source:
                 getattr(*slot).copy_(learned[name])
             for name, wrapper in wrappers:
                 put(model, name, wrapper)
-            for block, prefix in zip(model.transformer.h, prefixes):
-                block.attn.prefix = prefix
+            for attention, prefix in zip(attentions, prefixes):
+                attention.prefix = prefix
 
 
 def versions(model: GPT) -> dict[str, int]:
