@@ -75,7 +75,7 @@ def compare(
                 continue
             shared = sorted(set(values[0]) & set(values[1]))
             pairs = [(values[0][i], values[1][i]) for i in shared]
-            scores = [float(r["results"][name][key]) for r in (base, adapter)]
+            before, after = (float(r["results"][name][key]) for r in (base, adapter))
             aggregate = task.aggregation().get(metric, mean)
             if aggregate is mean:
                 low, high = normal_interval([float(b) - float(a) for a, b in pairs])
@@ -84,21 +84,19 @@ def compare(
                 low, high = bootstrap_interval(pairs, aggregate, draws, seed)
             method = "paired normal" if aggregate is mean else "paired bootstrap"
             label = metric if kind == "none" else key
-            first, second = scores
+            difference = after - before
             found.append(
-                Difference(
-                    name, label, first, second, second - first, low, high, len(pairs), method, better.get(metric)
-                )
+                Difference(name, label, before, after, difference, low, high, len(pairs), method, better.get(metric))
             )
     for name, group in groups.items():
         for key in adapter.get("groups", {}).get(name, {}):
             if "," in key and "_stderr" not in key:
-                scores = [float(r["groups"][name][key]) for r in (base, adapter)]
-                found.append(group_difference(group, key, scores, found))
+                before, after = (float(r["groups"][name][key]) for r in (base, adapter))
+                found.append(group_difference(group, key, before, after, found))
     return found
 
 
-def group_difference(group: Any, key: str, scores: Sequence[float], found: Sequence[Difference]) -> Difference:
+def group_difference(group: Any, key: str, before: float, after: float, found: Sequence[Difference]) -> Difference:
     """The difference of a group's score, which is a mean of its tasks' scores, from those of its tasks."""
     metric, _, kind = key.partition(",")
     label = metric if kind == "none" else key
@@ -108,14 +106,13 @@ def group_difference(group: Any, key: str, scores: Sequence[float], found: Seque
     total = sum(d.n for d in parts)
     weights = [d.n / total if by_size else 1 / len(parts) for d in parts]
     low = high = None
-    difference = scores[1] - scores[0]
-    if all(d.low is not None and d.method == "paired normal" for d in parts):
-        widths = [float(d.high) - float(d.low) for d in parts if d.low is not None and d.high is not None]
-        half = math.sqrt(sum((w * width / 2) ** 2 for w, width in zip(weights, widths)))
+    difference = after - before
+    halves = [(d.high - d.low) / 2 for d in parts if d.low is not None and d.high is not None]
+    if len(halves) == len(parts) and all(d.method == "paired normal" for d in parts):
+        half = math.sqrt(sum((w * h) ** 2 for w, h in zip(weights, halves)))
         low, high = difference - half, difference + half
     better = parts[0].higher_is_better if parts else None
-    base, own = scores
-    return Difference(group.name, label, base, own, difference, low, high, total, "paired normal", better)
+    return Difference(group.name, label, before, after, difference, low, high, total, "paired normal", better)
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
