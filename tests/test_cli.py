@@ -318,7 +318,7 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_brings_the_recipes(installed, tmp_path):
-    code = "import litgpt.recipes as r; print(litgpt.__file__); print(r.find_recipe('llama-3.2-1b/lora').file)"
+    code = "import litgpt.recipes; print(litgpt.__file__, litgpt.recipes.find_recipe('llama-3.2-1b/lora').file)"
     package, recipe = map(Path, python(code, tmp_path, installed).split())
     assert package == installed / "litgpt" / "__init__.py"
     assert recipe.is_relative_to(package.parent) and recipe.read_bytes() == RECIPE.read_bytes()
