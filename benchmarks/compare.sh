@@ -3,11 +3,12 @@
 #
 #   benchmarks/compare.sh                                        # a random 58M Llama, random words
 #   benchmarks/compare.sh DATA=rows.json TOKENIZER=checkpoints/ORG/MODEL ROUNDS=3 STEPS=8
-#   benchmarks/compare.sh METHODS=lora PRECISIONS=bf16-true VOCAB=128256 PROGRAMS="ours litgpt"
+#   benchmarks/compare.sh METHODS=lora PRECISIONS=bf16-true VOCAB=128256 PROGRAMS="ours litgpt" ROUNDS=1
 #
 # On first use it makes the peers' virtual environments in PEERS (benchmarks/.peers): LitGPT 0.5.13, and TRL 1.16.0 with
 # PEFT 0.21.2. Each program trains on exactly STEPS x SAMPLES rows. Every run adds a line of JSON to OUT, which is begun
-# anew.
+# anew; for each vocabulary after the first, with which LoRA alone is run, there is a file of its own beside it. METHODS,
+# PRECISIONS, VOCAB, PROGRAMS and ROUNDS choose a part of all this.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -19,7 +20,7 @@ LENGTH=${LENGTH:-512}  # tokens of the longest row
 METHODS=${METHODS:-lora full}
 PRECISIONS=${PRECISIONS:-bf16-true 32-true}
 PROGRAMS=${PROGRAMS:-ours litgpt trl}
-VOCAB=${VOCAB:-32000}
+VOCAB=${VOCAB:-32000 128256}
 SHAPE=${SHAPE:-}          # more flags of prepare.py, for example "--width 256 --layers 4"
 DATA=${DATA:-}            # an Alpaca file; random words without it
 TOKENIZER=${TOKENIZER:-}  # a folder; the built-in pico's without it
@@ -63,37 +64,52 @@ case " $PROGRAMS " in *" trl "*)
 esac
 
 OUT=${OUT:-$WORK/compare.jsonl}
-rm -rf "$WORK/shared"
 mkdir -p "$WORK" "$(dirname "$OUT")"
-# shellcheck disable=SC2086
-"$PYTHON" "$here/prepare.py" "$WORK/shared" --n_rows $((STEPS * SAMPLES)) --vocab "$VOCAB" $SHAPE \
-  ${DATA:+--data "$DATA"} ${TOKENIZER:+--tokenizer "$TOKENIZER"}
-model=$WORK/shared/model rows=$WORK/shared/rows
-case " $PROGRAMS " in *" litgpt "*)
-  PYTHONPATH='' "$PEERS/litgpt/bin/python" "$here/to_litgpt.py" "$model" "$WORK/shared/litgpt" ;;
-esac
 
-: >"$OUT"
-for ((round = 1; round <= ROUNDS; round++)); do
-  for method in $METHODS; do
-    for precision in $PRECISIONS; do
-      for program in $PROGRAMS; do
-        flags=(--method "$method" --precision "$precision" --samples "$SAMPLES" --micro_batch_size "$MICRO"
-          --steps "$STEPS" --max_seq_length "$LENGTH" --json "$OUT")
-        echo "--- round $round of $ROUNDS: $program, $method, $precision"
-        case $program in
-          ours) "$PYTHON" "$here/train.py" --model "$model" --data "$rows/train.json" "${flags[@]}" ;;
-          litgpt) "$PYTHON" "$here/peer.py" litgpt --python "$PEERS/litgpt/bin/python" --model "$WORK/shared/litgpt" \
-            --rows "$rows" "${flags[@]}" ;;
-          trl) "$PYTHON" "$here/peer.py" trl --python "$PEERS/hf/bin/python" --model "$model" --rows "$rows" \
-            "${flags[@]}" ;;
-          *) echo "compare.sh: PROGRAMS has $program; there are ours, litgpt and trl" >&2; exit 2 ;;
-        esac
+compare() {  # compare VOCABULARY METHODS FILE
+  local out=$3 method precision program round
+  rm -rf "$WORK/shared"
+  # shellcheck disable=SC2086
+  "$PYTHON" "$here/prepare.py" "$WORK/shared" --n_rows $((STEPS * SAMPLES)) --vocab "$1" $SHAPE \
+    ${DATA:+--data "$DATA"} ${TOKENIZER:+--tokenizer "$TOKENIZER"}
+  local model=$WORK/shared/model rows=$WORK/shared/rows
+  case " $PROGRAMS " in *" litgpt "*)
+    PYTHONPATH='' "$PEERS/litgpt/bin/python" "$here/to_litgpt.py" "$model" "$WORK/shared/litgpt" ;;
+  esac
+  : >"$out"
+  for ((round = 1; round <= ROUNDS; round++)); do
+    for method in $2; do
+      for precision in $PRECISIONS; do
+        for program in $PROGRAMS; do
+          local flags=(--method "$method" --precision "$precision" --samples "$SAMPLES" --micro_batch_size "$MICRO"
+            --steps "$STEPS" --max_seq_length "$LENGTH" --json "$out")
+          echo "--- round $round of $ROUNDS: $program, $method, $precision, vocabulary $1"
+          case $program in
+            ours) "$PYTHON" "$here/train.py" --model "$model" --data "$rows/train.json" "${flags[@]}" ;;
+            litgpt) "$PYTHON" "$here/peer.py" litgpt --python "$PEERS/litgpt/bin/python" \
+              --model "$WORK/shared/litgpt" --rows "$rows" "${flags[@]}" ;;
+            trl) "$PYTHON" "$here/peer.py" trl --python "$PEERS/hf/bin/python" --model "$model" --rows "$rows" \
+              "${flags[@]}" ;;
+            *) echo "compare.sh: PROGRAMS has $program; there are ours, litgpt and trl" >&2; exit 2 ;;
+          esac
+        done
       done
     done
   done
+}
+
+methods=$METHODS
+files=()
+for vocab in $VOCAB; do
+  file=$OUT
+  [ ${#files[@]} -eq 0 ] || file=${OUT%.jsonl}-$vocab.jsonl
+  compare "$vocab" "$methods" "$file"
+  files+=("$file")
+  methods=lora
 done
-echo
-"$PYTHON" "$here/medians.py" "$OUT"
-echo
-echo "The runs: $OUT"
+for file in "${files[@]}"; do
+  echo
+  "$PYTHON" "$here/medians.py" "$file"
+  echo
+  echo "The runs: $file"
+done

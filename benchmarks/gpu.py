@@ -156,7 +156,7 @@ def measure(case: Case, method: str, config: Config, batches: list[Batch], n_fir
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats(device)
     seed_everything(0)
-    fabric = make_fabric("auto", 1, 1, precision)
+    fabric = make_fabric(device, 1, 1, precision, "ddp")
     gpt = build(config, method, precision, device)
     optimizer: Any = finished(torch.optim.AdamW(parameter_groups(gpt)), seed=0)
     if case.checkpointing:

@@ -19,6 +19,8 @@ for _name, _value in {
 _WHERE = {  # public names, imported on first use so that `litgpt -h` starts without torch
     "Config": "litgpt.config",
     "GPT": "litgpt.model",
+    "LLM": "litgpt.api",
+    "PromptStyle": "litgpt.prompts",
     "Tokenizer": "litgpt.tokenizer",
     "UserError": "litgpt.errors",
 }

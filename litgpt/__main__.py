@@ -18,7 +18,22 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "data_check": ("litgpt.commands.data_check:main", "Look at the data of a finetune before it runs."),
     "pretrain": ("litgpt.pretrain:setup", "Train all weights of a model on text, from scratch or further."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
-    "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter."),
+    "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter, or answer a file."),
+    "generate_full": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for a finetuned model."),
+    "generate_adapter": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for an adapter."),
+    "generate_adapter_v2": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for an adapter V2."),
+    "generate_sequentially": ("litgpt.commands.generate:sequentially", "The same, with the layers on several devices."),
+    "generate_speculatively": (
+        "litgpt.commands.generate_speculatively:main",
+        "Continue a prompt with the help of a smaller model of the same tokenizer.",
+    ),
+    "generate_tp": (
+        "litgpt.commands.generate_tp:main",
+        "Continue a prompt with a part of each layer on every device.",
+    ),
+    "chat": ("litgpt.commands.chat:main", "Talk with a model or an adapter."),
+    "serve": ("litgpt.serve.main:main", "Answer over HTTP as OpenAI's interface does, with a page to chat."),
+    "evaluate": ("litgpt.commands.evaluate:main", "Score a model or an adapter on the tasks of lm-eval."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Fold a LoRA adapter into its base model."),
     "convert_to_litgpt": ("litgpt.commands.convert_to_litgpt:main", "Write a model in LitGPT's form too."),
     "convert_from_litgpt": (
@@ -34,12 +49,13 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
         "Try whether a finetune that is stopped and resumed gives the same numbers.",
     ),
     "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
+    "doctor": ("litgpt.commands.doctor:main", "Show versions, devices and what is missing, for a bug report."),
 }
 SHORT = {"finetune": "finetune_lora"}
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {spoken(name):16} {line}" for name, (_, line) in COMMANDS.items())
+    rows = "\n".join(f"  {spoken(name):23} {line}" for name, (_, line) in COMMANDS.items())
     return (
         f"usage: litgpt COMMAND ...\n\nFinetune open language models from a shell.\n\ncommands:\n{rows}\n\n"
         "`litgpt COMMAND -h` lists a command's options.\n"

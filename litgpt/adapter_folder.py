@@ -16,6 +16,7 @@ from litgpt.lit_adapter import LitLoRAFolder, LitPrefixFolder, lit_adapter_file
 from litgpt.lit_folder import MODEL, has_hf_weights
 from litgpt.model import GPT
 from litgpt.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_fields, read_shapes
+from litgpt.shards import full
 
 KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  # by peft_type
 
@@ -35,7 +36,7 @@ def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) ->
         "inference_mode": True,
     }
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    weights = {name: p.detach().cpu().contiguous() for name, p in trained(model).items()}
+    weights = {name: full(p).detach().cpu().contiguous() for name, p in trained(model).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 

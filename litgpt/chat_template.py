@@ -9,7 +9,7 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Any, NamedTuple, Optional
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, nearest
 
 Message = Mapping[str, Any]  # `role` and `content`; the user's message of an instruction row may have an `input`
 
@@ -36,8 +36,48 @@ class Rendered(NamedTuple):
     answers: list[tuple[int, int, int]]
 
 
+class PromptStyle:
+    """How messages become text. One of your own needs a `name` and a `prompt`.
+
+    Attributes:
+        name: What it is called on the screen and in `prompt_style.yaml`.
+        own_special_tokens: Whether BOS and the stop tokens are part of the text; else the tokenizer adds BOS.
+    """
+
+    name: str
+    own_special_tokens: bool = False
+
+    @classmethod
+    def from_name(cls, name: str) -> "PromptStyle":
+        """A named style, such as alpaca. Raises `UserError` if there is none of this name."""
+        from litgpt.styles import STYLES
+
+        if name not in STYLES:
+            raise UserError(f"There is no prompt style {name!r}.{nearest(name, STYLES)} Known: {', '.join(STYLES)}.")
+        return STYLES[name]
+
+    def apply(self, prompt: str, *, sys_prompt: Optional[str] = None, input: str = "") -> str:
+        """The text that the answer to a single prompt follows."""
+        system = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
+        return self.prompt([*system, {"role": "user", "content": prompt, "input": input}])
+
+    def prompt(self, messages: Sequence[Message], tools: Optional[list] = None) -> str:
+        """The text that the answer to the last message follows."""
+        raise NotImplementedError
+
+    def render_row(
+        self, messages: Sequence[Message], tools: Optional[list] = None, turn_end: Optional[str] = None
+    ) -> Rendered:
+        """A whole conversation that ends with an answer, and where the assistant's words are."""
+        raise NotImplementedError
+
+    def turn_end(self, special_tokens: Collection[str]) -> Optional[str]:
+        """The stop token that the style writes behind an answer, if it is another than the tokenizer's EOS."""
+        return None
+
+
 @dataclass(frozen=True)
-class ChatTemplate:
+class ChatTemplate(PromptStyle):
     """A Jinja template.
 
     Args:

@@ -1,16 +1,17 @@
 """A Hugging Face model folder: opened lazily, read into a model one tensor at a time, and checked before."""
 
+import itertools
 import json
+import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, NamedTuple, Optional
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 
 from litgpt.config import Config
@@ -20,7 +21,8 @@ from litgpt.families.table import NameTable, Stored
 from litgpt.files import read_json
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear
-from litgpt.torch_file import TorchFile
+from litgpt.shards import full, is_sharded, put, whole
+from litgpt.torch_file import NAMES, TorchFile
 
 INDEX = "model.safetensors.index.json"
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
@@ -127,23 +129,39 @@ def base_parameters(model: GPT) -> dict[str, tuple[nn.Module, str]]:
     return found
 
 
-def stored_pieces(table: NameTable, name: str, module: nn.Module, leaf: str) -> list[tuple[str, Stored, torch.Tensor]]:
+def stored_pieces(
+    table: NameTable, name: str, module: nn.Module, leaf: str, weight: Optional[torch.Tensor] = None
+) -> list[tuple[str, Stored, torch.Tensor]]:
     """How a parameter of ours is stored: each Hugging Face tensor's name, its form, and our rows that it holds.
 
     Args:
         name: Our name of the parameter, as in `base_parameters`.
+        weight: The whole parameter; by default as it is in the module.
     """
-    weight = getattr(module, leaf).detach()
+    weight = getattr(module, leaf).detach() if weight is None else weight
     pieces = table.pieces(name.rpartition(".")[0], getattr(module, "parts", None) or (len(weight),))
     rows = weight.split([n for _, n in pieces])
     return [(f"{stored.module}.{leaf}", stored, part) for (stored, _), part in zip(pieces, rows)]
 
 
-def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device) -> None:
+def places(table: NameTable, name: str, module: nn.Module, leaf: str) -> list[tuple[Stored, int]]:
+    """The same for one that may be sharded: the form of each tensor, and the first of our rows that it holds."""
+    n_rows = len(getattr(module, leaf))
+    pieces = table.pieces(name.rpartition(".")[0], getattr(module, "parts", None) or (n_rows,))
+    firsts = itertools.accumulate((n for _, n in pieces), initial=0)
+    return [(stored, first) for (stored, _), first in zip(pieces, firsts)]
+
+
+def load_weights(
+    model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device: torch.device, shards: Optional[torch.device] = None
+) -> None:
     """Fill a model that was built on the meta device.
 
     Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it; parameters that a method
     added are made as they are declared and drawn by their module's `reset_parameters`.
+
+    Args:
+        shards: Where sharded weights lie; by default on `device`, like the others.
 
     Raises:
         UserError: the checkpoint lacks a weight, has one that the model does not know, or one of another shape; all
@@ -157,30 +175,40 @@ def load_weights(model: GPT, checkpoint: Checkpoint, dtype: torch.dtype, device:
         if isinstance(module, QuantizedLinear) and leaf == "weight":
             module.stored = [None] * len(table.stored(name.rpartition(".")[0]))  # one state per Hugging Face tensor
             continue
-        empty = torch.empty_like(old, dtype=dtype, device=device)
+        empty = torch.empty_like(old, dtype=dtype, device=shards if shards and is_sharded(old) else device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
-    for name in checkpoint.files:
-        target = table.from_hf(name.rpartition(".")[0])
-        if target is None:
-            continue
-        if name == tied:
-            check_tied(checkpoint, name, f"{table.to_hf('transformer.wte')[0]}.weight")
-            continue
-        ours = f"{target[0]}.{name.rpartition('.')[2]}"
-        module, leaf = slots[ours]
-        _, stored, rows = stored_pieces(table, ours, module, leaf)[target[1]]
-        tensor = stored.to_ours(checkpoint.tensor(name))
-        if isinstance(module, QuantizedLinear) and leaf == "weight":
-            module.store(target[1], tensor.to(device, dtype))
-        else:
-            rows.copy_(tensor)
+    if tied in checkpoint.files:
+        check_tied(checkpoint, tied, f"{table.to_hf('transformer.wte')[0]}.weight")
+    fill_weights(model, checkpoint, slots)
     model.tie_weights()
     for module in model.modules():
         own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}
         for leaf, p in own.items():
             setattr(module, leaf, nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad))
         if own:
-            module.reset_parameters()  # type: ignore[operator]
+            with whole(module):
+                module.reset_parameters()  # type: ignore[operator]
+
+
+def fill_weights(model: GPT, checkpoint: Checkpoint, slots: dict[str, tuple[nn.Module, str]]) -> None:
+    """Read pretrained weights from the checkpoint into their places.
+
+    Args:
+        slots: Those that are wanted, as `base_parameters` has them.
+    """
+    table, tied = name_table(model.config), tied_head(model.config)
+    for name in checkpoint.files:
+        target = table.from_hf(name.rpartition(".")[0])
+        ours = f"{target[0]}.{name.rpartition('.')[2]}" if target is not None else ""
+        if target is None or name == tied or ours not in slots:
+            continue
+        module, leaf = slots[ours]
+        stored, first = places(table, ours, module, leaf)[target[1]]
+        tensor = stored.to_ours(checkpoint.tensor(name))
+        if isinstance(module, QuantizedLinear) and leaf == "weight":
+            module.store(target[1], tensor.to(model.device, model.dtype))
+        else:
+            put(getattr(module, leaf).detach(), first, tensor)
 
 
 def check_weights(model: GPT, checkpoint: Checkpoint) -> None:
@@ -228,36 +256,45 @@ def tied_head(config: Config) -> str:
 SHARD = 5 * 10**9  # bytes that a file of weights holds at most
 
 
+class Outline(NamedTuple):
+    """A weight that is to be written: its Hugging Face name, its type in safetensors' words, and its shape."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+
+    @property
+    def item_size(self) -> int:
+        bits = re.search(r"\d+", self.kind)
+        return int(bits[0]) // 8 if bits else 1
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.shape) * self.item_size
+
+
 def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional[Checkpoint] = None) -> None:
     """Write `config.json` and the weights, in files of at most 5 GB, under Hugging Face's names.
+
+    One weight after the other is put together and written, so that sharded ones are never whole at once.
 
     Args:
         fields: The `config.json`; its dtype is set to that of the weights.
         base: The checkpoint that the model comes from: what the model does not read of it, like the weights of a
             vision part, is written again as it was.
     """
-    files: list[list[str]] = []
-    shard: dict[str, torch.Tensor] = {}
-    total = 0
-
-    def flush() -> None:
-        file = folder / f"model-{len(files) + 1:05d}.safetensors"
-        save_file({n: t.contiguous().cpu() for n, t in shard.items()}, file, metadata={"format": "pt"})
-        files.append(list(shard))
-        shard.clear()
-
-    for name, tensor in all_weights(model, base):
-        if shard and sum(t.nbytes for t in shard.values()) + tensor.nbytes > SHARD:
-            flush()
-        shard[name] = tensor
-        total += tensor.nbytes
-    flush()
+    files: list[list[Outline]] = [[]]
+    for weight in outlines(model, base):
+        if files[-1] and sum(w.size for w in files[-1]) + weight.size > SHARD:
+            files.append([])
+        files[-1].append(weight)
+    tensors = all_weights(model, base)
     weight_map: dict[str, str] = {}
-    for i, names in enumerate(files, start=1):
-        last = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
-        (folder / f"model-{i:05d}.safetensors").rename(folder / last)
-        weight_map |= dict.fromkeys(names, last)
-    write_index(weight_map, total, folder)
+    for i, weights in enumerate(files, start=1):
+        name = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        write_file(folder / name, weights, itertools.islice(tensors, len(weights)))
+        weight_map |= {w.name: name for w in weights}
+    write_index(weight_map, sum(w.size for file in files for w in file), folder)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
         "dtype": str(model.dtype).removeprefix("torch.")
     }
@@ -275,20 +312,62 @@ def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
+def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write a safetensors file: the length of a JSON object, that object, which says what lies where, and weights."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for w in weights:
+        header[w.name] = {"dtype": w.kind, "shape": list(w.shape), "data_offsets": [end, end := end + w.size]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for w, (name, tensor) in zip(weights, tensors, strict=True):
+            assert (name, tuple(tensor.shape)) == (w.name, w.shape) and tensor.nbytes == w.size
+            f.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def outlines(model: GPT, base: Optional[Checkpoint]) -> list[Outline]:
+    """What `all_weights` yields."""
+    own = [
+        Outline(name, NAMES[tensor.dtype], tuple(tensor.shape))
+        for name, tensor in hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
+    ]
+    wide, narrow = carried_over(model, base)
+    return [*wide, *own, *narrow]
+
+
 def all_weights(model: GPT, base: Optional[Checkpoint]) -> Iterator[tuple[str, torch.Tensor]]:
     """`hf_weights`, and what is carried over from the checkpoint that the model comes from."""
+    wide, narrow = carried_over(model, base)
+    for weight in wide:
+        yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
     yield from hf_weights(model)
+    for weight in narrow:
+        yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
+
+
+def carried_over(model: GPT, base: Optional[Checkpoint]) -> tuple[list[Outline], list[Outline]]:
+    """What the model does not read: the numbers that are wider than the model's, which stand first in a file, so that
+    all of them begin where a number of their size may begin; and the others."""
     kept = name_table(model.config).kept
-    for name in base.files if base is not None else ():
-        if kept.search(name):
-            assert base is not None
-            yield name, base.tensor(name)
+    names = [name for name in base.files if kept.search(name)] if base is not None else []
+    found = [Outline(name, base.dtypes[name], base.shapes[name]) for name in names]  # type: ignore[union-attr]
+    found.sort(key=lambda w: -w.item_size)
+    wide = [w for w in found if w.item_size > model.dtype.itemsize]
+    return wide, found[len(wide) :]
 
 
-def hf_weights(model: GPT) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pretrained weights by their Hugging Face names, as they are stored; a tied head not at all."""
+def hf_weights(model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pretrained weights by their Hugging Face names, as they are stored; a tied head not at all.
+
+    Args:
+        get: Makes the whole weight from a parameter.
+    """
     table, tied = name_table(model.config), tied_head(model.config)
     for name, (module, leaf) in base_parameters(model).items():
-        for hf, stored, rows in stored_pieces(table, name, module, leaf):
-            if hf != tied:
-                yield hf, stored.from_ours(rows)
+        if table.to_hf(name.rpartition(".")[0])[0] + f".{leaf}" == tied:
+            continue
+        weight = get(getattr(module, leaf)).detach()
+        for hf, stored, rows in stored_pieces(table, name, module, leaf, weight):
+            yield hf, stored.from_ours(rows)

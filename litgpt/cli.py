@@ -5,7 +5,6 @@ import inspect
 import itertools
 import json
 import re
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn, get_origin
@@ -14,8 +13,9 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from litgpt.args import run_settings, run_words
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, remark
 from litgpt.given import settle
+from litgpt.imports import importing
 from litgpt.older import NAMES, translate, without_refused
 from litgpt.recipes import find_recipe
 
@@ -49,7 +49,8 @@ def run(where: str, command: str, args: list[str]) -> None:
     Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
     wherever they stand.
     """
-    parser = make_parser(where, command)
+    with importing():
+        parser = make_parser(where, command)
     configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else translate(args, command), parser)
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
@@ -134,6 +135,11 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
                 if not words:
                     raise UserError(f"{flag} wants a value.")
                 value = words.pop(0)
+            if of_pairs(flag, parser) and is_pair(value):
+                pairs = [value]
+                while words and is_pair(words[0]):
+                    pairs.append(words.pop(0))
+                value = json.dumps(dict(pair.split("=", 1) for pair in pairs))
             if parser.takes_many and flag == f"--{parser.positional}" and not value.startswith("["):
                 positional.append(value)
             elif flag == "--config":
@@ -175,6 +181,15 @@ def stands_alone(flag: str, words: list[str], parser: Parser) -> bool:
     return follows.startswith("-") if takes_more else follows not in TRUTH
 
 
+def of_pairs(flag: str, parser: Parser) -> bool:
+    """Whether this option is one of names and values, which may be given as NAME=VALUE NAME=VALUE."""
+    return any("dict[str," in str(getattr(a, "_typehint", "")) for a in parser._actions if flag in a.option_strings)
+
+
+def is_pair(word: str) -> bool:
+    return re.match(r"[^-={\s][^={\s]*=.", word) is not None
+
+
 def option_names(parser: Parser) -> list[str]:
     """The dotted names of all options, those of the chosen optimizer and data set excepted."""
     names = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
@@ -197,7 +212,7 @@ def relocate_flag(flag: str, parser: Parser) -> str:
         raise UserError(f"Unknown option {flag}.{nearest_option(flag.removeprefix('-'), option_names(parser))}")
     home = new_home(flag.removeprefix("--"), parser)
     if f"--{home}" != flag:
-        print(f"litgpt: {flag} is called --{home}.", file=sys.stderr)
+        remark(f"{flag} is called --{home}.")
     return f"--{home}"
 
 
@@ -218,7 +233,7 @@ def relocate(fields: dict[str, Any], parser: Parser, source: str) -> dict[str, A
         if home in groups and not isinstance(value, (dict, type(None))):
             raise UserError(f"--config {source}: {home} is {value!r}; its options are wanted, as {home}: {{...}}.")
         if home != name:
-            print(f"litgpt: {source}: {name} is called {home}.", file=sys.stderr)
+            remark(f"{source}: {name} is called {home}.")
         group, _, leaf = home.rpartition(".")
         if group:
             moved[group] = {leaf: value, **(moved.get(group) or {})}

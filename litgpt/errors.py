@@ -2,6 +2,8 @@
 
 import difflib
 import importlib
+import os
+import sys
 from collections.abc import Iterable
 from types import ModuleType
 from typing import Any
@@ -16,6 +18,12 @@ def nearest(word: str, known: Iterable[str]) -> str:
     by_lower = {k.lower(): k for k in known}
     match = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
     return f" Did you mean {by_lower[match[0]]!r}?" if match else ""
+
+
+def remark(text: str) -> None:
+    """Say something on stderr; of the processes of a run that has several, the first alone."""
+    if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
+        print(f"litgpt: {text}", file=sys.stderr, flush=True)
 
 
 def kind(value: Any) -> str:

@@ -6,13 +6,12 @@ A later level beats an earlier one: one `--config` after the other, then the fla
 import importlib
 import inspect
 import json
-import sys
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
 
 import yaml
 
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, remark
 
 if TYPE_CHECKING:
     from litgpt.cli import Parser
@@ -180,7 +179,7 @@ def carried(given: dict[str, Any], path: str, level: Level) -> dict[str, Any]:
             words.append(f"does not know {', '.join(k for k in given if k not in kept)}")
         place = "" if level.source == "flags" else f"{level.source}: "
         text = f"{place}of the config's options for another optimizer, {level.optimizer} {' and '.join(words)}"
-        print(f"litgpt: {text}.", file=sys.stderr)
+        remark(f"{text}.")
     return kept
 
 
@@ -242,10 +241,7 @@ def learning_rate(levels: list[Level]) -> list[str]:
                     raise UserError(
                         f"--train.learning_rate {rate} and --optimizer.lr {own} disagree: give one of them."
                     )
-                print(
-                    f"litgpt: {level.source}: train.learning_rate {rate} wins over the optimizer's lr {own}.",
-                    file=sys.stderr,
-                )
+                remark(f"{level.source}: train.learning_rate {rate} wins over the optimizer's lr {own}.")
             named = named or rate is not None
     if not named:
         return []
@@ -287,7 +283,7 @@ def rows_of_a_step(levels: list[Level], parser: "Parser") -> list[str]:
                 check_rows(levels, parser, size, times)
             elif size is not None:
                 what = f"train.gradient_accumulation_iters {times} wins over train.global_batch_size {size}"
-                print(f"litgpt: {level.source}: {what}.", file=sys.stderr)
+                remark(f"{level.source}: {what}.")
         elif size is not None or "gradient_accumulation_iters" in level.train:
             winner = None
     given = any(not is_null(level.train.get("gradient_accumulation_iters")) for level in levels)

@@ -1,18 +1,24 @@
 """A folder, of a base model or of an adapter, as a model that is ready to run."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
 import torch
+from torch import nn
 
 from litgpt.adapter_folder import AdapterFolder, is_adapter, open_adapter
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.adapter_v2 import AdapterV2Linear
+from litgpt.checkpoint import Checkpoint, base_parameters, fill_weights, load_weights
 from litgpt.errors import UserError
 from litgpt.hub import find_folder
 from litgpt.lit_adapter import lit_adapter_file
 from litgpt.lit_folder import ADAPTERS, open_checkpoint
+from litgpt.lora import LoRALinear
 from litgpt.model import GPT
+from litgpt.model.attention import CausalSelfAttention
 from litgpt.peft_folder import WEIGHTS
 from litgpt.prompts import PromptStyle, load_style
 from litgpt.quantize import quantize
@@ -27,11 +33,16 @@ class Source:
         folder: Where the tokenizer and the prompt style are.
         checkpoint: The base model.
         adapter: What to put on it, if the folder is an adapter's.
+
+    Attributes:
+        replaced: The names of the pretrained weights that the adapter changed when the model was made: norms,
+            embeddings, routers.
     """
 
     folder: Path
     checkpoint: Checkpoint
     adapter: Optional[AdapterFolder]
+    replaced: list[str] = field(default_factory=list, init=False)
 
     @classmethod
     def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "Source":
@@ -86,5 +97,41 @@ class Source:
             self.adapter.apply(model)
         load_weights(model, self.checkpoint, dtype, device)
         if self.adapter is not None:
+            before = versions(model)
             self.adapter.load_into(model)
+            self.replaced = [name for name, version in versions(model).items() if version != before[name]]
         return model.requires_grad_(False).eval()
+
+    @contextmanager
+    def without_adapter(self, model: GPT) -> Iterator[None]:
+        """Let a model that `model` made be the base alone, inside the block. Weights that the adapter replaced are read
+        again; there is no second base in memory."""
+        wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, (LoRALinear, AdapterV2Linear))]
+        attentions = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
+        prefixes = [attention.prefix for attention in attentions]
+        for name, wrapper in wrappers:
+            put(model, name, wrapper.linear)
+        for attention in attentions:
+            attention.prefix = None
+        slots = {name: slot for name, slot in base_parameters(model).items() if name in self.replaced}
+        learned = {name: getattr(*slot).clone() for name, slot in slots.items()}
+        fill_weights(model, self.checkpoint, slots)
+        try:
+            yield
+        finally:
+            for name, slot in slots.items():
+                getattr(*slot).copy_(learned[name])
+            for name, wrapper in wrappers:
+                put(model, name, wrapper)
+            for attention, prefix in zip(attentions, prefixes):
+                attention.prefix = prefix
+
+
+def versions(model: GPT) -> dict[str, int]:
+    """For each pretrained weight a number that grows when it is written to."""
+    return {name: getattr(*slot)._version for name, slot in base_parameters(model).items()}
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

@@ -89,7 +89,11 @@ class LoRALinear(nn.Module):
         self.start = self.lora_A.detach().clone(), self.lora_B.detach().clone()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = self.linear(x)
+        return self.update(self.linear(x), x)
+
+    def update(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """The output for `x`, (..., in_features), from that of the frozen layer, (..., out_features), which may be
+        overwritten."""
         seen = self.dropout(x)
         if self.magnitude is None:
             return Update.apply(y, seen, self.lora_A, self.lora_B, self.rows, self.lora.scaling)

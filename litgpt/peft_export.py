@@ -24,6 +24,7 @@ from litgpt.lora import LoRA, LoRALinear, lora_layers
 from litgpt.model import GPT
 from litgpt.peft_folder import CONFIG, PREFIX, WEIGHTS, Delta, fused_delta
 from litgpt.quantize import full_weight
+from litgpt.shards import full
 
 Experts = dict[str, dict[str, dict[int, Delta]]]  # module with stacks of experts, its parameter, the expert
 
@@ -165,11 +166,11 @@ def trained_embeddings(model: GPT) -> dict[str, torch.Tensor]:
     embedding, config, slots = model.transformer.wte.weight, model.config, base_parameters(model)
     if not embedding.requires_grad:
         return {}
-    tensors = {"transformer.wte.weight": embedding}
+    tensors = {"transformer.wte.weight": full(embedding)}
     if config.tie_embeddings:
-        tensors["lm_head.weight"] = embedding.clone()
+        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
         if "lm_head.bias" in slots:  # peft takes whole modules
-            tensors["lm_head.bias"] = getattr(*slots["lm_head.bias"])
+            tensors["lm_head.bias"] = full(getattr(*slots["lm_head.bias"]))
     modules = {ours: holders(model, ours.rpartition(".")[0])[0].module for ours in tensors}
     return {f"{in_memory(model, modules[ours])}.{ours.rpartition('.')[2]}": t for ours, t in tensors.items()}
 

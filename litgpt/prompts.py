@@ -1,21 +1,20 @@
 """Prompt styles: how the messages of a conversation become the text that a model reads.
 
-A style is either a checkpoint's own chat template (`ChatTemplate`) or a fixed text around the prompt (`NamedStyle`).
-Both offer `prompt`, `render_row`, `turn_end`, `name` and `own_special_tokens`.
+A `PromptStyle` is either a checkpoint's own chat template (`ChatTemplate`) or a fixed text around the prompt
+(`NamedStyle`).
 """
 
 import re
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
 import yaml
 
-from litgpt.chat_template import CHATML, ChatTemplate
+from litgpt.chat_template import CHATML, ChatTemplate, PromptStyle
 from litgpt.errors import UserError, nearest
 from litgpt.files import read_json
-from litgpt.styles import STYLES, NamedStyle
+from litgpt.styles import STYLES
 
-PromptStyle = Union[NamedStyle, ChatTemplate]
 STYLE_FILE = "prompt_style.yaml"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
@@ -117,7 +116,7 @@ def load_style(folder: Path) -> PromptStyle:
     raise UserError(f"{path} does not name a prompt style.")
 
 
-def litgpt_style(class_path: str) -> Optional[NamedStyle]:
+def litgpt_style(class_path: str) -> Optional[PromptStyle]:
     """The style that LitGPT means by one of its classes, which have our names but for case, dots and dashes."""
     if not class_path.startswith("litgpt.prompts."):
         return None

@@ -14,12 +14,14 @@ from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
+from litgpt.model.linear import Linear
+from litgpt.shards import full
 
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
 OUTLIER = 6.0  # inputs above this are multiplied unrounded, as in the paper on 8 bits
 
 
-class QuantizedLinear(nn.Linear):
+class QuantizedLinear(Linear):
     """A frozen linear layer that is filled with `store` and never holds its whole weight.
 
     Each Hugging Face tensor has its own scales, also where several make one layer, so that a quantized model is the
@@ -78,7 +80,7 @@ class QuantizedLinear(nn.Linear):
 
 def full_weight(linear: nn.Linear) -> torch.Tensor:
     """The weight (out_features, in_features) that a layer multiplies with."""
-    return linear.dequantized() if isinstance(linear, QuantizedLinear) else linear.weight
+    return linear.dequantized() if isinstance(linear, QuantizedLinear) else full(linear.weight)
 
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:

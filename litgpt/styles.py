@@ -1,17 +1,17 @@
 """LitGPT's named prompt styles: fixed texts around a prompt."""
 
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Optional
 
-from litgpt.chat_template import Message, Rendered
+from litgpt.chat_template import Message, PromptStyle, Rendered
 from litgpt.errors import UserError
 
 
 @dataclass(frozen=True)
-class NamedStyle:
+class NamedStyle(PromptStyle):
     """A fixed text around the prompt; the answer follows it and ends with the tokenizer's EOS.
 
     The names in braces are replaced in one pass, so braces in a row stay as they are. A style without `with_input` puts
@@ -91,10 +91,6 @@ class NamedStyle:
                 answers.append((start, start + len(message["content"] + (self.close or "").rstrip()), i))
         text = prompt + messages[-1]["content"]
         return Rendered(text, [*answers, (len(prompt), len(text), len(messages) - 1)])
-
-    def turn_end(self, special_tokens: Collection[str]) -> Optional[str]:
-        """None: the answer ends with the tokenizer's EOS."""
-        return None
 
 
 def fill(text: str, **values: str) -> str:

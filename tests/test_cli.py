@@ -182,7 +182,7 @@ def test_recipe_from_anywhere(settings, monkeypatch, tmp_path, name):
     expected = yaml.safe_load(RECIPE.read_text())
     assert got["lora_r"] == expected["lora_r"] == 32 and got["checkpoint_dir"] == "X"
     assert got["train"] | expected["train"] | {"epochs": 1} == got["train"] and got["train"]["epochs"] == 1
-    assert got["optimizer"]["init_args"]["betas"] == expected["optimizer"]["init_args"]["betas"]
+    assert got["optimizer"]["init_args"]["betas"] == expected["optimizer"]["betas"]
 
 
 def test_a_file_here_comes_before_a_recipe(settings, monkeypatch, tmp_path):
@@ -318,12 +318,13 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_brings_the_recipes(installed, tmp_path):
-    code = "import litgpt.recipes; print(litgpt.__file__, litgpt.recipes.find_recipe('llama-3.2-1b/lora').file)"
+    code = "import litgpt, litgpt.recipes as r; print(litgpt.__file__); print(r.find_recipe('llama-3.2-1b/lora').file)"
     package, recipe = map(Path, python(code, tmp_path, installed).split())
     assert package == installed / "litgpt" / "__init__.py"
     assert recipe.is_relative_to(package.parent) and recipe.read_bytes() == RECIPE.read_bytes()
     shipped = {p.relative_to(package.parent / "config_hub") for p in (package.parent / "config_hub").rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "config_hub") for p in (ROOT / "config_hub").rglob("*.yaml")}
+    assert (package.parent / "serve" / "page" / "script.js").is_file()
     code = "import runpy, sys; sys.argv[1:] = ['-h']; runpy.run_module('litgpt', run_name='__main__')"
     assert "finetune lora" in python(code, tmp_path, installed)
 

@@ -1,8 +1,10 @@
 """From files to batches: no row is lost, none is doubled, and exactly the answers are trained."""
 
+import importlib
 import json
 import math
 import shutil
+import sys
 from collections import Counter
 from collections.abc import Callable
 from itertools import chain, islice
@@ -303,3 +305,24 @@ def test_without_masking_everything_is_trained(llama, tmp_path):
     text = loaded.style.render_row([{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}])[0]
     assert ids.tolist() == Tokenizer(llama).encode(text, eos=True) and (marks & TRAINED).bool().all()
     assert loaded.train.batch([0]).n_trained == len(ids) - 1
+
+
+def test_tokens_of_an_own_class_follow_its_code(tmp_path, rows_file, llama, monkeypatch):
+    """A class outside of the package whose `adapt` changed makes its tokens anew."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    code = (
+        "from litgpt.data import JSON\n\n\nclass Mine(JSON):\n    def adapt(self, fields):\n"
+        "        return {'prompt': 'ANSWER', 'completion': fields['output']}\n"
+    )
+    found = []
+    for answer in ("yes", "no"):
+        (tmp_path / "own_class.py").write_text(code.replace("ANSWER", answer))
+        sys.modules.pop("own_class", None)
+        importlib.invalidate_caches()
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "dont_write_bytecode", True)
+            data = importlib.import_module("own_class").Mine(str(rows_file))
+        loaded = data.load(Tokenizer(llama), llama, 256)
+        found.append((loaded.cached, loaded.train.row(0)[0].tolist()))
+    (_, first), (cached, second) = found
+    assert not cached and first != second

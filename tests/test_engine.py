@@ -155,3 +155,11 @@ def test_text_comes_in_whole_characters_and_ends_before_a_stop_string(pico, size
         assert "".join(pieces) == stream.text == text[:cut] and stream.stopped
     pieces, stream = told(["after.!", "xyz"])
     assert "".join(pieces) == stream.text == text and not stream.stopped
+
+
+def test_a_text_that_waits_for_its_prompt_may_change_its_row(pico, monkeypatch):
+    """A row closes up while nothing of its text was read, so that the cache has no such row yet."""
+    monkeypatch.setattr(engine_module, "CHUNK", 8)
+    texts = [Text(p[:8], 1 if i == 0 else 6, seed=i) for i, p in enumerate(prompts(6))]
+    alone = [list(generate(pico.model, t.prompt, t.max_new_tokens)) for t in texts]
+    assert len(list(Engine(pico.model, 6).run(texts))) == 6 and [t.ids for t in texts] == alone

@@ -9,8 +9,8 @@ import litgpt
 
 ROOT = Path(litgpt.__file__).parent
 FLOORS = {
-    0: ("errors", "files", "args", "config", "prompts", "chat_template", "styles", "recipes"),
-    1: ("model",),
+    0: ("errors", "imports", "files", "args", "config", "prompts", "chat_template", "styles", "recipes"),
+    1: ("model", "shards"),
     2: (
         "lora",
         "adapter",
@@ -29,9 +29,9 @@ FLOORS = {
         "torch_file",
         "loading",
     ),
-    3: ("train", "data", "generate"),
+    3: ("train", "data", "generate", "evaluation"),
     4: ("finetune", "pretrain"),
-    5: ("__main__", "cli", "given", "older", "commands"),
+    5: ("__main__", "api", "cli", "given", "older", "commands", "serve"),
 }
 FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
 MODULES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")

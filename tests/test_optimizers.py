@@ -18,12 +18,13 @@ from litgpt.model import GPT
 from litgpt.train.optimizers import (
     SHORT_NAMES,
     AdamW,
+    Dice,
     Muon,
     finished,
     orthogonal,
     parameter_groups,
     remarks,
-    stochastically_rounded,
+    round_stochastically_,
 )
 from tests.test_training import losses, read_metrics
 
@@ -55,9 +56,9 @@ def give_gradients(params: list[nn.Parameter], seed: int) -> None:
 
 
 def test_rounding_is_right_on_average_and_goes_to_a_neighbour():
-    generator = torch.Generator().manual_seed(0)
+    dice = Dice(torch.Generator().manual_seed(0))
     values = torch.tensor([1.001, -1.001, 3.0, 1e-30, -0.3])
-    drawn = stochastically_rounded(values.repeat(20_000, 1), generator).double()
+    drawn = round_stochastically_(values.repeat(20_000, 1), dice).double()
     nearest = values.bfloat16().double()
     for i, value in enumerate(values.double()):
         neighbours = drawn[:, i].unique()
@@ -71,8 +72,26 @@ def test_rounding_is_right_on_average_and_goes_to_a_neighbour():
 def test_rounding_keeps_what_is_not_finite():
     bits = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)  # the NaN of GPUs: adding to it overflows
     values = torch.cat([torch.tensor([math.inf, -math.inf, math.nan]), bits])
-    rounded = stochastically_rounded(values, torch.Generator().manual_seed(0))
+    rounded = round_stochastically_(values, Dice(torch.Generator().manual_seed(0)))
     assert rounded[0] == math.inf and rounded[1] == -math.inf and rounded[2:].isnan().all()
+
+
+def test_throws_are_even_and_do_not_depend_on_each_other():
+    """Over lanes, and within a lane from one throw to the next: weights, moments and chunks follow each other there."""
+    dice = Dice(torch.Generator().manual_seed(0))
+    throws = torch.stack([dice.throw(2**14) for _ in range(48)])  # (throws, lanes)
+    assert int(throws.min()) >= 0 and int(throws.max()) < 2**16
+    for bit in range(16):
+        assert float((throws >> bit & 1).float().mean()) == pytest.approx(0.5, abs=3e-3)
+    centred = (throws.double() - 32767.5) / (65536 / 12**0.5)
+    related = torch.stack([(centred[lag:] * centred[: 48 - lag]).mean() for lag in range(1, 24)])
+    beside = torch.stack([(centred[:, lag:] * centred[:, :-lag]).mean() for lag in range(1, 24)])
+    assert max(related.abs().max(), beside.abs().max()) < 7e-3  # five standard errors
+    # the squares too: no pattern in which three that follow each other fall into the same eighth
+    eighths = throws[:48].view(16, 3, -1) >> 13
+    counts = (eighths[:, 0] * 64 + eighths[:, 1] * 8 + eighths[:, 2]).flatten().bincount(minlength=512).double()
+    expected = counts.sum() / 512
+    assert float(((counts - expected) ** 2 / expected).sum()) < 512 + 5 * (2 * 511) ** 0.5
 
 
 def test_small_updates_are_not_lost():
@@ -106,7 +125,7 @@ def test_adamw_without_rounding_is_torchs(monkeypatch, options):
         reference.step()
         with torch.no_grad():
             for p, state in zip(params, states):
-                optimizers.adamw_step(p, state, group, group["eps"], torch.Generator())
+                optimizers.adamw_step(p, state, group, group["eps"], Dice(torch.Generator()))
     for p, q in zip(params, expected):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
 

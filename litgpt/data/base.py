@@ -1,7 +1,9 @@
 """From rows to token ids: the one path for every data set."""
 
+import contextlib
 import gc
 import hashlib
+import inspect
 import itertools
 import json
 from abc import ABC, abstractmethod
@@ -269,6 +271,15 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def class_hash(data_class: type) -> str:
+    """Changes when the files that hold a class of data, and those above it, do: it may be the user's own."""
+    digest = hashlib.sha256()
+    for one in data_class.__mro__:
+        with contextlib.suppress(TypeError, OSError):  # built in, or typed into an interpreter
+            digest.update(Path(inspect.getfile(one)).read_bytes())
+    return digest.hexdigest()
+
+
 def with_remedy(error: UserError) -> UserError:
     """What is wrong with a row, with what helps unless that is said."""
     if "--data." in str(error):
@@ -320,7 +331,7 @@ class TokenMaker:
         parts = {
             "code": code_hash(),
             "sources": [[s.fingerprint(), Path(s.path).suffixes[-2:], s.columns, s.form] for s in sources],
-            "set": [type(data).__name__, {k: str(v) for k, v in vars(data).items()}],
+            "set": [type(data).__name__, class_hash(type(data)), {k: str(v) for k, v in vars(data).items()}],
             "style": style_fields(self.style),
             "tokenizer": [tokenizer.fingerprint(), tokenizer.bos_id, tokenizer.eos_id, sorted(self.stops)],
             "trained": [self.mask_prompt, self.turn_end],

@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import sys
 import tarfile
 import urllib.request
 import zlib
@@ -11,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.error import HTTPError, URLError
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, remark
 from litgpt.files import whole_folder
 
 TIMEOUT = 60  # seconds without a byte
@@ -31,7 +30,7 @@ def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -
     """
     if target.is_file():
         return target
-    print(f"litgpt: fetching {url} to {target}", file=sys.stderr, flush=True)
+    remark(f"fetching {url} to {target}")
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
@@ -80,7 +79,7 @@ def unpack(archive: Path, folder: Path) -> Path:
     """
     if folder.is_dir():
         return folder
-    print(f"litgpt: unpacking {archive} to {folder}", file=sys.stderr, flush=True)
+    remark(f"unpacking {archive} to {folder}")
     try:
         with tarfile.open(archive, "r:gz") as tar, whole_folder(folder) as temporary:
             for member in tar:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Optional
 import torch
 
 from litgpt.errors import UserError
+from litgpt.generate.adapters import Adapters
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
 
@@ -32,6 +33,7 @@ class Text:
         seed: The same seed draws the same answer, whatever else is decoded at the same time.
         logprobs: For so many of the likeliest tokens at each place their log-probabilities are kept, and for the token
             that was taken; None for none at all.
+        adapter: The name of one of the engine's adapters; None for the model as it is.
         tag: Whatever the caller wants to find again.
 
     Attributes:
@@ -49,6 +51,7 @@ class Text:
     stop_ids: Collection[int] = ()
     seed: int = 1234
     logprobs: Optional[int] = None
+    adapter: Optional[str] = None
     tag: Any = None
     ids: list[int] = field(default_factory=list, init=False)
     finish: Optional[Finish] = field(default=None, init=False)
@@ -89,14 +92,18 @@ class Engine:
         model: In evaluation mode.
         rows: How many texts are decoded at once.
         max_length: Tokens of a text, prompt and answer, at most; by default what the model reads.
+        adapters: Those that a text may name.
     """
 
-    def __init__(self, model: GPT, rows: int = 16, max_length: Optional[int] = None) -> None:
-        self.model = model
+    def __init__(
+        self, model: GPT, rows: int = 16, max_length: Optional[int] = None, adapters: Optional[Adapters] = None
+    ) -> None:
+        self.model, self.adapters = model, adapters or Adapters()
         self.max_length = min(max_length or model.config.block_size, model.config.block_size)
         self.cache = KVCache(model.config)
         self.rows: list[Optional[Text]] = [None] * rows
         self.known: list[list[int]] = [[] for _ in range(rows)]  # the tokens that the cache has of each row
+        self.readers: list[Optional[str]] = [None] * rows  # the adapter that they were read with
         self.waiting: deque[Text] = deque()
 
     def submit(self, text: Text) -> Text:
@@ -163,10 +170,10 @@ class Engine:
         free = [row for row, text in enumerate(self.rows) if text is None]
         while free and self.waiting:
             text = self.waiting.popleft()
-            shared = {row: self.shared(row, text.prompt) for row in free}
+            shared = {row: self.shared(row, text) for row in free}
             row = max(free, key=lambda r: (shared[r], -r))  # else the first one, so that the texts stand together
             free.remove(row)
-            self.rows[row] = text
+            self.rows[row], self.readers[row] = text, text.adapter
             kept = self.cache.keep(row, shared[row])
             del self.known[row][kept:]
         self.close_gaps()
@@ -179,14 +186,16 @@ class Engine:
                 self.cache.move(last, row)
                 self.rows[row], self.rows[last] = self.rows[last], None
                 self.known[row], self.known[last] = self.known[last], []
+                self.readers[row] = self.readers[last]
                 self.cache.keep(last, 0)
 
-    def shared(self, row: int, prompt: Sequence[int]) -> int:
+    def shared(self, row: int, text: Text) -> int:
         """How many tokens of a prompt a row's cache has; never all, since the last one is read for the next."""
-        if self.model.switch is not None:  # of a text that may have rotated otherwise
+        if self.model.switch is not None or self.readers[row] != text.adapter:  # of a text that was read otherwise
             return 0
-        pairs = zip(self.known[row], prompt[:-1])
-        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(self.known[row]), len(prompt) - 1))
+        known, prompt = self.known[row], text.prompt
+        pairs = zip(known, prompt[:-1])
+        return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(known), len(prompt) - 1))
 
     def read(self, rows: Sequence[int]) -> list[Text]:
         """Read parts of prompts, in the order of the rows; the texts that got their first token."""
@@ -202,6 +211,7 @@ class Engine:
     def add(self, rows: Sequence[int], lengths: Sequence[int]) -> list[Text]:
         """Read so many tokens of each row; the texts whose last token was read get a new one."""
         ids: list[int] = []
+        self.adapters.choose([self.readers[row] for row in rows], lengths)
         for row, n in zip(rows, lengths):
             text, start = self.rows[row], len(self.known[row])
             assert text is not None
@@ -216,6 +226,7 @@ class Engine:
             return []
         if len(done) < len(hidden):
             hidden = hidden[torch.tensor([at for _, at in done], device=hidden.device)]
+        self.adapters.choose([self.readers[row] for row, _ in done], [1] * len(done))
         return self.draw([text for row, _ in done if (text := self.rows[row])], self.model.lm_head(hidden))
 
     def draw(self, texts: Sequence[Text], logits: torch.Tensor) -> list[Text]:

@@ -47,8 +47,8 @@ class Loaded:
         source = Source.open(path, base)
         tokenizer, style = source.tokenizer(), source.style()
         device = pick_device(accelerator)
-        natural = "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)
-        return cls(source, source.model(DTYPES[precision or natural], device, quantize), tokenizer, style)
+        dtype = DTYPES[precision or natural_precision(source, device)]
+        return cls(source, source.model(dtype, device, quantize), tokenizer, style)
 
     @property
     def device(self) -> torch.device:
@@ -63,3 +63,8 @@ class Loaded:
         """The text that the answer to the last message follows, and its ids, as in training."""
         text = self.style.prompt(messages, tools)
         return text, self.tokenizer.encode(text, special=not self.style.own_special_tokens)
+
+
+def natural_precision(source: Source, device: torch.device) -> str:
+    """32-true for weights that are stored so, else bf16-true where the device computes it natively, else 32-true."""
+    return "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)

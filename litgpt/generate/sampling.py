@@ -56,6 +56,25 @@ class Sampling:
         """Token ids (B,) for logits (B, V), each row with a number from its own generator."""
         if self.greedy:
             return logits.argmax(dim=-1)
+        p, ids = self.limited(logits)
+        sums = p.cumsum(dim=-1)
+        drawn = torch.tensor([[g.random()] for g in numbers], device=sums.device) * sums[:, -1:]
+        last = (p > 0).int().cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # where rounding leads past the end
+        place = torch.searchsorted(sums, drawn, right=True).minimum(last)
+        return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
+
+    def probabilities(self, logits: torch.Tensor) -> torch.Tensor:
+        """How likely `draw` takes each token, (B, V), float32, for logits (B, V)."""
+        zeros = torch.zeros(logits.shape, device=logits.device)
+        if self.greedy:
+            return zeros.scatter(-1, logits.argmax(dim=-1, keepdim=True), 1.0)
+        p, ids = self.limited(logits)
+        p = p / p.sum(dim=-1, keepdim=True)
+        return p if ids is None else zeros.scatter(-1, ids, p)
+
+    def limited(self, logits: torch.Tensor) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+        """What remains of the probabilities, (B, n), not scaled to sum up to 1; and the ids that they belong to, if
+        they are not those of all tokens in order."""
         values, ids, k = logits, None, self.top_k or logits.size(-1)
         if k < logits.size(-1) or self.top_p < 1 or self.min_p > 0:
             # the likeliest first; by place, not by value: in bfloat16 many logits are equal
@@ -66,11 +85,7 @@ class Sampling:
             p = p.masked_fill(before >= self.top_p, 0)
         if self.min_p > 0:
             p = p.masked_fill(p < self.min_p * p[:, :1], 0)
-        sums = p.cumsum(dim=-1)
-        drawn = torch.tensor([[g.random()] for g in numbers], device=sums.device) * sums[:, -1:]
-        last = (p > 0).int().cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # where rounding leads past the end
-        place = torch.searchsorted(sums, drawn, right=True).minimum(last)
-        return (place if ids is None else ids.gather(-1, place)).squeeze(-1)
+        return p, ids
 
     def penalize(self, logits: torch.Tensor, seen: Sequence[Sequence[int]]) -> torch.Tensor:
         """Logits (B, V) with the penalty on the tokens that each row has seen."""

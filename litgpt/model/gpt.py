@@ -12,10 +12,11 @@ from torch import nn
 from litgpt.config import Config
 from litgpt.model.attention import CausalSelfAttention, Reading
 from litgpt.model.kv_cache import KVCache
-from litgpt.model.linear import Linear
+from litgpt.model.linear import Embedding, Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.rope import make_ropes
+from litgpt.shards import whole
 
 
 class Block(nn.Module):
@@ -50,9 +51,9 @@ class Transformer(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        self.wte = nn.Embedding(config.padded_vocab_size, config.n_embd)
+        self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         if config.learned_positions:
-            self.wpe = nn.Embedding(config.block_size, config.n_embd)
+            self.wpe = Embedding(config.block_size, config.n_embd)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
 
@@ -113,11 +114,13 @@ class GPT(nn.Module):
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):
                 writes = name.endswith(".proj")
                 std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
-                nn.init.normal_(module.weight, std=std)
-                if isinstance(module, nn.Linear) and module.bias is not None:
-                    nn.init.zeros_(module.bias)
+                with whole(module):
+                    nn.init.normal_(module.weight, std=std)
+                    if isinstance(module, nn.Linear) and module.bias is not None:
+                        nn.init.zeros_(module.bias)
             elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm)):
-                module.reset_parameters()
+                with whole(module):
+                    module.reset_parameters()
 
     def forward(
         self,

@@ -67,10 +67,25 @@ class KVCache:
 
     def move(self, source: int, target: int) -> None:
         """Let `target` hold what `source` holds."""
+        if source >= len(self.lengths):  # a text of which nothing was read yet
+            self.keep(target, 0)
+            return
         for stored in self.layers:
             for t in stored or ():
                 t[target] = t[source]
         self.lengths[target], self.ids[target] = self.lengths[source], list(self.ids.get(source, []))
+
+    def copy(self, source: int, targets: Sequence[int]) -> None:
+        """Let all of `targets`, which may be new rows, hold what `source` holds."""
+        length, rows = self.lengths[source], max(targets) + 1
+        numbers = list(targets)
+        for layer, (stored, window) in enumerate(zip(self.layers, self.windows)):
+            places = length if window is None else min(length, window)
+            for t in self.room(layer, *stored, rows, places) if stored is not None else ():
+                t[numbers, :, :places] = t[source, :, :places].clone()
+        self.lengths += [0] * (rows - len(self.lengths))
+        for target in targets:
+            self.lengths[target], self.ids[target] = length, list(self.ids.get(source, []))
 
     def append(self, layer: int, row: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         """Add (1, g, T, hs) to a row and return what the new tokens may see, the new ones last.

@@ -22,7 +22,7 @@ class LLaMAMLP(nn.Module):
         assert size is not None
         self.fc = Linear(config.n_embd, 2 * size, bias=bias)
         self.fc.parts = (size, size)  # type: ignore[assignment]
-        self.proj = nn.Linear(size, config.n_embd, bias=bias)
+        self.proj = Linear(size, config.n_embd, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         gate, up = self.fc(x).chunk(2, dim=-1)

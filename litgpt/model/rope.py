@@ -37,7 +37,7 @@ class Rope:
     def table(
         self, positions: torch.Tensor, documents: Sequence[int], lengths: Sequence[int], dtype: torch.dtype
     ) -> CosSin:
-        """Cosines and sines for `positions` (T,), each (T, 1, p), computed in float32.
+        """Cosines and sines for `positions` (T,) as `apply_rope` takes them, each (T, 1, 2 p), computed in float32.
 
         Args:
             documents: How many of the positions belong to each text.
@@ -54,7 +54,7 @@ class Rope:
         cos, sin = angles.cos(), angles.sin()
         if self.factor != 1:
             cos, sin = cos * self.factor, sin * self.factor
-        return cos.to(dtype), sin.to(dtype)
+        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
 
 
 def make_ropes(config: Config) -> list[Rope]:
@@ -69,10 +69,10 @@ def make_ropes(config: Config) -> list[Rope]:
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
     """Rotate the first 2 p dimensions of `x` (B, T, n, hs); the first half of them pairs with the second."""
-    p = cos.size(-1)
-    a, b = x[..., :p], x[..., p : 2 * p]
-    rotated = (a * cos - b * sin, b * cos + a * sin)
-    return torch.cat(rotated if 2 * p == x.size(-1) else (*rotated, x[..., 2 * p :]), dim=-1)
+    size = cos.size(-1)
+    a = x if size == x.size(-1) else x[..., :size]
+    rotated = torch.addcmul(a * cos, a.roll(size // 2, -1), sin)  # (a, b) to (a cos - b sin, b cos + a sin)
+    return rotated if size == x.size(-1) else torch.cat([rotated, x[..., size:]], dim=-1)
 
 
 # The types: from the positions per radian of each pair, (p,), to radians per position and a factor of cosines and sines

@@ -1,7 +1,7 @@
-"""Surgery on the blocks of a model that is about to be trained: recomputing and compiling them.
+"""Surgery on the blocks of a model: recomputing what a backward pass needs, and compiling.
 
-Both replace the `forward` of each block object, so that no parameter changes its name. Generation, which passes a
-cache, goes on as before.
+Both replace the `forward` of each block object, so that no parameter changes its name. Generation within a run, which
+passes a cache, goes on as before.
 """
 
 from collections.abc import Callable
@@ -32,24 +32,27 @@ def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
     return wrapped
 
 
-def compile_blocks(model: GPT) -> None:
+def compile_blocks(model: GPT, decoding: bool = False) -> None:
     """Compile what is between the attentions, for all lengths at once.
 
     The attention itself, a loop over documents, stays as it is: it would be compiled anew for every list of lengths.
     To be called before `recompute`.
+
+    Args:
+        decoding: Compile the way with a cache; by default the one without.
     """
     for block in model.transformer.h:
         attention = block.attn
         assert isinstance(attention, CausalSelfAttention)
         attention.attend_within_documents = torch.compiler.disable(attention.attend_within_documents)  # type: ignore
-        block.forward = compiled(block)
+        block.forward = compiled(block, decoding)
 
 
-def compiled(block: nn.Module) -> Callable[..., torch.Tensor]:
+def compiled(block: nn.Module, decoding: bool) -> Callable[..., torch.Tensor]:
     eager, fast = block.forward, torch.compile(block.forward, dynamic=True)
 
     def wrapped(x: torch.Tensor, reading: Reading) -> torch.Tensor:
-        return eager(x, reading) if reading.cache is not None else fast(x, reading)
+        return fast(x, reading) if (reading.cache is not None) is decoding else eager(x, reading)
 
     return wrapped
 

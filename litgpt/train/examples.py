@@ -1,25 +1,40 @@
 """What the model answers to validation prompts, before and after."""
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+
+import torch
 
 from litgpt.args import EvalArgs
 from litgpt.data.base import Loaded
 from litgpt.generate.engine import generate
-from litgpt.model import GPT
+from litgpt.generate.sampling import Sampling
 from litgpt.tokenizer import Tokenizer
+from litgpt.train.loss import LossModel
 from litgpt.train.progress import Screen
+
+
+class FirstRank(Sampling):
+    """The most likely token on the first rank, for all: if rounding made one of them stop earlier, the others would
+    wait for it to run the blocks."""
+
+    def draw(self, logits: torch.Tensor, numbers: Sequence[random.Random]) -> torch.Tensor:
+        token = logits.argmax(dim=-1)
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.broadcast(token, 0)
+        return token
 
 
 @dataclass
 class Examples:
-    """Answers greedily, so that before and after can be compared.
+    """Answers greedily, so that before and after can be compared. All ranks have to take part.
 
     Args:
         scores: The share of exact answers each time they were counted.
     """
 
-    model: GPT
+    model: LossModel
     tokenizer: Tokenizer
     loaded: Loaded
     eval: EvalArgs
@@ -46,12 +61,14 @@ class Examples:
     def answer(self, number: int) -> str | None:
         """The answer to the prompt of one validation row; None for plain text, which has no prompt."""
         ids = self.loaded.val.prompt(number)
-        if not 0 < len(ids) < self.model.config.block_size:
+        if not 0 < len(ids) < self.model.gpt.config.block_size:
             return None
         training = self.model.training
         self.model.eval()
         stops = self.tokenizer.stops(self.loaded.style)
-        text = self.tokenizer.decode(generate(self.model, ids, self.eval.max_new_tokens or 0, stop_ids=stops))
+        most = self.eval.max_new_tokens or 0
+        answer = self.model.read(lambda gpt: list(generate(gpt, ids, most, FirstRank(), stops)))
+        text = self.tokenizer.decode(answer)
         self.model.train(training)
         return text.strip()
 

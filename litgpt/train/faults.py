@@ -16,6 +16,7 @@ from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.errors import UserError
 from litgpt.files import write_text
 from litgpt.quantize import QuantizedLinear
+from litgpt.shards import full
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
 from litgpt.train.signals import Stopped
@@ -28,14 +29,15 @@ TEXT, NAMED = 300, 5  # characters of a row that are shown, and how many rows
 
 
 def crash(fabric: "Fabric", *step: Any) -> BaseException:
-    """`not_finite` on the first rank, which the others wait for: the launcher ends all as soon as one of them fails."""
-    error = not_finite(*step) if fabric.is_global_zero else Stopped(0)
+    """`not_finite` for the first rank; the others, which run the model too, end in silence."""
+    error = not_finite(fabric, *step)
     fabric.barrier()
-    return error
+    return error if fabric.is_global_zero else Stopped(0)
 
 
 @torch.no_grad()
 def not_finite(
+    fabric: "Fabric",
     model: LossModel,
     rows: Rows,
     tokenizer: Tokenizer,
@@ -54,22 +56,22 @@ def not_finite(
     """
     numbers = [row for unit in units for row in rows.packs[unit]] if isinstance(rows, PackedRows) else list(units)
     single = rows.rows if isinstance(rows, PackedRows) else rows
-    device = model.gpt.device
     model.eval()
     found: list[dict[str, Any]] = []
     for number in numbers:
-        batch = single.batch([number]).to(device)
+        batch = single.batch([number]).to(fabric.device)
         own = float(model(batch)) / max(1, batch.n_trained)
         text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
         found.append({"row": number, "tokens": int(single.lengths[number]), "loss": own, "text": text})
     bad = [row for row in found if not math.isfinite(row["loss"])]
     packed = ((f"{n}.weight", m.dequantized()) for n, m in model.gpt.named_modules() if isinstance(m, QuantizedLinear))
-    weights = itertools.chain(model.gpt.named_parameters(), packed)
+    weights = itertools.chain(((name, full(p)) for name, p in model.gpt.named_parameters()), packed)
     broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
     file = out_dir / "crash" / f"step-{step:06d}.json"
-    file.parent.mkdir(parents=True, exist_ok=True)
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
-    write_text(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    if fabric.is_global_zero:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if broken:
         why = f"Weights are not finite: {', '.join(broken[:NAMED])}."
     elif bad:

@@ -15,6 +15,7 @@ from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
+from litgpt.shards import mine, total_norm
 from litgpt.train.faults import sound
 from litgpt.train.launch import peak_memory
 from litgpt.train.metrics import Metrics
@@ -271,10 +272,13 @@ def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[
         if max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
         return torch.zeros(())
-    parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters])
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    grads = [p.grad for p in parameters if p.grad is not None]
+    norm = total_norm(grads)
     if max_norm is not None:
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+        share = (max_norm / (norm + 1e-6)).clamp(max=1)
+        for grad in grads:
+            mine(grad).mul_(share.to(grad.device))
     return norm
 
 

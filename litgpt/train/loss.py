@@ -3,15 +3,19 @@
 Shapes: N trained positions, C = n_embd, V = padded_vocab_size.
 """
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.model import GPT
+from litgpt.model.linear import ROUND, rounded
 
-LOGITS = 2**25  # that are held at once
+T = TypeVar("T")
+LOGITS = 2**24  # that are held at once
 CACHED = 2**19  # logits that are turned into gradients at once on a CPU
 
 
@@ -24,8 +28,16 @@ class LossModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross-entropies of the trained targets, float32, a scalar."""
-        hidden = self.gpt.hidden(batch.ids, batch.documents)
+        ids, documents = batch.ids, batch.documents
+        if ids.device.type == "cpu" and (more := rounded(ids.size(1)) - ids.size(1)):
+            ids, documents = F.pad(ids, (0, more)), [*documents, more]  # a last row that nobody looks at
+        hidden = self.gpt.hidden(ids, documents)
         return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0])
+
+    def read(self, function: Callable[[GPT], T]) -> T:
+        """What `function` makes of the model; where weights are sharded, this and `forward` are the ways to run it.
+        All ranks have to call it, with functions that run the blocks equally often."""
+        return function(self.gpt)
 
 
 def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
@@ -35,7 +47,7 @@ def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> t
     those of the input and of the parameters of the head that are trained.
 
     Args:
-        hidden: (T, C)
+        hidden: (T, C), or longer.
         head: Anything that maps (n, C) to logits (n, V).
         targets: (T,), the token that follows or `UNTRAINED`.
 
@@ -43,8 +55,11 @@ def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> t
         A float32 scalar.
     """
     positions = (targets != UNTRAINED).nonzero().squeeze(1)
+    wanted = targets[positions]
     trained = [p for p in head.parameters() if p.requires_grad]
-    return _HeadLoss.apply(hidden.index_select(0, positions), targets[positions], head, *trained)
+    if hidden.device.type == "cpu":
+        positions = F.pad(positions, (0, rounded(len(positions)) - len(positions)))
+    return _HeadLoss.apply(hidden.index_select(0, positions), wanted, head, *trained)
 
 
 class _HeadLoss(torch.autograd.Function):
@@ -54,26 +69,33 @@ class _HeadLoss(torch.autograd.Function):
     ) -> torch.Tensor:
         total = hidden.new_zeros((), dtype=torch.float32)
         wanted = any(ctx.needs_input_grad)
-        grads = [torch.empty_like(hidden), *(torch.zeros_like(p) for p in trained)] if wanted else []
-        size = max(1, LOGITS // rows_of(head))
+        grads = [torch.empty_like(hidden)] if wanted else []
+        size = max(1, LOGITS // rows_of(head) // ROUND) * ROUND
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 x = hidden[chunk].detach().requires_grad_(wanted)
                 logits = head(x)
-            total += cross_entropy_(logits.detach(), targets[chunk])
+            given = targets[chunk]
+            total += cross_entropy_(logits.detach()[: len(given)], given)
+            logits.detach()[len(given) :] = 0
             if wanted:
                 first, *others = torch.autograd.grad(logits, [x, *trained], logits.detach())
                 grads[0][chunk] = first
-                for grad, more in zip(grads[1:], others):
-                    grad += more
+                if start == 0:
+                    grads += others
+                else:
+                    for grad, more in zip(grads[1:], others):
+                        grad += more
+        if wanted and len(grads) == 1:  # nothing is trained
+            grads += [torch.zeros_like(p) for p in trained]
         ctx.save_for_backward(*grads)
         return total
 
     @staticmethod
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
-        first, *others = (grad * outputs[0] for grad in ctx.saved_tensors)
-        return first.to(ctx.saved_tensors[0].dtype), None, None, *others
+        first, *others = (grad.mul_(outputs[0]) for grad in ctx.saved_tensors)  # in place: the head's is large
+        return first, None, None, *others
 
 
 def rows_of(head: nn.Module) -> int:
@@ -91,11 +113,10 @@ def cross_entropy_(logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
     total = logits.new_zeros((), dtype=torch.float32)
     rows = max(1, CACHED // logits.size(1)) if logits.device.type == "cpu" else len(logits)
     for part, wanted in zip(logits.split(rows), targets.split(rows)):
-        p = part - part.amax(1, keepdim=True).float()
-        own = p.gather(1, wanted[:, None])
-        sums = p.exp_().sum(1, keepdim=True)
-        total += (sums.log() - own).sum()
-        p /= sums
+        logits_32 = part.float()
+        own, most = logits_32.gather(1, wanted[:, None]), logits_32.amax(1, keepdim=True)
+        p = logits_32.softmax(1)
+        total += (most - p.amax(1, keepdim=True).log() - own).sum()  # the largest is exp(0) / sum
         p.scatter_add_(1, wanted[:, None], p.new_full((len(p), 1), -1.0))
         part.copy_(p)
     return total

@@ -1,5 +1,6 @@
 """Optimizers: AdamW that rounds stochastically on bfloat16 weights, Muon, and what is short for which class."""
 
+import math
 import warnings
 from collections.abc import Iterable, Iterator
 from typing import Any, Literal, Optional
@@ -7,6 +8,9 @@ from typing import Any, Literal, Optional
 import torch
 from torch import nn
 from torch.optim import Optimizer
+
+from litgpt.errors import UserError
+from litgpt.shards import full, is_sharded, like, mine, my_rows
 
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD".split()
 BITSANDBYTES = (
@@ -18,9 +22,10 @@ SHORT_NAMES = {
     **{name: f"bitsandbytes.optim.{name}" for name in BITSANDBYTES},
     "Muon": "litgpt.train.optimizers.Muon",
 }
+WHOLE = ("Adafactor", "Rprop")  # of torch: they fail on sharded weights
 # Elements that are updated at once: the float32 copies of a large weight shall not take its size again. A processor is
-# twice as fast where they fit into its cache, a GPU where it has much to do at once.
-CHUNK = {"cpu": 2**20}
+# faster where they fit into its cache, a GPU where it has much to do at once.
+CHUNK = {"cpu": 2**18}
 CHUNK_ELSEWHERE = 2**24
 
 
@@ -30,14 +35,14 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     A parameter's attribute `lr_ratio`, 1 where there is none, says by how much its learning rate differs from the
     run's; there is one group for each ratio. The matrices of the blocks get an attribute `row_blocks` for `Muon`.
     """
-    by_ratio: dict[float, list[nn.Parameter]] = {}
+    groups: dict[tuple[float, bool], list[nn.Parameter]] = {}  # sharded weights and others are not updated together
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            by_ratio.setdefault(getattr(parameter, "lr_ratio", 1.0), []).append(parameter)
+            groups.setdefault((getattr(parameter, "lr_ratio", 1.0), is_sharded(parameter)), []).append(parameter)
             if name.startswith("transformer.h.") and parameter.ndim == 2:
                 module, _, leaf = name.rpartition(".")
                 parameter.row_blocks = row_blocks(model.get_submodule(module), leaf, parameter)  # type: ignore
-    return [{"params": parameters, "lr_ratio": ratio} for ratio, parameters in by_ratio.items()]
+    return [{"params": parameters, "lr_ratio": ratio} for (ratio, _), parameters in groups.items()]
 
 
 def row_blocks(module: nn.Module, name: str, weight: torch.Tensor) -> tuple[int, ...]:
@@ -88,6 +93,36 @@ def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
     return lines
 
 
+class Dice:
+    """Throws numbers from 0 to 65,535, at a tenth of what torch's own generator takes for them on a CPU.
+
+    Each lane is a linear congruential generator modulo 2^32 with the multiplier of PCG (https://www.pcg-random.org),
+    the upper half of whose state is thrown. torch's generator draws where the lanes start. So all numbers are equally
+    likely in every throw, which makes means exact, and lanes do not depend on each other. A step of an optimizer takes
+    new dice: what is thrown for a weight in one step says nothing about the next.
+    """
+
+    def __init__(self, generator: torch.Generator) -> None:
+        self.generator = generator
+        self.lanes = torch.empty(0, dtype=torch.int32, device=generator.device)
+
+    def throw(self, n: int) -> torch.Tensor:
+        """(n,), int32"""
+        if (missing := n - len(self.lanes)) > 0:
+            device, ends = self.generator.device, (-(2**31), 2**31)
+            more = torch.randint(*ends, (missing,), generator=self.generator, device=device, dtype=torch.int32)
+            self.lanes = torch.cat([self.lanes, more])
+        return (self.lanes[:n].mul_(747796405).add_(1) >> 16).bitwise_and_(2**16 - 1)
+
+
+def check_sharded(optimizer: Optimizer) -> None:
+    """Raise `UserError` where the optimizer is to train sharded weights and cannot."""
+    sharded = any(is_sharded(p) for group in optimizer.param_groups for p in group["params"])
+    name = type(optimizer).__name__
+    if sharded and (name in WHOLE or type(optimizer).__module__.startswith("bitsandbytes")):
+        raise UserError(f"--optimizer {name} does not know sharded weights: take AdamW, or --strategy ddp.")
+
+
 class Rounding(Optimizer):
     """What optimizers that round stochastically share: the generator of the random bits, and its state in `state_dict`.
 
@@ -103,6 +138,11 @@ class Rounding(Optimizer):
         if device.type not in generators:
             generators[device.type] = torch.Generator(device).manual_seed(self.seed)
         return generators[device.type]
+
+    def dice(self) -> dict[str, Dice]:
+        """Those of one step, for each kind of device."""
+        devices = {p.device.type: p.device for group in self.param_groups for p in group["params"]}
+        return {kind: Dice(self.generator(device)) for kind, device in devices.items()}
 
     def state_dict(self) -> dict[str, Any]:
         states = {kind: g.get_state() for kind, g in self.__dict__.get("generators", {}).items()}
@@ -130,10 +170,11 @@ class AdamW(Rounding, torch.optim.AdamW):
             with torch.enable_grad():
                 loss = closure()
         grads: dict[torch.Tensor, torch.Tensor] = {}
+        dice = self.dice()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.dtype == torch.bfloat16 and p.grad is not None:
-                    adamw_step(p, self.state[p], group, group["eps"], self.generator(p.device))
+                    adamw_step(p, self.state[p], group, group["eps"], dice[p.device.type])
                     grads[p], p.grad = p.grad, None  # torch's step passes it over
         super().step()
         for p, grad in grads.items():
@@ -198,18 +239,17 @@ class Muon(Rounding):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
+        dice = self.dice()
         for group in self.param_groups:
             for p in group["params"]:
                 if p.grad is not None and hasattr(p, "row_blocks"):
-                    muon_step(p, self.state[p], group, self.generator(p.device))
+                    muon_step(p, self.state[p], group, dice[p.device.type])
                 elif p.grad is not None:
-                    adamw_step(p, self.state[p], group, group["adamw_eps"], self.generator(p.device))
+                    adamw_step(p, self.state[p], group, group["adamw_eps"], dice[p.device.type])
         return loss
 
 
-def adamw_step(
-    p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], eps: float, generator: torch.Generator
-) -> None:
+def adamw_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], eps: float, dice: Dice) -> None:
     """One step of AdamW, computed in float32; `p` and its moments keep the dtype of `p`."""
     if not state:
         state["step"] = torch.zeros(())  # on the CPU, as torch has it
@@ -226,31 +266,34 @@ def adamw_step(
         divisor = (second / (1 - beta2**step)).sqrt_().add_(eps)
         new_w = w.float().mul_(1 - lr * group["weight_decay"]).addcdiv_(new_m, divisor, value=-lr / (1 - beta1**step))
         for old, new in ((w, new_w), (m, new_m), (v, new_v), *((old, second) for old in largest)):
-            store(old, new, generator)
+            store(old, new, dice)
 
 
 def in_chunks(*tensors: Optional[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
     """Tensors of one shape as views of their rows, about `CHUNK` elements at a time."""
-    some = [torch.atleast_1d(t) for t in tensors if t is not None]
+    some = [torch.atleast_1d(mine(t)) for t in tensors if t is not None]
     rows = max(1, CHUNK.get(some[0].device.type, CHUNK_ELSEWHERE) // max(1, some[0][:1].numel()))
     return zip(*(t.split(rows) for t in some))
 
 
-def muon_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], generator: torch.Generator) -> None:
+def muon_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], dice: Dice) -> None:
     """One step of Muon; `p` and its momentum keep the dtype of `p`."""
     if not state:
         state["momentum_buffer"] = torch.zeros_like(p)
-    grad = p.grad.float()  # type: ignore[union-attr]
-    momentum = state["momentum_buffer"].float().lerp_(grad, 1 - group["momentum"])
+    grad = mine(p.grad).float()  # type: ignore[arg-type]
+    momentum = mine(state["momentum_buffer"]).float().lerp_(grad, 1 - group["momentum"])
     update = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-    weight = p.float().mul_(1 - group["lr"] * group["weight_decay"])
-    parts = p.row_blocks  # type: ignore[attr-defined]
-    for w, u in zip(weight.split(parts), update.split(parts)):
-        m, n = w.shape
+    update = full(like(p, update)) if is_sharded(p) else update  # a part of a matrix says nothing about its own
+    weight = mine(p).float().mul_(1 - group["lr"] * group["weight_decay"])
+    steps = []
+    for u in update.split(p.row_blocks):  # type: ignore[attr-defined]
+        m, n = u.shape
         scale = 0.2 * max(m, n) ** 0.5 if group["adjust_lr_fn"] == "match_rms_adamw" else max(1, m / n) ** 0.5
-        w.sub_(orthogonal(u, group["ns_coefficients"], group["ns_steps"], group["eps"]), alpha=group["lr"] * scale)
-    store(p, weight, generator)
-    store(state["momentum_buffer"], momentum, generator)
+        steps.append(orthogonal(u, group["ns_coefficients"], group["ns_steps"], group["eps"]).mul_(scale))
+    weight.sub_(torch.cat(steps)[my_rows(p)], alpha=group["lr"])
+    for old, new in ((mine(p), weight), (mine(state["momentum_buffer"]), momentum)):
+        for old_part, new_part in in_chunks(old, new):
+            store(old_part, new_part, dice)
 
 
 def orthogonal(x: torch.Tensor, coefficients: tuple[float, float, float], steps: int, eps: float) -> torch.Tensor:
@@ -268,16 +311,16 @@ def orthogonal(x: torch.Tensor, coefficients: tuple[float, float, float], steps:
     return (wide if y.size(0) <= y.size(1) else wide.T).float()
 
 
-def store(old: torch.Tensor, new: torch.Tensor, generator: torch.Generator) -> None:
-    """Put the float32 values of `new` into `old`."""
-    old.copy_(stochastically_rounded(new, generator) if old.dtype == torch.bfloat16 else new)
+def store(old: torch.Tensor, new: torch.Tensor, dice: Dice) -> None:
+    """Put the float32 values of `new` into `old`; those of `new` are lost."""
+    old.copy_(round_stochastically_(new, dice) if old.dtype == torch.bfloat16 else new)
 
 
-def stochastically_rounded(x: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """float32 as bfloat16, up or down at random, with the odds that make the mean exact.
+def round_stochastically_(x: torch.Tensor, dice: Dice) -> torch.Tensor:
+    """float32 to values of bfloat16 in place, up or down at random, with the odds that make the mean exact.
 
     bfloat16 is the upper half of float32: random lower bits are added, and what does not carry over is cut.
     """
-    noise = torch.randint(2**16, x.shape, generator=generator, device=x.device, dtype=torch.int32)
-    bits = (x.view(torch.int32) + noise).bitwise_and_(-(2**16))
-    return torch.where(x.isfinite(), bits.view(torch.float32), x).bfloat16()
+    x.nan_to_num_(math.nan, math.inf, -math.inf)  # a GPU's NaN is all ones, which would carry into the sign
+    x.view(torch.int32).add_(dice.throw(x.numel()).view_as(x)).bitwise_and_(-(2**16))
+    return x

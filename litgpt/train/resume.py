@@ -133,7 +133,9 @@ def take_out(words: list[str], flag: str, is_value: Callable[[str], bool]) -> Op
     return last
 
 
-def what_must_stay(precision: str, loaded: Loaded, plan: Plan, optimizer: Optimizer, devices: int) -> dict[str, Any]:
+def what_must_stay(
+    precision: str, loaded: Loaded, plan: Plan, optimizer: Optimizer, devices: int, shared: str
+) -> dict[str, Any]:
     """Everything that has to be the same when the run goes on, and the threads and the torch, which is said."""
     kind = type(optimizer)
     return {
@@ -142,6 +144,7 @@ def what_must_stay(precision: str, loaded: Loaded, plan: Plan, optimizer: Optimi
         "the validation rows (rows, tokens, checksum)": summary(loaded.val),
         "the number of steps": plan.steps,
         "the number of devices": devices,  # which --devices auto does not tell
+        **({"the strategy": shared} if devices > 1 else {}),
         OPTIMIZER: f"{kind.__module__}.{kind.__qualname__}",
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

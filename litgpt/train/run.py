@@ -1,44 +1,56 @@
 """A training run from its options to its folder: check, load, plan, train, save."""
 
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import TYPE_CHECKING, Literal, Optional, Union
 
 import torch
+from filelock import FileLock
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
 from litgpt.config import Config
 from litgpt.data import DataModule
+from litgpt.data.base import Loaded
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
-from litgpt.data.tokens import TokenizedRows
+from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
+from litgpt.imports import importing
 from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
+from litgpt.tokenizer import Tokenizer
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
+from litgpt.train.checks import check_options, check_quantize, check_start
 from litgpt.train.examples import Examples
 from litgpt.train.faults import crash, in_words
 from litgpt.train.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.launch import (
     DTYPES,
     Accelerator,
+    StrategyName,
     default_precision,
+    give_memory_back,
+    layout,
     make_fabric,
     peak_memory,
     pick_device,
+    pick_strategy,
     seed_everything,
+    share_threads,
+    started_by,
 )
-from litgpt.train.loggers import check_logger, make_logger
+from litgpt.train.loggers import make_logger
 from litgpt.train.loop import Plan, Result, fit, peak_rate
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
-from litgpt.train.optimizers import finished, parameter_groups, remarks
+from litgpt.train.optimizers import check_sharded, finished, parameter_groups, remarks
 from litgpt.train.progress import Screen
+from litgpt.train.ranks import is_first, together, watch
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
 from litgpt.train.resume import compare, farewell, is_finished, set_aside, to_resume, what_must_stay
 from litgpt.train.save import Saver
@@ -46,6 +58,9 @@ from litgpt.train.signals import Signals, Stopped
 from litgpt.train.speed import Work
 from litgpt.train.start import Start
 from litgpt.train.state import TrainingState
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def run(
@@ -58,6 +73,8 @@ def run(
     devices: Union[int, Literal["auto"]] = 1,
     num_nodes: int = 1,
     accelerator: Accelerator = "auto",
+    strategy: StrategyName = "auto",
+    fsdp_cpu_offload: bool = False,
     train: TrainArgs = TrainArgs(),  # noqa: B008
     eval: EvalArgs = EvalArgs(),  # noqa: B008
     optimizer: Callable[[Iterable], Optimizer] = torch.optim.AdamW,
@@ -79,9 +96,14 @@ def run(
         precision: Of the weights that were there before, and of the products. By default bf16-true where the device
             computes it natively, else 32-true; where all weights are trained bf16-mixed on a GPU, else 32-true.
         quantize: Keep the frozen weights of the blocks in 4 or 8 bits, by bitsandbytes.
-        devices: How many devices, or auto for all.
-        num_nodes: How many machines.
+        devices: How many devices of each machine, or auto for all; under torchrun and SLURM as many as they started.
+        num_nodes: How many machines; under torchrun and SLURM as many as they use.
         accelerator: The kind of device.
+        strategy: How several devices share the work. With ddp each has the whole model; with fsdp each has a part of
+            every weight, of its gradient and of the optimizer's state, so that larger models fit. auto is ddp where
+            weights, gradients and the two moments of AdamW take at most 80 % of a device's memory, and where there is
+            no other way (a quantized base, 16-mixed), else fsdp. On one device it has no effect.
+        fsdp_cpu_offload: With fsdp on GPUs, keep these parts in the memory of the processor, which makes the update.
         train: How long, how much at a time, and how fast to learn.
         eval: When and how the model is judged.
         optimizer: AdamW, SGD, Muon, AdamW8bit, ... or the path of a class, and its options, such as --optimizer.lr.
@@ -99,44 +121,39 @@ def run(
     Raises:
         UserError: anything that the options, the folder or the data make impossible; nothing was written then.
     """
-    train.check()
-    eval.check()
-    notes = check_logger(logger_name, log)
-    check_machine(devices, num_nodes, seed)
-    if resume and overwrite:
-        raise UserError("--resume goes on with a run and --overwrite removes it: choose one.")
+    notes = check_options(train, eval, logger_name, log, devices, num_nodes, seed, resume, overwrite)
     check_out_dir(out_dir, overwrite or resume is not False)
     if data is None:
         raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
-    config, source = start.config, start.tokenizer_folder.resolve()
-    if overwrite and out_dir.resolve() in (source, *source.parents):
-        raise UserError(f"--out_dir {out_dir} holds the model itself: choose another folder.")
-    if train.tie_embeddings not in (None, config.tie_embeddings):
-        raise UserError(f"--train.tie_embeddings {train.tie_embeddings}: the checkpoint has {config.tie_embeddings}.")
-    with torch.device("meta"):
-        model = GPT(config)
+    check_start(start, out_dir, train, overwrite)
     device = pick_device(accelerator)
-    if quantize is not None:
-        quantize_layers(model, quantize, device)
-    method.apply(model)
-    start.check(model)
+    model = empty_model(method, start, quantize, device)
     tokenizer = start.tokenizer()
     if compile:
         check_compiler(device)
     frozen = any(not p.requires_grad for p in model.parameters())
     name = precision or default_precision(device, all_trained=not frozen)
-    if quantize is not None and not frozen:
-        raise UserError(f"--quantize {quantize} is for frozen weights, and {method.name} trains all of them.")
-    if quantize is not None and not name.endswith("-true"):
-        raise UserError(f"--quantize {quantize} wants --precision bf16-true, 16-true or 32-true, not {name}.")
+    check_quantize(quantize, method, frozen, name)
     n_all = sum(p.numel() for p in model.parameters())
-
-    from lightning.fabric.utilities.rank_zero import rank_zero_only
-
-    first = getattr(rank_zero_only, "rank", 0) == 0
+    devices, num_nodes = layout(device, devices, num_nodes)
+    train = train.on(devices * num_nodes)
+    shared = pick_strategy(strategy, model, name, device, devices, quantize)
+    offload = fsdp_cpu_offload and shared == "fsdp" and device.type == "cuda"
+    if devices * num_nodes == 1 and not offload:
+        shared = "ddp"
+    notes += remarks_on_strategy(strategy, shared, devices * num_nodes, fsdp_cpu_offload, offload)
+    with importing():
+        fabric = make_fabric(device, devices, num_nodes, name, shared, offload)
+    watch(fabric)
+    first = is_first(fabric)
     screen = Screen(active=first)
     done, last = False, list[Batch]()  # the micro-batch that is run, for the words on a full memory
-    with Signals(first) as signals, ExitStack() as held, in_words(out_dir, last, train, quantize, not frozen):
+    with (
+        Signals(first) as signals,
+        ExitStack() as held,
+        together(fabric, signals),
+        in_words(out_dir, last, train, quantize, not frozen),
+    ):
         locked = resume is not False and out_dir.is_dir()
         if locked and first:
             held.enter_context(taken(out_dir))  # nobody else may write where the newest checkpoint is looked for
@@ -146,30 +163,22 @@ def run(
             screen.say(f"The run in {out_dir} is finished: its result is {out_dir / 'final'}.")
             return Result()
         try:
-            with screen.counting("rows tokenized") as say:
-                loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, config, data), say)
-            if problems := harm(loaded):
-                raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
-            number = eval.evaluate_example
-            if isinstance(number, int) and number >= len(loaded.val):
-                raise UserError(f"--eval.evaluate_example {number}: there are {len(loaded.val)} validation rows.")
-            train_rows, val_rows = units(loaded.train, train, config, data), units(loaded.val, train, config, data)
+            loaded = load_rows(data, tokenizer, start, train, eval, screen)
+            train_rows, val_rows = (units(rows, train, start.config, data) for rows in (loaded.train, loaded.val))
             if eval.early_stopping_patience is not None and not len(val_rows):
                 raise UserError("--eval.early_stopping_patience: there are no validation rows.")
-
-            fabric = make_fabric(accelerator, devices, num_nodes, name)
-            train = train.on(fabric.world_size)
             plan = Plan.make(train, train_rows)
+
             fabric.launch()
-            if device.type == "cpu" and fabric.world_size > num_nodes:
-                torch.set_num_threads(max(1, torch.get_num_threads() * num_nodes // fabric.world_size))
+            share_threads(device, devices)
             seed_everything(seed)
+            whole = LossModel(model)
+            if shared == "fsdp":
+                give_memory_back()
+                fabric.strategy.shard(whole)  # type: ignore[attr-defined]
             weights = start if frozen or checkpoint is None else replace(start, checkpoint=open_checkpoint(checkpoint))
-            weights.fill(model, DTYPES[name], fabric.device)
-            try:
-                made = finished(optimizer(parameter_groups(model)), seed, fuse=name != "16-mixed")
-            except (TypeError, ValueError) as e:
-                raise UserError(f"--optimizer: {e}.") from e
+            weights.fill(model, DTYPES[name], fabric.device, torch.device("cpu") if offload else None)
+            made = make_optimizer(optimizer, model, seed, name)
             rate = peak_rate(made, train)
             if train.min_lr > rate and train.lr_schedule != "constant":
                 raise UserError(f"--train.min_lr {train.min_lr} is above the learning rate {rate}.")
@@ -179,12 +188,12 @@ def run(
                 *describe_stop(eval),
             ]
             result = Result()
-            fixed = what_must_stay(name, loaded, plan, made, fabric.world_size)
+            fixed = what_must_stay(name, loaded, plan, made, fabric.world_size, shared)
             saver = Saver(
-                fabric, method, start, model, made, tokenizer, loaded.style, result, fixed, name, quantize, not frozen,
+                fabric, method, start, whole, made, tokenizer, loaded.style, result, fixed, name, quantize, not frozen,
                 out_dir, train.keep_last,
             )  # fmt: skip
-            state = TrainingState.read(checkpoint) if checkpoint is not None else None
+            state = TrainingState.read(checkpoint, mmap=shared == "fsdp") if checkpoint is not None else None
             if state is not None:
                 notes += compare(state, fixed, resume_with_changes)
                 saver.restore(state)
@@ -192,18 +201,18 @@ def run(
                 compile_blocks(model)
             if train.activation_checkpointing:
                 recompute(model)
-            wrapped, made = fabric.setup(LossModel(model), made)
+            wrapped, made = fabric.setup(whole, made, move_to_device=shared != "fsdp")
             seed_everything(seed, fabric.global_rank)
             if state is not None:
                 saver.restore_random(state)
             state = None  # its memory is free again
 
             form = f"{name}, {quantize}" if quantize else name
-            on = f"{fabric.world_size} x {fabric.device.type}, {form}, {torch.get_num_threads()} threads each"
+            on = f"{on_devices(fabric, shared)}, {form}, {torch.get_num_threads()} threads each"
             introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
             for note in notes:
                 screen.say(note)
-            examples = Examples(model, tokenizer, loaded, eval, result.scores)
+            examples = Examples(whole, tokenizer, loaded, eval, result.scores)
             carried = lines_until(checkpoint.parent / METRICS, result.steps, result.judged) if checkpoint else []
             if first:
                 if not locked:
@@ -218,20 +227,20 @@ def run(
             if logger is not None:
                 screen.say(f"{logger_name}: {logger.where}")
             with Metrics(out_dir / METRICS if first else None, logger, carried) as metrics:
-                if first and checkpoint is None:
+                if checkpoint is None:
                     examples.show(screen, "before")
                 fit(
                     fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result,
                     signals,
                     work=Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name]),
                     save=saver.checkpoint,
-                    fail=lambda *step: crash(fabric, LossModel(model), train_rows, tokenizer, out_dir, *step),
+                    fail=lambda *step: crash(fabric, whole, train_rows, tokenizer, out_dir, *step),
                     meet=lambda batch: last.__setitem__(slice(None), [batch]),
                 )  # fmt: skip
                 model.eval()
                 saver.final()
                 done, signals.holds = True, False
-                if first and not signals.code:
+                if not fabric.broadcast(signals.code):  # a signal may have come to one rank alone
                     examples.show(screen, "after")
         except Stopped:
             screen.say(f"The result is {out_dir / 'final'}." if done else farewell(out_dir))
@@ -242,6 +251,60 @@ def run(
             drawn = plot(out_dir / METRICS, out_dir / "loss.png")
             report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
     return result
+
+
+def empty_model(method: Method, start: Start, quantize: Optional[str], device: torch.device) -> GPT:
+    """The model as the method changes it, without weights. Raises `UserError` where those to be read do not fit."""
+    with torch.device("meta"):
+        model = GPT(start.config)
+    if quantize is not None:
+        quantize_layers(model, quantize, device)
+    method.apply(model)
+    start.check(model)
+    return model
+
+
+def remarks_on_strategy(wanted: str, shared: str, world_size: int, offload: bool, offloads: bool) -> list[str]:
+    """What is said about options of several devices that have no effect."""
+    lines = []
+    if wanted != "auto" and world_size == 1 and shared != wanted:
+        lines.append(f"--strategy {wanted} has no effect: there is one device, which has everything.")
+    if offload and not offloads:
+        lines.append("--fsdp_cpu_offload true has no effect: it is for --strategy fsdp on GPUs.")
+    return lines
+
+
+def load_rows(
+    data: DataModule, tokenizer: Tokenizer, start: Start, train: TrainArgs, eval: EvalArgs, screen: Screen
+) -> Loaded:
+    """The rows as tokens. Raises `UserError` where they would spoil the run."""
+    turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()  # the next one finds them in the cache
+    with turn, screen.counting("rows tokenized") as say:
+        loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, start.config, data), say)
+    if problems := harm(loaded):
+        raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
+    number = eval.evaluate_example
+    if isinstance(number, int) and number >= len(loaded.val):
+        raise UserError(f"--eval.evaluate_example {number}: there are {len(loaded.val)} validation rows.")
+    return loaded
+
+
+def make_optimizer(make: Callable[[Iterable], Optimizer], model: GPT, seed: int, precision: str) -> Optimizer:
+    """The optimizer of what is trained. Raises `UserError` for arguments, or weights, that it does not take."""
+    try:
+        made = finished(make(parameter_groups(model)), seed, fuse=precision != "16-mixed")
+    except (TypeError, ValueError) as e:
+        raise UserError(f"--optimizer: {e}.") from e
+    check_sharded(made)
+    return made
+
+
+def on_devices(fabric: "Fabric", shared: str) -> str:
+    """What the run is on, in words."""
+    words = f"{fabric.world_size} x {fabric.device.type}"
+    machines = getattr(fabric.strategy, "num_nodes", 1)
+    words += f" on {machines} machines" if machines > 1 else ""
+    return f"{words} ({shared})" if fabric.world_size > 1 else words
 
 
 def packed(train: TrainArgs, data: DataModule) -> bool:
@@ -257,13 +320,3 @@ def row_limit(train: TrainArgs, config: Config, data: DataModule) -> int:
 def units(rows: TokenizedRows, train: TrainArgs, config: Config, data: DataModule) -> Rows:
     """What the batch sizes count: the rows, or packs of them."""
     return PackedRows(rows, row_limit(train, config, data)) if packed(train, data) else rows
-
-
-def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
-    """Raise `UserError` for numbers that no machine and no generator takes."""
-    if isinstance(devices, int) and devices < 1:
-        raise UserError(f"--devices {devices} must be above 0, or auto.")
-    if num_nodes < 1:
-        raise UserError(f"--num_nodes {num_nodes} must be above 0.")
-    if not 0 <= seed < 2**48:
-        raise UserError(f"--seed {seed} must be at least 0 and below 2^48.")

@@ -14,10 +14,12 @@ from litgpt.files import whole_folder
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
 from litgpt.model import GPT
-from litgpt.prompts import PromptStyle, save_style
+from litgpt.prompts import PromptStyle, load_style, save_style
+from litgpt.shards import full, is_sharded, like, my_rows, on_first_rank, put
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.folder import write_settings
 from litgpt.train.loop import Result
+from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.signals import Stopped
 from litgpt.train.start import Start
@@ -25,6 +27,8 @@ from litgpt.train.state import OPTIMIZER, TrainingState, checkpoints, random_sta
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+ROUNDING = "rounding-"  # among the random states: those of an optimizer that rounds stochastically
 
 
 @dataclass
@@ -36,14 +40,14 @@ class Saver:
         settings: Those of the run, flat, to compare with when it goes on.
         precision: Of the run, by its name.
         quantize: How the base is quantized.
-        whole: Whether the method saves every weight, so that the state need not.
+        saves_all: Whether the method saves every weight, so that the state need not.
         keep_last: How many checkpoints stay.
     """
 
     fabric: "Fabric"
     method: Method
     start: Start
-    model: GPT
+    loss_model: LossModel
     optimizer: Optimizer
     tokenizer: Tokenizer
     style: PromptStyle
@@ -51,7 +55,7 @@ class Saver:
     settings: dict[str, Any]
     precision: str
     quantize: Optional[str]
-    whole: bool
+    saves_all: bool
     out_dir: Path
     keep_last: Optional[int]
 
@@ -70,9 +74,16 @@ class Saver:
         """Write and seal the result. To be called on all ranks."""
         self.write("final", None)
 
+    @property
+    def model(self) -> GPT:
+        return self.loss_model.gpt
+
     def write(self, name: str, randoms: Optional[list[dict[str, torch.Tensor]]]) -> None:
         error: Optional[BaseException] = None
-        if self.fabric.is_global_zero:
+        seal = self.answers() if randoms is None else {}
+
+        def work() -> None:
+            nonlocal error
             try:
                 with whole_folder(self.out_dir / name) as folder:
                     self.method.save(self.model, self.start, folder)
@@ -81,41 +92,53 @@ class Saver:
                         save_style(self.style, folder)
                     write_settings(folder, self.precision)
                     if randoms is None:
-                        self.seal(folder)
+                        write_seal({**seal, "stored": self.stored(folder)}, folder)
                     else:
                         self.state(randoms).write(folder)
                         write_sums(folder, self.result.steps)
             except Exception as e:
                 error = e
+
+        states = [t for state in self.optimizer.state.values() for t in state.values()]
+        on_first_rank(self.fabric.global_rank, [*self.model.parameters(), *states], work)
         if self.fabric.broadcast(error is not None):  # nobody waits for a rank that is gone
             raise error or Stopped(0)
 
-    def seal(self, folder: Path) -> None:
+    def answers(self) -> dict[str, Any]:
+        """The seal, but for the types of the weights in the folder."""
+        style = self.style if self.method.saves_style else load_style(self.start.tokenizer_folder)
+        return self.loss_model.read(lambda gpt: make_seal(gpt, self.tokenizer, style, [], self.quantize))
+
+    def stored(self, folder: Path) -> list[str]:
         known = self.start.checkpoint if is_adapter(folder) else None
-        opened = Source.open(folder, base=known.folder if known else None)
-        stored = stored_dtypes(opened.checkpoint)
-        write_seal(make_seal(self.model, self.tokenizer, opened.style(), stored, self.quantize), folder)
+        return stored_dtypes(Source.open(folder, base=known.folder if known else None).checkpoint)
 
     def state(self, randoms: list[dict[str, torch.Tensor]]) -> TrainingState:
-        trained = (
-            {} if self.whole else {n: p.detach().cpu() for n, p in self.model.named_parameters() if p.requires_grad}
-        )
+        own = {} if self.saves_all else dict(self.model.named_parameters())
+        trained = {name: full(p).detach().cpu() for name, p in own.items() if p.requires_grad}
+        optimizer = self.optimizer.state_dict()
+        optimizer["state"] = {
+            number: {k: full(v).cpu() if is_sharded(v) else v for k, v in state.items()}
+            for number, state in optimizer["state"].items()
+        }
         precision = self.fabric.strategy.precision.state_dict()
         progress = asdict(self.result) | {"precision": precision, "options": self.options}
-        return TrainingState(trained, self.optimizer.state_dict(), randoms, progress, self.settings)
+        return TrainingState(trained, optimizer, randoms, progress, self.settings)
 
     def gather_random(self) -> list[dict[str, torch.Tensor]]:
         """The states of the generators of each rank."""
         own = random_state(self.fabric.device)
         if self.fabric.world_size == 1:
             return [own]
-        gathered: Any = self.fabric.all_gather({name: bits.to(self.fabric.device) for name, bits in own.items()})
-        ranks = range(self.fabric.world_size)
-        return [{name: bits[rank].cpu() for name, bits in gathered.items()} for rank in ranks]
+        for kind, generator in getattr(self.optimizer, "generators", {}).items():
+            own[ROUNDING + kind] = generator.get_state()  # each rank rounds its own rows
+        gathered: list[Any] = [None] * self.fabric.world_size
+        torch.distributed.all_gather_object(gathered, own)
+        return gathered
 
     @torch.no_grad()
     def restore(self, state: TrainingState) -> None:
-        """Put back all but the weights of a `whole` method and the random states. The state of another kind of
+        """Put back all but the random states, and the weights where the method saves all. The state of another kind of
         optimizer is left out.
 
         Raises:
@@ -125,13 +148,15 @@ class Saver:
         try:
             progress = dict(state.progress)
             precision, options = progress.pop("precision"), progress.pop("options")
-            missing = [n for n, p in own.items() if p.requires_grad and n not in state.trained and not self.whole]
+            missing = [n for n, p in own.items() if p.requires_grad and n not in state.trained and not self.saves_all]
             if missing or (unknown := [n for n in state.trained if n not in own]):
                 raise ValueError(f"it lacks {', '.join(missing)}" if missing else f"it has {', '.join(unknown)}")
             for name, weight in state.trained.items():
-                own[name].copy_(weight)
+                if weight.shape != own[name].shape:
+                    raise ValueError(f"{name} is {tuple(weight.shape)}, not {tuple(own[name].shape)}")
+                put(own[name], 0, weight)
             if state.settings.get(OPTIMIZER) == self.settings[OPTIMIZER]:
-                self.optimizer.load_state_dict(state.optimizer)
+                self.optimizer.load_state_dict(self.sharded(state.optimizer))
                 for group, then, now in zip(self.optimizer.param_groups, options, self.options):
                     # the rate of each step is made from the run's; other options are as they were unless they changed
                     group |= {k: v for k, v in now.items() if k == "lr" or v != then.get(k)}
@@ -144,9 +169,28 @@ class Saver:
         except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
             raise UserError(f"--resume: the checkpoint does not fit this run: {' '.join(str(e).split())}.") from e
 
+    def sharded(self, optimizer: dict[str, Any]) -> dict[str, Any]:
+        """The state of an optimizer, of which each rank takes its rows of what belongs to a sharded weight."""
+        weights = [p for group in self.optimizer.param_groups for p in group["params"]]
+
+        def part(weight: torch.Tensor, value: Any) -> Any:
+            if not torch.is_tensor(value):
+                return value
+            if not is_sharded(weight) or value.shape != weight.shape:
+                return value.clone()
+            return like(weight, value[my_rows(weight)].to(weight.device, copy=True))
+
+        states = optimizer["state"].items()
+        return optimizer | {
+            "state": {number: {k: part(weights[number], v) for k, v in state.items()} for number, state in states}
+        }
+
     def restore_random(self, state: TrainingState) -> None:
         if len(state.random) == self.fabric.world_size:
-            set_random_state(state.random[self.fabric.global_rank], self.fabric.device)
+            own = state.random[self.fabric.global_rank]
+            set_random_state(own, self.fabric.device)
+            for name in (n for n in own if n.startswith(ROUNDING)):
+                self.optimizer.generator(torch.device(name.removeprefix(ROUNDING))).set_state(own[name].clone())  # type: ignore[attr-defined]
 
 
 def own_options(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -75,13 +75,17 @@ class Start:
         if self.checkpoint is not None:
             check_weights(model, self.checkpoint)
 
-    def fill(self, model: GPT, dtype: torch.dtype, device: torch.device) -> None:
-        """Give a model on the meta device its weights."""
+    def fill(self, model: GPT, dtype: torch.dtype, device: torch.device, shards: Optional[torch.device] = None) -> None:
+        """Give a model on the meta device its weights.
+
+        Args:
+            shards: Where sharded weights lie, if not on `device`.
+        """
         if self.checkpoint is not None:
-            load_weights(model, self.checkpoint, dtype, device)
+            load_weights(model, self.checkpoint, dtype, device, shards)
         else:
             trained = {name: p.requires_grad for name, p in model.named_parameters()}
-            model.to_empty(device=device).to(dtype)
+            model.to_empty(device=shards or device).to(dtype)
             model.tie_weights()
             model.reset_parameters()
             for name, p in model.named_parameters():

@@ -17,7 +17,7 @@ STATE, SUMS = "training_state.pt", "checksums.json"
 OPTIMIZER = "the optimizer"  # among the settings: its class
 # settings that may differ between the parts of a run without changing its numbers
 FREE = re.compile(
-    r"(threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes|log\..*|eval\.(?!early_stopping).*"
+    r"(threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes|strategy|fsdp_cpu_offload|log\..*|eval\.(?!early_stopping).*"
     r"|train\.(save_interval|log_interval|keep_last|save_best|pause_after))$"
 )
 
@@ -45,12 +45,17 @@ class TrainingState:
             torch.save(vars(self), f)
 
     @classmethod
-    def read(cls, folder: Path) -> "TrainingState":
-        """Raises:
-        UserError: the file is not of our making.
+    def read(cls, folder: Path, mmap: bool = False) -> "TrainingState":
+        """Read what `write` has written.
+
+        Args:
+            mmap: Leave the tensors on the disk until they are looked at.
+
+        Raises:
+            UserError: the file is not of our making.
         """
         try:
-            state = cls(**torch.load(folder / STATE, map_location="cpu", weights_only=True))
+            state = cls(**torch.load(folder / STATE, map_location="cpu", mmap=mmap, weights_only=True))
         except Exception as e:  # torch raises what it likes; nothing that the file holds was run
             foreign = re.search(r"GLOBAL (\S+)", str(e))
             why = (str(e).splitlines() or [type(e).__name__])[0]

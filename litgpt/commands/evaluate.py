@@ -1,0 +1,187 @@
+"""`litgpt evaluate`"""
+
+import logging
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any, Literal, Optional, Union
+
+from litgpt.args import PrecisionName, QuantizeName
+from litgpt.errors import UserError, nearest, require
+from litgpt.generate.loaded import Loaded
+from litgpt.hub import find_folder
+from litgpt.loading import Source
+from litgpt.train.launch import Accelerator
+
+DTYPES: dict[str, PrecisionName] = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
+
+
+def main(
+    checkpoint_dir: Optional[Path] = None,
+    tasks: Union[str, list[str], None] = None,
+    out_dir: Optional[Path] = None,
+    force_conversion: bool = False,
+    num_fewshot: Optional[int] = None,
+    batch_size: Union[int, str] = "auto",
+    device: Optional[str] = None,
+    dtype: Optional[str] = None,
+    limit: Optional[float] = None,
+    seed: int = 1234,
+    save_filepath: Optional[Path] = None,
+    access_token: Optional[str] = None,
+    include_path: Union[Path, list[Path], None] = None,
+    apply_chat_template: bool = False,
+    log_samples: bool = False,
+    vs: Optional[Literal["base"]] = None,
+    fail_if_drop: Optional[str] = None,
+    precision: Optional[PrecisionName] = None,
+    quantize: Optional[QuantizeName] = None,
+    base: Optional[Path] = None,
+) -> None:
+    """Score a model on the tasks of lm-eval, by lm-eval's own harness. Nothing is converted.
+
+    If the data of a task cannot be had, nothing is run.
+
+    Args:
+        checkpoint_dir: A base folder, an adapter folder or a merged folder, or the name of one under checkpoints/.
+        tasks: Names of tasks, groups or tags, as a,b, or patterns such as blimp_*, or YAML files with tasks; `list`
+            shows all, and `"list WORD WORD"` those with these words in their names.
+        out_dir: Where results.json goes; by default the folder `evaluate` in the model folder.
+        force_conversion: Without effect: no model is converted.
+        num_fewshot: Examples before each question, instead of the task's own number.
+        batch_size: Texts that are read or answered at once, or auto for as many as make good use of the device. The
+            scores do not depend on it, so that the default is auto, not 1.
+        device: cpu, cuda or mps; by default the best there is.
+        dtype: float32, bfloat16 or float16: the same as --precision 32-true, bf16-true or 16-true.
+        limit: Only so many questions of each task, or, below 1, this share of them.
+        seed: Of the examples before a question, and of answers that are drawn.
+        save_filepath: The file for the results, instead of results.json in the out_dir.
+        access_token: The token for data sets of the Hugging Face Hub that want one.
+        include_path: A folder, or a list of folders, with YAML files of tasks of one's own.
+        apply_chat_template: Render the questions as conversations, in the style that the model was trained with or by
+            its chat template.
+        log_samples: Write samples_TASK.jsonl as well: every question with its answers and their scores.
+        vs: `base` scores the base of an adapter too, on the same questions, and shows the differences with paired 95 %
+            confidence intervals.
+        fail_if_drop: With --vs base, end with 1 if a metric of the adapter is worse than the base's by more than this
+            share of it, as 2%.
+        precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
+            natively, else 32-true.
+        quantize: Keep the weights of the blocks in 4 or 8 bits, by bitsandbytes.
+        base: The base model of an adapter, instead of the recorded one.
+    """
+    require("lm_eval", "evaluate")
+    if access_token:
+        os.environ["HF_TOKEN"] = access_token  # read when the hub's library is imported
+    quieten()
+    from litgpt.evaluation import compare, run
+    from litgpt.evaluation.lm import LitGPT
+    from litgpt.evaluation.tasks import find_tasks, listing, load_tasks, split_names
+
+    include = [] if include_path is None else include_path if isinstance(include_path, list) else [include_path]
+    words = [tasks] if isinstance(tasks, str) else tasks or []
+    words = [word for text in words for word in text.replace(",", " ").split()]
+    if words[:1] == ["list"]:
+        named = [str(checkpoint_dir)] if checkpoint_dir and not checkpoint_dir.exists() else []
+        print(listing([*words[1:], *named], include))
+        return
+    if checkpoint_dir is None or not words:
+        raise UserError("Missing: the model folder and --tasks. litgpt evaluate --tasks list shows the tasks.")
+    share = compare.read_share(fail_if_drop) if fail_if_drop is not None else None
+    batch = check(num_fewshot, batch_size, limit, vs, share)
+    precision = pick_precision(precision, dtype)
+    accelerator = pick_accelerator(device)
+    if force_conversion:
+        print("litgpt: --force_conversion has no effect: no model is converted.", file=sys.stderr)
+    source = Source.open(find_folder(checkpoint_dir), base)
+    if vs and source.adapter is None:
+        raise UserError(f"--vs base wants an adapter folder; {source.folder} is a whole model.")
+    folder = run.writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
+    manager, names = find_tasks(split_names(words), include)
+    loaded_tasks = load_tasks(manager, names)
+
+    loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
+    lm = LitGPT(loaded, batch, seed, apply_chat_template)
+    hashes = run.model_hashes(loaded.source)
+    began = time.perf_counter()
+
+    def score() -> dict[str, Any]:
+        whole = limit is None or limit < 1
+        number = limit if whole else int(limit or 0)
+        results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, number, seed, apply_chat_template)
+        run.describe(results, loaded.source, hashes, time.perf_counter() - began)
+        return results
+
+    results = score()
+    print(run.tables(results))
+    file = save_filepath or folder / "results.json"
+    differences = []
+    if vs:
+        with loaded.source.without_adapter(loaded.model):
+            base_results = score()
+        known = manager.load(loaded_tasks)
+        differences = compare.compare(base_results, results, known["tasks"], known["groups"], seed)
+        results["vs_base"] = compare.as_fields(differences)
+        print(compare.table(differences))
+        run.write_results(base_results, file.with_stem(f"{file.stem}_base"))
+        if log_samples:
+            run.write_samples(base_results, folder, "_base")
+    run.write_results(results, file)
+    if log_samples:
+        run.write_samples(results, folder)
+    print(f"results  {file}")
+    dropped = [d for d in differences if share is not None and d.drop > share]
+    for d in dropped:
+        print(f"litgpt: {d.task} {d.metric} dropped by {d.drop:.1%} of the base's score.", file=sys.stderr)
+    if dropped:
+        sys.exit(1)
+
+
+def quieten() -> None:
+    """Let lm-eval and its libraries be silent about what is shown here anyway."""
+    for name in ("lm_eval", "huggingface_hub"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
+
+
+def check(
+    num_fewshot: Optional[int], batch_size: Union[int, str], limit: Optional[float], vs: Optional[str], share: Any
+) -> Optional[int]:
+    """The batch size as a number; None for auto.
+
+    Raises:
+        UserError: options are out of range; all at once.
+    """
+    wrong = []
+    text = str(batch_size).partition(":")[0]  # lm-eval's auto:N
+    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+        wrong.append(f"--batch_size {batch_size} must be above 0, or auto")
+    if num_fewshot is not None and num_fewshot < 0:
+        wrong.append(f"--num_fewshot {num_fewshot} is below 0")
+    if limit is not None and (limit <= 0 or (limit > 1 and limit != int(limit))):
+        wrong.append(f"--limit {limit} must be a share between 0 and 1, or a whole number")
+    if share is not None and vs is None:
+        wrong.append("--fail_if_drop compares with --vs base, which is not given")
+    if wrong:
+        raise UserError("; ".join(wrong) + ".")
+    return None if text == "auto" else int(text)
+
+
+def pick_precision(precision: Optional[PrecisionName], dtype: Optional[str]) -> Optional[PrecisionName]:
+    if dtype is None:
+        return precision
+    name = dtype.removeprefix("torch.")
+    if name not in DTYPES:
+        raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
+    if precision not in (None, DTYPES[name]):
+        raise UserError(f"--dtype {dtype} and --precision {precision} contradict each other: give one.")
+    return DTYPES[name]
+
+
+def pick_accelerator(device: Optional[str]) -> Accelerator:
+    kind, _, number = (device or "auto").partition(":")
+    if kind not in ("auto", "cpu", "cuda", "mps") or number not in ("", "0"):
+        raise UserError(f"--device {device}: choose from cpu, cuda, mps; for another GPU set CUDA_VISIBLE_DEVICES.")
+    return kind  # type: ignore[return-value]

@@ -1,0 +1,1 @@
+"""Scores by the tasks of lm-eval."""

@@ -1,0 +1,182 @@
+"""Whether an adapter made its base better: differences of the scores of the same questions."""
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Optional
+
+from lm_eval.api.metrics import mean
+
+from litgpt.errors import UserError
+
+Z = 1.96  # of a normal distribution, 95 % lie within so many standard deviations
+RESAMPLES = 1000
+SLOW_RESAMPLES = 100  # for metrics that are computed over all texts together and take long, as in lm-eval
+SLOW = ("bleu", "chrf", "chrf++", "ter")
+
+
+@dataclass
+class Difference:
+    """A metric of a task with and without the adapter.
+
+    Args:
+        difference: With the adapter less without it.
+        low: The lower end of its 95 % confidence interval; None where a single sample says nothing of it.
+        high: The upper end.
+        n: Samples.
+        method: How the interval was made: `paired normal`, from the mean and the standard error of the differences of
+            each sample, or, for metrics that are no mean, `paired bootstrap`, from samples drawn again with
+            replacement, the same ones for both.
+        higher_is_better: None where neither is.
+    """
+
+    task: str
+    metric: str
+    base: float
+    adapter: float
+    difference: float
+    low: Optional[float]
+    high: Optional[float]
+    n: int
+    method: str
+    higher_is_better: Optional[bool]
+
+    @property
+    def clear(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
+
+    @property
+    def drop(self) -> float:
+        """How much worse the adapter is, as a share of the base's score; below 0 where it is better."""
+        if self.higher_is_better is None or self.difference == 0:
+            return 0.0
+        worse = -self.difference if self.higher_is_better else self.difference
+        return worse / abs(self.base) if self.base else math.copysign(math.inf, worse)
+
+
+def compare(
+    base: dict[str, Any], adapter: dict[str, Any], tasks: dict[str, Any], groups: dict[str, Any], seed: int
+) -> list[Difference]:
+    """The differences between two results of lm-eval over the same tasks, both with their samples.
+
+    Args:
+        tasks: lm-eval's tasks by their names.
+        groups: Its groups by theirs.
+    """
+    found = []
+    for name, task in tasks.items():
+        better = task.higher_is_better()
+        for key in adapter["results"][name]:
+            metric, comma, kind = key.partition(",")
+            values = [per_sample(r["samples"][name], metric, kind) for r in (base, adapter)]
+            if not comma or metric.endswith("_stderr") or not values[0]:
+                continue
+            shared = sorted(set(values[0]) & set(values[1]))
+            pairs = [(values[0][i], values[1][i]) for i in shared]
+            scores = [float(r["results"][name][key]) for r in (base, adapter)]
+            aggregate = task.aggregation().get(metric, mean)
+            if aggregate is mean:
+                low, high = normal_interval([float(b) - float(a) for a, b in pairs])
+            else:
+                draws = SLOW_RESAMPLES if metric in SLOW else RESAMPLES
+                low, high = bootstrap_interval(pairs, aggregate, draws, seed)
+            method = "paired normal" if aggregate is mean else "paired bootstrap"
+            label = metric if kind == "none" else key
+            first, second = scores
+            found.append(
+                Difference(
+                    name, label, first, second, second - first, low, high, len(pairs), method, better.get(metric)
+                )
+            )
+    for name, group in groups.items():
+        for key in adapter.get("groups", {}).get(name, {}):
+            if "," in key and "_stderr" not in key:
+                scores = [float(r["groups"][name][key]) for r in (base, adapter)]
+                found.append(group_difference(group, key, scores, found))
+    return found
+
+
+def group_difference(group: Any, key: str, scores: Sequence[float], found: Sequence[Difference]) -> Difference:
+    """The difference of a group's score, which is a mean of its tasks' scores, from those of its tasks."""
+    metric, _, kind = key.partition(",")
+    label = metric if kind == "none" else key
+    names = {task.task_name for task in group.get_all_tasks()}
+    parts = [d for d in found if d.task in names and d.metric == label]
+    by_size = next((m.weight_by_size for m in group.aggregate_metric_list if m.metric == metric), True)
+    total = sum(d.n for d in parts)
+    weights = [d.n / total if by_size else 1 / len(parts) for d in parts]
+    low = high = None
+    difference = scores[1] - scores[0]
+    if all(d.low is not None and d.method == "paired normal" for d in parts):
+        widths = [float(d.high) - float(d.low) for d in parts if d.low is not None and d.high is not None]
+        half = math.sqrt(sum((w * width / 2) ** 2 for w, width in zip(weights, widths)))
+        low, high = difference - half, difference + half
+    better = parts[0].higher_is_better if parts else None
+    base, own = scores
+    return Difference(group.name, label, base, own, difference, low, high, total, "paired normal", better)
+
+
+def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
+    """What each sample adds to a metric, by its number."""
+    return {s["doc_id"]: s[metric] for s in samples if s["filter"] == kind and metric in s}
+
+
+def normal_interval(differences: Sequence[float]) -> tuple[Optional[float], Optional[float]]:
+    n = len(differences)
+    if n < 2:
+        return None, None
+    centre = sum(differences) / n
+    error = math.sqrt(sum((d - centre) ** 2 for d in differences) / (n - 1) / n)
+    return centre - Z * error, centre + Z * error
+
+
+def bootstrap_interval(
+    pairs: Sequence[tuple[Any, Any]], aggregate: Any, draws: int, seed: int
+) -> tuple[Optional[float], Optional[float]]:
+    """The middle 95 % of the differences that samples drawn with replacement give."""
+    if len(pairs) < 2:
+        return None, None
+    draw, found = random.Random(seed), []
+    for _ in range(draws):
+        some = draw.choices(pairs, k=len(pairs))
+        found.append(float(aggregate([b for _, b in some])) - float(aggregate([a for a, _ in some])))
+    found.sort()
+    tail = round(0.025 * draws)
+    return found[tail], found[-1 - tail]
+
+
+def table(differences: Sequence[Difference]) -> str:
+    rows = [("task", "metric", "base", "adapter", "difference", "95 % interval", "n", "interval by")]
+    for d in differences:
+        span = "-" if d.low is None or d.high is None else f"{d.low:+.4f} to {d.high:+.4f}"
+        mark = " *" if d.clear else ""
+        scores = (f"{d.base:.4f}", f"{d.adapter:.4f}", f"{d.difference:+.4f}", span + mark)
+        rows.append((d.task, d.metric, *scores, str(d.n), d.method))
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+    return "\n".join([*lines, "* the interval excludes zero"])
+
+
+def as_fields(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
+    """For each task its metrics, as `results.json` has them."""
+    found: dict[str, dict[str, Any]] = {}
+    for d in differences:
+        found.setdefault(d.task, {})[d.metric] = {k: v for k, v in asdict(d).items() if k not in ("task", "metric")}
+    return found
+
+
+def read_share(text: str) -> float:
+    """A share, as `2%` or `0.02`.
+
+    Raises:
+        UserError: it is neither.
+    """
+    try:
+        share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
+    except ValueError:
+        share = -1.0
+    if not 0 <= share < math.inf:
+        raise UserError(f"--fail_if_drop {text}: a share of the base's score is wanted, as 2% or 0.02.")
+    return share

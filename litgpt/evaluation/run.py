@@ -1,0 +1,144 @@
+"""A run of lm-eval's harness over one loaded folder, and what it leaves behind."""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stdout
+from functools import partialmethod
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from lm_eval.evaluator import simple_evaluate
+from lm_eval.tasks import TaskManager
+from lm_eval.utils import handle_non_serializable, hash_string, make_table
+from tqdm import tqdm
+
+import litgpt
+from litgpt.errors import UserError
+from litgpt.evaluation.lm import LitGPT
+from litgpt.files import write_text
+from litgpt.loading import Source
+from litgpt.peft_folder import CONFIG, WEIGHTS
+
+
+def evaluate(
+    lm: LitGPT,
+    manager: TaskManager,
+    tasks: Sequence[Any],
+    num_fewshot: Optional[int],
+    limit: Union[int, float, None],
+    seed: int,
+    chat: bool,
+) -> dict[str, Any]:
+    """lm-eval's results, with the samples.
+
+    Args:
+        manager: What the tasks were found with.
+        tasks: lm-eval's tasks and groups; they are used again as they are.
+        chat: Whether prompts are rendered as conversations.
+
+    Raises:
+        UserError: lm-eval refuses the tasks.
+    """
+    try:
+        with silence():
+            results = simple_evaluate(
+                lm,
+                tasks=list(tasks),
+                task_manager=manager,
+                num_fewshot=num_fewshot,
+                batch_size=lm.batch or "auto",  # only noted
+                device=str(lm.device),
+                limit=limit,
+                apply_chat_template=chat,
+                random_seed=seed,
+                numpy_random_seed=seed,
+                torch_random_seed=seed,
+                fewshot_random_seed=seed,
+            )
+    except (ValueError, AssertionError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"lm-eval refuses: {' '.join(str(e).split()) or type(e).__name__}.") from e
+    results["task_hashes"] = {
+        name: hash_string("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))
+        for name, samples in results["samples"].items()
+    }
+    return results
+
+
+@contextmanager
+def silence() -> Iterator[None]:
+    """Keep lm-eval from drawing bars and printing what it does; its table and our line of progress say it."""
+    draw = tqdm.__init__
+    tqdm.__init__ = partialmethod(draw, disable=True)  # type: ignore[method-assign]
+    try:
+        with redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tqdm.__init__ = draw  # type: ignore[method-assign]
+
+
+def describe(results: dict[str, Any], source: Source, hashes: dict[str, str], seconds: float) -> None:
+    """Add to the results what was evaluated, by name and by hash."""
+    results["model_source"] = "litgpt"
+    results["model_name"] = str(source.folder)
+    results["config"] |= {"model": "litgpt", "model_args": {"checkpoint_dir": str(source.folder)}}
+    results["litgpt"] = {"version": litgpt.__version__, "base": str(source.checkpoint.folder), "model_sha256": hashes}
+    results["total_evaluation_time_seconds"] = f"{seconds:.2f}"
+
+
+def model_hashes(source: Source) -> dict[str, str]:
+    """The SHA-256 of every file with weights, of the configurations and of the tokenizer."""
+    files = {file.name: file for file in source.checkpoint.shards()}
+    files["config.json"] = source.checkpoint.folder / "config.json"
+    if source.adapter is not None:
+        files |= {name: source.folder / name for name in (CONFIG, WEIGHTS)}
+    found = {name: file_hash(file) for name, file in files.items()}
+    return {**found, "tokenizer": source.tokenizer().fingerprint()}
+
+
+def file_hash(file: Path) -> str:
+    digest = hashlib.sha256()
+    with open(file, "rb") as f:
+        while block := f.read(2**24):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_results(results: dict[str, Any], file: Path) -> None:
+    """Write lm-eval's results as JSON, without the samples."""
+    write_text(file, as_json({name: value for name, value in results.items() if name != "samples"}, 2) + "\n")
+
+
+def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> None:
+    """Write `samples_TASK.jsonl` for every task: a question a line, with the answers and their scores."""
+    for name, samples in results["samples"].items():
+        lines = [as_json(sample, None) for sample in samples]
+        write_text(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")
+
+
+def as_json(value: Any, indent: Optional[int]) -> str:
+    return json.dumps(value, indent=indent, default=handle_non_serializable, ensure_ascii=False)
+
+
+def tables(results: dict[str, Any]) -> str:
+    groups = [make_table(results, "groups")] if results.get("groups") else []
+    return "\n".join([make_table(results), *groups])
+
+
+def writable(folder: Path) -> Path:
+    """The folder, made if need be.
+
+    Raises:
+        UserError: nothing can be written there.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise UserError(f"--out_dir {folder}: {e.strerror}.") from e
+    if not os.access(folder, os.W_OK):
+        raise UserError(f"--out_dir {folder}: nothing can be written there.")
+    return folder

@@ -1,0 +1,123 @@
+"""A file of prompts, and the file of their answers: row for row, in the same order, and resumable."""
+
+import json
+import os
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Optional
+
+from litgpt.data.forms import as_messages, check_object, check_text, key_names, list_of
+from litgpt.data.row_files import Rows, no_file, read_rows
+from litgpt.errors import UserError
+
+OURS = ("answer", "answers", "finish_reason", "finish_reasons", "error")  # what a row of answers has of us
+PROMPTS = ("prompt", "instruction", "question")  # keys that a row's prompt may have
+REMEDY = re.compile(r" (Mend the row; |Leave such rows out \()?--data\.on_bad_row skip.*$")  # of training data
+
+
+def open_prompts(path: Path) -> Rows:
+    """The rows of a file of any kind that data sets may have. Raises `UserError` as `read_rows`."""
+    if not path.is_file():
+        raise no_file(path, "--prompts")
+    return read_rows(path)
+
+
+def to_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[list[dict[str, Any]], Optional[list]]:
+    """The messages of a row whose answer is wanted, and the tools that it offers.
+
+    A row has `messages` (or `conversations`), of which what stands behind the last one that is not the assistant's is
+    left out, or `prompt` (or `instruction`, or `question`) and maybe `input`, or `context`; and maybe `system`.
+
+    Args:
+        fields: The row, or the error of a row that could not be read.
+        where: Where it stands; errors begin with it.
+        sys_prompt: The system message of a row that has none.
+
+    Raises:
+        UserError: it is no such row.
+    """
+    if isinstance(fields, UserError):
+        raise fields
+    try:
+        return read_messages(fields, where, sys_prompt)
+    except UserError as e:
+        raise UserError(REMEDY.sub("", str(e))) from e
+
+
+def read_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[list[dict[str, Any]], Optional[list]]:
+    check_object(fields, where, "prompt or messages")
+    present = [key for key, value in fields.items() if value is not None]
+    key = next((k for k in ("messages", "conversations", *PROMPTS) if k in present), None)
+    if key is None:
+        raise UserError(f"{where}, has no prompt, messages, instruction or question; it has {key_names(fields)}.")
+    messages = as_messages(fields[key], key, "user", where)
+    while messages and messages[-1]["role"] == "assistant":
+        messages = messages[:-1]
+    if not messages or all(m["role"] == "system" for m in messages):
+        raise UserError(f"{where}, has no message of the user in {key}.")
+    extra = next((k for k in ("input", "context") if k in present), None)
+    if extra and key in PROMPTS:
+        check_text(fields[extra], extra, where)
+        messages[-1]["input"] = fields[extra]
+    system = fields.get("system") or sys_prompt
+    if system and messages[0]["role"] != "system":
+        check_text(system, "system", where)
+        messages = [{"role": "system", "content": system}, *messages]
+    return messages, list_of(fields, "tools", where) or None
+
+
+def kept(fields: Any) -> dict[str, Any]:
+    """The fields of a row as its answer has them: all, those with a name of ours under `given_` and that name."""
+    if not isinstance(fields, dict):
+        return {}
+    return {f"given_{key}" if key in OURS else str(key): value for key, value in fields.items()}
+
+
+def to_line(fields: dict[str, Any]) -> str:
+    line = json.dumps(fields, ensure_ascii=False, default=str)
+    try:
+        line.encode()
+    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
+        line = json.dumps(fields, default=str)
+    return line + "\n"
+
+
+def already_answered(out: Path, prompts: Path) -> int:
+    """How many rows of the prompts an earlier run has answered. A last line that was torn is cut off.
+
+    Raises:
+        UserError: what is in `out` are not answers to these prompts.
+    """
+    if not out.exists():
+        return 0
+    if not out.is_file():
+        raise UserError(f"--out {out} is no file.")
+    rows, n, end = open_prompts(prompts), 0, 0
+    for line in whole_lines(out):
+        n, end = n + 1, end + len(line)
+        row = next(rows, None)
+        if row is None or not answers_to(line, row[1]):
+            raise UserError(
+                f"--out {out} has a line {n} that is no answer to row {n} of {prompts}: it is of other prompts. "
+                "Remove it, or choose another name."
+            )
+    if end < out.stat().st_size:
+        os.truncate(out, end)
+    return n
+
+
+def whole_lines(file: Path) -> Iterator[bytes]:
+    with open(file, "rb") as f:
+        for line in f:
+            if line.endswith(b"\n"):
+                yield line
+
+
+def answers_to(line: bytes, fields: Any) -> bool:
+    try:
+        saved = json.loads(line, parse_constant=str)
+    except ValueError:
+        return False
+    wanted = json.loads(to_line(kept(fields)), parse_constant=str)
+    return isinstance(saved, dict) and not saved.keys().isdisjoint(OURS) and {**saved, **wanted} == saved

@@ -1,0 +1,64 @@
+"""The models that a server offers: a base or an adapter, and further adapters over the same base."""
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Optional
+
+from litgpt.adapter_folder import AdapterFolder
+from litgpt.errors import UserError
+from litgpt.generate.adapters import Adapters, add_adapters
+from litgpt.generate.loaded import Loaded
+from litgpt.loading import Source
+
+
+@dataclass
+class Offer:
+    """Everything that can be asked for.
+
+    Args:
+        models: By the name that a request gives; the first is the default. They share one `GPT`.
+        adapters: What the engine needs to know of those over the base.
+    """
+
+    models: dict[str, Loaded]
+    adapters: Optional[Adapters] = None
+
+    def adapter(self, name: str) -> Optional[str]:
+        """The adapter that a text of this model names to the engine."""
+        return None if name == self.default else name
+
+    @property
+    def default(self) -> str:
+        return next(iter(self.models))
+
+    @classmethod
+    def open(cls, folder: Path, adapters: Mapping[str, Path], **options: Any) -> "Offer":
+        """Load everything. `options` are those of `Loaded.open`.
+
+        Raises:
+            UserError: a folder cannot be used, or two models would have one name.
+        """
+        source = Source.open(folder, options.get("base"))
+        name = source.folder.resolve().name
+        if adapters:
+            if name in adapters:
+                raise UserError(f"--adapters {name}: the base has this name; choose another.")
+            if source.adapter is not None:
+                raise UserError(f"--adapters wants a base model beside it; {folder} is an adapter. List it, too.")
+        first = Loaded.open(folder, **options)
+        if not adapters:
+            return cls({name: first})
+        sources = {key: Source.open(path, first.source.folder) for key, path in adapters.items()}
+        found: dict[str, AdapterFolder] = {key: source.adapter for key, source in sources.items() if source.adapter}
+        for key, adapter in found.items():
+            recorded = Path(adapter.base).name
+            if recorded and recorded != first.source.folder.resolve().name:
+                print(f"litgpt: the adapter {key} says that its base is {adapter.base}.", file=sys.stderr)
+        together = add_adapters(first.model, found)
+        models = {
+            key: replace(first, source=source, tokenizer=source.tokenizer(), style=source.style())
+            for key, source in sources.items()
+        }
+        return cls({name: first, **models}, together)

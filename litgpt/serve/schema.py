@@ -1,0 +1,172 @@
+"""What a request may hold: OpenAI's fields, and a few more for drawing tokens.
+
+A field that would change the answer and is not implemented is refused, by name; what only concerns OpenAI's own house
+(`user`, `store`, ...) is taken and ignored.
+"""
+
+import json
+from typing import Annotated, Any, Literal, Optional, Union
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+IGNORED = (
+    "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "
+    "prediction verbosity"
+).split()
+NEUTRAL: dict[str, tuple] = {  # fields that are not implemented, and the values that ask for nothing
+    "frequency_penalty": (0,),
+    "presence_penalty": (0,),
+    "logit_bias": ({},),
+    "response_format": ({"type": "text"},),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "tool_choice": ("none", "auto"),
+    "modalities": (["text"],),
+    "suffix": ("",),
+    "echo": (False,),
+    "best_of": (1,),
+    "reasoning_effort": ("none",),
+}
+Share = Annotated[float, Field(ge=0, le=1)]
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+
+class StreamOptions(Strict):
+    include_usage: bool = False
+    include_obfuscation: bool = False  # there is nothing to hide: lengths show on the same machine only
+
+
+class Drawing(Strict):
+    """What all requests share: the model, how tokens are drawn, and when to end."""
+
+    model: Optional[str] = None
+    max_tokens: Optional[Annotated[int, Field(ge=1)]] = None
+    temperature: Optional[Annotated[float, Field(ge=0, le=100)]] = None
+    top_p: Optional[Share] = None
+    top_k: Optional[Annotated[int, Field(ge=1)]] = None
+    min_p: Share = 0.0
+    repetition_penalty: Annotated[float, Field(gt=0, le=100)] = 1.0
+    seed: Optional[Annotated[int, Field(ge=-(2**63), lt=2**64)]] = None
+    stop: list[Annotated[str, Field(min_length=1, max_length=1000)]] = Field(default=[], max_length=16)
+    n: Annotated[int, Field(ge=1, le=128)] = 1
+    stream: bool = False
+    stream_options: StreamOptions = StreamOptions()
+
+    @model_validator(mode="before")
+    @classmethod
+    def without_the_rest(cls, fields: Any) -> Any:
+        """Leave out what says nothing. Raises `ValueError` for what is not implemented."""
+        if not isinstance(fields, dict):
+            return fields
+        try:
+            json.dumps(fields, ensure_ascii=False).encode()
+        except UnicodeEncodeError:
+            raise ValueError("a text has half a surrogate pair, which is no text") from None
+        given = {k: v for k, v in fields.items() if v is not None and k not in IGNORED}
+        wrong = [k for k, allowed in NEUTRAL.items() if k in given and given.pop(k) not in allowed]
+        if fields.get("tool_choice") == "none":
+            given.pop("tools", None)
+        if wrong:
+            raise ValueError(f"not supported here: {', '.join(wrong)}")
+        return given
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def as_list(cls, value: Any) -> Any:
+        return [value] if isinstance(value, str) else value
+
+    @property
+    def top(self) -> Optional[int]:
+        """For how many likely tokens at each place log-probabilities are wanted; None for none at all."""
+        return None
+
+
+class TextPart(BaseModel):
+    type: Literal["text"]
+    text: str
+
+
+class Function(BaseModel):
+    name: str
+    arguments: Any = ""
+
+
+class ToolCall(BaseModel):
+    id: Optional[str] = None
+    type: Literal["function"] = "function"
+    function: Function
+
+
+class Message(BaseModel):
+    """One message. Further fields (`name`, `refusal`, ...) are left out."""
+
+    model_config = ConfigDict(strict=True)
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: Union[str, list[TextPart], None] = None
+    tool_calls: Optional[list[ToolCall]] = None
+    tool_call_id: Optional[str] = None
+    name: Optional[str] = None
+    reasoning_content: Optional[str] = None
+
+    @model_validator(mode="after")
+    def has_words(self) -> "Message":
+        if self.content is None and not self.tool_calls:
+            raise ValueError("content is missing")
+        return self
+
+
+class Chat(Drawing):
+    messages: list[Message] = Field(min_length=1)
+    max_completion_tokens: Optional[Annotated[int, Field(ge=1)]] = None
+    logprobs: bool = False
+    top_logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
+    tools: list[dict[str, Any]] = []
+
+    @model_validator(mode="after")
+    def agrees(self) -> "Chat":
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs wants logprobs to be true")
+        return self
+
+    @property
+    def top(self) -> Optional[int]:
+        return (self.top_logprobs or 0) if self.logprobs else None
+
+
+class Completion(Drawing):
+    prompt: Union[str, list[str], list[int], list[list[int]]]
+    logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
+
+    @field_validator("prompt", mode="before")
+    @classmethod
+    def one_kind(cls, value: Any) -> Any:
+        """One message instead of four, where it is none of the kinds."""
+        if isinstance(value, str):
+            return value
+        if not isinstance(value, list) or not value or len(value) > 1_000_000:
+            raise ValueError("a text, a list of texts, or token ids are wanted")
+        flat = [i for part in value for i in part] if all(isinstance(part, list) for part in value) else value
+        kinds = {type(item) for item in flat}
+        if kinds not in ({str}, {int}) or (flat is not value and kinds == {str}) or (kinds == {int} and min(flat) < 0):
+            raise ValueError("a text, a list of texts, or token ids are wanted")
+        return value
+
+    @property
+    def prompts(self) -> list[Union[str, list[int]]]:
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        return [self.prompt] if isinstance(self.prompt[0], int) else self.prompt  # type: ignore[list-item,return-value]
+
+    @property
+    def top(self) -> Optional[int]:
+        return self.logprobs
+
+
+class Predict(Drawing):
+    """LitGPT's own form."""
+
+    prompt: str
+    max_new_tokens: Optional[Annotated[int, Field(ge=1)]] = None

@@ -1,0 +1,119 @@
+"""The processes of a run, one for each device: which of them is the first, and that all of them end when one does."""
+
+import atexit
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any, Optional
+
+import torch
+
+from litgpt.errors import UserError
+from litgpt.train.signals import CODES, Signals, Stopped
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+exit_code: Optional[int] = None  # with which a process of several ends, once its run is over
+PATIENCE = 3.0  # seconds that a process with an error waits for another one to name the reason
+LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "socket closed")
+
+
+def is_first(fabric: "Fabric") -> bool:
+    """Whether this is the process that prints and writes; known before the launch."""
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    return environment is None or (environment.node_rank() == 0 and environment.local_rank() == 0)
+
+
+def watch(fabric: "Fabric") -> None:
+    """Have threads look after the processes that this one will start, and after the one that has started it.
+
+    A process that waits for another one in a collective operation may do so for hours; nothing but a thread can end it.
+    """
+    environment = getattr(fabric.strategy, "cluster_environment", None)
+    if environment is None:
+        return
+    atexit.register(leave)
+    if environment.local_rank() > 0 or torch.distributed.is_torchelastic_launched():
+        threading.Thread(target=end_with_parent, args=(os.getppid(),), daemon=True).start()
+    elif not environment.creates_processes_externally:
+        threading.Thread(target=end_with_children, args=(fabric.strategy.launcher,), daemon=True).start()
+
+
+def leave() -> None:
+    """End at once, when everything else is done. While Python takes itself apart, the threads of the connections may
+    stop the process by a crash, and closing the connections before may wait for such a thread for ever."""
+    if exit_code is not None:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(exit_code)
+
+
+def end_with_parent(parent: int) -> None:
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
+
+
+def end_with_children(launcher: Any) -> None:
+    """End as soon as one of the launched processes ended with an error, with its exit code."""
+    while True:
+        time.sleep(0.2)
+        for thread in threading.enumerate():
+            if thread.name == "child-process-observer":  # Lightning's: it kills this process without a word
+                thread._child_processes = []  # type: ignore[attr-defined]
+        codes = [process.poll() for process in list(launcher.procs)]
+        if codes and not any(codes) and None not in codes:
+            return
+        for rank, code in enumerate(codes, start=1):
+            if code in CODES.values():
+                time.sleep(PATIENCE)  # asked to end, as this process was too, which has something to say about it
+            if code:
+                how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
+                for process in launcher.procs:
+                    process.kill()
+                sys.stdout.flush()
+                os.write(2, f"litgpt: error: the process of device {rank} {how}, so the run ends.\n".encode())
+                os._exit(code if code > 0 else 1)
+
+
+@contextmanager
+def together(fabric: "Fabric", signals: Signals) -> Iterator[None]:
+    """Within it an error on one rank ends all of them, and the message is the first cause's.
+
+    An error that all ranks have is told by the first alone: the others wait until it has ended them. The same goes for
+    a lost connection, which says that another rank has ended before.
+    """
+    global exit_code
+    try:
+        yield
+        exit_code = 0
+    except (SystemExit, KeyboardInterrupt) as e:
+        exit_code = e.code if isinstance(e, SystemExit) and isinstance(e.code, int) else 130
+        raise
+    except Exception as e:
+        exit_code = 2 if isinstance(e, (UserError, OSError)) or is_lost_connection(e) else 1
+        lost = is_lost_connection(e)
+        if fabric.world_size == 1 or (is_first(fabric) and not lost):
+            raise
+        until = time.monotonic() + PATIENCE
+        while time.monotonic() < until and not signals.code:
+            time.sleep(0.1)
+        if signals.code:
+            exit_code = signals.code
+            raise Stopped(signals.code) from e
+        if lost:
+            raise UserError("The connection to the process of another device is lost: it has ended.") from e
+        if isinstance(e, UserError):
+            raise UserError(f"Device {fabric.global_rank}: {e}") from e
+        raise
+
+
+def is_lost_connection(error: BaseException) -> bool:
+    """Whether a collective operation failed because a rank is gone."""
+    text = str(error).lower()
+    network = tuple(getattr(torch.distributed, name) for name in ("DistNetworkError", "DistBackendError"))
+    return isinstance(error, network) or (isinstance(error, RuntimeError) and any(words in text for words in LOST))

@@ -1,0 +1,80 @@
+"""Servers for tests: the real one, on a free port of 127.0.0.1."""
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Optional
+
+import httpx
+import uvicorn
+
+from litgpt.serve.app import Service, Settings, make_app
+from litgpt.serve.models import Offer
+from litgpt.serve.server import Server, bind
+
+
+@dataclass
+class Running:
+    url: str
+    service: Service
+    server: Server
+
+    def figure(self, name: str) -> float:
+        """One line of /metrics."""
+        rows = httpx.get(self.url + "/metrics").text.splitlines()
+        return sum(float(row.split()[-1]) for row in rows if row.split("{")[0].split(" ")[0] == name)
+
+    def wait_idle(self, seconds: float = 10) -> None:
+        end = time.monotonic() + seconds
+        while self.service.worker.texts or self.service.worker.load.running:
+            assert time.monotonic() < end, "texts are still decoded"
+            time.sleep(0.01)
+
+
+@contextlib.contextmanager
+def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **settings: Any) -> Iterator[Running]:
+    """A server in this process."""
+    offer = Offer.open(folder, adapters or {}, precision="32-true")
+    app = make_app(offer, Settings(**settings))
+    listening = bind("127.0.0.1", 0)
+    server = Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1), app.state.service)
+    thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+    thread.start()
+    url = f"http://127.0.0.1:{listening.getsockname()[1]}"
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield Running(url, app.state.service, server)
+    finally:
+        server.should_exit = True
+        thread.join(20)
+
+
+@contextlib.contextmanager
+def in_process(*words: object) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`litgpt serve ...` as a process of its own: its address, and the process."""
+    command = [sys.executable, "-m", "litgpt", "serve", *map(str, words), "--port", "0"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        assert process.stdout
+        line = process.stdout.readline()
+        assert " at http://" in line, line
+        url = line.split(" at ")[1].split()[0]
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                httpx.get(url + "/health")
+                break
+            assert process.poll() is None
+            time.sleep(0.05)
+        yield url, process
+    finally:
+        process.kill()
+        process.communicate()

@@ -1,0 +1,85 @@
+"""Texts with different adapters are decoded in one batch as each would be alone."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from litgpt.adapter_folder import open_adapter
+from litgpt.errors import UserError
+from litgpt.generate.adapters import Adapters, add_adapters
+from litgpt.generate.engine import Engine, Text, generate
+from litgpt.loading import Source
+from litgpt.lora import LoRA
+from tests.conftest import save_llama
+from tests.test_lora import CPU, save, with_lora
+
+KINDS = {
+    "qv": LoRA(r=4, alpha=16),
+    "all": LoRA(r=2, alpha=8, key=True, projection=True, mlp=True, head=True),
+    "dora": LoRA(r=3, alpha=6, mlp=True, variant="dora"),
+}
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    return save_llama(tmp_path_factory.mktemp("m") / "base", tokenizer_file, tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module")
+def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {
+        name: save(with_lora(base, lora, seed), lora, base, root / name)
+        for seed, (name, lora) in enumerate(KINDS.items())
+    }
+
+
+def texts(n: int = 24) -> list[Text]:
+    """Prompts that begin alike, so that what another adapter left in the cache is tempting."""
+    draw = torch.Generator().manual_seed(0)
+    start = torch.randint(2, 300, (20,), generator=draw).tolist()
+    names = [None, *KINDS]
+    made = []
+    for i in range(n):
+        more = torch.randint(2, 300, (i % 3 * 7,), generator=draw).tolist()
+        made.append(Text(start + more, 6 + i % 5, adapter=names[i * 7 % 4]))
+    return made
+
+
+@pytest.mark.parametrize("rows", [1, 3, 9])
+@torch.no_grad()
+def test_each_text_has_its_own_adapter(base, folders, rows):
+    alone = {name: Source.open(folder).model(torch.float32, CPU) for name, folder in folders.items()}
+    alone[None] = Source.open(base).model(torch.float32, CPU)  # type: ignore[index]
+    together = Source.open(base).model(torch.float32, CPU)
+    adapters = add_adapters(together, {name: open_adapter(folder) for name, folder in folders.items()})
+    done = texts()
+    assert len(list(Engine(together, rows, adapters=adapters).run(done))) == len(done)
+    expected = [list(generate(alone[t.adapter], t.prompt, t.max_new_tokens)) for t in done]  # type: ignore[index]
+    assert [t.ids for t in done] == expected
+    answers = {name: next(e for t, e in zip(done, expected) if t.adapter == name) for name in alone}
+    assert len({tuple(ids[:6]) for ids in answers.values()}) == 4, "the adapters make a difference"
+
+
+def test_places_of_tokens():
+    adapters = Adapters()
+    adapters.choose(["a", None, "b", "a", "b"], [2, 1, 1, 1, 1])
+    (a, at_a), (b, at_b) = adapters.parts
+    assert (a, b) == ("a", "b")
+    assert torch.arange(6)[at_a].tolist() == [0, 1, 4] and torch.arange(6)[at_b].tolist() == [3, 5]
+    adapters.choose([None, "b", "b"], [3, 2, 1])
+    assert adapters.parts == [("b", slice(3, 6))]
+    adapters.choose([None], [4])
+    assert adapters.parts == []
+
+
+def test_what_cannot_share_a_base(base, folders, tmp_path, tokenizer_file):
+    model = Source.open(base).model(torch.float32, CPU)
+    whole = save(with_lora(base, LoRA(train_embeddings=True)), LoRA(train_embeddings=True), base, tmp_path / "whole")
+    with pytest.raises(UserError, match=r"w: .*whole replaces whole weights") as error:
+        add_adapters(model, {"w": open_adapter(whole), "qv": open_adapter(folders["qv"])})
+    assert "qv" not in str(error.value)
+    other = save_llama(tmp_path / "other", tokenizer_file, hidden_size=48)
+    with pytest.raises(UserError, match="does not fit the model"):
+        add_adapters(Source.open(other).model(torch.float32, CPU), {"qv": open_adapter(folders["qv"])})

@@ -1,0 +1,248 @@
+"""`litgpt chat`: what is said, what is remembered, and what the terminal can do."""
+
+import io
+import json
+import os
+import select
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from litgpt.__main__ import main
+from litgpt.errors import UserError
+from litgpt.generate.conversation import Conversation
+from litgpt.generate.engine import Engine, generate
+from litgpt.generate.loaded import Loaded
+from litgpt.generate.sampling import Sampling
+from litgpt.hub import PICO
+
+GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
+TURNS = ["Hello", "Who are you?", "What is ten plus one?", "A story", "Why?", "And", "Fox?", "Bye", "No", "Yes"]
+
+
+@pytest.fixture(scope="module")
+def pico() -> Loaded:
+    return Loaded.open(PICO, precision="32-true", accelerator="cpu")
+
+
+def start(loaded: Loaded, n: int = 8, **more: object) -> Conversation:
+    return Conversation(loaded, Sampling(0.0), n, **more)  # type: ignore[arg-type]
+
+
+def test_ten_turns_are_one_rendering(pico, monkeypatch):
+    conversation, read, add = start(pico), list[int](), Engine.add
+
+    def counted(self: Engine, rows: list[int], lengths: list[int]) -> list:
+        if self is conversation.engine:
+            read.append(sum(lengths))
+        return add(self, rows, lengths)
+
+    monkeypatch.setattr(Engine, "add", counted)
+    for turn in TURNS:
+        before = [*conversation.messages, {"role": "user", "content": turn}]
+        said = "".join(conversation.ask(turn))
+        _, ids = pico.render(before)
+        expected = list(generate(pico.model, ids, 8, stop_ids=pico.stop_ids))
+        assert said == pico.tokenizer.decode(expected)
+        assert conversation.messages == [*before, {"role": "assistant", "content": said}]
+        assert conversation.n_new == len(expected)
+    assert len(ids) > 90
+    assert sum(read) < 1.5 * len(ids), "what the cache has is not read again"
+
+
+def test_system_and_reset(pico):
+    conversation = start(pico, system="Be kind.")
+    one = "".join(conversation.ask("Hello"))
+    conversation.reset()
+    assert conversation.messages == [{"role": "system", "content": "Be kind."}]
+    assert "".join(conversation.ask("Hello")) == one
+    conversation.set_system("Be short.")
+    conversation.set_system(None)
+    assert [m["role"] for m in conversation.messages] == ["user", "assistant"]
+
+
+def test_a_full_context_is_refused_and_nothing_is_lost(pico):
+    conversation, n = start(pico, 40), 0
+    with pytest.raises(UserError, match=r"The context is full: .* at most 256\..*/reset"):
+        while True:
+            "".join(conversation.ask("Tell me about the fox and the boat"))
+            n += 1
+    assert n > 3 and len(conversation.messages) == 2 * n
+    with pytest.raises(UserError, match=r"The prompt has \d+ tokens; the model reads at most 256. It was not sent"):
+        conversation.ask("x " * 400)
+    conversation.reset()
+    assert "".join(conversation.ask("Hello"))
+
+
+def test_an_answer_at_the_end_of_the_context(llama):
+    loaded = Loaded.open(llama, precision="32-true", accelerator="cpu")
+    conversation = start(loaded, 200)
+    "".join(conversation.ask("é" * 110))
+    assert conversation.full and conversation.finish == "length" and conversation.n_new < 40
+    "".join(conversation.ask("a"))
+    assert not conversation.full, "the style is for one prompt: what came before is not sent"
+    assert conversation.alone and len(conversation.messages) == 4
+
+
+def test_an_answer_that_is_stopped(pico):
+    conversation = start(pico, 20)
+    pieces = conversation.ask("Hello")
+    said = next(pieces)
+    while not said:
+        said = next(pieces)
+    pieces.close()  # type: ignore[attr-defined]
+    assert conversation.messages[-1] == {"role": "assistant", "content": said} and conversation.finish == "cancelled"
+    again = "".join(conversation.ask("Who are you?"))
+    other = start(pico, 20)
+    other.messages = conversation.messages[:2]
+    assert "".join(other.ask("Who are you?")) == again, "the cache has what the conversation has"
+
+
+def test_seeds(pico):
+    def draw(seed: int) -> list[str]:
+        conversation = Conversation(pico, Sampling(1.5), 10, seed=seed)
+        return ["".join(conversation.ask("Tell me a story")) for _ in range(2)]
+
+    assert draw(1) == draw(1) and draw(1) != draw(2)
+
+
+# the command
+
+
+@pytest.fixture
+def chat(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Callable[..., tuple[str, str]]:
+    """What a chat prints to stdout and to stderr when this is typed."""
+
+    def run(typed: str, *flags: str, folder: object = "pico") -> tuple[str, str]:
+        monkeypatch.setattr(sys, "stdin", io.StringIO(typed))
+        capsys.readouterr()
+        main(["chat", str(folder), *GREEDY, *flags])
+        return capsys.readouterr()
+
+    return run
+
+
+def test_what_can_be_typed(chat, pico, tmp_path):
+    new, old = tmp_path / "new.jsonl", tmp_path / "old.txt"
+    old.write_text("mine")
+    typed = f"Hello\n\n  \nWhy?\n/save {new}\n/reset\n/system Be kind.\nHello\n/save {new}\n/save {old}\n/save\n"
+    out, err = chat(typed + "/system\n/rest\n/help\n /quit is said\n/quit\nnot sent\n", "--max_new_tokens", "9")
+    one, two, three = start(pico, 9), start(pico, 9, system="Be kind."), start(pico, 9)
+    said = ["".join(one.ask("Hello")), "".join(one.ask("Why?")), "".join(two.ask("Hello"))]
+    three.messages = two.messages[1:]
+    said.append("".join(three.ask(" /quit is said")))
+    assert out == "".join(text + "\n" for text in said)
+    assert json.loads(new.read_text()) == {"messages": two.messages} and old.read_text() == "mine"
+    said_of_commands = (
+        "A new conversation.",
+        "4 messages are in",
+        "3 messages are in",
+        "is there already",
+        "wants the",
+    )
+    for words in (
+        *said_of_commands,
+        "no system message",
+        "Did you mean '/reset'?",
+        "/reset  ",
+        "conversation goes on",
+    ):
+        assert words in err, words
+    assert "empty prompt" not in err, "blank lines of a pipe mean nothing"
+
+
+def test_several_lines(chat, pico):
+    out, _ = chat("Hello\n/quit\n\nyou\n/send\n/reset\nWhy\n!submit\nlast", "--multiline", "--max_new_tokens", "9")
+    one, two = start(pico, 9), start(pico, 9)
+    said = ["".join(one.ask("Hello\n/quit\n\nyou")), "".join(two.ask("Why")), "".join(two.ask("last"))]
+    assert out == "".join(text + "\n" for text in said)
+
+
+def test_words_about_the_end(chat, llama):
+    _, err = chat("é\n" + "é" * 110 + "\n" + "é" * 300 + "\n", "--max_new_tokens", "50", folder=llama)
+    assert "prompt style 'none' is for one prompt" in err
+    assert "cut at --max_new_tokens 50" in err
+    assert "context of 256 tokens is full: /reset" in err and "It was not sent" in err
+
+
+def test_what_is_refused(capsys):
+    for flags, words in ((["--top_p", "3"], "--top_p 3"), (["--max_new_tokens", "0"], "above 0")):
+        with pytest.raises(SystemExit) as stop:
+            main(["chat", "pico", *flags])
+        assert stop.value.code == 2 and words in capsys.readouterr().err
+
+
+def test_a_token_of_the_hub(monkeypatch, capsys):
+    monkeypatch.setenv("HF_TOKEN", "old")
+    with pytest.raises(SystemExit):
+        main(["chat", "no/such/folder", "--access_token", "new"])
+    assert os.environ["HF_TOKEN"] == "new"
+
+
+def test_stop_and_system_flags(chat, pico):
+    out, _ = chat("Hello\n", "--stop", "o", "--sys_prompt", "Be kind.")
+    whole = "".join(start(pico, 50, system="Be kind.").ask("Hello"))
+    assert "o" in whole and out == whole.partition("o")[0] + "\n"
+
+
+# a real terminal
+
+
+@pytest.fixture
+def terminal(real_data: Path) -> Iterator[Callable[[bytes, bytes], str]]:
+    """Types into a chat in a terminal of its own and returns what appears, up to some words."""
+    pty = pytest.importorskip("pty")
+    ours, theirs = pty.openpty()
+    model = str(real_data / "models" / "stories260k")
+    words = ["chat", model, *GREEDY, "--max_new_tokens", "500", "--repetition_penalty", "1.3"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "litgpt", *words],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        preexec_fn=lambda: make_terminal(),
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TERM": "dumb"},
+    )
+    os.close(theirs)
+
+    def type_(keys: bytes, until: bytes) -> str:
+        seen, end = b"", time.monotonic() + 60
+        os.write(ours, keys)
+        while until not in seen:
+            assert time.monotonic() < end, seen
+            if select.select([ours], [], [], 1)[0]:
+                try:
+                    seen += os.read(ours, 4096)
+                except OSError:  # the other side has ended
+                    break
+        return seen.decode()
+
+    type_.process = process  # type: ignore[attr-defined]
+    yield type_
+    process.kill()
+    process.wait()
+    os.close(ours)
+
+
+def make_terminal() -> None:
+    """Of the standard input, the terminal that Ctrl-C goes through."""
+    import fcntl
+    import termios
+
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def test_keys_of_a_terminal(terminal):
+    assert "Ctrl-D ends" in terminal(b"", b">> ")
+    terminal(b"Once upon\r", b"time")
+    assert "The answer was stopped." in terminal(b"\x03", b">> ")
+    assert "Ctrl-D ends." in terminal(b"half a wo\x03", b">> ")
+    assert "An empty prompt is not sent" in terminal(b"\r", b">> ")
+    terminal(b"/reset\r", b"new conversation")
+    terminal(b"\x04", b"never")
+    assert terminal.process.wait(30) == 0

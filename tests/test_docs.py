@@ -1,0 +1,247 @@
+"""What the pages tell a reader to type works, and what they link to is there.
+
+All commands are parsed; those of the pages in `QUICK` are run too, those of the others in the long tests. They run one
+after the other in a folder where tiny models stand under the names of the real ones.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+
+from litgpt.__main__ import COMMANDS, main, spoken
+from litgpt.config import known_models
+from tests.conftest import make_rows, save_llama
+from tests.hub_server import Repo, serve
+from tests.pages import LINKED, PAGES, ROOT, Command, anchors, blocks, commands, links, name_of
+
+QUICK = ("tutorials/first_finetune.md", "tutorials/your_data.md")
+TRAINING = ("finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2", "pretrain")
+LIMITS = {"--train.max_steps": "2", "--eval.max_iters": "2", "--eval.max_new_tokens": "4", "--eval.exact_match": "2"}
+SMALLER = {"--devices": "1", "--num_nodes": "1", "--accelerator": "cpu", "--max_new_tokens": "4", "--steps": "2"}
+STANDS_FOR = {  # what a page leaves to the reader, or has from elsewhere
+    "--data ...": "--data JSON --data.json_path my.json --overwrite true",  # several ways of one run
+    "pretrain ...": "pretrain --initial_checkpoint_dir MODEL --data TextFiles --data.train_data_path my-texts/",
+    ".venv/bin/python": sys.executable,
+    "out/lit/lora/final": "out/finetune/lora/final",
+}
+NEVER_ENDS = ("serve",)
+PROGRAMS = ("make", "cat", "ls", "head", sys.executable)  # besides litgpt
+
+
+def as_run(command: Command) -> list[str]:
+    """The words of a command with tiny things in the place of what it names."""
+    line = "\n".join(command.words)
+    for shown, stands_in in STANDS_FOR.items():
+        line = line.replace(shown.replace(" ", "\n"), stands_in.replace(" ", "\n"))
+    line = re.sub(r"^(torchrun\n.*?-m\nlitgpt|srun\nlitgpt)\n", "litgpt\n", line, flags=re.DOTALL)
+    return line.split("\n") if "\n" in line else [line]
+
+
+def limited(words: list[str]) -> list[str]:
+    """A `litgpt` command that takes seconds."""
+    name = "_".join(words[:2]) if "_".join(words[:2]) in COMMANDS else words[0]
+    words = list(words)
+    for flag, value in {**SMALLER, **(LIMITS if name in TRAINING else {})}.items():
+        if flag in words:
+            words[words.index(flag) + 1] = value
+    if name in TRAINING:
+        for flag in ("--train.max_steps", "--eval.max_iters", "--accelerator"):
+            words += [flag, (LIMITS | SMALLER)[flag]] if flag not in words else []
+        if "--eval.max_new_tokens" not in words and name != "pretrain":
+            words += ["--eval.max_new_tokens", "4"]
+    elif name == "generate" and "--max_new_tokens" not in words:
+        words += ["--max_new_tokens", "4"]
+    elif name in NEVER_ENDS:
+        words += ["--print_config"]
+    return words
+
+
+class Reader:
+    """Somebody who types the commands of a page in one folder."""
+
+    def __init__(self, folder: Path, page: Path, model: Path) -> None:
+        self.folder, self.page, self.model = folder, page, model
+        text = page.read_text(encoding="utf-8")
+        mentioned = [row["repo_id"] for row in known_models().values() if row["repo_id"] in text]
+        self.models = ["meta-llama/Llama-3.2-1B", *mentioned]
+        for name in (*(f"checkpoints/{m}" for m in self.models), "MODEL", "stories260k"):
+            if not (folder / name).exists():
+                shutil.copytree(model, folder / name)
+        rows = make_rows(40)
+        for name in ("my.json", "train.json", "val.json", "data/alpaca2k/alpaca2k.json"):
+            self.write(
+                name,
+                json.dumps(rows[:30] if name == "train.json" else make_rows(10, 1) if name == "val.json" else rows),
+            )
+        self.write("data/alpaca/alpaca_data_cleaned_archive.json", json.dumps(rows))
+        if page.name == "convert_lit_models.md":  # which is about folders of LitGPT's
+            for name in self.models:
+                main(["convert_to_litgpt", str(folder / "checkpoints" / name)])
+        self.write("my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        config = json.loads((model / "config.json").read_text(encoding="utf-8"))
+        self.write("my-config.json", json.dumps({k: v for k, v in config.items() if k != "vocab_size"}))
+        text = "\n".join(f"{row['instruction']}. {row['output']}." for row in make_rows(300))
+        for name in ("my-texts/one.txt", "my-texts/two.txt", "tinyshakespeare.txt"):
+            self.write(name, text)
+
+    def write(self, name: str, text: str) -> None:
+        (self.folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (self.folder / name).write_text(text, encoding="utf-8")
+
+    def follow(self) -> int:
+        """Type everything. Returns the number of commands."""
+        n = 0
+        for block in blocks(self.page):
+            where = f"{name_of(self.page)}:{block.line}"
+            if block.file:
+                self.write(block.file, block.text)
+            elif block.language == "python":
+                self.python(block.text, where)
+            elif block.language == "bash":
+                for command in commands(block):
+                    self.type(command)
+                    n += 1
+        return n
+
+    def type(self, command: Command) -> None:
+        words, where = as_run(command), f"{name_of(self.page)}:{command.line}: {' '.join(command.words)}"
+        if words[0] == "make":
+            shown = subprocess.run(
+                ["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
+            )
+            assert shown.returncode == 0, f"{where}\n{shown.stderr}"
+            words = next(
+                (line.split("/litgpt ")[1].split() for line in shown.stdout.splitlines() if "bin/litgpt " in line), []
+            )
+            if not words:
+                return
+            words.insert(0, "litgpt")
+        if words[0] != "litgpt":
+            done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, encoding="utf-8")
+            assert done.returncode == 0, f"{where}\n{done.stderr}"
+            return
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in command.variables:
+                patch.setenv(name, value)
+                if name == "PYTHONPATH":
+                    patch.syspath_prepend(str(self.folder / value))
+            try:
+                main(limited(words[1:]))
+            except SystemExit as e:
+                assert not e.code, f"{where} ended with {e.code}"
+
+    def python(self, text: str, where: str) -> None:
+        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)}
+        done = subprocess.run(
+            [sys.executable, "-c", text], cwd=self.folder, env=env, capture_output=True, text=True, encoding="utf-8"
+        )
+        assert done.returncode == 0, f"{where}\n{done.stderr}"
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path:
+    """A model that can stand for any: three layers for adapters, a long context, whole blocks of 64 for 4 bits."""
+    folder = tmp_path_factory.mktemp("docs") / "tiny"
+    sizes = {"num_hidden_layers": 3, "hidden_size": 64, "intermediate_size": 64, "max_position_embeddings": 2048}
+    return save_llama(folder, tokenizer_file, **sizes)
+
+
+@pytest.fixture
+def reader(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
+    """Makes the reader of a page, in a folder with a hub that has the models it mentions."""
+    with serve() as hub:
+        for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))
+        for name in ("HF_HUB_OFFLINE", "HF_TOKEN"):
+            monkeypatch.delenv(name, raising=False)
+        (tmp_path / "work").mkdir()
+        monkeypatch.chdir(tmp_path / "work")
+
+        def read(page: Path) -> Reader:
+            made = Reader(tmp_path / "work", page, tiny)
+            files = {p.name: p.read_bytes() for p in tiny.iterdir() if p.is_file()}
+            hub.repos.update({name: Repo(files) for name in made.models})
+            return made
+
+        yield read
+
+
+def shell(page: Path) -> list[Command]:
+    return [command for block in blocks(page) if block.language == "bash" for command in commands(block)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_commands_are_understood(page, settings, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    for block in blocks(page):
+        assert block.language, f"{name_of(page)}:{block.line}: say what the block is: bash, text, yaml, python"
+        if block.file:
+            (tmp_path / block.file).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / block.file).write_text(block.text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    for command in shell(page):
+        words = as_run(command)
+        where = f"{name_of(page)}:{command.line}: {' '.join(command.words)}"
+        if words[0] != "litgpt":
+            assert words[0] in PROGRAMS, f"{where}: why is it not run? # not run by the tests: ..."
+        elif not any(word in ("-h", "--help", "--version", "list") for word in words) and not made_by_a_run(words):
+            with pytest.raises(SystemExit) as stop:
+                main([*words[1:], "--print_config"])
+            assert not stop.value.code, f"{where}\n{capsys.readouterr().err}"
+
+
+def made_by_a_run(words: list[str]) -> bool:
+    """Whether a config is one that an earlier command writes."""
+    return "--config" in words and words[words.index("--config") + 1].startswith("out/")
+
+
+@pytest.mark.parametrize("page", [p for p in PAGES if name_of(p) in QUICK], ids=name_of)
+def test_some_pages_work(page, reader):
+    assert reader(page).follow()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("page", [p for p in PAGES if name_of(p) not in QUICK], ids=name_of)
+def test_the_other_pages_work(page, reader):
+    reader(page).follow()
+
+
+@pytest.mark.parametrize("page", LINKED, ids=name_of)
+def test_links_resolve(page):
+    for link in links(page):
+        path, _, anchor = link.partition("#")
+        target = (page.parent / path).resolve() if path else page
+        assert target.exists(), f"{name_of(page)} links to {link}, which is not there"
+        if anchor and target.suffix == ".md":
+            assert anchor in anchors(target), f"{name_of(page)} links to {link}; {path} has no such heading"
+
+
+def test_every_command_is_in_the_readme():
+    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Commands")[1].split("\n## ")[0]
+    shown = re.findall(r"`([^`]+)`", table)
+    missing = [c for c in COMMANDS if not any(re.search(rf"(^|litgpt ){spoken(c)}( |$)", text) for text in shown)]
+    assert not missing, f"the commands of README.md lack {', '.join(missing)}"
+
+
+def test_every_page_is_in_the_index():
+    index = ROOT / "tutorials" / "README.md"
+    linked = {(index.parent / link.partition("#")[0]).resolve() for link in links(index)}
+    missing = {page for page in PAGES if page.parent != ROOT and page != index} - linked
+    assert not missing, f"tutorials/README.md does not list {', '.join(map(name_of, sorted(missing)))}"
+
+
+def test_left_out_blocks_say_why():
+    for page in PAGES:
+        for line in page.read_text(encoding="utf-8").splitlines():
+            if "not run by the tests" in line:
+                assert re.search(r"# .*not run by the tests: \w.{4,}", line), f"{name_of(page)}: {line}"

@@ -1,0 +1,245 @@
+"""`litgpt generate`: one prompt, a file of prompts, stdin, and LitGPT's names for the same."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from litgpt.__main__ import main
+from litgpt.errors import UserError
+from litgpt.generate.answers import decode, in_order, stop_strings
+from litgpt.generate.engine import Engine, Text, generate
+from litgpt.generate.loaded import Loaded
+from litgpt.hub import PICO
+from litgpt.train.blocks import check_compiler
+
+GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
+ROWS: list[Any] = [
+    {"prompt": "Hello", "id": 7, "x": float("nan")},
+    {"messages": [{"role": "user", "content": "Who are you?"}, {"role": "assistant", "content": "Me"}], "answer": "?"},
+    {"instruction": "Add two and two.", "input": "now", "output": "4"},
+    '{"prompt": broken',
+    {"foo": 1},
+    {"prompt": ""},
+    {"prompt": "long " * 400},
+    {"question": "What is ten plus one?", "system": "Be short.", "note": "naïve 東京"},
+]
+
+
+@pytest.fixture(scope="module")
+def pico() -> Loaded:
+    return Loaded.open(PICO, precision="32-true", accelerator="cpu")
+
+
+@pytest.fixture
+def ran(capsys: pytest.CaptureFixture) -> Callable[..., str]:
+    """Runs a command line; what it prints to stdout. `ran.err` has the other stream."""
+
+    def run(*words: object, code: int = 0) -> str:
+        capsys.readouterr()
+        try:
+            main([str(w) for w in words])
+            found: Any = 0
+        except SystemExit as e:
+            found = e.code
+        out, run.err = capsys.readouterr()  # type: ignore[attr-defined]
+        assert found == code, run.err  # type: ignore[attr-defined]
+        return out
+
+    return run
+
+
+def answer_to(loaded: Loaded, messages: list[dict[str, Any]], n: int = 50) -> str:
+    """The greedy answer, decoded alone."""
+    _, ids = loaded.render(messages)
+    return loaded.tokenizer.decode(generate(loaded.model, ids, n, stop_ids=loaded.stop_ids))
+
+
+def user(text: str, **more: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": text, **more}]
+
+
+@pytest.fixture
+def prompts(tmp_path: Path) -> Path:
+    file = tmp_path / "prompts.jsonl"
+    lines = [row if isinstance(row, str) else json.dumps(row) for row in ROWS]
+    file.write_text("\n".join(lines[:3]) + "\n\n" + "\n".join(lines[3:]), encoding="utf-8")
+    return file
+
+
+# a file of prompts
+
+
+def test_a_file_row_for_row(prompts, pico, ran, tmp_path):
+    out = tmp_path / "new" / "out.jsonl"
+    assert ran("generate", "pico", "--prompts", prompts, "--out", out, "--batch_size", 3, *GREEDY) == ""
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    system = {"role": "system", "content": "Be short."}
+    expected = {
+        0: user("Hello"),
+        1: user("Who are you?"),
+        2: user("Add two and two.", input="now"),
+        5: user(""),
+        7: [system, *user("What is ten plus one?")],
+    }
+    assert len(rows) == len(ROWS)
+    for i, (row, asked) in enumerate(zip(rows, ROWS)):
+        given = {} if isinstance(asked, str) else {f"given_{k}" if k == "answer" else k: v for k, v in asked.items()}
+        assert json.dumps({k: row.get(k) for k in given}) == json.dumps(given), "the row's own fields are kept"
+        if i in expected:
+            assert row["answer"] == answer_to(pico, expected[i]) and row["finish_reason"] == "stop", i
+        else:
+            assert "answer" not in row and "error" in row
+    assert "line 5, is not JSON" in rows[3]["error"] and "line 5, is not JSON" in ran.err
+    assert "has no prompt, messages, instruction or question; it has foo" in rows[4]["error"]
+    assert "line 8: The prompt has 1205 tokens; the model reads at most 256" in rows[6]["error"]
+    assert "3 of 8 rows have no answer" in ran.err
+
+
+@pytest.mark.parametrize("cut", [0, 1, 60, 300, 500, -1])
+def test_a_torn_file_goes_on(prompts, ran, tmp_path, cut):
+    whole, out = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    words = ["generate", "pico", "--prompts", prompts, "--precision", "32-true", "--accelerator", "cpu"]
+    ran(*words, "--out", whole, "--max_new_tokens", 6)
+    out.write_bytes(whole.read_bytes()[:cut])
+    ran(*words, "--out", out, "--max_new_tokens", 6)
+    assert out.read_bytes() == whole.read_bytes(), "drawn answers do not depend on where a run began"
+    before = out.stat().st_mtime_ns
+    assert ran(*words, "--out", out) == "" and "has all 8 answers" in ran.err
+    assert out.stat().st_mtime_ns == before
+
+
+def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):
+    out, other = tmp_path / "out.jsonl", tmp_path / "other.jsonl"
+    out.write_text('{"prompt": "Hello", "id": 7, "x": NaN, "answer": "a", "finish_reason": "stop"}\n')
+    other.write_text('{"prompt": "Bye"}\n')
+    before = out.read_bytes()
+    ran("generate", "pico", "--prompts", other, "--out", out, code=2)
+    assert "has a line 1 that is no answer to row 1 of" in ran.err and out.read_bytes() == before
+    out.write_text('{"prompt": "Hello", "id": 7, "x": NaN}\n')
+    ran("generate", "pico", "--prompts", prompts, "--out", out, code=2)
+    ran("generate", "pico", "--prompts", prompts, "--out", prompts, code=2)
+    assert "is the file of the prompts itself" in ran.err
+    ran("generate", "pico", "--prompts", prompts, "--out", tmp_path, code=2)
+    assert "is no file" in ran.err
+    ran("generate", "pico", "--prompts", tmp_path / "promptss.jsonl", code=2)
+    assert "(--prompts)" in ran.err and "Did you mean" in ran.err
+    ran("generate", "pico", "--out", out, code=2)
+    ran("generate", "pico", "--prompts", prompts, "--prompt", "Hi", code=2)
+    assert "give one of them" in ran.err
+
+
+def test_samples_of_a_file_on_stdout(ran, tmp_path):
+    (tmp_path / "p.csv").write_text('prompt,n\n"Hello, you",1\nTell me,2\n')
+    flags = ["--num_samples", 3, "--max_new_tokens", 8, "--precision", "32-true"]
+    lines = ran("generate", "pico", "--prompts", tmp_path / "p.csv", *flags).splitlines()
+    rows = [json.loads(line) for line in lines]
+    assert [row["prompt"] for row in rows] == ["Hello, you", "Tell me"] and rows[1]["n"] == "2"
+    assert all(len(row["answers"]) == len(row["finish_reasons"]) == 3 for row in rows)
+    assert len({text for row in rows for text in row["answers"]}) > 2
+    again = ran("generate", "pico", "--prompts", tmp_path / "p.csv", *flags, "--batch_size", 2)
+    assert again.splitlines() == lines, "what is drawn does not depend on the batch"
+
+
+# one prompt
+
+
+def test_input_and_system_message(pico, ran):
+    messages = [{"role": "system", "content": "Be kind."}, *user("Add.", input="2 and 3")]
+    text = pico.render(messages)[0]
+    words = ["--prompt", "Add.", "--input", "2 and 3", "--sys_prompt", "Be kind."]
+    assert ran("generate", "pico", *words, *GREEDY) == f"{text}{answer_to(pico, messages)}\n"
+
+
+def test_stop_strings_end_the_answer(pico, ran):
+    text, whole = pico.render(user("Hello"))[0], answer_to(pico, user("Hello"))
+    assert len(whole) > 15
+    for at in range(3, len(whole) - 3, 4):
+        word = whole[at : at + 3]
+        expected = f"{text}{whole[: whole.index(word)]}\n"
+        assert ran("generate", "pico", "--prompt", "Hello", "--stop", word, *GREEDY) == expected
+        listed = json.dumps(["nowhere", word])
+        assert ran("generate", "pico", "--prompt", "Hello", "--stop", listed, *GREEDY) == expected
+    assert ran("generate", "pico", "--prompt", "Hello", "--stop", "nowhere", *GREEDY) == f"{text}{whole}\n"
+
+
+def test_what_stop_may_be():
+    assert stop_strings(None) == [] and stop_strings("[INST]") == ["[INST]"] and stop_strings(["a", "b"]) == ["a", "b"]
+    assert stop_strings('["\\n", "b"]') == ["\n", "b"] and stop_strings("5") == ["5"]
+    for wrong in ("", ["a", ""], '[""]'):
+        with pytest.raises(UserError, match="--stop"):
+            stop_strings(wrong)
+
+
+def test_samples_come_in_order(pico):
+    """However the pieces come, they are shown text by text; a finished text's place is taken."""
+    prompts = [pico.render(user(text))[1] for text in ("Hello", "Who are you?", "A", "Tell me a story", "B", "C d e")]
+    texts = [Text(ids, n, stop_ids=pico.stop_ids) for ids, n in zip(prompts, (50, 3, 9, 50, 1, 20))]
+    pieces = list(in_order(decode(Engine(pico.model, 3), pico.tokenizer, texts)))
+    numbers = [answer.number for answer, _ in pieces]
+    assert numbers == sorted(numbers) and set(numbers) == set(range(6))
+    for i, text in enumerate(texts):
+        shown = "".join(piece for answer, piece in pieces if answer.number == i)
+        assert shown == pico.tokenizer.decode(text.ids) and text.finish
+
+
+def test_a_full_context_is_said(llama, ran):
+    ran("generate", llama, "--prompt", "é" * 110, "--max_new_tokens", 200, *GREEDY)
+    assert "context is full (256 tokens)" in ran.err
+
+
+def test_penalty_and_min_p(ran):
+    words = ["generate", "pico", "--prompt", "Tell me a story", "--max_new_tokens", 30]
+    assert ran(*words, *GREEDY) != ran(*words, *GREEDY, "--repetition_penalty", 1.5)
+    assert ran(*words, "--min_p", 1.0) == ran(*words, "--temperature", 0)
+    ran(*words, "--min_p", 2, "--batch_size", 0, code=2)
+    assert "--batch_size 0" in ran.err
+
+
+@pytest.mark.long
+def test_compiled_blocks_give_the_same_text(ran):
+    check_compiler(Loaded.open(PICO).device)
+    words = ["generate", "pico", "--prompt", "Hello", "--num_samples", 2, "--max_new_tokens", 12, *GREEDY]
+    assert ran(*words, "--compile") == ran(*words)
+
+
+def piped(text: bytes, *words: str) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "litgpt", "generate", "pico", "--max_new_tokens", "20", *GREEDY, *words]
+    return subprocess.run(command, input=text, capture_output=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_a_prompt_from_stdin(pico):
+    text, answer = pico.render(user("Hé llo\nyou"))[0], answer_to(pico, user("Hé llo\nyou"), 20)
+    done = piped("Hé llo\nyou\n".encode())
+    assert done.stdout.decode() == f"{text}{answer}\n"
+    done = piped(b"", "--prompt", "-")
+    assert done.returncode == 2 and b"stdin is empty" in done.stderr
+
+
+# LitGPT's names
+
+
+@pytest.mark.parametrize("name", ["generate_full", "generate_adapter", "generate_adapter_v2", "generate full"])
+def test_other_names(pico, ran, name):
+    text, answer = pico.render(user("Hello"))[0], answer_to(pico, user("Hello"), 100)
+    assert ran(*name.split(), "pico", "--prompt", "Hello", *GREEDY) == f"{text}{answer}\n"
+
+
+def test_older_paths(whole, base, ran, tmp_path):
+    adapter = whole("adapter") / "final"
+    words = ["--prompt", "the quick", "--max_new_tokens", 9, *GREEDY]
+    expected = ran("generate", adapter, *words)
+    weights = adapter / "adapter_model.safetensors"
+    for path in (adapter, weights):
+        assert ran("generate_adapter", base, "--adapter_path", path, *words) == expected
+        assert f"--adapter_path is an older spelling of: litgpt generate {adapter} --base {base}" in ran.err
+    folder = shutil.copytree(base, tmp_path / "full")
+    path = folder / "model.safetensors"
+    assert ran("generate_full", PICO, "--finetuned_path", path, *words) == ran("generate", base, *words)
+    ran("generate", base, "--finetuned_path", path, "--adapter_path", path, code=2)

@@ -1,0 +1,83 @@
+"""Layers on several devices give what they give on one."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from litgpt.__main__ import main
+from litgpt.errors import UserError
+from litgpt.generate.engine import Engine, Text
+from litgpt.generate.sequentially import Copies, spread, usable_devices
+from litgpt.loading import Source
+from litgpt.model import GPT
+from litgpt.model.attention import Reading
+from litgpt.model.kv_cache import EachRow
+
+CPU = torch.device("cpu")
+PROMPTS = [[5], [7, 9, 11, 200], list(range(20, 90))]
+
+
+def load(folder: Path) -> GPT:
+    return Source.open(folder).model(torch.float32, CPU)
+
+
+def decoded(model: GPT) -> list[list[int]]:
+    texts = [Text(prompt, 20) for prompt in PROMPTS]
+    list(Engine(model, 2).run(texts))
+    return [text.ids for text in texts]
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 7])
+def test_the_same_text(base, n, monkeypatch):
+    expected, model, used = decoded(load(base)), load(base), set()
+    on = Copies.on
+    monkeypatch.setattr(Copies, "on", lambda self, reading, device: used.add(device) or on(self, reading, device))
+    spread(model, [CPU] * n)
+    assert decoded(model) == expected and used == {CPU}
+
+
+def test_blocks_are_on_their_devices(base):
+    meta = torch.device("meta")
+    model = load(base)
+    spread(model, [CPU, meta])
+    where = [block.mlp.proj.weight.device for block in model.transformer.h]
+    assert where == [CPU, CPU, meta] and model.device == CPU and model.lm_head.weight.device == CPU
+
+
+def test_all_that_layers_share_is_moved():
+    def t() -> torch.Tensor:
+        return torch.ones(2)
+
+    reading = Reading([2], [(t(), t()), (t(), t())], None, (0,), 1, t(), t(), EachRow(t(), t(), t(), 3), t())
+    copies, meta = Copies(), torch.device("meta")
+    there = copies.on(reading, meta)
+    assert there.each is not None
+    values = [*vars(there).values(), *vars(there.each).values(), *(x for pair in there.ropes for x in pair)]
+    tensors = [x for x in values if isinstance(x, torch.Tensor)]
+    assert len(tensors) == 10 and all(x.device == meta for x in tensors)
+    assert copies.on(reading, meta) is there, "moved once for all layers of a device"
+    assert copies.on(replace(reading), meta) is not there
+
+
+def test_the_command(llama, capsys):
+    words = [str(llama), "--prompt", "the quick", "--temperature", "0", "--accelerator", "cpu"]
+    main(["generate", *words])
+    expected = capsys.readouterr().out
+    main(["generate_sequentially", *words])
+    assert capsys.readouterr().out == expected
+    with pytest.raises(SystemExit) as stop:
+        main(["generate_sequentially", *words, "--devices", "3"])
+    assert stop.value.code == 2 and "--devices 3: this machine has 1 of the kind cpu" in capsys.readouterr().err
+    with pytest.raises(UserError):
+        usable_devices("cpu", 0)
+
+
+@pytest.mark.gpu
+def test_a_gpu_and_a_cpu(base):
+    if not torch.cuda.is_available():
+        pytest.skip("there is no GPU")
+    expected, model = decoded(load(base)), load(base)
+    spread(model, [torch.device("cuda", 0), CPU])
+    assert decoded(model) == expected

@@ -1,0 +1,259 @@
+# ruff: noqa: E402 - without the packages the module is skipped before the imports that need them
+"""`litgpt serve` as the official client sees it: OpenAI's interface, LitGPT's, several adapters."""
+
+import json
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("fastapi")
+openai = pytest.importorskip("openai")
+httpx = pytest.importorskip("httpx")
+
+from litgpt.__main__ import main
+from litgpt.generate.engine import generate
+from litgpt.generate.loaded import Loaded
+from litgpt.hub import PICO
+from litgpt.lora import LoRA
+from tests.servers import Running, in_thread
+from tests.test_lora import save, with_lora
+
+KINDS = {"one": LoRA(r=4, alpha=32), "two": LoRA(r=2, alpha=64, mlp=True, projection=True)}
+QUESTIONS = ["What is five plus six?", "Tell me a story.", "Hello!", "Where is the cat?", "Name a colour."]
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    root = tmp_path_factory.mktemp("adapters")
+    return {
+        name: save(with_lora(PICO, lora, seed), lora, PICO, root / name)
+        for seed, (name, lora) in enumerate(KINDS.items())
+    }
+
+
+@pytest.fixture(scope="module")
+def running(folders: dict[str, Path]) -> Iterator[Running]:
+    with in_thread(PICO, folders) as made:
+        yield made
+
+
+@pytest.fixture
+def client(running: Running) -> Any:
+    return openai.OpenAI(base_url=running.url + "/v1", api_key="any", max_retries=0)
+
+
+def said(client: Any, question: str, model: str = "pico", **options: Any) -> str:
+    messages = [{"role": "user", "content": question}]
+    options = {"temperature": 0, "max_tokens": 30, **options}
+    return client.chat.completions.create(model=model, messages=messages, **options).choices[0].message.content
+
+
+def test_greedy_answers_are_those_of_generate(client, capsys):
+    capsys.readouterr()
+    for question in QUESTIONS[:2]:
+        main(
+            [
+                "generate",
+                str(PICO),
+                "--prompt",
+                question,
+                "--temperature",
+                "0",
+                "--max_new_tokens",
+                "30",
+                "--precision",
+                "32-true",
+            ]
+        )
+        shown = capsys.readouterr().out.removesuffix("\n")
+        answer = said(client, question)
+        assert answer and shown.endswith(answer) and shown.removesuffix(answer).endswith("<|assistant|>")
+
+
+def test_sixteen_clients_get_what_they_get_alone(client, running, folders):
+    names = ["pico", *KINDS]
+    alone = {name: Loaded.open(folder, precision="32-true") for name, folder in [("pico", PICO), *folders.items()]}
+    jobs = [(QUESTIONS[i % 5], names[i % 3]) for i in range(16)]
+    expected = []
+    for question, name in jobs:
+        loaded = alone[name]
+        prompt = loaded.render([{"role": "user", "content": question}])[1]
+        ids = list(generate(loaded.model, prompt, 30, stop_ids=loaded.stop_ids))
+        expected.append(loaded.tokenizer.decode(ids).lstrip())
+    with ThreadPoolExecutor(16) as pool:
+        got = [answer.lstrip() for answer in pool.map(lambda job: said(client, *job), jobs)]
+    assert got == expected
+    assert len({said(client, QUESTIONS[0], name) for name in names}) == 3
+    assert [m.id for m in client.models.list()] == names and client.models.retrieve("two").id == "two"
+
+
+def test_streaming(client):
+    messages = [{"role": "user", "content": QUESTIONS[1]}]
+    options: dict = dict(model="pico", messages=messages, temperature=0, max_tokens=30)
+    whole = client.chat.completions.create(**options)
+    parts = list(client.chat.completions.create(**options, stream=True, stream_options={"include_usage": True}))
+    assert parts[0].choices[0].delta.role == "assistant" and parts[0].choices[0].delta.content == ""
+    assert "".join(p.choices[0].delta.content or "" for p in parts[:-1]) == whole.choices[0].message.content
+    assert [p.choices[0].finish_reason for p in parts[:-1]].count(whole.choices[0].finish_reason) == 1
+    assert parts[-1].choices == [] and parts[-1].usage == whole.usage
+    assert len({p.id for p in parts}) == 1 and len(parts) > 10
+    assert all(p.usage is None for p in parts[:-1])
+
+
+def test_stop_strings_and_length(client):
+    story = said(client, QUESTIONS[1], max_tokens=60)
+    word = story.split()[3]
+    for stop in (word, ["never said", word]):
+        answer = client.chat.completions.create(
+            model="pico", messages=[{"role": "user", "content": QUESTIONS[1]}], temperature=0, max_tokens=60, stop=stop
+        )
+        assert answer.choices[0].message.content == story[: story.index(word)]
+        assert answer.choices[0].finish_reason == "stop"
+    short = client.chat.completions.create(
+        model="pico", messages=[{"role": "user", "content": QUESTIONS[1]}], temperature=0, max_completion_tokens=3
+    )
+    assert short.usage.completion_tokens == 3 and short.choices[0].finish_reason == "length"
+    assert story.startswith(short.choices[0].message.content)
+
+
+def test_several_answers_and_seeds(client):
+    def draw(**options: Any) -> list[str]:
+        made = client.chat.completions.create(
+            model="pico",
+            messages=[{"role": "system", "content": "Be kind."}, {"role": "user", "content": "Hello!"}],
+            temperature=1.0,
+            max_tokens=12,
+            **options,
+        )
+        assert [c.index for c in made.choices] == list(range(options.get("n", 1)))
+        return [c.message.content for c in made.choices]
+
+    three = draw(n=3, seed=7)
+    assert len(set(three)) == 3 and draw(n=3, seed=7) == three and draw(seed=8) == three[1:2]
+    assert draw() != draw() or draw() != draw()
+
+
+def test_logprobs(client):
+    options: dict = dict(model="pico", temperature=0, max_tokens=8)
+    chat = client.chat.completions.create(
+        **options, messages=[{"role": "user", "content": "Hello!"}], logprobs=True, top_logprobs=3
+    )
+    content = chat.choices[0].logprobs.content
+    assert len(content) == chat.usage.completion_tokens and all(len(t.top_logprobs) == 3 for t in content)
+    assert all(t.logprob == t.top_logprobs[0].logprob <= 0 and t.token == t.top_logprobs[0].token for t in content)
+    assert bytes(b for t in content for b in t.bytes).decode().strip() == chat.choices[0].message.content.strip()
+    plain = client.completions.create(**options, prompt="Once upon a time", logprobs=2)
+    about = plain.choices[0].logprobs
+    assert len(about.tokens) == len(about.token_logprobs) == plain.usage.completion_tokens
+    assert all(len(top) == 2 and max(top.values()) == own for top, own in zip(about.top_logprobs, about.token_logprobs))
+
+
+def test_completions(client):
+    loaded = Loaded.open(PICO, precision="32-true")
+    prompts = ["Once upon a time", "The cat"]
+    ids = [loaded.tokenizer.encode(p) for p in prompts]
+    options: dict = dict(model="pico", temperature=0, max_tokens=10)
+    texts = client.completions.create(**options, prompt=prompts, n=2)
+    by_ids = client.completions.create(**options, prompt=ids, n=2)
+    assert [c.text for c in texts.choices] == [c.text for c in by_ids.choices]
+    expected = [list(generate(loaded.model, i, 10, stop_ids=loaded.stop_ids)) for i in ids]
+    assert [c.text.strip() for c in texts.choices][::2] == [loaded.tokenizer.decode(e).strip() for e in expected]
+    parts = client.completions.create(**options, prompt=prompts[1], stream=True)
+    assert "".join(p.choices[0].text for p in parts) == texts.choices[2].text
+
+
+def test_tools_and_parts_reach_the_template(client, running, monkeypatch):
+    seen = []
+    original = Loaded.render
+    monkeypatch.setattr(Loaded, "render", lambda self, *a: seen.append(a) or original(self, *a))
+    tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+    call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
+    messages = [
+        {"role": "developer", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "text", "text": "Add "}, {"type": "text", "text": "1."}]},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "tool_call_id": "c1", "content": "2"},
+    ]
+    client.chat.completions.create(model="pico", messages=messages, tools=[tool], max_tokens=1)
+    client.chat.completions.create(model="pico", messages=messages, tools=[tool], tool_choice="none", max_tokens=1)
+    (given, tools), (_, none) = seen
+    assert tools == [tool] and none is None
+    assert given[0] == {"role": "system", "content": "Be brief."} and given[1] == {"role": "user", "content": "Add 1."}
+    assert given[2]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert given[3] == {"role": "tool", "content": "2", "tool_call_id": "c1"}
+
+
+def test_what_is_wrong_is_said(client):
+    def refused(**options: Any) -> Any:
+        options = {"model": "pico", "messages": [{"role": "user", "content": "Hi"}], **options}
+        with pytest.raises(openai.APIStatusError) as error:
+            client.chat.completions.create(**options)
+        assert error.value.body.keys() == {"message", "type", "param", "code"}
+        return error.value
+
+    wrong = refused(model="pica")
+    assert isinstance(wrong, openai.NotFoundError) and wrong.code == "model_not_found" and "'pico'" in wrong.message
+    cases: list[tuple[dict, str]] = [
+        ({"temperature": -1}, "temperature"),
+        ({"n": 0}, "n"),
+        ({"n": 81 + 1}, "n"),
+        ({"messages": []}, "messages"),
+        ({"messages": [{"role": "robot", "content": "x"}]}, "messages.0.role"),
+        ({"max_tokens": "many"}, "max_tokens"),
+        ({"extra_body": {"heat": 1}}, "heat"),
+    ]
+    for options, param in cases:
+        error = refused(**options)
+        assert isinstance(error, openai.BadRequestError) and error.param == param, options
+    assert "frequency_penalty" in refused(frequency_penalty=1).message
+    assert refused(messages=[{"role": "user", "content": "so " * 400}]).code == "context_length_exceeded"
+
+
+def test_litgpts_own_form(running, client):
+    whole = httpx.post(running.url + "/predict", json={"prompt": QUESTIONS[1], "temperature": 0}).json()
+    assert whole == {"output": said(client, QUESTIONS[1], max_tokens=50)}
+    with httpx.stream(
+        "POST", running.url + "/predict", json={"prompt": QUESTIONS[1], "temperature": 0, "stream": True}
+    ) as r:
+        pieces = [json.loads(line)["output"] for line in r.iter_lines()]
+    assert len(pieces) > 3 and "".join(pieces) == whole["output"]
+
+
+def test_figures(running, client):
+    before = running.figure("litgpt_tokens_total")
+    answer = client.completions.create(model="pico", prompt="The cat", max_tokens=4, temperature=0)
+    running.wait_idle()
+    assert running.figure("litgpt_tokens_total") == before + answer.usage.total_tokens
+    text = httpx.get(running.url + "/metrics").text
+    assert 'litgpt_requests_total{path="/v1/completions",status="200"}' in text
+    assert httpx.get(running.url + "/health").json() == {"status": "ok"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: set --api_key"),
+        (["--devices", "2"], "--devices 2: a model is served from one device"),
+        (["--generate_strategy", "sequential"], "--generate_strategy sequential: a model is"),
+        (["--port", "70000", "--max_batch", "0"], "--port 70000 is not between 0 and 65535; --max_batch 0 must"),
+        (["--api_path", "/v1/x"], "--api_path '/v1/x' must begin with /"),
+        (["--api_key", " "], "--api_key (or LITGPT_API_KEY) is empty"),
+        (["--adapters", "pico=x"], "--adapters pico: the base has this name"),
+        (["--adapters", "a=nowhere", "b=x"], "No model folder 'nowhere'"),
+    ],
+)
+def test_options_that_cannot_be(words, message, capsys, monkeypatch):
+    monkeypatch.delenv("LITGPT_API_KEY", raising=False)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", str(PICO), *words, *(["--port", "0"] if "--port" not in words else [])])
+    assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_adapters_are_given_as_pairs(settings):
+    expected = {"a": "x/y", "b": "z=1"}
+    for words in (["--adapters", "a=x/y", "b=z=1", "pico"], ["pico", "--adapters", json.dumps(expected)]):
+        got = settings("serve", *words)
+        assert got["adapters"] == expected and got["checkpoint_dir"] == "pico"
