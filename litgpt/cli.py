@@ -16,7 +16,7 @@ from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest, remark
 from litgpt.given import settle
 from litgpt.imports import importing
-from litgpt.older import NAMES, NO_DATA, lacks_data, say, translate, without_refused
+from litgpt.older import NAMES, translate, without_refused
 from litgpt.recipes import find_recipe
 
 NO_VALUE = ("-h", "--help", "--print_config")
@@ -52,16 +52,12 @@ def run(where: str, command: str, args: list[str]) -> None:
     with importing():
         parser = make_parser(where, command)
     configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else translate(args, command), parser)
-    if no_data := lacks_data(rest, [fields for _, fields in configs], command):
-        rest.append("--data=Alpaca")
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
     settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
     check_classes(settings.as_dict())
-    if no_data:
-        say(NO_DATA)
     run_words.set(
         ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
     )

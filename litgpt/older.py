@@ -22,7 +22,6 @@ PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true
 ADAPTER_FILES = ("adapter_config.json", "lit_model.pth.lora")
 WEIGHTS = (".pth", ".pth.lora", ".ckpt")  # endings of files that are folders now
 FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # of merge_lora, beside the adapter
-NO_DATA = "no --data: LitGPT's, 52,000 rows of Alpaca, are taken; for your own: --data JSON --data.json_path FILE"
 
 
 def translate(args: list[str], command: str) -> list[str]:
@@ -114,13 +113,6 @@ def without_refused(fields: dict[str, Any], command: str, source: str) -> dict[s
         if fields[name] not in (None, False):
             raise UserError(f"--config {source}: {name} is not needed: {refused[name]}.")
     return {name: value for name, value in fields.items() if name not in refused}
-
-
-def lacks_data(words: list[str], configs: list[dict[str, Any]], command: str) -> bool:
-    """Whether a finetune is to run and nobody named its data: LitGPT takes Alpaca then."""
-    asks = any(word.startswith(("-h", "--help", "--print_config")) or ".help" in word for word in words)
-    named = any(word.startswith(("--data=", "--data.")) for word in words) or any("data" in c for c in configs)
-    return command.startswith("finetune") and not asks and not named
 
 
 def say(text: str) -> None:

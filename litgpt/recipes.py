@@ -69,8 +69,11 @@ def find_recipe(name: str) -> Recipe:
     model, slash, method = short.lower().partition("/")
     found = recipes.get(f"{SPELLINGS.get(model, model)}{slash}{method}")
     if found is None:
-        known = [recipe.name for recipe in recipes.values()]
-        methods = [recipe.name for recipe in recipes.values() if recipe.model.lower() == model]
-        hint = f" There are: {', '.join(methods)}." if methods else nearest(short, known)
+        names = [recipe.name for recipe in recipes.values() if not slash and recipe.model.lower() == model]
+        hint = (
+            f" There are: {', '.join(names)}."
+            if names
+            else nearest(short, [recipe.name for recipe in recipes.values()])
+        )
         raise UserError(f"No recipe is called {name!r}.{hint or ' See: litgpt recipes'}")
     return found

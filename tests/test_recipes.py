@@ -350,7 +350,7 @@ def test_spellings(typed, meant):
     ("typed", "hint"),
     [
         ("phi-2", "There are: phi-2/full, phi-2/lora, phi-2/qlora."),
-        ("phi-2/adapter", "There are: phi-2/full, phi-2/lora, phi-2/qlora."),
+        ("phi-2/lorra", "Did you mean 'phi-2/lora'?"),
         ("fhi-2/lora", "Did you mean 'phi-2/lora'?"),
         ("", "See: litgpt recipes"),
     ],
