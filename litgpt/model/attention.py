@@ -137,7 +137,7 @@ class CausalSelfAttention(nn.Module):
         if self.softcap is not None:
             return softcapped_attention(q, k, v, mask, self.scale, self.softcap)
         causal = mask is None if q.size(2) > 1 else False
-        if causal and q.device.type == "cpu":
+        if causal and q.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
             return CausalAttention.apply(q, k, v, self.scale)
         return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
 
