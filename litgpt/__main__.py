@@ -95,7 +95,9 @@ def main(argv: Optional[list[str]] = None) -> None:
         print(__version__)
         return
     try:
-        if args and f"{command}_{args[0]}" in COMMANDS:  # `litgpt finetune lora` is `litgpt finetune_lora`
+        # `litgpt finetune lora` is `litgpt finetune_lora`; `litgpt generate adapter` is about a folder if there is one
+        is_folder = bool(args) and command in COMMANDS and os.path.isdir(args[0])
+        if args and f"{command}_{args[0]}" in COMMANDS and not is_folder:
             command, args = f"{command}_{args[0]}", args[1:]
         elif args and (hint := misspelt(command, args[0])):
             raise UserError(f"Unknown command '{command} {args[0]}'.{hint} See: litgpt -h")
