@@ -244,5 +244,6 @@ def test_keys_of_a_terminal(terminal):
     assert "Ctrl-D ends." in terminal(b"half a wo\x03", b">> ")
     assert "An empty prompt is not sent" in terminal(b"\r", b">> ")
     terminal(b"/reset\r", b"new conversation")
+    terminal(b"", b">> ")  # before that, Ctrl-D would be taken out of the line by the terminal itself
     terminal(b"\x04", b"never")
     assert terminal.process.wait(30) == 0
