@@ -237,6 +237,7 @@ def make_terminal() -> None:
     fcntl.ioctl(0, termios.TIOCSCTTY, 0)
 
 
+@pytest.mark.long  # a race with the terminal on a busy machine
 def test_keys_of_a_terminal(terminal):
     assert "Ctrl-D ends" in terminal(b"", b">> ")
     terminal(b"Once upon\r", b"time")
