@@ -2,6 +2,7 @@
 
 import datetime
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -36,7 +37,7 @@ class Rendered(NamedTuple):
     answers: list[tuple[int, int, int]]
 
 
-class PromptStyle:
+class PromptStyle(ABC):
     """How messages become text. One of your own needs a `name` and a `prompt`.
 
     Attributes:
@@ -61,15 +62,15 @@ class PromptStyle:
         system = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
         return self.prompt([*system, {"role": "user", "content": prompt, "input": input}])
 
+    @abstractmethod
     def prompt(self, messages: Sequence[Message], tools: Optional[list] = None) -> str:
         """The text that the answer to the last message follows."""
-        raise NotImplementedError
 
     def render_row(
         self, messages: Sequence[Message], tools: Optional[list] = None, turn_end: Optional[str] = None
     ) -> Rendered:
-        """A whole conversation that ends with an answer, and where the assistant's words are."""
-        raise NotImplementedError
+        """A whole conversation that ends with an answer, and where the assistant's words are. Training wants it."""
+        raise UserError(f"The prompt style {self.name!r} is for prompts alone: it has no render_row to train with.")
 
     def turn_end(self, special_tokens: Collection[str]) -> Optional[str]:
         """The stop token that the style writes behind an answer, if it is another than the tokenizer's EOS."""

@@ -250,3 +250,17 @@ def test_the_snippets_of_the_page(tmp_path, monkeypatch, capsys):
         exec(compile(snippet, str(PAGE), "exec"), space)
     assert capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "trained" / "config.json").read_text())["model_type"] == "llama"
+
+
+def test_a_style_for_prompts_alone_is_not_trained_with():
+    class Mine(PromptStyle):
+        name = "mine"
+
+        def prompt(self, messages, tools=None):
+            return "Q: " + messages[-1]["content"]
+
+    assert Mine().apply("Hello") == "Q: Hello"
+    with pytest.raises(UserError, match="'mine' is for prompts alone"):
+        Mine().render_row([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+    with pytest.raises(TypeError, match="prompt"):
+        PromptStyle()
