@@ -55,10 +55,10 @@ SHORT = {"finetune": "finetune_lora"}
 
 
 def usage() -> str:
-    rows = "\n".join(f"  {spoken(name):23} {line}" for name, (_, line) in COMMANDS.items())
+    rows = "\n".join(f"  {spoken(name):30} {line}" for name, (_, line) in COMMANDS.items())
     return (
         f"usage: litgpt COMMAND ...\n\nFinetune open language models from a shell.\n\ncommands:\n{rows}\n\n"
-        "`litgpt COMMAND -h` lists a command's options.\n"
+        "`litgpt COMMAND -h` lists a command's options. To see it work: litgpt finetune lora --config pico/lora\n"
     )
 
 
@@ -88,7 +88,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
-    if command in ("-h", "--help"):
+    if command in ("-h", "--help", "help"):
         print(usage())
         return
     if command == "--version":
@@ -101,9 +101,10 @@ def main(argv: Optional[list[str]] = None) -> None:
             command, args = f"{command}_{args[0]}", args[1:]
         elif args and (hint := misspelt(command, args[0])):
             raise UserError(f"Unknown command '{command} {args[0]}'.{hint} See: litgpt -h")
-        command = SHORT.get(command, command.replace("-", "_"))
+        typed, command = command, SHORT.get(command, command.replace("-", "_"))
         if command not in COMMANDS:
-            raise UserError(f"Unknown command {command!r}.{nearest(command, [*COMMANDS, *SHORT])} See: litgpt -h")
+            near = nearest(typed, [*map(spoken, COMMANDS), *SHORT])
+            raise UserError(f"Unknown command {typed!r}.{near} See: litgpt -h")
         from litgpt.cli import run
 
         run(COMMANDS[command][0], command, args)

@@ -1,10 +1,11 @@
 """The groups of options that several commands share, and the settings of the run in progress."""
 
+import math
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any, Literal, Optional, Union
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, remark
 
 # The words of the command line, and the settings as it parsed them. Unset when called from Python.
 run_words: ContextVar[tuple[str, ...]] = ContextVar("run_words", default=())
@@ -119,7 +120,17 @@ class TrainArgs:
             raise UserError("; ".join(wrong) + ".")
 
     def on(self, world_size: int) -> "TrainArgs":
-        """The same with `global_batch_size` as it is on so many devices. Raises `UserError` if that cannot be."""
+        """The same with both batch sizes as they are on so many devices. Raises `UserError` if that cannot be.
+
+        A recipe for one device may have micro-batches that are more than the share of each of several; they become
+        smaller, which does not change the result.
+        """
+        share, rest = divmod(self.global_batch_size, world_size)
+        if world_size > 1 and self.gradient_accumulation_iters is None and not rest and share % self.micro_batch_size:
+            size = math.gcd(share, self.micro_batch_size)
+            rows = f"each of {world_size} devices has {share} rows of a step"
+            remark(f"--train.micro_batch_size {self.micro_batch_size} is {size} here: {rows}. The result is the same.")
+            return replace(self, micro_batch_size=size)
         self.check(world_size)
         if self.gradient_accumulation_iters is None:
             return self

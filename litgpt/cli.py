@@ -24,6 +24,7 @@ ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command to the fu
 TRUTH = ("true", "false", "yes", "no", "null")
 HANDS_ON = ("verify_resume",)  # commands that get the words which are no options of theirs as a list
 MAY_BE_CLASSES = ("data", "optimizer")
+ELSEWHERE = {"lr": "optimizer.lr", "model": "checkpoint_dir", "rank": "lora_r"}  # what other programs call an option
 
 
 class Parser(ArgumentParser):
@@ -151,8 +152,17 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
     names = [n for n in parser.positionals if not any(word.startswith(f"--{n}=") for word in rest)]
     if len(positional) > max(len(names), 1):
         wanted = {1: "One model folder is", 2: "Two folders are"}[len(parser.positionals)]
-        raise UserError(f"{wanted} wanted, got {len(positional)}: {', '.join(positional)}.")
+        hint = where_words_go(positional[1:], parser)
+        raise UserError(f"{wanted} wanted, got {len(positional)}: {', '.join(positional)}.{hint}")
     return configs, [*(f"--{n}={p}" for n, p in zip(names or [parser.positional], positional)), *rest]
+
+
+def where_words_go(words: list[str], parser: Parser) -> str:
+    """A hint for words too many: which option they may be the value of."""
+    known = option_names(parser)
+    if "data" in known and (file := next((word for word in words if Path(word).is_file()), None)):
+        return f" A file with rows is given as --data JSON --data.json_path {file}"
+    return " A prompt is given as --prompt '...'" if "prompt" in known else ""
 
 
 def hand_on(args: list[str], parser: Parser) -> list[str]:
@@ -290,12 +300,14 @@ def one_line(message: str, parser: Parser) -> str:
         return f"Unknown option {m[1]}.{nearest_option(m[1], known)}"
     if m := re.search(r"arguments are required: (.*)", message):
         names = re.findall(r"[\w.]+", m[1])
-        spoken = {"checkpoint_dir": "the model folder", "finetune": "the model and the options of a finetune"}
-        spoken["repo_id"] = "the model as ORG/NAME, or: list"
+        spoken = {"checkpoint_dir": "the model folder, or ORG/NAME, or pico, which is built in"}
+        spoken |= {"finetune": "the model and the options of a finetune", "repo_id": "the model as ORG/NAME, or: list"}
         return f"Missing: {', '.join(spoken.get(n, f'--{n}') for n in names)}."
     if m := re.search(r'Parser key "([\w.]+)":', message):
         if inner := re.search(r"^ +(?:- )?--([\w.]+ .*)", message, re.M):  # this function's words on an option of m[1]
             return f"--{m[1]}.{inner[1]}"
+        if inner := re.search(r"^ +(?:- )?Missing: (--.*)", message, re.M):
+            return f"Missing: {inner[1].replace('--', f'--{m[1]}.')}"
         if inner := re.search(r"^ +(?:- )?Unknown option ([\w.]*\w)\.(.*)", message, re.M):
             return f"Unknown option --{m[1]}.{inner[1]}.{inner[2].replace('--', f'--{m[1]}.')}"
         return f"--{m[1]} {wrong_value(message)}"
@@ -303,16 +315,19 @@ def one_line(message: str, parser: Parser) -> str:
 
 
 def nearest_option(name: str, known: list[str]) -> str:
+    if (here := ELSEWHERE.get(name)) and here.partition(".")[0] in known:
+        return f" Did you mean '--{here}'?"
     hint = nearest(name, known)
+    if not hint:  # maybe a group's option without the group, nearly
+        leaves = {n.rpartition(".")[2]: n for n in known}
+        hint = re.sub("'(.*)'", lambda found: f"'{leaves[found[1]]}'", nearest(name, leaves))
     return hint.replace("'", "'--", 1) if hint else " See -h for all options."
 
 
 def wrong_value(message: str) -> str:
     """The library's report on one value, in a few words."""
-    if "DataModule" in message and re.search("is abstract|Not a valid subclass", message):
-        return f"wants the name of a data set: choose from {', '.join(known_classes())}."
-    if m := re.search(r"Import path (\S+) does not correspond to a subclass of DataModule", message):
-        return f"{m[1]}: this is no data set; choose from {', '.join(known_classes())}."
+    if "DataModule" in message and re.search("(?i)is abstract|valid subclass|import path|given class_path", message):
+        return no_data_set(message)
     if "Unable to load config" in message:
         return "takes a YAML file with its options."
     given = re.search(r"(?:Given value|Got value): (.*)", message)
@@ -329,6 +344,19 @@ def wrong_value(message: str) -> str:
         kinds |= {"list": "a list", "dict": "a mapping, as {a: b},"}
         return f"{given[1]}: {' or '.join(kinds.get(k, k) for k in wanted)} is wanted."
     return " ".join(message.split())
+
+
+def no_data_set(message: str) -> str:
+    """What is wrong with the value of `--data`, and what it may be."""
+    value = re.search(r"(?:Given value|Got value): (.*)", message)
+    named = re.search(r"class_path'?[=:] ?'([^']*)'", value[1]) if value else None
+    if value is None or not (named or "<class 'str'>" in message):
+        return f"wants the name of a data set: choose from {', '.join(known_classes())}."
+    typed = named[1] if named else value[1]
+    hint = nearest(typed.removeprefix("litgpt.data."), known_classes()) or f" Choose from {', '.join(known_classes())}."
+    if Path(typed).exists() or Path(typed).suffix in (".json", ".jsonl", ".csv"):
+        hint = f" Rows of your own are given as --data JSON --data.json_path {typed}"
+    return f"{typed}: no such data set.{hint}"
 
 
 def known_classes() -> list[str]:

@@ -16,7 +16,8 @@ class UserError(ValueError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known word that is closest to `word`, or an empty string."""
     by_lower = {k.lower(): k for k in known}
-    match = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=0.6)
+    close = 0.6 if len(word) > 3 else 0.7  # of three letters none may be wrong: gpu is not cpu
+    match = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=close)
     return f" Did you mean {by_lower[match[0]]!r}?" if match else ""
 
 

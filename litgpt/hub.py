@@ -41,7 +41,7 @@ def find_folder(path: Path, weights: bool = True) -> Path:
     nowhere = f"No model folder {str(path)!r}, and none of that name under checkpoints/"
     if repo_id is None:
         if not hint and len(path.parts) == 1:
-            hint = nearest(str(path), known_models())
+            hint = nearest(str(path), [PICO.name, *known_models()]) or " A model to download is named as ORG/NAME."
         if path.parent.parent == CHECKPOINTS:
             hint += f" To fetch it: litgpt download {'/'.join(path.parts[-2:])}"
         raise UserError(f"{nowhere}.{hint}")

@@ -69,11 +69,12 @@ def find_recipe(name: str) -> Recipe:
     model, slash, method = short.lower().partition("/")
     found = recipes.get(f"{SPELLINGS.get(model, model)}{slash}{method}")
     if found is None:
-        names = [recipe.name for recipe in recipes.values() if not slash and recipe.model.lower() == model]
-        hint = (
-            f" There are: {', '.join(names)}."
-            if names
-            else nearest(short, [recipe.name for recipe in recipes.values()])
-        )
+        names = [r.name for r in recipes.values() if not slash and plain(r.model) == plain(model)]
+        hint = f" There are: {', '.join(names)}." if names else nearest(short, [r.name for r in recipes.values()])
         raise UserError(f"No recipe is called {name!r}.{hint or ' See: litgpt recipes'}")
     return found
+
+
+def plain(name: str) -> str:
+    """A name without what is easily typed otherwise."""
+    return re.sub(r"[-_. ]", "", name.lower())

@@ -182,6 +182,14 @@ def test_no_rows_file(fails, run, rows_file):
         (["--train.max_steps"], "--train.max_steps wants a value"),
         (["--config", "llama-3.2-1B/lorra"], "Did you mean 'llama-3.2-1B/lora'?"),
         (["another"], "One model folder is wanted, got 2"),
+        ([__file__], f"A file with rows is given as --data JSON --data.json_path {__file__}\n"),
+        (["--lr", 1], "Unknown option --lr. Did you mean '--optimizer.lr'?"),
+        (["--batch_size", 1], "Unknown option --batch_size. Did you mean '--train.micro_batch_size'?"),
+        (["--accelerator", "gpu"], "--accelerator gpu: choose from auto, cpu, cuda, mps.\n"),
+        (["--data", __file__], f"Rows of your own are given as --data JSON --data.json_path {__file__}\n"),
+        (["--data", "my.json"], "--data my.json: no such data set. Rows of your own are given as --data JSON"),
+        (["--data", "mine"], "--data mine: no such data set. Choose from FLAN, JSON"),
+        (["--data", "torch.nn.Linear"], "--data torch.nn.Linear: no such data set. Choose from FLAN, JSON"),
         (["--optimizer", "AdamWW"], "AdamWW"),
     ],
 )
@@ -231,6 +239,15 @@ def test_out_dir_is_a_file(fails, run, tmp_path):
 @pytest.mark.parametrize("command", ["finetun", "finetune_lroa", "generat"])
 def test_unknown_command(fails, command):
     assert "Did you mean" in fails(command)
+
+
+def test_what_a_beginner_types(fails):
+    assert "pico, which is built in" in fails("generate")
+    assert "Did you mean 'pico'?" in fails("generate", "pcio")
+    assert "A prompt is given as --prompt '...'" in fails("generate", "pico", "Who are you?")
+    assert "error: Missing: --data.json_path.\n" in fails("finetune", "lora", "pico", "--data", "JSON")
+    assert "nothing to download" in fails("download", "pico")
+    assert "Unknown command '-v'." in fails("-v")
 
 
 def test_generate_and_validate(fails, llama, tmp_path):

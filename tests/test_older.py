@@ -26,6 +26,7 @@ LOG = "project run group teamspace metadata log_model save_logs checkpoint_name"
 GROUPS = [f"{g}.{n}" for g, names in (("train", TRAIN), ("eval", EVAL), ("log", LOG)) for n in names.split()]
 FINETUNE = "checkpoint_dir out_dir precision devices num_nodes data optimizer logger_name seed access_token".split()
 LORA = "lora_r lora_alpha lora_dropout lora_query lora_key lora_value lora_projection lora_mlp lora_head".split()
+GENERATE = "prompt sys_prompt max_new_tokens top_k top_p temperature quantize precision".split()
 # LitGPT 0.5.13's options
 FLAGS: dict[str, list[str]] = {
     "finetune_lora": [*FINETUNE, *GROUPS, *LORA, "quantize"],
@@ -37,7 +38,21 @@ FLAGS: dict[str, list[str]] = {
         *"model_name model_config out_dir precision initial_checkpoint_dir resume data optimizer devices".split(),
         *"num_nodes tokenizer_dir logger_name seed".split(),
     ],
-    "generate": "checkpoint_dir prompt num_samples max_new_tokens top_k top_p temperature quantize precision".split(),
+    "generate": [*GENERATE, *"checkpoint_dir num_samples compile".split()],
+    "generate_full": [*GENERATE, *"checkpoint_dir input finetuned_path".split()],
+    "generate_adapter": [*GENERATE, *"checkpoint_dir input adapter_path".split()],
+    "generate_sequentially": [*GENERATE, *"checkpoint_dir num_samples compile".split()],
+    "generate_tp": [*GENERATE, *"checkpoint_dir num_samples compile".split()],
+    "generate_speculatively": [
+        *GENERATE,
+        *"draft_model_checkpoint_dir target_model_checkpoint_dir num_samples speculative_k compile".split(),
+    ],
+    "chat": "checkpoint_dir max_new_tokens top_k top_p temperature quantize precision compile multiline "
+    "access_token".split(),
+    "serve": "checkpoint_dir quantize precision temperature top_k top_p max_new_tokens devices accelerator port stream "
+    "openai_spec access_token api_path timeout generate_strategy".split(),
+    "evaluate": "checkpoint_dir tasks out_dir force_conversion num_fewshot batch_size device dtype limit seed "
+    "save_filepath access_token".split(),
     "download": "repo_id access_token tokenizer_only convert_checkpoint dtype checkpoint_dir model_name".split(),
     "merge_lora": "checkpoint_dir pretrained_checkpoint_dir precision".split(),
     "convert_to_litgpt": "checkpoint_dir model_name dtype debug_mode".split(),
@@ -257,7 +272,12 @@ def test_commands_of_guides_start(command, base, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "command", [*PRINTED, "finetune lora MODEL --config phi-2/lora --devices 4 --precision 16-true"]
+    "command",
+    [
+        *PRINTED,
+        "finetune lora MODEL --config phi-2/lora --devices 4 --precision 16-true",
+        "finetune_lora MODEL --devices 4",
+    ],
 )
 def test_commands_of_guides_are_understood(command, settings):
     got = settings(*command.replace("MODEL", "org/name").split())

@@ -79,6 +79,20 @@ def test_accumulation_instead_of_the_size():
 
 
 @pytest.mark.parametrize(
+    ("size", "micro", "devices", "becomes"), [(8, 4, 4, 2), (24, 6, 2, 6), (24, 8, 2, 4), (8, 8, 8, 1)]
+)
+def test_micro_batches_fit_the_share_of_a_device(size, micro, devices, becomes, capsys):
+    train = TrainArgs(global_batch_size=size, micro_batch_size=micro).on(devices)
+    assert (train.global_batch_size, train.micro_batch_size) == (size, becomes)
+    assert (f"micro_batch_size {micro} is {becomes} here" in capsys.readouterr().err) == (micro != becomes)
+
+
+def test_a_step_that_devices_cannot_share():
+    with pytest.raises(UserError, match=r"global_batch_size 9 is no multiple of .* on 2 devices; 8 or 10 would do"):
+        TrainArgs(global_batch_size=9).on(2)
+
+
+@pytest.mark.parametrize(
     ("train", "message"),
     [
         (dict(gradient_accumulation_iters=0), "--train.gradient_accumulation_iters 0 must be above 0"),

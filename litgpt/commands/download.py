@@ -8,7 +8,7 @@ from typing import Optional
 from litgpt.config import Config, known_models
 from litgpt.download import download
 from litgpt.errors import UserError, nearest
-from litgpt.hub import CHECKPOINTS, repositories, repository_named
+from litgpt.hub import CHECKPOINTS, PICO, repositories, repository_named
 
 TIED = re.compile(  # models whose published head is the embedding; the rows of models.yaml have a head of its own
     r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini"
@@ -45,6 +45,8 @@ def main(
     if repo_id[:1] == ["list"]:
         show(matching(repo_id[1:]), repo_id[1:])
         return
+    if repo_id == [PICO.name]:
+        raise UserError("pico comes with the package: there is nothing to download.")
     only = repository_named(repo_id[0]) if len(repo_id) == 1 else None
     if only is None and len(repo_id) == 1 and "/" in repo_id[0]:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id[0]):
@@ -67,7 +69,7 @@ def show(found: list[str], words: list[str]) -> None:
     """Print the models, each with its size and context length. Raises `UserError` if there are none."""
     if not found:
         raise UserError(
-            f"No known model has {' and '.join(words)} in its name.{near(' '.join(words))} Any other: ORG/NAME."
+            f"No known model has {' and '.join(words)} in its name.{near(' '.join(words))} Another one is ORG/NAME."
         )
     rows = {row["repo_id"]: row for row in known_models().values()}
     for repo_id in found:

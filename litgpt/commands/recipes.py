@@ -34,7 +34,7 @@ def main(words: list[str] = [], overwrite: bool = False) -> None:  # noqa: B006
             raise UserError("litgpt recipes copy takes the name of a recipe and that of a file, as phi-2/lora my.yaml.")
         copy(find_recipe(rest[0]), rest[1] if len(rest) == 2 else None, overwrite)
     else:
-        show_table(words)
+        show_table(rest if command == "list" else words)
 
 
 def copy(recipe: Recipe, to: Optional[str], overwrite: bool) -> None:

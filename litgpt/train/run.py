@@ -124,7 +124,10 @@ def run(
     notes = check_options(train, eval, logger_name, log, devices, num_nodes, seed, resume, overwrite)
     check_out_dir(out_dir, overwrite or resume is not False)
     if data is None:
-        raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
+        raise UserError(
+            "No data: name it with --data, for example --data JSON --data.json_path FILE; "
+            "LitGPT's default is --data Alpaca."
+        )
     check_start(start, out_dir, train, overwrite)
     device = pick_device(accelerator)
     model = empty_model(method, start, quantize, device)
