@@ -211,7 +211,8 @@ def run(
             state = None  # its memory is free again
 
             form = f"{name}, {quantize}" if quantize else name
-            on = f"{on_devices(fabric, shared)}, {form}, {torch.get_num_threads()} threads each"
+            n = torch.get_num_threads()
+            on = f"{on_devices(fabric, shared)}, {form}, {n} {'thread' if n == 1 else 'threads'} each"
             introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
             for note in notes:
                 screen.say(note)
