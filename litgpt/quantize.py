@@ -14,7 +14,7 @@ from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
-from litgpt.model.linear import Linear
+from litgpt.model.linear import Linear, plain
 from litgpt.shards import full
 
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
@@ -80,7 +80,7 @@ class QuantizedLinear(Linear):
 
 def full_weight(linear: nn.Linear) -> torch.Tensor:
     """The weight (out_features, in_features) that a layer multiplies with."""
-    return linear.dequantized() if isinstance(linear, QuantizedLinear) else full(linear.weight)
+    return linear.dequantized() if isinstance(linear, QuantizedLinear) else plain(full(linear.weight))
 
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:

@@ -12,7 +12,7 @@ import litgpt.model.linear as module
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import read_config
 from litgpt.model import GPT
-from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, rounded
+from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, pack, rounded, unpack
 from litgpt.train.loss import LossModel
 
 FIELDS = {
@@ -52,6 +52,27 @@ def test_a_frozen_weight_keeps_no_input():
 def test_autocast_reaches_it():
     with torch.autocast("cpu", torch.bfloat16):
         assert linear(torch.randn(64, 512), torch.randn(1024, 512)).dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@torch.no_grad()
+def test_a_packed_model_answers_the_same_and_is_plain_again(monkeypatch, dtype):
+    monkeypatch.setattr(module, "PACKED", {dtype: 0})
+    torch.manual_seed(0)
+    model = GPT(read_config({**FIELDS, "tie_word_embeddings": True})).to(dtype).requires_grad_(False).eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    ids = torch.randint(96, (1, 70))
+    expected = [model(ids[:, :n]) for n in (1, 7, 70)]
+    pack(model)
+    packed = [layer.weight.is_mkldnn for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert all(packed) and len(packed) == 9 and not model.transformer.wte.weight.is_mkldnn
+    for n, logits in zip((1, 7, 70), expected):
+        torch.testing.assert_close(model(ids[:, :n]), logits)
+    with torch.enable_grad(), pytest.raises(AssertionError, match="no gradient"):
+        model.lm_head(torch.randn(1, 16, dtype=dtype, requires_grad=True))
+    unpack(model)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
 @pytest.mark.parametrize("trained", [0, 5, 70])

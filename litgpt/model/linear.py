@@ -3,6 +3,7 @@
 Shapes: n tokens.
 """
 
+import math
 from functools import cache
 from typing import Any, Optional
 
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 ROUND = 32  # the least that `rounded` rounds to
 LARGE = 2**24  # multiplications from which on they pay
 SMALL = 2**19  # the same for fewer tokens than ROUND
+TEXTS = 16  # that packed weights are laid out for: a layout for single ones is slower, also with single ones
+PACKED = {torch.float32: 2**18, torch.bfloat16: 2**14}  # numbers of a weight from which on `pack` pays
 
 
 def rounded(n: int) -> int:
@@ -49,6 +52,9 @@ def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] =
     torch gives float32 products to MKL, which uses half of what an AMD processor with AVX-512 can do. oneDNN, which
     torch has for bfloat16, uses all of it on any make; the sums are of the same precision, in another order.
     """
+    if weight.is_mkldnn:
+        assert not (x.requires_grad and torch.is_grad_enabled()), "a packed weight gives no gradient: unpack the model"
+        return product(x, weight, bias)
     if torch.compiler.is_compiling() or torch.is_autocast_enabled("cpu"):
         return F.linear(x, weight, bias)
     if not (x.is_cpu and x.dtype == weight.dtype == torch.float32 and onednn()):
@@ -77,6 +83,35 @@ def onednn() -> bool:
 def product(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
     """x (..., in_features) times the transposed weight (out_features, in_features), without a gradient."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+
+
+def pack(model: nn.Module) -> None:
+    """Lay out the weights of a model that only answers as oneDNN's kernels read them, in place.
+
+    On a CPU a token's products then take a third of the time in bfloat16, and less in float32, where a plain weight is
+    laid out anew for each token. Only products without gradients take such a weight; `unpack` makes it plain again. A
+    head that is tied to the embedding gets a copy. The layers of DoRA, which reads the weight itself, stay as they are.
+    """
+    if not onednn():
+        return
+    read = {wrapper.linear for wrapper in model.modules() if getattr(wrapper, "magnitude", None) is not None}
+    for layer in {module for module in model.modules() if type(module) is Linear} - read:
+        weight = layer.weight
+        if weight.is_cpu and not weight.is_mkldnn and weight.numel() >= PACKED.get(weight.dtype, math.inf):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TEXTS)
+            layer.weight = nn.Parameter(packed, requires_grad=False)
+
+
+def unpack(model: nn.Module) -> None:
+    """Undo `pack`. A head that was tied to the embedding is not tied again."""
+    for layer in (module for module in model.modules() if type(module) is Linear):
+        if layer.weight.is_mkldnn:
+            layer.weight = nn.Parameter(plain(layer.weight), requires_grad=False)
+
+
+def plain(weight: torch.Tensor) -> torch.Tensor:
+    """A weight in rows, whether it is packed or not."""
+    return weight.to_dense() if weight.is_mkldnn else weight
 
 
 class _Product(torch.autograd.Function):
