@@ -13,6 +13,7 @@ from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import read_config
 from litgpt.model import GPT
 from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, pack, rounded, unpack
+from litgpt.quantize import QuantizedLinear, bitsandbytes, in_tiles
 from litgpt.train.loss import LossModel
 
 FIELDS = {
@@ -73,6 +74,31 @@ def test_a_packed_model_answers_the_same_and_is_plain_again(monkeypatch, dtype):
         model.lm_head(torch.randn(1, 16, dtype=dtype, requires_grad=True))
     unpack(model)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("scheme", ["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.int8"])
+@torch.no_grad()
+def test_packed_4_bits_are_the_same_numbers(scheme):
+    functional = bitsandbytes().functional
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        layer = nn.Linear(128, 96, bias=False)
+    layer.parts = (64, 32)
+    quantized = QuantizedLinear(layer, scheme)
+    for part, rows in enumerate(layer.parts):
+        quantized.store(part, torch.randn(rows, 128, dtype=torch.bfloat16))
+    x = torch.randn(1, 5, 128, dtype=torch.bfloat16)
+    expected, whole = quantized(x), quantized.dequantized()
+    pack(quantized.eval())
+    found = quantized(x)
+    if scheme != "bnb.int8" and onednn() and functional.has_avx512bf16():
+        assert all(in_tiles(state) for _, state in quantized.stored)
+        assert torch.equal(found[:, 2:3], quantized(x[:, 2:3]))
+        assert (found - expected).norm() < 0.004 * expected.norm()  # what bfloat16 scales and sums may do
+        with pytest.raises(AssertionError):
+            quantized.dequantized()
+    else:
+        assert torch.equal(found, expected) and torch.equal(quantized.dequantized(), whole)
 
 
 @pytest.mark.parametrize("trained", [0, 5, 70])

@@ -37,6 +37,18 @@ class Linear(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return linear(x, self.weight, self.bias)
 
+    def pack(self) -> None:
+        """Lay out the weight as oneDNN's kernels read it, where that pays."""
+        weight = self.weight
+        if weight.is_cpu and not weight.is_mkldnn and weight.numel() >= PACKED.get(weight.dtype, math.inf):
+            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TEXTS)
+            self.weight = nn.Parameter(packed, requires_grad=False)
+
+    def unpack(self) -> None:
+        """Undo `pack`."""
+        if self.weight.is_mkldnn:
+            self.weight = nn.Parameter(plain(self.weight), requires_grad=False)
+
 
 class Embedding(nn.Embedding):
     """`nn.Embedding`."""
@@ -86,27 +98,21 @@ def product(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] 
 
 
 def pack(model: nn.Module) -> None:
-    """Lay out the weights of a model that only answers as oneDNN's kernels read them, in place.
+    """Lay out the weights of a model that only answers as the kernels for a few tokens read them, in place.
 
     On a CPU a token's products then take a third of the time in bfloat16, and less in float32, where a plain weight is
     laid out anew for each token. Only products without gradients take such a weight; `unpack` makes it plain again. A
     head that is tied to the embedding gets a copy. The layers of DoRA, which reads the weight itself, stay as they are.
     """
-    if not onednn():
-        return
     read = {wrapper.linear for wrapper in model.modules() if getattr(wrapper, "magnitude", None) is not None}
-    for layer in {module for module in model.modules() if type(module) is Linear} - read:
-        weight = layer.weight
-        if weight.is_cpu and not weight.is_mkldnn and weight.numel() >= PACKED.get(weight.dtype, math.inf):
-            packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TEXTS)
-            layer.weight = nn.Parameter(packed, requires_grad=False)
+    for layer in {module for module in model.modules() if isinstance(module, Linear)} - read if onednn() else ():
+        layer.pack()
 
 
 def unpack(model: nn.Module) -> None:
-    """Undo `pack`. A head that was tied to the embedding is not tied again."""
-    for layer in (module for module in model.modules() if type(module) is Linear):
-        if layer.weight.is_mkldnn:
-            layer.weight = nn.Parameter(plain(layer.weight), requires_grad=False)
+    """Undo `pack`, quantized layers excepted. A head that was tied to the embedding is not tied again."""
+    for layer in (module for module in model.modules() if isinstance(module, Linear)):
+        layer.unpack()
 
 
 def plain(weight: torch.Tensor) -> torch.Tensor:
