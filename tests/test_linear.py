@@ -84,12 +84,12 @@ def test_packed_4_bits_are_the_same_numbers(scheme):
     with torch.device("meta"):
         layer = nn.Linear(128, 96, bias=False)
     layer.parts = (64, 32)
-    quantized = QuantizedLinear(layer, scheme)
+    quantized = QuantizedLinear(layer, scheme).eval()
     for part, rows in enumerate(layer.parts):
         quantized.store(part, torch.randn(rows, 128, dtype=torch.bfloat16))
     x = torch.randn(1, 5, 128, dtype=torch.bfloat16)
     expected, whole = quantized(x), quantized.dequantized()
-    pack(quantized.eval())
+    pack(quantized)
     found = quantized(x)
     if scheme != "bnb.int8" and onednn() and functional.has_avx512bf16():
         assert all(in_tiles(state) for _, state in quantized.stored)
@@ -118,7 +118,7 @@ def test_lengths_are_rounded_up(trained):
     assert all(n % ROUND == 0 for n in seen)
     expected = F.cross_entropy(model(ids, [33, 1, 43])[0], targets[0], reduction="sum", ignore_index=UNTRAINED)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
     if trained:
         pairs = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
         for a, b in pairs:
