@@ -21,6 +21,10 @@ $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q --upgrade pip
 	$(BIN)/python -m pip install -q $(TORCH)
+	$(BIN)/python -m pip install -q -e '.[plot]'
+	touch $@
+
+$(VENV)/.tools: $(VENV)/.installed  # what the tests compare with takes longer to install than all the rest
 	$(BIN)/python -m pip install -q -e '.[test,plot]'
 	touch $@
 
@@ -28,7 +32,7 @@ demo: $(VENV)/.installed  ## teach the built-in model to add, in under two minut
 	$(BIN)/litgpt finetune lora --config pico/lora --out_dir out/demo --overwrite
 	@echo "  litgpt finetune lora checkpoints/ORG/MODEL --data JSON --data.json_path my.json   # the same on a real model"
 
-lint: $(VENV)/.installed
+lint: $(VENV)/.tools
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy

@@ -4,6 +4,7 @@ All commands are parsed; those of the pages in `QUICK` are run too, those of the
 after the other in a folder where tiny models stand under the names of the real ones.
 """
 
+import io
 import json
 import os
 import re
@@ -127,11 +128,16 @@ class Reader:
             if not words:
                 return
             words.insert(0, "litgpt")
+        piped = ""
         if words[0] != "litgpt":
-            done = subprocess.run(words, cwd=self.folder, capture_output=True, text=True, encoding="utf-8")
+            first, words = (words[: words.index("|")], words[words.index("|") + 1 :]) if "|" in words else (words, [])
+            done = subprocess.run(first, cwd=self.folder, capture_output=True, text=True, encoding="utf-8")
             assert done.returncode == 0, f"{where}\n{done.stderr}"
+            piped = done.stdout
+        if not words:
             return
         with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("sys.stdin", io.StringIO(piped))
             for name, value in command.variables:
                 patch.setenv(name, value)
                 if name == "PYTHONPATH":
@@ -197,7 +203,13 @@ def test_commands_are_understood(page, settings, tmp_path, monkeypatch, capsys):
         where = f"{name_of(page)}:{command.line}: {' '.join(command.words)}"
         if words[0] != "litgpt":
             assert words[0] in PROGRAMS, f"{where}: why is it not run? # not run by the tests: ..."
-        elif not any(word in ("-h", "--help", "--version", "list") for word in words) and not made_by_a_run(words):
+        if "|" in words:
+            words = words[words.index("|") + 1 :]
+        if (
+            words[0] == "litgpt"
+            and not any(word in ("-h", "--help", "--version", "list") for word in words)
+            and not made_by_a_run(words)
+        ):
             with pytest.raises(SystemExit) as stop:
                 main([*words[1:], "--print_config"])
             assert not stop.value.code, f"{where}\n{capsys.readouterr().err}"
