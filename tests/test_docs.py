@@ -87,6 +87,8 @@ class Reader:
         if page.name == "convert_lit_models.md":  # which is about folders of LitGPT's
             for name in self.models:
                 main(["convert_to_litgpt", str(folder / "checkpoints" / name)])
+        if page.name == "inference.md":  # which begins after a finetune
+            main(limited(["finetune", "lora", "MODEL", "--data", "JSON", "--data.json_path", "my.json"]))
         self.write("my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         self.write("questions.jsonl", "".join(json.dumps({"prompt": row["instruction"]}) + "\n" for row in rows[:5]))
         self.write("text.txt", rows[0]["output"])
