@@ -156,7 +156,7 @@ def make_fabric(
 
 
 def make_lightning(
-    device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool
+    device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool = False
 ) -> "Fabric":
     """Arguments as those of `make_fabric`."""
     from lightning.fabric import Fabric

@@ -1,5 +1,5 @@
-"""What the loop uses of Lightning's Fabric, for a run on one device. Such a run needs nothing of Lightning, whose import
-takes a quarter of the time to the first step."""
+"""What the loop uses of Lightning's Fabric, for a run on one device: there it would do nothing, and its import takes a
+quarter of the time to the first step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -41,9 +41,7 @@ class OneDevice:
     def launch(self) -> None:
         """Nothing: this is the process."""
 
-    def setup(
-        self, model: nn.Module, optimizer: Optimizer, move_to_device: bool = True
-    ) -> tuple[nn.Module, Optimizer]:
+    def setup(self, model: nn.Module, optimizer: Optimizer, move_to_device: bool = True) -> tuple[nn.Module, Optimizer]:
         return (model.to(self.device) if move_to_device else model), optimizer
 
     def backward(self, loss: torch.Tensor) -> None:

@@ -63,7 +63,7 @@ def ours(make: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
         make: A class, or options and a class in a `partial`, as jsonargparse has them.
     """
     if isinstance(make, partial):
-        return partial(make.func, *map(ours, make.args), **make.keywords)
+        return partial(ours(make.func), *map(ours, make.args), **make.keywords)
     return AdamW if make is torch.optim.AdamW else make
 
 
