@@ -1,5 +1,5 @@
 """What the loop uses of Lightning's Fabric, for a run on one device: there it would do nothing, and its import takes a
-quarter of the time to the first step."""
+third of the time to the first step."""
 
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
