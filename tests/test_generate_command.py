@@ -181,12 +181,23 @@ def test_samples_come_in_order(pico):
     """However the pieces come, they are shown text by text; a finished text's place is taken."""
     prompts = [pico.render(user(text))[1] for text in ("Hello", "Who are you?", "A", "Tell me a story", "B", "C d e")]
     texts = [Text(ids, n, stop_ids=pico.stop_ids) for ids, n in zip(prompts, (50, 3, 9, 50, 1, 20))]
-    pieces = list(in_order(decode(Engine(pico.model, 3), pico.tokenizer, texts)))
-    numbers = [answer.number for answer, _ in pieces]
+    decoded = in_order(decode(Engine(pico.model, 3), pico.tokenizer, texts))
+    pieces = [(answer.number, piece, answer.finish) for answer, piece in decoded]
+    numbers = [number for number, _, _ in pieces]
     assert numbers == sorted(numbers) and set(numbers) == set(range(6))
+    assert [number for number, _, finish in pieces if finish] == [*range(6)], "an answer ends once"
     for i, text in enumerate(texts):
-        shown = "".join(piece for answer, piece in pieces if answer.number == i)
+        shown = "".join(piece for number, piece, _ in pieces if number == i)
         assert shown == pico.tokenizer.decode(text.ids) and text.finish
+
+
+def test_each_sample_stands_once_behind_its_prompt(pico, ran):
+    """Also where a later one is finished before the first."""
+    words = ["generate", "pico", "--prompt", "Tell me a story", "--max_new_tokens", 40, "--stop", "the"]
+    out = ran(*words, "--num_samples", 4, "--seed", 1)
+    prompt = pico.render(user("Tell me a story"))[0]
+    alone = [ran(*words, "--seed", 1 + i) for i in range(4)]
+    assert out == "".join(alone) and len(set(map(len, alone))) > 1 and out.count(prompt) == 4
 
 
 def test_a_full_context_is_said(llama, ran):
