@@ -174,6 +174,7 @@ def test_no_rows_file(fails, run, rows_file):
             "--optimizer.momentun. Did you mean '--optimizer.momentum'",
         ),
         (["--accelerator", "tpu"], "--accelerator tpu: choose from auto, cpu, cuda, mps"),
+        (["--devices", "two"], "--devices two: choose from auto, or a whole number.\n"),
         (["--train.tie_embeddings", "true"], "--train.tie_embeddings"),
         (["--eval.interval", 0], "--eval.interval 0 must be above 0"),
         (["--eval.evaluate_example", 99], "--eval.evaluate_example 99"),

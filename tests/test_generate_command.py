@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.commands import generate as generate_module
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Text, generate
@@ -112,7 +113,27 @@ def test_a_torn_file_goes_on(prompts, ran, tmp_path, cut):
     assert out.read_bytes() == whole.read_bytes(), "drawn answers do not depend on where a run began"
     before = out.stat().st_mtime_ns
     assert ran(*words, "--out", out) == "" and "has all 8 answers" in ran.err
+    ran(*words, "--out", out, "--num_samples", 2, code=2)
+    assert "--num_samples 2: --out" in ran.err and "has 1 to a prompt" in ran.err
     assert out.stat().st_mtime_ns == before
+
+
+def test_an_interrupt_says_what_is_written(prompts, ran, tmp_path, monkeypatch):
+    out, words = tmp_path / "out.jsonl", ["generate", "pico", "--prompts", prompts, *GREEDY, "--batch_size", 1]
+    lines, line = [], generate_module.to_line
+
+    def interrupted(fields: dict[str, Any]) -> str:
+        lines.append(fields)
+        if len(lines) == 3:
+            raise KeyboardInterrupt
+        return line(fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_module, "to_line", interrupted)
+        ran(*words, "--out", out, code=130)
+    assert f"Stopped: {out} has 2 of 8 answers; the same command goes on." in ran.err
+    ran(*words, "--out", out)
+    assert "has 2 of 8 answers; the others follow" in ran.err and len(out.read_text().splitlines()) == 8
 
 
 def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):
