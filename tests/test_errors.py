@@ -47,7 +47,9 @@ def test_no_such_folder(fails, run, llama):
 def test_folder_without_config(fails, run, llama, tmp_path):
     run[2] = shutil.copytree(llama, tmp_path / "model")
     (run[2] / "config.json").unlink()
-    assert "has no config.json" in fails(*run)
+    assert fails(*run).endswith("has no config.json: it is no Hugging Face model folder.\n")
+    (run[2] / "final").mkdir()
+    assert f"Did you mean '{run[2] / 'final'}'?" in fails(*run)
 
 
 def test_truncated_safetensors(fails, run, llama, tmp_path):
