@@ -161,7 +161,9 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
         first = text.lstrip().partition("\n")[0]
         lines = e.msg == "Extra data" and isinstance(parse_line(first.encode(), path, 1), dict)
         if not lines:
-            raise UserError(f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}.") from e
+            raise UserError(
+                f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}."
+            ) from e
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is JSON that cannot be read: {e}.") from e
     del text
