@@ -4,8 +4,8 @@
     python benchmarks/generate.py --model checkpoints/ORG/MODEL --prompts 8 --new_tokens 128
 
 Decoding one prompt is a sequence of products of every weight with one vector; "products alone" runs those and nothing
-else, with torch's `F.linear` and with the product that the model uses (litgpt/model/linear.py), in turn with decoding,
-so that all have the same machine. Prompts are random tokens, prompts are read before the clock starts. Each figure is
+else, with torch's `F.linear` and as the model that answers does (litgpt/model/linear.py), in turn with decoding, so
+that all have the same machine. Prompts are random tokens, prompts are read before the clock starts. Each figure is
 the median of the rounds.
 """
 
@@ -69,9 +69,10 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.model is None:
             write_random_model(Path(folder), args)
-        model = Loaded.open(args.model or Path(folder), precision=args.precision).model
+        plain = Loaded.open(args.model or Path(folder), precision=args.precision).model
+        model = Loaded.open(args.model or Path(folder), precision=args.precision).prepare().model
         measures: dict[str, Callable[[], float]] = {
-            "f_linear": lambda: products_alone(model, torch.nn.functional.linear, args.new_tokens),
+            "f_linear": lambda: products_alone(plain, torch.nn.functional.linear, args.new_tokens),
             "products": lambda: products_alone(model, linear, args.new_tokens),
             "one": lambda: decoding(model, 1, args.prompt_tokens, args.new_tokens),
             "many": lambda: decoding(model, args.prompts, args.prompt_tokens, args.new_tokens),

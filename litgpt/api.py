@@ -26,6 +26,7 @@ from litgpt.generate.sequentially import open_spread, spread, usable_devices
 from litgpt.hub import find_folder
 from litgpt.loading import Source
 from litgpt.model import GPT
+from litgpt.model.linear import pack, unpack
 from litgpt.prompts import PromptStyle, load_style, save_style
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 from litgpt.tokenizer import Tokenizer
@@ -208,6 +209,8 @@ class LLM(nn.Module):
         self, texts: list[Text], stop: list[str], as_ids: bool, batch_size: int
     ) -> Iterator[tuple[int, Any, Text]]:
         """The number of each text with its pieces as they come: of the answer's words, or of its ids."""
+        if not self.changed:
+            pack(self.model)
         engine = Engine(self.model, max(1, min(len(texts), batch_size)), self.max_length)
         training, shown = self.model.training, dict.fromkeys(texts, 0)
         self.model.eval()
@@ -331,16 +334,33 @@ class LLM(nn.Module):
             if prefix is None:
                 raise UserError(f"{trainer_ckpt} has no weights of such a model.")
             self.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
-        self.model.requires_grad_(True)
         self.train()
+        self.model.requires_grad_(True)
+
+    def plain(self) -> "LLM":
+        """Undo what answering does to the weights on a CPU (`litgpt.model.linear.pack`): for whoever reads or changes
+        the tensors of `.model` after an answer. What this class itself does with them needs no such call."""
+        unpack(self.model)
+        self.model.tie_weights()
+        return self
 
     def train(self, mode: bool = True) -> "LLM":
+        if mode:
+            self.plain()
         self.changed = self.changed or mode
         return super().train(mode)
 
     def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self.changed = True
+        self.plain().changed = True
         return super().load_state_dict(*args, **kwargs)
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        self.plain()
+        return super().state_dict(*args, **kwargs)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:  # to another device or dtype
+        self.plain()
+        return super()._apply(*args, **kwargs)
 
     def forward(
         self,
@@ -390,7 +410,7 @@ class LLM(nn.Module):
                 shutil.copytree(self.source.folder, temporary, dirs_exist_ok=True)
             else:
                 base: Optional[Checkpoint] = self.source.checkpoint if self.source is not None else None
-                write_model(self.model, self.fields, temporary, base)
+                write_model(self.plain().model, self.fields, temporary, base)
                 for name in TOKENIZER_FILES:
                     if (self.tokenizer.folder / name).is_file():
                         shutil.copyfile(self.tokenizer.folder / name, temporary / name)

@@ -27,6 +27,19 @@ Variant = Literal["lora", "rslora", "dora"]
 Init = Literal["kaiming", "pissa"]
 
 
+class Dropout(nn.Dropout):
+    """`nn.Dropout`, which on a CPU draws a number of 64 bits for each input: here 16 of them decide, in a quarter of the
+    time. The share that is dropped is the nearest multiple of 2^-16, and the mean stays exact."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if not (self.training and self.p and x.is_cpu) or torch.compiler.is_compiling():
+            return super().forward(x)
+        dropped = min(round(self.p * 2**16), 2**16 - 1)
+        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
+        kept = drawn[: x.numel()].view(x.shape) >= dropped - 2**15
+        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+
+
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank update.
 
@@ -44,7 +57,7 @@ class LoRALinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.lora = lora
-        self.dropout = nn.Dropout(lora.dropout)
+        self.dropout = Dropout(lora.dropout)
         self.sizes: tuple[int, ...] = getattr(linear, "parts", (linear.out_features,))
         self.adapted = tuple(adapted)
         assert len(self.adapted) == len(self.sizes) and any(self.adapted)

@@ -14,10 +14,11 @@ from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
-from litgpt.model.linear import Linear
+from litgpt.model.linear import Linear, plain
 from litgpt.shards import full
 
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
+PACKED_ROWS = 32  # of a tile of packed 4-bit weights
 OUTLIER = 6.0  # inputs above this are multiplied unrounded, as in the paper on 8 bits
 
 
@@ -70,17 +71,38 @@ class QuantizedLinear(Linear):
             return bitsandbytes().matmul(x, packed, state=state)
         return bitsandbytes().matmul_4bit(x, packed, state)
 
+    def pack(self) -> None:
+        """Lay out 4 bits as bitsandbytes' kernel for CPUs reads them, as `transformers` does for a model that answers:
+        a token takes a tenth of the time, and the scales are rounded to bfloat16."""
+        functional = bitsandbytes().functional
+        if self.scheme in INT8 or not getattr(functional, "has_avx512bf16", bool)():
+            return
+        for part, (packed, state) in enumerate(self.stored):
+            rows, columns = state.shape
+            whole = rows % PACKED_ROWS == 0 and columns % state.blocksize == 0
+            if packed.is_cpu and state.dtype == torch.bfloat16 and whole and not in_tiles(state):
+                self.stored[part] = functional._convert_weight_packed_for_cpu(packed, state, PACKED_ROWS)
+
+    def unpack(self) -> None:
+        """Nothing: nobody reads or trains a quantized weight that has answered."""
+
     def dequantized(self) -> torch.Tensor:
         """(out_features, in_features)"""
+        assert self.scheme in INT8 or not any(in_tiles(state) for _, state in self.stored)
         if self.scheme in INT8:
             return torch.cat([packed.float() * (state.SCB[:, None] / 127) for packed, state in self.stored])
         functional = bitsandbytes().functional
         return torch.cat([functional.dequantize_4bit(packed, state) for packed, state in self.stored])
 
 
+def in_tiles(state: Any) -> bool:
+    """Whether 4 bits lie as `QuantizedLinear.pack` lays them."""
+    return getattr(state, "packing_format_for_cpu", False)
+
+
 def full_weight(linear: nn.Linear) -> torch.Tensor:
     """The weight (out_features, in_features) that a layer multiplies with."""
-    return linear.dequantized() if isinstance(linear, QuantizedLinear) else full(linear.weight)
+    return linear.dequantized() if isinstance(linear, QuantizedLinear) else plain(full(linear.weight))
 
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:

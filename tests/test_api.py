@@ -17,6 +17,8 @@ from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.loaded import Loaded
 from litgpt.hub import PICO
+from litgpt.model import linear
+from litgpt.model.linear import onednn
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "tutorials" / "developer-docs" / "python-api.md"
@@ -276,6 +278,32 @@ def test_adapter(whole, base, tmp_path):
     llm.trainer_setup()
     with pytest.raises(UserError, match="litgpt finetune"):
         llm.save(tmp_path / "trained")
+
+
+@pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
+def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
+    monkeypatch.setattr(linear, "PACKED", {torch.float32: 0})
+    ids = torch.tensor([llm.tokenizer.encode("Hello there, who are you?")])
+    before, logits = {name: t.clone() for name, t in llm.state_dict().items()}, llm(ids)
+
+    def answer() -> str:
+        text = llm.generate("Hello", top_k=1)
+        assert llm.model.lm_head.weight.is_mkldnn
+        return text
+
+    text = answer()
+    torch.testing.assert_close(llm(ids), logits)
+    with torch.enable_grad(), pytest.raises(AssertionError, match="no gradient"):
+        llm.model.transformer.h[0].mlp(torch.randn(1, 1, llm.config.n_embd, requires_grad=True))
+    for use in (lambda: None, lambda: llm.save(tmp_path / "out"), lambda: llm.to(torch.float32), llm.trainer_setup):
+        use()
+        assert all(torch.equal(t, before[name]) for name, t in llm.state_dict().items())
+        assert llm.model.lm_head.weight is llm.model.transformer.wte.weight or not llm.config.tie_embeddings
+        if not llm.changed:
+            assert answer() == text
+    llm(ids).sum().backward()
+    assert all(p.grad is not None for p in llm.parameters())
+    assert LLM.load(tmp_path / "out", precision="32-true", accelerator="cpu").generate("Hello", top_k=1) == text
 
 
 # the page

@@ -12,7 +12,8 @@ import litgpt.model.linear as module
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import read_config
 from litgpt.model import GPT
-from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, rounded
+from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, pack, rounded, unpack
+from litgpt.quantize import QuantizedLinear, bitsandbytes, in_tiles
 from litgpt.train.loss import LossModel
 
 FIELDS = {
@@ -54,6 +55,52 @@ def test_autocast_reaches_it():
         assert linear(torch.randn(64, 512), torch.randn(1024, 512)).dtype == torch.bfloat16
 
 
+@pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@torch.no_grad()
+def test_a_packed_model_answers_the_same_and_is_plain_again(monkeypatch, dtype):
+    monkeypatch.setattr(module, "PACKED", {dtype: 0})
+    torch.manual_seed(0)
+    model = GPT(read_config({**FIELDS, "tie_word_embeddings": True})).to(dtype).requires_grad_(False).eval()
+    before = {name: t.clone() for name, t in model.state_dict().items()}
+    ids = torch.randint(96, (1, 70))
+    expected = [model(ids[:, :n]) for n in (1, 7, 70)]
+    pack(model)
+    packed = [layer.weight.is_mkldnn for layer in model.modules() if isinstance(layer, nn.Linear)]
+    assert all(packed) and len(packed) == 9 and not model.transformer.wte.weight.is_mkldnn
+    for n, logits in zip((1, 7, 70), expected):
+        torch.testing.assert_close(model(ids[:, :n]), logits)
+    with torch.enable_grad(), pytest.raises(AssertionError, match="no gradient"):
+        model.lm_head(torch.randn(1, 16, dtype=dtype, requires_grad=True))
+    unpack(model)
+    assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
+
+
+@pytest.mark.parametrize("scheme", ["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.int8"])
+@torch.no_grad()
+def test_packed_4_bits_are_the_same_numbers(scheme):
+    functional = bitsandbytes().functional
+    torch.manual_seed(0)
+    with torch.device("meta"):
+        layer = nn.Linear(128, 96, bias=False)
+    layer.parts = (64, 32)
+    quantized = QuantizedLinear(layer, scheme).eval()
+    for part, rows in enumerate(layer.parts):
+        quantized.store(part, torch.randn(rows, 128, dtype=torch.bfloat16))
+    x = torch.randn(1, 5, 128, dtype=torch.bfloat16)
+    expected, whole = quantized(x), quantized.dequantized()
+    pack(quantized)
+    found = quantized(x)
+    if scheme != "bnb.int8" and onednn() and functional.has_avx512bf16():
+        assert all(in_tiles(state) for _, state in quantized.stored)
+        assert torch.equal(found[:, 2:3], quantized(x[:, 2:3]))
+        assert (found - expected).norm() < 0.004 * expected.norm()  # what bfloat16 scales and sums may do
+        with pytest.raises(AssertionError):
+            quantized.dequantized()
+    else:
+        assert torch.equal(found, expected) and torch.equal(quantized.dequantized(), whole)
+
+
 @pytest.mark.parametrize("trained", [0, 5, 70])
 def test_lengths_are_rounded_up(trained):
     """Every product of a batch, the head's too, has a multiple of `ROUND` rows, and the loss does not change."""
@@ -71,7 +118,7 @@ def test_lengths_are_rounded_up(trained):
     assert all(n % ROUND == 0 for n in seen)
     expected = F.cross_entropy(model(ids, [33, 1, 43])[0], targets[0], reduction="sum", ignore_index=UNTRAINED)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5, abs=1e-6)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5, abs=1e-6)
     if trained:
         pairs = zip(torch.autograd.grad(loss, parameters), torch.autograd.grad(expected, parameters))
         for a, b in pairs:

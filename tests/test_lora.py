@@ -13,7 +13,7 @@ from litgpt.adapter_folder import open_adapter
 from litgpt.checkpoint import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.loading import Source
-from litgpt.lora import TARGETS, LoRA, lora_layers
+from litgpt.lora import TARGETS, Dropout, LoRA, lora_layers
 from litgpt.model import GPT
 from litgpt.peft_export import write_lora
 from tests.conftest import save_llama
@@ -186,3 +186,26 @@ def test_merge_keeps_the_shards(tmp_path, tokenizer_file):
     assert {p.name for p in merged.glob("*.safetensors*")} == {p.name for p in base.glob("*.safetensors*")}
     with torch.no_grad():
         torch.testing.assert_close(theirs(merged)(IDS).logits, model(IDS), rtol=0, atol=1e-3)
+
+
+def test_dropout_is_torchs():
+    """As many inputs are dropped, independently of each other, and what is left keeps the mean."""
+    torch.manual_seed(0)
+    x = torch.ones(3, 1001, 101, requires_grad=True)
+    for p in (0.05, 0.5):
+        layer = Dropout(p)
+        y = layer(x)
+        kept = y != 0
+        deviation = (p * (1 - p) / x.numel()) ** 0.5
+        assert abs(1 - kept.double().mean() - p) < 4 * deviation
+        pairs = (kept[..., 1:] & kept[..., :-1]).double().mean()  # neighbours, some of which share a drawn number
+        assert abs(pairs - (1 - p) ** 2) < 8 * deviation
+        assert torch.allclose(y[kept], torch.tensor(1 / (1 - p)), rtol=1e-4)
+        assert torch.equal(torch.autograd.grad(y.sum(), x)[0], y.detach()), "the same are dropped on the way back"
+        assert not torch.equal(layer(x), y)
+        torch.manual_seed(0)
+        again = layer(x)
+        torch.manual_seed(0)
+        assert torch.equal(again, layer(x)) and torch.equal(layer.eval()(x), x)
+    assert torch.equal(Dropout(0.0)(x), x)
+    assert Dropout(0.5)(x.detach().bfloat16()[0, :3, :5]).dtype == torch.bfloat16

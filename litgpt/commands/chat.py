@@ -19,7 +19,6 @@ from litgpt.generate.conversation import Conversation
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import to_line
 from litgpt.generate.sampling import Sampling
-from litgpt.train.blocks import check_compiler, compile_blocks
 from litgpt.train.launch import Accelerator
 
 HELP = """\
@@ -82,10 +81,7 @@ def main(
     check_numbers(max_new_tokens=max_new_tokens)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     words = stop_strings(stop)
-    loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
-    if compile:
-        check_compiler(loaded.device)
-        compile_blocks(loaded.model, decoding=True)
+    loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator).prepare(compile)
     conversation = Conversation(loaded, sampling, max_new_tokens, words, seed, sys_prompt)
     terminal = sys.stdin.isatty()
     if terminal:

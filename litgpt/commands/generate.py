@@ -23,7 +23,6 @@ from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import already_answered, kept, open_prompts, to_line, to_messages
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread
-from litgpt.train.blocks import check_compiler, compile_blocks
 from litgpt.train.launch import Accelerator, peak_memory
 from litgpt.train.progress import SECONDS, gigabytes
 
@@ -104,10 +103,7 @@ def main(
     if file is not None and file.n_done == file.total:
         print(f"{out} has all {file.total:,} answers.", file=sys.stderr)
         return
-    loaded = open_spread(checkpoint_dir, base, precision, quantize, accelerator, devices)
-    if compile:
-        check_compiler(loaded.device)
-        compile_blocks(loaded.model, decoding=True)
+    loaded = open_spread(checkpoint_dir, base, precision, quantize, accelerator, devices).prepare(compile)
 
     def text(ids: list[int], number: int) -> Text:
         return Text(ids, max_new_tokens, sampling, loaded.stop_ids, seed + number)

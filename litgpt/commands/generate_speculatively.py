@@ -12,7 +12,6 @@ from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Speculation, check_pair
 from litgpt.generate.text import TextStream
-from litgpt.train.blocks import check_compiler, compile_blocks
 from litgpt.train.launch import Accelerator, peak_memory
 from litgpt.train.progress import gigabytes
 
@@ -71,10 +70,8 @@ def main(
     draft = Loaded.open(draft_model_checkpoint_dir, None, precision, quantize, accelerator)
     target = Loaded.open(target_model_checkpoint_dir, None, precision, quantize, accelerator)
     check_pair(target.tokenizer, draft.tokenizer)
-    if compile:
-        check_compiler(target.device)
-        compile_blocks(target.model, decoding=True)
-        compile_blocks(draft.model, decoding=True)
+    target.prepare(compile)
+    draft.prepare(compile)
     messages = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
     text, ids = target.render([*messages, {"role": "user", "content": prompt, "input": input}])
     speculation = Speculation(target.model, draft.model, speculative_k)

@@ -11,8 +11,10 @@ from litgpt.args import PrecisionName, QuantizeName
 from litgpt.generate.parity import stored_dtypes
 from litgpt.loading import Source
 from litgpt.model import GPT
+from litgpt.model.linear import pack
 from litgpt.prompts import PromptStyle
 from litgpt.tokenizer import Tokenizer
+from litgpt.train.blocks import check_compiler, compile_blocks
 from litgpt.train.launch import DTYPES, Accelerator, default_precision, pick_device
 
 
@@ -49,6 +51,20 @@ class Loaded:
         device = pick_device(accelerator)
         dtype = DTYPES[precision or natural_precision(source, device)]
         return cls(source, source.model(dtype, device, quantize), tokenizer, style)
+
+    def prepare(self, compile: bool = False) -> "Loaded":
+        """Make answers fast, at the price that the weights can only be multiplied with: compile the blocks, or lay the
+        weights out for a CPU.
+
+        Raises:
+            UserError: what the compiler needs is not installed.
+        """
+        if compile:
+            check_compiler(self.device)
+            compile_blocks(self.model, decoding=True)
+        else:
+            pack(self.model)
+        return self
 
     @property
     def device(self) -> torch.device:

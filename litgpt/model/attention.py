@@ -13,12 +13,16 @@ from torch.nn import functional as F
 
 from litgpt.config import Config
 from litgpt.model.kv_cache import EachRow, KVCache
-from litgpt.model.linear import Linear, rounded
+from litgpt.model.linear import ROUND, Linear, rounded
 from litgpt.model.norm import make_qk_norm
 from litgpt.model.rope import CosSin, apply_rope
 
 CHUNK = 256  # queries that a layer with a smaller window takes at once
-QUERIES = 64  # that `CausalAttention` takes at once
+QUERIES = (64, 256)  # that `CausalAttention` takes at once, at least and at most
+SCORES = {
+    torch.float32: 2**18,
+    torch.bfloat16: 2**20,
+}  # of all heads that it likes to have at once: they stay in a cache
 SHORT = 2**19  # scores of all heads up to which it keeps its weights for the backward pass
 
 
@@ -245,8 +249,11 @@ class CausalAttention(torch.autograd.Function):
 
 
 def query_chunks(q: torch.Tensor) -> list[slice]:
-    """Where each `QUERIES` of the queries (B, n, T, hs) stand."""
-    return [slice(start, min(start + QUERIES, q.size(2))) for start in range(0, q.size(2), QUERIES)]
+    """The queries (B, n, T, hs), some at a time."""
+    least, most = QUERIES
+    fit = SCORES.get(q.dtype, 0) // q.shape[:3].numel() // ROUND * ROUND
+    size = min(max(fit, least), most)
+    return [slice(start, min(start + size, q.size(2))) for start in range(0, q.size(2), size)]
 
 
 def chunk_weights(q: torch.Tensor, k: torch.Tensor, part: slice, scale: float) -> torch.Tensor:

@@ -49,7 +49,7 @@ class Offer:
                 raise UserError(f"--adapters wants a base model beside it; {folder} is an adapter. List it, too.")
         first = Loaded.open(folder, **options)
         if not adapters:
-            return cls({name: first})
+            return cls({name: first.prepare()})
         sources = {key: Source.open(path, first.source.folder) for key, path in adapters.items()}
         found: dict[str, AdapterFolder] = {key: source.adapter for key, source in sources.items() if source.adapter}
         for key, adapter in found.items():
@@ -61,4 +61,4 @@ class Offer:
             key: replace(first, source=source, tokenizer=source.tokenizer(), style=source.style())
             for key, source in sources.items()
         }
-        return cls({name: first, **models}, together)
+        return cls({name: first.prepare(), **models}, together)
