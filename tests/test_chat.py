@@ -9,6 +9,7 @@ import sys
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -178,6 +179,15 @@ def test_an_interrupt_beside_the_answer_ends_nothing(pico, monkeypatch, capsys):
     assert asked == ["one", "two"]
     with pytest.raises(KeyboardInterrupt):
         answer_all(start(pico, 5), iter(["one"]), terminal=False)
+
+
+@pytest.mark.parametrize("command", ["chat pico", "generate pico --prompt -"])
+def test_a_closed_stdin_is_empty(monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "stdin", None)
+    with suppress(SystemExit):
+        main(command.split())
+    out, err = capsys.readouterr()
+    assert out == "" and err in ("", "litgpt: error: stdin is empty: there is no prompt.\n")
 
 
 def test_several_lines(chat, pico):
