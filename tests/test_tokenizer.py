@@ -359,5 +359,5 @@ def test_half_a_surrogate_pair(llama, tmp_path):
         with pytest.raises(UserError, match="surrogate"):
             Tokenizer(folder).encode("a\ud800b")
         with pytest.raises(UserError, match=r"is not UTF-8 \(byte 0xe9\)"):
-            Tokenizer(folder).encode(b"caf\xe9".decode("utf-8", "surrogateescape"))
+            Tokenizer(folder).encode(b"x\xe9".decode("utf-8", "surrogateescape"))
         assert Tokenizer(folder).decode(Tokenizer(folder).encode("\U00010000")) == "\U00010000"
