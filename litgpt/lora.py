@@ -28,8 +28,8 @@ Init = Literal["kaiming", "pissa"]
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, which on a CPU draws a number of 64 bits for each input: here 16 of them decide, in a quarter of the
-    time. The share that is dropped is the nearest multiple of 2^-16, and the mean stays exact."""
+    """`nn.Dropout`, which on a CPU draws a number of 64 bits for each input: here 16 of them decide, in a quarter of
+    the time. The share that is dropped is the nearest multiple of 2^-16, and the mean stays exact."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.p and x.is_cpu) or torch.compiler.is_compiling():

@@ -156,3 +156,14 @@ def test_a_file_of_two_widths(tmp_path):
     write_file(tmp_path / "x.safetensors", outlines, weights.items())
     found = load_file(tmp_path / "x.safetensors")
     assert found.keys() == weights.keys() and all(torch.equal(found[n], t) for n, t in weights.items())
+
+
+def test_a_small_model_takes_few_threads(monkeypatch):
+    wanted: list[int] = []
+    monkeypatch.setattr(launch, "all_threads", lambda: 8)
+    monkeypatch.setattr(torch, "set_num_threads", wanted.append)
+    for size, devices in ((1, 1), (3, 1), (3, 2), (50, 1), (50, 2), (50, 16)):
+        model = torch.nn.Linear(1000, 1000 * size, device="meta")
+        launch.share_threads(model, torch.device("cpu"), devices)  # type: ignore[arg-type]
+    launch.share_threads(model, torch.device("cuda"))  # type: ignore[arg-type]
+    assert wanted == [1, 3, 3, 8, 4, 1]

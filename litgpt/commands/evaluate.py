@@ -12,7 +12,7 @@ from litgpt.errors import UserError, nearest, require
 from litgpt.generate.loaded import Loaded
 from litgpt.hub import find_folder
 from litgpt.loading import Source
-from litgpt.train.launch import Accelerator
+from litgpt.train.launch import Accelerator, share_threads
 
 DTYPES: dict[str, PrecisionName] = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
 
@@ -102,6 +102,7 @@ def main(
     loaded_tasks = load_tasks(manager, names)
 
     loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
+    share_threads(loaded.model, loaded.device)
     lm = LitGPT(loaded, batch, seed, apply_chat_template)
     hashes = run.model_hashes(loaded.source)
     began = time.perf_counter()

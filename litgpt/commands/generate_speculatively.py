@@ -70,8 +70,8 @@ def main(
     draft = Loaded.open(draft_model_checkpoint_dir, None, precision, quantize, accelerator)
     target = Loaded.open(target_model_checkpoint_dir, None, precision, quantize, accelerator)
     check_pair(target.tokenizer, draft.tokenizer)
-    target.prepare(compile)
     draft.prepare(compile)
+    target.prepare(compile)  # the last, since it says how many threads there are
     messages = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
     text, ids = target.render([*messages, {"role": "user", "content": prompt, "input": input}])
     speculation = Speculation(target.model, draft.model, speculative_k)

@@ -15,7 +15,7 @@ from litgpt.model.linear import pack
 from litgpt.prompts import PromptStyle
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.blocks import check_compiler, compile_blocks
-from litgpt.train.launch import DTYPES, Accelerator, default_precision, pick_device
+from litgpt.train.launch import DTYPES, Accelerator, default_precision, pick_device, share_threads
 
 
 @dataclass
@@ -54,11 +54,12 @@ class Loaded:
 
     def prepare(self, compile: bool = False) -> "Loaded":
         """Make answers fast, at the price that the weights can only be multiplied with: compile the blocks, or lay the
-        weights out for a CPU.
+        weights out for a CPU, with as many threads as the model needs.
 
         Raises:
             UserError: what the compiler needs is not installed.
         """
+        share_threads(self.model, self.device)
         if compile:
             check_compiler(self.device)
             compile_blocks(self.model, decoding=True)

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 StrategyName = Literal["auto", "ddp", "fsdp"]
+THREAD = 10**6  # parameters that keep a thread busy
 DTYPES = {
     "32-true": torch.float32,
     "bf16-true": torch.bfloat16,
@@ -194,10 +196,18 @@ def give_memory_back() -> None:
             ctypes.CDLL(None).mallopt(threshold, 2**17)
 
 
-def share_threads(device: torch.device, devices: int) -> None:
-    """Where the devices of a machine are its processors, each takes its share of them."""
-    if device.type == "cpu" and devices > 1:
-        torch.set_num_threads(max(1, torch.get_num_threads() // devices))
+def share_threads(model: GPT, device: torch.device, devices: int = 1) -> None:
+    """Where the devices of a machine are its processors, each takes its share of them; and a small model takes no more
+    than it keeps busy, since threads that wait for each other crawl as soon as anything else runs on the machine."""
+    if device.type == "cpu":
+        busy = sum(p.numel() for p in model.parameters()) // THREAD
+        torch.set_num_threads(max(1, min(all_threads() // devices, busy)))
+
+
+@cache
+def all_threads() -> int:
+    """Those that torch began with: one for each core, or what OMP_NUM_THREADS says."""
+    return torch.get_num_threads()
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:

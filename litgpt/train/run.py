@@ -170,7 +170,7 @@ def run(
             plan = Plan.make(train, train_rows)
 
             fabric.launch()
-            share_threads(device, devices)
+            share_threads(model, device, devices)
             seed_everything(seed)
             whole = LossModel(model)
             if shared == "fsdp":
@@ -208,7 +208,8 @@ def run(
             state = None  # its memory is free again
 
             form = f"{name}, {quantize}" if quantize else name
-            on = f"{on_devices(fabric, shared)}, {form}, {torch.get_num_threads()} threads each"
+            n = torch.get_num_threads()
+            on = f"{on_devices(fabric, shared)}, {form}, {n} thread{'s' * (n > 1)} each"
             introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
             for note in notes:
                 screen.say(note)
