@@ -45,7 +45,10 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder.")
+            hint = (
+                f" Did you mean '{folder / 'final'}'?" if (folder / "final").is_dir() else ""
+            )  # as training leaves it
+            raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder.{hint}")
         self.fields = read_json(folder / "config.json")
         if not isinstance(self.fields, dict):
             raise UserError(f"{folder / 'config.json'} is no JSON object.")
