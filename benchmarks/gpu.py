@@ -43,7 +43,7 @@ from litgpt.tokenizer import Tokenizer
 from litgpt.train.blocks import recompute
 from litgpt.train.launch import DTYPES, make_fabric, peak_memory, pick_device, seed_everything
 from litgpt.train.loss import LossModel
-from litgpt.train.optimizers import finished, parameter_groups
+from litgpt.train.optimizers import AdamW, finished, parameter_groups
 from litgpt.train.speed import Work
 
 METHODS = ("full", "lora", "qlora")
@@ -158,7 +158,7 @@ def measure(case: Case, method: str, config: Config, batches: list[Batch], n_fir
     seed_everything(0)
     fabric = make_fabric(device, 1, 1, precision, "ddp")
     gpt = build(config, method, precision, device)
-    optimizer: Any = finished(torch.optim.AdamW(parameter_groups(gpt)), seed=0)
+    optimizer: Any = finished(AdamW(parameter_groups(gpt)), seed=0)
     if case.checkpointing:
         recompute(gpt)
     work = Work.of(gpt, device, torch.bfloat16 if precision == "bf16-mixed" else DTYPES[precision])

@@ -1,13 +1,13 @@
 """Measure how long a user waits: for `litgpt -h`, and from a command to its first optimizer step.
 
     python benchmarks/startup.py --runs 5
-    python benchmarks/startup.py --peer benchmarks/.peers/litgpt/bin/python
+    python benchmarks/startup.py --peer benchmarks/.peers/litgpt/bin/python --model MODEL
 
-The finetune is LoRA on the built-in pico with 100 rows of JSON; it is timed until the first line stands in its
-metrics.csv, tokenizing included, nothing kept from an earlier run. LitGPT, the `litgpt` in another virtual environment,
-gets the same weights and rows, and is timed until it prints its first step; `compare.sh` makes such an environment.
-Each time is the median of some runs that follow a first one, which is not counted: files are in the system's memory
-then.
+The finetune is LoRA on the built-in pico, or another small Llama, with 100 rows of JSON; it is timed until the first
+line stands in its metrics.csv, tokenizing included, nothing kept from an earlier run. LitGPT, the `litgpt` in another
+virtual environment, gets the same weights and rows, and is timed until it prints its first step; `compare.sh` makes
+such an environment. All commands take turns, and each time is the median of some runs that follow a first one, which is
+not counted: files are in the system's memory then.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from common import machine, make_rows, publish, run, write_json
 import litgpt
 from litgpt.hub import PICO
 
-LENGTH = 256  # tokens of the longest row: pico takes no more
+LENGTH = 256  # tokens of the longest row: such small models take few more
 PATIENCE = 300  # seconds after which a program has failed
 
 
@@ -47,10 +47,10 @@ def until(command: list[Any], log: Path, ready: Callable[[], bool], **environmen
     sys.exit(f"{log.read_text(encoding='utf-8', errors='replace')}\nfailed: {' '.join(words)}")
 
 
-def ours_to_first_step(folder: Path, rows: Path) -> float:
+def ours_to_first_step(model: Path, folder: Path, rows: Path) -> float:
     metrics = folder / "out" / "metrics.csv"
     command = [
-        *(sys.executable, "-m", "litgpt", "finetune", "lora", "pico", "--out_dir", folder / "out"),
+        *(sys.executable, "-m", "litgpt", "finetune", "lora", model, "--out_dir", folder / "out"),
         *("--data", "JSON", "--data.json_path", rows / "train.json", "--data.val_split_fraction", 0),
         *("--eval.initial_validation", "false", "--eval.max_new_tokens", "null", "--train.max_steps", 1),
         *("--train.lr_warmup_steps", 0, "--train.max_seq_length", LENGTH),
@@ -76,44 +76,47 @@ def peers_to_first_step(peer: Path, model: Path, folder: Path, rows: Path) -> fl
     return until(command, log, ready, PYTHONPATH="", PYTHONUNBUFFERED="1", HF_HUB_OFFLINE="1")
 
 
-def median(measure: Callable[[Path], float], runs: int) -> float:
-    """Of `runs` measurements, each in an empty folder, after one that is not counted."""
-    seconds = []
+def medians(commands: dict[str, Callable[[Path], float]], runs: int) -> dict[str, float]:
+    """Of `runs` rounds, in which each command runs once in an empty folder, after a round that is not counted."""
+    seconds: dict[str, list[float]] = {what: [] for what in commands}
     for _ in range(runs + 1):
-        with tempfile.TemporaryDirectory(prefix="litgpt-benchmark-") as name:
-            seconds.append(measure(Path(name)))
-    return statistics.median(seconds[1:])
+        for what, measure in commands.items():
+            with tempfile.TemporaryDirectory(prefix="litgpt-benchmark-") as name:
+                seconds[what].append(measure(Path(name)))
+    return {what: statistics.median(all_of_it[1:]) for what, all_of_it in seconds.items()}
 
 
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=5, help="Of each command, after one that is not counted (5).")
+    parser.add_argument("--model", type=Path, default=PICO, help="The folder of a small Llama (the built-in pico).")
     parser.add_argument("--peer", type=Path, help="The Python of the virtual environment of LitGPT.")
     parser.add_argument("--json", type=Path, help="A file that the line of JSON is added to.")
     args = parser.parse_args(argv)
+    model = args.model.resolve()
     with tempfile.TemporaryDirectory(prefix="litgpt-benchmark-") as name:
         shared = Path(name)
         rows = shared / "rows"
         for part, n in (("train", 100), ("val", 4)):
             write_json(rows / f"{part}.json", make_rows(n))
-        ours = [sys.executable, "-m", "litgpt", "-h"]
-        found = {
-            "help_s": median(lambda folder: run(ours, folder / "log").seconds, args.runs),
-            "first_step_s": median(lambda folder: ours_to_first_step(folder, rows), args.runs),
+        help_of_ours = [sys.executable, "-m", "litgpt", "-h"]
+        commands = {
+            "help_s": lambda folder: run(help_of_ours, folder / "log").seconds,
+            "first_step_s": lambda folder: ours_to_first_step(model, folder, rows),
         }
         if args.peer is not None:
-            model = shared / "model"
-            run([args.peer, Path(__file__).with_name("to_litgpt.py"), PICO, model], shared / "log", PYTHONPATH="")
-            litgpt_of_peer = args.peer.with_name("litgpt")
-            help_of_peer = [litgpt_of_peer, "-h"]
-            found["peer_help_s"] = median(lambda f: run(help_of_peer, f / "log", PYTHONPATH="").seconds, args.runs)
-            found["peer_first_step_s"] = median(
-                lambda folder: peers_to_first_step(litgpt_of_peer, model, folder, rows), args.runs
-            )
+            converted = shared / "model"
+            run([args.peer, Path(__file__).with_name("to_litgpt.py"), model, converted], shared / "log", PYTHONPATH="")
+            peer = args.peer.with_name("litgpt")
+            commands |= {
+                "peer_help_s": lambda folder: run([peer, "-h"], folder / "log", PYTHONPATH="").seconds,
+                "peer_first_step_s": lambda folder: peers_to_first_step(peer, converted, folder, rows),
+            }
+        found = medians(commands, args.runs)
     for what, seconds in found.items():
         print(f"{what:18} {seconds:6.2f}")
     rounded = {what: round(seconds, 3) for what, seconds in found.items()}
-    publish({"version": litgpt.__version__, **machine(), "runs": args.runs, **rounded}, args.json)
+    publish({"version": litgpt.__version__, **machine(), "model": model.name, "runs": args.runs, **rounded}, args.json)
 
 
 if __name__ == "__main__":

@@ -87,6 +87,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
+    if sys.stdin is None:  # closed by the shell, as in `litgpt chat pico <&-`
+        sys.stdin = open(os.devnull)  # noqa: SIM115
     command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
     if command in ("-h", "--help", "help"):
         print(usage())

@@ -5,9 +5,10 @@ import shutil
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from numbers import Integral
 from pathlib import Path
 from statistics import mean, stdev
-from typing import Any, Literal, Optional, Union
+from typing import Any, Literal, Optional, Union, get_args
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from torch import nn
 from litgpt.args import PrecisionName, QuantizeName
 from litgpt.checkpoint import Checkpoint, write_model
 from litgpt.config import Config
-from litgpt.errors import UserError
+from litgpt.errors import UserError, kind, nearest
 from litgpt.files import whole_folder
 from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Text
@@ -87,8 +88,12 @@ class LLM(nn.Module):
         """
         if access_token is not None:
             os.environ["HF_TOKEN"] = access_token
-        if init not in ("pretrained", "random"):
-            raise UserError(f"init {init!r}: choose from pretrained, random.")
+        check_choices(init=(init, Literal["pretrained", "random"]), distribute=(distribute, Literal["auto"]))
+        check_choices(
+            precision=(precision, PrecisionName),
+            quantize=(quantize, QuantizeName),
+            accelerator=(accelerator, Accelerator),
+        )
         accelerator = accelerator if distribute else "cpu"
         if init == "pretrained":
             if tokenizer_dir is not None:
@@ -159,11 +164,14 @@ class LLM(nn.Module):
         """
         options = max_new_tokens, Sampling(temperature, top_k, top_p, min_p, repetition_penalty), seed
         words, system = stop_strings(stop), [{"role": "system", "content": sys_prompt}] if sys_prompt else []
+        check_numbers(max_new_tokens=max_new_tokens, batch_size=batch_size)
+        if not isinstance(prompt, (str, Sequence)):
+            raise UserError(f"prompt is {kind(prompt)}: a text, a list of texts or a list of messages is wanted.")
         alone = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
         if stream and not alone:
             raise UserError("stream=True is for one prompt, not for a list.")
         given: list[Any] = [prompt] if alone else list(prompt)
-        wanted = [[*system, *([{"role": "user", "content": p}] if isinstance(p, str) else map(dict, p))] for p in given]
+        wanted = [[*system, *to_messages(p)] for p in given]
         answers = self.decode(self.texts(wanted, *options), words, return_as_token_ids, batch_size)
         if stream:
             return (piece for _, piece, _ in answers if len(piece))
@@ -186,14 +194,15 @@ class LLM(nn.Module):
     def texts(
         self, wanted: list[list[dict[str, Any]]], max_new_tokens: int, sampling: Sampling, seed: Optional[int]
     ) -> list[Text]:
-        if max_new_tokens < 1:
-            raise UserError(f"max_new_tokens {max_new_tokens} must be above 0.")
         first = int(torch.randint(2**31, ())) if seed is None else seed
         loaded = Loaded(self.source, self.model, self.tokenizer, self.prompt_style)  # type: ignore[arg-type]
         texts = []
         for i, messages in enumerate(wanted):
             texts.append(Text(loaded.render(messages)[1], max_new_tokens, sampling, loaded.stop_ids, first + i))
             texts[-1].check(self.model)
+            if self.max_length is not None and len(texts[-1].prompt) >= self.max_length:
+                n = len(texts[-1].prompt)
+                raise UserError(f"The prompt has {n} tokens; with its answer it must fit into {self.max_length}.")
         return texts
 
     def decode(
@@ -224,8 +233,7 @@ class LLM(nn.Module):
             The last answer; and for each figure its value at each time: `Seconds total`, `Seconds to first token`,
             `Tokens generated`, `Inference speed in tokens/sec` and, on a GPU, `Total GPU memory allocated in GB`.
         """
-        if num_iterations < 1:
-            raise UserError(f"num_iterations {num_iterations} must be above 0.")
+        check_numbers(num_iterations=num_iterations)
         found: dict[str, list[float]] = defaultdict(list)
         options = {**options, "stream": True, "return_as_token_ids": True}
         ids: list[int] = []
@@ -276,13 +284,20 @@ class LLM(nn.Module):
         """
         if generate_strategy == "tensor_parallel":
             raise UserError("tensor_parallel wants a process for each device: use litgpt generate_tp in a shell.")
-        if generate_strategy not in (None, "sequential"):
-            raise UserError(f"generate_strategy {generate_strategy!r}: choose from sequential, tensor_parallel.")
+        wanted = None if precision == "auto" else precision
+        size = None if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
+        check_choices(
+            generate_strategy=(generate_strategy, Literal["sequential", "tensor_parallel"]),
+            precision=(wanted, PrecisionName),
+            quantize=(quantize, QuantizeName),
+            accelerator=(accelerator, Accelerator),
+        )
+        numbers = {"devices": devices, "fixed_kv_cache_size": size}
+        check_numbers(**{name: n for name, n in numbers.items() if n not in ("auto", None)})
         n = 1 if devices == "auto" and generate_strategy is None else devices
         chosen = usable_devices(accelerator, n)
         if len(chosen) > 1 and generate_strategy is None:
             raise UserError(f"devices={devices} wants a strategy: generate_strategy='sequential' spreads the layers.")
-        wanted = None if precision == "auto" else precision
         if not self.changed:
             assert self.source is not None
             adapter = self.source.adapter is not None
@@ -296,8 +311,7 @@ class LLM(nn.Module):
             self.model.tie_weights()
             if len(chosen) > 1:
                 spread(self.model, chosen)
-        size = fixed_kv_cache_size
-        self.max_length = None if size in (None, "max_model_supported") else int(size)  # type: ignore[arg-type]
+        self.max_length = size
         return self
 
     # training it, and saving it
@@ -401,6 +415,37 @@ class LLM(nn.Module):
                     if (self.tokenizer.folder / name).is_file():
                         shutil.copyfile(self.tokenizer.folder / name, temporary / name)
             save_style(style, temporary)
+
+
+def to_messages(prompt: Any) -> list[dict[str, Any]]:
+    """A text, or a list of messages, as messages.
+
+    Raises:
+        UserError: it is neither.
+    """
+    if isinstance(prompt, str):
+        return [{"role": "user", "content": prompt}]
+    messages = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, Mapping) else []
+    if not messages or any(not isinstance(m, Mapping) or "role" not in m for m in messages):
+        raise UserError(
+            f"The prompt {str(prompt)[:60]!r} is neither a text nor a list of messages, as "
+            '[{"role": "user", "content": "..."}].'
+        )
+    return [dict(m) for m in messages]
+
+
+def check_numbers(**numbers: Any) -> None:
+    wrong = [f"{name} {n!r}" for name, n in numbers.items() if not isinstance(n, Integral) or n < 1]
+    if wrong:
+        raise UserError(f"{', '.join(wrong)}: a whole number above 0 is wanted.")
+
+
+def check_choices(**given: tuple[Any, Any]) -> None:
+    """For each name a value and the `Literal` that says what it may be; None always may."""
+    for name, (value, allowed) in given.items():
+        words = [word for word in get_args(allowed) if isinstance(word, str)]
+        if value is not None and value not in words:
+            raise UserError(f"{name} {value!r}: choose from {', '.join(words)}.{nearest(str(value), words)}")
 
 
 def benchmark_dict_to_markdown_table(figures: Mapping[str, Iterable[float]]) -> str:

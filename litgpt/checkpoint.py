@@ -45,7 +45,10 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not (folder / "config.json").is_file():
-            raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder.")
+            hint = (
+                f" Did you mean '{folder / 'final'}'?" if (folder / "final").is_dir() else ""
+            )  # as training leaves it
+            raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder.{hint}")
         self.fields = read_json(folder / "config.json")
         if not isinstance(self.fields, dict):
             raise UserError(f"{folder / 'config.json'} is no JSON object.")
@@ -175,7 +178,7 @@ def load_weights(
         if isinstance(module, QuantizedLinear) and leaf == "weight":
             module.stored = [None] * len(table.stored(name.rpartition(".")[0]))  # one state per Hugging Face tensor
             continue
-        empty = torch.empty_like(old, dtype=dtype, device=shards if shards and is_sharded(old) else device)
+        empty = empty_like(old, dtype, shards if shards and is_sharded(old) else device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
     if tied in checkpoint.files:
         check_tied(checkpoint, tied, f"{table.to_hf('transformer.wte')[0]}.weight")
@@ -184,10 +187,18 @@ def load_weights(
     for module in model.modules():
         own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}
         for leaf, p in own.items():
-            setattr(module, leaf, nn.Parameter(torch.empty_like(p, device=device), requires_grad=p.requires_grad))
+            setattr(module, leaf, nn.Parameter(empty_like(p, p.dtype, device), requires_grad=p.requires_grad))
         if own:
             with whole(module):
                 module.reset_parameters()  # type: ignore[operator]
+
+
+def empty_like(p: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+    """A tensor like one on the meta device. torch's function of this name imports a part of its compiler for it, which
+    takes a third of a second; sharded ones need it."""
+    if is_sharded(p):
+        return torch.empty_like(p, dtype=dtype, device=device)
+    return torch.empty(p.shape, dtype=dtype, device=device)
 
 
 def fill_weights(model: GPT, checkpoint: Checkpoint, slots: dict[str, tuple[nn.Module, str]]) -> None:

@@ -331,18 +331,20 @@ def wrong_value(message: str) -> str:
     if "Unable to load config" in message:
         return "takes a YAML file with its options."
     given = re.search(r"(?:Given value|Got value): (.*)", message)
+    wanted = sorted({kind for kind in re.findall(r"Expected a <class '([\w.]+)'>", message) if kind != "NoneType"})
+    kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
+    kinds |= {"list": "a list", "dict": "a mapping, as {a: b},"}
+    spoken = " or ".join(kinds.get(k, k) for k in wanted)
     if choices := re.search(r"Literal\[(.*?)\]", message):
         allowed = re.findall(r"'([^']*)'", choices[1])
         hint = nearest(given[1], allowed) if given else ""
-        return f"{given[1] if given else ''}: choose from {', '.join(allowed)}.{hint}"
-    wanted = sorted({kind for kind in re.findall(r"Expected a <class '([\w.]+)'>", message) if kind != "NoneType"})
+        other = f", or {spoken}" if spoken else ""
+        return f"{given[1] if given else ''}: choose from {', '.join(allowed)}{other}.{hint}"
     path = re.search(r"Expected a dot import path string: (\S+)", message)
     if path and not wanted:
         return f"{path[1]}: no such class.{nearest(path[1], known_classes())}"
     if given and wanted:
-        kinds = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "text"}
-        kinds |= {"list": "a list", "dict": "a mapping, as {a: b},"}
-        return f"{given[1]}: {' or '.join(kinds.get(k, k) for k in wanted)} is wanted."
+        return f"{given[1]}: {spoken} is wanted."
     return " ".join(message.split())
 
 

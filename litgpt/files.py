@@ -28,7 +28,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(text)
     except json.JSONDecodeError as e:
-        raise UserError(f"{path} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}.") from e
+        raise UserError(f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}.") from e
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from litgpt.lora import LoRALinear
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.peft_folder import WEIGHTS
-from litgpt.prompts import PromptStyle, load_style
+from litgpt.prompts import STYLE_FILE, PromptStyle, load_style
 from litgpt.quantize import quantize
 from litgpt.tokenizer import Tokenizer
 
@@ -76,11 +76,17 @@ class Source:
             ) from e
         return cls(folder, open_checkpoint(base_folder), adapter)
 
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder itself, or the base's where an adapter has no tokenizer, as `peft` alone writes it."""
+        own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+        return self.folder if own else self.checkpoint.folder
+
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.folder, self.checkpoint.folder)
+        return Tokenizer(self.tokenizer_folder, self.checkpoint.folder)
 
     def style(self) -> PromptStyle:
-        return load_style(self.folder)
+        return load_style(self.folder if (self.folder / STYLE_FILE).is_file() else self.tokenizer_folder)
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
         """The model with its adapter, in evaluation mode, without gradients.

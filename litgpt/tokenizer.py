@@ -114,7 +114,7 @@ class Tokenizer:
             eos: Whether EOS follows; never a second one.
 
         Raises:
-            UserError: the text has half a surrogate pair.
+            UserError: the text has half a surrogate pair, or a byte that is no UTF-8.
         """
         ids = self.encode_batch([text], [special])[0].ids
         return [*ids, self.eos_id] if eos and self.eos_id is not None and ids[-1:] != [self.eos_id] else ids
@@ -127,6 +127,9 @@ class Tokenizer:
             bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
             if bad is None:
                 raise
+            byte = next(ord(c) for c in bad if "\ud800" <= c <= "\udfff") - 0xDC00
+            if 0x80 <= byte <= 0xFF:  # how Python reads a byte of a shell or a pipe that is no UTF-8
+                raise UserError(f"The text {bad[:40]!r} is not UTF-8 (byte {byte:#x}).") from e
             raise UserError(f"{bad[:40]!r} has half a surrogate pair, which is no text.") from e
         before, after = self.backend.before, self.backend.after
         for encoded, wanted in zip(found, special):

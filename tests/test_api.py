@@ -139,6 +139,38 @@ def test_what_is_refused(llm):
         LLM.load("no/such-model")
 
 
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "bf16"}, "precision 'bf16': choose from 32-true, .* Did you mean 'bf16-true'"),
+        ({"quantize": "nf4"}, "quantize 'nf4': choose from bnb.nf4"),
+        ({"accelerator": "gpu"}, "accelerator 'gpu': choose from auto, cpu"),
+    ],
+)
+def test_wrong_choices(llm, options, words):
+    with pytest.raises(UserError, match=words):
+        LLM.load("pico", **options)
+    with pytest.raises(UserError, match=words):
+        llm.distribute(**options)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"prompt": None}, "prompt is null: a text, a list"),
+        ({"prompt": {"role": "user", "content": "Hello"}}, "prompt is an object"),
+        ({"prompt": ["Hello", 5]}, "prompt '5' is neither a text nor a list of messages"),
+        ({"prompt": [{"content": "Hello"}]}, "is neither a text nor a list of messages"),
+        ({"prompt": [["Hello"]]}, "is neither a text nor a list of messages"),
+        ({"prompt": "Hello", "max_new_tokens": 2.5}, "max_new_tokens 2.5: a whole number above 0"),
+        ({"prompt": "Hello", "batch_size": 0}, "batch_size 0: a whole number above 0"),
+    ],
+)
+def test_wrong_prompts(llm, options, words):
+    with pytest.raises(UserError, match=words):
+        llm.generate(**options)
+
+
 # devices
 
 
@@ -150,8 +182,16 @@ def test_distribute(llm):
     assert llm.model.dtype == torch.float32 and llm.generate("Hello", top_k=1) == text
     llm.distribute(accelerator="cpu", precision="32-true", generate_strategy="sequential", fixed_kv_cache_size=12)
     assert llm.generate("Hello", top_k=1) == text[: len(llm.generate("Hello", top_k=1))] != text
-    for wrong in ({"devices": 7}, {"generate_strategy": "tensor_parallel"}, {"generate_strategy": "other"}):
-        with pytest.raises(UserError):
+    with pytest.raises(UserError, match="tokens; with its answer it must fit into 12"):
+        llm.generate("Hello " * 12)
+    for wrong, words in (
+        ({"devices": 7}, "this machine has 1"),
+        ({"devices": "two"}, "devices 'two': a whole number"),
+        ({"generate_strategy": "tensor_parallel"}, "litgpt generate_tp"),
+        ({"generate_strategy": "other"}, "choose from sequential"),
+        ({"fixed_kv_cache_size": 0}, "fixed_kv_cache_size 0: a whole number"),
+    ):
+        with pytest.raises(UserError, match=words):
             llm.distribute(accelerator="cpu", **wrong)
 
 

@@ -7,12 +7,17 @@ import select
 import subprocess
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.commands.chat import chat as answer_all
+from litgpt.commands.chat import line_reader, prompts
 from litgpt.errors import UserError
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, generate
@@ -155,6 +160,36 @@ def test_what_can_be_typed(chat, pico, tmp_path):
     assert "empty prompt" not in err, "blank lines of a pipe mean nothing"
 
 
+def test_what_is_mistyped(chat, tmp_path):
+    out, err = chat(f"/save {tmp_path / 'new'}\nHello\n/Reset\n/save ~nobody-of-this-name/x\n", "--max_new_tokens", "3")
+    assert out.count("\n") == 1 and not (tmp_path / "new").exists()
+    for words in ("Nothing was said yet", "There is no /Reset. Did you mean '/reset'?", "x cannot be written"):
+        assert words in err, words
+
+
+def test_an_interrupt_beside_the_answer_ends_nothing(pico, monkeypatch, capsys):
+    asked: list[str] = []
+
+    def ask(self: Conversation, text: str) -> Iterator[str]:
+        asked.append(text)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Conversation, "ask", ask)
+    answer_all(start(pico, 5), iter(["one", "two"]), terminal=True)
+    assert asked == ["one", "two"]
+    with pytest.raises(KeyboardInterrupt):
+        answer_all(start(pico, 5), iter(["one"]), terminal=False)
+
+
+@pytest.mark.parametrize("command", ["chat pico", "generate pico --prompt -"])
+def test_a_closed_stdin_is_empty(monkeypatch, capsys, command):
+    monkeypatch.setattr(sys, "stdin", None)
+    with suppress(SystemExit):
+        main(command.split())
+    out, err = capsys.readouterr()
+    assert out == "" and err in ("", "litgpt: error: stdin is empty: there is no prompt.\n")
+
+
 def test_several_lines(chat, pico):
     out, _ = chat("Hello\n/quit\n\nyou\n/send\n/reset\nWhy\n!submit\nlast", "--multiline", "--max_new_tokens", "9")
     one, two = start(pico, 9), start(pico, 9)
@@ -189,6 +224,34 @@ def test_stop_and_system_flags(chat, pico):
     assert "o" in whole and out == whole.partition("o")[0] + "\n"
 
 
+# a terminal
+
+
+def test_marks_stay_out_of_a_file(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    monkeypatch.setattr(sys, "stdin", io.StringIO("Hello\n"))
+    assert list(prompts(line_reader(True), multiline=False, terminal=True)) == ["Hello"]
+    assert capsys.readouterr() == ("", ">> >> \n")
+
+
+def test_an_interrupt_while_a_line_is_drawn(monkeypatch):
+    """asyncio, on which prompt_toolkit runs, has an error of its own for that."""
+    typed = iter([CancelledError(), "Hello", EOFError()])
+
+    def prompt(mark: str) -> str:
+        line = next(typed)
+        if isinstance(line, BaseException):
+            raise line
+        return line
+
+    toolkit, output = ModuleType("prompt_toolkit"), ModuleType("prompt_toolkit.output")
+    toolkit.PromptSession = lambda **_: SimpleNamespace(prompt=prompt)  # type: ignore[attr-defined]
+    output.create_output = lambda **_: None  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", toolkit)
+    monkeypatch.setitem(sys.modules, "prompt_toolkit.output", output)
+    assert list(prompts(line_reader(True), multiline=False, terminal=True)) == ["Hello"]
+
+
 # a real terminal
 
 
@@ -209,8 +272,11 @@ def terminal(real_data: Path) -> Iterator[Callable[[bytes, bytes], str]]:
     )
     os.close(theirs)
 
+    seen = b""  # and not waited for yet
+
     def type_(keys: bytes, until: bytes) -> str:
-        seen, end = b"", time.monotonic() + 60
+        nonlocal seen
+        end = time.monotonic() + 60
         os.write(ours, keys)
         while until not in seen:
             assert time.monotonic() < end, seen
@@ -219,7 +285,8 @@ def terminal(real_data: Path) -> Iterator[Callable[[bytes, bytes], str]]:
                     seen += os.read(ours, 4096)
                 except OSError:  # the other side has ended
                     break
-        return seen.decode()
+        found, mark, seen = seen.partition(until)
+        return (found + mark).decode()
 
     type_.process = process  # type: ignore[attr-defined]
     yield type_
@@ -242,7 +309,9 @@ def test_keys_of_a_terminal(terminal):
     assert "Ctrl-D ends" in terminal(b"", b">> ")
     terminal(b"Once upon\r", b"time")
     assert "The answer was stopped." in terminal(b"\x03", b">> ")
-    assert "Ctrl-D ends." in terminal(b"half a wo\x03", b">> ")
+    terminal(b"half a wo", b"wo")
+    time.sleep(0.5)  # a Ctrl-C that comes before readline waits for a key is only seen with the next key
+    assert "Ctrl-D ends." in terminal(b"\x03", b">> ")
     assert "An empty prompt is not sent" in terminal(b"\r", b">> ")
     terminal(b"/reset\r", b"new conversation")
     terminal(b"", b">> ")  # before that, Ctrl-D would be taken out of the line by the terminal itself

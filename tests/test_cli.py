@@ -53,6 +53,17 @@ def test_starts_light(words, tmp_path):
     assert python(code, tmp_path).endswith("[]\n")
 
 
+def test_training_starts_light(rows_file, tmp_path):
+    """A run on one device imports nothing that it does not use and that takes long: each of these would be a tenth to a
+    third of the time to the first step."""
+    words = ["finetune", "lora", "pico", "--out_dir", str(tmp_path / "out"), "--data", "JSON", "--data.json_path",
+             str(rows_file), "--train.max_steps", "1", "--train.lr_warmup_steps", "0", "--train.max_seq_length", "64",
+             "--accelerator", "cpu", "--data.val_split_fraction", "0.1", "--eval.max_new_tokens", "4"]  # fmt: skip
+    code = f"""import sys; from litgpt.__main__ import main; main({words})
+print(sorted({{"lightning", "sympy", "torch._dynamo", "torch._inductor", "transformers"}} & {{*sys.modules}}))"""
+    assert python(code, tmp_path).endswith("[]\n")
+
+
 def test_help_lists_every_command(capsys):
     main(["-h"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]

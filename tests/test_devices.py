@@ -12,9 +12,9 @@ from litgpt.config import Config
 from litgpt.errors import UserError, remark
 from litgpt.model import GPT
 from litgpt.shards import full, mine, my_rows, put, total_norm
-from litgpt.train import launch
+from litgpt.train import launch, run
 from tests.ranks import alike, curve, ended, start
-from tests.runs import words
+from tests.runs import go, same, words
 
 FULL = ("--train.micro_batch_size", 1, "--train.max_steps", 4, "--eval.max_new_tokens", 3, "--train.max_norm", 0.5,
         "--data.val_split_fraction", 0.025)  # fmt: skip
@@ -104,6 +104,15 @@ def test_layout_of_slurm(monkeypatch):
         launch.layout(CPU, 1, 1)
     monkeypatch.setenv("SLURM_NTASKS", "1")  # a job of one task starts its own processes
     assert launch.layout(CPU, 2, 1) == (2, 1)
+
+
+@pytest.mark.parametrize("method", ["lora-bf16", "full"])
+def test_one_device_does_what_lightning_does(method, base, rows_file, tmp_path, monkeypatch):
+    flags = (method, base, rows_file)
+    assert go(*flags, tmp_path / "one") == 0
+    monkeypatch.setattr(run, "make_fabric", launch.make_lightning)
+    assert go(*flags, tmp_path / "lightning") == 0
+    same(tmp_path / "one", tmp_path / "lightning")
 
 
 def test_strategy(monkeypatch):

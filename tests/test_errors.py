@@ -47,7 +47,9 @@ def test_no_such_folder(fails, run, llama):
 def test_folder_without_config(fails, run, llama, tmp_path):
     run[2] = shutil.copytree(llama, tmp_path / "model")
     (run[2] / "config.json").unlink()
-    assert "has no config.json" in fails(*run)
+    assert fails(*run).endswith("has no config.json: it is no Hugging Face model folder.\n")
+    (run[2] / "final").mkdir()
+    assert f"Did you mean '{run[2] / 'final'}'?" in fails(*run)
 
 
 def test_truncated_safetensors(fails, run, llama, tmp_path):
@@ -174,6 +176,7 @@ def test_no_rows_file(fails, run, rows_file):
             "--optimizer.momentun. Did you mean '--optimizer.momentum'",
         ),
         (["--accelerator", "tpu"], "--accelerator tpu: choose from auto, cpu, cuda, mps"),
+        (["--devices", "two"], "--devices two: choose from auto, or a whole number.\n"),
         (["--train.tie_embeddings", "true"], "--train.tie_embeddings"),
         (["--eval.interval", 0], "--eval.interval 0 must be above 0"),
         (["--eval.evaluate_example", 99], "--eval.evaluate_example 99"),

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
+from litgpt.checkpoint import write_model
 from litgpt.evaluation import scoring
 from litgpt.evaluation.scoring import score
 from litgpt.generate.loaded import Loaded
 from litgpt.loading import Source
 from litgpt.model import GPT
+from litgpt.quantize import QuantizedLinear
 from tests.conftest import save_llama
 from tests.eval_tasks import KINDS, made_rows, write_tasks
 
@@ -208,6 +211,28 @@ def test_the_base_in_the_same_process(evaluate, whole, base, method):
     assert found["perplexity"]["base"] == pytest.approx(alone["results"]["likelihood"]["perplexity,none"], rel=1e-5)
     assert found["perplexity"]["adapter"] == results["results"]["likelihood"]["perplexity,none"]
     assert found["perplexity"]["method"] == "paired bootstrap" and found["acc"]["method"] == "paired normal"
+
+
+def test_4_bits_are_scored_as_the_weights_that_they_stand_for(evaluate, whole, base, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    source = Source.open(base)
+    model, quantized = (source.model(torch.float32, CPU, scheme) for scheme in (None, "bnb.nf4"))
+    layers = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantizedLinear)}
+    for name, layer in layers.items():
+        model.get_submodule(name).weight.data = layer.dequantized()
+    folder = tmp_path / "rounded"
+    folder.mkdir()
+    write_model(model, source.checkpoint.fields, folder, source.checkpoint)
+    for file in base.glob("tokenizer*"):
+        shutil.copyfile(file, folder / file.name)
+    in_4_bits, rounded, plain = (
+        evaluate(f, "likelihood", *flags)["results"]["likelihood"]["perplexity,none"]
+        for f, flags in ((base, ["--quantize", "bnb.nf4"]), (folder, []), (base, []))
+    )
+    assert layers and in_4_bits == pytest.approx(rounded, rel=1e-4)
+    assert in_4_bits != pytest.approx(plain, rel=1e-3)
+    against = evaluate(whole("lora") / "final", "likelihood", "--vs", "base", "--quantize", "bnb.nf4")
+    assert against["vs_base"]["likelihood"]["perplexity"]["base"] == pytest.approx(in_4_bits, rel=1e-5)
 
 
 def test_a_drop_ends_with_1(evaluate, whole, monkeypatch):

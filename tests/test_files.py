@@ -98,6 +98,7 @@ def test_write_text(tmp_path, monkeypatch):
         (b" \n", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
         (b'{"a": 1,\n "b": }', "is not JSON: .* at line 2, column 7"),
+        (b'{"a": "b\n"}', "is not JSON: Invalid control character at line 1, column 9"),
         (b'{"a": "\xff"}', r"is not UTF-8 text \(byte 7\)"),
         (b"[1] 2", "Extra data at line 1, column 5"),
         (None, "Cannot read .*No such file"),

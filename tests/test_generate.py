@@ -82,6 +82,20 @@ def test_adapter_has_its_prompt_style(adapter, llama, printed):
     assert greedy(adapter, text, 12) != greedy(llama, text, 12), "the adapter changes the answer"
 
 
+def test_adapter_without_a_tokenizer_has_that_of_its_base(adapter, llama, printed, tmp_path, capsys):
+    """As `peft` writes it: with two files."""
+    folder, expected = shutil.copytree(adapter, tmp_path / "adapter"), printed(adapter, *FIXED)
+    for file in folder.glob("tokenizer*"):
+        file.unlink()
+    assert printed(folder, *FIXED) == expected, "the style of training is in a file of its own"
+    for file in folder.iterdir():
+        if not file.name.startswith("adapter_"):
+            file.unlink()
+    assert printed(folder, *FIXED) == f"the quick{greedy(adapter, 'the quick', 12)}\n"
+    main(["merge_lora", str(folder)])
+    assert printed(tmp_path / "adapter-merged", *FIXED) == f"the quick{greedy(adapter, 'the quick', 12)}\n"
+
+
 @pytest.mark.parametrize("bos", ["<s>", ""])
 def test_chat_template_writes_bos_or_none(llama, printed, tmp_path, bos):
     folder = shutil.copytree(llama, tmp_path / "chat")

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.commands import generate as generate_module
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Text, generate
@@ -112,7 +113,27 @@ def test_a_torn_file_goes_on(prompts, ran, tmp_path, cut):
     assert out.read_bytes() == whole.read_bytes(), "drawn answers do not depend on where a run began"
     before = out.stat().st_mtime_ns
     assert ran(*words, "--out", out) == "" and "has all 8 answers" in ran.err
+    ran(*words, "--out", out, "--num_samples", 2, code=2)
+    assert "--num_samples 2: --out" in ran.err and "has 1 to a prompt" in ran.err
     assert out.stat().st_mtime_ns == before
+
+
+def test_an_interrupt_says_what_is_written(prompts, ran, tmp_path, monkeypatch):
+    out, words = tmp_path / "out.jsonl", ["generate", "pico", "--prompts", prompts, *GREEDY, "--batch_size", 1]
+    lines, line = [], generate_module.to_line
+
+    def interrupted(fields: dict[str, Any]) -> str:
+        lines.append(fields)
+        if len(lines) == 3:
+            raise KeyboardInterrupt
+        return line(fields)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(generate_module, "to_line", interrupted)
+        ran(*words, "--out", out, code=130)
+    assert f"Stopped: {out} has 2 of 8 answers; the same command goes on." in ran.err
+    ran(*words, "--out", out)
+    assert "has 2 of 8 answers; the others follow" in ran.err and len(out.read_text().splitlines()) == 8
 
 
 def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):
@@ -181,12 +202,23 @@ def test_samples_come_in_order(pico):
     """However the pieces come, they are shown text by text; a finished text's place is taken."""
     prompts = [pico.render(user(text))[1] for text in ("Hello", "Who are you?", "A", "Tell me a story", "B", "C d e")]
     texts = [Text(ids, n, stop_ids=pico.stop_ids) for ids, n in zip(prompts, (50, 3, 9, 50, 1, 20))]
-    pieces = list(in_order(decode(Engine(pico.model, 3), pico.tokenizer, texts)))
-    numbers = [answer.number for answer, _ in pieces]
+    decoded = in_order(decode(Engine(pico.model, 3), pico.tokenizer, texts))
+    pieces = [(answer.number, piece, answer.finish) for answer, piece in decoded]
+    numbers = [number for number, _, _ in pieces]
     assert numbers == sorted(numbers) and set(numbers) == set(range(6))
+    assert [number for number, _, finish in pieces if finish] == [*range(6)], "an answer ends once"
     for i, text in enumerate(texts):
-        shown = "".join(piece for answer, piece in pieces if answer.number == i)
+        shown = "".join(piece for number, piece, _ in pieces if number == i)
         assert shown == pico.tokenizer.decode(text.ids) and text.finish
+
+
+def test_each_sample_stands_once_behind_its_prompt(pico, ran):
+    """Also where a later one is finished before the first."""
+    words = ["generate", "pico", "--prompt", "Tell me a story", "--max_new_tokens", 40, "--stop", "the"]
+    out = ran(*words, "--num_samples", 4, "--seed", 1)
+    prompt = pico.render(user("Tell me a story"))[0]
+    alone = [ran(*words, "--seed", 1 + i) for i in range(4)]
+    assert out == "".join(alone) and len(set(map(len, alone))) > 1 and out.count(prompt) == 4
 
 
 def test_a_full_context_is_said(llama, ran):

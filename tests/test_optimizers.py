@@ -1,6 +1,7 @@
 """Stochastic rounding, Muon, groups, states that come back exactly, and every optimizer that has a short name."""
 
 import copy
+import functools
 import json
 import math
 
@@ -22,6 +23,7 @@ from litgpt.train.optimizers import (
     Muon,
     finished,
     orthogonal,
+    ours,
     parameter_groups,
     remarks,
     round_stochastically_,
@@ -195,7 +197,7 @@ def test_state_comes_back_exactly(cls, fused, tmp_path):
 def test_the_seed_decides():
     def run(seed: int) -> torch.Tensor:
         params = parameters(torch.bfloat16)
-        optimizer = finished(torch.optim.AdamW(params, lr=0.001), seed)
+        optimizer = finished(AdamW(params, lr=0.001), seed)
         for step in range(3):
             give_gradients(params, step)
             optimizer.step()
@@ -204,17 +206,41 @@ def test_the_seed_decides():
     assert torch.equal(run(1), run(1)) and not torch.equal(run(1), run(2))
 
 
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True, "maximize": True}, {"fused": True}], ids=str)
+def test_ours_on_float32_is_torchs(options):
+    """Bit for bit, the state that is saved included."""
+    params, expected = parameters(torch.float32), parameters(torch.float32)
+    optimizer, reference = (cls(p, lr=0.01, **options) for cls, p in ((AdamW, params), (torch.optim.AdamW, expected)))
+    for step in range(4):
+        give_gradients(params, step)
+        give_gradients(expected, step)
+        for one in (optimizer, reference):
+            one.step()
+            one.zero_grad()
+    assert all(torch.equal(p, q) for p, q in zip(params, expected))
+    assert all(p.grad is None for p in params)
+    state, wanted = optimizer.state_dict(), reference.state_dict()
+    assert state["param_groups"] == wanted["param_groups"]
+    for own, theirs in zip(state["state"].values(), wanted["state"].values()):
+        assert own.keys() == theirs.keys() and all(torch.equal(own[k], theirs[k]) for k in own)
+
+
 def test_what_an_optimizer_becomes():
     half = [{"params": parameters(torch.bfloat16), "lr_ratio": 4.0}]
-    made = finished(torch.optim.AdamW(half, lr=0.02, betas=(0.8, 0.9), weight_decay=0.3), seed=5)
+    torchs = functools.partial(torch.optim.AdamW, lr=0.02)
+    made = finished(ours(functools.partial(torchs, betas=(0.8, 0.9), weight_decay=0.3))(half), seed=5)
     assert type(made) is AdamW and made.seed == 5
     group = made.param_groups[0]
     assert (group["lr"], group["betas"], group["weight_decay"], group["lr_ratio"]) == (0.02, (0.8, 0.9), 0.3, 4.0)
+    by_call = functools.partial(lambda cls, params, **options: cls(params, **options), torch.optim.AdamW, lr=0.02)
+    made = ours(by_call)(parameters(torch.float32))
+    assert type(made) is AdamW and made.param_groups[0]["lr"] == 0.02
     single = parameters(torch.float32)
-    assert finished(torch.optim.AdamW(single), 0).param_groups[0]["fused"] is True
-    assert not finished(torch.optim.AdamW(single, foreach=True), 0).param_groups[0]["fused"]
-    assert not finished(torch.optim.AdamW(single), 0, fuse=False).param_groups[0]["fused"]
-    assert type(finished(torch.optim.SGD(parameters(torch.bfloat16)), 0)) is torch.optim.SGD
+    assert finished(AdamW(single), 0).param_groups[0]["fused"] is True
+    assert not finished(AdamW(single, foreach=True), 0).param_groups[0]["fused"]
+    assert not finished(AdamW(single), 0, fuse=False).param_groups[0]["fused"]
+    assert not finished(AdamW([*single, *parameters(torch.bfloat16)]), 0).param_groups[0]["fused"]
+    assert ours(torch.optim.SGD) is torch.optim.SGD and ours(Muon) is Muon
 
 
 def test_remarks():

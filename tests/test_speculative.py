@@ -15,6 +15,7 @@ from litgpt.generate.speculative import Reader, Speculation, judge, pick
 from litgpt.loading import Source
 from litgpt.model import GPT
 from tests.conftest import save_llama
+from tests.families import save_random
 
 CPU = torch.device("cpu")
 
@@ -87,6 +88,18 @@ def test_sliding_windows_can_go_back(tmp_path):
         speculation = Speculation(target, draft, 3)
         assert list(speculation.generate(prompt, 40)) == list(generate(target, prompt, 40))
         assert 0 < speculation.n_accepted < speculation.n_drafted
+
+
+def test_a_draft_does_not_pass_the_switch_of_longrope(tmp_path):
+    """A text of more than 40 tokens rotates all of them otherwise; what comes before is to be drawn as before."""
+    target, draft = load(save_random(tmp_path, "phi3", "longrope")), close(load(tmp_path))
+    assert target.switch == 40
+    for n in (1, 30, 37, 38, 39, 40, 41, 60):
+        prompt = list(range(3, 3 + n))
+        expected = list(generate(target, prompt, 30))
+        for k in (1, 3, 8):
+            assert list(Speculation(target, target, k).generate(prompt, 30)) == expected, (n, k)
+            assert list(Speculation(target, draft, k).generate(prompt, 30)) == expected, (n, k)
 
 
 def test_a_reader_reads_only_what_is_new(llama, monkeypatch):

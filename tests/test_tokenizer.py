@@ -358,4 +358,6 @@ def test_half_a_surrogate_pair(llama, tmp_path):
     for folder in tiny_folders(tmp_path, llama).values():
         with pytest.raises(UserError, match="surrogate"):
             Tokenizer(folder).encode("a\ud800b")
+        with pytest.raises(UserError, match=r"is not UTF-8 \(byte 0xe9\)"):
+            Tokenizer(folder).encode(b"x\xe9".decode("utf-8", "surrogateescape"))
         assert Tokenizer(folder).decode(Tokenizer(folder).encode("\U00010000")) == "\U00010000"

@@ -4,8 +4,10 @@ import os
 import re
 import sys
 import time
+from asyncio import CancelledError
 from collections.abc import Callable, Iterator
 from contextlib import closing, suppress
+from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
@@ -98,7 +100,7 @@ def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> 
     """Answer prompts and obey commands until there are no more."""
     saved: set[Path] = set()
     for prompt in prompts:
-        if re.fullmatch(r"/[a-z]+( .*)?", prompt.rstrip(), re.DOTALL):
+        if re.fullmatch(r"/[a-zA-Z]+( .*)?", prompt.rstrip(), re.DOTALL):
             if not obey(conversation, prompt.strip(), saved):
                 return
         elif not prompt.strip():
@@ -109,6 +111,10 @@ def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> 
                 show(conversation, prompt, terminal)
             except UserError as e:
                 say(str(e))
+            except KeyboardInterrupt:  # just before the answer began, or just behind its end
+                if not terminal:
+                    raise
+                say("")
 
 
 def obey(conversation: Conversation, line: str, saved: set[Path]) -> bool:
@@ -140,7 +146,10 @@ def save(conversation: Conversation, name: str, saved: set[Path]) -> None:
     if not name:
         say("/save wants the name of a file.")
         return
-    path = Path(name).expanduser()
+    if not conversation.messages:
+        say("Nothing was said yet, so nothing is saved.")
+        return
+    path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
     try:
         with open(path, "w" if path.resolve() in saved else "x", encoding="utf-8", newline="\n") as f:
             f.write(to_line({"messages": conversation.messages}))
@@ -191,12 +200,22 @@ def line_reader(terminal: bool) -> Callable[[str], str]:
     except ModuleNotFoundError:
         with suppress(ImportError):  # not on Windows
             import readline  # noqa: F401
-        return input
+        # input() would write its mark among the answers where these go to a file
+        return input if sys.stdout.isatty() else partial(next_line, shown=True)
     session: PromptSession[str] = PromptSession(output=create_output(stdout=sys.stderr))
-    return session.prompt
+
+    def typed(mark: str) -> str:
+        try:
+            return session.prompt(mark)
+        except CancelledError as e:  # of Ctrl-C while the line was being drawn
+            raise KeyboardInterrupt from e
+
+    return typed
 
 
-def next_line(mark: str) -> str:
+def next_line(mark: str, shown: bool = False) -> str:
+    if shown:
+        print(mark, end="", file=sys.stderr, flush=True)
     line = sys.stdin.readline()
     if not line:
         raise EOFError

@@ -99,7 +99,7 @@ def main(
         prompt = from_stdin(prompt)
     elif input or prompt != LLAMAS:
         raise UserError("--prompts takes the place of --prompt and --input: give one of them.")
-    file = PromptFile(prompts, out) if prompts is not None else None
+    file = PromptFile(prompts, out, num_samples) if prompts is not None else None
     if file is not None and file.n_done == file.total:
         print(f"{out} has all {file.total:,} answers.", file=sys.stderr)
         return
@@ -110,7 +110,7 @@ def main(
 
     began = time.perf_counter()
     if file is not None:
-        n_new = file.answer(loaded, Engine(loaded.model, batch_size), text, num_samples, words, sys_prompt)
+        n_new = file.answer(loaded, Engine(loaded.model, batch_size), text, words, sys_prompt)
     else:
         messages = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
         rendered, ids = loaded.render([*messages, {"role": "user", "content": prompt, "input": input}])
@@ -232,6 +232,7 @@ class PromptFile:
     Args:
         prompts: The file.
         out: Where the answers go; None for stdout.
+        num_samples: How many answers to each prompt.
 
     Raises:
         UserError: the prompts cannot be read at all, or the answers are those to others.
@@ -239,12 +240,12 @@ class PromptFile:
 
     SHOWN = 10  # broken rows that are reported one by one
 
-    def __init__(self, prompts: Path, out: Optional[Path]) -> None:
-        self.prompts, self.out = prompts, out
+    def __init__(self, prompts: Path, out: Optional[Path], num_samples: int) -> None:
+        self.prompts, self.out, self.num_samples = prompts, out, num_samples
         self.total = sum(1 for _ in open_prompts(prompts))
         if out is not None and out.exists() and os.path.samefile(out, prompts):
             raise UserError(f"--out {out} is the file of the prompts itself.")
-        self.n_done = already_answered(out, prompts) if out is not None else 0
+        self.n_done = already_answered(out, prompts, num_samples) if out is not None else 0
         if 0 < self.n_done < self.total:
             print(f"{out} has {self.n_done:,} of {self.total:,} answers; the others follow.", file=sys.stderr)
         self.n_broken, self.n_tokens = 0, 0
@@ -254,7 +255,6 @@ class PromptFile:
         loaded: Loaded,
         engine: Engine,
         text: Callable[[list[int], int], Text],
-        num_samples: int,
         stop: list[str],
         sys_prompt: Optional[str],
     ) -> int:
@@ -272,10 +272,10 @@ class PromptFile:
                     self.report(str(e))
                     waiting.append(Asked({**kept(fields), "error": str(e)}, 0))
                     continue
-                asked = Asked(kept(fields), num_samples)
+                asked = Asked(kept(fields), self.num_samples)
                 waiting.append(asked)
-                for i in range(num_samples):
-                    new = text(ids, number * num_samples + i)
+                for i in range(self.num_samples):
+                    new = text(ids, number * self.num_samples + i)
                     new.tag = asked, i
                     yield new
 
@@ -290,12 +290,18 @@ class PromptFile:
                 file.flush()
                 shown(n_written, self.n_tokens)
 
-            for answer, _ in decode(engine, loaded.tokenizer, texts(), stop):
-                if answer.finish:
-                    asked, i = answer.text.tag
-                    asked.answers[i] = answer
-                    self.n_tokens += len(answer.text.ids)
-                    write()
+            try:
+                for answer, _ in decode(engine, loaded.tokenizer, texts(), stop):
+                    if answer.finish:
+                        asked, i = answer.text.tag
+                        asked.answers[i] = answer
+                        self.n_tokens += len(answer.text.ids)
+                        write()
+            except KeyboardInterrupt:
+                if self.out:
+                    done = f"{self.out} has {n_written:,} of {self.total:,} answers"
+                    print(f"Stopped: {done}; the same command goes on.", file=sys.stderr)
+                raise
             write()
         if self.n_broken:
             place = f"{self.out}: see error there" if self.out else "stdout: see error there"

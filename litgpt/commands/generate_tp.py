@@ -22,6 +22,7 @@ from litgpt.generate.sequentially import usable_devices
 from litgpt.generate.tensor_parallel import check_parts, keep_part
 from litgpt.loading import Source
 from litgpt.model import GPT
+from litgpt.peft_folder import LoRAFolder
 from litgpt.train.blocks import check_compiler, compile_blocks
 from litgpt.train.launch import Accelerator, peak_memory, pick_device
 from litgpt.train.progress import gigabytes
@@ -104,7 +105,9 @@ def main(
     words, prompt = stop_strings(stop), from_stdin(prompt)
     source = Source.open(checkpoint_dir)
     if source.adapter is not None:
-        raise UserError(f"{source.folder} is an adapter: merge it first (litgpt merge_lora {source.folder}).")
+        lora = isinstance(source.adapter, LoRAFolder)
+        instead = f"merge it first (litgpt merge_lora {source.folder})" if lora else "use litgpt generate"
+        raise UserError(f"{source.folder} holds a {source.adapter.description}, which is not cut: {instead}.")
     check_parts(source.checkpoint.config, world)
     if compile:
         check_compiler(device)

@@ -131,7 +131,7 @@ def parse_line(line: bytes, path: Path, number: int) -> Any:
     try:
         return json.loads(line.decode("utf-8").rstrip("\r\n"))
     except json.JSONDecodeError as e:
-        return UserError(f"{where} is not JSON: {e.msg} at line {number}, column {e.colno}.")
+        return UserError(f"{where} is not JSON: {e.msg.removesuffix(' at')} at line {number}, column {e.colno}.")
     except UnicodeDecodeError as e:
         return UserError(f"{where} is not UTF-8 text (byte {e.start} of the line). Save the file as UTF-8.")
     except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets within brackets
@@ -161,7 +161,9 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
         first = text.lstrip().partition("\n")[0]
         lines = e.msg == "Extra data" and isinstance(parse_line(first.encode(), path, 1), dict)
         if not lines:
-            raise UserError(f"{path} is not JSON: {e.msg} at line {e.lineno}, column {e.colno}.") from e
+            raise UserError(
+                f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}."
+            ) from e
     except (ValueError, RecursionError) as e:
         raise UserError(f"{path} is JSON that cannot be read: {e}.") from e
     del text

@@ -1,7 +1,6 @@
 """Texts in an engine, read as words: stop strings, and whose turn it is to be shown."""
 
 import json
-from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
@@ -74,14 +73,14 @@ def decode(
 
 
 def in_order(decoded: Iterable[tuple[Answer, str]]) -> Iterator[tuple[Answer, str]]:
-    """The same pieces, those of the first answer first; those of the others are held back until it is finished."""
-    held, now = defaultdict[int, list[tuple[Answer, str]]](list), 0
+    """The same, answer after answer: what comes before an answer's turn is held back, and comes as one piece."""
+    held, now = dict[int, tuple[Answer, str]](), 0
     for answer, piece in decoded:
-        held[answer.number].append((answer, piece))
+        before = held.pop(answer.number)[1] if answer.number in held else ""
+        held[answer.number] = answer, before + piece
         while now in held:
-            pieces = held.pop(now)
-            yield from pieces
-            if not pieces[-1][0].finish:
+            yield held[now]
+            if not held.pop(now)[0].finish:
                 break
             now += 1
 

@@ -83,11 +83,11 @@ def to_line(fields: dict[str, Any]) -> str:
     return line + "\n"
 
 
-def already_answered(out: Path, prompts: Path) -> int:
+def already_answered(out: Path, prompts: Path, num_samples: int) -> int:
     """How many rows of the prompts an earlier run has answered. A last line that was torn is cut off.
 
     Raises:
-        UserError: what is in `out` are not answers to these prompts.
+        UserError: what is in `out` are not answers to these prompts, or not so many to each.
     """
     if not out.exists():
         return 0
@@ -96,11 +96,17 @@ def already_answered(out: Path, prompts: Path) -> int:
     rows, n, end = open_prompts(prompts), 0, 0
     for line in whole_lines(out):
         n, end = n + 1, end + len(line)
-        row = next(rows, None)
-        if row is None or not answers_to(line, row[1]):
+        row, saved = next(rows, None), read_answers(line)
+        if row is None or saved is None or not answers_to(saved, row[1]):
             raise UserError(
                 f"--out {out} has a line {n} that is no answer to row {n} of {prompts}: it is of other prompts. "
                 "Remove it, or choose another name."
+            )
+        had = len(saved["answers"]) if isinstance(saved.get("answers"), list) else 1
+        if "error" not in saved and had != num_samples:
+            raise UserError(
+                f"--num_samples {num_samples}: --out {out} has {had} to a prompt, of an earlier run. Remove it, or "
+                "choose another name."
             )
     if end < out.stat().st_size:
         os.truncate(out, end)
@@ -114,10 +120,15 @@ def whole_lines(file: Path) -> Iterator[bytes]:
                 yield line
 
 
-def answers_to(line: bytes, fields: Any) -> bool:
+def read_answers(line: bytes) -> Optional[dict[str, Any]]:
+    """A row of answers, or None for a line that is none."""
     try:
         saved = json.loads(line, parse_constant=str)
     except ValueError:
-        return False
+        return None
+    return saved if isinstance(saved, dict) and not saved.keys().isdisjoint(OURS) else None
+
+
+def answers_to(saved: dict[str, Any], fields: Any) -> bool:
     wanted = json.loads(to_line(kept(fields)), parse_constant=str)
-    return isinstance(saved, dict) and not saved.keys().isdisjoint(OURS) and {**saved, **wanted} == saved
+    return {**saved, **wanted} == saved

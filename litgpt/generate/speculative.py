@@ -100,7 +100,7 @@ class Speculation:
         while room > 0:
             drafted: list[int] = []
             q: list[torch.Tensor] = []
-            for _ in range(min(self.k, room - 1) if self.drafts(ids) else 0):
+            for _ in range(min(self.k, room - 1, self.unswitched(ids)) if self.drafts(ids) else 0):
                 if len(ids) + len(drafted) > self.draft.config.block_size:
                     break
                 q.append(shares(draft.read([*ids, *drafted], 1), [*ids, *drafted]))
@@ -120,6 +120,12 @@ class Speculation:
     def drafts(self, ids: Sequence[int]) -> bool:
         """Whether the draft model knows all of these tokens: its embedding may be padded less than the target's."""
         return max(ids) < self.draft.config.padded_vocab_size
+
+    def unswitched(self, ids: Sequence[int]) -> int:
+        """How many tokens the target can read behind these before all of them rotate otherwise (longrope): what it says
+        about the first of them would be that of a longer text."""
+        switch = self.target.switch
+        return switch - len(ids) if switch is not None and len(ids) <= switch else self.k
 
 
 def judge(

@@ -1,4 +1,4 @@
-"""Devices, how they share the work, and precision, as a Fabric."""
+"""Devices, how they share the work, and precision, as a Fabric or what does its work on one device."""
 
 import ctypes
 import logging
@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 import torch
 
 from litgpt.errors import UserError
+from litgpt.imports import importing
 from litgpt.model import GPT
+from litgpt.train.one_device import OneDevice
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -143,12 +145,22 @@ def device_memory(device: torch.device, devices: int) -> Optional[int]:
 def make_fabric(
     device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool = False
 ) -> "Fabric":
-    """A Fabric that is not launched yet.
+    """A Fabric that is not launched yet, or a `OneDevice`, which has what the loop uses of it.
 
     Args:
         strategy: `ddp` or `fsdp`; for a single device that does not offload there is none.
         offload: Keep sharded weights in the processor's memory.
     """
+    if devices * num_nodes == 1 and not offload and precision.endswith("-true"):
+        return OneDevice(device)  # type: ignore[return-value]
+    with importing():
+        return make_lightning(device, devices, num_nodes, precision, strategy, offload)
+
+
+def make_lightning(
+    device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool = False
+) -> "Fabric":
+    """Arguments as those of `make_fabric`."""
     from lightning.fabric import Fabric
     from lightning.fabric.plugins import MixedPrecision, Precision
     from lightning.fabric.plugins.environments import LightningEnvironment

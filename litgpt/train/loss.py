@@ -75,12 +75,10 @@ class _HeadLoss(torch.autograd.Function):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(wanted):
                 x = hidden[chunk].detach().requires_grad_(wanted)
-                logits = head(x)
-            given = targets[chunk]
-            total += cross_entropy_(logits.detach()[: len(given)], given)
-            logits.detach()[len(given) :] = 0
+                loss = _CrossEntropy.apply(head(x), targets[chunk])
+            total += loss.detach()
             if wanted:
-                first, *others = torch.autograd.grad(logits, [x, *trained], logits.detach())
+                first, *others = torch.autograd.grad(loss, [x, *trained])
                 grads[0][chunk] = first
                 if start == 0:
                     grads += others
@@ -96,6 +94,26 @@ class _HeadLoss(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
         first, *others = (grad.mul_(outputs[0]) for grad in ctx.saved_tensors)  # in place: the head's is large
         return first, None, None, *others
+
+
+class _CrossEntropy(torch.autograd.Function):
+    """`cross_entropy_` of the logits (n, V) that have a target; the others do not count.
+
+    The logits could as well be given to `torch.autograd.grad` with their gradient. It would check its shape, and import
+    a part of torch's compiler for that, which takes a quarter of a second.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        gradient = logits.detach()
+        total = cross_entropy_(gradient[: len(targets)], targets)
+        gradient[len(targets) :] = 0
+        ctx.save_for_backward(gradient)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
+        return *ctx.saved_tensors, None  # that of the sum itself
 
 
 def rows_of(head: nn.Module) -> int:

@@ -1,8 +1,10 @@
 """Optimizers: AdamW that rounds stochastically on bfloat16 weights, Muon, and what is short for which class."""
 
+import inspect
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from typing import Any, Literal, Optional
 
 import torch
@@ -54,23 +56,31 @@ def row_blocks(module: nn.Module, name: str, weight: torch.Tensor) -> tuple[int,
     return found if sum(found) == weight.size(0) else (weight.size(0),)
 
 
+def ours(make: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
+    """What makes an optimizer, with `AdamW` of this module where torch's would be made, which takes the same options.
+
+    Args:
+        make: A class, or options and a class in a `partial`, as jsonargparse has them.
+    """
+    if isinstance(make, partial):
+        return partial(ours(make.func), *map(ours, make.args), **make.keywords)
+    return AdamW if make is torch.optim.AdamW else make
+
+
 def finished(optimizer: Optimizer, seed: int, fuse: bool = True) -> Optimizer:
     """The optimizer to train with.
 
-    torch's AdamW becomes `AdamW` where a trained weight is bfloat16, with all its options. On float32 weights it is
-    fused, unless its options say something else, which makes its step several times faster. Ours get their seed, the
-    same on every device, so that all of them round alike.
+    On float32 weights AdamW is fused, unless its options say something else, which makes its step several times faster.
+    Ours get their seed, the same on every device, so that all of them round alike.
 
     Args:
-        fuse: Whether torch's AdamW may be fused: not where its gradients are scaled, since they could not be clipped.
+        fuse: Whether AdamW may be fused: not where its gradients are scaled, since they could not be clipped.
     """
-    dtypes = {p.dtype for group in optimizer.param_groups for p in group["params"]}
-    if type(optimizer) is torch.optim.AdamW:
-        groups = optimizer.param_groups
-        if torch.bfloat16 in dtypes:
-            optimizer = AdamW(groups)
-        elif fuse and dtypes == {torch.float32} and all(g["foreach"] is g["fused"] is None for g in groups):
-            optimizer = torch.optim.AdamW([{**g, "fused": True} for g in groups])
+    groups = optimizer.param_groups
+    if type(optimizer) is AdamW and fuse and all(g["foreach"] is g["fused"] is None for g in groups):
+        fused = {p.dtype for group in groups for p in group["params"]} == {torch.float32}
+        for group in groups:
+            group["fused"] = fused or None
     if isinstance(optimizer, Rounding):
         optimizer.seed = seed
     return optimizer
@@ -126,11 +136,16 @@ def check_sharded(optimizer: Optimizer) -> None:
 class Rounding(Optimizer):
     """What optimizers that round stochastically share: the generator of the random bits, and its state in `state_dict`.
 
+    torch decorates its methods so that its compiler leaves them alone. That imports the compiler, which takes a quarter
+    of the time to the first step, so here they are without it.
+
     Attributes:
         seed: Where the generator starts.
     """
 
     seed: int = 0
+    add_param_group = inspect.unwrap(Optimizer.add_param_group)
+    zero_grad = inspect.unwrap(Optimizer.zero_grad)
 
     def generator(self, device: torch.device) -> torch.Generator:
         """The one for tensors on this device; a process has one device of a kind."""
@@ -146,7 +161,7 @@ class Rounding(Optimizer):
 
     def state_dict(self) -> dict[str, Any]:
         states = {kind: g.get_state() for kind, g in self.__dict__.get("generators", {}).items()}
-        return {**super().state_dict(), "generators": states}
+        return {**inspect.unwrap(Optimizer.state_dict)(self), "generators": states}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "generators"})
@@ -163,6 +178,8 @@ class AdamW(Rounding, torch.optim.AdamW):
     and weights and both moments are stored in bfloat16, rounded up or down at random so that they are right on
     average (https://arxiv.org/abs/2010.06192). Weights of other types take torch's own step."""
 
+    torchs_step = inspect.unwrap(torch.optim.AdamW.step)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
         loss = None
@@ -176,7 +193,7 @@ class AdamW(Rounding, torch.optim.AdamW):
                 if p.dtype == torch.bfloat16 and p.grad is not None:
                     adamw_step(p, self.state[p], group, group["eps"], dice[p.device.type])
                     grads[p], p.grad = p.grad, None  # torch's step passes it over
-        super().step()
+        self.torchs_step()
         for p, grad in grads.items():
             p.grad = grad
         return loss

@@ -18,7 +18,6 @@ from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
 from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
-from litgpt.imports import importing
 from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
@@ -48,7 +47,7 @@ from litgpt.train.loop import Plan, Result, fit, peak_rate
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
-from litgpt.train.optimizers import check_sharded, finished, parameter_groups, remarks
+from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.ranks import is_first, together, watch
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
@@ -145,8 +144,7 @@ def run(
     if devices * num_nodes == 1 and not offload:
         shared = "ddp"
     notes += remarks_on_strategy(strategy, shared, devices * num_nodes, fsdp_cpu_offload, offload)
-    with importing():
-        fabric = make_fabric(device, devices, num_nodes, name, shared, offload)
+    fabric = make_fabric(device, devices, num_nodes, name, shared, offload)
     watch(fabric)
     first = is_first(fabric)
     screen = Screen(active=first)
@@ -296,7 +294,7 @@ def load_rows(
 def make_optimizer(make: Callable[[Iterable], Optimizer], model: GPT, seed: int, precision: str) -> Optimizer:
     """The optimizer of what is trained. Raises `UserError` for arguments, or weights, that it does not take."""
     try:
-        made = finished(make(parameter_groups(model)), seed, fuse=precision != "16-mixed")
+        made = finished(ours(make)(parameter_groups(model)), seed, fuse=precision != "16-mixed")
     except (TypeError, ValueError) as e:
         raise UserError(f"--optimizer: {e}.") from e
     check_sharded(made)
