@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.args import EvalArgs, TrainArgs
+from litgpt.data import DataModule
 from litgpt.errors import UserError
 from litgpt.finetune.full import save, train_everything
 from litgpt.hub import find_folder
@@ -29,6 +30,7 @@ def setup(
     initial_checkpoint_dir: Optional[Path] = None,
     tokenizer_dir: Optional[Path] = None,
     out_dir: Path = Path("out/pretrain"),
+    data: Optional[DataModule] = None,
     train: TrainArgs = TRAIN,
     eval: EvalArgs = EVAL,
     seed: int = 42,
@@ -45,6 +47,7 @@ def setup(
         initial_checkpoint_dir: The model to continue with, instead of a random start.
         tokenizer_dir: The folder with the tokenizer; by default that of the model.
         out_dir: Where everything is written; final/ in it is the result.
+        data: The texts, for example TextFiles with --data.train_data_path FOLDER.
         train: How long, how much at a time, and how fast to learn. One epoch by default.
         eval: When and how the model is judged.
         seed: For the weights that are drawn, and the order of the rows.
@@ -63,6 +66,8 @@ def setup(
         if train.tie_embeddings is not None:
             fields["tie_word_embeddings"] = train.tie_embeddings
         start = Start.random(fields, find_folder(folder, weights=False))
+    if data is None:
+        raise UserError("No data: name it with --data, for example --data TextFiles --data.train_data_path FOLDER.")
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
     method = Method("pretrain", train_everything, save, saves_style=False, next_commands=next_commands)
-    run(method, start, out_dir, train=train, eval=eval, seed=seed, **kwargs)
+    run(method, start, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)

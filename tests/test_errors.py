@@ -226,8 +226,9 @@ def test_data_class(fails, run):
     assert "Did you mean 'JSON'?" in fails(*run)
 
 
-def test_no_data(fails, run):
-    assert "--data JSON --data.json_path FILE" in fails(*run[:3])
+def test_no_data(fails, llama, tmp_path):
+    start = ["--initial_checkpoint_dir", llama, "--out_dir", tmp_path / "out"]
+    assert "--data TextFiles --data.train_data_path FOLDER" in fails("pretrain", *start)
 
 
 def test_no_model(fails):

@@ -291,3 +291,11 @@ def test_commands_of_guides_are_understood(command, settings):
                 found = found[name] if name in found else found["init_args"][name]
             assert found == yaml.safe_load(value) or float(found) == float(value), flag
     assert ("--max_seq_length is called --train.max_seq_length." in settings.err) == ("--max_seq_length" in words)
+
+
+def test_without_data_it_is_alpaca(monkeypatch, base, tmp_path, capsys):
+    (tmp_path / "rows.json").write_text(json.dumps(make_rows(60)))
+    monkeypatch.setattr("litgpt.data.alpaca.fetch", lambda url, path: tmp_path / "rows.json")
+    main(["finetune_lora", str(base), "--out_dir", str(tmp_path / "out"), "--train.max_steps=1", *BATCH.split()])
+    assert "no --data: LitGPT's default is taken, Alpaca's 52,000 rows" in capsys.readouterr().err
+    assert (tmp_path / "out" / "final" / "adapter_model.safetensors").is_file()

@@ -12,12 +12,12 @@ from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
 from litgpt.config import Config
-from litgpt.data import DataModule
+from litgpt.data import Alpaca, DataModule
 from litgpt.data.base import Loaded
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
 from litgpt.data.tokens import TokenizedRows, cache_folder
-from litgpt.errors import UserError
+from litgpt.errors import UserError, remark
 from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
@@ -91,7 +91,7 @@ def run(
         method: What is trained, and how it is saved.
         start: The model and its weights before the first step.
         out_dir: Where everything is written; `final/` in it is the result.
-        data: The rows, for example JSON with --data.json_path FILE.
+        data: The rows, for example JSON with --data.json_path FILE; by default Alpaca.
         precision: Of the weights that were there before, and of the products. By default bf16-true where the device
             computes it natively, else 32-true; where all weights are trained bf16-mixed on a GPU, else 32-true.
         quantize: Keep the frozen weights of the blocks in 4 or 8 bits, by bitsandbytes.
@@ -123,10 +123,8 @@ def run(
     notes = check_options(train, eval, logger_name, log, devices, num_nodes, seed, resume, overwrite)
     check_out_dir(out_dir, overwrite or resume is not False)
     if data is None:
-        raise UserError(
-            "No data: name it with --data, for example --data JSON --data.json_path FILE; "
-            "LitGPT's default is --data Alpaca."
-        )
+        data = Alpaca()
+        remark("no --data: LitGPT's default is taken, Alpaca's 52,000 rows. Yours: --data JSON --data.json_path FILE")
     check_start(start, out_dir, train, overwrite)
     device = pick_device(accelerator)
     model = empty_model(method, start, quantize, device)
