@@ -40,7 +40,8 @@ class Linear(nn.Linear):
     def pack(self) -> None:
         """Lay out the weight as oneDNN's kernels read it, where that pays."""
         weight = self.weight
-        if weight.is_cpu and not weight.is_mkldnn and weight.numel() >= PACKED.get(weight.dtype, math.inf):
+        pays = weight.numel() >= PACKED.get(weight.dtype, math.inf)
+        if pays and weight.is_cpu and not (weight.is_mkldnn or weight.requires_grad):
             packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), TEXTS)
             self.weight = nn.Parameter(packed, requires_grad=False)
 
