@@ -3,18 +3,21 @@
 import importlib
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from litgpt.config import Config
-from litgpt.data.batches import UNTRAINED
+from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.hub import PICO
 from litgpt.lora import lora_layers
 from litgpt.quantize import QuantizedLinear
+from litgpt.train.loss import LossModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SHAPE = "--width 32 --layers 2 --heads 2 --mlp 48 --vocab 640".split()
@@ -29,6 +32,13 @@ def script(monkeypatch):
     for name in set(sys.modules) - before:
         if str(getattr(sys.modules[name], "__file__", None)).startswith(str(FOLDER)):
             del sys.modules[name]
+
+
+def started(command: list[Any]) -> str:
+    """What a command prints that succeeds."""
+    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=600)
+    assert run.returncode == 0, run.stdout + run.stderr
+    return run.stdout
 
 
 def records(file: Path) -> list[dict]:
@@ -88,15 +98,13 @@ def test_gpu_batches(script):
 def test_train(tmp_path):
     file = tmp_path / "train.jsonl"
     flags = [*SHAPE, "--steps", "2", "--samples", "4", "--micro_batch_size", "2", "--precision", "32-true"]
-    command = [sys.executable, FOLDER / "train.py", *flags, "--json", file, "--", "--lora_mlp", "true"]
-    run = subprocess.run(list(map(str, command)), capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stdout + run.stderr
+    printed = started([sys.executable, FOLDER / "train.py", *flags, "--json", file, "--", "--lora_mlp", "true"])
     (record,) = records(file)
     assert record["steps"] == 2 and record["more"] == ["--lora_mlp", "true"]
     assert 8 * 40 < record["tokens"] <= 8 * 512 and record["mfu"] > 0
     assert record["tokens_per_s"] == pytest.approx(record["tokens"] / record["seconds"], rel=0.01)
     assert os.name == "nt" or 1e8 < record["peak_memory"] < 1e10
-    assert json.loads(run.stdout.splitlines()[-1]) == record
+    assert json.loads(printed.splitlines()[-1]) == record
 
 
 def test_train_figures(script, tmp_path):
@@ -176,3 +184,114 @@ def test_medians(script):
         "| lora | 32-true | LitGPT 1 | 3 | 50 | 4.00 | 2.00 GB | 0.50 |",
         "| lora | bf16-true | TRL 1 | 1 | 7 | - | not measured | - |",
     ]
+
+
+def test_generate(script, tmp_path, capsys):
+    file = tmp_path / "generate.jsonl"
+    flags = "--precision 32-true --prompts 3 --new_tokens 4 --prompt_tokens 5 --rounds 1".split()
+    script("generate").main([*SHAPE, *flags, "--json", str(file)])
+    (record,) = records(file)
+    assert record["prompts"] == 3 and record["new_tokens"] == 4
+    assert all(record[name] > 0 for name in ("f_linear", "products", "one", "many"))
+    assert "\n3  prompts " in capsys.readouterr().out
+
+
+def test_a_command_is_timed_until_it_is_ready(script, tmp_path):
+    file, log = tmp_path / "ready", tmp_path / "log"
+    until = script("startup").until
+    assert until([sys.executable, "-c", f"open({str(file)!r}, 'w')"], log, file.exists) > 0
+    for code, ready in (("raise SystemExit('too early')", False), ("raise SystemExit('after all')", True)):
+        with pytest.raises(SystemExit, match=code[-11:-2]):
+            until([sys.executable, "-c", code], log, lambda ready=ready: ready)
+
+
+@pytest.mark.long
+def test_startup(script, tmp_path, capsys):
+    file = tmp_path / "startup.jsonl"
+    script("startup").main(["--runs", "1", "--json", str(file)])
+    (record,) = records(file)
+    assert record["model"] == "pico" and record["runs"] == 1 and record["help_s"] > 0 and record["first_step_s"] > 0
+
+
+@pytest.mark.long
+def test_serve(tmp_path):
+    pytest.importorskip("fastapi")
+    file = tmp_path / "serve.jsonl"
+    flags = ["--clients", 3, "--tokens", 5, "--words", 6, "--json", file]
+    printed = started([sys.executable, FOLDER / "serve.py", PICO, *flags])
+    (record,) = records(file)
+    assert json.loads(printed) == record
+    assert record["model"] == "pico" and record["clients"] == record["same answers"] == 3
+    assert 0 < record["tokens"] <= 15 and record["ratio"] > 0
+
+
+@pytest.mark.long
+def test_evaluate(tmp_path):
+    pytest.importorskip("lm_eval")
+    file = tmp_path / "evaluate.jsonl"
+    started(
+        [sys.executable, FOLDER / "evaluate.py", "--model", PICO, "--questions", 3, "--batch", 2, "--json", file]
+    )
+    found = records(file)
+    assert [r["kind"] for r in found] == [k for k in ("four answers", "five examples", "pairs") for _ in range(3)]
+    assert {r["program"] for r in found} == {"lm-eval's hf, batch 2", "ours, batch 2", "ours, auto"}
+    assert [r["requests"] for r in found[::3]] == [12, 12, 6]
+    assert all(r["largest_difference"] < 1e-3 for r in found)
+
+
+@pytest.mark.skipif(os.name == "nt" or not shutil.which("bash"), reason="needs a shell")
+@pytest.mark.parametrize("word", ["ROUND=1", "--rounds", "rounds=1"])
+def test_compare_refuses_what_it_does_not_know(word, tmp_path):
+    run = subprocess.run(["bash", FOLDER / "compare.sh", f"WORK={tmp_path}", word], capture_output=True, text=True)
+    assert run.returncode == 2 and "see compare.sh -h" in run.stderr and not list(tmp_path.iterdir())
+
+
+@pytest.mark.long
+@pytest.mark.skipif(os.name == "nt" or not shutil.which("bash"), reason="needs a shell")
+def test_compare(tmp_path):
+    """Ours alone, with two vocabularies: the second has LoRA alone, and a file of its own."""
+    words = "PROGRAMS=ours ROUNDS=1 STEPS=2 SAMPLES=4 MICRO=2 LENGTH=128 PRECISIONS=32-true".split()
+    words += [f"PYTHON={sys.executable}", f"WORK={tmp_path / 'work'}", f"OUT={tmp_path / 'new' / 'out.jsonl'}"]
+    words += ["METHODS=full lora", "VOCAB=640 704", f"SHAPE={' '.join(SHAPE[:-2])}"]
+    printed = started(["bash", FOLDER / "compare.sh", *words])
+    first, second = (records(tmp_path / "new" / name) for name in ("out.jsonl", "out-704.jsonl"))
+    assert [r["method"] for r in first] == ["full", "lora"] and [r["method"] for r in second] == ["lora"]
+    assert all(r["steps"] == 2 and r["samples"] == 4 and r["max_seq_length"] == 128 for r in first + second)
+    for method, times in (("full", 1), ("lora", 2)):
+        assert printed.count(f"| {method} | 32-true | this project ") == times
+
+
+def test_what_is_kept_for_the_backward_pass_follows_the_tokens(script):
+    """Rows of 20 tokens and one of 1,300 keep what as many tokens in equal rows keep."""
+    shapes, gpu = script("memory").SHAPES, script("gpu")
+    assert {sum(documents) for documents in shapes.values()} == {2580}
+    model = LossModel(gpu.build(Config(**gpu.SMOKE | {"block_size": 2048}), "lora", "32-true", torch.device("cpu")))
+
+    def kept(documents: list[int]) -> int:
+        ids, saved = torch.randint(640, (1, 2580)), []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
+            model(Batch(ids, ids, documents, 2580))
+        return sum(saved)
+
+    assert kept(shapes["mixed"]) < 1.15 * kept(shapes["equal"])
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.parametrize("precision", ["bf16-true", "32-true"])
+def test_memory_follows_the_tokens(script, tmp_path, precision):
+    file = tmp_path / "memory.jsonl"
+    sizes = "--width 256 --layers 3 --heads 4 --mlp 688 --vocab 4000".split()
+    script("memory").main(["rows", *sizes, "--precision", precision, "--json", str(file)])
+    (record,) = records(file)
+    assert record["equal"]["memory"] > 1e7
+    assert record["mixed"]["memory"] < 1.15 * record["equal"]["memory"], record
+
+
+@pytest.mark.long
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_does_not_follow_the_steps(script, tmp_path):
+    file = tmp_path / "memory.jsonl"
+    script("memory").main(["steps", "--steps", "100", "--precision", "32-true", "--json", str(file)])
+    (record,) = records(file)
+    assert record["steps"] == 100 and 1e8 < record["early"] and record["late"] < 1.1 * record["early"], record

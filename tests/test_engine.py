@@ -4,6 +4,7 @@ import random
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from litgpt.errors import UserError
 from litgpt.generate import engine as engine_module
@@ -38,6 +39,35 @@ def test_a_text_does_not_depend_on_the_others(pico, sampling):
         assert len(list(Engine(pico.model, rows).run(together))) == 20
         assert [t.ids for t in together] == alone
     assert len({tuple(ids) for ids in alone}) > 15
+
+
+@pytest.mark.parametrize("name", ["pico", "stories260k"])
+def test_greedy_text_of_twenty_is_that_of_transformers(request, name):
+    """As the command has the model: with its weights laid out for answering."""
+    folder = PICO if name == "pico" else request.getfixturevalue("real_data") / "models" / name
+    loaded = Loaded.open(folder, precision="32-true", accelerator="cpu").prepare()
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    words = "Once upon a time there was a little girl called Lily , who had 12 red balls and a dog .".split()
+    prompts = [" ".join((2 * words)[i : i + 1 + 7 * i % 20]) for i in range(20)]
+    texts = [Text(loaded.tokenizer.encode(prompt), 4 + 7 * i % 29) for i, prompt in enumerate(prompts)]
+    assert len(list(Engine(loaded.model, 8).run(texts))) == 20 and len({len(text.prompt) for text in texts}) > 10
+    for text in texts:
+        prompt = torch.tensor([text.prompt])
+        options = {"do_sample": False, "max_new_tokens": text.max_new_tokens, "eos_token_id": None, "pad_token_id": 0}
+        expected = reference.generate(prompt, attention_mask=torch.ones_like(prompt), **options)[0, len(text.prompt) :]
+        assert text.ids == expected.tolist()
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+def test_in_4_bits_a_text_does_not_depend_on_the_others(precision, packed):
+    pytest.importorskip("bitsandbytes")
+    loaded = Loaded.open(PICO, precision=precision, quantize="bnb.nf4", accelerator="cpu")
+    model = (loaded.prepare() if packed else loaded).model
+    texts = [Text(p, 4 + 7 * i % 29) for i, p in enumerate(prompts(20))]
+    alone = [list(generate(model, t.prompt, t.max_new_tokens)) for t in texts]
+    assert len(list(Engine(model, 8).run(texts))) == 20
+    assert [t.ids for t in texts] == alone
 
 
 def test_long_prompts_are_read_in_parts(pico, monkeypatch):

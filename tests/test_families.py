@@ -102,8 +102,8 @@ def test_greedy_text_of_many(folder):
     """More prompts than places, of mixed lengths: each gets the text that `transformers` gives it alone."""
     model, reference = ours(folder), theirs(folder)
     engine = Engine(model, rows=6)
-    prompts = [ids(n)[0].tolist() for n in (1, 9, longest(model.config), 30, 2, 17, 5, 44, 3, 25)]
-    texts = [Text(prompt, 12 + 5 * i) for i, prompt in enumerate(prompts)]
+    lengths = (1, 9, longest(model.config), 30, 2, 17, 5, 44, 3, 25, 55, 8, 33, 12, 51, 4, 21, 38, 6, 14)
+    texts = [Text(ids(n)[0].tolist(), 4 + 7 * i % 29) for i, n in enumerate(lengths)]
     assert sorted(map(id, engine.run(texts))) == sorted(map(id, texts))
     for text in texts:
         options = {"do_sample": False, "max_new_tokens": text.max_new_tokens, "eos_token_id": None, "pad_token_id": 0}

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,34 @@ def test_an_interrupt_says_what_is_written(prompts, ran, tmp_path, monkeypatch):
     assert f"Stopped: {out} has 2 of 8 answers; the same command goes on." in ran.err
     ran(*words, "--out", out)
     assert "has 2 of 8 answers; the others follow" in ran.err and len(out.read_text().splitlines()) == 8
+
+
+@pytest.mark.long
+def test_ten_thousand_prompts(pico, ran, tmp_path):
+    """One line is broken, and the first run is killed."""
+    file, out, broken = tmp_path / "prompts.jsonl", tmp_path / "out.jsonl", 6543
+    lines = [json.dumps({"prompt": f"What is {i} plus {i % 7}?", "id": i}) for i in range(10_000)]
+    lines[broken] = lines[broken][:-5]
+    file.write_text("\n".join(lines) + "\n")
+    words = ["generate", "pico", "--prompts", file, "--out", out, "--max_new_tokens", 1, "--batch_size", 64, *GREEDY]
+    command = [sys.executable, "-m", "litgpt", *map(str, words)]
+    child = subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while child.poll() is None and not (out.exists() and out.stat().st_size > 100_000):
+        time.sleep(0.01)
+    child.kill()
+    assert child.wait() != 0, "it was done before it was killed"
+    n = out.read_bytes().count(b"\n")
+    assert 500 < n < broken
+    ran(*words)
+    assert f"has {n:,} of 10,000 answers; the others follow" in ran.err
+    assert f"line {broken + 1}, is not JSON" in ran.err and "1 of 10,000 rows have no answer" in ran.err
+    rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
+    assert [row.get("id") for row in rows] == [i if i != broken else None for i in range(10_000)]
+    assert [i for i, row in enumerate(rows) if "error" in row] == [broken]
+    for row in rows[n - 20 : n + 20] + rows[::500]:
+        assert row["answer"] == answer_to(pico, user(row["prompt"]), 1)
+    ran(*words)
+    assert "has all 10,000 answers" in ran.err
 
 
 def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):

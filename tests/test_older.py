@@ -162,6 +162,33 @@ def test_a_recipe_of_litgpt_keeps_every_value(settings, config, command):
     assert not settings.err
 
 
+def nested(row: dict[str, Any]) -> dict[str, Any]:
+    """The values of one of LitGPT's recipes as its file has them."""
+    fields: dict[str, Any] = {}
+    for key, value in row.items():
+        group, _, name = key.partition(".")
+        if group in ("data", "optimizer"):
+            place = fields.setdefault(group, {"init_args": {}})
+            (place["init_args"] if name else place)[name or "class_path"] = value
+        elif name:
+            fields.setdefault(group, {})[name] = value
+        elif key != "recipe":
+            fields[key] = value
+    return fields
+
+
+FACTS = Path(__file__).with_name("recipes_litgpt.jsonl").read_text(encoding="utf-8").splitlines()
+LITGPTS = {row["recipe"].removesuffix(".yaml"): nested(row) for row in map(json.loads, FACTS)}  # all that it ships
+
+
+@pytest.mark.parametrize("name", LITGPTS)
+def test_each_recipe_of_litgpt_keeps_every_value(settings, config, name):
+    command = "finetune_full" if name.endswith("/full") else "finetune_lora"
+    fields = LITGPTS[name]
+    kept(fields, settings(command, "--config", config("c.yaml", **fields)))
+    assert not settings.err
+
+
 # whole commands, as guides to LitGPT print them
 
 

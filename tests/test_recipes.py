@@ -27,6 +27,7 @@ from tests.conftest import make_rows
 from tests.families import SIZES
 from tests.runs import lines
 from tests.test_cli import ROOT, python
+from tests.test_older import LITGPTS, kept
 
 RECIPES = list(shipped_recipes())
 NAMES = [recipe.name for recipe in RECIPES]
@@ -75,6 +76,13 @@ def test_only_what_differs_from_the_defaults(recipe, settings):
         assert default[key] != value, f"{key}: {value} is the default"
     unused = {k for k in got if got[k] != default.get(k)} - set(given)
     assert unused <= {"train.global_batch_size"}, unused
+
+
+@pytest.mark.parametrize("name", LITGPTS)
+def test_the_numbers_are_those_of_litgpts_recipe(name, settings):
+    recipe = find_recipe(name)
+    assert recipe.name == name and len(LITGPTS) == 42
+    kept(LITGPTS[name], settings(*words(recipe), "--config", name))
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)

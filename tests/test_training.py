@@ -5,7 +5,10 @@ import json
 import math
 import os
 import re
+from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,10 +20,13 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from litgpt import Tokenizer
 from litgpt.__main__ import main
 from litgpt.data import JSON
-from litgpt.data.batches import steps_of_rows
+from litgpt.data.batches import UNTRAINED, Batch, steps_of_rows
 from litgpt.data.tokens import TRAINED
+from litgpt.model import attention, linear, norm
+from litgpt.train.loss import LossModel
 from litgpt.train.schedule import learning_rate
 from tests.conftest import make_rows
+from tests.runs import go
 
 SEED, STEPS, GLOBAL, WARMUP = 7, 20, 24, 4
 
@@ -150,6 +156,49 @@ def test_loss_curves_of_variants_and_of_quantized_bases(llama, files, tmp_path, 
     if scheme or "dora" in flags:  # the base in full would not have done
         plain = reference(llama, files, start, ["q_proj", "v_proj"]) if not options else [9.0]
         assert max(abs(a - b) for a, b in zip(plain, expected)) > close
+
+
+def counted(used: Counter[str], name: str, function: Callable) -> Callable:
+    def call(*args: Any) -> Any:
+        used[name] += 1
+        return function(*args)
+
+    return call
+
+
+def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *_: None) -> torch.Tensor:
+    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
+
+
+def plain_loss(self: LossModel, batch: Batch) -> torch.Tensor:
+    logits = self.gpt(batch.ids, batch.documents)[0].float()
+    return F.cross_entropy(logits, batch.targets[0], reduction="sum", ignore_index=UNTRAINED)
+
+
+@pytest.mark.parametrize(
+    ("method", "close"), [("lora", 1e-5), ("full", 1e-5), ("lora-bf16", 0.02), ("full-bf16", 0.02)]
+)
+def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, method, close):
+    """All that is written out for a CPU, also where so small a model would not need it, and torch's own functions."""
+    used: Counter[str] = Counter()
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "LARGE", 0)
+        patch.setattr(linear, "product", counted(used, "product", linear.product))
+        patch.setattr(norm, "MANY", 0)
+        patch.setattr(norm.CPURMSNorm, "apply", counted(used, "norm", norm.CPURMSNorm.apply))
+        fused = attention.CausalAttention
+        patch.setattr(fused, "apply", counted(used, "attention", fused.apply))
+        assert go(method, base, rows_file, tmp_path / "fast") == 0
+    assert used["attention"] > 100 and used["norm"] > 100
+    assert (used["product"] > 100) == ("bf16" not in method and linear.onednn())
+    with monkeypatch.context() as patch:
+        patch.setattr(linear, "LARGE", math.inf)
+        patch.setattr(norm, "MANY", math.inf)
+        patch.setattr(attention.CausalAttention, "apply", plain_attention)
+        patch.setattr(LossModel, "forward", plain_loss)
+        assert go(method, base, rows_file, tmp_path / "plain") == 0
+    fast, plain = (losses(read_metrics(tmp_path / name)) for name in ("fast", "plain"))
+    assert len(fast) == 12 and fast == pytest.approx(plain, abs=close)
 
 
 def test_what_a_run_leaves(llama, files, tmp_path, capsys):
