@@ -229,9 +229,7 @@ def test_serve(tmp_path):
 def test_evaluate(tmp_path):
     pytest.importorskip("lm_eval")
     file = tmp_path / "evaluate.jsonl"
-    started(
-        [sys.executable, FOLDER / "evaluate.py", "--model", PICO, "--questions", 3, "--batch", 2, "--json", file]
-    )
+    started([sys.executable, FOLDER / "evaluate.py", "--model", PICO, "--questions", 3, "--batch", 2, "--json", file])
     found = records(file)
     assert [r["kind"] for r in found] == [k for k in ("four answers", "five examples", "pairs") for _ in range(3)]
     assert {r["program"] for r in found} == {"lm-eval's hf, batch 2", "ours, batch 2", "ours, auto"}
@@ -250,13 +248,13 @@ def test_compare_refuses_what_it_does_not_know(word, tmp_path):
 @pytest.mark.skipif(os.name == "nt" or not shutil.which("bash"), reason="needs a shell")
 def test_compare(tmp_path):
     """Ours alone, with two vocabularies: the second has LoRA alone, and a file of its own."""
-    words = "PROGRAMS=ours ROUNDS=1 STEPS=2 SAMPLES=4 MICRO=2 LENGTH=128 PRECISIONS=32-true".split()
+    words = "PROGRAMS=ours ROUNDS=1 STEPS=2 SAMPLES=4 MICRO=2 PRECISIONS=32-true".split()
     words += [f"PYTHON={sys.executable}", f"WORK={tmp_path / 'work'}", f"OUT={tmp_path / 'new' / 'out.jsonl'}"]
     words += ["METHODS=full lora", "VOCAB=640 704", f"SHAPE={' '.join(SHAPE[:-2])}"]
     printed = started(["bash", FOLDER / "compare.sh", *words])
     first, second = (records(tmp_path / "new" / name) for name in ("out.jsonl", "out-704.jsonl"))
     assert [r["method"] for r in first] == ["full", "lora"] and [r["method"] for r in second] == ["lora"]
-    assert all(r["steps"] == 2 and r["samples"] == 4 and r["max_seq_length"] == 128 for r in first + second)
+    assert all(r["steps"] == 2 and r["samples"] == 4 and r["max_seq_length"] == 512 for r in first + second)
     for method, times in (("full", 1), ("lora", 2)):
         assert printed.count(f"| {method} | 32-true | this project ") == times
 
@@ -294,4 +292,4 @@ def test_memory_does_not_follow_the_steps(script, tmp_path):
     file = tmp_path / "memory.jsonl"
     script("memory").main(["steps", "--steps", "100", "--precision", "32-true", "--json", str(file)])
     (record,) = records(file)
-    assert record["steps"] == 100 and 1e8 < record["early"] and record["late"] < 1.1 * record["early"], record
+    assert record["steps"] == 100 and 1e8 < record["early"] and record["late"] < 1.15 * record["early"], record

@@ -58,8 +58,14 @@ def test_greedy_text_of_twenty_is_that_of_transformers(request, name):
         assert text.ids == expected.tolist()
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-true"])
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "packed"])
+@pytest.mark.parametrize(
+    ("precision", "packed"),
+    [
+        ("32-true", False),
+        ("bf16-true", True),
+        *(pytest.param(*case, marks=pytest.mark.long) for case in (("32-true", True), ("bf16-true", False))),
+    ],
+)
 def test_in_4_bits_a_text_does_not_depend_on_the_others(precision, packed):
     pytest.importorskip("bitsandbytes")
     loaded = Loaded.open(PICO, precision=precision, quantize="bnb.nf4", accelerator="cpu")

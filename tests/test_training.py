@@ -176,12 +176,13 @@ def plain_loss(self: LossModel, batch: Batch) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(
-    ("method", "close"), [("lora", 1e-5), ("full", 1e-5), ("lora-bf16", 0.02), ("full-bf16", 0.02)]
+    "method", ["full", "full-bf16", *(pytest.param(name, marks=pytest.mark.long) for name in ("lora", "lora-bf16"))]
 )
-def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, method, close):
+def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, method):
     """All that is written out for a CPU, also where so small a model would not need it, and torch's own functions."""
+    flags = ["--train.max_steps", 8, "--optimizer.lr", 0.001]  # more, and AdamW would make a step of mere rounding
+    flags += ["--lora_dropout", 0] if "lora" in method else []  # what it draws depends on the shapes
     used: Counter[str] = Counter()
-    flags = ["--lora_dropout", 0] if method.startswith("lora") else []  # what is drawn depends on the shapes
     with monkeypatch.context() as patch:
         patch.setattr(linear, "LARGE", 0)
         patch.setattr(linear, "product", counted(used, "product", linear.product))
@@ -199,7 +200,8 @@ def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, meth
         patch.setattr(LossModel, "forward", plain_loss)
         assert go(method, base, rows_file, tmp_path / "plain", *flags) == 0
     fast, plain = (losses(read_metrics(tmp_path / name)) for name in ("fast", "plain"))
-    assert len(fast) == 12 and fast == pytest.approx(plain, abs=close)
+    close = {"rel": 2**-8} if "bf16" in method else {"abs": 1e-5}
+    assert len(fast) == 8 and fast == pytest.approx(plain, **close) and fast[-1] < fast[0] - 0.1
 
 
 def test_what_a_run_leaves(llama, files, tmp_path, capsys):
