@@ -175,12 +175,11 @@ def plain_loss(self: LossModel, batch: Batch) -> torch.Tensor:
     return F.cross_entropy(logits, batch.targets[0], reduction="sum", ignore_index=UNTRAINED)
 
 
-@pytest.mark.parametrize(
-    "method", ["full", "full-bf16", *(pytest.param(name, marks=pytest.mark.long) for name in ("lora", "lora-bf16"))]
-)
+@pytest.mark.parametrize("method", ["full", "full-bf16", "lora", pytest.param("lora-bf16", marks=pytest.mark.long)])
 def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, method):
     """All that is written out for a CPU, also where so small a model would not need it, and torch's own functions."""
-    flags = ["--train.max_steps", 8, "--optimizer.lr", 0.001]  # more, and AdamW would make a step of mere rounding
+    # AdamW would not see a gradient of the wrong size, and make a step of mere rounding
+    flags = ["--train.max_steps", 8, "--optimizer", "SGD", "--optimizer.lr", 0.2 if "lora" in method else 0.01]
     flags += ["--lora_dropout", 0] if "lora" in method else []  # what it draws depends on the shapes
     used: Counter[str] = Counter()
     with monkeypatch.context() as patch:
@@ -200,7 +199,7 @@ def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, meth
         patch.setattr(LossModel, "forward", plain_loss)
         assert go(method, base, rows_file, tmp_path / "plain", *flags) == 0
     fast, plain = (losses(read_metrics(tmp_path / name)) for name in ("fast", "plain"))
-    close = {"rel": 2**-8} if "bf16" in method else {"abs": 1e-5}
+    close = {"rel": 2**-8} if "bf16" in method else {"abs": 1e-5}  # as a number is rounded in bfloat16
     assert len(fast) == 8 and fast == pytest.approx(plain, **close) and fast[-1] < fast[0] - 0.1
 
 
