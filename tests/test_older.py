@@ -7,7 +7,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import httpx
 import pytest
 import yaml
 
@@ -19,7 +18,6 @@ from litgpt.peft_export import write_lora
 from tests.conftest import make_rows
 from tests.pages import ROOT
 from tests.ranks import alike, ended, start
-from tests.servers import in_process
 from tests.test_lora import with_lora
 
 TRAIN = (
@@ -312,6 +310,9 @@ def test_a_recipe_on_several_devices(base, tmp_path):
 
 @pytest.mark.long
 def test_from_the_path_of_an_adapter_to_a_server(adapter, tmp_path, monkeypatch, capsys):
+    httpx = pytest.importorskip("httpx")
+    from tests.servers import in_process
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
     folder = Path("checkpoints", "meta-llama", "Llama-2-7b-hf")
