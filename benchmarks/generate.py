@@ -83,8 +83,10 @@ def main(argv: list[str]) -> None:
     found = {name: statistics.median(r[name] for r in rounds) for name in measures}
     print(f"products alone, F.linear  {found['f_linear']:8.1f} passes/s")
     print(f"products alone, our own   {found['products']:8.1f} passes/s")
-    share, times = found["one"] / found["f_linear"], found["many"] / found["one"]
-    print(f"one prompt                {found['one']:8.1f} tokens/s, {share:.2f} of F.linear's")
+    shares = [found["one"] / found[name] for name in ("f_linear", "products")]
+    times = found["many"] / found["one"]
+    shares_of = f"{shares[0]:.2f} of F.linear's, {shares[1]:.2f} of our own's"
+    print(f"one prompt                {found['one']:8.1f} tokens/s, {shares_of}")
     print(f"{args.prompts:<2} prompts                {found['many']:8.1f} tokens/s, {times:.2f} of one")
     settings = {name: getattr(args, name) for name in ("precision", "prompts", "prompt_tokens", "new_tokens")}
     publish({"program": "this project", **machine(), **settings, **found}, args.json)

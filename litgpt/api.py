@@ -94,7 +94,7 @@ class LLM(nn.Module):
             quantize=(quantize, QuantizeName),
             accelerator=(accelerator, Accelerator),
         )
-        accelerator = accelerator if distribute else "cpu"
+        accelerator = (accelerator or "auto") if distribute else "cpu"
         if init == "pretrained":
             if tokenizer_dir is not None:
                 raise UserError("tokenizer_dir is for drawn weights (init='random'); a folder has its own tokenizer.")
@@ -325,8 +325,7 @@ class LLM(nn.Module):
         Raises:
             UserError: quantized weights are not trained, or the checkpoint has other weights.
         """
-        if self.scheme is not None:
-            raise UserError("Quantized weights are not trained: load the model without quantize.")
+        self.train()
         if trainer_ckpt is not None:
             saved = torch.load(trainer_ckpt, map_location="cpu", weights_only=True)
             state = saved.get("state_dict", saved)
@@ -334,33 +333,34 @@ class LLM(nn.Module):
             if prefix is None:
                 raise UserError(f"{trainer_ckpt} has no weights of such a model.")
             self.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
-        self.train()
         self.model.requires_grad_(True)
 
-    def plain(self) -> "LLM":
-        """Undo what answering does to the weights on a CPU (`litgpt.model.linear.pack`): for whoever reads or changes
-        the tensors of `.model` after an answer. What this class itself does with them needs no such call."""
+    def unpack(self) -> "LLM":
+        """Undo what answering does to the weights on a CPU (`litgpt.model.linear.pack`): for whoever holds tensors of
+        `.model` over an answer. What this class itself does with them needs no such call."""
         unpack(self.model)
         self.model.tie_weights()
         return self
 
     def train(self, mode: bool = True) -> "LLM":
         if mode:
-            self.plain()
-        self.changed = self.changed or mode
+            if self.scheme is not None:
+                raise UserError("Quantized weights are not trained: load the model without quantize.")
+            self.unpack().changed = True
         return super().train(mode)
 
-    def load_state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self.plain().changed = True
-        return super().load_state_dict(*args, **kwargs)
+    def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
+        return super(LLM, self.unpack()).named_parameters(*args, **kwargs)
 
     def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        self.plain()
-        return super().state_dict(*args, **kwargs)
+        return super(LLM, self.unpack()).state_dict(*args, **kwargs)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # also where this is a part of a module
+        self.unpack().changed = True
+        super()._load_from_state_dict(*args, **kwargs)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:  # to another device or dtype
-        self.plain()
-        return super()._apply(*args, **kwargs)
+        return super(LLM, self.unpack())._apply(*args, **kwargs)
 
     def forward(
         self,
@@ -378,6 +378,8 @@ class LLM(nn.Module):
         Returns:
             The logits (B, T, V); with targets also the loss.
         """
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            self.unpack()
         logits = self.model(input_ids)
         if target_ids is None:
             return logits
@@ -410,7 +412,7 @@ class LLM(nn.Module):
                 shutil.copytree(self.source.folder, temporary, dirs_exist_ok=True)
             else:
                 base: Optional[Checkpoint] = self.source.checkpoint if self.source is not None else None
-                write_model(self.plain().model, self.fields, temporary, base)
+                write_model(self.unpack().model, self.fields, temporary, base)
                 for name in TOKENIZER_FILES:
                     if (self.tokenizer.folder / name).is_file():
                         shutil.copyfile(self.tokenizer.folder / name, temporary / name)
@@ -435,7 +437,9 @@ def to_messages(prompt: Any) -> list[dict[str, Any]]:
 
 
 def check_numbers(**numbers: Any) -> None:
-    wrong = [f"{name} {n!r}" for name, n in numbers.items() if not isinstance(n, Integral) or n < 1]
+    wrong = [
+        f"{name} {n!r}" for name, n in numbers.items() if not isinstance(n, Integral) or isinstance(n, bool) or n < 1
+    ]
     if wrong:
         raise UserError(f"{', '.join(wrong)}: a whole number above 0 is wanted.")
 

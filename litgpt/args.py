@@ -129,7 +129,7 @@ class TrainArgs:
         if world_size > 1 and self.gradient_accumulation_iters is None and not rest and share % self.micro_batch_size:
             size = math.gcd(share, self.micro_batch_size)
             rows = f"each of {world_size} devices has {share} rows of a step"
-            remark(f"--train.micro_batch_size {self.micro_batch_size} is {size} here: {rows}. The result is the same.")
+            remark(f"--train.micro_batch_size {self.micro_batch_size} is {size} here: {rows}, as many as before.")
             return replace(self, micro_batch_size=size)
         self.check(world_size)
         if self.gradient_accumulation_iters is None:

@@ -160,9 +160,12 @@ def take_configs(args: list[str], parser: Parser) -> tuple[list[tuple[str, dict[
 def where_words_go(words: list[str], parser: Parser) -> str:
     """A hint for words too many: which option they may be the value of."""
     known = option_names(parser)
-    if "data" in known and (file := next((word for word in words if Path(word).is_file()), None)):
+    file = next((word for word in words if Path(word).is_file()), None)
+    if file and "data" in known:
         return f" A file with rows is given as --data JSON --data.json_path {file}"
-    return " A prompt is given as --prompt '...'" if "prompt" in known else ""
+    if file and "prompts" in known:
+        return f" A file with prompts is given as --prompts {file}"
+    return " A prompt is given as --prompt '...'." if "prompt" in known else ""
 
 
 def hand_on(args: list[str], parser: Parser) -> list[str]:

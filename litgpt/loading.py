@@ -20,7 +20,7 @@ from litgpt.lora import LoRALinear
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.peft_folder import WEIGHTS
-from litgpt.prompts import STYLE_FILE, PromptStyle, load_style
+from litgpt.prompts import STYLE_FILE, PromptStyle, checkpoint_template, load_style
 from litgpt.quantize import quantize
 from litgpt.tokenizer import Tokenizer
 
@@ -30,7 +30,7 @@ class Source:
     """What a path or name given to a command turns out to be; nothing of the weights is read yet.
 
     Args:
-        folder: Where the tokenizer and the prompt style are.
+        folder: Where the tokenizer and the prompt style are, or else they are the base's.
         checkpoint: The base model.
         adapter: What to put on it, if the folder is an adapter's.
 
@@ -86,7 +86,8 @@ class Source:
         return Tokenizer(self.tokenizer_folder, self.checkpoint.folder)
 
     def style(self) -> PromptStyle:
-        return load_style(self.folder if (self.folder / STYLE_FILE).is_file() else self.tokenizer_folder)
+        own = (self.folder / STYLE_FILE).is_file() or checkpoint_template(self.folder) is not None
+        return load_style(self.folder if own else self.tokenizer_folder)
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
         """The model with its adapter, in evaluation mode, without gradients.

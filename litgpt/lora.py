@@ -29,7 +29,8 @@ Init = Literal["kaiming", "pissa"]
 
 class Dropout(nn.Dropout):
     """`nn.Dropout`, which on a CPU draws a number of 64 bits for each input: here 16 of them decide, in a quarter of
-    the time. The share that is dropped is the nearest multiple of 2^-16, and the mean stays exact."""
+    the time. The share that is dropped is the nearest multiple of 2^-16, and the mean stays exact. For the backward
+    pass a byte is kept for each input."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if not (self.training and self.p and x.is_cpu) or torch.compiler.is_compiling():
@@ -37,7 +38,21 @@ class Dropout(nn.Dropout):
         dropped = min(round(self.p * 2**16), 2**16 - 1)
         drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
         kept = drawn[: x.numel()].view(x.shape) >= dropped - 2**15
-        return x * kept.to(x.dtype).mul_(2**16 / (2**16 - dropped))
+        return Kept.apply(x, kept, 2**16 / (2**16 - dropped))
+
+
+class Kept(torch.autograd.Function):
+    """Those inputs that are kept, scaled; the others are 0."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
+        ctx.save_for_backward(kept)
+        ctx.scale = scale
+        return (x * kept).mul_(scale)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        return (grads[0] * ctx.saved_tensors[0]).mul_(ctx.scale), None, None
 
 
 class LoRALinear(nn.Module):
@@ -66,6 +81,7 @@ class LoRALinear(nn.Module):
         rows = sum(self.adapted_sizes)
         self.lora_B = nn.Parameter(torch.empty(rows, r, device=device))
         self.magnitude = nn.Parameter(torch.empty(rows, device=device)) if lora.variant == "dora" else None
+        linear.read = self.magnitude is not None  # type: ignore[assignment]
         self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # PiSSA: A and B before the first step
         if device.type != "meta":
             self.reset_parameters()

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -292,11 +293,19 @@ def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
         return text
 
     text = answer()
-    torch.testing.assert_close(llm(ids), logits)
-    with torch.enable_grad(), pytest.raises(AssertionError, match="no gradient"):
+    with torch.no_grad():
+        torch.testing.assert_close(llm(ids), logits)
+    assert llm.model.lm_head.weight.is_mkldnn
+    with pytest.raises(AssertionError, match="no gradient"):
         llm.model.transformer.h[0].mlp(torch.randn(1, 1, llm.config.n_embd, requires_grad=True))
-    for use in (lambda: None, lambda: llm.save(tmp_path / "out"), lambda: llm.to(torch.float32), llm.trainer_setup):
+    uses: list[Callable[[], Any]] = [
+        lambda: llm(ids),
+        lambda: llm.save(tmp_path / "out"),
+        lambda: llm.to(torch.float32),
+    ]
+    for use in (*uses, lambda: list(llm.parameters()), llm.trainer_setup):
         use()
+        assert not llm.model.lm_head.weight.is_mkldnn
         assert all(torch.equal(t, before[name]) for name, t in llm.state_dict().items())
         assert llm.model.lm_head.weight is llm.model.transformer.wte.weight or not llm.config.tie_embeddings
         if not llm.changed:

@@ -169,10 +169,13 @@ def test_a_file_of_two_widths(tmp_path):
 
 def test_a_small_model_takes_few_threads(monkeypatch):
     wanted: list[int] = []
-    monkeypatch.setattr(launch, "all_threads", lambda: 8)
+    monkeypatch.setattr(launch, "THREADS", 8)
+    monkeypatch.setattr(launch, "CHOSEN", False)
     monkeypatch.setattr(torch, "set_num_threads", wanted.append)
     for size, devices in ((1, 1), (3, 1), (3, 2), (50, 1), (50, 2), (50, 16)):
         model = torch.nn.Linear(1000, 1000 * size, device="meta")
-        launch.share_threads(model, torch.device("cpu"), devices)  # type: ignore[arg-type]
-    launch.share_threads(model, torch.device("cuda"))  # type: ignore[arg-type]
+        launch.share_threads(model, torch.device("cpu"), devices)
+    launch.share_threads(model, torch.device("cuda"))
+    monkeypatch.setattr(launch, "CHOSEN", True)
+    launch.share_threads(model, torch.device("cpu"))
     assert wanted == [1, 3, 3, 8, 4, 1]

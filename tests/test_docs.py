@@ -12,6 +12,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import huggingface_hub
@@ -33,7 +34,8 @@ STANDS_FOR = {  # what a page leaves to the reader, or has from elsewhere
     ".venv/bin/python": sys.executable,
     "out/lit/lora/final": "out/finetune/lora/final",
 }
-NEVER_ENDS = ("serve",)
+AFTER_A_FINETUNE = ("inference.md", "deploy.md")  # pages that begin with its result
+SERVER = "http://127.0.0.1:8000"
 PROGRAMS = ("make", "cat", "ls", "head", sys.executable)  # besides litgpt
 
 
@@ -60,8 +62,6 @@ def limited(words: list[str]) -> list[str]:
             words += ["--eval.max_new_tokens", "4"]
     elif name == "generate" and "--max_new_tokens" not in words:
         words += ["--max_new_tokens", "4"]
-    elif name in NEVER_ENDS:
-        words += ["--print_config"]
     return words
 
 
@@ -70,10 +70,11 @@ class Reader:
 
     def __init__(self, folder: Path, page: Path, model: Path) -> None:
         self.folder, self.page, self.model = folder, page, model
+        self.url = ""  # of the server that was started last
         text = page.read_text(encoding="utf-8")
         mentioned = [row["repo_id"] for row in known_models().values() if row["repo_id"] in text]
         self.models = ["meta-llama/Llama-3.2-1B", *mentioned]
-        stand_ins = ("MODEL", "stories260k", "my-model", "small-model", "large-model")
+        stand_ins = ("MODEL", "checkpoints/ORG/MODEL", "stories260k", "my-model", "small-model", "large-model")
         for name in (*(f"checkpoints/{m}" for m in self.models), *stand_ins):
             if not (folder / name).exists():
                 shutil.copytree(model, folder / name)
@@ -87,8 +88,10 @@ class Reader:
         if page.name == "convert_lit_models.md":  # which is about folders of LitGPT's
             for name in self.models:
                 main(["convert_to_litgpt", str(folder / "checkpoints" / name)])
-        if page.name == "inference.md":  # which begins after a finetune
-            main(limited(["finetune", "lora", "MODEL", "--data", "JSON", "--data.json_path", "my.json"]))
+        if page.name in AFTER_A_FINETUNE:
+            for out in ("finetune/lora", "sql", "poems"):
+                words = ["finetune", "lora", "checkpoints/ORG/MODEL", "--data", "JSON", "--data.json_path", "my.json"]
+                main(limited([*words, "--out_dir", f"out/{out}"]))
         self.write("my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         self.write("questions.jsonl", "".join(json.dumps({"prompt": row["instruction"]}) + "\n" for row in rows[:5]))
         self.write("text.txt", rows[0]["output"])
@@ -103,18 +106,19 @@ class Reader:
         (self.folder / name).write_text(text, encoding="utf-8")
 
     def follow(self) -> int:
-        """Type everything. Returns the number of commands."""
+        """Type everything; servers answer until the page ends. Returns the number of commands."""
         n = 0
-        for block in blocks(self.page):
-            where = f"{name_of(self.page)}:{block.line}"
-            if block.file:
-                self.write(block.file, block.text)
-            elif block.language == "python":
-                self.python(block.text, where)
-            elif block.language == "bash":
-                for command in commands(block):
-                    self.type(command)
-                    n += 1
+        with ExitStack() as self.servers:
+            for block in blocks(self.page):
+                where = f"{name_of(self.page)}:{block.line}"
+                if block.file:
+                    self.write(block.file, block.text)
+                if block.language == "python" and (not block.file or SERVER in block.text):
+                    self.python(block.text.replace(SERVER, self.url), where)
+                elif block.language == "bash":
+                    for command in commands(block):
+                        self.type(command)
+                        n += 1
         return n
 
     def type(self, command: Command) -> None:
@@ -138,6 +142,9 @@ class Reader:
             piped = done.stdout
         if not words:
             return
+        if words[1] == "serve":
+            self.serve(words[2:])
+            return
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("sys.stdin", io.StringIO(piped))
             for name, value in command.variables:
@@ -149,10 +156,17 @@ class Reader:
             except SystemExit as e:
                 assert not e.code, f"{where} ended with {e.code}"
 
+    def serve(self, words: list[str]) -> None:
+        import httpx
+
+        from tests.servers import in_process
+
+        self.url, _ = self.servers.enter_context(in_process(*words))
+        assert httpx.get(self.url + "/health").status_code == 200
+
     def python(self, text: str, where: str) -> None:
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)}
         done = subprocess.run(
-            [sys.executable, "-c", text], cwd=self.folder, env=env, capture_output=True, text=True, encoding="utf-8"
+            [sys.executable, "-c", text], cwd=self.folder, capture_output=True, text=True, encoding="utf-8"
         )
         assert done.returncode == 0, f"{where}\n{done.stderr}"
 
@@ -169,7 +183,9 @@ def tiny(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> Path
 def reader(tmp_path: Path, tiny: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator:
     """Makes the reader of a page, in a folder with a hub that has the models it mentions."""
     with serve() as hub:
-        for name, value in {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home")}.items():
+        paths = os.pathsep.join(p for p in (str(ROOT), os.environ.get("PYTHONPATH")) if p)
+        ours = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "PYTHONPATH": paths}
+        for name, value in ours.items():
             monkeypatch.setenv(name, value)
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", str(tmp_path / "no token"))

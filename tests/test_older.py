@@ -1,6 +1,7 @@
 """What people typed for LitGPT works, and names what it is called today."""
 
 import json
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -15,6 +16,8 @@ from litgpt.lora import LoRA
 from litgpt.older import adapter_folder, refusals, translate
 from litgpt.peft_export import write_lora
 from tests.conftest import make_rows
+from tests.pages import ROOT
+from tests.ranks import alike, ended, start
 from tests.test_lora import with_lora
 
 TRAIN = (
@@ -273,6 +276,7 @@ PRINTED = [
     "finetune_lora MODEL --train.gradient_accumulation_iters 16",
     f"finetune_lora MODEL {ROWS} --data.val_split_fraction 0.1",
     "finetune lora MODEL --config config_hub/finetune/phi-2/lora.yaml --precision 16-mixed --data.download_dir data",
+    "finetune lora MODEL --config config_hub/finetune/phi-2/lora.yaml --precision 16-true --data.download_dir data",
     "finetune lora MODEL --config config_hub/finetune/phi-2/lora.yaml --max_seq_length 4096 --data.download_dir data",
     "finetune --checkpoint_dir MODEL/ --precision bf16-true",
 ]
@@ -318,6 +322,34 @@ def test_commands_of_guides_are_understood(command, settings):
                 found = found[name] if name in found else found["init_args"][name]
             assert found == yaml.safe_load(value) or float(found) == float(value), flag
     assert ("--max_seq_length is called --train.max_seq_length." in settings.err) == ("--max_seq_length" in words)
+
+
+@pytest.mark.long
+def test_a_recipe_on_several_devices(base, tmp_path):
+    (tmp_path / "alpaca2k.json").write_text(json.dumps(make_rows(60)))
+    command = f"finetune lora {base} --config config_hub/finetune/phi-2/lora.yaml --devices 4 --accelerator cpu"
+    short = f"--data.download_dir {tmp_path} --out_dir {tmp_path / 'out'} --train.max_steps 2 --eval.max_new_tokens 2"
+    text = ended(start(tmp_path, f"{command} {short}".split()))
+    assert "4 x cpu (ddp), bf16-true" in text and "--train.micro_batch_size 4 is 2 here" in text
+    alike(tmp_path, 4)
+    assert (tmp_path / "out" / "final" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.long
+def test_from_the_path_of_an_adapter_to_a_server(adapter, tmp_path, monkeypatch, capsys):
+    httpx = pytest.importorskip("httpx")
+    from tests.servers import in_process
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join(filter(None, (str(ROOT), os.environ.get("PYTHONPATH")))))
+    folder = Path("checkpoints", "meta-llama", "Llama-2-7b-hf")
+    shutil.copytree(adapter, folder)
+    main(["merge_lora", f"{folder}/final_lora.pth"])
+    main(["generate", f"{folder}-merged/", "--prompt", "What is machine learning?", "--temperature", "0"])
+    answer = capsys.readouterr().out.partition("What is machine learning?")[2]
+    with in_process(f"{folder}-merged/") as (url, _):
+        asked = {"prompt": "What is machine learning?", "temperature": 0}
+        assert httpx.post(f"{url}/predict", json=asked).json()["output"].strip() == answer.strip() != ""
 
 
 def test_without_data_it_is_alpaca(monkeypatch, base, tmp_path, capsys):

@@ -11,10 +11,10 @@ from rich.text import Text
 
 from litgpt.args import TrainArgs
 from litgpt.data import DataModule
+from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
 from litgpt.data.check import duplicates, harm, histogram
 from litgpt.data.tokens import TRAINED
-from litgpt.errors import UserError
 from litgpt.hub import find_folder
 from litgpt.lit_folder import open_checkpoint
 from litgpt.tokenizer import Tokenizer
@@ -41,8 +41,7 @@ def main(
         json: Print one JSON object and nothing else.
         show: How many rows to show, with their trained tokens marked.
     """
-    if data is None:
-        raise UserError("No data: name it with --data, for example --data JSON --data.json_path FILE.")
+    data = or_alpaca(data)
     checkpoint = open_checkpoint(find_folder(checkpoint_dir))
     tokenizer = Tokenizer(checkpoint.folder)
     limit = row_limit(train, checkpoint.config, data)

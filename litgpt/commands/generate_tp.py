@@ -23,7 +23,7 @@ from litgpt.generate.tensor_parallel import check_parts, keep_part
 from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.peft_folder import LoRAFolder
-from litgpt.train.blocks import check_compiler, compile_blocks
+from litgpt.train.blocks import check_compiler
 from litgpt.train.launch import Accelerator, peak_memory, pick_device
 from litgpt.train.progress import gigabytes
 
@@ -138,8 +138,7 @@ def work(rank: int, job: Job) -> None:
         torch.cuda.set_device(device)
     loaded.model.to(device)
     loaded.model.tie_weights()
-    if job.compile:
-        compile_blocks(loaded.model, decoding=True)
+    loaded.prepare(job.compile, job.world)
     texts = [
         Text(job.ids, job.max_new_tokens, job.sampling, loaded.stop_ids, job.seed + i) for i in range(job.num_samples)
     ]

@@ -29,7 +29,10 @@ class Batch:
     n_trained: int
 
     def to(self, device: torch.device) -> "Batch":
-        ids, targets = (t.to(device, non_blocking=True) for t in (self.ids, self.targets))
+        ids, targets = self.ids, self.targets
+        if device.type == "cuda":  # else the copy would wait for the work that the device has
+            ids, targets = ids.pin_memory(), targets.pin_memory()
+        ids, targets = (t.to(device, non_blocking=True) for t in (ids, targets))
         return Batch(ids, targets, self.documents, self.n_trained)
 
 

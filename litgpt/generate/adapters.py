@@ -94,6 +94,7 @@ def add_adapters(model: GPT, folders: Mapping[str, AdapterFolder]) -> Adapters:
                 parent, _, leaf = path.rpartition(".")
                 place = AdaptedLinear(place, adapters)
                 setattr(model.get_submodule(parent), leaf, place)
+            place.linear.read |= layer.linear.read  # type: ignore[assignment,operator]
             layer.linear = place.linear  # type: ignore[assignment]
             place.updates[name] = layer.eval()
     return adapters

@@ -52,19 +52,21 @@ class Loaded:
         dtype = DTYPES[precision or natural_precision(source, device)]
         return cls(source, source.model(dtype, device, quantize), tokenizer, style)
 
-    def prepare(self, compile: bool = False) -> "Loaded":
+    def prepare(self, compile: bool = False, devices: int = 1) -> "Loaded":
         """Make answers fast, at the price that the weights can only be multiplied with: compile the blocks, or lay the
         weights out for a CPU, with as many threads as the model needs.
+
+        Args:
+            devices: Processes that share the machine.
 
         Raises:
             UserError: what the compiler needs is not installed.
         """
-        share_threads(self.model, self.device)
+        share_threads(self.model, self.device, devices)
         if compile:
             check_compiler(self.device)
             compile_blocks(self.model, decoding=True)
-        else:
-            pack(self.model)
+        pack(self.model.lm_head if compile else self.model)
         return self
 
     @property

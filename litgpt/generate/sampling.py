@@ -55,7 +55,7 @@ class Sampling:
     def draw(self, logits: torch.Tensor, numbers: Sequence[random.Random]) -> torch.Tensor:
         """Token ids (B,) for logits (B, V), each row with a number from its own generator."""
         if self.greedy:
-            return logits.argmax(dim=-1)
+            return logits.max(dim=-1).indices  # as `argmax`, which takes five times as long in bfloat16 on a CPU
         p, ids = self.limited(logits)
         sums = p.cumsum(dim=-1)
         drawn = torch.tensor([[g.random()] for g in numbers], device=sums.device) * sums[:, -1:]

@@ -3,8 +3,11 @@
 Shapes: B rows, T tokens, S tokens that they may see, n query heads, g key-value heads, hs head size.
 """
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
+from itertools import accumulate
 from typing import Any, Optional
 
 import torch
@@ -52,6 +55,7 @@ class Reading:
     band: Optional[torch.Tensor] = None
     each: Optional[EachRow] = None
     seen: Optional[torch.Tensor] = None
+    _ends: Optional[torch.Tensor] = None
 
     def make_masks(self, config: Config, device: torch.device) -> None:
         """Make the masks that some layer needs: those that are not just causal over all keys."""
@@ -66,11 +70,17 @@ class Reading:
         windows = {config.window(layer) for layer in range(config.n_layer)}
         passed = {window for window in windows if window is not None and window < self.past + longest}
         within = any(past + new <= window for past, new in zip(pasts, self.documents) for window in passed)
-        if (config.attention_logit_softcapping is not None or self.past) and (within or windows - passed):
+        if self.past and (within or windows - passed):
             self.causal = self.visible(longest, self.past + longest, device).tril(self.past)
         for window in passed:
             rows = min(longest, max(window, CHUNK))
             self.band = self.visible(rows, rows + window - 1, device).triu().tril(window - 1)
+
+    def ends(self, device: torch.device) -> torch.Tensor:
+        """Where the documents begin, and where the last one ends, (documents + 1,), int32."""
+        if self._ends is None:
+            self._ends = torch.tensor([0, *accumulate(self.documents)], dtype=torch.int32).to(device, non_blocking=True)
+        return self._ends
 
     @staticmethod
     def visible(rows: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -140,6 +150,8 @@ class CausalSelfAttention(nn.Module):
         cache = reading.cache
         if cache is not None and reading.each is not None:
             return self.attend_each(q, k, v, cache, reading.each, reading.seen)
+        if cache is None and len(reading.documents) > 1 and self.softcap is None and has_varlen(v):
+            return self.attend_together(q, k, v, reading)
         documents = zip(*(t.split_with_sizes(reading.documents, dim=2) for t in (q, k, v)))
         if cache is None:
             return join([self.attend(q, k, v, reading) for q, k, v in documents])
@@ -150,6 +162,16 @@ class CausalSelfAttention(nn.Module):
                 k, v = keys, values
             outputs.append(self.attend(q.to(k.dtype), k, v, reading).to(q.dtype))
         return join(outputs)
+
+    def attend_together(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading) -> torch.Tensor:
+        """All documents by one kernel. Shapes as in `attend`, B is 1."""
+        ends, longest = reading.ends(q.device), max(reading.documents)
+        left = -1 if self.window is None else self.window - 1
+        q, k, v = (t[0].transpose(0, 1).to(v.dtype) for t in (q, k, v))  # (T, n or g, hs)
+        y = varlen()(  # type: ignore[misc]
+            q, k, v, ends, ends, longest, longest, scale=self.scale, window_size=(left, 0), enable_gqa=True
+        )
+        return y.transpose(0, 1)[None]
 
     def attend_each(
         self,
@@ -177,8 +199,7 @@ class CausalSelfAttention(nn.Module):
         """
         new, total, window = q.size(2), k.size(2), self.window
         if window is None or total <= window:
-            whole = new == 1 or (new == total and self.softcap is None)
-            mask = None if whole else reading.causal_part(new, total)
+            mask = None if new in (1, total) else reading.causal_part(new, total)
             return self.core(q, k, v, mask)
         assert reading.band is not None
         outputs, size = [], max(window, CHUNK)
@@ -196,10 +217,10 @@ class CausalSelfAttention(nn.Module):
         shape, causal = q.shape, mask is None and q.size(2) > 1
         if q.size(2) == 1:  # the heads that share keys become the tokens that see the same ones
             q = q.reshape(len(q), k.size(1), -1, q.size(3))
-        if self.softcap is not None:
+        if causal and (q.device.type == "cpu" or self.softcap is not None):
+            y = CausalAttention.apply(q.to(v.dtype), k.to(v.dtype), v, self.scale, self.softcap)
+        elif self.softcap is not None:
             y = softcapped_attention(q, k, v, mask, self.scale, self.softcap)
-        elif causal and q.device.type == "cpu" and not torch.is_autocast_enabled("cpu"):
-            y = CausalAttention.apply(q, k, v, self.scale)
         else:
             y = F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=self.scale, enable_gqa=True)
         return y.view(shape) if shape[2] == 1 else y
@@ -208,26 +229,30 @@ class CausalSelfAttention(nn.Module):
 class CausalAttention(torch.autograd.Function):
     """Causal attention written out, a chunk of queries and the keys up to them at a time.
 
-    On a CPU that takes two thirds of the time of torch's fused kernel in float32, and less than half in bfloat16.
-    Lengths are rounded up, as `linear.rounded` says. The weights of a long document are computed again in the
-    backward pass, so that memory grows with its tokens, not with their square.
+    On a CPU that takes two thirds of the time of torch's fused kernel in float32, and less than half in bfloat16; no
+    fused kernel knows scores that stay within a cap. Lengths are rounded up, as `linear.rounded` says. The weights of a
+    long document are computed again in the backward pass, so that memory grows with its tokens, not with their square.
     """
 
     @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float) -> torch.Tensor:
+    def forward(
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, cap: Optional[float]
+    ) -> torch.Tensor:
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Gives (B, n, T, hs), in memory order (B, T, n, hs)."""
         rows, n, total, size = q.shape
-        q, k, v = (
-            F.pad(x, (0, 0, 0, rounded(total) - total)) for x in (q, k, v)
-        )  # keys that are in everybody's future
-        values, kept = v.flatten(0, 1), []  # (B g, T, hs)
+        more = (0, 0, 0, rounded(total) - total)  # keys that are in everybody's future
+        q, k, v = (F.pad(x, more) for x in (q, k, v))
+        values = v.flatten(0, 1)  # (B g, T, hs)
+        kept: list[Optional[torch.Tensor]] = []
         y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
-        for part in query_chunks(q):
-            weights = chunk_weights(q, k, part, scale)
-            y[:, :, part] = (weights @ values[:, : part.stop]).view(rows, n, -1, size)
-            kept.append(weights)
-        ctx.save_for_backward(q, k, v, *(kept if n * total**2 <= SHORT else []))
-        ctx.scale, ctx.total = scale, total
+        with torch.autocast(q.device.type, enabled=False):
+            for part in query_chunks(q):
+                weights, slope = chunk_weights(q, k, part, scale, cap)
+                y[:, :, part] = (weights @ values[:, : part.stop]).view(rows, n, -1, size)
+                if n * total**2 <= SHORT:
+                    kept += weights, slope
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scale, ctx.cap, ctx.total = scale, cap, total
         return y[:, :, :total]
 
     @staticmethod
@@ -238,14 +263,34 @@ class CausalAttention(torch.autograd.Function):
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
         for i, part in enumerate(query_chunks(q)):
             seen, grad = slice(part.stop), grouped(grad_y[:, :, part], k)
-            weights = kept[i] if kept else chunk_weights(q, k, part, ctx.scale)
+            weights, slope = kept[2 * i : 2 * i + 2] or chunk_weights(q, k, part, ctx.scale, ctx.cap)
             grad_v[:, seen].baddbmm_(weights.transpose(1, 2), grad)
             grad_weights = grad @ values[:, seen].transpose(1, 2)
             grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype).mul_(ctx.scale)
+            if slope is not None:
+                grad_scores *= slope
             grad_q[:, :, part] = (grad_scores @ keys[:, seen]).view_as(q[:, :, part])
             grad_k[:, seen].baddbmm_(grad_scores.transpose(1, 2), grouped(q[:, :, part], k))
         real = slice(ctx.total)
-        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None
+        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None, None
+
+
+def has_varlen(x: torch.Tensor) -> bool:
+    """Whether torch has a kernel for documents of any lengths laid end to end, for tensors like this, (..., hs)."""
+    if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16) or x.size(-1) % 8 or x.size(-1) > 128:
+        return False  # larger heads have no backward pass on every GPU
+    return torch.cuda.get_device_capability(x.device) >= (8, 0) and varlen() is not None
+
+
+@cache
+def varlen() -> Optional[Callable[..., Any]]:
+    """torch's function for it; None where this torch's does not know windows, scales and groups."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    known = inspect.signature(varlen_attn).parameters
+    return varlen_attn if {"scale", "window_size", "enable_gqa"} <= known.keys() else None
 
 
 def query_chunks(q: torch.Tensor) -> list[slice]:
@@ -256,17 +301,24 @@ def query_chunks(q: torch.Tensor) -> list[slice]:
     return [slice(start, min(start + size, q.size(2))) for start in range(0, q.size(2), size)]
 
 
-def chunk_weights(q: torch.Tensor, k: torch.Tensor, part: slice, scale: float) -> torch.Tensor:
-    """How much each query of a chunk takes of each key up to its own, (B g, n / g queries, keys).
+def chunk_weights(
+    q: torch.Tensor, k: torch.Tensor, part: slice, scale: float, cap: Optional[float]
+) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """How much each query of a chunk takes of each key up to its own, (B g, n / g queries, keys); and where the scores
+    have a cap, how fast they still rise, 1 - tanh^2, in the same shape.
 
     Args:
         q: (B, n, T, hs); `k` is (B, g, T, hs).
     """
-    keys, new = k.flatten(0, 1)[:, : part.stop], part.stop - part.start
+    keys, new, slope = k.flatten(0, 1)[:, : part.stop], part.stop - part.start, None
     scores = torch.bmm(grouped(q[:, :, part], k), keys.transpose(1, 2)).mul_(scale)
-    future = torch.full((new, new), -torch.inf, dtype=q.dtype).triu_(1)
+    if cap is not None:
+        scores.div_(cap).tanh_()
+        slope = 1 - scores.square()
+        scores *= cap
+    future = torch.full((new, new), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
     scores.view(len(keys), -1, new, part.stop)[..., part] += future
-    return scores.softmax(-1)
+    return scores.softmax(-1), slope
 
 
 def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:

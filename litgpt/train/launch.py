@@ -5,10 +5,10 @@ import logging
 import os
 import sys
 from contextlib import AbstractContextManager, nullcontext, suppress
-from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
+from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.imports import importing
@@ -20,7 +20,8 @@ if TYPE_CHECKING:
 
 Accelerator = Literal["auto", "cpu", "cuda", "mps"]
 StrategyName = Literal["auto", "ddp", "fsdp"]
-THREAD = 10**6  # parameters that keep a thread busy
+WEIGHTS = 10**6  # of linear layers that keep a thread busy
+THREADS, CHOSEN = torch.get_num_threads(), "OMP_NUM_THREADS" in os.environ  # before Lightning changes them
 DTYPES = {
     "32-true": torch.float32,
     "bf16-true": torch.bfloat16,
@@ -208,18 +209,13 @@ def give_memory_back() -> None:
             ctypes.CDLL(None).mallopt(threshold, 2**17)
 
 
-def share_threads(model: GPT, device: torch.device, devices: int = 1) -> None:
+def share_threads(model: nn.Module, device: torch.device, devices: int = 1) -> None:
     """Where the devices of a machine are its processors, each takes its share of them; and a small model takes no more
-    than it keeps busy, since threads that wait for each other crawl as soon as anything else runs on the machine."""
-    if device.type == "cpu":
-        busy = sum(p.numel() for p in model.parameters()) // THREAD
-        torch.set_num_threads(max(1, min(all_threads() // devices, busy)))
-
-
-@cache
-def all_threads() -> int:
-    """Those that torch began with: one for each core, or what OMP_NUM_THREADS says."""
-    return torch.get_num_threads()
+    than it keeps busy, since threads that wait for each other crawl as soon as anything else runs on the machine.
+    OMP_NUM_THREADS wins."""
+    if device.type == "cpu" and not CHOSEN:
+        weights = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
+        torch.set_num_threads(max(1, min(THREADS // devices, weights // WEIGHTS)))
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:

@@ -6,7 +6,7 @@ The loss of a step is the sum over its trained tokens divided by their number, o
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
@@ -135,14 +135,16 @@ def fit(
     signals.holds = True
 
     def batches(rows: list[int], source: Rows) -> Iterator[Batch]:
-        for part in micro_batches(rows, size, *ranks):
-            batch = source.batch(part)
+        return (source.batch(part).to(fabric.device) for part in micro_batches(rows, size, *ranks))
+
+    def met(parts: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in parts:
             meet(batch)
-            yield batch.to(fabric.device)
+            yield batch
 
     def judge(max_iters: Optional[int] = None) -> float:
         parts = itertools.islice(batches(list(range(len(val_rows))), val_rows), max_iters)
-        loss = validate(fabric, model, parts, signals)
+        loss = validate(fabric, model, met(parts), signals)
         if loss is None:
             stop()
         result.val_losses.append((result.steps, loss))
@@ -187,21 +189,24 @@ def fit(
     screen.start(plan.steps, result.steps)
     tokens_then, seconds_then, targets = result.tokens, result.seconds, 0
     order = steps_of_rows(len(train_rows), train.global_batch_size, train.epochs, seed)
-    for rows in itertools.islice(order, result.steps, plan.steps):
+    coming = ((rows, list(batches(rows, train_rows))) for rows in itertools.islice(order, result.steps, plan.steps))
+    following = next(coming, None)
+    while following is not None:
         if result.steps and over():
             break
+        rows, parts = following
         step, began = result.steps + 1, time.perf_counter()
         lr = learning_rate(step - 1, plan.decay, plan.warmup, peak, train.min_lr, train.lr_schedule)
         # ------------------------------------------------------------------------------------------------ the step
-        parts = list(batches(rows, train_rows))
         counts = torch.tensor([sum(b.n_trained for b in parts), signals.code], device=fabric.device)
         trained, asked = summed(fabric, counts).tolist()
         loss = torch.zeros((), device=fabric.device)
-        for i, batch in enumerate(parts):
+        for i, batch in enumerate(met(parts)):
             with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
                 part = model(batch) / trained
                 fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
             loss += part.detach()
+        following = next(coming, None)  # while the device is at work
         norm = clip(fabric, model, optimizer, train.max_norm)
         result.loss = float(summed(fabric, loss))
         if not sound(result.loss, norm):

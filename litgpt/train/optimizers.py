@@ -70,12 +70,14 @@ def ours(make: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
 def finished(optimizer: Optimizer, seed: int, fuse: bool = True) -> Optimizer:
     """The optimizer to train with.
 
-    On float32 weights AdamW is fused, unless its options say something else, which makes its step several times faster.
-    Ours get their seed, the same on every device, so that all of them round alike.
+    torch's AdamW becomes `AdamW`. On float32 weights that is fused, unless its options say something else, which makes
+    its step several times faster. Ours get their seed, the same on every device, so that all of them round alike.
 
     Args:
         fuse: Whether AdamW may be fused: not where its gradients are scaled, since they could not be clipped.
     """
+    if type(optimizer) is torch.optim.AdamW:  # as `ours` cannot see that a function would make it
+        optimizer = AdamW(optimizer.param_groups)
     groups = optimizer.param_groups
     if type(optimizer) is AdamW and fuse and all(g["foreach"] is g["fused"] is None for g in groups):
         fused = {p.dtype for group in groups for p in group["params"]} == {torch.float32}
@@ -169,7 +171,7 @@ class Rounding(Optimizer):
             if p.dtype == torch.bfloat16 and torch.is_tensor(state.get("step")):
                 state["step"] = state["step"].cpu()  # a fused group had it moved, and reading it there would wait
         self.__dict__["generators"] = {}
-        for kind, bits in state_dict["generators"].items():
+        for kind, bits in state_dict.get("generators", {}).items():
             self.generator(torch.device(kind)).set_state(bits.cpu())
 
 

@@ -12,12 +12,13 @@ from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
 from litgpt.config import Config
-from litgpt.data import Alpaca, DataModule
+from litgpt.data import DataModule
+from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import harm
 from litgpt.data.tokens import TokenizedRows, cache_folder
-from litgpt.errors import UserError, remark
+from litgpt.errors import UserError
 from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
 from litgpt.quantize import quantize as quantize_layers
@@ -122,9 +123,7 @@ def run(
     """
     notes = check_options(train, eval, logger_name, log, devices, num_nodes, seed, resume, overwrite)
     check_out_dir(out_dir, overwrite or resume is not False)
-    if data is None:
-        data = Alpaca()
-        remark("no --data: LitGPT's default is taken, Alpaca's 52,000 rows. Yours: --data JSON --data.json_path FILE")
+    data = or_alpaca(data)
     check_start(start, out_dir, train, overwrite)
     device = pick_device(accelerator)
     model = empty_model(method, start, quantize, device)
