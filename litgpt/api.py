@@ -338,8 +338,8 @@ class LLM(nn.Module):
     def unpack(self) -> "LLM":
         """Undo what answering does to the weights on a CPU (`litgpt.model.linear.pack`): for whoever holds tensors of
         `.model` over an answer. What this class itself does with them needs no such call."""
-        unpack(self.model)
-        self.model.tie_weights()
+        if unpack(self.model):
+            self.model.tie_weights()
         return self
 
     def train(self, mode: bool = True) -> "LLM":

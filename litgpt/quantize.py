@@ -71,7 +71,7 @@ class QuantizedLinear(Linear):
             return bitsandbytes().matmul(x, packed, state=state)
         return bitsandbytes().matmul_4bit(x, packed, state)
 
-    def pack(self) -> None:
+    def pack(self, shared: bool = False) -> None:
         """Lay out 4 bits as bitsandbytes' kernel for CPUs reads them, as `transformers` does for a model that answers:
         a token takes a tenth of the time, and the scales are rounded to bfloat16."""
         functional = bitsandbytes().functional
@@ -83,8 +83,9 @@ class QuantizedLinear(Linear):
             if packed.is_cpu and state.dtype == torch.bfloat16 and whole and not in_tiles(state):
                 self.stored[part] = functional._convert_weight_packed_for_cpu(packed, state, PACKED_ROWS)
 
-    def unpack(self) -> None:
+    def unpack(self) -> bool:
         """Nothing: nobody reads or trains a quantized weight that has answered."""
+        return False
 
     def dequantized(self) -> torch.Tensor:
         """(out_features, in_features)"""

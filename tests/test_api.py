@@ -312,6 +312,25 @@ def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
             assert answer() == text
     llm(ids).sum().backward()
     assert all(p.grad is not None for p in llm.parameters())
+
+
+@pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
+def test_an_optimizer_holds_what_is_trained(monkeypatch, llm):
+    monkeypatch.setattr(linear, "PACKED", {torch.float32: 0})
+    ids = torch.tensor([llm.tokenizer.encode("Hello there, who are you?")])
+    llm.generate("Hello", top_k=1)
+    outer = torch.nn.ModuleList([llm]).requires_grad_(True)
+    held = list(outer.parameters())
+    outer.train()
+    llm(ids).sum().backward()
+    assert all(p.grad is not None for p in llm.parameters())
+    assert {id(p) for p in llm.parameters()} <= {id(p) for p in held}
+
+
+def test_what_was_saved_after_an_answer(monkeypatch, llm, tmp_path):
+    monkeypatch.setattr(linear, "PACKED", {torch.float32: 0})
+    text = llm.generate("Hello", top_k=1)
+    llm.save(tmp_path / "out")
     assert LLM.load(tmp_path / "out", precision="32-true", accelerator="cpu").generate("Hello", top_k=1) == text
 
 

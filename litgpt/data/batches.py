@@ -31,8 +31,9 @@ class Batch:
     def to(self, device: torch.device) -> "Batch":
         ids, targets = self.ids, self.targets
         if device.type == "cuda":  # else the copy would wait for the work that the device has
-            ids, targets = ids.pin_memory(), targets.pin_memory()
-        ids, targets = (t.to(device, non_blocking=True) for t in (ids, targets))
+            ids, targets = (t.pin_memory().to(device, non_blocking=True) for t in (ids, targets))
+        else:
+            ids, targets = ids.to(device), targets.to(device)
         return Batch(ids, targets, self.documents, self.n_trained)
 
 

@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 import torch
 from torch import nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from litgpt.config import Config
@@ -79,7 +80,7 @@ class Reading:
     def ends(self, device: torch.device) -> torch.Tensor:
         """Where the documents begin, and where the last one ends, (documents + 1,), int32."""
         if self._ends is None:
-            self._ends = torch.tensor([0, *accumulate(self.documents)], dtype=torch.int32).to(device, non_blocking=True)
+            self._ends = torch.tensor([0, *accumulate(self.documents)], dtype=torch.int32).to(device)
         return self._ends
 
     @staticmethod
@@ -150,7 +151,7 @@ class CausalSelfAttention(nn.Module):
         cache = reading.cache
         if cache is not None and reading.each is not None:
             return self.attend_each(q, k, v, cache, reading.each, reading.seen)
-        if cache is None and len(reading.documents) > 1 and self.softcap is None and has_varlen(v):
+        if cache is None and len(reading.documents) > 1 and len(v) == 1 and self.softcap is None and has_varlen(v):
             return self.attend_together(q, k, v, reading)
         documents = zip(*(t.split_with_sizes(reading.documents, dim=2) for t in (q, k, v)))
         if cache is None:
@@ -229,9 +230,10 @@ class CausalSelfAttention(nn.Module):
 class CausalAttention(torch.autograd.Function):
     """Causal attention written out, a chunk of queries and the keys up to them at a time.
 
-    On a CPU that takes two thirds of the time of torch's fused kernel in float32, and less than half in bfloat16; no
-    fused kernel knows scores that stay within a cap. Lengths are rounded up, as `linear.rounded` says. The weights of a
-    long document are computed again in the backward pass, so that memory grows with its tokens, not with their square.
+    On a CPU that takes two thirds of the time of torch's fused kernel in float32, and less than half in bfloat16; and
+    no kernel of `F.scaled_dot_product_attention` knows scores that stay within a cap. Lengths are rounded up, as
+    `linear.rounded` says. The weights of a long document are computed again in the backward pass, so that memory grows
+    with its tokens, not with their square.
     """
 
     @staticmethod
@@ -256,6 +258,7 @@ class CausalAttention(torch.autograd.Function):
         return y[:, :, :total]
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
         q, k, v, *kept = ctx.saved_tensors
         grad_y = F.pad(grads[0], (0, 0, 0, q.size(2) - ctx.total))
@@ -295,9 +298,9 @@ def varlen() -> Optional[Callable[..., Any]]:
 
 def query_chunks(q: torch.Tensor) -> list[slice]:
     """The queries (B, n, T, hs), some at a time."""
-    least, most = QUERIES
-    fit = SCORES.get(q.dtype, 0) // q.shape[:3].numel() // ROUND * ROUND
-    size = min(max(fit, least), most)
+    least, most = QUERIES if q.is_cpu else (QUERIES[0], q.size(2))  # on a GPU few large products are faster
+    fit = (SCORES.get(q.dtype, 0) if q.is_cpu else 2**26) // q.shape[:3].numel() // ROUND * ROUND
+    size = max(min(fit, most), least)
     return [slice(start, min(start + size, q.size(2))) for start in range(0, q.size(2), size)]
 
 

@@ -160,7 +160,7 @@ class GPT(nn.Module):
                 idx, documents = self.read_again(idx, documents, cache, rows)
             starts = [cache.length(row) for row in rows]
         positions = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, documents)])
-        positions = positions.to(idx.device, non_blocking=True)
+        positions = positions.to(idx.device)
         x = self.transformer.wte(idx)
         if self.config.learned_positions:
             x = x + self.transformer.wpe(positions)
