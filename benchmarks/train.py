@@ -7,8 +7,8 @@ It runs the real command, `litgpt finetune METHOD`, in a process of its own, wit
 --model it trains a random Llama, of 58 million parameters unless flags say otherwise. Real tokens are those of the
 rows, prompts and answers, without padding. Seconds are those of the steps, not of loading, tokenizing or saving. MFU is
 what the run itself writes (litgpt/train/speed.py): against the model's own products at 1,024 tokens, timed alone in
-the same run. Peak memory is the largest resident set of the process, or on a GPU that of the device. Words after -- go
-to the command.
+the same run; and beside it against those of torch's `F.linear`, timed behind the run. Peak memory is the largest
+resident set of the process, or on a GPU that of the device. Words after -- go to the command.
 """
 
 import argparse
@@ -46,6 +46,23 @@ def parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     add_model_flags(parser)
     end = argv.index("--") if "--" in argv else len(argv)
     return parser.parse_args(argv[:end]), argv[end + 1 :]
+
+
+def over_f_linear(folder: Path, precision: str) -> float:
+    """How many times as fast the model's products are as those of torch's `F.linear`, timed alone, here and now."""
+    import torch
+
+    from litgpt.checkpoint import Checkpoint
+    from litgpt.model import GPT
+    from litgpt.train.launch import DTYPES, pick_device
+    from litgpt.train.speed import products_per_second
+
+    with torch.device("meta"):
+        model = GPT(Checkpoint(folder).config)
+    device = pick_device("auto")
+    dtype = torch.bfloat16 if precision == "bf16-mixed" else DTYPES[precision]
+    theirs = products_per_second(model, device, dtype, torch.nn.functional.linear)
+    return products_per_second(model, device, dtype) / theirs
 
 
 def command(args: argparse.Namespace, model: Path, rows: Path, out: Path, more: list[str]) -> list[Any]:
@@ -101,6 +118,7 @@ def main(argv: list[str]) -> None:
         words = command(args, args.model or folder / "model", rows, folder / "out", more)
         measured = run(words, folder / "log", LITGPT_CACHE=str(folder / "cache"))
         found = figures(folder / "out" / "metrics.csv")
+        found["mfu_of_f_linear"] = found["mfu"] * over_f_linear(args.model or folder / "model", args.precision)
     device = re.search(r"\d+ x (cpu|cuda|mps)", measured.output)[1]
     of_device = found.pop("device_peak_memory")
     peak = of_device if device == "cuda" else measured.peak_memory
@@ -122,7 +140,7 @@ def main(argv: list[str]) -> None:
     print(f"real tokens/s   {found['tokens_per_s']:,.1f} ({found['tokens']:,} tokens in {found['seconds']:.2f} s)")
     if found["tokens_per_s_after_first"]:
         print(f"without step 1  {found['tokens_per_s_after_first']:,.1f}")
-    print(f"MFU             {found['mfu']:.1%}")
+    print(f"MFU             {found['mfu']:.1%} (of the products of torch's F.linear: {found['mfu_of_f_linear']:.1%})")
     print(f"peak memory     {gigabytes(peak)}")
     publish(record, args.json)
 

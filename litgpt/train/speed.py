@@ -7,8 +7,9 @@ at trained positions, and none for attention's scores or for what is computed tw
 
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -69,13 +70,20 @@ def needed(name: str, linear: nn.Linear, model: GPT) -> float:
 
 
 @torch.no_grad()
-def products_per_second(model: GPT, device: torch.device, dtype: torch.dtype) -> float:
-    """Operations per second of the model's linear layers, forward, at `TOKENS` tokens."""
+def products_per_second(
+    model: GPT, device: torch.device, dtype: torch.dtype, product: Callable[..., torch.Tensor] = linear
+) -> float:
+    """Operations per second of the model's linear layers, forward, at `TOKENS` tokens.
+
+    Args:
+        model: Of any device: the weights are others.
+        product: What multiplies (n, in_features) with a weight (out_features, in_features).
+    """
     shapes = Counter((linear.in_features, linear.out_features) for _, linear in linears(model))
     operations, seconds, began = 0.0, 0.0, time.perf_counter()
     for (n_in, n_out), count in sorted(shapes.items(), key=lambda item: item[0][0] * item[0][1]):
         x, weight = (torch.ones(n, n_in, device=device, dtype=dtype) for n in (TOKENS, n_out))
-        took = min(timed(x, weight, device) for _ in range(6))  # the best of them: others may use the machine
+        took = min(timed(product, x, weight, device) for _ in range(6))  # the best: others may be at work
         operations += 2 * TOKENS * n_in * n_out * count
         seconds += took * count
         if time.perf_counter() - began > SECONDS:
@@ -83,9 +91,9 @@ def products_per_second(model: GPT, device: torch.device, dtype: torch.dtype) ->
     return operations / seconds
 
 
-def timed(x: torch.Tensor, weight: torch.Tensor, device: torch.device) -> float:
+def timed(product: Callable[..., Any], x: torch.Tensor, weight: torch.Tensor, device: torch.device) -> float:
     began = time.perf_counter()
-    linear(x, weight)
+    product(x, weight)
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter() - began
