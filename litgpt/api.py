@@ -28,8 +28,7 @@ from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.model.linear import pack, unpack
 from litgpt.prompts import PromptStyle, load_style, save_style
-from litgpt.tokenizer import FILES as TOKENIZER_FILES
-from litgpt.tokenizer import Tokenizer
+from litgpt.tokenizer import Tokenizer, copy_files, save_stop
 from litgpt.train.launch import DTYPES, Accelerator, pick_device
 from litgpt.train.start import Start, model_fields
 
@@ -413,10 +412,9 @@ class LLM(nn.Module):
             else:
                 base: Optional[Checkpoint] = self.source.checkpoint if self.source is not None else None
                 write_model(self.unpack().model, self.fields, temporary, base)
-                for name in TOKENIZER_FILES:
-                    if (self.tokenizer.folder / name).is_file():
-                        shutil.copyfile(self.tokenizer.folder / name, temporary / name)
-            save_style(style, temporary)
+                copy_files(self.tokenizer.folder, temporary)
+            save_style(style, temporary, self.tokenizer.prefix, self.tokenizer.eos_token or "")
+            save_stop(temporary, self.tokenizer.trained_stop(style), self.fields)
 
 
 def to_messages(prompt: Any) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
@@ -14,14 +15,11 @@ from litgpt.errors import UserError, nearest
 
 Message = Mapping[str, Any]  # `role` and `content`; the user's message of an instruction row may have an `input`
 
-CHATML = (  # for conversations where the checkpoint has no template
-    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' + message['content'] + turn_end + '\n' }}"
-    "{% endfor %}{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
-)
 # what an expression of a template may raise, beside jinja2's own errors
 OF_TEMPLATES = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 DICT_METHODS = frozenset(dir(dict))
-REASONING = ("reasoning_content", "reasoning", "thinking")  # names under which templates look for the same text
+REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for the same text
+INTERNAL = ("input", "train", "_context")  # fields of messages that no template reads
 
 
 class Rendered(NamedTuple):
@@ -85,11 +83,13 @@ class ChatTemplate(PromptStyle):
         template: The source.
         variables: What it may use beside the messages: `bos_token`, `eos_token` and so on.
         name: What it is called on the screen and in `prompt_style.yaml`.
+        for_tools: The template for conversations with tools, where the checkpoint has another one for them.
     """
 
     template: str
     variables: Mapping[str, str]
     name: str = "chat"
+    for_tools: Optional["ChatTemplate"] = None
     own_special_tokens = True  # BOS and the stop tokens are part of the text
 
     @cached_property
@@ -149,11 +149,20 @@ class ChatTemplate(PromptStyle):
         Raises:
             UserError: the template refuses it; its own words are in the message.
         """
+        if tools and self.for_tools:
+            return self.for_tools.render(messages, add_generation_prompt, tools)
+        calls = any(message.get("tool_calls") for message in messages)
+        return self.filled(
+            [plain(m, self.call_form if calls else None) for m in messages], add_generation_prompt, tools
+        )
+
+    def filled(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Optional[list] = None) -> str:
+        """The text of messages that are as this template reads them."""
         import jinja2
 
         try:
             return self.compiled.render(
-                messages=[plain(m) for m in messages],
+                messages=messages,
                 tools=tools,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
@@ -161,6 +170,29 @@ class ChatTemplate(PromptStyle):
             )
         except (jinja2.TemplateError, *OF_TEMPLATES) as e:
             raise UserError(f"the chat template refuses these messages: {e}") from e
+
+    @cached_property
+    def call_form(self) -> "CallForm":
+        """How this template shows a tool call, found by trying the forms. Where several work, the first one wins:
+        arguments as an object, which `transformers` recommends, and no content."""
+        call = {"type": "function", "function": {"name": "probe", "arguments": {"key": "value"}}}
+        said = {"role": "assistant", "content": "", "tool_calls": [{"id": "call00001", **call}]}
+        tool = {"type": "function", "function": {"name": "f", "description": "f", "parameters": {"type": "object"}}}
+
+        def score(form: CallForm) -> int:
+            best = -1  # the template refuses it
+            for tools in (None, [tool]):
+                with suppress(UserError):
+                    text = self.filled([{"role": "user", "content": "a"}, plain(said, form)], False, tools)
+                    shown = "probe" in text and "key" in text and "value" in text
+                    clean = "&#34;" not in text and re.search(r'"key"\s*:\s*"value"', text) is not None
+                    best = max(best, shown + (shown and clean))
+            return best
+
+        empty: list[dict[str, Any]] = [{}, {"content": ""}]
+        forms = [CallForm(as_text, content) for as_text in (False, True) for content in empty]
+        forms += [CallForm(as_text, {"content": None}) for as_text in (False, True)]
+        return max(forms, key=score)
 
     def prompt(self, messages: Sequence[Message], tools: Optional[list] = None) -> str:
         """The text that the answer to the last message follows."""
@@ -174,6 +206,8 @@ class ChatTemplate(PromptStyle):
         An answer begins behind the prompt before it and ends with the `turn_end` that closes it: what the template
         writes after that (a line break, say) belongs to nobody.
         """
+        if tools and self.for_tools:
+            return self.for_tools.render_row(messages, tools, turn_end)
         whole = self.render(messages, False, tools)
         answers = []
         for i, message in enumerate(messages):
@@ -208,17 +242,27 @@ class ChatTemplate(PromptStyle):
         first = len(whole) - len(whole[start:].lstrip())
         if turn_end and not more and whole.startswith(words, first):
             found = whole.find(turn_end, first + len(words))
-            if found >= 0:
+            if found >= 0 and not whole[first + len(words) : found].strip():
                 return found + len(turn_end)
-        part = ""
-        with suppress(UserError):
-            part = whole if i == len(messages) - 1 else self.render(messages[: i + 1], False, tools)
+        part, limit = whole, len(whole)
+        if i < len(messages) - 1:
+            part = ""
+            with suppress(UserError):
+                part = self.render(messages[: i + 1], False, tools)
+            for j in range(i + 1, len(messages)):  # no message that follows is part of it, wherever the next stop is
+                with suppress(UserError):
+                    other = [*messages[:j], {**messages[j], "content": "\uffff"}, *messages[j + 1 :]]
+                    limit = max(start, shared_length(self.render(other, False, tools), whole))
+                    if limit < len(whole):
+                        break
         if turn_end:  # the answer may hold one itself: the last one in its message closes it
-            unclear = not part or not whole.startswith(part)
-            found = whole.find(turn_end, start) if unclear else whole.rfind(turn_end, start, len(part))
+            clear = bool(part) and whole.startswith(part)
+            found = whole.rfind(turn_end, start, len(part) if clear else limit)
+            if found < 0 and clear:
+                found = whole.find(turn_end, len(part), limit)  # it stands between this message and the next
             if found >= 0:
                 return found + len(turn_end)
-        return max(start, shared_length(part, whole))
+        return max(start, min(limit, shared_length(part, whole)))
 
     def quick_start(self, whole: str, words: str) -> Optional[int]:
         """Where the last answer begins, seen from what the template writes around every answer, without rendering the
@@ -264,11 +308,46 @@ def words_of(message: Message) -> str:
     return str(message.get("content") or "").strip()
 
 
-def plain(message: Message) -> dict[str, Any]:
-    """A message as templates expect it: an `input` stands below the content, reasoning under all its names, and what
-    only training reads is gone."""
-    fields = {k: v for k, v in message.items() if k not in ("input", "train")}
+class CallForm(NamedTuple):
+    """What a message with tool calls looks like for a template.
+
+    Args:
+        as_text: Whether arguments are JSON text; otherwise they are an object.
+        empty: The content of a message that has none: missing, empty or null.
+    """
+
+    as_text: bool
+    empty: dict[str, Any]
+
+
+def plain(message: Message, form: Optional[CallForm] = None) -> dict[str, Any]:
+    """A message as templates expect it: without fields that are null, an `input` below the content, reasoning under all
+    its names, tool calls in the form that the template can show, and without what only training reads."""
+    fields = {k: v for k, v in message.items() if k not in INTERNAL and v is not None}
     if message.get("input"):
         fields["content"] = f"{message['content']}\n\n{message['input']}"
-    reasoning = next((fields[k] for k in REASONING if fields.get(k)), None)
-    return fields if reasoning is None else {**dict.fromkeys(REASONING, reasoning), **fields}
+    reasoning = next((r for k in REASONING if isinstance(r := fields.get(k), str) and r), None)
+    if reasoning is not None:
+        fields = {**dict.fromkeys(REASONING, reasoning), **fields}
+    if form is not None and fields.get("tool_calls"):
+        fields["tool_calls"] = [call_in(form, call) for call in fields["tool_calls"]]
+        if not fields.get("content"):
+            fields = {k: v for k, v in fields.items() if k != "content"} | form.empty
+    else:
+        fields.setdefault("content", "")
+    return fields
+
+
+def call_in(form: CallForm, call: Any) -> Any:
+    """A tool call with its arguments in a form. What is not a call of OpenAI's form stays as it is."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or "arguments" not in function:
+        return call
+    arguments = function["arguments"]
+    if form.as_text and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not form.as_text and isinstance(arguments, str):
+        with suppress(ValueError, RecursionError):
+            found = json.loads(arguments)
+            arguments = found if isinstance(found, dict) else arguments
+    return {**call, "function": {**function, "arguments": arguments}}

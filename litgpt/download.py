@@ -28,6 +28,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from litgpt.errors import UserError, nearest
 from litgpt.files import flush_names, link, put_back, read_json, replace_folder, same
 from litgpt.hub import CHECKPOINTS, offline, repositories
+from litgpt.prompts import MORE_TEMPLATES
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -237,6 +238,7 @@ def needed(repository: Repository, tokenizer_only: bool) -> set[str]:
     """
     there = {file.name for file in repository.files}
     wanted = {"config.json", *TOKENIZER_FILES} & there
+    wanted |= {name for name in there if re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)}
     if tokenizer_only:
         if not wanted - {"config.json", "generation_config.json"}:
             raise UserError(f"{repository.repo_id} has no tokenizer files.")
@@ -273,6 +275,7 @@ def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path
     for file in files:
         if not file.is_whole(partial / file.name):
             (partial / file.name).unlink(missing_ok=True)
+            (partial / file.name).parent.mkdir(exist_ok=True)
             if file.is_whole(target / file.name):
                 link(target / file.name, partial / file.name)
             else:
@@ -410,7 +413,8 @@ def tidy(partial: Path, names: Iterable[str]) -> None:
     wanted = set(names)
     for path in partial.iterdir() if partial.is_dir() else ():
         if path.is_dir():
-            shutil.rmtree(path, ignore_errors=True)
+            if path.name != MORE_TEMPLATES:
+                shutil.rmtree(path, ignore_errors=True)
         elif path.name not in wanted and not SHARD.fullmatch(path.name):
             path.unlink()
 
@@ -418,8 +422,8 @@ def tidy(partial: Path, names: Iterable[str]) -> None:
 def finish(partial: Path, target: Path, names: set[str], tokenizer_only: bool) -> None:
     """Put the whole folder in its place. What was there and is no file of the model, or was not asked for, stays."""
     shutil.rmtree(partial / ".cache", ignore_errors=True)
-    for path in partial.iterdir():
-        if path.name not in names:  # shards of another revision
+    for path in [path for path in partial.rglob("*") if path.is_file()]:
+        if path.relative_to(partial).as_posix() not in names:  # shards of another revision
             path.unlink()
         else:
             with open(path, "rb+") as f:
@@ -427,12 +431,17 @@ def finish(partial: Path, target: Path, names: set[str], tokenizer_only: bool) -
     for path in target.iterdir() if target.is_dir() else ():
         replaced = path.name in names or (SHARD.fullmatch(path.name) and not tokenizer_only)
         if path.is_dir():
-            shutil.copytree(path, partial / path.name, copy_function=link)
+            shutil.copytree(path, partial / path.name, copy_function=link_missing, dirs_exist_ok=True)
         elif not replaced:
             link(path, partial / path.name)
     flush_names(partial)
     replace_folder(partial, target)
     flush_names(target.parent)
+
+
+def link_missing(source: Any, target: Any) -> None:
+    if not os.path.exists(target):
+        link(source, target)
 
 
 def quiet_library() -> None:

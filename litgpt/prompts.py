@@ -4,18 +4,22 @@ A `PromptStyle` is either a checkpoint's own chat template (`ChatTemplate`) or a
 (`NamedStyle`).
 """
 
+import json
 import re
+import shutil
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, cast
 
 import yaml
 
-from litgpt.chat_template import CHATML, ChatTemplate, PromptStyle
+from litgpt.chat_template import ChatTemplate, PromptStyle
 from litgpt.errors import UserError, nearest
 from litgpt.files import read_json
-from litgpt.styles import STYLES
+from litgpt.styles import STYLES, NamedStyle
 
 STYLE_FILE = "prompt_style.yaml"
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
@@ -30,15 +34,32 @@ def template_variables(folder: Path) -> dict[str, str]:
     return found
 
 
-def checkpoint_template(folder: Path) -> Optional[ChatTemplate]:
-    """The chat template of a model folder, if it has one."""
+def chat_templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a model folder by their names, as `transformers` reads them: `default`, and maybe
+    `tool_use` for conversations with tools. Files win over `tokenizer_config.json`."""
+    files = [folder / TEMPLATE, *sorted((folder / MORE_TEMPLATES).glob("*.jinja"))]
+    found = {file.stem: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    if found:
+        return {"default" if name == Path(TEMPLATE).stem else name: template for name, template in found.items()}
     fields = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
     template: Any = fields.get("chat_template")
-    if (folder / "chat_template.jinja").is_file():
-        template = (folder / "chat_template.jinja").read_text(encoding="utf-8")
-    if isinstance(template, list):  # several, each with a name
-        template = {t["name"]: t["template"] for t in template}.get("default")
-    return ChatTemplate(template, template_variables(folder)) if template else None
+    if isinstance(template, list):
+        template = {t["name"]: t["template"] for t in template}
+    return template if isinstance(template, dict) else {"default": template} if template else {}
+
+
+def checkpoint_template(folder: Path) -> Optional[ChatTemplate]:
+    """The chat template of a model folder, if it has one."""
+    return make_template(chat_templates(folder), template_variables(folder))
+
+
+def make_template(
+    templates: Mapping[str, str], variables: Mapping[str, str], name: str = "chat"
+) -> Optional[ChatTemplate]:
+    if "default" not in templates:
+        return None
+    for_tools = ChatTemplate(templates["tool_use"], variables, name) if "tool_use" in templates else None
+    return ChatTemplate(templates["default"], variables, name, for_tools)
 
 
 def chatml(folder: Path) -> ChatTemplate:
@@ -47,15 +68,17 @@ def chatml(folder: Path) -> ChatTemplate:
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
     tokens = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
     end = "<|im_end|>" if '"<|im_end|>"' in tokens else variables.get("eos_token", "<|im_end|>")
-    return ChatTemplate(CHATML, {**variables, "turn_end": end}, name="chatml")
+    source = Path(__file__).with_name("chatml.jinja").read_text(encoding="utf-8")
+    return ChatTemplate(source.replace("TURN_END", json.dumps(end, ensure_ascii=False)), variables, name="chatml")
 
 
 def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
     """The style that `--data.prompt_style` means for a checkpoint.
 
     Args:
-        name: `auto` for the checkpoint's template or, where it has none, chatml for conversations and alpaca for
-            instruction rows; `chat` for the template; `chatml`; a named style; or the path of a Jinja template.
+        name: `auto` for the style that the checkpoint was trained with here; else its template; else chatml for
+            conversations and alpaca for instruction rows. `chat` for the template; `chatml`; a named style; or the
+            path of a Jinja template.
         folder: The checkpoint.
         chat: Whether the rows are conversations.
 
@@ -66,6 +89,8 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
         return STYLES[name]
     if name == "chatml":
         return chatml(folder)
+    if name == "auto" and (folder / STYLE_FILE).is_file():
+        return load_style(folder)
     if name in ("auto", "chat"):
         template = checkpoint_template(folder)
         if template is None and name == "chat":
@@ -84,13 +109,44 @@ def style_fields(style: PromptStyle) -> dict[str, Any]:
     fields: dict[str, Any] = {"prompt_style": style.name}
     if isinstance(style, ChatTemplate):
         fields |= {"template": style.template, "variables": dict(style.variables)}
+        fields |= {"tool_use": style.for_tools.template} if style.for_tools else {}
     return fields
 
 
-def save_style(style: PromptStyle, folder: Path) -> None:
-    """Write `prompt_style.yaml`."""
+def save_style(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
+    """Write `prompt_style.yaml`, and the style as the chat template of the folder.
+
+    Args:
+        bos: What the tokenizer puts before a text by itself.
+        eos: The token that ends answers where the style writes none.
+    """
     text = yaml.safe_dump(style_fields(style), sort_keys=False, allow_unicode=True)
     (folder / STYLE_FILE).write_text(text, encoding="utf-8", newline="\n")
+    save_template(style, folder, bos, eos)
+
+
+def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
+    """Make a style the chat template of a model folder, so that other programs render what was trained. The folder's
+    other templates are removed; one that is the same already stays as it is. Arguments as for `save_style`."""
+    if isinstance(style, NamedStyle):
+        templates = {"default": style.jinja(bos, eos)}
+    elif isinstance(style, ChatTemplate):
+        templates = {"default": style.template} | ({"tool_use": style.for_tools.template} if style.for_tools else {})
+    else:  # made in Python
+        return
+    found = chat_templates(folder)
+    if templates.items() <= found.items() and ("tool_use" in found) == ("tool_use" in templates):
+        return
+    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+    (folder / TEMPLATE).write_text(templates["default"], encoding="utf-8", newline="\n")
+    if "tool_use" in templates:
+        (folder / MORE_TEMPLATES).mkdir()
+        (folder / MORE_TEMPLATES / "tool_use.jinja").write_text(templates["tool_use"], encoding="utf-8", newline="\n")
+    config = folder / "tokenizer_config.json"
+    if config.is_file():  # read by programs that do not know the files
+        listed = [{"name": name, "template": template} for name, template in templates.items()]
+        fields = read_json(config) | {"chat_template": listed if len(listed) > 1 else templates["default"]}
+        config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_style(folder: Path) -> PromptStyle:
@@ -108,7 +164,8 @@ def load_style(folder: Path) -> PromptStyle:
         raise UserError(f"{path} is not YAML: {e}.") from e
     name = fields.get("prompt_style") if isinstance(fields, dict) else None
     if isinstance(name, str) and isinstance(fields.get("template"), str):
-        return ChatTemplate(fields["template"], fields.get("variables") or {}, name=name)
+        templates = {"default": fields["template"]} | ({"tool_use": fields["tool_use"]} if "tool_use" in fields else {})
+        return cast(ChatTemplate, make_template(templates, fields.get("variables") or {}, name))
     if name in STYLES:
         return STYLES[name]
     if isinstance(fields, dict) and (style := litgpt_style(str(fields.get("class_path")))):

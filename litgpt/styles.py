@@ -1,5 +1,6 @@
 """LitGPT's named prompt styles: fixed texts around a prompt."""
 
+import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -91,6 +92,77 @@ class NamedStyle(PromptStyle):
                 answers.append((start, start + len(message["content"] + (self.close or "").rstrip()), i))
         text = prompt + messages[-1]["content"]
         return Rendered(text, [*answers, (len(prompt), len(text), len(messages) - 1)])
+
+    def jinja(self, bos: str, eos: str) -> str:
+        """The style as a chat template for other programs. A style for one prompt shows the last one, as `litgpt chat`.
+
+        Args:
+            bos: What the tokenizer puts before a text by itself.
+            eos: The token that ends an answer.
+        """
+        joined = "(message.content + ('\\n\\n' + message.input if message.input else ''))"
+        first = shown_as(self.text, self.system, self.system_frame, prompt=joined)
+        if self.with_input:
+            values = {"prompt": "message.content", "input": "message.input"}
+            with_input = shown_as(self.with_input, self.input_system, self.system_frame, **values)
+            first = f"({with_input} if message.input else {first})"
+        blocks = {
+            "NO_SYSTEM": "false" if "{system}" in self.text else "system",
+            "ONE_PROMPT": "true" if self.close is None else "false",
+            "BOS": quoted(bos),
+            "FIRST": first,
+            "LATER": expression(self.text.rpartition("{system}")[2], prompt=joined),
+            "EOS": quoted(eos),
+            "CLOSE": quoted(self.close or ""),
+        }
+        return re.sub("|".join(blocks), lambda found: blocks[found[0]], JINJA)
+
+
+JINJA = """\
+{%- set system = messages[0].content if messages and messages[0].role == 'system' else '' %}
+{%- set turns = messages[1:] if messages and messages[0].role == 'system' else messages %}
+{%- if tools or NO_SYSTEM %}
+    {{- raise_exception('This prompt style does not show such messages.') }}
+{%- endif %}
+{%- set ns = namespace(start=0) %}
+{%- for message in turns %}
+    {%- if message.role == 'user' and ONE_PROMPT %}
+        {%- set ns.start = loop.index0 %}
+    {%- endif %}
+{%- endfor %}
+{{- BOS }}
+{%- for message in turns[ns.start:] %}
+    {%- if message.role == 'user' and loop.first %}
+        {{- FIRST }}
+    {%- elif message.role == 'user' %}
+        {{- LATER }}
+    {%- elif message.role == 'assistant' and not message.tool_calls %}
+        {{- message.content + (EOS if loop.last else CLOSE) }}
+    {%- else %}
+        {{- raise_exception('This prompt style does not show such messages.') }}
+    {%- endif %}
+{%- endfor %}
+"""
+
+
+def shown_as(text: str, system: str, frame: str, **values: str) -> str:
+    """What a text of a style is in a template, with the system message of the conversation or else the style's own.
+    `values` are expressions for the other names in braces."""
+    framed = expression(frame, system=f"(system or {quoted(system)})")
+    shown = framed if system else f"({framed} if system else '')"
+    return expression(text, system=f"({shown})", **values)
+
+
+def expression(text: str, **values: str) -> str:
+    """`fill` as an expression of a template; `values` are expressions too."""
+    parts = [
+        values.get(part, quoted(f"{{{part}}}")) if i % 2 else quoted(part) for i, part in enumerate(fields_of(text))
+    ]
+    return " + ".join(part for part in parts if part != quoted("")) or quoted("")
+
+
+def quoted(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
 
 
 def fill(text: str, **values: str) -> str:

@@ -3,7 +3,9 @@
 import codecs
 import hashlib
 import itertools
+import json
 import re
+import shutil
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -12,8 +14,9 @@ from typing import Any, Optional, Protocol
 
 from litgpt.errors import UserError
 from litgpt.files import read_json
-from litgpt.prompts import SPECIAL_TOKENS, PromptStyle
+from litgpt.prompts import MORE_TEMPLATES, SPECIAL_TOKENS, TEMPLATE, PromptStyle
 
+GENERATION = "generation_config.json"
 FILES = (
     "tokenizer.json",
     "tokenizer.model",
@@ -22,8 +25,8 @@ FILES = (
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
-    "chat_template.jinja",
-    "generation_config.json",
+    TEMPLATE,
+    GENERATION,
 )  # what belongs to the tokenizer of a folder, and is copied with it
 
 
@@ -75,7 +78,7 @@ class Tokenizer:
         self.kind = kind
         stops = [self.eos_id, *as_list(model.get("eos_token_id"))]
         for place in {folder, model_folder}:
-            stops += as_list(optional_json(place / "generation_config.json").get("eos_token_id"))
+            stops += as_list(optional_json(place / GENERATION).get("eos_token_id"))
         self.stop_ids = frozenset(i for i in stops if i is not None)
 
     def token_id(self, token: Optional[str], otherwise: Any) -> Optional[int]:
@@ -96,6 +99,16 @@ class Tokenizer:
         end = style.turn_end(self.special_tokens)
         found = self.backend.token_id(end) if end else None
         return self.stop_ids if found is None else self.stop_ids | {found}
+
+    def trained_stop(self, style: PromptStyle) -> Optional[int]:
+        """The token that ends an answer in training: the one that the style writes, else EOS."""
+        end = style.turn_end(self.special_tokens)
+        return self.backend.token_id(end) if end else self.eos_id
+
+    @property
+    def prefix(self) -> str:
+        """What the tokenizer puts before a text by itself, such as BOS."""
+        return self.decode(self.backend.before, skip_special=False)
 
     def fingerprint(self) -> str:
         """Changes when the tokenizer does."""
@@ -433,6 +446,32 @@ def named_tokens(fields: dict[str, Any]) -> list[str]:
         listed = fields.get(key) or []
         named += listed.values() if isinstance(listed, dict) else listed
     return [text for token in named if (text := token_text(token))]
+
+
+def copy_files(source: Path, target: Path) -> None:
+    """Copy what belongs to the tokenizer of a folder."""
+    for name in FILES:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+    if (source / MORE_TEMPLATES).is_dir():
+        shutil.copytree(source / MORE_TEMPLATES, target / MORE_TEMPLATES, dirs_exist_ok=True)
+
+
+def save_stop(folder: Path, stop: Optional[int], model: dict[str, Any]) -> None:
+    """Add the token that ends a trained answer to `eos_token_id` in the `generation_config.json` of a folder, so that
+    other programs stop there too. A file that names it already stays as it is.
+
+    Args:
+        model: The `config.json` of the model, whose ids hold where the folder has no `generation_config.json`.
+    """
+    path = folder / GENERATION
+    fields = optional_json(path) or {
+        k: model[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in model
+    }
+    known = [i for i in as_list(fields.get("eos_token_id")) if i is not None]
+    if stop is not None and stop not in known:
+        fields = fields | {"eos_token_id": [*known, stop] if known else stop}
+        path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def optional_json(path: Path) -> dict[str, Any]:

@@ -178,6 +178,33 @@ def test_columns_weights_and_several_paths(llama, tmp_path, capsys):
     assert code == 2 and "no known form" in err
 
 
+@pytest.mark.parametrize("skip", [False, True])
+@pytest.mark.parametrize("by", ["columns", "format"])
+def test_a_validation_file_has_its_own_columns(llama, tmp_path, capsys, skip, by):
+    """What is said of the training file holds for it only where it has such columns, or is of that form."""
+    rows, held = make_rows(20), make_rows(5, seed=9)
+    renamed = [{"q": r["instruction"], "i": r["input"], "a": r["output"]} for r in rows] if by == "columns" else rows
+    words = ["--data", "JSON", "--data.json_path", write(tmp_path / "train.jsonl", renamed)]
+    words += (
+        ["--data.columns", "{instruction: q, input: i, output: a}"] if by == "columns" else ["--data.format", "alpaca"]
+    )
+    words += ["--data.on_bad_row", "skip"] if skip else []
+    chats = [
+        {"messages": [{"role": "user", "content": r["instruction"]}, {"role": "assistant", "content": "x"}]}
+        for r in held
+    ]
+    same = [{"q": r["instruction"], "i": r["input"], "a": r["output"]} for r in held]
+    for number, val in enumerate((held, chats, same if by == "columns" else held)):
+        path = write(tmp_path / f"val{number}.jsonl", val)
+        code, out, err = check(capsys, llama, *words, "--data.val_path", path, "--json")
+        assert not code, err
+        report = json.loads(out)
+        assert (report["val"]["rows"], report["val_counts"]["bad"]) == (5, 0)
+    unlike = write(tmp_path / "unlike.jsonl", [{"x": 1}] * 4)
+    code, out, err = check(capsys, llama, *words, "--data.val_path", unlike)
+    assert code == (1 if skip else 2) and "unlike.jsonl" in (out if skip else err), "a file without a usable row"
+
+
 def test_the_cache_is_never_stale(llama, tmp_path, capsys):
     """A changed file, option or tokenizer makes new tokens."""
     file = write(tmp_path / "rows.jsonl", make_rows(10))

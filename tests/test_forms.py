@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from litgpt.data.base import Source
 from litgpt.data.forms import FORMS, Row, recognise, rename, to_row
 from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError
@@ -54,24 +55,24 @@ def error(fields: Any, form: str = "", **options: Any) -> str:
 @pytest.mark.parametrize(
     ("form", "fields", "row"),
     [
-        ("alpaca", {"instruction": "q", "output": "a"}, Row([user("q", input=""), A])),
-        ("alpaca", {"instruction": "q", "input": None, "output": "a"}, Row([user("q", input=""), A])),
+        ("alpaca", {"instruction": "q", "output": "a"}, Row([Q, A])),
+        ("alpaca", {"instruction": "q", "input": None, "output": "a"}, Row([Q, A])),
         ("alpaca", {"instruction": "q", "input": "i", "output": "a", "text": "t"}, Row([user("q", input="i"), A])),
         (
             "alpaca",
             {"instruction": "q", "context": "i", "response": "a", "category": "qa"},
             Row([user("q", input="i"), A]),
         ),
-        ("history", {"instruction": "q", "input": "", "output": "a", "history": []}, Row([user("q", input=""), A])),
+        ("history", {"instruction": "q", "input": "", "output": "a", "history": []}, Row([Q, A])),
         (
             "history",
             {"instruction": "q", "output": "a", "history": [["1", "2"], ["3", "4"]]},
-            Row([user("1"), bot("2"), user("3"), bot("4"), user("q", input=""), A]),
+            Row([user("1"), bot("2"), user("3"), bot("4"), Q, A]),
         ),
         (
             "history",
             {"instruction": "q", "output": "a", "history": '[["1", "2"]]'},  # as CSV has it
-            Row([user("1"), bot("2"), user("q", input=""), A]),
+            Row([user("1"), bot("2"), Q, A]),
         ),
         ("prompt_completion", {"prompt": "q", "completion": "a"}, Row([Q, A])),
         ("prompt_completion", {"prompt": [system("s"), Q], "completion": [A]}, Row([system("s"), Q, A])),
@@ -124,7 +125,6 @@ def error(fields: Any, form: str = "", **options: Any) -> str:
             Row([system("s"), Q, A]),
         ),
         ("preference", {"chosen": [Q, A], "rejected": [Q, B]}, Row([Q, A])),
-        ("preference", {"messages": [Q, B, Q], "chosen": A, "rejected": B}, Row([Q, B, Q, A])),
         (
             "preference",
             {"conversations": [says("human", "q")], "chosen": says("gpt", "a"), "rejected": says("gpt", "b")},
@@ -172,12 +172,104 @@ def test_tool_calls():
     assert calls({"name": "add", "arguments": "a=1"})[0]["function"]["arguments"] == "a=1"
     assert calls({"name": "add", "arguments": None})[0]["function"]["arguments"] == {}
     assert messages(Q, bot(None, function_call=as_text["function"]))[1] == bot("", tool_calls=[CALL])
-    result = {"role": "tool", "content": "3", "name": "add", "tool_call_id": "x", "else": 1}
-    assert messages(Q, result, A)[1] == {k: v for k, v in result.items() if k != "else"}
-    assert messages(Q, bot("a", reasoning_content="r", name=None, tool_calls=None)) == [
-        Q,
-        bot("a", reasoning_content="r"),
-    ]
+
+
+def test_other_fields_of_messages_are_kept():
+    """Whatever a template may read, but not what is null."""
+    result = {"role": "tool", "content": "3", "name": "add", "tool_call_id": "x", "else": {"a": [1, None]}}
+    assert messages(Q, result, A)[1] == result
+    beside = {"thinking": "t", "reasoning": "r", "reasoning_content": "c", "citations": ["x"]}
+    assert messages(Q, bot("a", name=None, tool_calls=None, **beside)) == [Q, bot("a", **beside)]
+
+
+# What a row of each form has at least, and its answer. What stands beside it has to arrive in the messages.
+SHORTEST: list[dict] = [
+    {"instruction": "q", "output": "a"},
+    {"instruction": "q", "response": "a"},
+    {"instruction": "q", "output": "a", "history": [["1", "2"]]},
+    {"question": "q", "answer": "a"},
+    {"prompt": "q", "completion": "a"},
+    {"prompt": [Q], "completion": [A]},
+    {"prompt": "q", "chosen": "a", "rejected": "b"},
+    {"chosen": [Q, A], "rejected": [Q, B]},
+    {"conversations": [says("human", "q")], "chosen": says("gpt", "a"), "rejected": says("gpt", "b")},
+    {"prompt": "q", "completion": "a", "label": True},
+    {"messages": [Q, A], "kto_tag": True},
+    {"messages": [Q, A]},
+    {"conversations": [says("human", "q"), says("gpt", "a")]},
+]
+
+
+@pytest.mark.parametrize("fields", SHORTEST, ids=lambda fields: "-".join(fields))
+@pytest.mark.parametrize("mapped", [False, True])
+def test_what_every_conversation_may_have_beside_it(fields, mapped):
+    extras = {"system": "s", "tools": TOOLS, "input": "i", "context": "c", "thinking": "t"}
+    columns = {key: f"My {key}" for key in extras} if mapped else None
+    fields = fields | {(columns or {}).get(key, key): value for key, value in extras.items()}
+    form = recognise(rename(fields, columns, "here") if columns else fields, "here")
+    row = to_row(fields, form, "here", columns)
+    assert row and row.tools == TOOLS
+    assert row.messages[0] == system("s")
+    assert row.messages[-1] == bot("a", thinking="t")
+    assert row.messages[-2] == user("q", input="i\n\nc")
+
+
+def test_what_a_conversation_says_already_is_not_said_twice():
+    """Data sets keep the columns that their messages were made from."""
+    said = [user("Read this: some text. Then answer."), bot("Since x. a")]
+    assert messages(*said, context="some text.", input="", thinking="Since x.") == said
+    assert messages(Q, A, Q, A, context="c") == [user("q", input="c"), A, Q, A]
+
+
+def test_columns_that_a_form_does_not_use():
+    fields = {"q": "q", "a": "a", "t": "t", "h": None}
+    for form, columns in (
+        ("text", {"text": "t", "system": "a"}),
+        ("alpaca", {"instruction": "q", "output": "a", "question": "t"}),
+    ):
+        with pytest.raises(UserError, match=r"--data\.columns (system|question)"):
+            to_row(fields, form, "here", columns)
+    columns = {"instruction": "q", "output": "a", "history": "h"}
+    assert to_row(fields, "alpaca", "here", columns) == Row([Q, A]), "a mapping for other rows of the file"
+
+
+def as_text(*said: dict) -> list[tuple[str, bool]]:
+    """Answers, and whether they belong to the prompt."""
+    return [(m["content"], bool(m.get("_context"))) for m in said if m["role"] == "assistant"]
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"prompt": [Q, B, Q], "completion": "a"},
+        {"prompt": [Q, B, Q], "completion": [A]},
+        {"prompt": [Q, B, Q], "chosen": "a", "rejected": "c"},
+        {"messages": [Q, B, Q], "chosen": A, "rejected": B},
+        {"chosen": [Q, B, Q, A], "rejected": [Q, B, Q, bot("c")]},
+        {"chosen": [Q, B, Q, A], "rejected": [Q, B, Q, A]},
+        {"prompt": [Q, B, Q], "completion": "a", "label": 1},
+        {"messages": [Q, B, Q, A], "label": True},
+    ],
+)
+def test_answers_in_a_prompt_are_context(fields):
+    row = convert(fields)[1]
+    assert row and as_text(*row.messages) == [("b", True), ("a", False)]
+    own = json.loads(json.dumps(fields).replace('"content": "b"', '"content": "b", "train": true'))
+    row = convert(own)[1]
+    assert row and as_text(*row.messages) == [("b", False), ("a", False)], "the row itself wants it trained"
+
+
+@pytest.mark.parametrize(
+    "fields", [{"messages": [Q, B, Q, A]}, {"instruction": "q", "output": "a", "history": [["q", "b"]]}]
+)
+def test_answers_in_a_conversation_are_answers(fields):
+    row = convert(fields)[1]
+    assert row and as_text(*row.messages) == [("b", False), ("a", False)]
+
+
+def test_tools_as_texts():
+    texts = [json.dumps(tool) for tool in TOOLS]
+    assert convert({"messages": [Q, A], "tools": texts})[1] == Row([Q, A], TOOLS)
 
 
 def test_which_messages_are_trained():
@@ -247,7 +339,7 @@ def test_not_recognised(fields, message):
         ),
         ("alpaca", {"instruction": "q", "output": "a", "context": 1}, "has context '1', which is a number and not"),
         ("history", {"instruction": "q", "output": "a", "history": "x"}, "has history 'x', which is text and not a"),
-        ("history", {"instruction": "q", "output": "a", "history": [["1"]]}, "has history whose turn 1 is no list of"),
+        ("history", {"instruction": "q", "output": "a", "history": [["1"]]}, "has history whose turn 1 is not a list"),
         ("history", {"instruction": "q", "output": "a", "history": [["1", 2]]}, "has turn 1 of history '2', which is"),
         ("question_answer", {"question": "q", "answer": True}, "has answer 'True', which is true or false and not"),
         ("prompt_completion", {"prompt": "q", "completion": 3}, "has completion that is a number; a text or messages"),
@@ -257,8 +349,8 @@ def test_not_recognised(fields, message):
         ("preference", {"chosen": "a", "rejected": "b"}, "lacks prompt, messages or conversations; it has chosen, rej"),
         ("preference", {"prompt": "q", "chosen": Q, "rejected": B}, "has chosen without a message of the assistant"),
         ("preference", {"prompt": "q", "chosen": 3, "rejected": B}, "has chosen that is a number"),
-        ("label", {"messages": [Q, A], "label": "good"}, "has label 'good'; true (a wanted answer) or false is wanted"),
-        ("label", {"messages": [Q, A], "label": None, "kto_tag": 2}, "has kto_tag '2'; true"),
+        ("label", {"messages": [Q, A], "label": "good"}, "has label 'good'. Expected true"),
+        ("label", {"messages": [Q, A], "label": None, "kto_tag": 2}, "has kto_tag '2'. Expected true"),
         ("label", {"completion": "a", "label": True}, "lacks prompt; it has completion, label."),
         ("text", {"text": 3}, "has text '3', which is a number and not text."),
         ("text", {"text": "a\0"}, "has text with a NUL character (character 2). Mend the row; --data.on_bad_row skip"),
@@ -361,6 +453,37 @@ def test_rows_of_parquet(tmp_path):
     made = [to_row(value, recognise(value, where), where) for where, value in read_rows(tmp_path / "a.parquet")]
     calls = bot("", tool_calls=[{"id": "1", **CALL}])
     assert made == [Row([Q, bot("a", train=False), Q, calls, A], TOOLS), Row([Q, A])]
+
+
+UNLIKE: list[dict] = [  # objects that one column of a table gives one type
+    {
+        "messages": [Q, bot("", tool_calls=[{"function": {"name": "weather", "arguments": {"city": "Rome"}}}])],
+        "tools": [{"name": "weather", "parameters": {"type": "object", "properties": {"city": {"type": "string"}}}}],
+    },
+    {
+        "messages": [Q, bot("", tool_calls=[{"function": {"name": "add", "arguments": {"n": 3, "at": {"x": 1}}}}])],
+        "tools": [{"name": "add", "parameters": {"type": "object", "properties": {"n": {"type": "number"}}}}],
+    },
+    {"messages": [Q, A], "tools": None},
+]
+
+
+@pytest.mark.parametrize("place", ["parquet", "hub"])
+def test_unlike_objects_in_a_table_are_not_padded(place, tmp_path, monkeypatch):
+    if place == "parquet":
+        arrow = pytest.importorskip("pyarrow")
+        import pyarrow.parquet
+
+        pyarrow.parquet.write_table(arrow.Table.from_pylist(UNLIKE), tmp_path / "a.parquet")
+        found = list(read_rows(tmp_path / "a.parquet"))
+    else:
+        made = pytest.importorskip("datasets").Dataset.from_list(UNLIKE)
+        monkeypatch.setattr("litgpt.data.base.hub_data_set", lambda path: made)
+        found = list(Source("hf:a/b").rows())
+        assert "city" in made[1]["messages"][1]["tool_calls"][0]["function"]["arguments"], "padded in the table"
+    assert [to_row(value, "messages", where) for where, value in found] == [
+        to_row(value, "messages", "here") for value in UNLIKE
+    ]
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,8 @@ from litgpt.files import whole_folder
 from litgpt.hub import find_folder
 from litgpt.lit_adapter import lit_adapter_file
 from litgpt.lit_folder import MODEL, LitCheckpoint
-from litgpt.prompts import STYLE_FILE
-from litgpt.tokenizer import FILES as TOKENIZER_FILES
+from litgpt.prompts import STYLE_FILE, checkpoint_template, load_style, save_template
+from litgpt.tokenizer import Tokenizer, copy_files
 
 
 def main(checkpoint_dir: Path, output_dir: Path) -> None:
@@ -45,9 +45,12 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
             total += sum(t.nbytes for t in tensors.values())
         write_index(weight_map, total, target)
         (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-        for name in (*TOKENIZER_FILES, STYLE_FILE):
-            if (folder / name).is_file():
-                shutil.copyfile(folder / name, target / name)
+        copy_files(folder, target)
+        if (folder / STYLE_FILE).is_file():
+            shutil.copyfile(folder / STYLE_FILE, target / STYLE_FILE)
+            if checkpoint_template(folder) is None:
+                tokenizer = Tokenizer(folder)
+                save_template(load_style(folder), target, tokenizer.prefix, tokenizer.eos_token or "")
     print(f"model      {checkpoint.config.model_type}, {len(weight_map)} tensors, {total / 1e9:.2f} GB")
     print(f"written    {output_dir}")
 

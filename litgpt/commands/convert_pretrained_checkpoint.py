@@ -10,7 +10,7 @@ from litgpt.errors import UserError
 from litgpt.files import whole_folder
 from litgpt.hub import find_folder
 from litgpt.lit_folder import MODEL, MODEL_CONFIG, read_pth
-from litgpt.tokenizer import FILES as TOKENIZER_FILES
+from litgpt.tokenizer import copy_files
 
 
 def main(checkpoint_dir: Path, output_dir: Path) -> None:
@@ -30,7 +30,8 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
     weights = read_pth(folder / MODEL)
     with whole_folder(output_dir.resolve()) as target:
         torch.save(weights, target / MODEL)
-        for name in (MODEL_CONFIG, "config.json", *TOKENIZER_FILES):
+        copy_files(folder, target)
+        for name in (MODEL_CONFIG, "config.json"):
             if (folder / name).is_file():
                 shutil.copyfile(folder / name, target / name)
     print(f"weights    {len(weights)} tensors, {sum(t.nbytes for t in weights.values()) / 1e9:.2f} GB")

@@ -14,6 +14,7 @@ from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
 from litgpt.data.check import duplicates, harm, histogram
+from litgpt.data.lost import EARLIER
 from litgpt.data.tokens import TRAINED
 from litgpt.hub import find_folder
 from litgpt.lit_folder import open_checkpoint
@@ -113,6 +114,8 @@ def print_report(
     bars = histogram(loaded.train)
     for start, end, n in bars:
         say(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
+    if counts.lost.get(EARLIER):
+        say("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
     if loaded.counts.no_stop:
         say("note", f"{counts.no_stop:,} rows train no stop token (cut rows lose theirs)")
     for i in range(min(show, len(loaded.train))):

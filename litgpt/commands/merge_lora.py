@@ -16,8 +16,9 @@ from litgpt.files import whole_folder
 from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
 from litgpt.peft_folder import LoRAFolder
-from litgpt.prompts import STYLE_FILE
-from litgpt.tokenizer import FILES as TOKENIZER_FILES
+from litgpt.prompts import STYLE_FILE, save_template
+from litgpt.styles import STYLES
+from litgpt.tokenizer import copy_files, save_stop
 from litgpt.train.launch import DTYPES, default_precision, pick_device
 
 
@@ -77,9 +78,13 @@ def copy_small_files(source: Source, target: Path) -> None:
     for file in source.checkpoint.folder.iterdir():
         if file.suffix in (".json", ".txt", ".model", ".jinja", ".md") and file.name != INDEX and file.is_file():
             shutil.copyfile(file, target / file.name)
-    for name in (*TOKENIZER_FILES, STYLE_FILE):
-        if (source.folder / name).is_file():
-            shutil.copyfile(source.folder / name, target / name)
+    copy_files(source.folder, target)
+    if (source.folder / STYLE_FILE).is_file():
+        shutil.copyfile(source.folder / STYLE_FILE, target / STYLE_FILE)
+    style, tokenizer = source.style(), source.tokenizer()
+    if style is not STYLES["none"] or (source.folder / STYLE_FILE).is_file():
+        save_template(style, target, tokenizer.prefix, tokenizer.eos_token or "")
+        save_stop(target, tokenizer.trained_stop(style), source.checkpoint.fields)
 
 
 def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cache, lru_cache
 from importlib.metadata import version
 from pathlib import Path
@@ -18,8 +18,9 @@ from typing import Any, Literal, Optional, Union
 
 import torch
 
-from litgpt.data.forms import recognise, rename, to_row
-from litgpt.data.row_files import read_rows
+from litgpt.data.forms import FORMS, recognise, rename, to_row
+from litgpt.data.lost import Lookup
+from litgpt.data.row_files import read_rows, without_padding
 from litgpt.data.tokens import (
     ANSWER,
     TRAINED,
@@ -50,12 +51,14 @@ class Source:
         weight: How often its rows are seen in an epoch; a fraction takes that share of them.
         columns: Our key to the file's, where they differ.
         form: The form of the rows; by default it is recognised.
+        inherits: Whether columns and form are those of another file, and hold only if the first row has such columns.
     """
 
     path: Union[Path, str]
     weight: float = 1.0
     columns: Optional[Mapping[str, str]] = None
     form: Optional[str] = None
+    inherits: bool = False
 
     def rows(self) -> Iterator[tuple[str, Any]]:
         """Where each row stands, and its value. Raises `UserError` for what spoils the whole file."""
@@ -63,7 +66,21 @@ class Source:
             yield from read_rows(Path(self.path))
             return
         rows = hub_data_set(str(self.path))
-        yield from ((f"{self.path}, row {i + 1}", fields) for i, fields in enumerate(rows))
+        yield from ((f"{self.path}, row {i + 1}", without_padding(fields)) for i, fields in enumerate(rows))
+
+    def fitted(self, rows: RawRows) -> tuple["Source", RawRows]:
+        """The source with a mapping that is its own, and its rows."""
+        if not self.inherits:
+            return self, rows
+        seen: list[tuple[str, Any]] = []
+        for where, fields in rows:
+            seen.append((where, fields))
+            if isinstance(fields, dict):
+                columns = self.columns if set((self.columns or {}).values()) <= fields.keys() else None
+                known = rename(fields, columns, where) if columns else fields
+                form = self.form if self.form in FORMS and not FORMS[self.form].lacking(known) else None
+                return replace(self, columns=columns, form=form), itertools.chain(seen, rows)
+        return self, iter(seen)
 
     def fingerprint(self) -> str:
         """Changes when the rows do."""
@@ -109,6 +126,10 @@ class Loaded:
         counts: What became of the rows that were read; those of separate validation files are in `val_counts`.
         mask_prompt: Whether only answers are trained.
         cached: Whether the tokens were there already.
+        plain_text: Whether the rows are plain texts without a prompt style.
+        files: How many rows of each file there are to train on, and of each separate validation file.
+
+    Attributes:
         separate: Whether validation rows came from files of their own.
     """
 
@@ -120,6 +141,8 @@ class Loaded:
     val_counts: Optional[Counts]
     mask_prompt: bool
     cached: bool
+    plain_text: bool = False
+    files: dict[str, int] = field(default_factory=dict)
 
     @property
     def separate(self) -> bool:
@@ -190,7 +213,8 @@ class DataModule(ABC):
         """
         train_sources, val_sources = self.sources()
         form, opened = self.first_form(train_sources)
-        name = "none" if form == "text" and self.prompt_style == "auto" else self.prompt_style
+        plain_text = form == "text" and self.prompt_style == "auto"
+        name = "none" if plain_text else self.prompt_style
         style = choose_style(name, folder, chat=form in CHAT_FORMS)
         turn_end = style.turn_end(tokenizer.special_tokens) or tokenizer.eos_token
         mask_prompt = self.mask_prompt
@@ -207,8 +231,9 @@ class DataModule(ABC):
             val, val_counts, _ = maker.tokens(val_sources, say)
         else:
             train, val = self.split(train)
+        files = kept_rows(train_sources, counts) | kept_rows(val_sources or [], val_counts)
         train = weighted(train, train_sources, counts, self.seed)
-        return Loaded(train, val, style, turn_end, counts, val_counts, mask_prompt, cached)
+        return Loaded(train, val, style, turn_end, counts, val_counts, mask_prompt, cached, plain_text, files)
 
     def first_form(self, sources: list[Source]) -> tuple[str, RawRows]:
         """The form of the first row that can be used, which decides the style where none was chosen; and the rows of
@@ -301,6 +326,7 @@ class TokenMaker:
     def __post_init__(self) -> None:
         self.stops = self.tokenizer.stops(self.style)
         self.known_forms: dict[tuple, str] = {}
+        self.lookup = Lookup(self.style)
 
     def tokens(
         self, sources: list[Source], say: Callable[[int], None], opened: Optional[RawRows] = None
@@ -315,7 +341,7 @@ class TokenMaker:
         try:
             for number, source in enumerate(sources):
                 before = len(writer.hashes)
-                rows = opened if opened is not None and number == 0 else source.rows()
+                source, rows = source.fitted(opened if opened is not None and number == 0 else source.rows())
                 self.add(source, rows, writer, counts, say)
                 counts.sources.append(len(writer.hashes) - before)
             writer.close(counts)
@@ -402,9 +428,14 @@ class TokenMaker:
             text, answers = self.style.render_row(row.messages, row.tools, self.turn_end)
         except UserError as e:
             raise UserError(f"{where}: {e}. Mend the row, or choose another --data.prompt_style.") from e
+        for kind in self.lookup.lost(row.messages, row.tools):
+            counts.lost[kind] = counts.lost.get(kind, 0) + 1
+            counts.lost_at.setdefault(kind, where)
         last = answers[-1][2]
         spans = []
         for start, end, i in answers:
+            if row.messages[i].get("_context"):
+                continue
             wanted = bool(row.messages[i].get("train", True)) and (self.data.train_on != "last" or i == last)
             spans.append((start, end, wanted))
         own = self.style.own_special_tokens
@@ -478,6 +509,10 @@ class Text:
     own_special_tokens: bool
     closed: bool
     document: bool = False  # of any length: it becomes as many rows as it needs
+
+
+def kept_rows(sources: list[Source], counts: Optional[Counts]) -> dict[str, int]:
+    return dict(zip([str(source.path) for source in sources], counts.sources if counts else []))
 
 
 def weighted(rows: TokenizedRows, sources: list[Source], counts: Counts, seed: int) -> TokenizedRows:

@@ -1,10 +1,12 @@
 """What is wrong with the data of a run, as far as a machine can see it."""
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
 
 from litgpt.data.base import Loaded
+from litgpt.data.lost import EARLIER
 from litgpt.data.tokens import Counts, TokenizedRows
 
 
@@ -32,6 +34,17 @@ def harm(loaded: Loaded) -> list[str]:
     counts = [loaded.counts, *([loaded.val_counts] if loaded.val_counts else [])]
     if not len(loaded.train):
         found.append(nothing_left(loaded.counts))
+    empty = [path for path, n in loaded.files.items() if not n]
+    if len(loaded.train) and empty:
+        found.append(f"No row of {', '.join(empty)} can be used: see --data.columns and --data.format.")
+    lost: Counter[str] = sum((Counter(c.lost) for c in counts), Counter())
+    for kind, n in sorted(lost.items()):
+        where = next(c.lost_at[kind] for c in counts if kind in c.lost_at)
+        if kind != EARLIER:
+            found.append(
+                f"{n:,} rows have {kind} that the prompt style {loaded.style.name} does not show (the first: {where}). "
+                "Choose another --data.prompt_style, such as chatml, or remove them from the rows."
+            )
     if len(loaded.train) and loaded.counts.no_stop == stored(loaded.counts):
         found.append(
             "No row trains a stop token, so the model would never end an answer: raise --train.max_seq_length if rows "

@@ -3,8 +3,10 @@
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Optional
+from itertools import takewhile
+from typing import Any, Optional, Union
 
+from litgpt.chat_template import REASONING
 from litgpt.errors import UserError, kind, nearest
 
 MAX_CHARACTERS = 1_000_000
@@ -21,7 +23,9 @@ EXAMPLES = {
     "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
     "conversations": '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
 }
-BESIDE = ("name", "tool_call_id", "reasoning_content")  # texts of a message that chat templates use
+TEXTS = ("name", "tool_call_id")  # fields of a message that must be text
+READ = ("role", "from", "content", "value", "tool_calls", "function_call", "weight", "train")  # by `message` itself
+SHARED = ("system", "tools", "input", "context", *REASONING)  # what a conversation of any form may have beside it
 
 
 @dataclass
@@ -29,9 +33,10 @@ class Row:
     """A conversation that ends with the assistant, or a plain text.
 
     Args:
-        messages: Each has `role` (system, user, assistant or tool) and `content`, a text. The user's message of an
-            instruction row has `input` beside it; an assistant's may have `tool_calls` in OpenAI's form, with the
-            arguments as an object; any may have `train`, true or false.
+        messages: Each has `role` (system, user, assistant or tool) and `content`, a text. A user's message may have
+            `input`, a text that belongs to it; an assistant's may have `tool_calls` in OpenAI's form, with the
+            arguments as an object. Any message may have `train`, true or false, and further fields as the file has
+            them. An assistant's message with `_context` belongs to the prompt.
         tools: What the assistant may call, as the file has it.
         text: Instead of messages, a plain text, all of it trained.
     """
@@ -47,14 +52,21 @@ class Form:
 
     Args:
         keys: What a row of this form must have; `a|b` is satisfied by either key.
-        read: Makes a row of an object that has these keys; None if it is to be left out.
+        read: Makes the messages of an object that has these keys, or its text; None if the row is to be skipped.
+        also: Further keys that `read` reads, beside those that every conversation may have.
     """
 
     keys: tuple[str, ...]
-    read: Callable[[Mapping[str, Any], str], Optional[Row]]
+    read: Callable[[Mapping[str, Any], str], Union[list[dict[str, Any]], str, None]]
+    also: tuple[str, ...] = ()
 
     def lacking(self, present: Any) -> list[str]:
         return [key.split("|")[0] for key in self.keys if not any(k in present for k in key.split("|"))]
+
+    def uses(self, key: str) -> bool:
+        """Whether a row of this form is made from this key."""
+        own = [k for several in self.keys for k in several.split("|")]
+        return key in (*own, *self.also) or (own != ["text"] and key in SHARED)
 
 
 def recognise(fields: Any, where: str) -> str:
@@ -105,7 +117,15 @@ def to_row(fields: Any, form: str, where: str, columns: Optional[Mapping[str, st
     missing = FORMS[form].lacking(fields)
     if missing:
         raise UserError(f"{where}, lacks {' and '.join(missing)}; it has {key_names(fields)}.")
-    return FORMS[form].read(fields, where)
+    unused = [key for key in columns or () if fields.get(key) is not None and not FORMS[form].uses(key)]
+    if unused:
+        raise UserError(
+            f"--data.columns {unused[0]}: rows of the form {form} do not use it. Remove it from the mapping."
+        )
+    made = FORMS[form].read(fields, where)
+    if isinstance(made, str):
+        return Row([], text=made)
+    return None if made is None else conversation(made, fields, where)
 
 
 def rename(fields: Any, columns: Mapping[str, str], where: str) -> dict[str, Any]:
@@ -134,45 +154,47 @@ def rename(fields: Any, columns: Mapping[str, str], where: str) -> dict[str, Any
     return renamed
 
 
-def read_alpaca(fields: Mapping[str, Any], where: str) -> Row:
-    instruction = text_of(fields, "instruction", where)
-    extra = next((key for key in ("input", "context") if fields.get(key) is not None), None)
-    user = {"role": "user", "content": instruction, "input": text_of(fields, extra, where) if extra else ""}
+def read_alpaca(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     output = text_of(fields, "output" if "output" in fields else "response", where)
-    return Row([user, {"role": "assistant", "content": output}])
+    return turn(text_of(fields, "instruction", where), output)
 
 
-def read_history(fields: Mapping[str, Any], where: str) -> Row:
+def turn(prompt: str, answer: str) -> list[dict[str, Any]]:
+    return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+
+
+def read_history(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     messages = []
     for i, pair in enumerate(list_of(fields, "history", where), 1):
         if not isinstance(pair, list) or len(pair) != 2:
-            raise UserError(f"{where}, has history whose turn {i} is no list of two texts, the user's and the answer.")
-        for role, content in zip(("user", "assistant"), pair):
+            raise UserError(f"{where}, has history whose turn {i} is not a list of two texts, a prompt and its answer.")
+        for content in pair:
             check_text(content, f"turn {i} of history", where)
-            messages.append({"role": role, "content": content})
-    return Row(messages + read_alpaca(fields, where).messages)
+        messages += turn(*pair)
+    return messages + read_alpaca(fields, where)
 
 
-def read_question_answer(fields: Mapping[str, Any], where: str) -> Row:
-    question, answer = text_of(fields, "question", where), text_of(fields, "answer", where)
-    return Row([{"role": "user", "content": question}, {"role": "assistant", "content": answer}])
+def read_question_answer(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    return turn(text_of(fields, "question", where), text_of(fields, "answer", where))
 
 
-def read_prompt_completion(fields: Mapping[str, Any], where: str) -> Row:
-    prompt = as_messages(fields["prompt"], "prompt", "user", where)
-    return conversation(prompt + answer(fields, "completion", where), fields, where)
+def read_prompt_completion(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    return as_context(as_messages(fields["prompt"], "prompt", "user", where)) + answer(fields, "completion", where)
 
 
-def read_messages(fields: Mapping[str, Any], where: str) -> Row:
-    return conversation(read_list(fields, where), fields, where)
+def read_messages(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+    key = "messages" if fields.get("messages") is not None else "conversations"
+    if not (values := list_of(fields, key, where)):
+        raise UserError(f"{where}, has no messages in {key}. Its form is {EXAMPLES[key]}.")
+    return as_messages(values, key, "user", where)
 
 
-def read_preference(fields: Mapping[str, Any], where: str) -> Row:
+def read_preference(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
     chosen = answer(fields, "chosen", where)
     if fields.get("prompt") is not None:
         before = as_messages(fields["prompt"], "prompt", "user", where)
     elif any(fields.get(key) is not None for key in ("messages", "conversations")):
-        before = read_list(fields, where)
+        before = read_messages(fields, where)
     elif chosen[0]["role"] == "assistant":
         raise UserError(f"{where}, lacks prompt, messages or conversations; it has {key_names(fields)}.")
     else:
@@ -181,34 +203,38 @@ def read_preference(fields: Mapping[str, Any], where: str) -> Row:
         before = [m for m in before[:1] if m["role"] == "system"]
     elif chosen[0]["role"] == "system":
         before = []
-    return conversation(before + chosen, fields, where)
+    both = [value if isinstance(value, list) else [] for value in (fields["chosen"], fields["rejected"])]
+    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*both)))  # they share a prompt
+    n = min(n, len(up_to_answer(chosen, where)) - 1)
+    return as_context(before + chosen[:n]) + chosen[n:]
 
 
-def read_label(fields: Mapping[str, Any], where: str) -> Optional[Row]:
+def read_label(fields: Mapping[str, Any], where: str) -> Optional[list[dict[str, Any]]]:
     key = "label" if fields.get("label") is not None else "kto_tag"
     label = fields.get(key)
     if isinstance(label, str) and label.lower() in ("true", "false"):  # from CSV
         label = label.lower() == "true"
     if label not in (0, 1):
-        raise UserError(f"{where}, has {key} {shown(label)}; true (a wanted answer) or false is wanted.")
+        raise UserError(f"{where}, has {key} {shown(label)}. Expected true (a good answer) or false.")
     if not label:
         return None
     if any(fields.get(key) is not None for key in ("messages", "conversations")):
-        return read_messages(fields, where)
+        messages = up_to_answer(read_messages(fields, where), where)
+        return as_context(messages[:-1]) + messages[-1:]
     missing = FORMS["prompt_completion"].lacking(fields)
     if missing:
         raise UserError(f"{where}, lacks {' and '.join(missing)}; it has {key_names(fields)}.")
     return read_prompt_completion(fields, where)
 
 
-def read_text(fields: Mapping[str, Any], where: str) -> Row:
+def read_text(fields: Mapping[str, Any], where: str) -> str:
     check_text(fields["text"], "text", where, at_most=None)
-    return Row([], text=fields["text"])
+    return fields["text"]
 
 
 FORMS: dict[str, Form] = {  # the order decides
-    "preference": Form(("chosen", "rejected"), read_preference),
-    "label": Form(("messages|conversations|completion", "label|kto_tag"), read_label),
+    "preference": Form(("chosen", "rejected"), read_preference, ("prompt", "messages", "conversations")),
+    "label": Form(("messages|conversations|completion", "label|kto_tag"), read_label, ("prompt",)),
     "messages": Form(("messages",), read_messages),
     "sharegpt": Form(("conversations",), read_messages),
     "history": Form(("instruction", "output|response", "history"), read_history),
@@ -218,24 +244,50 @@ FORMS: dict[str, Form] = {  # the order decides
     "text": Form(("text",), read_text),
 }
 KEYS = list(dict.fromkeys(k for form in FORMS.values() for key in form.keys for k in key.split("|")))
-KEYS += ["input", "context", "system", "tools"]
+KEYS += SHARED
 
 
 def conversation(messages: list[dict[str, Any]], fields: Mapping[str, Any], where: str) -> Row:
-    """The messages as a row, up to the last of the assistant, with the row's own `system` and `tools`."""
-    while messages and messages[-1]["role"] != "assistant":
-        messages = messages[:-1]
-    if not messages:
-        raise UserError(f"{where}, has no message of the assistant, so nothing could be trained.")
+    """The messages as a row, up to the last of the assistant, with what the row has beside them: `input` and `context`
+    belong to the last prompt, or to the first one of a whole conversation; reasoning belongs to the last answer. What
+    the messages of a whole conversation say already is not said twice."""
+    messages = up_to_answer(messages, where)
+    prompts = [m for m in messages if m["role"] == "user"]
+    whole = any(fields.get(key) is not None for key in ("messages", "conversations"))
+    said = "\n".join(m["content"] for m in messages[:-1]) if whole else ""
+    beside = [key for key in ("input", "context") if fields.get(key) is not None]
+    extra = [text for key in beside if (text := text_of(fields, key, where)).strip() and text.strip() not in said]
+    if extra:
+        if not prompts:
+            raise UserError(f"{where}, has input or context, but no message of the user that it could belong to.")
+        prompts[0 if whole else -1]["input"] = "\n\n".join(extra)
+    texts = {key: fields[key] for key in REASONING if isinstance(fields.get(key), str)}
+    thoughts = {key: text for key, text in texts.items() if text.strip() not in messages[-1]["content"]}
+    check_texts(thoughts, "reasoning", where)
+    if not any(messages[-1].get(key) for key in REASONING):
+        messages[-1] |= thoughts
     if fields.get("system"):
         system = text_of(fields, "system", where)
         if messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
         elif messages[0]["content"] != system:
             raise UserError(f"{where}, has system and another text in its system message. Leave one of them out.")
-    tools = list_of(fields, "tools", where)
+    tools = [parsed(tool) for tool in list_of(fields, "tools", where)]
     check_texts(tools, "tools", where)
     return Row(messages, tools or None)
+
+
+def up_to_answer(messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
+    """The messages up to the last of the assistant."""
+    n = max((i for i, m in enumerate(messages, 1) if m["role"] == "assistant"), default=0)
+    if not n:
+        raise UserError(f"{where}, has no message of the assistant, so nothing could be trained.")
+    return messages[:n]
+
+
+def as_context(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages of a prompt: answers among them are not trained unless they say so themselves."""
+    return [{**m, "_context": True} if m["role"] == "assistant" and not m.get("train") else m for m in messages]
 
 
 def answer(fields: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
@@ -244,13 +296,6 @@ def answer(fields: Mapping[str, Any], key: str, where: str) -> list[dict[str, An
     if all(m["role"] != "assistant" for m in messages):
         raise UserError(f"{where}, has {key} without a message of the assistant.")
     return messages
-
-
-def read_list(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    key = "messages" if fields.get("messages") is not None else "conversations"
-    if not (values := list_of(fields, key, where)):
-        raise UserError(f"{where}, has no messages in {key}. Its form is {EXAMPLES[key]}.")
-    return as_messages(values, key, "user", where)
 
 
 def as_messages(value: Any, key: str, role: str, where: str) -> list[dict[str, Any]]:
@@ -299,7 +344,12 @@ def message(fields: Any, where: str) -> dict[str, Any]:
             raise UserError(f"{where}, has tool_calls that is {kind(calls)} and not a list.")
         made["tool_calls"] = [tool_call(call, where) for call in calls]
         check_texts(made["tool_calls"], "tool_calls", where)
-    made |= {key: text_of(fields, key, where) for key in BESIDE if fields.get(key) is not None}
+    beside = {str(key): value for key, value in fields.items() if key not in READ and value is not None}
+    for key, value in beside.items():
+        check_texts(value, key, where)
+        if key in TEXTS:
+            check_text(value, key, where)
+    made |= beside
     for key in ("weight", "train"):
         if (value := fields.get(key)) is not None:
             if value not in (0, 1):

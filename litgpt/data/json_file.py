@@ -55,7 +55,8 @@ class JSON(DataModule):
             if not path.startswith("hf:") and not Path(path).is_file():
                 raise no_file(Path(path), "--data.val_path")
         more: dict[str, Any] = {"columns": self.columns, "form": self.format}
-        return [Source(p, w, **more) for p, w in train], [Source(p, **more) for p in val] if val else None
+        held = [Source(p, inherits=True, **more) for p in val] if val else None
+        return [Source(p, w, **more) for p, w in train], held
 
 
 def in_folder(folder: Path, name: str) -> Optional[Path]:

@@ -238,12 +238,24 @@ def read_parquet(path: Path, stream: BinaryIO) -> Rows:
             check_names(file.schema_arrow.names, str(path))
             for batch in file.iter_batches(batch_size=256):
                 for value in batch.to_pylist():
-                    yield f"{path}, row {row + 1} (index {row})", value
+                    yield f"{path}, row {row + 1} (index {row})", without_padding(value)
                     row += 1
         except UnicodeDecodeError as e:
             raise UserError(f"{path} holds text that is not UTF-8, in row {row + 1} or soon after.") from e
         except (pyarrow.ArrowException, OSError) as e:
             raise UserError(f"{path} is not a Parquet file that can be read: {' '.join(str(e).split())}") from e
+
+
+def without_padding(fields: Any) -> Any:
+    """A row of a table without the nulls within its columns: unlike objects, such as tools, share one type there, in
+    which each has the keys of all others."""
+    return {key: filled(value) for key, value in fields.items()}
+
+
+def filled(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: filled(inner) for key, inner in value.items() if inner is not None}
+    return [filled(inner) for inner in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Reader] = {

@@ -39,6 +39,8 @@ class Counts:
         left_out: Left out by their own label.
         no_stop: Their last trained token is no stop token.
         two_bos: They begin with two BOS.
+        lost: For kinds of parts that the prompt style does not show, the rows that have such a part.
+        lost_at: Where the first of these rows stands.
         forms: How many of each form.
         sources: How many rows each source has left.
     """
@@ -51,6 +53,8 @@ class Counts:
     left_out: int = 0
     no_stop: int = 0
     two_bos: int = 0
+    lost: dict[str, int] = field(default_factory=dict)
+    lost_at: dict[str, str] = field(default_factory=dict)
     forms: dict[str, int] = field(default_factory=dict)
     sources: list[int] = field(default_factory=list)
 

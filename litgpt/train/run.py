@@ -21,6 +21,7 @@ from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
 from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
+from litgpt.prompts import STYLE_FILE, load_style
 from litgpt.quantize import quantize as quantize_layers
 from litgpt.tokenizer import Tokenizer
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
@@ -166,6 +167,7 @@ def run(
             if eval.early_stopping_patience is not None and not len(val_rows):
                 raise UserError("--eval.early_stopping_patience: there are no validation rows.")
             plan = Plan.make(train, train_rows)
+            notes += remarks_on_style(loaded, start)
 
             fabric.launch()
             share_threads(model, device, devices)
@@ -187,8 +189,9 @@ def run(
             ]
             result = Result()
             fixed = what_must_stay(name, loaded, plan, made, fabric.world_size, shared)
+            taught = loaded.style if method.saves_style and not loaded.plain_text else None
             saver = Saver(
-                fabric, method, start, whole, made, tokenizer, loaded.style, result, fixed, name, quantize, not frozen,
+                fabric, method, start, whole, made, tokenizer, taught, result, fixed, name, quantize, not frozen,
                 out_dir, train.keep_last,
             )  # fmt: skip
             state = TrainingState.read(checkpoint, mmap=shared == "fsdp") if checkpoint is not None else None
@@ -271,6 +274,16 @@ def remarks_on_strategy(wanted: str, shared: str, world_size: int, offload: bool
     if offload and not offloads:
         lines.append("--fsdp_cpu_offload true has no effect: it is for --strategy fsdp on GPUs.")
     return lines
+
+
+def remarks_on_style(loaded: Loaded, start: Start) -> list[str]:
+    """What is said where the model was trained here with another prompt style."""
+    if loaded.plain_text or not (start.tokenizer_folder / STYLE_FILE).is_file():
+        return []
+    before = load_style(start.tokenizer_folder)
+    if before == loaded.style:
+        return []
+    return [f"The model was trained with the prompt style {before.name}; these rows have {loaded.style.name}."]
 
 
 def load_rows(

@@ -16,7 +16,7 @@ from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, load_style, save_style
 from litgpt.shards import full, is_sharded, like, my_rows, on_first_rank, put
-from litgpt.tokenizer import Tokenizer
+from litgpt.tokenizer import Tokenizer, save_stop
 from litgpt.train.folder import write_settings
 from litgpt.train.loop import Result
 from litgpt.train.loss import LossModel
@@ -37,6 +37,7 @@ class Saver:
 
     Args:
         result: What the run has done so far, as the loop keeps it.
+        style: How prompts become text for the result; None to leave that as it was.
         settings: Those of the run, flat, to compare with when it goes on.
         precision: Of the run, by its name.
         quantize: How the base is quantized.
@@ -50,7 +51,7 @@ class Saver:
     loss_model: LossModel
     optimizer: Optimizer
     tokenizer: Tokenizer
-    style: PromptStyle
+    style: Optional[PromptStyle]
     result: Result
     settings: dict[str, Any]
     precision: str
@@ -88,8 +89,9 @@ class Saver:
                 with whole_folder(self.out_dir / name) as folder:
                     self.method.save(self.model, self.start, folder)
                     self.start.copy_tokenizer(folder)
-                    if self.method.saves_style:
-                        save_style(self.style, folder)
+                    if self.style is not None:
+                        save_style(self.style, folder, self.tokenizer.prefix, self.tokenizer.eos_token or "")
+                        save_stop(folder, self.tokenizer.trained_stop(self.style), self.start.fields)
                     write_settings(folder, self.precision)
                     if randoms is None:
                         write_seal({**seal, "stored": self.stored(folder)}, folder)
@@ -106,7 +108,7 @@ class Saver:
 
     def answers(self) -> dict[str, Any]:
         """The seal, but for the types of the weights in the folder."""
-        style = self.style if self.method.saves_style else load_style(self.start.tokenizer_folder)
+        style = self.style or load_style(self.start.tokenizer_folder)
         return self.loss_model.read(lambda gpt: make_seal(gpt, self.tokenizer, style, [], self.quantize))
 
     def stored(self, folder: Path) -> list[str]:

@@ -17,8 +17,8 @@ from litgpt.files import read_json
 from litgpt.hub import find_folder, repository_id
 from litgpt.lit_folder import MODEL_CONFIG, open_checkpoint
 from litgpt.model import GPT
-from litgpt.tokenizer import FILES as TOKENIZER_FILES
-from litgpt.tokenizer import Tokenizer
+from litgpt.prompts import STYLE_FILE
+from litgpt.tokenizer import Tokenizer, copy_files
 
 
 @dataclass
@@ -92,9 +92,10 @@ class Start:
                 p.requires_grad_(trained[name])
 
     def copy_tokenizer(self, folder: Path) -> None:
-        for file in TOKENIZER_FILES:
-            if (self.tokenizer_folder / file).is_file():
-                shutil.copyfile(self.tokenizer_folder / file, folder / file)
+        """The tokenizer's files, and how the model was prompted in training if that was here."""
+        copy_files(self.tokenizer_folder, folder)
+        if (self.tokenizer_folder / STYLE_FILE).is_file():
+            shutil.copyfile(self.tokenizer_folder / STYLE_FILE, folder / STYLE_FILE)
 
 
 def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:

@@ -1,0 +1,85 @@
+"""What a prompt style does not show of a conversation."""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Optional
+
+from litgpt.chat_template import REASONING, Message, PromptStyle
+from litgpt.errors import UserError
+
+EARLIER = "reasoning of earlier turns"  # which many templates drop on purpose
+KINDS = {"system": "system messages", "user": "prompts", "assistant": "answers", "tool": "tool results"}
+
+
+class Lookup:
+    """Renders conversations whose texts are replaced by marks, and tells which of the marks do not appear.
+
+    What a template shows depends on the shape of a conversation (roles, calls, tools), hardly ever on its words: each
+    shape is rendered once.
+    """
+
+    def __init__(self, style: PromptStyle) -> None:
+        self.style = style
+        self.known: dict[tuple, frozenset[str]] = {}
+
+    def lost(self, messages: Sequence[Message], tools: Optional[list] = None) -> frozenset[str]:
+        """The kinds of parts of a conversation that do not appear in its text, in words."""
+        calls = [m["tool_calls"] for m in messages if m.get("tool_calls")]
+        shape = (*((m["role"], *(key for key, value in m.items() if value)) for m in messages), bool(tools))
+        if calls or tools:
+            shape += (json.dumps([calls, tools], default=str),)
+        if shape not in self.known:
+            self.known[shape] = self.find(messages, tools)
+        return self.known[shape]
+
+    def find(self, messages: Sequence[Message], tools: Optional[list]) -> frozenset[str]:
+        marks: dict[str, str] = {}
+
+        def mark(kind: str) -> str:
+            marks[f"qz{len(marks):03d}zq"] = kind
+            return list(marks)[-1]
+
+        last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=0)
+        marked = [self.marked(m, mark, earlier=i < last) for i, m in enumerate(messages)]
+        offered = [marked_tool(tool, mark) for tool in tools or ()]
+        try:
+            text = self.style.render_row(marked, offered or None).text
+        except UserError:  # it looks at the words themselves: what it shows of them cannot be told
+            return frozenset()
+        return frozenset(kind for found, kind in marks.items() if found not in text)
+
+    def marked(self, message: Message, mark: Callable[[str], str], earlier: bool) -> dict[str, Any]:
+        made = dict(message)
+        if message.get("content"):
+            made["content"] = mark(KINDS.get(message["role"], "messages"))
+        if message.get("input"):
+            made["input"] = mark("inputs")
+        reasoning = [key for key in REASONING if isinstance(message.get(key), str) and message[key]]
+        if reasoning:
+            made |= dict.fromkeys(reasoning, mark(EARLIER if earlier else "reasoning"))
+        if message.get("tool_calls"):
+            made["tool_calls"] = [marked_call(call, mark) for call in message["tool_calls"]]
+        return made
+
+
+def marked_call(call: Any, mark: Callable[[str], str]) -> Any:
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        return call
+    arguments = with_marks(function.get("arguments"), lambda: mark("tool calls"))
+    return {**call, "function": {**function, "name": mark("tool calls"), "arguments": arguments}}
+
+
+def marked_tool(tool: Any, mark: Callable[[str], str]) -> Any:
+    if isinstance(tool, Mapping) and isinstance(tool.get("function"), Mapping):
+        return {**tool, "function": marked_tool(tool["function"], mark)}
+    return {**tool, "name": mark("tool definitions")} if isinstance(tool, Mapping) and tool.get("name") else tool
+
+
+def with_marks(value: Any, mark: Callable[[], str]) -> Any:
+    """Every text within arguments replaced by a mark; the names of arguments stay."""
+    if isinstance(value, Mapping):
+        return {key: with_marks(inner, mark) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [with_marks(inner, mark) for inner in value]
+    return mark() if isinstance(value, str) and value else value
