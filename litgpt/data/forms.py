@@ -248,24 +248,34 @@ KEYS += SHARED
 
 
 def conversation(messages: list[dict[str, Any]], fields: Mapping[str, Any], where: str) -> Row:
-    """The messages as a row, up to the last of the assistant, with what the row has beside them: `input` and `context`
-    belong to the last prompt, or to the first one of a whole conversation; reasoning belongs to the last answer. What
-    the messages of a whole conversation say already is not said twice."""
+    """The messages as a row, up to the last of the assistant, with what the row has beside them. Reasoning belongs to
+    the last answer, unless that holds it already."""
     messages = up_to_answer(messages, where)
+    texts = {key: fields[key] for key in REASONING if isinstance(fields.get(key), str)}
+    thoughts = {key: text for key, text in texts.items() if text.strip() not in messages[-1]["content"]}
+    check_texts(thoughts, "reasoning", where)
+    if not any(messages[-1].get(key) for key in REASONING):
+        messages[-1] |= thoughts
+    return Row(*with_shared(messages, fields, where))
+
+
+def with_shared(
+    messages: list[dict[str, Any]], fields: Mapping[str, Any], where: str
+) -> tuple[list[dict[str, Any]], Optional[list[Any]]]:
+    """The messages with the `system`, `input` and `context` of a row, and the row's tools.
+
+    `input` and `context` belong to the last prompt; in a whole conversation to the first one, unless it holds their
+    text already.
+    """
     prompts = [m for m in messages if m["role"] == "user"]
     whole = any(fields.get(key) is not None for key in ("messages", "conversations"))
-    said = "\n".join(m["content"] for m in messages[:-1]) if whole else ""
+    said = "\n".join(m["content"] for m in prompts) if whole else ""
     beside = [key for key in ("input", "context") if fields.get(key) is not None]
     extra = [text for key in beside if (text := text_of(fields, key, where)).strip() and text.strip() not in said]
     if extra:
         if not prompts:
             raise UserError(f"{where}, has input or context, but no message of the user that it could belong to.")
         prompts[0 if whole else -1]["input"] = "\n\n".join(extra)
-    texts = {key: fields[key] for key in REASONING if isinstance(fields.get(key), str)}
-    thoughts = {key: text for key, text in texts.items() if text.strip() not in messages[-1]["content"]}
-    check_texts(thoughts, "reasoning", where)
-    if not any(messages[-1].get(key) for key in REASONING):
-        messages[-1] |= thoughts
     if fields.get("system"):
         system = text_of(fields, "system", where)
         if messages[0]["role"] != "system":
@@ -274,7 +284,7 @@ def conversation(messages: list[dict[str, Any]], fields: Mapping[str, Any], wher
             raise UserError(f"{where}, has system and another text in its system message. Leave one of them out.")
     tools = [parsed(tool) for tool in list_of(fields, "tools", where)]
     check_texts(tools, "tools", where)
-    return Row(messages, tools or None)
+    return messages, tools or None
 
 
 def up_to_answer(messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.forms import as_messages, check_object, check_text, key_names, list_of
+from litgpt.data.forms import as_messages, check_object, key_names, with_shared
 from litgpt.data.row_files import Rows, no_file, read_rows
 from litgpt.errors import UserError
 
@@ -56,15 +56,9 @@ def read_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[l
         messages = messages[:-1]
     if not messages or all(m["role"] == "system" for m in messages):
         raise UserError(f"{where}, has no message of the user in {key}.")
-    extra = next((k for k in ("input", "context") if k in present), None)
-    if extra and key in PROMPTS:
-        check_text(fields[extra], extra, where)
-        messages[-1]["input"] = fields[extra]
-    system = fields.get("system") or sys_prompt
-    if system and messages[0]["role"] != "system":
-        check_text(system, "system", where)
-        messages = [{"role": "system", "content": system}, *messages]
-    return messages, list_of(fields, "tools", where) or None
+    if sys_prompt and not fields.get("system") and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": sys_prompt}, *messages]
+    return with_shared(messages, fields, where)
 
 
 def kept(fields: Any) -> dict[str, Any]:
