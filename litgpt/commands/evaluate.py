@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from litgpt.args import PrecisionName, QuantizeName
+from litgpt.chat_template import clock_at, now
 from litgpt.errors import UserError, nearest, require
 from litgpt.generate.loaded import Loaded
 from litgpt.hub import find_folder
@@ -105,12 +106,13 @@ def main(
     share_threads(loaded.model, loaded.device)
     lm = LitGPT(loaded, batch, seed, apply_chat_template)
     hashes = run.model_hashes(loaded.source)
-    began = time.perf_counter()
+    began, clock = time.perf_counter(), now().isoformat()
 
     def score() -> dict[str, Any]:
         whole = limit is None or limit < 1
         number = limit if whole else int(limit or 0)
-        results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, number, seed, apply_chat_template)
+        with clock_at(clock):  # the same questions for adapter and base
+            results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, number, seed, apply_chat_template)
         run.describe(results, loaded.source, hashes, time.perf_counter() - began)
         return results
 
