@@ -73,14 +73,14 @@ class Service:
 
     def find(self, name: Optional[str]) -> tuple[str, Loaded]:
         """The model that a request names. Raises `Failure` where there is none."""
-        name = self.offer.default if name is None else name
-        if name not in self.offer.models:
+        found = self.offer.default if name is None else self.offer.find(name)
+        if found is None:
             known = ", ".join(self.offer.models)
-            hint = nearest(name, self.offer.models)
+            hint = nearest(str(name), self.offer.models)
             raise Failure(
-                404, f"There is no model {name[:80]!r}.{hint} There are: {known}.", "model", "model_not_found"
+                404, f"There is no model {str(name)[:80]!r}.{hint} There are: {known}.", "model", "model_not_found"
             )
-        return name, self.offer.models[name]
+        return found, self.offer.models[found]
 
     def sampling(self, body: Drawing) -> Sampling:
         own, given = self.settings, body.model_fields_set
@@ -316,13 +316,14 @@ def add_views(app: FastAPI, service: Service) -> None:
     created = int(time.time())
 
     @app.get("/v1/models")
+    @app.get("/v1/models/")
     async def models() -> dict[str, Any]:
         data = [
             {"id": name, "object": "model", "created": created, "owned_by": "litgpt"} for name in service.offer.models
         ]
         return {"object": "list", "data": data}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")  # names of the hub have a slash
     async def model(name: str) -> dict[str, Any]:
         return {"id": service.find(name)[0], "object": "model", "created": created, "owned_by": "litgpt"}
 
