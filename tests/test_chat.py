@@ -9,7 +9,6 @@ import sys
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
