@@ -67,7 +67,7 @@ class Service:
         self.metrics = Metrics()
         self.most = settings.max_batch + settings.max_queue
         model = offer.models[offer.default].model
-        self.worker = Worker(lambda: Engine(model, settings.max_batch, adapters=offer.adapters), self.most)
+        self.worker = Worker(Engine(model, settings.max_batch, adapters=offer.adapters), self.most)
         self.watching: set[asyncio.Task] = set()
         self.gate: Optional[Gate] = None  # made with the application, before its first request
 
@@ -329,17 +329,16 @@ def add_views(app: FastAPI, service: Service) -> None:
 
     @app.get("/health")
     async def health() -> Response:
-        if not service.worker.alive:
-            return JSONResponse({"status": "failed"}, 503)
+        if (trouble := service.worker.trouble) is not None:
+            return JSONResponse({"status": "failed", "reason": trouble}, 503)
         stopping = service.gate is not None and service.gate.stopping
         return JSONResponse({"status": "stopping" if stopping else "ok"}, 503 if stopping else 200)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        load = service.worker.load
-        return PlainTextResponse(
-            service.metrics.text(load.running, load.waiting), media_type="text/plain; version=0.0.4"
-        )
+        worker, load = service.worker, service.worker.load
+        text = service.metrics.text(load.running, load.waiting, worker.failures, worker.trouble is None)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     for path, (file, kind) in PAGE.items():
         content = (Path(__file__).parent / "page" / file).read_bytes()
