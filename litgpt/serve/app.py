@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from litgpt.data.forms import parsed
 from litgpt.errors import UserError, nearest
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
@@ -209,13 +208,13 @@ async def respond(job: Job, shape: Shape, body: Drawing) -> Response:
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """A message as training has it: the text of all parts, and arguments of calls as objects."""
-    fields = message.model_dump(exclude_none=True)
+    """A message for the chat template: the text of all parts, and its other fields unchanged, without those that hold
+    nothing and those that only rows of training have."""
+    dumped = message.model_dump(exclude_none=True, exclude={"input", "train"})
+    fields = {name: value for name, value in dumped.items() if value != []}
     fields["role"] = "system" if message.role == "developer" else message.role
     if not isinstance(message.content, str):
         fields["content"] = "".join(part.text for part in message.content or ())
-    for call in fields.get("tool_calls", ()):
-        call["function"]["arguments"] = parsed(call["function"]["arguments"])
     return fields
 
 
