@@ -89,6 +89,8 @@ def main(argv: Optional[list[str]] = None) -> None:
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     if sys.stdin is None:  # closed by the shell, as in `litgpt chat pico <&-`
         sys.stdin = open(os.devnull)  # noqa: SIM115
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer says which text is not UTF-8
     command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
     if command in ("-h", "--help", "help"):
         print(usage())

@@ -2,10 +2,11 @@
 
 import datetime
 import json
+import os
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import takewhile
@@ -18,8 +19,39 @@ Message = Mapping[str, Any]  # `role` and `content`; the user's message of an in
 # what an expression of a template may raise, beside jinja2's own errors
 OF_TEMPLATES = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
 DICT_METHODS = frozenset(dir(dict))
+NOW = "LITGPT_NOW"  # the environment variable that sets the clock of the templates
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for the same text
 INTERNAL = ("input", "train", "_context")  # fields of messages that no template reads
+
+
+def now() -> datetime.datetime:
+    """The time that chat templates print: that of `clock_at`, else the local time.
+
+    Raises:
+        UserError: the environment variable does not hold a time.
+    """
+    value = os.environ.get(NOW)
+    try:
+        return datetime.datetime.fromisoformat(value) if value else datetime.datetime.now()
+    except ValueError as e:
+        raise UserError(f"{NOW}={value} is not a time. Write it as 2026-01-31 or 2026-01-31T12:00:00.") from e
+
+
+@contextmanager
+def clock_at(time: Optional[str] = None) -> Iterator[None]:
+    """Let chat templates print one time within the block, in this process and in those that it starts.
+
+    Args:
+        time: In ISO format; by default the time at which the block begins.
+    """
+    before = os.environ.get(NOW)
+    os.environ[NOW] = time or now().isoformat(timespec="seconds")
+    try:
+        yield
+    finally:
+        del os.environ[NOW]
+        if before is not None:
+            os.environ[NOW] = before
 
 
 class Rendered(NamedTuple):
@@ -73,6 +105,15 @@ class PromptStyle(ABC):
     def turn_end(self, special_tokens: Collection[str]) -> Optional[str]:
         """The stop token that the style writes behind an answer, if it is another than the tokenizer's EOS."""
         return None
+
+    @property
+    def time_formats(self) -> list[str]:
+        """The formats in which texts show the time at which they were rendered; none for most styles."""
+        return []
+
+    def printed_times(self) -> list[str]:
+        """What texts show of the time now; usually a date, or nothing."""
+        return [now().strftime(format) for format in self.time_formats]
 
 
 @dataclass(frozen=True)
@@ -135,13 +176,20 @@ class ChatTemplate(PromptStyle):
         environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.filters["tojson"] = tojson
         environment.globals["raise_exception"] = raise_exception
-        environment.globals["strftime_now"] = lambda format: datetime.datetime.now().strftime(format)
+        environment.globals["strftime_now"] = lambda format: now().strftime(format)
         try:
             template = environment.from_string(self.template)
         except jinja2.TemplateError as e:
             raise UserError(f"The chat template is not valid: {e}.") from e
         template.globals = dict(template.globals)  # copied for each rendering, which a chain of dicts makes slow
         return template
+
+    @cached_property
+    def time_formats(self) -> list[str]:
+        """The formats in the template; that of the whole time where they are not literals."""
+        uses = re.findall(r"\bstrftime_now\b(?!\s+is\b)", self.template)
+        literals = re.findall(r"\bstrftime_now\s*\(\s*(['\"])(.*?)\1\s*\)", self.template)
+        return [text for _, text in literals] if len(literals) == len(uses) else ["%Y-%m-%dT%H:%M:%S"]
 
     def render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Optional[list] = None) -> str:
         """The text of a conversation.

@@ -9,7 +9,6 @@ import sys
 import time
 from asyncio import CancelledError
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -181,15 +180,18 @@ def test_an_interrupt_beside_the_answer_ends_nothing(pico, monkeypatch, capsys):
         answer_all(start(pico, 5), iter(["one"]), terminal=False)
 
 
-@pytest.mark.parametrize("command", ["chat pico", "generate pico --prompt -"])
-def test_a_closed_stdin_is_empty(monkeypatch, capsys, command):
+def test_a_closed_stdin_ends_the_chat(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", None)
-    with suppress(SystemExit):
-        main(command.split())
+    main(["chat", "pico"])
+    assert capsys.readouterr() == ("", "")
+
+
+def test_bytes_that_are_no_text_are_said(monkeypatch, capsys):
+    typed = io.TextIOWrapper(io.BytesIO(b"\xff\xfe\nHello\n"), encoding="utf-8", errors="strict")
+    monkeypatch.setattr(sys, "stdin", typed)
+    main(["chat", "pico", *GREEDY, "--max_new_tokens", "3"])
     out, err = capsys.readouterr()
-    assert out == "" and err == (
-        "litgpt: error: stdin is empty: there is no prompt.\n" if "generate" in command else ""
-    )
+    assert out.strip() and "is not UTF-8 (byte 0xff)" in err
 
 
 def test_several_lines(chat, pico):

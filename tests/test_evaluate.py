@@ -4,8 +4,9 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 import torch
@@ -101,7 +102,14 @@ def test_greedy_is_said_where_it_is(llama):
 # the same numbers as lm-eval's class for transformers
 
 
-def theirs(folder: Path, tasks: Path, limit: int) -> dict[str, Any]:
+SEEDS: dict[str, Any] = dict.fromkeys(
+    ("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234
+)
+
+
+def theirs(
+    folder: Path, tasks: Path, limit: int, adapter: Optional[Path] = None, batch_size: int = 4, **options: Any
+) -> dict[str, Any]:
     """lm-eval's results. No text must be asked twice with its answer beginning elsewhere: lm-eval 0.4.13 keeps the
     logits of the one and takes the wrong ones of them for the other."""
     from lm_eval.evaluator import simple_evaluate
@@ -110,10 +118,15 @@ def theirs(folder: Path, tasks: Path, limit: int) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    hf = HFLM(pretrained=model, tokenizer=AutoTokenizer.from_pretrained(folder), batch_size=4, device="cpu")
+    if adapter is not None:
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, adapter)
+    tokenizer = AutoTokenizer.from_pretrained(adapter or folder)
+    hf = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, device="cpu")
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
-    seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 1234)
-    return simple_evaluate(hf, tasks=[*KINDS], task_manager=manager, limit=limit, bootstrap_iters=0, **seeds)
+    common = {"tasks": [*KINDS], "task_manager": manager, "limit": limit, "bootstrap_iters": 0}
+    return simple_evaluate(hf, **common, **SEEDS, **options)
 
 
 def same_as_theirs(folder: Path, tasks: Path, out: Path, limit: int) -> None:
@@ -126,18 +139,22 @@ def same_as_theirs(folder: Path, tasks: Path, out: Path, limit: int) -> None:
         samples = [json.loads(line) for line in (out / f"samples_{task}.jsonl").read_text().splitlines()]
         assert len(samples) == limit
         for own, their in zip(samples, expected["samples"][task]):
-            assert [own["doc_hash"], own["prompt_hash"]] == [their["doc_hash"], their["prompt_hash"]]
-            for a, b in zip(own["resps"], their["resps"]):
-                a, b = a[0], b[0]
-                if task == "generation":
-                    assert a == b
-                elif task == "rolling":  # a sum over hundreds of tokens
-                    assert a == pytest.approx(b, abs=1e-3, rel=1e-6)
-                else:
-                    assert a[0] == pytest.approx(b[0], abs=1e-4) and a[1] == b[1]
+            same_sample(task, own, their)
         for metric, value in expected["results"][task].items():
             if isinstance(value, float):
                 assert ours["results"][task][metric] == pytest.approx(value, rel=1e-5), (task, metric)
+
+
+def same_sample(task: str, own: dict[str, Any], their: dict[str, Any]) -> None:
+    assert [own["doc_hash"], own["prompt_hash"]] == [their["doc_hash"], their["prompt_hash"]]
+    assert len(own["resps"]) == len(their["resps"])
+    for (a,), (b,) in zip(own["resps"], their["resps"]):
+        if task == "generation":
+            assert a == b
+        elif task == "rolling":  # a sum over hundreds of tokens
+            assert float(a) == pytest.approx(b, abs=1e-3, rel=1e-6)
+        else:
+            assert float(a[0]) == pytest.approx(b[0], abs=1e-4) and str(a[1]) == str(b[1])
 
 
 @pytest.mark.parametrize("shots", [0, 3])
@@ -160,7 +177,212 @@ def test_stories260k_gets_the_scores_of_transformers(real_data, tmp_path):
     same_as_theirs(real_data / "models" / "stories260k", write_tasks(tmp_path / "tasks", made, 2), tmp_path / "out", 30)
 
 
+TURNS = "{% for m in messages %}[{{ m.role }}]{{ m.content | trim }}{{ eos_token }}{% endfor %}"
+TURNS += "{% if add_generation_prompt %}[assistant]{% endif %}"
+TEMPLATES = {
+    "with BOS": "{{ bos_token }}" + TURNS,
+    "without BOS": TURNS,
+    "no system": "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + TURNS,
+    "blanks kept": TURNS.replace(" | trim", ""),
+}
+TOKENIZERS = ("adds BOS", "has BOS", "no BOS")
+SYSTEM = "Speak of foxes."
+CASES: list[Any] = [  # template, tokenizer, shots as turns, system message, what begins the answer, adapter
+    ("with BOS", "adds BOS", True, None, "", False),
+    ("without BOS", "adds BOS", True, SYSTEM, "", True),
+    ("blanks kept", "has BOS", False, SYSTEM, "It is ", False),
+    (None, "no BOS", False, SYSTEM, "It is", False),
+    ("no system", "no BOS", True, SYSTEM, "", False),
+]
+EVERY = [
+    (template, tokenizer, turns, system, prefix, adapter)
+    for template in (None, *TEMPLATES)
+    for tokenizer in TOKENIZERS
+    for turns in ((False, True) if template else (False,))
+    for system in (None, SYSTEM)
+    for prefix in ("", "It is ")
+    for adapter in (False, True)
+]
+CASES += [pytest.param(*case, marks=pytest.mark.long) for case in EVERY if case not in CASES]
+
+
+def change_tokenizer(folder: Path, kind: str, template: Optional[str]) -> None:
+    """Let the tokenizer of a folder not add BOS, or have none; and give it a chat template."""
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json")]
+    backend, fields = (json.loads(file.read_text()) for file in files)
+    if kind != "adds BOS":
+        backend["post_processor"] = None
+    if kind == "no BOS":
+        fields["bos_token"] = None
+    if template is not None:
+        fields["chat_template"] = TEMPLATES[template]
+    for file, content in zip(files, (backend, fields)):
+        file.write_text(json.dumps(content))
+
+
+@pytest.mark.parametrize(("template", "tokenizer", "turns", "system", "prefix", "with_adapter"), CASES)
+def test_every_way_to_ask(base, whole, tmp_path, capsys, template, tokenizer, turns, system, prefix, with_adapter):
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.tasks import TaskManager
+
+    from litgpt.evaluation.lm import LitGPT
+
+    folder = shutil.copytree(base, tmp_path / "base")
+    adapter = shutil.copytree(whole("lora") / "final", tmp_path / "adapter") if with_adapter else None
+    for place in [folder, *([adapter] if adapter else [])]:
+        change_tokenizer(place, tokenizer, template)
+        (place / "prompt_style.yaml").unlink(missing_ok=True)
+    more = {"gen_prefix": prefix} if prefix else {}
+    tasks = write_tasks(tmp_path / "tasks", made_rows(8), 2, description="Now: ", **more)
+    options: dict[str, Any] = {"apply_chat_template": template is not None, "system_instruction": system}
+    options["fewshot_as_multiturn"] = turns
+    expected = theirs(folder, tasks, 3, adapter, **options)
+    loaded = Loaded.open(adapter or folder, folder if adapter else None, "32-true", None, "cpu")
+    manager = TaskManager(include_path=str(tasks), include_defaults=False)
+    lm = LitGPT(loaded, chat=template is not None)
+    common: dict[str, Any] = {"tasks": [*KINDS], "task_manager": manager, "limit": 3, "bootstrap_iters": 0}
+    ours = simple_evaluate(lm, **common, **SEEDS, **options)
+    for task in KINDS:
+        for own, their in zip(ours["samples"][task], expected["samples"][task]):
+            assert [list(a) for a in own["arguments"]] == [list(a) for a in their["arguments"]]
+            same_sample(task, own, their)
+    assert ("refuses system messages" in capsys.readouterr().err) is (template == "no system")
+
+
+def test_prompts_of_a_style_that_lm_eval_does_not_know_are_those_of_training(whole, base, tmp_path):
+    """A saved ChatML has no BOS, though the tokenizer adds one to other texts."""
+    from litgpt.evaluation.lm import LitGPT
+    from litgpt.prompts import choose_style
+
+    loaded = Loaded.open(base, None, "32-true", None, "cpu")
+    loaded.style = choose_style("chatml", base, chat=True)
+    lm = LitGPT(loaded, chat=True)
+    text = lm.apply_chat_template([{"role": "user", "content": "Hello"}])
+    assert lm.encode([text], rendered=True) == [loaded.render([{"role": "user", "content": "Hello"}])[1]]
+    assert lm.encode(["Hello"]) == [loaded.tokenizer.encode("Hello")]
+    assert lm.encode(["<s>Hello"]) == [loaded.tokenizer.encode("<s>Hello", special=False)]
+
+
 # what is left behind, and with and without an adapter
+
+
+class Kind:
+    """The form of a value: its type, or for dicts and lists that of what is in them."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+    def differs(self, other: Any, where: str = "") -> Iterator[str]:
+        value = self.value
+        if type(value) is not type(other):
+            yield f"{where}: {type(value).__name__}, not {type(other).__name__}"
+        elif isinstance(value, dict):
+            for key in [k for k in value if k not in other]:
+                yield f"{where}/{key} is missing"
+            for key in [k for k in other if k not in value]:
+                yield f"{where}/{key} is new"
+            for key in value.keys() & other.keys():
+                yield from Kind(value[key]).differs(other[key], f"{where}/{key}")
+        elif isinstance(value, list):
+            if len(value) != len(other):
+                yield f"{where}: {len(value)} values, not {len(other)}"
+            for i, (a, b) in enumerate(zip(value, other)):
+                yield from Kind(a).differs(b, f"{where}[{i}]")
+
+
+OURS = ["/litgpt is new"]  # beside lm-eval's keys
+OF_THE_CALL = [f"/configs/{task}/metadata/dtype is missing" for task in KINDS]  # what was given as --model_args
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+@pytest.mark.parametrize("with_adapter", [False, True], ids=["base", "adapter"])
+def test_files_have_the_form_of_those_that_lm_eval_writes(base, whole, tmp_path, chat, with_adapter):
+    from lm_eval.evaluator import simple_evaluate
+    from lm_eval.loggers import EvaluationTracker
+    from lm_eval.tasks import TaskManager
+
+    folder, tasks = shutil.copytree(base, tmp_path / "base"), write_tasks(tmp_path / "tasks", made_rows(8), 2)
+    adapter = shutil.copytree(whole("lora") / "final", tmp_path / "adapter") if with_adapter else None
+    for place in [folder, *([adapter] if adapter else [])]:
+        change_tokenizer(place, "adds BOS", "with BOS")
+        (place / "prompt_style.yaml").unlink(missing_ok=True)
+    model_args = {"pretrained": str(folder), "dtype": "float32", **({"peft": str(adapter)} if adapter else {})}
+    tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
+    manager = TaskManager(include_path=str(tasks), include_defaults=False, metadata=model_args)
+    results = simple_evaluate(  # as the command `lm_eval run` calls it
+        "hf", model_args, tasks=[*KINDS], task_manager=manager, limit=3.0, device="cpu", batch_size=2, **SEEDS,
+        apply_chat_template=chat, fewshot_as_multiturn=True if chat else None, evaluation_tracker=tracker,
+        gen_kwargs={},
+    )  # fmt: skip
+    samples = results.pop("samples")
+    tracker.save_results_aggregated(results, samples)
+    for task in KINDS:
+        tracker.save_results_samples(task, samples[task])
+    command = ["evaluate", adapter or folder, "--tasks", ",".join(KINDS), "--include_path", tasks, "--limit", 3]
+    flags = ["--out_dir", tmp_path / "ours", "--log_samples", "--batch_size", 2, "--device", "cpu"]
+    flags += [*(["--apply_chat_template"] if chat else []), *(["--base", folder] if adapter else [])]
+    main([str(word) for word in (*command, *flags, "--precision", "32-true")])
+    (file,) = (tmp_path / "theirs").rglob("results_*.json")
+    expected, ours = json.loads(file.read_text()), json.loads((tmp_path / "ours" / "results.json").read_text())
+    allowed = OURS + OF_THE_CALL + [f"/configs/{task}/metadata/peft is missing" for task in KINDS if adapter]
+    assert sorted(Kind(expected).differs(ours)) == sorted(allowed)
+    for key in ("task_hashes", "versions", "n-shot", "n-samples", "higher_is_better", "chat_template_sha"):
+        assert ours[key] == expected[key]
+    for key in ("tokenizer_pad_token", "tokenizer_eos_token", "tokenizer_bos_token", "eot_token_id", "max_length"):
+        assert ours[key] == expected[key]
+    for task in KINDS:
+        (file,) = (tmp_path / "theirs").rglob(f"samples_{task}_*.jsonl")
+        theirs_, ours_ = (
+            [json.loads(line) for line in f.read_text().splitlines()]
+            for f in (file, tmp_path / "ours" / f"samples_{task}.jsonl")
+        )
+        assert list(Kind(theirs_).differs(ours_)) == []
+        assert [s["arguments"] for s in theirs_] == [s["arguments"] for s in ours_]
+
+
+def test_what_is_noted_of_the_base_beside_an_adapter(evaluate, whole, base, tmp_path):
+    evaluate(whole("lora") / "final", "choice", "--limit", 2, "--vs", "base")
+    adapter, alone = (json.loads((tmp_path / "out" / f"results{end}.json").read_text()) for end in ("", "_base"))
+    assert adapter["config"]["model_args"]["peft"] == adapter["model_name"] == str(whole("lora") / "final")
+    assert "peft" not in alone["config"]["model_args"] and "peft_sha" not in alone["config"]
+    assert Path(alone["model_name"]).samefile(base)
+    assert "adapter_model.safetensors" not in alone["litgpt"]["model_sha256"]
+
+
+@pytest.mark.parametrize("chat", [False, True], ids=["plain", "chat"])
+def test_truncated_prompts_are_said_once(llama, tmp_path, capsys, caplog, chat):
+    """As many as lm-eval warns about, which does so for each."""
+    folder = shutil.copytree(llama, tmp_path / "short")
+    fields = json.loads((folder / "config.json").read_text()) | {"max_position_embeddings": 64}
+    (folder / "config.json").write_text(json.dumps(fields))
+    change_tokenizer(folder, "adds BOS", "with BOS")
+    tasks = write_tasks(tmp_path / "tasks", made_rows(12), description="away " * 6)
+    with caplog.at_level("WARNING", logger="lm_eval"):
+        theirs(folder, tasks, 12, batch_size=1, apply_chat_template=chat)
+    counts = [
+        sum(words in record.getMessage() for record in caplog.records)
+        for words in ("exceeds model's maximum length", "Left truncation applied")
+    ]
+    command = ["evaluate", folder, "--tasks", ",".join(KINDS), "--include_path", tasks, "--out_dir", tmp_path / "out"]
+    main([str(word) for word in (*command, "--device", "cpu", *(["--apply_chat_template"] if chat else []))])
+    said = [line for line in capsys.readouterr().err.splitlines() if "truncated" in line]
+    n = 12 * (3 + 2 + 1)  # answers of choice, pairs and likelihood
+    assert all(counts) and len(said) == 2
+    assert any(f"{counts[0]} of {n} prompts" in line and "last 64 tokens" in line for line in said)
+    assert any(f"{counts[1]} of 12 prompts" in line and "last 40 tokens" in line for line in said)
+
+
+def test_git_is_silent(llama, tmp_path, monkeypatch, capfd):
+    """Outside of a repository, and where there is no git."""
+    tasks = write_tasks(tmp_path / "tasks", made_rows(4))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("GIT_CEILING_DIRECTORIES", str(tmp_path.parent))
+    command = ["evaluate", llama, "--tasks", "choice", "--include_path", tasks, "--limit", 1, "--out_dir", tmp_path]
+    for path in (os.environ["PATH"], str(tmp_path)):
+        monkeypatch.setenv("PATH", path)
+        main([str(word) for word in command])
+        assert "git" not in capfd.readouterr().err.replace("litgpt", "")
+        assert json.loads((tmp_path / "results.json").read_text())["git_hash"] is None
 
 
 @pytest.fixture
@@ -310,11 +532,11 @@ def test_what_a_user_can_mend(llama, tmp_path, capsys, monkeypatch, flags, words
     assert stop.value.code == 2 and words in err and err.count("\n") == 1
 
 
-def small_manager(include_path: list[str], include_defaults: bool = False) -> Any:
+def small_manager(include_path: list[str], include_defaults: bool = False, metadata: Any = None) -> Any:
     """lm-eval's manager, without reading all of its own tasks."""
     from lm_eval.tasks import TaskManager
 
-    return TaskManager(include_path=include_path, include_defaults=False)
+    return TaskManager(include_path=include_path, include_defaults=False, metadata=metadata)
 
 
 def test_data_that_cannot_be_had_are_named(llama, tmp_path, capsys):

@@ -6,14 +6,16 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
 from litgpt.__main__ import main
 from litgpt.commands import generate as generate_module
+from litgpt.commands.generate import LLAMAS
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Text, generate
@@ -279,8 +281,103 @@ def test_a_prompt_from_stdin(pico):
     text, answer = pico.render(user("Hé llo\nyou"))[0], answer_to(pico, user("Hé llo\nyou"), 20)
     done = piped("Hé llo\nyou\n".encode())
     assert done.stdout.decode() == f"{text}{answer}\n"
-    done = piped(b"", "--prompt", "-")
-    assert done.returncode == 2 and b"stdin is empty" in done.stderr
+    done = piped(b"")
+    assert done.returncode == 0 and b"llamas eat" in done.stdout and b"default prompt" in done.stderr
+
+
+# what stdin may be, and which text results: None where the command ends with an error
+STDIN: dict[str, tuple[Any, Optional[str]]] = {
+    "a pipe": (b"Hi\nyou\n", "Hi\nyou"),
+    "a file": ("Hi\n", "Hi"),
+    "an empty pipe": (b"", LLAMAS),
+    "an empty file": ("", LLAMAS),
+    "/dev/null": (os.devnull, LLAMAS),
+    "closed": (None, LLAMAS),
+    "a terminal": ("pty", LLAMAS),
+    "a blank line": (b" \n", None),
+    "binary": (b"\xff\xfe\0", None),
+}
+COMMANDS = [
+    "generate", "generate_full", "generate_adapter", "generate_adapter_v2", "generate_sequentially",
+    "generate_speculatively", "generate_tp",
+]  # fmt: skip
+
+
+@contextmanager
+def stdin(kind: str, folder: Path) -> Iterator[None]:
+    """Let the process's stdin be of this kind, with the strict decoding that it has in most locales."""
+    content, _ = STDIN[kind]
+    with ExitStack() as closing, pytest.MonkeyPatch.context() as patch:
+        if content is None:
+            patch.setattr(sys, "stdin", None)
+        elif kind == "a terminal":
+            ours, theirs = pytest.importorskip("pty").openpty()
+            closing.callback(os.close, ours)
+            patch.setattr(sys, "stdin", closing.enter_context(open(theirs)))
+        elif isinstance(content, bytes):
+            read, write = os.pipe()
+            os.write(write, content)
+            os.close(write)
+            patch.setattr(sys, "stdin", closing.enter_context(open(read, encoding="utf-8")))
+        else:
+            path = Path(content) if content == os.devnull else folder / "stdin"
+            if path != Path(os.devnull):
+                path.write_text(content)
+            patch.setattr(sys, "stdin", closing.enter_context(open(path, encoding="utf-8")))
+        yield
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+    """The last messages that are rendered; nothing is decoded."""
+    seen: list[dict[str, Any]] = []
+
+    original = Loaded.render
+
+    def render(self: Loaded, messages: Any, tools: Any = None) -> Any:
+        original(self, messages, tools)
+        seen.append(messages[-1])
+        raise UserError("enough")
+
+    monkeypatch.setattr(Loaded, "render", render)
+    return seen
+
+
+@pytest.mark.parametrize("kind", STDIN)
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_kind_of_stdin(command, kind, rendered, ran, tmp_path):
+    models = ["pico", "pico"] if command == "generate_speculatively" else ["pico"]
+    expected = STDIN[kind][1]
+    with stdin(kind, tmp_path):
+        ran(command, *models, "--accelerator", "cpu", *(["--devices", 1] if command == "generate_tp" else []), code=2)
+    assert [m["content"] for m in rendered] == ([] if expected is None else [expected]), ran.err
+    if expected is None:
+        assert "stdin has only whitespace" in ran.err if kind == "a blank line" else "not UTF-8" in ran.err
+
+
+@pytest.mark.parametrize("kind", STDIN)
+@pytest.mark.parametrize("option", ["--prompt", "--input"])
+def test_a_dash_reads_stdin(option, kind, rendered, ran, tmp_path):
+    """There is no default to take."""
+    expected = STDIN[kind][1]
+    if kind == "a terminal":
+        pytest.skip("it is read until somebody ends it")
+    with stdin(kind, tmp_path):
+        ran("generate", "pico", option, "-", *(["--prompt", "Sum up:"] if option == "--input" else []), code=2)
+    field = "content" if option == "--prompt" else "input"
+    assert [m[field] for m in rendered] == ([] if expected in (None, LLAMAS) else [expected])
+    if expected == LLAMAS:
+        assert f"{option} -: stdin is empty" in ran.err
+
+
+def test_stdin_is_read_once(rendered, ran, tmp_path):
+    with stdin("a pipe", tmp_path):
+        ran("generate", "pico", "--input", "-", "--prompt", "-", code=2)
+    assert not rendered and "--prompt - and --input -" in ran.err
+    for words in (["--input", "-"], ["--prompt", "Hello"]):  # the default prompt with an input; and nothing is read
+        with stdin("a pipe", tmp_path):
+            ran("generate", "pico", *words, code=2)
+    assert [(m["content"], m["input"]) for m in rendered] == [(LLAMAS, "Hi\nyou"), ("Hello", "")]
 
 
 # LitGPT's names

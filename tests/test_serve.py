@@ -18,6 +18,7 @@ from litgpt.generate.engine import generate
 from litgpt.generate.loaded import Loaded
 from litgpt.hub import PICO
 from litgpt.lora import LoRA
+from litgpt.prompts import checkpoint_template
 from tests.servers import Running, in_thread
 from tests.test_lora import save, with_lora
 
@@ -182,8 +183,96 @@ def test_tools_and_parts_reach_the_template(client, running, monkeypatch):
     (given, tools), (_, none) = seen
     assert tools == [tool] and none is None
     assert given[0] == {"role": "system", "content": "Be brief."} and given[1] == {"role": "user", "content": "Add 1."}
-    assert given[2]["tool_calls"][0]["function"] == {"name": "add", "arguments": {"a": 1}}
+    assert given[2]["tool_calls"][0]["function"] == {"name": "add", "arguments": '{"a": 1}'}
     assert given[3] == {"role": "tool", "content": "2", "tool_call_id": "c1"}
+
+
+WEATHER = {"name": "weather", "arguments": '{"city": "Łódź", "days": null}'}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {"type": "object", "properties": {}}}}]
+
+
+def returned(**fields: Any) -> dict[str, Any]:
+    """A message as the client returns it."""
+    message = openai.types.chat.ChatCompletionMessage(role="assistant", **fields).model_dump()
+    assert message["refusal"] is None and message["audio"] is None  # and more of these
+    return message
+
+
+def call(**more: Any) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": WEATHER, **more}
+
+
+ASK = {"role": "user", "content": "Is it warm?"}
+RESULT = {"role": "tool", "tool_call_id": "c1", "name": "weather", "content": "20 degrees"}
+HISTORIES: dict[str, tuple[list[dict[str, Any]], bool]] = {  # and whether there are tools in it
+    "an answer": ([ASK, returned(content="Yes."), ASK], False),
+    "nothing said": ([ASK, returned(content=None), ASK], False),
+    "a call": ([ASK, returned(content=None, tool_calls=[call()]), RESULT], True),
+    "a call with words": ([ASK, returned(content="Let me see.", tool_calls=[call()]), RESULT], True),
+    "a call from a stream": ([ASK, returned(content=None, tool_calls=[call(index=0)]), RESULT], True),
+    "no calls": ([ASK, returned(content="Yes.", tool_calls=[]), ASK], False),
+    "reasoning": ([ASK, returned(content="Yes.", reasoning="20 is warm.", reasoning_content=None), ASK], False),
+    "thinking": ([ASK, returned(content="Yes.", thinking="20 is warm."), ASK], False),
+    "names": ([{**ASK, "name": "Ann"}, returned(content="Yes.", name="Bob"), ASK], False),
+}
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The messages of each request, as they reach the template."""
+    found: list[Any] = []
+    original = Loaded.render
+    monkeypatch.setattr(Loaded, "render", lambda self, *a: found.append(a[0]) or original(self, *a))
+    return found
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+def test_what_a_client_returns_is_taken_back(client, seen, name):
+    """What a message holds reaches the template, null nowhere, and what a client cannot mean is left out."""
+    messages, _ = HISTORIES[name]
+    given = [{**m, "input": "x", "train": False} for m in messages]
+    client.chat.completions.create(model="pico", messages=given, max_tokens=1, tools=TOOLS)
+    for sent, got in zip(messages, seen[0]):
+        expected = {k: v for k, v in sent.items() if v is not None and v != []}
+        assert got == {**expected, "content": sent["content"] or ""}
+
+
+@pytest.mark.parametrize("name", HISTORIES)
+@pytest.mark.parametrize("template", ["llama-2", "llama-3-8b-instruct", "minimind", "phi-3", "qwen2.5", "smollm2"])
+def test_every_template_takes_it(client, running, real_data, monkeypatch, name, template):
+    """The text is that of `transformers`, and refused is only what it refuses too."""
+    from transformers import AutoTokenizer
+
+    texts, original = [], Loaded.render
+    monkeypatch.setattr(Loaded, "render", lambda self, *a: texts.append(original(self, *a)) or texts[-1])
+    folder = real_data / "tokenizers" / template
+    monkeypatch.setattr(running.service.offer.models["pico"], "style", checkpoint_template(folder))
+    messages, with_tools = HISTORIES[name]
+    options: dict[str, Any] = {"tools": TOOLS} if with_tools else {}
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    clean = [{k: v for k, v in m.items() if v is not None and v != []} for m in messages]
+    for message in clean:
+        message.setdefault("content", "")
+    try:
+        expected = tokenizer.apply_chat_template(clean, tokenize=False, add_generation_prompt=True, **options)
+    except Exception as e:
+        with pytest.raises(openai.BadRequestError) as refusal:
+            client.chat.completions.create(model="pico", messages=messages, max_tokens=1, **options)
+        assert str(e) in refusal.value.message
+        return
+    try:
+        client.chat.completions.create(model="pico", messages=messages, max_tokens=1, **options)
+    except openai.BadRequestError as e:  # of the tiny model's context
+        assert e.code == "context_length_exceeded"
+    if not with_tools:  # how arguments are written is up to the template's side
+        assert texts[0][0] == expected
+
+
+def test_what_is_no_message(client):
+    for wrong in ({"role": "user", "content": None}, {"role": "tool", "content": None, "tool_call_id": "c"}):
+        with pytest.raises(openai.BadRequestError) as error:
+            client.chat.completions.create(model="pico", messages=[ASK, wrong], max_tokens=1)
+        assert error.value.param == "messages.1"
 
 
 def test_what_is_wrong_is_said(client):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from litgpt.args import PrecisionName, QuantizeName
+from litgpt.chat_template import clock_at, now
 from litgpt.errors import UserError, nearest, require
 from litgpt.generate.loaded import Loaded
 from litgpt.hub import find_folder
@@ -98,29 +99,28 @@ def main(
     if vs and source.adapter is None:
         raise UserError(f"--vs base wants an adapter folder; {source.folder} is a whole model.")
     folder = run.writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
-    manager, names = find_tasks(split_names(words), include)
+    manager, names = find_tasks(split_names(words), include, {"pretrained": str(source.checkpoint.folder)})
     loaded_tasks = load_tasks(manager, names)
 
     loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
     share_threads(loaded.model, loaded.device)
     lm = LitGPT(loaded, batch, seed, apply_chat_template)
     hashes = run.model_hashes(loaded.source)
-    began = time.perf_counter()
+    began, clock = time.perf_counter(), now().isoformat()
 
-    def score() -> dict[str, Any]:
-        whole = limit is None or limit < 1
-        number = limit if whole else int(limit or 0)
-        results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, number, seed, apply_chat_template)
-        run.describe(results, loaded.source, hashes, time.perf_counter() - began)
+    def score(source: Source) -> dict[str, Any]:
+        with clock_at(clock):  # the same questions for adapter and base
+            results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, limit, seed, apply_chat_template)
+        run.describe(results, source, hashes, time.perf_counter() - began)
         return results
 
-    results = score()
+    results = score(loaded.source)
     print(run.tables(results))
     file = save_filepath or folder / "results.json"
     differences = []
     if vs:
         with loaded.source.without_adapter(loaded.model):
-            base_results = score()
+            base_results = score(Source.open(loaded.source.checkpoint.folder))
         known = manager.load(loaded_tasks)
         differences = compare.compare(base_results, results, known["tasks"], known["groups"], seed)
         results["vs_base"] = compare.as_fields(differences)

@@ -63,7 +63,7 @@ def main(
     Args:
         checkpoint_dir: A base folder or an adapter folder, or the name of one under checkpoints/.
         prompt: What to continue or to answer; - reads it from stdin, and so does a pipe where no prompt is given.
-        input: What an instruction is about, as the input of Alpaca's rows.
+        input: What an instruction is about, as the input of Alpaca's rows; - reads it from stdin.
         sys_prompt: A system message before the prompt.
         prompts: A file of prompts instead of one (JSONL, JSON, CSV, TSV or Parquet), with prompt, messages, or
             instruction and input in each row. Broken rows are reported, and become rows with an error.
@@ -96,7 +96,7 @@ def main(
     if prompts is None:
         if out is not None:
             raise UserError(f"--out {out} is for the answers to --prompts; a single answer goes to stdout.")
-        prompt = from_stdin(prompt)
+        prompt, input = from_stdin(prompt, input)
     elif input or prompt != LLAMAS:
         raise UserError("--prompts takes the place of --prompt and --input: give one of them.")
     file = PromptFile(prompts, out, num_samples) if prompts is not None else None
@@ -166,14 +166,33 @@ def older_paths(
     return folder, base
 
 
-def from_stdin(prompt: str) -> str:
-    """The prompt, or what stdin has where it is - or where none was given and something is piped in."""
-    if prompt != "-" and not (prompt == LLAMAS and is_piped(sys.stdin)):
-        return prompt
-    text = sys.stdin.read().removesuffix("\n")
-    if not text:
-        raise UserError("stdin is empty: there is no prompt." if prompt == "-" else "stdin is empty: give --prompt.")
-    return text
+def from_stdin(prompt: str, input: str) -> tuple[str, str]:
+    """Prompt and input, one of which may be on stdin: where it is `-`, and the prompt also where none was given and
+    something was piped in.
+
+    Raises:
+        UserError: both are on stdin, or it has no text where it must have one.
+    """
+    if prompt == input == "-":
+        raise UserError("--prompt - and --input - both read stdin. Give one of them as text.")
+    if input == "-":
+        return prompt, read_stdin("--input -", needed=True)
+    if prompt == "-":
+        return read_stdin("--prompt -", needed=True), input
+    if prompt == LLAMAS and is_piped(sys.stdin):
+        return read_stdin("--prompt", needed=False) or prompt, input
+    return prompt, input
+
+
+def read_stdin(option: str, needed: bool) -> str:
+    """The text on stdin. Raises `UserError` where it has only whitespace, or nothing although it is needed."""
+    text = sys.stdin.read()
+    if not text and not needed:
+        print("litgpt: stdin is empty, so the default prompt is used.", file=sys.stderr)
+    elif not text.strip():
+        has = "has only whitespace" if text else "is empty"
+        raise UserError(f"{option}: stdin {has}. Pipe a text into the command, or give it as {option.split()[0]} TEXT.")
+    return text.removesuffix("\n")
 
 
 def is_piped(stream: Any) -> bool:

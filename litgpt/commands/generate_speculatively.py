@@ -46,7 +46,7 @@ def main(
         draft_model_checkpoint_dir: The small model: a base folder or an adapter folder, or the name of one.
         target_model_checkpoint_dir: The large model; its prompt style and tokenizer are used.
         prompt: What to continue or to answer; - reads it from stdin, and so does a pipe where no prompt is given.
-        input: What an instruction is about, as the input of Alpaca's rows.
+        input: What an instruction is about, as the input of Alpaca's rows; - reads it from stdin.
         sys_prompt: A system message before the prompt.
         num_samples: How many answers.
         max_new_tokens: The length of an answer, at most.
@@ -66,7 +66,7 @@ def main(
     """
     check_numbers(num_samples=num_samples, max_new_tokens=max_new_tokens, speculative_k=speculative_k)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    words, prompt = stop_strings(stop), from_stdin(prompt)
+    words, (prompt, input) = stop_strings(stop), from_stdin(prompt, input)
     draft = Loaded.open(draft_model_checkpoint_dir, None, precision, quantize, accelerator)
     target = Loaded.open(target_model_checkpoint_dir, None, precision, quantize, accelerator)
     check_pair(target.tokenizer, draft.tokenizer)

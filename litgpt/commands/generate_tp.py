@@ -74,7 +74,7 @@ def main(
     Args:
         checkpoint_dir: A base folder, or the name of one under checkpoints/; an adapter is to be merged first.
         prompt: What to continue or to answer; - reads it from stdin, and so does a pipe where no prompt is given.
-        input: What an instruction is about, as the input of Alpaca's rows.
+        input: What an instruction is about, as the input of Alpaca's rows; - reads it from stdin.
         sys_prompt: A system message before the prompt.
         num_samples: How many answers.
         max_new_tokens: The length of an answer, at most.
@@ -102,7 +102,7 @@ def main(
     else:
         world = len(usable_devices(accelerator, devices))
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
-    words, prompt = stop_strings(stop), from_stdin(prompt)
+    words, (prompt, input) = stop_strings(stop), from_stdin(prompt, input)
     source = Source.open(checkpoint_dir)
     if source.adapter is not None:
         lora = isinstance(source.adapter, LoRAFolder)

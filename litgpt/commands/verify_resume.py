@@ -11,6 +11,7 @@ from typing import Optional
 import torch
 from safetensors import safe_open
 
+from litgpt.chat_template import clock_at
 from litgpt.errors import UserError
 from litgpt.train.loop import PAUSED
 from litgpt.train.metrics import METRICS
@@ -35,7 +36,7 @@ def main(finetune: list[str], steps: int = 5) -> None:
     words = finetune if finetune and finetune[0] in METHODS else ["lora", *finetune]
     fixed = ["--train.max_steps", str(2 * steps), "--train.epochs", "null", "--logger_name", "csv"]
     words = [*words, *fixed, "--overwrite", "false"]
-    with tempfile.TemporaryDirectory(prefix="litgpt-verify-") as folder:
+    with tempfile.TemporaryDirectory(prefix="litgpt-verify-") as folder, clock_at():  # also around midnight
         whole, parts = Path(folder) / "whole", Path(folder) / "parts"
         print(f"{2 * steps} steps in one go ...", flush=True)
         run(words, whole, "null", "false", 0)

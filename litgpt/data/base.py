@@ -18,6 +18,7 @@ from typing import Any, Literal, Optional, Union
 
 import torch
 
+from litgpt.chat_template import clock_at
 from litgpt.data.forms import FORMS, recognise, rename, to_row
 from litgpt.data.lost import Lookup
 from litgpt.data.row_files import read_rows, without_padding
@@ -197,6 +198,7 @@ class DataModule(ABC):
         """A raw row as one of the known forms; None to leave it out."""
         return fields
 
+    @clock_at()  # the texts have the time that is in their key
     def load(
         self, tokenizer: Tokenizer, folder: Path, max_seq_length: int, say: Callable[[int], None] = lambda rows: None
     ) -> Loaded:
@@ -358,7 +360,7 @@ class TokenMaker:
             "code": code_hash(),
             "sources": [[s.fingerprint(), Path(s.path).suffixes[-2:], s.columns, s.form] for s in sources],
             "set": [type(data).__name__, class_hash(type(data)), {k: str(v) for k, v in vars(data).items()}],
-            "style": style_fields(self.style),
+            "style": [style_fields(self.style), self.style.printed_times()],
             "tokenizer": [tokenizer.fingerprint(), tokenizer.bos_id, tokenizer.eos_id, sorted(self.stops)],
             "trained": [self.mask_prompt, self.turn_end],
             "max_length": self.max_length,

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any, Optional
 
 from lm_eval.api.instance import Instance
@@ -14,15 +15,19 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
+from litgpt.chat_template import ChatTemplate
+from litgpt.errors import UserError
 from litgpt.evaluation.scoring import score
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import TextStream
+from litgpt.prompts import template_variables
 from litgpt.train.progress import SECONDS, duration
 
 MAX_NEW = 256  # tokens of an answer where a task does not say how many, as in lm-eval
 ROWS = 32  # answers that are decoded at once by default
+MARK = "\uffff "  # the blank shows whether a template strips what it stands behind
 KNOWN = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks", "repetition_penalty"}
 
 Pair = tuple[list[int], list[int]]
@@ -56,11 +61,40 @@ class LitGPT(LM):
         found = next((i for i in (*named, tokenizer.bos_id, tokenizer.eos_id) if i is not None), 0)
         return found
 
-    def encode(self, texts: Sequence[str], special: bool = True) -> list[list[int]]:
-        """Ids of texts; special tokens are added as the tokenizer does it, but not a second BOS."""
-        wanted = special and not (self.chat and self.loaded.style.own_special_tokens)
+    @property
+    def tokenizer(self) -> SimpleNamespace:
+        """What lm-eval notes of a tokenizer. Nothing is padded here; it is the padding token that lm-eval takes."""
+        ours = self.loaded.tokenizer
+        named = template_variables(ours.folder)
+        pad = named.get("pad_token") or named.get("unk_token") or ours.eos_token
+        return SimpleNamespace(
+            pad_token=pad,
+            pad_token_id=ours.token_id(pad, None),
+            eos_token=ours.eos_token,
+            eos_token_id=ours.eos_id,
+            bos_token=ours.bos_token,
+            bos_token_id=ours.bos_id,
+        )
+
+    @property
+    def eot_token_id(self) -> Optional[int]:
+        return self.loaded.tokenizer.eos_id
+
+    def encode(self, texts: Sequence[str], special: bool = True, rendered: bool = False) -> list[list[int]]:
+        """Ids of texts.
+
+        Args:
+            special: Whether special tokens are added as the tokenizer does it; as in lm-eval, never to a text that
+                begins with BOS.
+            rendered: Whether the texts are prompts. Those of a style that is not in the folder's own template, which
+                lm-eval does not know, have the tokens that they had in training: none but what is written.
+        """
+        style = self.loaded.style
+        as_trained = rendered and self.chat and style.own_special_tokens and style.name != "chat"
+        start = self.loaded.tokenizer.decode([self.prefix_token_id], skip_special=False)
         different = list(dict.fromkeys(texts))
-        encoded = self.loaded.tokenizer.encode_batch(different, [wanted] * len(different))
+        wanted = [special and not as_trained and not text.startswith(start) for text in different]
+        encoded = self.loaded.tokenizer.encode_batch(different, wanted)
         ids = {text: list(e.ids) for text, e in zip(different, encoded)}
         return [ids[text] for text in texts]
 
@@ -72,8 +106,8 @@ class LitGPT(LM):
             context, continuation = request.args
             bare = context.rstrip()
             texts.append((bare, context[len(bare) :] + continuation, context == ""))
-        contexts = iter(self.encode([bare for bare, _, empty in texts if not empty]))
-        wholes = iter(self.encode([bare + after for bare, after, empty in texts if not empty]))
+        contexts = iter(self.encode([bare for bare, _, empty in texts if not empty], rendered=True))
+        wholes = iter(self.encode([bare + after for bare, after, empty in texts if not empty], rendered=True))
         alone = iter(self.encode([after for _, after, empty in texts if empty], special=False))
         found: list[Pair] = []
         for _, _, empty in texts:
@@ -87,7 +121,10 @@ class LitGPT(LM):
 
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """For each pair the log-probability of the continuation, and whether it is what the model would say."""
-        return score(self.loaded.model, self.pairs(requests), self.batch, Left("log-likelihoods: tokens").show)
+        pairs = self.pairs(requests)
+        long = sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs)
+        self.say_truncated([self.max_length] * long, len(pairs))
+        return score(self.loaded.model, pairs, self.batch, Left("log-likelihoods: tokens").show)
 
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """For each text its log-probability, in windows of what the model reads."""
@@ -103,8 +140,10 @@ class LitGPT(LM):
 
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """For each prompt what the model answers, up to one of the task's stop strings."""
-        prompts = self.encode([request.args[0] for request in requests])
+        prompts = self.encode([request.args[0] for request in requests], rendered=True)
         texts = [self.question(i, ids, r.args[1]) for i, (ids, r) in enumerate(zip(prompts, requests))]
+        kept = [len(text.prompt) for text, ids in zip(texts, prompts) if len(text.prompt) < len(ids)]
+        self.say_truncated(kept, len(texts))
         rows = min(self.batch or ROWS, max(1, len(texts)))
         engine = Engine(self.loaded.model, rows)
         for text in sorted(texts, key=lambda text: (-len(text.prompt).bit_length(), list(text.prompt))):
@@ -145,11 +184,38 @@ class LitGPT(LM):
             self.said.add(words)
             print(f"litgpt: {words}.", file=sys.stderr)
 
+    def say_truncated(self, kept: Sequence[int], total: int) -> None:
+        """Say once how many prompts lost their beginning, given the tokens that were kept of each."""
+        lengths = sorted(set(kept))
+        to = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}" if lengths else ""
+        self.say_once(
+            f"{len(kept):,} of {total:,} prompts are too long and were truncated to their last {to} tokens "
+            f"(the model reads {self.max_length})",
+            kept,
+        )
+
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text, by the style that the model was trained with or its template."""
+        """A conversation as text, by the style that the model was trained with or its template; as in lm-eval without
+        the system message, if it is refused with it."""
+        try:
+            return self.rendered(chat_history, add_generation_prompt)
+        except UserError:
+            others = [message for message in chat_history if message["role"] != "system"]
+            if len(others) == len(chat_history):
+                raise
+            self.say_once("the chat template refuses system messages, so they are left out", True)
+            return self.rendered(others, add_generation_prompt)
+
+    def rendered(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
+        """A conversation as text; without a generation prompt, up to the end of its last message, which goes on."""
+        style, last = self.loaded.style, chat[-1]
         if add_generation_prompt:
-            return self.loaded.style.prompt(chat_history)
-        return self.loaded.style.prompt(chat_history[:-1]) + chat_history[-1]["content"]
+            return style.prompt(chat)
+        if not isinstance(style, ChatTemplate):
+            return style.prompt(chat[:-1]) + last["content"]
+        text = style.render([*chat[:-1], {**last, "content": last["content"] + MARK}], False)
+        before, _, after = text.rpartition(MARK.strip())
+        return before if after.startswith(" ") else before.rstrip()
 
     def chat_template(self, chat_template: Any = False) -> str:
         return getattr(self.loaded.style, "template", self.loaded.style.name) if chat_template else ""
@@ -164,7 +230,8 @@ class LitGPT(LM):
         return {
             "model_num_parameters": sum(p.numel() for p in model.parameters()),
             "model_dtype": str(model.dtype),
-            "max_length": self.max_length,
+            "model_revision": "main",
+            "model_sha": "",
         }
 
 

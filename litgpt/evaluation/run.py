@@ -4,15 +4,19 @@ import hashlib
 import io
 import json
 import os
+import subprocess
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
+from dataclasses import asdict
 from functools import partialmethod
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional
 
-from lm_eval.evaluator import simple_evaluate
+from lm_eval import evaluator
+from lm_eval.loggers import EvaluationTracker
+from lm_eval.loggers.utils import get_commit_from_path
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable, hash_string, make_table
+from lm_eval.utils import handle_non_serializable, hash_string, make_table, sanitize_list, sanitize_model_name
 from tqdm import tqdm
 
 import litgpt
@@ -28,7 +32,7 @@ def evaluate(
     manager: TaskManager,
     tasks: Sequence[Any],
     num_fewshot: Optional[int],
-    limit: Union[int, float, None],
+    limit: Optional[float],
     seed: int,
     chat: bool,
 ) -> dict[str, Any]:
@@ -42,9 +46,10 @@ def evaluate(
     Raises:
         UserError: lm-eval refuses the tasks.
     """
+    tracker = EvaluationTracker()
     try:
         with silence():
-            results = simple_evaluate(
+            results = evaluator.simple_evaluate(
                 lm,
                 tasks=list(tasks),
                 task_manager=manager,
@@ -53,6 +58,9 @@ def evaluate(
                 device=str(lm.device),
                 limit=limit,
                 apply_chat_template=chat,
+                fewshot_as_multiturn=True if chat else None,
+                gen_kwargs={},
+                evaluation_tracker=tracker,
                 random_seed=seed,
                 numpy_random_seed=seed,
                 torch_random_seed=seed,
@@ -66,26 +74,45 @@ def evaluate(
         name: hash_string("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))
         for name, samples in results["samples"].items()
     }
-    return results
+    return results | asdict(tracker.general_config_tracker)
 
 
 @contextmanager
 def silence() -> Iterator[None]:
-    """Keep lm-eval from drawing bars and printing what it does; its table and our line of progress say it."""
-    draw = tqdm.__init__
+    """Keep lm-eval from drawing bars and printing what it does, and git from saying that there is no repository; the
+    table and our line of progress say enough."""
+    draw, commit = tqdm.__init__, evaluator.get_git_commit_hash
     tqdm.__init__ = partialmethod(draw, disable=True)  # type: ignore[method-assign]
+    evaluator.get_git_commit_hash = git_commit
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
         tqdm.__init__ = draw  # type: ignore[method-assign]
+        evaluator.get_git_commit_hash = commit
+
+
+def git_commit() -> Optional[str]:
+    """The commit of the working directory, as lm-eval notes it; None where there is none."""
+    try:
+        done = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return get_commit_from_path(os.getcwd())
+    return done.stdout.strip()
 
 
 def describe(results: dict[str, Any], source: Source, hashes: dict[str, str], seconds: float) -> None:
     """Add to the results what was evaluated, by name and by hash."""
-    results["model_source"] = "litgpt"
-    results["model_name"] = str(source.folder)
-    results["config"] |= {"model": "litgpt", "model_args": {"checkpoint_dir": str(source.folder)}}
+    name = str(source.folder)
+    results |= {"model_source": "litgpt", "model_name": name, "model_name_sanitized": sanitize_model_name(name)}
+    dtype = results["config"]["model_dtype"].removeprefix("torch.")
+    model_args = {"pretrained": str(source.checkpoint.folder), "dtype": dtype}
+    results["config"] |= {"model": "litgpt", "model_args": model_args}
+    if source.adapter is not None:
+        model_args["peft"] = name
+        results["config"]["peft_sha"] = ""
+    else:
+        hashes = {file: value for file, value in hashes.items() if file not in (CONFIG, WEIGHTS)}
     results["litgpt"] = {"version": litgpt.__version__, "base": str(source.checkpoint.folder), "model_sha256": hashes}
     results["total_evaluation_time_seconds"] = f"{seconds:.2f}"
 
@@ -114,10 +141,21 @@ def write_results(results: dict[str, Any], file: Path) -> None:
 
 
 def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> None:
-    """Write `samples_TASK.jsonl` for every task: a question a line, with the answers and their scores."""
+    """Write `samples_TASK.jsonl` for every task: a question a line, with the answers and their scores, in the form in
+    which lm-eval writes them."""
     for name, samples in results["samples"].items():
-        lines = [as_json(sample, None) for sample in samples]
+        lines = [as_json(as_written(sample), None) for sample in samples]
         write_text(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")
+
+
+def as_written(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample of which no field has values of several types, so that it can be loaded as a table."""
+    arguments = {
+        f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(request)}
+        for i, request in enumerate(sample["arguments"])
+    }
+    texts = {name: sanitize_list(sample[name]) for name in ("resps", "filtered_resps")}
+    return {**sample, **texts, "arguments": arguments, "target": str(sample["target"])}
 
 
 def as_json(value: Any, indent: Optional[int]) -> str:

@@ -40,11 +40,14 @@ def split_names(tasks: str | Iterable[str]) -> list[str]:
     return list(dict.fromkeys(new for name in names for new in renamed.get(name, [name])))
 
 
-def find_tasks(names: Sequence[str], include: Sequence[Path]) -> tuple[TaskManager, list[str]]:
+def find_tasks(
+    names: Sequence[str], include: Sequence[Path], metadata: Optional[dict[str, Any]] = None
+) -> tuple[TaskManager, list[str]]:
     """What knows the tasks, and their names with patterns such as `blimp_*` filled in.
 
     Args:
         include: Folders with tasks of one's own, which come before those of the same name in lm-eval.
+        metadata: What tasks are told of the model; some make their texts with its tokenizer.
 
     Raises:
         UserError: there are no such tasks, or no such folder.
@@ -53,9 +56,10 @@ def find_tasks(names: Sequence[str], include: Sequence[Path]) -> tuple[TaskManag
     if missing:
         raise UserError(f"--include_path {', '.join(missing)}: no such folder.")
     folders: list[Any] = [str(folder) for folder in include]
-    manager = TaskManager(include_path=folders, include_defaults=False)  # reading all of lm-eval's takes seconds
+    # reading all of lm-eval's own takes seconds
+    manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
     if any(not matches(manager, name) for name in names):
-        manager = TaskManager(include_path=folders)
+        manager = TaskManager(include_path=folders, metadata=metadata)
     found = {name: matches(manager, name) for name in names}
     unknown = [name for name, those in found.items() if not those]
     if unknown:

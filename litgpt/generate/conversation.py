@@ -102,8 +102,8 @@ class Conversation:
                 yield piece
             whole = True
         finally:
-            if not whole:  # an interrupt may have come while the cache was written
-                self.engine = Engine(self.loaded.model, rows=1)
+            if not whole:
+                self.engine.clear()
             self.end(last, text, "".join(pieces))
 
     def end(self, answer: Optional[Answer], text: str, said: str) -> None:

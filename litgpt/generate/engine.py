@@ -102,8 +102,14 @@ class Engine:
         self.max_length = min(max_length or model.config.block_size, model.config.block_size)
         self.cache = KVCache(model.config)
         self.rows: list[Optional[Text]] = [None] * rows
-        self.known: list[list[int]] = [[] for _ in range(rows)]  # the tokens that the cache has of each row
-        self.readers: list[Optional[str]] = [None] * rows  # the adapter that they were read with
+        self.clear()
+
+    def clear(self) -> None:
+        """Drop all texts, and free the cache."""
+        self.cache.clear()
+        self.rows = [None] * len(self.rows)
+        self.known: list[list[int]] = [[] for _ in self.rows]  # the tokens that the cache has of each row
+        self.readers: list[Optional[str]] = [None] * len(self.rows)  # the adapter that they were read with
         self.waiting: deque[Text] = deque()
 
     def submit(self, text: Text) -> Text:
@@ -138,14 +144,21 @@ class Engine:
     def step(self) -> list[Text]:
         """Read a part of the prompts, and add a token to each text that is ready.
 
+        After an error, or an interrupt, all texts are dropped and the cache is free, since it may be half written. It
+        does not wait for whoever holds the traceback.
+
         Returns:
             The texts that got a token or are finished.
         """
-        ended = self.leave()
-        self.enter()
-        reading = [row for row, text in enumerate(self.rows) if text and self.left(row) > 1]
-        ready = [row for row, text in enumerate(self.rows) if text and self.left(row) == 1]
-        new = self.read(reading) + (self.add(ready, [1] * len(ready)) if ready else [])
+        try:
+            ended = self.leave()
+            self.enter()
+            reading = [row for row, text in enumerate(self.rows) if text and self.left(row) > 1]
+            ready = [row for row, text in enumerate(self.rows) if text and self.left(row) == 1]
+            new = self.read(reading) + (self.add(ready, [1] * len(ready)) if ready else [])
+        except BaseException:
+            self.clear()
+            raise
         return ended + new
 
     def left(self, row: int) -> int:

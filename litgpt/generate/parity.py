@@ -1,12 +1,16 @@
 """The parity seal: what a model answered when its folder was written, to compare with what it answers now."""
 
 import json
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
 
+from litgpt.chat_template import clock_at, now
 from litgpt.checkpoint import Checkpoint
 from litgpt.errors import UserError
 from litgpt.files import read_json
@@ -33,6 +37,7 @@ PRECISIONS = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}  # that c
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
+@clock_at()  # one time for all prompts, also around midnight
 def make_seal(
     model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str], scheme: Optional[str] = None
 ) -> dict[str, Any]:
@@ -47,6 +52,7 @@ def make_seal(
         "quantize": scheme,
         "stored": sorted(set(stored)),
         "special": not style.own_special_tokens,
+        **({"time": now().isoformat()} if style.printed_times() else {}),
         "prompts": [seal_prompt(model, tokenizer, style, prompt) for prompt in PROMPTS],
     }
 
@@ -90,6 +96,10 @@ def read_seal(folder: Path) -> dict[str, Any]:
     kinds = {"prompt": str, "text": str, "ids": list, "top_ids": list, "top_logits": list, "greedy": list}
     prompts = seal["prompts"] if isinstance(seal["prompts"], list) else []
     whole = all(isinstance(p, dict) and all(isinstance(p.get(k), t) for k, t in kinds.items()) for p in prompts)
+    try:
+        datetime.fromisoformat(seal.get("time", "2026-01-01"))
+    except (TypeError, ValueError):
+        whole = False
     if not prompts or not whole or seal["computed"] not in TOLERANCE:
         raise UserError(f"{folder / FILE} is a damaged parity seal.")
     return seal
@@ -112,8 +122,10 @@ def moved(
     allowed = max(TOLERANCE.get(name, 0.0) for name in (computed, seal["computed"], *(stored if found else ())))
     if seal.get("quantize"):  # inputs are rounded too
         allowed = max(allowed, TOLERANCE["BF16"])
+    time = seal.get("time") or time_of(seal["prompts"][0], style)
     for then in seal["prompts"]:
-        text = style.prompt([{"role": "user", "content": then["prompt"]}])
+        with clock_at(time):
+            text = style.prompt([{"role": "user", "content": then["prompt"]}])
         if text != then["text"]:
             found.setdefault("template", f"{then['prompt']!r} was rendered as {then['text']!r}, now {text!r}")
         ids = seal_ids(model, tokenizer, then["text"], seal["special"])
@@ -132,6 +144,26 @@ def moved(
     if not worst <= allowed:
         found["weights"] = f"logits after {where!r} differ by {worst:.1e} of the largest, {allowed:.0e} is rounding"
     return found
+
+
+def time_of(then: dict[str, Any], style: PromptStyle) -> Optional[str]:
+    """The time at which a prompt of an older seal, which does not have it, was rendered: the one that gives the sealed
+    text. None if there is no such time."""
+    for time in times_in(then["text"], style.time_formats):
+        with clock_at(time):
+            if style.prompt([{"role": "user", "content": then["prompt"]}]) == then["text"]:
+                return time
+    return None
+
+
+def times_in(text: str, formats: Sequence[str]) -> Iterator[str]:
+    """Whatever in a text reads like a time in one of the formats."""
+    for format in formats:
+        plain = re.sub("%[-#]", "%", format)  # without what only strftime knows
+        pattern = "".join(r"\w+" if i % 2 else re.escape(part) for i, part in enumerate(re.split("(%.)", plain)))
+        for match in re.finditer(f"(?=({pattern}))", text):
+            with suppress(ValueError):
+                yield datetime.strptime(match[1], plain).isoformat()
 
 
 def difference(seal: dict[str, Any], model: GPT) -> tuple[float, str]:

@@ -40,8 +40,12 @@ class KVCache:
     """
 
     def __init__(self, config: Config) -> None:
-        self.layers: list[Pair | None] = [None] * config.n_layer  # (R, g, S, hs) each
         self.windows = [config.window(layer) for layer in range(config.n_layer)]
+        self.clear()
+
+    def clear(self) -> None:
+        """Free everything."""
+        self.layers: list[Pair | None] = [None] * len(self.windows)  # (R, g, S, hs) each
         self.lengths: list[int] = []  # tokens of each row that every layer has read
         self.ids: dict[int, list[int]] = {}  # what was read; kept for models that may have to read it again
 

@@ -15,7 +15,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
 from starlette.exceptions import HTTPException
 
-from litgpt.data.forms import parsed
 from litgpt.errors import UserError, nearest
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
@@ -67,20 +66,20 @@ class Service:
         self.metrics = Metrics()
         self.most = settings.max_batch + settings.max_queue
         model = offer.models[offer.default].model
-        self.worker = Worker(lambda: Engine(model, settings.max_batch, adapters=offer.adapters), self.most)
+        self.worker = Worker(Engine(model, settings.max_batch, adapters=offer.adapters), self.most)
         self.watching: set[asyncio.Task] = set()
         self.gate: Optional[Gate] = None  # made with the application, before its first request
 
     def find(self, name: Optional[str]) -> tuple[str, Loaded]:
         """The model that a request names. Raises `Failure` where there is none."""
-        name = self.offer.default if name is None else name
-        if name not in self.offer.models:
+        found = self.offer.default if name is None else self.offer.find(name)
+        if found is None:
             known = ", ".join(self.offer.models)
-            hint = nearest(name, self.offer.models)
+            hint = nearest(str(name), self.offer.models)
             raise Failure(
-                404, f"There is no model {name[:80]!r}.{hint} There are: {known}.", "model", "model_not_found"
+                404, f"There is no model {str(name)[:80]!r}.{hint} There are: {known}.", "model", "model_not_found"
             )
-        return name, self.offer.models[name]
+        return found, self.offer.models[found]
 
     def sampling(self, body: Drawing) -> Sampling:
         own, given = self.settings, body.model_fields_set
@@ -209,13 +208,13 @@ async def respond(job: Job, shape: Shape, body: Drawing) -> Response:
 
 
 def as_dict(message: Message) -> dict[str, Any]:
-    """A message as training has it: the text of all parts, and arguments of calls as objects."""
-    fields = message.model_dump(exclude_none=True)
+    """A message for the chat template: the text of all parts, and its other fields unchanged, without those that hold
+    nothing and those that only rows of training have."""
+    dumped = message.model_dump(exclude_none=True, exclude={"input", "train"})
+    fields = {name: value for name, value in dumped.items() if value != []}
     fields["role"] = "system" if message.role == "developer" else message.role
     if not isinstance(message.content, str):
         fields["content"] = "".join(part.text for part in message.content or ())
-    for call in fields.get("tool_calls", ()):
-        call["function"]["arguments"] = parsed(call["function"]["arguments"])
     return fields
 
 
@@ -316,29 +315,29 @@ def add_views(app: FastAPI, service: Service) -> None:
     created = int(time.time())
 
     @app.get("/v1/models")
+    @app.get("/v1/models/")
     async def models() -> dict[str, Any]:
         data = [
             {"id": name, "object": "model", "created": created, "owned_by": "litgpt"} for name in service.offer.models
         ]
         return {"object": "list", "data": data}
 
-    @app.get("/v1/models/{name}")
+    @app.get("/v1/models/{name:path}")  # names of the hub have a slash
     async def model(name: str) -> dict[str, Any]:
         return {"id": service.find(name)[0], "object": "model", "created": created, "owned_by": "litgpt"}
 
     @app.get("/health")
     async def health() -> Response:
-        if not service.worker.alive:
-            return JSONResponse({"status": "failed"}, 503)
+        if (trouble := service.worker.trouble) is not None:
+            return JSONResponse({"status": "failed", "reason": trouble}, 503)
         stopping = service.gate is not None and service.gate.stopping
         return JSONResponse({"status": "stopping" if stopping else "ok"}, 503 if stopping else 200)
 
     @app.get("/metrics")
     async def metrics() -> Response:
-        load = service.worker.load
-        return PlainTextResponse(
-            service.metrics.text(load.running, load.waiting), media_type="text/plain; version=0.0.4"
-        )
+        worker, load = service.worker, service.worker.load
+        text = service.metrics.text(load.running, load.waiting, worker.failures, worker.trouble is None)
+        return PlainTextResponse(text, media_type="text/plain; version=0.0.4")
 
     for path, (file, kind) in PAGE.items():
         content = (Path(__file__).parent / "page" / file).read_bytes()

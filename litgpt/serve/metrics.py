@@ -31,8 +31,15 @@ class Metrics:
         self.tokens: Counter[tuple[str, str]] = Counter()  # by model and kind
         self.first, self.whole = Histogram(), Histogram()
 
-    def text(self, running: int, waiting: int) -> str:
-        """Everything, with how many texts are decoded and wait at this moment."""
+    def text(self, running: int, waiting: int, failures: int, up: bool) -> str:
+        """Everything.
+
+        Args:
+            running: Texts that are decoded at this moment.
+            waiting: Texts that wait.
+            failures: How often the engine has failed.
+            up: Whether it answers.
+        """
         lines = head("litgpt_requests_total", "counter", "Requests by path and status.")
         for (path, status), n in sorted(self.requests.items()):
             lines.append(f'litgpt_requests_total{{path="{label(path)}",status="{status}"}} {n}')
@@ -41,6 +48,9 @@ class Metrics:
             lines.append(f'litgpt_tokens_total{{model="{label(model)}",kind="{kind}"}} {n}')
         lines += [*head("litgpt_texts_running", "gauge", "Texts that are decoded."), f"litgpt_texts_running {running}"]
         lines += [*head("litgpt_texts_waiting", "gauge", "Texts that wait."), f"litgpt_texts_waiting {waiting}"]
+        lines += [*head("litgpt_engine_up", "gauge", "1 if the model answers, else 0."), f"litgpt_engine_up {up:d}"]
+        lines += head("litgpt_engine_failures_total", "counter", "Failures, each of which ends all requests.")
+        lines += [f"litgpt_engine_failures_total {failures}"]
         lines += head("litgpt_first_token_seconds", "histogram", "From the request to its first token.")
         lines += self.first.lines("litgpt_first_token_seconds")
         lines += head("litgpt_request_seconds", "histogram", "From the request to the end of its answer.")

@@ -89,21 +89,26 @@ class TextPart(BaseModel):
     text: str
 
 
-class Function(BaseModel):
+class Passed(BaseModel):
+    """A part of a message. Fields that are not named here are passed on to the chat template."""
+
+    model_config = ConfigDict(strict=True, extra="allow")
+
+
+class Function(Passed):
     name: str
-    arguments: Any = ""
+    arguments: Any = ""  # as OpenAI's clients have it, a text of JSON
 
 
-class ToolCall(BaseModel):
+class ToolCall(Passed):
     id: Optional[str] = None
     type: Literal["function"] = "function"
     function: Function
 
 
-class Message(BaseModel):
-    """One message. Further fields (`name`, `refusal`, ...) are left out."""
+class Message(Passed):
+    """One message, also as clients return it, with null for what it does not have."""
 
-    model_config = ConfigDict(strict=True)
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: Union[str, list[TextPart], None] = None
     tool_calls: Optional[list[ToolCall]] = None
@@ -113,7 +118,7 @@ class Message(BaseModel):
 
     @model_validator(mode="after")
     def has_words(self) -> "Message":
-        if self.content is None and not self.tool_calls:
+        if self.content is None and self.role != "assistant":
             raise ValueError("content is missing")
         return self
 

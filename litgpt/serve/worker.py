@@ -6,6 +6,7 @@ import sys
 import threading
 import traceback
 from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
@@ -14,6 +15,7 @@ from litgpt.generate.text import TextStream
 from litgpt.serve.failure import Failure
 
 Top = list[tuple[int, float]]
+IN_A_ROW = 5  # failures, with no answer in between, after which the server no longer counts as healthy
 
 
 class Token(NamedTuple):
@@ -106,6 +108,8 @@ class Job:
                     return
                 if news.finish == "failed":
                     raise Failure(500, "The model failed; the server's log says why.")
+                if news.finish == "refused":
+                    raise no_engine()
                 if news.index in going:
                     piece = self.piece(news)
                     if piece.finish:
@@ -138,20 +142,33 @@ class Load:
     waiting: int = 0
 
 
+def no_engine() -> Failure:
+    return Failure(503, "The model can no longer answer; the server's log says why.", code="engine_failed")
+
+
 class Worker:
     """Decodes the texts of all jobs in one batch, in a thread of its own.
 
+    After a failure all texts that are there get an error, and the engine has to answer a small text. If it cannot, as
+    after an error that a device does not survive, everything from then on is refused.
+
     Args:
-        make_engine: Called in the beginning, and again after a failure.
+        engine: Belongs to the thread.
         most: So many texts may be there at once, those that wait included.
+
+    Attributes:
+        failures: How often something has failed.
+        broken: Why nothing can be answered any more.
     """
 
-    def __init__(self, make_engine: Callable[[], Engine], most: int) -> None:
-        self.make_engine, self.most = make_engine, most
-        self.engine = make_engine()
+    def __init__(self, engine: Engine, most: int) -> None:
+        self.engine, self.most = engine, most
         self.inbox: queue.SimpleQueue[Optional[Sequence[Text]]] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
         self.texts = 0  # not ended yet; counted in the event loop
+        self.open: set[Text] = set()  # the same, as the thread knows them
+        self.failures, self.in_a_row, self.last = 0, 0, ""
+        self.broken: Optional[str] = None
         self.on_news: Callable[[Sequence[News]], None] = lambda news: None
 
     def start(self) -> None:
@@ -163,8 +180,13 @@ class Worker:
         self.thread.join(timeout=10)
 
     @property
-    def alive(self) -> bool:
-        return self.thread.is_alive()
+    def trouble(self) -> Optional[str]:
+        """Why requests are not answered, or are not likely to be; None if all is well."""
+        if self.broken is not None:
+            return self.broken
+        if not self.thread.is_alive():
+            return "its thread has ended"
+        return f"{self.in_a_row} failures in a row, the last one: {self.last}" if self.in_a_row >= IN_A_ROW else None
 
     @property
     def load(self) -> Load:
@@ -175,8 +197,10 @@ class Worker:
         """Take a job, whose texts were checked.
 
         Raises:
-            Failure: too many wait already.
+            Failure: too many wait already, or there is nothing that answers.
         """
+        if self.broken is not None or not self.thread.is_alive():
+            raise no_engine()
         if self.texts + len(job.texts) > self.most:
             raise Failure(429, f"Too many requests wait already (at most {self.most} texts at once). Try again soon.")
         self.texts += len(job.texts)
@@ -188,14 +212,13 @@ class Worker:
             try:
                 if not self.take():
                     return
-                self.send([self.news(text) for text in self.engine.step()])
-            except Exception:
-                traceback.print_exc(file=sys.stderr)
-                broken, self.engine = self.engine, self.make_engine()
-                left = [*broken.waiting, *(text for text in broken.rows if text is not None)]
-                for text in left:
-                    text.finish = text.finish or "cancelled"
-                self.send([self.news(text, failed=True) for text in left])
+                self.step()
+                continue
+            except BaseException as e:
+                with suppress(Exception):  # of a full memory or disk
+                    traceback.print_exc(file=sys.stderr)
+                self.last, survivable = in_words(e), isinstance(e, Exception)
+            self.give_up(survivable)  # out here, where the traceback no longer holds tensors
 
     def take(self) -> bool:
         """Give new texts to the engine; waits for one where there is nothing else to do. Whether to go on."""
@@ -206,11 +229,59 @@ class Worker:
                 return True
             if texts is None:
                 return False
+            self.open.update(texts)
+            if self.broken is not None:
+                self.fail("refused")
+                continue
             for text in texts:
                 self.engine.submit(text)
 
+    def step(self) -> None:
+        texts = self.engine.step()
+        news = [self.news(text) for text in texts]
+        for text, n in zip(texts, news):
+            if n is not None and n.finish:  # not the text's own: it may be cancelled at any moment
+                self.open.discard(text)
+                self.in_a_row = 0 if n.finish in ("stop", "length") else self.in_a_row
+        self.send(news)
+
+    def give_up(self, survivable: bool) -> None:
+        """Begin anew after a failure, without the texts that were there. If that is not possible, say so once."""
+        self.failures += 1
+        self.in_a_row += 1
+        self.engine.clear()
+        if survivable and self.answers():
+            self.fail("failed")
+            return
+        self.broken = self.last
+        self.fail("refused")
+        print(f"litgpt: the model can no longer answer ({self.last}). Restart the server.", file=sys.stderr, flush=True)
+
+    def answers(self) -> bool:
+        """Whether the engine can still answer a small text."""
+        try:
+            text = self.engine.submit(Text([0], 1))
+            while not text.finish:
+                self.engine.step()
+        except BaseException as e:
+            self.last = in_words(e)
+            return False
+        finally:
+            self.engine.clear()
+        return True
+
+    def fail(self, how: str) -> None:
+        """Tell all jobs that they get no answer."""
+        news = []
+        for text in self.open:
+            job, index = text.tag
+            job.closed[index] = True
+            news.append(News(job, index, [], how))
+        self.open.clear()
+        self.send(news)
+
     @staticmethod
-    def news(text: Text, failed: bool = False) -> Optional[News]:
+    def news(text: Text) -> Optional[News]:
         job, index = text.tag
         if job.closed[index]:
             return None
@@ -222,9 +293,8 @@ class Worker:
                 Token(token, text.token_logprobs[i] if wanted else None, text.top_logprobs[i] if wanted else [])
             )
         job.sent[index] = len(text.ids)
-        finish = "failed" if failed else text.finish
-        job.closed[index] = finish is not None
-        return News(job, index, tokens, finish)
+        job.closed[index] = text.finish is not None
+        return News(job, index, tokens, text.finish)
 
     def send(self, news: Sequence[Optional[News]]) -> None:
         known = [n for n in news if n is not None]
@@ -237,3 +307,9 @@ class Worker:
             self.texts -= n.finish is not None
             n.job.news.put_nowait(n)
         self.on_news(news)
+
+
+def in_words(error: BaseException) -> str:
+    """An error in one short line."""
+    first = (str(error).strip().splitlines() or [""])[0][:200]
+    return f"{type(error).__name__}: {first}" if first else type(error).__name__

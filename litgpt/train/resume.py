@@ -12,12 +12,13 @@ import yaml
 from torch.optim import Optimizer
 
 from litgpt.args import run_settings, run_words
+from litgpt.chat_template import now
 from litgpt.data.base import Loaded
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
 from litgpt.train.folder import HYPERPARAMETERS, settings
 from litgpt.train.loop import Plan
-from litgpt.train.state import OPTIMIZER, STATE, TrainingState, changes, checkpoints, damage, flat, step_of
+from litgpt.train.state import OPTIMIZER, STATE, TIME, TrainingState, changes, checkpoints, damage, flat, step_of
 
 TRUTH = ("true", "false", "yes", "no", "null")
 
@@ -68,6 +69,11 @@ def check_place(checkpoint: Path, out_dir: Path) -> None:
             f"--resume {checkpoint}: the run has newer checkpoints ({', '.join(p.name for p in newer)}), which would "
             "no longer be of it. Go on with the newest (--resume true), or name another --out_dir."
         )
+
+
+def first_start(checkpoint: Optional[Path]) -> Optional[str]:
+    """The time that the prompts of a run show, from its checkpoint; None where there is none."""
+    return TrainingState.read(checkpoint, mmap=True).settings.get(TIME) if checkpoint is not None else None
 
 
 def set_aside(out_dir: Path, checkpoint: Optional[Path]) -> None:
@@ -145,6 +151,7 @@ def what_must_stay(
         "the number of steps": plan.steps,
         "the number of devices": devices,  # which --devices auto does not tell
         **({"the strategy": shared} if devices > 1 else {}),
+        TIME: now().isoformat(),
         OPTIMIZER: f"{kind.__module__}.{kind.__qualname__}",
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

@@ -11,6 +11,7 @@ from filelock import FileLock
 from torch.optim import Optimizer
 
 from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
+from litgpt.chat_template import clock_at
 from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
@@ -53,7 +54,7 @@ from litgpt.train.optimizers import check_sharded, finished, ours, parameter_gro
 from litgpt.train.progress import Screen
 from litgpt.train.ranks import is_first, together, watch
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
-from litgpt.train.resume import compare, farewell, is_finished, set_aside, to_resume, what_must_stay
+from litgpt.train.resume import compare, farewell, first_start, is_finished, set_aside, to_resume, what_must_stay
 from litgpt.train.save import Saver
 from litgpt.train.signals import Signals, Stopped
 from litgpt.train.speed import Work
@@ -161,6 +162,7 @@ def run(
         if resume is not False and is_finished(out_dir, settings(name), checkpoint is not None):
             screen.say(f"The run in {out_dir} is finished: its result is {out_dir / 'final'}.")
             return Result()
+        held.enter_context(clock_at(first_start(checkpoint)))
         try:
             loaded = load_rows(data, tokenizer, start, train, eval, screen)
             train_rows, val_rows = (units(rows, train, start.config, data) for rows in (loaded.train, loaded.val))
@@ -170,6 +172,8 @@ def run(
             notes += remarks_on_style(loaded, start)
 
             fabric.launch()
+            if fabric.broadcast(printed := loaded.style.printed_times()) != printed:
+                raise UserError("The chat template prints the date, and the processes began on two: start them again.")
             share_threads(model, device, devices)
             seed_everything(seed)
             whole = LossModel(model)

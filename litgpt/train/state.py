@@ -15,9 +15,10 @@ from litgpt.files import read_json
 
 STATE, SUMS = "training_state.pt", "checksums.json"
 OPTIMIZER = "the optimizer"  # among the settings: its class
+TIME = "the time in the prompts"  # among the settings: what templates print, also when the run goes on
 # settings that may differ between the parts of a run without changing its numbers
 FREE = re.compile(
-    r"(threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes|strategy|fsdp_cpu_offload|log\..*|eval\.(?!early_stopping).*"
+    rf"({TIME}|threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes|strategy|fsdp_cpu_offload|log\..*|eval\.(?!early_stopping).*"
     r"|train\.(save_interval|log_interval|keep_last|save_best|pause_after))$"
 )
 
