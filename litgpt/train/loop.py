@@ -111,7 +111,7 @@ def fit(
     signals: Signals,
     save: Callable[[str], None],
     fail: Callable[[int, list[int], float, float], BaseException],
-    work: Work,
+    work: Optional[Work],
     meet: Callable[[Batch], None] = lambda batch: None,
 ) -> Result:
     """Train.
@@ -123,7 +123,7 @@ def fit(
         save: Called with the name of a checkpoint: step-000012 or best.
         fail: Makes the error for a step that is not finite, from its number, rows, loss and norm of the gradient.
             Called on all ranks.
-        work: What a token costs, and what the machine can do.
+        work: What a token costs, and what the machine can do; None where that is not known.
         meet: Called with each batch before it is run.
 
     Raises:
@@ -223,7 +223,7 @@ def fit(
         targets += trained
         if step % train.log_interval == 0 or step == plan.steps:
             tokens, seconds = result.tokens - tokens_then, result.seconds - seconds_then
-            mfu = work.share(tokens, targets, seconds, fabric.world_size)
+            mfu = work.share(tokens, targets, seconds, fabric.world_size) if work is not None else None
             memory = peak_memory(fabric.device)
             metrics.write(
                 step=step,
@@ -233,7 +233,7 @@ def fit(
                 tokens=result.tokens,
                 seconds=round(result.seconds, 3),
                 tokens_per_s=round(tokens / seconds, 1),
-                mfu=round(mfu, 4),
+                mfu=None if mfu is None else round(mfu, 4),
                 peak_memory=memory,
             )
             screen.step(step, result.loss, lr, tokens / seconds, mfu, memory)

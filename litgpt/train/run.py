@@ -26,7 +26,7 @@ from litgpt.tokenizer import Tokenizer
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.checks import check_options, check_quantize, check_start
 from litgpt.train.examples import Examples
-from litgpt.train.faults import crash, in_words
+from litgpt.train.faults import crash, in_words, spared
 from litgpt.train.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.launch import (
     DTYPES,
@@ -211,7 +211,7 @@ def run(
             introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
             for note in notes:
                 screen.say(note)
-            examples = Examples(whole, tokenizer, loaded, eval, result.scores)
+            examples = Examples(whole, tokenizer, loaded, eval, result.scores, fabric.world_size)
             carried = lines_until(checkpoint.parent / METRICS, result.steps, result.judged) if checkpoint else []
             if first:
                 if not locked:
@@ -225,13 +225,16 @@ def run(
             logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
             if logger is not None:
                 screen.say(f"{logger_name}: {logger.where}")
+            work: Optional[Work] = None
+            with spared("MFU cannot be measured", fabric.world_size):
+                work = Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name])
             with Metrics(out_dir / METRICS if first else None, logger, carried) as metrics:
                 if checkpoint is None:
                     examples.show(screen, "before")
                 fit(
                     fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result,
                     signals,
-                    work=Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name]),
+                    work=work,
                     save=saver.checkpoint,
                     fail=lambda *step: crash(fabric, whole, train_rows, tokenizer, out_dir, *step),
                     meet=lambda batch: last.__setitem__(slice(None), [batch]),
@@ -247,8 +250,11 @@ def run(
         finally:
             screen.stop()
         if first:
-            drawn = plot(out_dir / METRICS, out_dir / "loss.png")
-            report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
+            drawn = False
+            with spared("loss.png cannot be drawn"):
+                drawn = plot(out_dir / METRICS, out_dir / "loss.png")
+            with spared("The report cannot be made"):
+                report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
     return result
 
 

@@ -17,6 +17,7 @@ from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, load_style, save_style
 from litgpt.shards import full, is_sharded, like, my_rows, on_first_rank, put
 from litgpt.tokenizer import Tokenizer
+from litgpt.train.faults import spared
 from litgpt.train.folder import write_settings
 from litgpt.train.loop import Result
 from litgpt.train.loss import LossModel
@@ -80,7 +81,10 @@ class Saver:
 
     def write(self, name: str, randoms: Optional[list[dict[str, torch.Tensor]]]) -> None:
         error: Optional[BaseException] = None
-        seal = self.answers() if randoms is None else {}
+        seal: Optional[dict[str, Any]] = None
+        if randoms is None:
+            with spared("The reference answers of the result cannot be made", self.fabric.world_size):
+                seal = self.answers()
 
         def work() -> None:
             nonlocal error
@@ -91,9 +95,13 @@ class Saver:
                     if self.method.saves_style:
                         save_style(self.style, folder)
                     write_settings(folder, self.precision)
-                    if randoms is None:
-                        write_seal({**seal, "stored": self.stored(folder)}, folder)
-                    else:
+                    stored: list[str] = []
+                    if seal is not None:
+                        with spared("The reference answers of the result cannot be kept"):
+                            stored = self.stored(folder)
+                    if seal is not None and stored:
+                        write_seal({**seal, "stored": stored}, folder)
+                    if randoms is not None:
                         self.state(randoms).write(folder)
                         write_sums(folder, self.result.steps)
             except Exception as e:
