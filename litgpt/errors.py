@@ -9,6 +9,8 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
+BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # what wrong code raises, not a user
+
 
 class UserError(ValueError):
     """Something in a command, a file or a folder has to change. The shell shows it in one line and exits with 2."""

@@ -296,10 +296,12 @@ def load_rows(
 
 def make_optimizer(make: Callable[[Iterable], Optimizer], model: GPT, seed: int, precision: str) -> Optimizer:
     """The optimizer of what is trained. Raises `UserError` for arguments, or weights, that it does not take."""
+    groups, make = parameter_groups(model), ours(make)
     try:
-        made = finished(ours(make)(parameter_groups(model)), seed, fuse=precision != "16-mixed")
-    except (TypeError, ValueError) as e:
+        made = make(groups)
+    except (TypeError, ValueError) as e:  # what a class says to options that are not its own
         raise UserError(f"--optimizer: {e}.") from e
+    made = finished(made, seed, fuse=precision != "16-mixed")
     check_sharded(made)
     return made
 
