@@ -255,6 +255,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
         | {
             "model_type": known_row["model_type"] if known_row else family_of(numbers | switches),
             "repo_id": repo_id,
+            **({"block_size": max(numbers.get("block_size", 0), known_row["block_size"])} if known_row else {}),
             "rope_type": "llama3" if "low_freq_factor" in rope else "linear" if rope else "default",
             "rope_adjustments": rope,
             "attn_bias": bool(bias or numbers.get("attn_bias")),

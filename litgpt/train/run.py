@@ -285,7 +285,8 @@ def load_rows(
     """The rows as tokens. Raises `UserError` where they would spoil the run."""
     turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()  # the next one finds them in the cache
     with turn, screen.counting("rows tokenized") as say:
-        loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, start.config, data), say)
+        limit = row_limit(train, start.config, data)
+        loaded = data.load(tokenizer, start.tokenizer_folder, limit, say, start.config.block_size)
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example
@@ -319,9 +320,18 @@ def packed(train: TrainArgs, data: DataModule) -> bool:
 
 
 def row_limit(train: TrainArgs, config: Config, data: DataModule) -> int:
-    """The longest row that is allowed, and the size of a pack, in tokens."""
-    largest = min(config.block_size, 2048) if packed(train, data) else config.block_size
-    return min(train.max_seq_length or largest, config.block_size)
+    """The longest row that is allowed, and the size of a pack, in tokens.
+
+    Raises:
+        UserError: more is asked for than the model reads.
+    """
+    if train.max_seq_length is not None and train.max_seq_length > config.block_size:
+        field = "n_positions" if config.learned_positions else "max_position_embeddings"
+        raise UserError(
+            f"--train.max_seq_length {train.max_seq_length} is longer than what this model reads ({field} "
+            f"{config.block_size}): set it to at most {config.block_size}, or leave it out."
+        )
+    return train.max_seq_length or (min(config.block_size, 2048) if packed(train, data) else config.block_size)
 
 
 def units(rows: TokenizedRows, train: TrainArgs, config: Config, data: DataModule) -> Rows:
