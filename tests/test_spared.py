@@ -147,9 +147,9 @@ def test_odd_terminals(term, columns, monkeypatch):
     screen.say("hello there")
     with screen.counting("rows") as count:
         count(7)
-    screen.start(10)
-    screen.step(1, 2.5, 0.1, 300.0, None, None)
-    screen.step(10, 2.5, 0.1, 300.0, 0.5, 10**9)
+    screen.start(0.0)
+    screen.step("step 1/10", 0.1, 2.5, 0.1, 300.0, None, None)
+    screen.step("step 10/10", 1.0, 2.5, 0.1, 300.0, 0.5, 10**9)
     screen.stop()
     text = terminal.getvalue()
     assert "hello there" in text and "step 10/10" in text and "loss 2.5" in text

@@ -108,22 +108,40 @@ class Screen:
             with self.spared():
                 line.stop()
 
-    def start(self, total: int, done: int = 0) -> None:
-        self.total, self.began, self.first = total, time.perf_counter(), done
+    def start(self, share: float) -> None:
+        """Begin to show steps.
+
+        Args:
+            share: How much of the run is done already, from 0 to 1.
+        """
+        self.began, self.first = time.perf_counter(), share
         if self.draws and not self.console.quiet:
             columns = (BarColumn(), TextColumn("{task.description}"))
             with self.spared():
                 self.bar = Progress(*columns, console=self.console, auto_refresh=False)
-                self.task, self.shown = self.bar.add_task("", total=total, completed=done), -REFRESH
+                self.task, self.shown = self.bar.add_task("", total=1.0), -REFRESH
+                self.bar.update(self.task, completed=share)
                 self.bar.start()
 
     def step(
-        self, done: int, loss: float, lr: float, tokens_per_s: float, mfu: Optional[float], memory: Optional[int]
+        self,
+        place: str,
+        share: float,
+        loss: float,
+        lr: float,
+        tokens_per_s: float,
+        mfu: Optional[float],
+        memory: Optional[int],
     ) -> None:
-        """Show one finished step: in the bar, or as a line where there is none."""
-        left = (time.perf_counter() - self.began) / (done - self.first) * (self.total - done)
+        """Show one finished step: in the bar, or as a line where there is none.
+
+        Args:
+            place: Which step it is.
+            share: How much of the run is done, from 0 to 1.
+        """
+        left = (time.perf_counter() - self.began) / max(share - self.first, 1e-9) * (1 - share)
         parts = (
-            f"step {done}/{self.total}",
+            place,
             f"loss {loss:.4f}",
             f"lr {lr:.2e}",
             f"{tokens_per_s:,.0f} tokens/s",
@@ -138,7 +156,7 @@ class Screen:
             now = time.perf_counter()
             due = now - self.shown >= REFRESH  # by no thread, whose errors nobody would catch
             self.shown = now if due else self.shown
-            self.bar.update(self.task, completed=done, description="  ".join(parts), refresh=due)
+            self.bar.update(self.task, completed=share, description="  ".join(parts), refresh=due)
 
     def stop(self) -> None:
         bar, self.bar = self.bar, None
