@@ -44,6 +44,7 @@ from litgpt.train.blocks import recompute
 from litgpt.train.launch import DTYPES, make_fabric, peak_memory, pick_device, seed_everything
 from litgpt.train.loss import LossModel
 from litgpt.train.optimizers import AdamW, finished, parameter_groups
+from litgpt.train.progress import percent
 from litgpt.train.speed import Work
 
 METHODS = ("full", "lora", "qlora")
@@ -174,12 +175,13 @@ def measure(case: Case, method: str, config: Config, batches: list[Batch], n_fir
             micro_steps.append(micro_step)
             optimizer_steps.append(optimizer_step)
             tokens, targets = tokens + batch.ids.numel(), targets + batch.n_trained
+    mfu = work.share(tokens, targets, sum(micro_steps), 1)
     return {
         "micro_step_s": round(statistics.median(micro_steps), 4),
         "optimizer_step_s": round(statistics.median(optimizer_steps), 4),
         "tokens": tokens,
         "tokens_per_s": round(tokens / sum(micro_steps), 1),
-        "mfu": round(work.share(tokens, targets, sum(micro_steps), 1), 4),
+        "mfu": None if mfu is None else round(mfu, 4),
         "peak_memory": peak_memory(device),
     }
 
@@ -226,7 +228,7 @@ def main(argv: list[str]) -> None:
             publish({**facts, "micro_steps": args.micro_steps, **found}, args.json)
             lines.append(
                 f"| {name} | {method} | {found['micro_step_s']:.3f} | {found['optimizer_step_s']:.3f} | "
-                f"{found['tokens_per_s']:,.0f} | {found['mfu']:.1%} | {gigabytes(found['peak_memory'])} |"
+                f"{found['tokens_per_s']:,.0f} | {percent(found['mfu'], 1)} | {gigabytes(found['peak_memory'])} |"
             )
     print("\n" + "\n".join(lines))
 

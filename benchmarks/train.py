@@ -22,6 +22,8 @@ from typing import Any
 from common import SIZES, add_model_flags, choose_rows, gigabytes, machine, publish, run, write_json
 
 import litgpt
+from litgpt.train.progress import percent
+from litgpt.train.speed import plausible
 
 METHODS = ("lora", "full", "adapter", "adapter_v2")
 
@@ -85,17 +87,19 @@ def command(args: argparse.Namespace, model: Path, rows: Path, out: Path, more: 
 def figures(metrics: Path) -> dict[str, Any]:
     """Tokens, seconds, speed and MFU of all steps in a `metrics.csv`, and the speed without the first of them."""
     with open(metrics, newline="", encoding="utf-8") as f:
-        steps = [{k: float(v or 0) for k, v in row.items()} for row in csv.DictReader(f) if row["loss"]]
+        rows = [row for row in csv.DictReader(f) if row["loss"]]
+    steps = [{k: float(v or 0) for k, v in row.items()} for row in rows]
     first, last = steps[0], steps[-1]
     ends = [0.0, *(step["seconds"] for step in steps)]
     later = last["seconds"] - first["seconds"]
-    mfu = sum(step["mfu"] * (ends[i + 1] - ends[i]) for i, step in enumerate(steps)) / last["seconds"]
+    known = [(step["mfu"], ends[i + 1] - ends[i]) for i, step in enumerate(steps) if rows[i]["mfu"]]
+    timed = sum(seconds for _, seconds in known)
     return {
         "tokens": int(last["tokens"]),
         "seconds": last["seconds"],
         "tokens_per_s": round(last["tokens"] / last["seconds"], 1),
         "tokens_per_s_after_first": round((last["tokens"] - first["tokens"]) / later, 1) if later else None,
-        "mfu": round(mfu, 4),
+        "mfu": round(sum(mfu * seconds for mfu, seconds in known) / timed, 4) if timed else None,
         "device_peak_memory": int(last["peak_memory"]) or None,
     }
 
@@ -118,7 +122,8 @@ def main(argv: list[str]) -> None:
         words = command(args, args.model or folder / "model", rows, folder / "out", more)
         measured = run(words, folder / "log", LITGPT_CACHE=str(folder / "cache"))
         found = figures(folder / "out" / "metrics.csv")
-        found["mfu_of_f_linear"] = found["mfu"] * over_f_linear(args.model or folder / "model", args.precision)
+        of_f_linear = over_f_linear(args.model or folder / "model", args.precision)
+        found["mfu_of_f_linear"] = None if found["mfu"] is None else plausible(found["mfu"] * of_f_linear)
     device = re.search(r"\d+ x (cpu|cuda|mps)", measured.output)[1]
     of_device = found.pop("device_peak_memory")
     peak = of_device if device == "cuda" else measured.peak_memory
@@ -140,7 +145,8 @@ def main(argv: list[str]) -> None:
     print(f"real tokens/s   {found['tokens_per_s']:,.1f} ({found['tokens']:,} tokens in {found['seconds']:.2f} s)")
     if found["tokens_per_s_after_first"]:
         print(f"without step 1  {found['tokens_per_s_after_first']:,.1f}")
-    print(f"MFU             {found['mfu']:.1%} (of the products of torch's F.linear: {found['mfu_of_f_linear']:.1%})")
+    of_f_linear = percent(found["mfu_of_f_linear"], 1)
+    print(f"MFU             {percent(found['mfu'], 1)} (of the products of torch's F.linear: {of_f_linear})")
     print(f"peak memory     {gigabytes(peak)}")
     publish(record, args.json)
 

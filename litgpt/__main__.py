@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn, Optional
 
 from litgpt import __version__
@@ -84,11 +85,12 @@ def main(argv: Optional[list[str]] = None) -> None:
     Raises:
         SystemExit: with 2 where the user has something to mend; the reason stands in one line on stderr.
     """
+    for name in ("stdin", "stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed by the shell, as in `litgpt chat pico <&-`
+            setattr(sys, name, open(os.devnull, "r" if name == "stdin" else "w"))  # noqa: SIM115
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
-    if sys.stdin is None:  # closed by the shell, as in `litgpt chat pico <&-`
-        sys.stdin = open(os.devnull)  # noqa: SIM115
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer says which text is not UTF-8
     command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
@@ -126,7 +128,8 @@ def main(argv: Optional[list[str]] = None) -> None:
 def fail(message: str) -> NoReturn:
     if os.environ.get("LITGPT_TRACEBACK"):
         raise
-    print(f"litgpt: error: {' '.join(message.split())}", file=sys.stderr)
+    with suppress(OSError, ValueError):  # stderr is closed: the exit code says it
+        print(f"litgpt: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
 
 

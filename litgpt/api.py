@@ -293,6 +293,9 @@ class LLM(nn.Module):
         )
         numbers = {"devices": devices, "fixed_kv_cache_size": size}
         check_numbers(**{name: n for name, n in numbers.items() if n not in ("auto", None)})
+        if size is not None and size > self.model.config.block_size:
+            most = self.model.config.block_size
+            raise UserError(f"fixed_kv_cache_size={size} is longer than what this model reads: at most {most} tokens.")
         n = 1 if devices == "auto" and generate_strategy is None else devices
         chosen = usable_devices(accelerator, n)
         if len(chosen) > 1 and generate_strategy is None:

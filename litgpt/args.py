@@ -31,17 +31,20 @@ class TrainArgs:
         gradient_accumulation_iters: Micro-batches of a device that make one optimizer step; instead of
             global_batch_size.
         micro_batch_size: Rows that go through the model at once, on one device.
-        lr_warmup_steps: Optimizer steps in which the learning rate rises linearly to its full value.
-        lr_warmup_fraction: The same as a share of the run; instead of `lr_warmup_steps`.
-        lr_schedule: The way from the full learning rate to min_lr: cosine, linear, or constant, which stays.
-        lr_decay_iters: Optimizer steps after which min_lr is reached; by default all of them.
+        lr_warmup_steps: Optimizer steps in which the learning rate rises linearly to its full value. With max_tokens or
+            max_time the warm-up takes at most a tenth of them.
+        lr_warmup_fraction: The warm-up as a share of the run (its steps, tokens or time), instead of lr_warmup_steps.
+        lr_schedule: The way from the full learning rate to min_lr: cosine, linear, or constant, which stays. With
+            max_tokens or max_time it follows the share of them that is used.
+        lr_decay_iters: Optimizer steps after which min_lr is reached; by default it is reached at the end of the run,
+            whatever ends it.
         learning_rate: The full learning rate; by default the optimizer's lr, over which it wins.
-        epochs: Times that the training rows are seen.
-        max_tokens: Stop once so many tokens were read.
-        max_steps: Stop after so many optimizer steps.
-        max_time: Stop after so many seconds.
-        max_seq_length: The longest row that is allowed, in tokens; by default what the model allows, for packs at most
-            2048.
+        epochs: Times that the training rows are seen. The run ends with the first of this and the three limits below.
+        max_tokens: Stop once this many tokens were read.
+        max_steps: Stop after this many optimizer steps.
+        max_time: Stop after this many seconds of training steps.
+        max_seq_length: The longest row that is allowed, in tokens, at most what the model reads. By default what the
+            model reads, for packs at most 2048.
         pack: Fill packs of max_seq_length tokens with rows that do not see each other; both batch sizes then count
             packs. By default true for text files and false for rows.
         tie_embeddings: Must agree with the checkpoint, which decides whether head and embedding share their weight.
@@ -106,16 +109,19 @@ class TrainArgs:
             wrong.append(f"--train.lr_warmup_steps {self.lr_warmup_steps} is below 0")
         if self.lr_warmup_fraction is not None and not 0 <= self.lr_warmup_fraction <= 1:
             wrong.append(f"--train.lr_warmup_fraction {self.lr_warmup_fraction} is not between 0 and 1")
+        if self.lr_warmup_fraction is not None and self.lr_warmup_steps not in (None, TrainArgs.lr_warmup_steps):
+            wrong.append(
+                f"--train.lr_warmup_fraction {self.lr_warmup_fraction} and --train.lr_warmup_steps "
+                f"{self.lr_warmup_steps} exclude each other: give one of them"
+            )
         if self.learning_rate is not None and not self.learning_rate >= 0:
             wrong.append(f"--train.learning_rate {self.learning_rate} is below 0")
         if self.min_lr < 0:
             wrong.append(f"--train.min_lr {self.min_lr} is below 0")
-        if self.lr_warmup_fraction and self.epochs is None and not (self.max_steps or self.max_tokens):
-            wrong.append(
-                "--train.lr_warmup_fraction wants to know the length: give --train.epochs or --train.max_steps"
-            )
         if self.epochs is None and not (self.max_steps or self.max_tokens or self.max_time):
-            wrong.append("nothing ends the run: give --train.epochs, --train.max_steps or --train.max_tokens")
+            wrong.append(
+                "nothing ends the run: give --train.epochs, --train.max_steps, --train.max_tokens or --train.max_time"
+            )
         if wrong:
             raise UserError("; ".join(wrong) + ".")
 
@@ -179,6 +185,8 @@ class EvalArgs:
         )
         if isinstance(self.evaluate_example, int) and self.evaluate_example < 0:
             wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
+        if self.exact_match is not None and self.max_new_tokens is None:
+            wrong.append(f"--eval.exact_match {self.exact_match} needs answers: give --eval.max_new_tokens")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
 

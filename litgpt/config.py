@@ -1,5 +1,7 @@
 """What one model is: its sizes and the switches of its math."""
 
+import math
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
 from pathlib import Path
@@ -119,14 +121,12 @@ class Config:
             numbers = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
             raise UserError(f"{path} cannot be read: {e}.") from e
-        if not isinstance(numbers, dict) or not {"n_layer", "n_embd", "n_head"} <= numbers.keys():
+        if not is_fields(numbers) or any(numbers.get(k) is None for k in ("n_layer", "n_embd", "n_head")):
             raise UserError(f"{path} is no model_config.yaml of LitGPT: n_layer, n_embd and n_head are wanted.")
         try:
             return from_litgpt(numbers)
         except UserError as e:
             raise UserError(f"{path}: {e}") from e
-        except (TypeError, ValueError, AttributeError, ZeroDivisionError) as e:
-            raise UserError(f"{path} has a field of the wrong type: {e}.") from e
 
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
@@ -204,16 +204,19 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     """
     known = {k: v for k, v in numbers.items() if v is not None and not k.startswith(("lora_", "adapter_"))}
     numbers = LITGPT_DEFAULTS | {k: v for k, v in known.items() if k not in LITGPT_UNUSED}
+    hf, rope = (numbers.pop(key, None) or {} for key in ("hf_config", "rope_adjustments"))
+    if not is_fields(hf) or not is_fields(rope):
+        raise UserError(f"hf_config {hf!r} and rope_adjustments {rope!r} must be objects.")
+    rope = {k: checked(f"rope_adjustments.{k}", v, float) if v is not None else None for k, v in rope.items()}
     refused = [k for k in LITGPT_REFUSED if numbers.pop(k, None)]
     refused += ["routed_scaling_factor"] if numbers.pop("routed_scaling_factor", 1) != 1 else []
     refused += ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
-    hf = numbers.pop("hf_config", None) or {}
-    rope = dict(numbers.pop("rope_adjustments", None) or {})
     if "beta_fast" in rope or "beta_slow" in rope:
         raise UserError(
             "rope_adjustments of the YaRN kind is not implemented: LitGPT computes it otherwise than others."
         )
-    condense, placing = numbers.pop("rope_condense_ratio", 1), numbers.pop("sliding_window_layer_placing", "all")
+    placing = numbers.pop("sliding_window_layer_placing", "all")
+    condense = checked("rope_condense_ratio", numbers.pop("rope_condense_ratio", 1), float)
     if condense != 1 and (rope or numbers.get("rope_local_base_freq")):
         refused.append("rope_condense_ratio beside other ropes")
     refused += sorted(numbers.keys() - {f.name for f in fields(Config)})
@@ -225,11 +228,16 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
             raise UserError(f"rope_adjustments lacks {', '.join(missing)}.")
     else:
         rope = {"factor": rope["factor"]} if "factor" in rope else {"factor": condense} if condense != 1 else {}
+    declared = {f.name: f.type for f in fields(Config)}
+    numbers = {k: checked(k, v, declared[k]) for k, v in numbers.items()}
+    if zero := [k for k in ("n_layer", "n_embd", "n_head") if numbers[k] < 1]:
+        raise UserError(f"{', '.join(zero)} must be above 0.")
     if placing in ("interleaved", 2):
         numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
-    numbers = {k: checked(k, v) for k, v in numbers.items()}
     bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
     for key in ("sliding_window_indices", "rope_indices"):
+        if len(numbers.get(key, range(numbers["n_layer"]))) < numbers["n_layer"]:
+            raise UserError(f"{key} must have a number for each of {numbers['n_layer']} layers.")
         if key in numbers:
             numbers[key] = numbers[key][: numbers["n_layer"]]
     name = numbers.get("name") or str(hf.get("name") or "")
@@ -247,6 +255,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
         | {
             "model_type": known_row["model_type"] if known_row else family_of(numbers | switches),
             "repo_id": repo_id,
+            **({"block_size": max(numbers.get("block_size", 0), known_row["block_size"])} if known_row else {}),
             "rope_type": "llama3" if "low_freq_factor" in rope else "linear" if rope else "default",
             "rope_adjustments": rope,
             "attn_bias": bool(bias or numbers.get("attn_bias")),
@@ -349,18 +358,24 @@ def differences(a: Config, b: Config) -> list[str]:
     return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
 
 
-def checked(name: str, value: Any) -> Any:
-    """A field's value, of the type that `Config` declares; 1e-05, which is text in YAML, as a number.
+def is_fields(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def checked(name: str, value: Any, declared: Any) -> Any:
+    """A field's value, of the declared type, which may be optional; 1e-05, which is text in YAML, as a number.
 
     Raises:
-        ValueError: it is of another type.
+        UserError: it is of another type.
     """
-    declared = next(f.type for f in fields(Config) if f.name == name)
-    kinds = [t for t in (get_args(declared) or (declared,)) if t in (int, float, bool, str)]
-    if kinds == [float]:
-        return float(value)
-    if kinds and get_origin(declared) is not list and not isinstance(value, kinds[0]):
-        raise ValueError(f"{name} {value!r}")
+    wanted = get_args(declared)[0] if type(None) in get_args(declared) else declared
+    kind = get_origin(wanted) or wanted
+    if kind is float and type(value) in (int, str):
+        with suppress(ValueError):
+            value = float(value)
+    of_kind = type(value) is kind and (kind is not int or value >= 0) and (kind is not float or math.isfinite(value))
+    if not of_kind or (kind is list and not all(type(v) is int for v in value)):
+        raise UserError(f"{name} {value!r} is of the wrong type.")
     return value
 
 

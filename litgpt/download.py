@@ -25,7 +25,7 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from litgpt.errors import UserError, nearest
+from litgpt.errors import BUGS, UserError, nearest
 from litgpt.files import flush_names, link, put_back, read_json, replace_folder, same
 from litgpt.hub import CHECKPOINTS, offline, repositories
 from litgpt.prompts import MORE_TEMPLATES
@@ -169,6 +169,8 @@ class Repository:
             message = f"The disk is full: {what} does not fit. Make room, or name another --checkpoint_dir."
         elif isinstance(error, PermissionError):
             message = f"{error.filename} cannot be written to. Name another --checkpoint_dir."
+        elif isinstance(error, BUGS):
+            raise error
         else:
             reason = " ".join(str(error).split()).split(" If HF_ENDPOINT")[0] or type(error).__name__
             message = f"Cannot fetch {what} from {self.endpoint}: {reason[:200].rstrip('.')}. Check the network."

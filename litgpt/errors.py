@@ -5,8 +5,11 @@ import importlib
 import os
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from types import ModuleType
 from typing import Any
+
+BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # what wrong code raises, not a user
 
 
 class UserError(ValueError):
@@ -24,7 +27,14 @@ def nearest(word: str, known: Iterable[str]) -> str:
 def remark(text: str) -> None:
     """Say something on stderr; of the processes of a run that has several, the first alone."""
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
-        print(f"litgpt: {text}", file=sys.stderr, flush=True)
+        with suppress(OSError, ValueError):  # stderr is closed: nobody can be told
+            print(f"litgpt: {text}", file=sys.stderr, flush=True)
+
+
+def reason(error: BaseException) -> str:
+    """An error in one line: its words, with its kind where they alone say too little."""
+    words = " ".join(str(error).split())
+    return words if words and isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: {words}"
 
 
 def kind(value: Any) -> str:

@@ -1,4 +1,5 @@
-"""Options whose value depends on who gave what: the optimizer and its arguments, the learning rate, the size of a step.
+"""Options whose value depends on who gave what: the optimizer and its arguments, the learning rate, the size of a step,
+and two more pairs of which one excludes the other.
 
 A later level beats an earlier one: one `--config` after the other, then the flags.
 """
@@ -6,6 +7,7 @@ A later level beats an earlier one: one `--config` after the other, then the fla
 import importlib
 import inspect
 import json
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -30,6 +32,7 @@ class Level:
         arguments: The optimizer's; values of flags are text.
         train: Those of `TrainArgs`; values of flags are text.
         machine: The same for `devices` and `num_nodes`.
+        data: The same for the data set.
     """
 
     source: str
@@ -37,6 +40,7 @@ class Level:
     arguments: dict[str, Any] = field(default_factory=dict)
     train: dict[str, Any] = field(default_factory=dict)
     machine: dict[str, Any] = field(default_factory=dict)
+    data: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -76,7 +80,7 @@ def settle(configs: list[tuple[str, dict[str, Any]]], words: list[str], parser: 
     levels = [of_config(source, fields) for source, fields in configs]
     flags, words = of_flags(words)
     levels.append(flags)
-    more = [*learning_rate(levels), *rows_of_a_step(levels, parser)]
+    more = [*learning_rate(levels), *rows_of_a_step(levels, parser), *warmup(levels), *trained_words(levels)]
     optimizer_words, given = optimizer(levels, parser)
     return Settled([fields for _, fields in configs], [*more, *optimizer_words, *words], given)
 
@@ -85,6 +89,8 @@ def of_config(name: str, fields: dict[str, Any]) -> Level:
     """The level of a `--config`; what it says on the optimizer is taken out of `fields`."""
     machine = {k: fields[k] for k in MACHINE if k in fields}
     level = Level(name, train=fields.get("train") or {}, machine=machine)
+    if isinstance(data := fields.get("data"), dict):
+        level.data = data | (data["init_args"] if isinstance(data.get("init_args"), dict) else {})
     optimizer = fields.pop("optimizer", None)
     if isinstance(optimizer, dict):
         read_class(level, optimizer)
@@ -113,6 +119,8 @@ def of_flags(words: list[str]) -> tuple[Level, list[str]]:
             others.append(word)
         if name.startswith("train."):
             level.train[name.removeprefix("train.")] = value
+        elif name.startswith("data."):
+            level.data[name.removeprefix("data.").removeprefix("init_args.")] = value
         elif name in MACHINE:
             level.machine[name] = value
     return level, others
@@ -305,3 +313,59 @@ def check_rows(levels: list[Level], parser: "Parser", size: Any, times: Any) -> 
             f"--train.global_batch_size {size} and --train.gradient_accumulation_iters {times} disagree (micro-batches "
             f"of {micro}, devices {devices[0]}): give one of them."
         )
+
+
+# pairs of which one excludes the other
+
+
+def warmup(levels: list[Level]) -> list[str]:
+    """The words that leave one of `train.lr_warmup_steps`, which has a default, and `train.lr_warmup_fraction`."""
+    left = left_of(levels, "train", "lr_warmup_fraction", "lr_warmup_steps", lambda fraction, steps: False)
+    loser = {"lr_warmup_fraction": "lr_warmup_steps", "lr_warmup_steps": "lr_warmup_fraction"}.get(left or "")
+    return [f"--train.{loser}=null"] if loser and given(levels, "train", "lr_warmup_fraction") else []
+
+
+def trained_words(levels: list[Level]) -> list[str]:
+    """The words that make `data.mask_prompt` and `data.train_on` agree, which says more."""
+
+    def masks(train_on: Any) -> bool:
+        return str(train_on) != "all"
+
+    def agree(train_on: Any, mask_prompt: Any) -> bool:
+        return masks(train_on) == (str(mask_prompt).lower() in ("true", "yes", "on"))
+
+    left = left_of(levels, "data", "train_on", "mask_prompt", agree)
+    if left == "mask_prompt":
+        return ["--data.train_on=null"] if given(levels, "data", "train_on") else []
+    return [f"--data.mask_prompt={str(masks(given(levels, 'data', 'train_on')[-1])).lower()}"] if left else []
+
+
+def left_of(
+    levels: list[Level], group: str, winner: str, loser: str, agree: Callable[[Any, Any], bool]
+) -> Optional[str]:
+    """Which of two options holds, None for neither.
+
+    A later level beats an earlier one, whichever of the two it gives. Within one `winner` wins, with a word about it
+    unless both agree; two flags that disagree are refused.
+    """
+    left = None
+    for level in levels:
+        values = getattr(level, group)
+        first, second = values.get(winner), values.get(loser)
+        if not is_null(first):
+            if not is_null(second) and not agree(first, second):
+                both = f"--{group}.{winner} {first} and --{group}.{loser} {second}"
+                if level.source == "flags":
+                    raise UserError(f"{both} exclude each other: give one of them.")
+                remark(f"{level.source}: of {both} the first holds.")
+            left = winner
+        elif not is_null(second):
+            left = loser
+        elif winner in values and left == winner:
+            left = None
+    return left
+
+
+def given(levels: list[Level], group: str, name: str) -> list[Any]:
+    """The values that the levels give to an option, the first first."""
+    return [v for level in levels if not is_null(v := getattr(level, group).get(name))]

@@ -285,6 +285,11 @@ class LoRA:
             raise UserError("; ".join(wrong) + ".")
         self.scaling = self.alpha / (math.sqrt(self.r) if self.variant == "rslora" else self.r)
 
+    def idle_switches(self) -> list[str]:
+        """The flags of the switches that are not at their defaults, and that `targets` makes idle."""
+        switches = ((name, getattr(self, name)) for name in TARGETS)
+        return [f"--lora_{name} {str(on).lower()}" for name, on in switches if on is not getattr(LoRA, name)]
+
     def apply(self, model: GPT) -> None:
         """Swap the selected linear layers for `LoRALinear` and freeze everything else, in place.
 

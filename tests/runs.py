@@ -96,11 +96,11 @@ def same(a: Path, b: Path) -> None:
     assert all(torch.equal(ours[k], theirs[k]) for k in ours)
 
 
-def start(*args: Any) -> subprocess.Popen:
+def start(*args: Any, stderr: int = subprocess.STDOUT) -> subprocess.Popen:
     return subprocess.Popen(
         [sys.executable, "-m", "litgpt", *words(*args)],
         stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        stderr=stderr,
         text=True,
         env={**os.environ, "OMP_NUM_THREADS": "1"},
     )

@@ -191,6 +191,7 @@ def test_distribute(llm):
         ({"generate_strategy": "tensor_parallel"}, "litgpt generate_tp"),
         ({"generate_strategy": "other"}, "choose from sequential"),
         ({"fixed_kv_cache_size": 0}, "fixed_kv_cache_size 0: a whole number"),
+        ({"fixed_kv_cache_size": 10**6}, "fixed_kv_cache_size=1000000"),
     ):
         with pytest.raises(UserError, match=words):
             llm.distribute(accelerator="cpu", **wrong)

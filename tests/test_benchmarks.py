@@ -53,7 +53,8 @@ def test_gpu_smoke(script, tmp_path, capsys):
     assert [r["method"] for r in found] == ["full", "lora", "qlora"]
     for r in found:
         assert r["tokens"] == 2 * 2 * 64  # of the micro-steps that were timed
-        assert r["micro_step_s"] > 0 and r["optimizer_step_s"] >= 0 and r["mfu"] > 0
+        assert r["micro_step_s"] > 0 and r["optimizer_step_s"] >= 0
+        assert r["mfu"] is None or 0 < r["mfu"] <= 1  # none where the machine was busier while the products were timed
         assert r["tokens_per_s"] == pytest.approx(r["tokens"] / (2 * r["micro_step_s"]), rel=0.05)
     assert "| smoke | qlora |" in capsys.readouterr().out
 
@@ -101,7 +102,7 @@ def test_train(tmp_path):
     printed = started([sys.executable, FOLDER / "train.py", *flags, "--json", file, "--", "--lora_mlp", "true"])
     (record,) = records(file)
     assert record["steps"] == 2 and record["more"] == ["--lora_mlp", "true"]
-    assert 8 * 40 < record["tokens"] <= 8 * 512 and record["mfu"] > 0
+    assert 8 * 40 < record["tokens"] <= 8 * 512 and (record["mfu"] is None or 0 < record["mfu"] <= 1)
     assert record["tokens_per_s"] == pytest.approx(record["tokens"] / record["seconds"], rel=0.01)
     assert os.name == "nt" or 1e8 < record["peak_memory"] < 1e10
     assert json.loads(printed.splitlines()[-1]) == record
@@ -123,6 +124,12 @@ def test_train_figures(script, tmp_path):
         "mfu": 0.2,
         "device_peak_memory": 700,
     }
+    for known, mfu in ((",0.6,", 0.1), (",0.1,", 0.6), ("both", None)):  # steps without an MFU do not count
+        text = file.read_text()
+        for blank in (",0.6,", ",0.1,") if known == "both" else (known,):
+            text = text.replace(blank, ",,")
+        (tmp_path / "blank.csv").write_text(text)
+        assert script("train").figures(tmp_path / "blank.csv")["mfu"] == mfu
 
 
 def test_rows(script, tmp_path):

@@ -1,7 +1,8 @@
 """The known models, and LitGPT's `model_config.yaml`."""
 
 import json
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 
 import pytest
@@ -152,7 +153,7 @@ def test_litgpt_file(tmp_path):
         (LITGPT + "n_shared_expert: 2", "n_shared_expert is not implemented"),
         (LITGPT + "routed_scaling_factor: 2.5", "routed_scaling_factor is not implemented"),
         (LITGPT + "spiral: 2", "spiral is not implemented"),
-        (LITGPT.replace("n_embd: 128", "n_embd: wide"), "a field of the wrong type"),
+        (LITGPT.replace("n_embd: 128", "n_embd: wide"), "n_embd .* wrong type"),
     ],
 )
 def test_litgpt_files_that_are_refused(text, message, tmp_path):
@@ -162,6 +163,44 @@ def test_litgpt_files_that_are_refused(text, message, tmp_path):
         Config.from_file(path)
     with pytest.raises(UserError, match="cannot be read"):
         Config.from_file(Path(tmp_path / "missing.yaml"))
+
+
+FOREIGN = ["x", "", [], {}, 0, -1, True, 1.5, [1], ["a"], {"a": 1}, {1: 2}, {"factor": "x"}, "nan", 1e999, None]
+
+
+def test_nonsense_in_a_litgpt_file_is_an_error_of_the_user(tmp_path):
+    """Every field in turn with values of other types: read, or refused, never a crash. What else goes wrong while the
+    file is read is not put down to the file."""
+    path, numbers = tmp_path / "model_config.yaml", yaml.safe_load(LITGPT)
+    others = ("rope_adjustments", "rope_condense_ratio", "sliding_window_layer_placing", "n_shared_expert")
+    for name in {*numbers, *others, *(f.name for f in fields(Config))}:
+        for value in FOREIGN:
+            path.write_text(yaml.safe_dump(numbers | {name: value}))
+            with suppress(UserError):
+                Config.from_file(path)
+
+
+@pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AttributeError("x"), ValueError("x")])
+def test_errors_of_the_code_are_not_put_down_to_a_file(error, tmp_path, monkeypatch):
+    """While a `config.json` or a `model_config.yaml` is read."""
+    from litgpt import config, families
+    from litgpt.families import llama
+
+    def fail(*args, **kwargs):
+        raise error
+
+    path = tmp_path / "model_config.yaml"
+    path.write_text(LITGPT)
+    monkeypatch.setattr(llama, "read_rope", fail)
+    monkeypatch.setattr(config, "family_of", fail)
+    monkeypatch.setattr(config, "known_models", dict)
+    with pytest.raises(type(error)) as caught:
+        Config.from_file(path)
+    assert caught.value is error
+    sizes = {"vocab_size": 8, "max_position_embeddings": 8, "num_hidden_layers": 1, "hidden_size": 8}
+    with pytest.raises(type(error)) as caught:
+        families.read_config(sizes | {"model_type": "llama", "num_attention_heads": 1, "intermediate_size": 8})
+    assert caught.value is error
 
 
 def test_structure_names_the_family(tmp_path):

@@ -8,11 +8,15 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.args import TrainArgs
+from litgpt.config import Config
 from litgpt.data import JSON, base
 from litgpt.data.base import Loaded
+from litgpt.data.check import harm
 from litgpt.data.pico import sums
 from litgpt.errors import UserError
 from litgpt.tokenizer import Tokenizer
+from litgpt.train.run import row_limit
 from tests.conftest import make_rows
 
 
@@ -267,3 +271,50 @@ def test_long_rows_are_tokenized_a_few_at_a_time(llama, tmp_path, monkeypatch):
 def test_weights_that_cannot_be(weights):
     with pytest.raises(UserError, match=r"--data\.weights"):
         JSON(["a.json", "b.json"], weights=weights)
+
+
+# the length that the model reads
+
+
+@pytest.mark.parametrize("flags", [[], ["--train.pack", "true"]])
+@pytest.mark.parametrize("command", ["finetune lora", "finetune full", "finetune adapter", "pretrain", "data check"])
+def test_more_than_the_model_reads(command, flags, base, rows_file, tmp_path, capsys):
+    """It was lowered in silence."""
+    model = ["--model_name", base, "--tokenizer_dir", base] if command == "pretrain" else [base]
+    words = [*command.split(), *model, "--data", "JSON", "--data.json_path", rows_file, *flags]
+    words += [] if command == "data check" else ["--out_dir", tmp_path / "out"]
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, words), "--train.max_seq_length", "257"])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1 and not (tmp_path / "out").exists()
+    assert "--train.max_seq_length 257" in error and "max_position_embeddings 256" in error
+
+
+@pytest.mark.parametrize(
+    ("asked", "pack", "limit"),
+    [(None, False, 4096), (4096, False, 4096), (100, False, 100), (None, True, 2048), (4096, True, 4096)],
+)
+@pytest.mark.parametrize("learned", [False, True])
+def test_the_limit_of_rows_and_packs(asked, pack, limit, learned):
+    config = Config(block_size=4096, learned_positions=learned)
+    assert row_limit(TrainArgs(max_seq_length=asked, pack=pack), config, JSON("x")) == limit
+    with pytest.raises(UserError, match="n_positions 4096" if learned else "max_position_embeddings 4096"):
+        row_limit(TrainArgs(max_seq_length=4097, pack=pack), config, JSON("x"))
+
+
+@pytest.mark.parametrize("limit", [100, 256])
+def test_advice_that_works(limit, llama, tmp_path, capsys):
+    """What the model does not read cannot be allowed: raising the limit is no advice then."""
+    file = write(tmp_path / "rows.jsonl", [{"instruction": "a", "output": f"{i} " * 400} for i in range(5)])
+    for flags in ([], ["--data.too_long", "error"]):
+        words = [llama, "--data", "JSON", "--data.json_path", file, "--train.max_seq_length", limit, *flags]
+        code, out, err = check(capsys, *words)
+        line = next(line for line in (out + err).splitlines() if "HARM" in line or "error: " in line)
+        assert code in (1, 2)
+        assert ("raise" in line) == (limit < 256) and ("shorten" in line) == (limit == 256), line
+    rows = [{"instruction": "a", "output": "b"}] * 5
+    file = write(tmp_path / "short.jsonl", rows)
+    loaded = JSON(str(file), prompt_style="none").load(Tokenizer(llama), llama, limit, context=256)
+    loaded.counts.no_stop = sum(loaded.counts.sources)  # none of them cut
+    (line,) = harm(loaded)
+    assert "max_seq_length" not in line and "--data.prompt_style" in line

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.__main__ import main
+from litgpt.data.tokens import Counts, TokenWriter, kept_tokens
 from tests.conftest import make_rows, save_llama
 
 
@@ -93,7 +94,7 @@ def test_weights_that_are_no_numbers_of_ours(fails, run, llama, tmp_path):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false'; true or false is wanted"),
         ({"rope_parameters": [1]}, "rope_parameters [1]; an object is wanted"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "without usable factor"),
-        ({"rms_norm_eps": None}, "wrong type"),
+        ({"rms_norm_eps": None}, "rms_norm_eps"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters of type 'spiral'"),
         ({"quantization_config": {}}, "quantization_config"),
         ({"num_hidden_layers": 3}, "missing: model.layers.2."),
@@ -269,3 +270,52 @@ def test_a_misspelt_command_of_two_words(fails, typed, meant):
 def test_no_validation_file(fails, run, rows_file):
     error = fails(*run, "--data.val_path", rows_file.with_name("row.json"))
     assert "(--data.val_path)" in error and f"Did you mean '{rows_file}'?" in error
+
+
+# errors of the code
+
+
+@pytest.mark.parametrize("error", [AttributeError, KeyError, TypeError])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "litgpt.train.run.finished",  # beside the class of an optimizer, which refuses its options
+        "litgpt.data.tokens.TokenizedRows.__init__",  # while tokens of an earlier run are opened
+        "huggingface_hub.HfApi.model_info",  # among the errors of a network
+    ],
+)
+def test_errors_of_the_code_stay_what_they_are(place, error, run, llama, tmp_path, monkeypatch):
+    def fail(*args: object, **kwargs: object) -> None:
+        raise error("this is a bug")
+
+    if "tokens" in place:
+        main([*map(str, run), "--train.max_steps", "1", "--eval.max_new_tokens", "null"])
+        run[-1] = tmp_path / "again"
+    monkeypatch.setattr("litgpt.download.offline", lambda: False)
+    monkeypatch.setattr(place, fail)
+    command = ["download", "org/name"] if "HfApi" in place else run
+    with pytest.raises(error, match="this is a bug"):
+        main([*map(str, command)])
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda tensors, counts: tensors.pop("marks"),
+        lambda tensors, counts: tensors.update(ids=tensors["ids"].long()),
+        lambda tensors, counts: counts.clear(),
+        lambda tensors, counts: counts.update(counts="[1]"),
+        lambda tensors, counts: counts.update(counts='{"rows": 1}'),
+        lambda tensors, counts: counts.update(counts="{"),
+    ],
+)
+def test_tokens_of_another_make_are_made_again(change, tmp_path):
+    writer = TokenWriter(tmp_path / "tokens.safetensors")
+    writer.add([1, 2, 3], b"\0\1\1")
+    writer.close(Counts(rows=1))
+    assert kept_tokens(tmp_path / "tokens.safetensors") is not None
+    tensors = {k: v.clone() for k, v in load_file(tmp_path / "tokens.safetensors").items()}
+    counts = {"counts": json.dumps(vars(Counts()))}
+    change(tensors, counts)
+    save_file(tensors, tmp_path / "other.safetensors", metadata=counts)
+    assert kept_tokens(tmp_path / "other.safetensors") is None

@@ -13,7 +13,7 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.checkpoint import write_model
-from litgpt.evaluation import scoring
+from litgpt.evaluation import lm, scoring
 from litgpt.evaluation.scoring import score
 from litgpt.generate.loaded import Loaded
 from litgpt.loading import Source
@@ -530,6 +530,18 @@ def test_what_a_user_can_mend(llama, tmp_path, capsys, monkeypatch, flags, words
         main(["evaluate", str(llama), "--out_dir", str(tmp_path / "out"), "--include_path", str(tasks), *flags])
     err = capsys.readouterr().err
     assert stop.value.code == 2 and words in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("where", ["loglikelihood", "encode"])
+@pytest.mark.parametrize("error", [ValueError("shapes"), AssertionError(), KeyError("x")])
+def test_errors_of_the_code_are_not_put_down_to_the_tasks(evaluate, llama, monkeypatch, where, error):
+    def fail(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(*(lm, "score") if where == "loglikelihood" else (lm.LitGPT, "encode"), fail)
+    with pytest.raises(type(error)) as caught:
+        evaluate(llama, "choice")
+    assert caught.value is error
 
 
 def small_manager(include_path: list[str], include_defaults: bool = False, metadata: Any = None) -> Any:

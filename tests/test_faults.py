@@ -204,7 +204,8 @@ def test_no_room_for_a_line_of_metrics(base, whole, rows_file, small_disk, monke
     with monkeypatch.context() as patched:
         patched.setattr(loop, "clip", filling)
         assert go("lora", base, rows_file, out) == 2
-    error = one_line(capsys.readouterr().err)
+    waits, error = capsys.readouterr().err.splitlines()
+    assert str(out / "metrics.csv") in waits
     assert f"No room is left on the disk of {out}. The last whole checkpoint is {out / 'step-000005'}" in error
     ballast[0].unlink()
     assert go("lora", base, rows_file, out, "--resume", "true") == 0

@@ -7,7 +7,10 @@ import pytest
 import yaml
 
 from litgpt.__main__ import main
+from litgpt.args import TrainArgs
+from litgpt.errors import UserError
 from litgpt.quantize import bitsandbytes
+from tests.runs import lines
 from tests.test_cli import LORA
 
 ADAMW = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 0.0002, "weight_decay": 0.1, "betas": [0.9, 0.95]}}
@@ -152,3 +155,98 @@ def test_size_of_a_step(settings, config, capsys):
         with pytest.raises(SystemExit) as stop:
             main([*LORA, "X", *map(str, words)])
         assert stop.value.code == 2 and "disagree" in capsys.readouterr().err
+
+
+# pairs of which one excludes the other
+
+
+@pytest.mark.parametrize("start", [LORA, ["finetune_full"], ["pretrain", "--model_name"], ["data_check"]])
+@pytest.mark.parametrize(
+    ("files", "flags", "steps", "fraction", "said"),
+    [
+        ([], [], "default", None, ""),
+        ([], ["--train.lr_warmup_fraction", 0.1], None, 0.1, ""),  # beside the default of the other
+        ([], ["--train.lr_warmup_steps", 5], 5, None, ""),
+        ([{"lr_warmup_steps": 5}], ["--train.lr_warmup_fraction", 0.1], None, 0.1, ""),
+        ([{"lr_warmup_fraction": 0.1}], ["--train.lr_warmup_steps", 5], 5, None, ""),
+        ([{"lr_warmup_fraction": 0.1}, {"lr_warmup_steps": 5}], [], 5, None, ""),
+        ([{"lr_warmup_steps": 5}, {"lr_warmup_fraction": 0.1}], [], None, 0.1, ""),
+        ([{"lr_warmup_steps": None, "lr_warmup_fraction": 0.1}], [], None, 0.1, ""),
+        ([{"lr_warmup_fraction": 0.1}], ["--train.lr_warmup_fraction", "null"], "default", None, ""),
+        ([{"lr_warmup_steps": 5, "lr_warmup_fraction": 0.1}], [], None, 0.1, "lr_warmup_steps 5"),
+    ],
+)
+def test_warmup_in_steps_or_as_a_share(start, files, flags, steps, fraction, said, settings, config):
+    default = 2000 if start[0] == "pretrain" else 100
+    words = [w for i, f in enumerate(files) for w in ("--config", config(f"{i}.yaml", train=f))]
+    train = settings(*start, "X", *words, *flags)["train"]
+    assert (train["lr_warmup_steps"], train["lr_warmup_fraction"]) == (
+        default if steps == "default" else steps,
+        fraction,
+    )
+    assert said in settings.err and settings.err.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize(
+    ("data", "flags", "mask", "on", "said"),
+    [
+        ({}, ["--data.train_on", "last"], True, "last", ""),
+        ({}, ["--data.mask_prompt", "true"], True, None, ""),
+        ({"mask_prompt": False}, ["--data.train_on", "assistant"], True, "assistant", ""),
+        ({"mask_prompt": True}, ["--data.train_on", "all"], False, "all", ""),
+        ({"train_on": "last"}, ["--data.mask_prompt", "false"], False, None, ""),
+        ({"train_on": "last", "mask_prompt": True}, [], True, "last", ""),
+        ({"train_on": "all", "mask_prompt": True}, [], False, "all", "mask_prompt True"),
+        ({}, ["--data.train_on", "all", "--data.mask_prompt", "false"], False, "all", ""),
+    ],
+)
+@pytest.mark.parametrize("name", ["JSON", "Alpaca"])  # of which one has a default for mask_prompt
+def test_which_words_are_trained(name, data, flags, mask, on, said, settings, config):
+    more = {"json_path": "x"} if name == "JSON" else {}
+    file = config("c.yaml", data={"class_path": name, "init_args": {**more, **data}})
+    got = settings(*LORA, "X", "--config", file, *flags)["data"]["init_args"]
+    assert (got["mask_prompt"], got["train_on"]) == (mask, on)
+    assert said in settings.err and settings.err.count("\n") == bool(said)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--train.lr_warmup_fraction", "0.1", "--train.lr_warmup_steps", "5"],
+        ["--data", "JSON", "--data.json_path", "x", "--data.train_on", "all", "--data.mask_prompt", "true"],
+        ["--data", "Alpaca", "--data.init_args.train_on", "last", "--data.init_args.mask_prompt=false"],
+        ["--eval.exact_match", "3", "--eval.max_new_tokens", "null"],
+    ],
+)
+def test_two_flags_of_which_one_would_win_in_silence(flags, llama, tmp_path, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main([*LORA, str(llama), "--out_dir", str(tmp_path / "out"), *flags])
+    error = capsys.readouterr().err
+    assert stop.value.code == 2 and error.count("\n") == 1
+    assert [flag for flag in flags if flag.startswith("--eval.") and flag not in error] == []
+    names = [flag.partition("=")[0].rpartition(".")[2] for flag in flags if "." in flag and "json_path" not in flag]
+    assert [name for name in names if not name[0].isdigit() and name not in error] == []
+
+
+def test_two_of_a_kind_from_python():
+    for wrong in ({"lr_warmup_steps": 5, "lr_warmup_fraction": 0.1}, {"lr_warmup_steps": 0, "lr_warmup_fraction": 0.0}):
+        with pytest.raises(UserError, match="lr_warmup_fraction"):
+            TrainArgs(**wrong).check()  # type: ignore[arg-type]
+    TrainArgs(lr_warmup_fraction=0.1).check()
+    TrainArgs(lr_warmup_fraction=0.1, lr_warmup_steps=None).check()
+
+
+def test_settings_of_a_run_can_be_given_back(llama, rows_file, tmp_path, capsys):
+    """hyperparameters.yaml holds all values, and none that would look like given twice."""
+    words = [*LORA, str(llama), "--data", "JSON", "--data.json_path", str(rows_file), "--train.max_steps", "1",
+             "--data.train_on", "last", "--train.lr_warmup_fraction", "0.5", "--lora_targets", "q_proj", "--lora_mlp",
+             "true", "--train.lr_schedule", "constant", "--train.min_lr", "1e-5", "--train.lr_decay_iters", "3",
+             "--eval.max_new_tokens", "null"]  # fmt: skip
+    main([*words, "--out_dir", str(tmp_path / "a")])
+    out, error = capsys.readouterr()
+    assert "--lora_mlp true has no effect" in error and error.count("\n") == 1
+    assert "--train.lr_schedule constant: --train.lr_decay_iters, --train.min_lr" in out
+    main([*LORA, "--config", str(tmp_path / "a" / "final" / "hyperparameters.yaml"), "--out_dir", str(tmp_path / "b")])
+    again = capsys.readouterr().err
+    assert again == error
+    assert lines(tmp_path / "a") == lines(tmp_path / "b")

@@ -191,6 +191,13 @@ def test_every_switch_counts():
         assert lora_parameters(config, fields) == updates(config, lora_of(fields)) > 0
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_no_recipe_asks_for_more_than_the_model_reads(name):
+    fields = find_recipe(name).fields()
+    theirs = LITGPTS.get(name, {}).get("train.max_seq_length", 1)
+    assert max(theirs, fields["train"].get("max_seq_length", 1)) <= config_of(fields).block_size
+
+
 # two steps
 
 

@@ -17,7 +17,7 @@ from litgpt.files import whole_folder
 from litgpt.train.folder import taken
 from litgpt.train.metrics import FIELDS, lines_until
 from litgpt.train.resume import to_resume
-from litgpt.train.state import STATE, SUMS, damage
+from litgpt.train.state import STATE, SUMS, damage, write_sums
 from tests.runs import METHODS, Processes, go, lines, same, start, words
 
 
@@ -270,6 +270,12 @@ DAMAGES: dict[str, tuple[Callable[[Path], object], str]] = {
     "no list": (lambda p: (p / SUMS).unlink(), f"{SUMS} cannot be used"),
     "half a list": (lambda p: os.truncate(p / SUMS, 60), f"{SUMS} cannot be used"),
     "another list": (lambda p: (p / SUMS).write_text("[1]"), f"{SUMS} cannot be used"),
+    "sums of text": (
+        lambda p: (p / SUMS).write_text('{"step": 7, "files": {"a": [1, "x"]}}'),
+        f"{SUMS} cannot be used",
+    ),
+    "files in a list": (lambda p: (p / SUMS).write_text('{"step": 7, "files": ["a"]}'), f"{SUMS} cannot be used"),
+    "no step": (lambda p: (p / SUMS).write_text('{"step": "x", "files": {}}'), f"{SUMS} cannot be used"),
     "an empty folder": (lambda p: [f.unlink() for f in p.iterdir()], f"{SUMS} cannot be used"),
 }
 
@@ -281,6 +287,91 @@ def test_a_damaged_checkpoint_is_passed_over(kind, paused):
     checkpoint, said = to_resume(paused, True)
     assert checkpoint == paused / "step-000005"
     assert f"{paused / 'step-000007'} is damaged and is passed over: {message}" in said[0]
+
+
+# a state that is whole, and not of this run, or not of our making; by what is said
+
+
+def put(value: object, *path: object) -> Callable[[dict], object]:
+    """Set the value at a path into nested dictionaries and lists."""
+
+    def change(state: dict) -> None:
+        *above, last = path
+        for key in above:
+            state = state[key]
+        state[last] = value
+
+    return change
+
+
+FIRST = "transformer.h.0.attn.qkv.lora_A"
+FOREIGN: dict[str, tuple[Callable[[dict], object], str]] = {
+    "a list": (lambda s: s.clear(), "trained"),
+    "no weights": (lambda s: s.pop("trained"), "trained"),
+    "another part": (put(1, "more"), "more"),
+    "weights in a list": (put([1.0], "trained", FIRST), "trained"),
+    "a weight is missing": (lambda s: s["trained"].pop(FIRST), FIRST),
+    "a weight of others": (put(torch.ones(1), "trained", "wte.lora_A"), "wte.lora_A"),
+    "a weight of another shape": (put(torch.ones(3, 2), "trained", FIRST), FIRST),
+    "no groups": (lambda s: s["optimizer"].pop("param_groups"), "optimizer"),
+    "groups of text": (put("lr", "optimizer", "param_groups"), "optimizer"),
+    "another number of groups": (lambda s: s["optimizer"]["param_groups"].clear(), "optimizer"),
+    "fewer weights": (lambda s: s["optimizer"]["param_groups"][0]["params"].pop(), "optimizer"),
+    "a weight that nobody has": (put({"step": 1}, "optimizer", "state", 99), "optimizer"),
+    "moments of another shape": (put(torch.ones(1), "optimizer", "state", 0, "exp_avg"), "exp_avg"),
+    "moments that are none": (put("x", "optimizer", "state", 0, "exp_avg_sq"), "exp_avg_sq"),
+    "states by name": (put({}, "optimizer", "state", "a"), "optimizer"),
+    "no generators": (put([{}], "random"), "random"),
+    "a short generator": (put(torch.zeros(3, dtype=torch.uint8), "random", 0, "cpu"), "random"),
+    "a generator of floats": (put(torch.zeros(5056), "random", 0, "cpu"), "random"),
+    "a generator of nowhere": (put(torch.zeros(3, dtype=torch.uint8), "random", 0, "rounding-tpu"), "random"),
+    "no progress": (put({}, "progress"), "steps"),
+    "steps of text": (put("7", "progress", "steps"), "steps"),
+    "unknown progress": (put(1, "progress", "height"), "height"),
+    "validations without losses": (put([3], "progress", "val_losses"), "val_losses"),
+    "options of text": (put("lr", "progress", "options"), "options"),
+    "options of other groups": (put([], "progress", "options"), "optimizer"),
+    "precision of text": (put({"scale": "x"}, "progress", "precision"), "precision"),
+    "settings by number": (put(1, "settings", 1), "settings"),
+}
+
+
+@pytest.mark.parametrize("kind", FOREIGN)
+def test_a_state_that_is_not_of_this_run(kind, paused_once, base, rows_file, tmp_path, capsys):
+    """One line, whatever the file holds: sizes and sums are right."""
+    out = tmp_path / "out"
+    shutil.copytree(paused_once, out)
+    checkpoint = out / "step-000003"
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    change, named = FOREIGN[kind]
+    change(state)
+    torch.save([state] if kind == "a list" else state, checkpoint / STATE)
+    write_sums(checkpoint, 3)
+    assert go("lora", base, rows_file, out, "--resume", "true") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and (named in error or kind == "a list"), error
+    assert "does not fit this run" in error or STATE in error
+
+
+@pytest.fixture(scope="module")
+def paused_once(base, rows_file, tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("paused") / "out"
+    assert go("lora", base, rows_file, out, "--train.pause_after", 3) == 75
+    return out
+
+
+@pytest.mark.parametrize("error", [AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError])
+@pytest.mark.parametrize("where", ["save.put", "save.Saver.sharded", "save.set_random_state", "state.checksum"])
+def test_errors_of_the_code_are_not_put_down_to_the_checkpoint(
+    error, where, paused_once, base, rows_file, tmp_path, monkeypatch
+):
+    def fail(*args, **kwargs):
+        raise error("this is a bug")
+
+    shutil.copytree(paused_once, tmp_path / "out")
+    monkeypatch.setattr(f"litgpt.train.{where}", fail)
+    with pytest.raises(error, match="this is a bug"):
+        go("lora", base, rows_file, tmp_path / "out", "--resume", "true")
 
 
 def test_goes_on_with_an_older_one_or_afresh(paused, whole, base, rows_file, capsys):

@@ -3,6 +3,9 @@
 import itertools
 import json
 import math
+import re
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -10,7 +13,8 @@ import torch
 from litgpt.__main__ import main
 from litgpt.args import TrainArgs
 from litgpt.errors import UserError
-from litgpt.train.loop import Plan
+from litgpt.train import loop, one_device
+from litgpt.train.loop import Plan, Result
 from litgpt.train.schedule import learning_rate
 from tests.conftest import make_rows
 from tests.test_training import losses, read_metrics
@@ -59,7 +63,11 @@ class Rows:
         (dict(epochs=3, lr_warmup_steps=2), (8, 2, 8, None)),  # 30 rows, the last step is smaller
         (dict(epochs=3, lr_warmup_steps=0), (8, 0, 8, None)),
         (dict(epochs=3, max_steps=5, lr_warmup_steps=2), (5, 2, 5, None)),
-        (dict(max_tokens=33, lr_warmup_steps=0), (3, 0, 3, None)),
+        (dict(max_tokens=33, lr_warmup_steps=2), (13, 2, None, None)),
+        (dict(max_tokens=33, epochs=None, lr_warmup_steps=2), (None, 2, None, None)),
+        (dict(max_time=9.5, epochs=None, lr_warmup_fraction=0.2), (None, 0, None, None)),
+        (dict(max_time=9.5, max_steps=5, lr_warmup_steps=20), (5, 0, None, 20)),
+        (dict(max_time=9.5, epochs=None, lr_warmup_steps=20, lr_decay_iters=7), (None, 0, 7, 20)),
         (dict(max_steps=10, epochs=50, lr_warmup_fraction=0.2), (10, 2, 10, None)),
         (dict(max_steps=10, epochs=50, lr_warmup_steps=2, lr_decay_iters=6), (10, 2, 6, None)),
         (dict(max_steps=10, epochs=50, lr_warmup_steps=2, lr_decay_iters=60), (10, 2, 60, None)),
@@ -70,6 +78,81 @@ class Rows:
 def test_plan(train, plan):
     made = Plan.make(TrainArgs(global_batch_size=4, **train), Rows())  # type: ignore[arg-type]
     assert (made.steps, made.warmup, made.decay, made.cut_warmup) == plan
+
+
+# time and tokens as limits: 8 tokens per second
+
+
+def made(**train: Any) -> Plan:
+    return Plan.make(TrainArgs(global_batch_size=4, **train), Rows())  # type: ignore[arg-type]
+
+
+def after(steps: int, seconds: float) -> Result:
+    return Result(steps=steps, seconds=seconds, tokens=round(8 * seconds))
+
+
+LIMITS = [dict(max_time=40.0, epochs=None), dict(max_tokens=320, epochs=None), dict(max_time=40.0, max_tokens=10**6)]
+LIMITS += [dict(max_time=40.0, max_steps=10**6, epochs=None), dict(max_tokens=320, max_time=10**6)]
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+@pytest.mark.parametrize("schedule", ["cosine", "linear", "constant"])
+@pytest.mark.parametrize("fraction", [0.0, 0.05, 0.25])
+def test_the_rate_follows_what_is_used(limits, schedule, fraction):
+    """By the formula, whatever a step takes."""
+    plan = made(**(dict(epochs=10**6) | limits), lr_warmup_fraction=fraction)
+    for steps, seconds in ((1, 1), (3, 7), (30, 10), (31, 25), (200, 39), (201, 40)):
+        share = seconds / 40
+        done = after(steps, seconds)
+        assert plan.share(done) == pytest.approx(share) and plan.over(done) == (share == 1)
+        left = {"cosine": 0.5 * (1 + math.cos(math.pi * (share - fraction) / (1 - fraction))), "constant": 1.0}
+        left["linear"] = 1 - (share - fraction) / (1 - fraction)
+        rate = 0.1 + (1.0 - 0.1) * left[schedule]
+        if steps < fraction * steps / share:
+            rate = min(1.0, (steps + 1) / steps * share / fraction)
+        assert plan.rate(done, 1.0, 0.1, schedule) == pytest.approx(rate)
+    if schedule != "constant":
+        assert plan.rate(after(201, 40), 1.0, 0.1, schedule) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize("limits", LIMITS)
+def test_steps_that_all_take_the_same_are_those_of_a_run_of_known_length(limits):
+    plan = made(**(dict(epochs=10**6) | limits), lr_warmup_steps=6)
+    rates = [plan.rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
+    assert rates == pytest.approx([learning_rate(k, 80, 6, 1.0, 0.1) for k in range(1, 81)])
+    long = made(**(dict(epochs=10**6) | limits), lr_warmup_steps=100)  # at most a tenth
+    rates = [long.rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
+    assert rates == pytest.approx([learning_rate(k, 80, 8, 1.0, 0.1) for k in range(1, 81)])
+    named = made(**(dict(epochs=10**6) | limits), lr_warmup_steps=6, lr_decay_iters=20)
+    rates = [named.rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
+    assert rates == pytest.approx([learning_rate(k, 20, 6, 1.0, 0.1) for k in range(1, 81)])
+
+
+def test_the_first_step_of_such_a_run():
+    for limits in LIMITS:
+        most = limits.get("max_tokens", 10**6) / 16 / 10  # a tenth of the steps, as far as the rows tell
+        rate = made(**limits, lr_warmup_steps=4).rate(Result(), 1.0, 0.0, "cosine")
+        assert rate == pytest.approx(1 / min(4, most))
+        assert made(**limits, lr_warmup_steps=0).rate(Result(), 1.0, 0.0, "cosine") == 1.0
+        assert 0 <= made(**limits, lr_warmup_fraction=0.5).rate(Result(), 1.0, 0.0, "cosine") <= 2 / 13
+
+
+def test_the_limit_that_comes_first():
+    plan = made(max_time=40.0, max_steps=20, lr_warmup_steps=2)
+    for seconds in (0.1, 1.0):  # a step: 20 of them come before 40 seconds
+        rates = [plan.rate(after(k, seconds * k), 1.0, 0.0, "cosine") for k in range(20)]
+        assert rates == pytest.approx([learning_rate(k, 13, 2, 1.0, 0.0) for k in range(20)])  # epochs end it at 13
+    assert plan.place(after(5, 5)) == "step 5/13" and plan.share(after(5, 5)) == pytest.approx(5 / 13)
+    assert plan.place(after(5, 30)) == "step 5 (75%)"
+    assert not plan.over(after(12, 39.9)) and plan.over(after(13, 1.0)) and plan.over(after(1, 40.0))
+
+
+def test_a_run_of_steps_is_as_it_was():
+    """Bit for bit."""
+    plan = made(max_steps=10, lr_warmup_steps=3)
+    expected = [learning_rate(k, 10, 3, 0.01, 0.001) for k in range(10)]
+    assert [plan.rate(after(k, 3.7 * k), 0.01, 0.001, "cosine") for k in range(10)] == expected
+    assert expected[:3] == [0.01 * 1 / 3, 0.01 * 2 / 3, 0.01]
 
 
 def test_accumulation_instead_of_the_size():
@@ -99,10 +182,7 @@ def test_a_step_that_devices_cannot_share():
         (dict(lr_decay_iters=0), "--train.lr_decay_iters 0 must be above 0"),
         (dict(learning_rate=-1.0), "--train.learning_rate -1.0 is below 0"),
         (dict(learning_rate=math.nan), "--train.learning_rate nan is below 0"),
-        (
-            dict(epochs=None, max_time=3.0, lr_warmup_fraction=0.1),
-            "--train.lr_warmup_fraction wants to know the length",
-        ),
+        (dict(epochs=None), "--train.max_time"),
     ],
 )
 def test_what_cannot_be(train, message):
@@ -160,3 +240,59 @@ def test_a_run_that_gets_better_does_not_stop(finetune):
     flags = ["--train.max_steps", 8, "--train.epochs", 20, "--optimizer.lr", 0.01, "--train.lr_warmup_steps", 0]
     metrics, printed = finetune("whole", *flags, "--eval.interval", 2, "--eval.early_stopping_patience", 1)
     assert len(losses(metrics)) == 8 and "stops here" not in printed
+
+
+# a run that time ends, by a clock that shows how often it was looked at
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """Every step takes a second."""
+    seconds = itertools.count()
+    monkeypatch.setattr(loop, "time", SimpleNamespace(perf_counter=lambda: float(next(seconds))))
+
+
+TIMED = ["--train.epochs", "null", "--train.lr_warmup_fraction", 0.2, "--train.min_lr", 0.001, "--optimizer.lr", 0.01,
+         "--lora_dropout", 0, "--eval.interval", 100, "--train.save_interval", 100]  # fmt: skip
+
+
+@pytest.mark.parametrize("flags", [["--train.max_time", 10], ["--train.max_time", 10, "--train.max_tokens", 10**6]])
+def test_a_run_that_time_ends(flags, finetune, clock, tmp_path):
+    metrics, printed = finetune("timed", *TIMED, *flags)
+    rates = [float(m["lr"]) for m in metrics if m["lr"]]
+    assert rates[1:] == pytest.approx([learning_rate(k, 10, 2, 0.01, 0.001) for k in range(1, 10)])
+    assert [m["seconds"] for m in metrics if m["lr"]] == [f"{float(k)}" for k in range(1, 11)]
+    assert "0:00:10 of training" in printed and "warm-up in 20% of the run" in printed and "at the end" in printed
+    assert "step 3 (30%) | loss" in printed and "step 10 (100%)" in printed and "000,000 steps" not in printed
+    assert not set(re.findall(r"(\d+:\d\d:\d\d) left", printed)) - {"0:00:00", "0:00:01", "0:00:02", "0:00:03"}
+
+
+def test_it_is_resumed_at_the_share_that_was_used(finetune, clock, tmp_path):
+    whole, _ = finetune("whole", *TIMED, "--train.max_time", 10)
+    for more in ([], ["--resume", "true"]):
+        with pytest.raises(SystemExit):
+            finetune("parts", *TIMED, "--train.max_time", 10, "--train.pause_after", 4, *more)
+    parts, _ = finetune("parts", *TIMED, "--train.max_time", 10, "--resume", "true")
+    assert [(m["step"], m["lr"], m["loss"]) for m in parts] == [(m["step"], m["lr"], m["loss"]) for m in whole]
+
+
+def test_the_first_ranks_clock_counts(finetune, clock, monkeypatch):
+    """It goes at half of this one's speed."""
+    monkeypatch.setattr(one_device.OneDevice, "broadcast", lambda self, value: value - 0.5 if value else value)
+    metrics, _ = finetune("out", *TIMED, "--train.max_time", 5)
+    rates = [float(m["lr"]) for m in metrics if m["lr"]]
+    assert rates[1:] == pytest.approx([learning_rate(k, 10, 2, 0.01, 0.001) for k in range(1, 10)])
+
+
+def test_a_run_that_tokens_end(finetune, tmp_path):
+    """Rows of many lengths: the rates follow the tokens, and the run reads all of them."""
+    flags = ["--train.max_tokens", 1500, "--train.lr_schedule", "linear", *TIMED]
+    metrics, printed = finetune("tokens", *flags)
+    steps = [(float(m["lr"]), int(m["tokens"])) for m in metrics if m["lr"]]
+    assert steps[-1][1] >= 1500 > steps[-2][1]
+    for number, ((_, used), (rate, _)) in enumerate(itertools.pairwise(steps), start=1):
+        share = used / 1500
+        warm = min(1.0, (number + 1) / number * share / 0.2)
+        expected = 0.01 * warm if share < 0.2 else 0.001 + 0.009 * (1 - share) / 0.8
+        assert rate == pytest.approx(expected)
+    assert "1,500 tokens, steps of 4 rows" in printed

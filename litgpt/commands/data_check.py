@@ -46,7 +46,7 @@ def main(
     checkpoint = open_checkpoint(find_folder(checkpoint_dir))
     tokenizer = Tokenizer(checkpoint.folder)
     limit = row_limit(train, checkpoint.config, data)
-    loaded = data.load(tokenizer, checkpoint.folder, limit)
+    loaded = data.load(tokenizer, checkpoint.folder, limit, context=checkpoint.config.block_size)
     problems = harm(loaded)
     if json:
         print_json(loaded, problems)

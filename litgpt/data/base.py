@@ -127,6 +127,7 @@ class Loaded:
         counts: What became of the rows that were read; those of separate validation files are in `val_counts`.
         mask_prompt: Whether only answers are trained.
         cached: Whether the tokens were there already.
+        longer: Whether the model reads longer rows than were allowed.
         plain_text: Whether the rows are plain texts without a prompt style.
         files: How many rows of each file there are to train on, and of each separate validation file.
 
@@ -142,6 +143,7 @@ class Loaded:
     val_counts: Optional[Counts]
     mask_prompt: bool
     cached: bool
+    longer: bool
     plain_text: bool = False
     files: dict[str, int] = field(default_factory=dict)
 
@@ -200,7 +202,12 @@ class DataModule(ABC):
 
     @clock_at()  # the texts have the time that is in their key
     def load(
-        self, tokenizer: Tokenizer, folder: Path, max_seq_length: int, say: Callable[[int], None] = lambda rows: None
+        self,
+        tokenizer: Tokenizer,
+        folder: Path,
+        max_seq_length: int,
+        say: Callable[[int], None] = lambda rows: None,
+        context: Optional[int] = None,
     ) -> Loaded:
         """Token ids of the training and the validation rows, and how they were made.
 
@@ -209,6 +216,7 @@ class DataModule(ABC):
             folder: The checkpoint, whose chat template may be wanted.
             max_seq_length: The longest row that is allowed, in tokens.
             say: Told how many rows were tokenized so far; never, if the tokens are kept from an earlier run.
+            context: The most tokens that the model reads, where that is known.
 
         Raises:
             UserError: the rows cannot be read or used.
@@ -224,7 +232,8 @@ class DataModule(ABC):
             mask_prompt = self.train_on != "all"
         elif mask_prompt is None:
             mask_prompt = style.own_special_tokens or form in CHAT_FORMS
-        maker = TokenMaker(self, tokenizer, style, turn_end, mask_prompt, max_seq_length)
+        longer = context is None or max_seq_length < context
+        maker = TokenMaker(self, tokenizer, style, turn_end, mask_prompt, max_seq_length, longer)
         train, counts, cached = maker.tokens(train_sources, say, opened)
         val_counts = None
         if val_sources is not None:
@@ -235,7 +244,7 @@ class DataModule(ABC):
             train, val = self.split(train)
         files = kept_rows(train_sources, counts) | kept_rows(val_sources or [], val_counts)
         train = weighted(train, train_sources, counts, self.seed)
-        return Loaded(train, val, style, turn_end, counts, val_counts, mask_prompt, cached, plain_text, files)
+        return Loaded(train, val, style, turn_end, counts, val_counts, mask_prompt, cached, longer, plain_text, files)
 
     def first_form(self, sources: list[Source]) -> tuple[str, RawRows]:
         """The form of the first row that can be used, which decides the style where none was chosen; and the rows of
@@ -316,7 +325,7 @@ def with_remedy(error: UserError) -> UserError:
 
 @dataclass
 class TokenMaker:
-    """Renders and tokenizes rows, once, or finds that it was done before."""
+    """Renders and tokenizes rows, once, or finds that it was done before. `longer` as in `Loaded`."""
 
     data: DataModule
     tokenizer: Tokenizer
@@ -324,6 +333,7 @@ class TokenMaker:
     turn_end: Optional[str]
     mask_prompt: bool
     max_length: int
+    longer: bool
 
     def __post_init__(self) -> None:
         self.stops = self.tokenizer.stops(self.style)
@@ -481,9 +491,11 @@ class TokenMaker:
             return
         if len(ids) > self.max_length:
             if self.data.too_long == "error":
+                own = f"--train.max_seq_length {self.max_length}: raise it"
+                of_model = f"the {self.max_length} that the model reads: shorten it"
                 raise UserError(
-                    f"{text.where} has {len(ids)} tokens, more than --train.max_seq_length {self.max_length}: "
-                    "raise it, or choose --data.too_long cut or drop."
+                    f"{text.where} has {len(ids)} tokens, more than {own if self.longer else of_model}, or choose "
+                    "--data.too_long cut or drop."
                 )
             if self.data.too_long == "drop":
                 counts.too_long += 1

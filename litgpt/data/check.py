@@ -46,10 +46,11 @@ def harm(loaded: Loaded) -> list[str]:
                 "Choose another --data.prompt_style, such as chatml, or remove them from the rows."
             )
     if len(loaded.train) and loaded.counts.no_stop == stored(loaded.counts):
-        found.append(
-            "No row trains a stop token, so the model would never end an answer: raise --train.max_seq_length if rows "
-            "are cut, or choose another --data.prompt_style."
-        )
+        remedy = "choose another --data.prompt_style"
+        if loaded.counts.cut:
+            longer = "raise --train.max_seq_length" if loaded.longer else "shorten them"
+            remedy = f"{loaded.counts.cut:,} rows are cut, so {longer}, or {remedy}"
+        found.append(f"No row trains a stop token, so the model would never end an answer: {remedy}.")
     if sum(c.two_bos for c in counts):
         found.append(
             f"{sum(c.two_bos for c in counts):,} rows begin with two BOS: take one out of the rows or the template."

@@ -23,6 +23,7 @@ from safetensors import SafetensorError, safe_open
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.files import current_umask
 
+KINDS = {"ids": ("I32", 4), "marks": ("U8", 1), "starts": ("I64", 8), "hashes": ("I64", 8)}  # dtype and its bytes
 TRAINED, ANSWER = 1, 2  # bits of a token's mark: its prediction is trained; it is part of an answer
 
 
@@ -168,12 +169,11 @@ class TokenWriter:
         for name in ("starts", "hashes"):
             self.parts[name] = self.part()
             self.parts[name].write(getattr(self, name).tobytes())
-        order = ("starts", "hashes", "ids", "marks")  # by size of an element, so that each is aligned
-        kinds = {"starts": ("I64", 8), "hashes": ("I64", 8), "ids": ("I32", 4), "marks": ("U8", 1)}
+        order = sorted(KINDS, key=lambda name: -KINDS[name][1])  # by size of an element, so that each is aligned
         header: dict[str, Any] = {"__metadata__": {"counts": json.dumps(vars(counts))}}
         at = 0
         for name in order:
-            kind, size = kinds[name]
+            kind, size = KINDS[name]
             n_bytes = self.parts[name].tell()
             header[name] = {"dtype": kind, "shape": [n_bytes // size], "data_offsets": [at, at + n_bytes]}
             at += n_bytes
@@ -199,16 +199,20 @@ def read_tokens(file: Path) -> tuple[TokenizedRows, Counts]:
     """Open a token file by memory map."""
     with safe_open(str(file), framework="pt") as f:
         counts = json.loads(f.metadata()["counts"])
-        rows = TokenizedRows(*(f.get_tensor(name) for name in ("ids", "marks", "starts", "hashes")))
+        rows = TokenizedRows(*(f.get_tensor(name) for name in KINDS))
     return rows, Counts(**counts)
 
 
 def kept_tokens(file: Path) -> Optional[tuple[TokenizedRows, Counts]]:
     """What an earlier run left in `file`; None if there is nothing, or nothing that can be read."""
     try:
-        return read_tokens(file)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        with safe_open(str(file), framework="pt") as f:
+            kinds = {name: f.get_slice(name).get_dtype() for name in f.keys()}  # noqa: SIM118
+            counts = json.loads((f.metadata() or {}).get("counts", "null"))
+    except (OSError, SafetensorError, json.JSONDecodeError):
         return None
+    known = isinstance(counts, dict) and counts.keys() == vars(Counts()).keys()
+    return read_tokens(file) if known and kinds == {name: kind for name, (kind, _) in KINDS.items()} else None
 
 
 def cache_folder() -> Path:

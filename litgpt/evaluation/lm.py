@@ -5,8 +5,9 @@ Tokens are made as by lm-eval's own class for `transformers`, so that scores can
 
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import wraps
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -33,6 +34,20 @@ KNOWN = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks", 
 Pair = tuple[list[int], list[int]]
 
 
+def remembered(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Note an error of this method, so that it can be told from what lm-eval says about its tasks."""
+
+    @wraps(method)
+    def call(self: "LitGPT", *args: Any, **kwargs: Any) -> Any:
+        try:
+            return method(self, *args, **kwargs)
+        except Exception as e:
+            self.failed = e
+            raise
+
+    return call
+
+
 class LitGPT(LM):
     """A loaded folder.
 
@@ -48,6 +63,7 @@ class LitGPT(LM):
         self.loaded, self.batch, self.seed, self.chat = loaded, batch, seed, chat
         self._device = loaded.device
         self.said: set[str] = set()
+        self.failed: Optional[Exception] = None
 
     @property
     def max_length(self) -> int:
@@ -119,6 +135,7 @@ class LitGPT(LM):
                 found.append((before or [prefix], next(wholes)[len(before) :]))
         return found
 
+    @remembered
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """For each pair the log-probability of the continuation, and whether it is what the model would say."""
         pairs = self.pairs(requests)
@@ -126,6 +143,7 @@ class LitGPT(LM):
         self.say_truncated([self.max_length] * long, len(pairs))
         return score(self.loaded.model, pairs, self.batch, Left("log-likelihoods: tokens").show)
 
+    @remembered
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """For each text its log-probability, in windows of what the model reads."""
         numbers, windows = list[int](), list[Pair]()
@@ -138,6 +156,7 @@ class LitGPT(LM):
             sums[i] += logprob
         return sums
 
+    @remembered
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """For each prompt what the model answers, up to one of the task's stop strings."""
         prompts = self.encode([request.args[0] for request in requests], rendered=True)
@@ -158,7 +177,12 @@ class LitGPT(LM):
 
     def question(self, number: int, prompt: list[int], options: dict[str, Any]) -> Text:
         """A prompt as a request to the engine; it loses its beginning where there would be no room for the answer."""
-        wanted = normalize_gen_kwargs(options, MAX_NEW)
+        tokenizer = self.loaded.tokenizer
+        try:
+            wanted = normalize_gen_kwargs(options, MAX_NEW)
+            until = handle_stop_sequences(wanted["until"], eos=tokenizer.eos_token)
+        except ValueError as e:
+            raise UserError(f"A task's generation_kwargs cannot be used: {e}.") from e
         self.say_once(
             f"generation options without effect: {', '.join(sorted(set(wanted) - KNOWN))}", set(wanted) - KNOWN
         )
@@ -172,8 +196,6 @@ class LitGPT(LM):
             penalty = float(wanted.get("repetition_penalty", 1.0))
             temperature, top_p = float(options.get("temperature", 1.0)), float(wanted.get("top_p", 1.0))
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
-        tokenizer = self.loaded.tokenizer
-        until = handle_stop_sequences(wanted["until"], eos=tokenizer.eos_token)
         stops = self.loaded.stop_ids if self.chat else tokenizer.stop_ids
         kept = prompt[-(self.max_length - new) :] or [self.prefix_token_id]
         answer = Answer(until, TextStream(tokenizer, [], until))
@@ -194,6 +216,7 @@ class LitGPT(LM):
             kept,
         )
 
+    @remembered
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text, by the style that the model was trained with or its template; as in lm-eval without
         the system message, if it is refused with it."""

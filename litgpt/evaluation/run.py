@@ -67,7 +67,7 @@ def evaluate(
                 fewshot_random_seed=seed,
             )
     except (ValueError, AssertionError) as e:
-        if isinstance(e, UserError):
+        if e is lm.failed:
             raise
         raise UserError(f"lm-eval refuses: {' '.join(str(e).split()) or type(e).__name__}.") from e
     results["task_hashes"] = {

@@ -11,6 +11,7 @@ from typing import Any
 
 from litgpt.config import Config, differences
 from litgpt.errors import UserError, nearest
+from litgpt.families.common import MissingField
 from litgpt.families.table import Aliases, NameTable
 
 FAMILIES = {  # model_type: module
@@ -42,12 +43,8 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
         raise UserError("config.json has quantization_config: take the folder with the original weights instead.")
     try:
         config = family(model_type).read_config(fields)
-    except KeyError as e:
-        raise UserError(f"config.json lacks the field {e.args[0]!r}, which {model_type!r} needs.") from e
-    except (TypeError, ValueError) as e:
-        if isinstance(e, UserError):
-            raise
-        raise UserError(f"config.json has a field of the wrong type: {e}.") from e
+    except MissingField as e:
+        raise UserError(f"config.json lacks the field {e.key!r}, which {model_type!r} needs.") from e
     config.model_type = model_type
     config.name = name
     check(config)

@@ -28,6 +28,14 @@ ALL_ROPE_NUMBERS = {  # that may be there; others could mean something that is n
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
+class MissingField(UserError):
+    """A field that must be there is not. `key` names it."""
+
+    def __init__(self, key: str) -> None:
+        super().__init__(f"config.json lacks the field {key!r}.")
+        self.key = key
+
+
 def read_sizes(
     fields: dict[str, Any], kv_heads: Optional[int] = None, head_dim: Optional[int] = None
 ) -> dict[str, Any]:
@@ -184,8 +192,9 @@ def read_windows(fields: dict[str, Any], default: Optional[Sequence[str]] = None
     known = ("full_attention", "sliding_attention")
     if not isinstance(types, list) or not all(t in known for t in types):
         raise UserError(f"config.json has layer_types {types!r}; a list of {' and '.join(known)} is wanted.")
-    if len(types) != fields["num_hidden_layers"]:
-        raise UserError(f"config.json has {len(types)} layer_types for {fields['num_hidden_layers']} layers.")
+    n_layer = whole(fields, "num_hidden_layers")
+    if len(types) != n_layer:
+        raise UserError(f"config.json has {len(types)} layer_types for {n_layer} layers.")
     local = [int(t == "sliding_attention") for t in types]
     if not any(local):
         return {}
@@ -212,11 +221,13 @@ def whole(fields: dict[str, Any], key: str, *default: Any) -> Any:
     """A whole number above 0; the default where it is missing or null. Without a default it must be there.
 
     Raises:
-        UserError: it is something else.
+        UserError: it is missing, or something else.
     """
-    value = fields[key] if not default else fields.get(key)
+    value = fields.get(key)
     if value is None and default:
         return default[0]
+    if key not in fields:
+        raise MissingField(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"config.json has {key} {value!r}; a whole number above 0 is wanted.")
     return value
@@ -230,6 +241,14 @@ def number(fields: dict[str, Any], key: str, default: Any) -> Any:
     if not isinstance(value, (int, float)) or isinstance(value, bool):
         raise UserError(f"config.json has {key} {value!r}; a number is wanted.")
     return value
+
+
+def epsilon(fields: dict[str, Any], key: str, default: float) -> float:
+    """What a norm adds to the variance; the default where it is missing. Raises `UserError` if it is no number."""
+    value = number({key: default} | fields, key, None)
+    if value is None:
+        raise UserError(f"config.json has {key} null; a number is wanted.")
+    return float(value)
 
 
 def flag(fields: dict[str, Any], key: str, default: bool = False) -> bool:

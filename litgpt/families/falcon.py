@@ -4,7 +4,7 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.errors import UserError
-from litgpt.families.common import flag, gelu, read_rope, require_value, whole
+from litgpt.families.common import epsilon, flag, gelu, read_rope, require_value, whole
 from litgpt.families.table import HFModules, NameTable, Stored, in_layers, rows_by_group
 from litgpt.families.writing import write_activation, write_rope
 
@@ -22,7 +22,7 @@ def read_config(fields: dict[str, Any]) -> Config:
     groups = whole(fields, "num_kv_heads", n_head)
     if not new:
         groups = 1 if flag(fields, "multi_query", True) else n_head
-    width = whole(fields, "n_embed", whole(fields, "hidden_size", None)) or fields["hidden_size"]
+    width = whole(fields, "n_embed", None) or whole(fields, "hidden_size")
     if width % n_head:
         raise UserError(f"config.json has hidden_size {width} for {n_head} heads: no multiple.")
     return Config(
@@ -35,7 +35,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         intermediate_size=whole(fields, "ffn_hidden_size", 4 * width),
         **read_rope(fields),
         norm_class_name="LayerNorm",
-        norm_eps=float(fields.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=epsilon(fields, "layer_norm_epsilon", 1e-5),
         parallel_residual=parallel,
         shared_attention_norm=parallel and (norms == 1 or not new),
         bias=flag(fields, "bias"),

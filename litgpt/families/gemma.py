@@ -4,7 +4,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, read_gate, read_rope, read_sizes, require_value
+from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes, require_value
 from litgpt.families.llama import name_table as name_table
 from litgpt.families.writing import write_activation, write_rope, write_sizes
 
@@ -26,7 +26,7 @@ def read_shared(fields: dict[str, Any]) -> dict[str, Any]:
     """What all generations of Gemma have in common."""
     attention_bias = flag(fields, "attention_bias")
     return {
-        "norm_eps": float(fields.get("rms_norm_eps", 1e-6)),
+        "norm_eps": epsilon(fields, "rms_norm_eps", 1e-6),
         "norm_unit_offset": True,
         "scale_embeddings": True,
         "attn_bias": attention_bias,

@@ -3,7 +3,7 @@
 from typing import Any, Optional
 
 from litgpt.config import Config
-from litgpt.families.common import number, read_gate, read_rope, read_sizes, read_windows, require_value
+from litgpt.families.common import number, read_gate, read_rope, read_sizes, read_windows, require_value, whole
 from litgpt.families.gemma import read_shared, write_shared
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, Rules, in_layers
@@ -18,7 +18,8 @@ FOUR_NORMS: Rules = {
 
 
 def read_config(fields: dict[str, Any]) -> Config:
-    alternating = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in range(fields["num_hidden_layers"])]
+    layers = range(whole(fields, "num_hidden_layers"))
+    alternating = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in layers]
     return Config(
         **read_sizes(fields, kv_heads=4, head_dim=256),
         **read_rope(fields),

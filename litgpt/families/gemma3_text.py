@@ -26,14 +26,13 @@ def read_config(fields: dict[str, Any]) -> Config:
     fields = DEFAULTS | fields
     require_value(fields, "attn_logit_softcapping", None)  # transformers has the field and does not use it
     every = whole(fields, "sliding_window_pattern", 6)
-    types = [
-        "full_attention" if i % every == every - 1 else "sliding_attention" for i in range(fields["num_hidden_layers"])
-    ]
+    n_layer = whole(fields, "num_hidden_layers")
+    types = ["full_attention" if i % every == every - 1 else "sliding_attention" for i in range(n_layer)]
     windows = read_windows(fields, types, size=4096)
     return Config(
         **read_sizes(fields, kv_heads=4, head_dim=256),
         **read_two_ropes(fields, base=1000000.0, local_base=10000.0, local_key="rope_local_base_freq"),
-        rope_indices=windows.get("sliding_window_indices", [0] * fields["num_hidden_layers"]),
+        rope_indices=windows.get("sliding_window_indices", [0] * n_layer),
         norm_qk=True,
         **windows,
         **read_shared(fields),

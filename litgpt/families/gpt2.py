@@ -4,7 +4,7 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.errors import UserError
-from litgpt.families.common import flag, gelu, require_value, whole
+from litgpt.families.common import epsilon, flag, gelu, require_value, whole
 from litgpt.families.table import Aliases, HFModules, NameTable, Rules, Stored, in_layers
 
 LAYER: Rules = {
@@ -32,7 +32,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         n_head=n_head,
         intermediate_size=whole(fields, "n_inner", 4 * n_embd),
         norm_class_name="LayerNorm",
-        norm_eps=float(fields.get("layer_norm_epsilon", 1e-5)),
+        norm_eps=epsilon(fields, "layer_norm_epsilon", 1e-5),
         learned_positions=True,
         rotary_percentage=0.0,
         attention_scores_scalar=None if flag(fields, "scale_attn_weights", True) else 1.0,

@@ -4,7 +4,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, gelu, read_rope, require_value, whole
+from litgpt.families.common import epsilon, flag, gelu, read_rope, require_value, whole
 from litgpt.families.table import Aliases, HFModules, NameTable, Stored, in_layers, rows_by_group
 from litgpt.families.writing import write_activation, write_scaling
 
@@ -23,7 +23,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         intermediate_size=whole(fields, "intermediate_size"),
         **read_rope(fields, base_key="rotary_emb_base", partial=0.25, partial_key="rotary_pct"),
         norm_class_name="LayerNorm",
-        norm_eps=float(fields.get("layer_norm_eps", 1e-5)),
+        norm_eps=epsilon(fields, "layer_norm_eps", 1e-5),
         parallel_residual=flag(fields, "use_parallel_residual", True),
         attn_bias=attention_bias,
         attn_proj_bias=attention_bias,

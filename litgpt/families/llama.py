@@ -3,7 +3,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, read_gate, read_rope, read_sizes
+from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes
 from litgpt.families.table import NameTable, Rules, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
 
@@ -25,7 +25,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         **read_sizes(fields),
         **read_gate(fields),
         **read_rope(fields),
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_eps=epsilon(fields, "rms_norm_eps", 1e-6),
         attn_bias=attention_bias,
         attn_proj_bias=attention_bias,
         mlp_bias=flag(fields, "mlp_bias"),

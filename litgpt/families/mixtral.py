@@ -3,7 +3,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, read_rope, read_sizes, require_value, whole
+from litgpt.families.common import epsilon, flag, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import Aliases, NameTable, in_layers
 from litgpt.families.writing import write_rope, write_sizes
@@ -28,7 +28,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         mlp_class_name="LLaMAMoE",
         n_expert=whole(fields, "num_local_experts", 8),
         n_expert_per_token=whole(fields, "num_experts_per_tok", 2),
-        norm_eps=float(fields.get("rms_norm_eps", 1e-5)),
+        norm_eps=epsilon(fields, "rms_norm_eps", 1e-5),
         sliding_window_size=whole(fields, "sliding_window", None),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )

@@ -4,7 +4,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, read_gate, read_rope, read_sizes
+from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes
 from litgpt.families.llama import ENDS, LAYER, QK_NORMS
 from litgpt.families.table import NameTable, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
@@ -19,7 +19,7 @@ def read_shared(fields: dict[str, Any]) -> dict[str, Any]:
     attention_bias = flag(fields, "attention_bias")
     return {
         **read_gate(fields),
-        "norm_eps": float(fields.get("rms_norm_eps", 1e-5)),
+        "norm_eps": epsilon(fields, "rms_norm_eps", 1e-5),
         "norm_1": False,
         "norm_2": False,
         "post_attention_norm": True,

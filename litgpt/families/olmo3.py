@@ -3,14 +3,14 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import read_sizes, read_two_ropes, read_windows
+from litgpt.families.common import read_sizes, read_two_ropes, read_windows, whole
 from litgpt.families.olmo2 import name_table as name_table
 from litgpt.families.olmo2 import read_shared, write_shared
 from litgpt.families.writing import write_layer_types, write_scaling, write_sizes
 
 
 def read_config(fields: dict[str, Any]) -> Config:
-    n_layer = fields["num_hidden_layers"]
+    n_layer = whole(fields, "num_hidden_layers")
     types = ["full_attention" if i % 4 == 3 else "sliding_attention" for i in range(n_layer)]
     windows = read_windows(fields, types, size=4096)
     return Config(

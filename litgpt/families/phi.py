@@ -4,7 +4,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, gelu, read_rope, read_sizes
+from litgpt.families.common import epsilon, flag, gelu, read_rope, read_sizes
 from litgpt.families.table import NameTable, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
 
@@ -24,7 +24,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         **read_sizes(fields),
         **read_rope(fields, partial=0.5),
         norm_class_name="LayerNorm",
-        norm_eps=float(fields.get("layer_norm_eps", 1e-5)),
+        norm_eps=epsilon(fields, "layer_norm_eps", 1e-5),
         norm_qk=flag(fields, "qk_layernorm"),
         parallel_residual=True,
         shared_attention_norm=True,

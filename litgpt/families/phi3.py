@@ -4,7 +4,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, read_gate, read_rope, read_sizes, rope_object, whole
+from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes, rope_object, whole
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
@@ -20,7 +20,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         **read_sizes(fields),
         **read_gate(fields),
         **read_rope(roped, partial=1.0, types=("default", "longrope")),
-        norm_eps=float(fields.get("rms_norm_eps", 1e-5)),
+        norm_eps=epsilon(fields, "rms_norm_eps", 1e-5),
         sliding_window_size=whole(fields, "sliding_window", None),
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )

@@ -3,7 +3,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, read_gate, read_late_windows, read_rope, read_sizes
+from litgpt.families.common import epsilon, flag, read_gate, read_late_windows, read_rope, read_sizes
 from litgpt.families.llama import name_table as name_table
 from litgpt.families.writing import write_activation, write_late_windows, write_rope, write_sizes
 
@@ -14,7 +14,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         **read_gate(fields),
         **read_rope(fields),
         **read_late_windows(fields),
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_eps=epsilon(fields, "rms_norm_eps", 1e-6),
         attn_bias=True,
         tie_embeddings=flag(fields, "tie_word_embeddings"),
     )

@@ -4,7 +4,7 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.errors import UserError
-from litgpt.families.common import flag, read_rope, read_sizes, require_value, whole
+from litgpt.families.common import epsilon, flag, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import ENDS, LAYER, QK_NORMS
 from litgpt.families.table import Aliases, NameTable, in_layers
 from litgpt.families.writing import write_rope, write_sizes
@@ -35,7 +35,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         moe_intermediate_size=whole(fields, "moe_intermediate_size", 768),
         moe_layers=[int(i not in dense and (i + 1) % step == 0) for i in range(n_layer)],
         norm_topk_prob=flag(fields, "norm_topk_prob"),
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_eps=epsilon(fields, "rms_norm_eps", 1e-6),
         norm_qk=True,
         attn_bias=attention_bias,
         attn_proj_bias=attention_bias,

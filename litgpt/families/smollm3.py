@@ -4,7 +4,7 @@ from typing import Any
 
 from litgpt.config import Config
 from litgpt.errors import UserError
-from litgpt.families.common import flag, read_gate, read_rope, read_sizes, read_windows, require_value, whole
+from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes, read_windows, require_value, whole
 from litgpt.families.llama import name_table as name_table
 from litgpt.families.writing import write_activation, write_layer_types, write_rope, write_sizes
 
@@ -28,7 +28,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         **read_rope(fields, base=2000000.0),
         **windows,
         rope_layers=[int(r) for r in roped[:n_layer]],
-        norm_eps=float(fields.get("rms_norm_eps", 1e-6)),
+        norm_eps=epsilon(fields, "rms_norm_eps", 1e-6),
         attn_bias=attention_bias,
         attn_proj_bias=attention_bias,
         mlp_bias=flag(fields, "mlp_bias"),

@@ -3,7 +3,7 @@
 from typing import Any
 
 from litgpt.config import Config
-from litgpt.families.common import flag, read_gate, read_rope, read_sizes, require_value
+from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes, require_value
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
@@ -17,7 +17,7 @@ def read_config(fields: dict[str, Any]) -> Config:
         **read_gate(fields),
         **read_rope(fields, partial=0.25),
         norm_class_name="LayerNorm",
-        norm_eps=float(fields.get("layer_norm_eps", 1e-5)),
+        norm_eps=epsilon(fields, "layer_norm_eps", 1e-5),
         norm_qk=flag(fields, "qk_layernorm"),
         norm_qk_type="each_head",
         parallel_residual=parallel,

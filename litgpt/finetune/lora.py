@@ -4,6 +4,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Optional, Union
 
+from litgpt.errors import remark as say
 from litgpt.lora import Init, LoRA, Variant
 from litgpt.model import GPT
 from litgpt.peft_export import write_lora
@@ -74,6 +75,8 @@ def setup(
         plus_ratio=lora_plus_ratio,
         train_embeddings=train_embeddings,
     )
+    if lora_targets is not None and (idle := lora.idle_switches()):
+        say(f"--lora_targets says what is updated, so {', '.join(idle)} has no effect.")
     commands = ("litgpt merge_lora {final}", *ADAPTER_COMMANDS)
     special = [*(["DoRA"] if lora_variant == "dora" else []), *(["trained embeddings"] if train_embeddings else [])]
     remark = f"vLLM and llama.cpp do not take {' and '.join(special)}: merge first." if special else ""

@@ -25,6 +25,9 @@ def check_options(
     train.check()
     eval.check()
     notes = check_logger(logger_name, log)
+    idle = [f"--train.{name}" for name in ("lr_decay_iters", "min_lr") if getattr(train, name)]
+    if train.lr_schedule == "constant" and idle:
+        notes.append(f"Without effect with --train.lr_schedule constant: {', '.join(idle)}.")
     check_machine(devices, num_nodes, seed)
     if resume and overwrite:
         raise UserError("--resume goes on with a run and --overwrite removes it: choose one.")

@@ -11,6 +11,7 @@ from litgpt.data.base import Loaded
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
 from litgpt.tokenizer import Tokenizer
+from litgpt.train.faults import spared
 from litgpt.train.loss import LossModel
 from litgpt.train.progress import Screen
 
@@ -32,6 +33,7 @@ class Examples:
 
     Args:
         scores: The share of exact answers each time they were counted.
+        ranks: How many there are.
     """
 
     model: LossModel
@@ -39,12 +41,18 @@ class Examples:
     loaded: Loaded
     eval: EvalArgs
     scores: list[float] = field(default_factory=list)
+    ranks: int = 1
 
     def show(self, screen: Screen, when: str) -> None:
         """Print some answers and, if it is wanted, the share of validation rows that are answered exactly."""
+        if self.eval.max_new_tokens and len(self.loaded.val):
+            with spared(f"The answers to examples, {when}, cannot be shown", self.ranks):
+                self.show_answers(screen, when)
+            with spared(f"The exact answers, {when}, cannot be counted", self.ranks):
+                self.count_exact(screen, when)
+
+    def show_answers(self, screen: Screen, when: str) -> None:
         rows, wanted = self.loaded.val, self.eval
-        if not wanted.max_new_tokens or not len(rows):
-            return
         first = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(wanted.evaluate_example))
         first = int(wanted.evaluate_example) if first is None else first
         numbers = [(first + i) % len(rows) for i in range(min(wanted.examples, len(rows)))]
@@ -52,8 +60,11 @@ class Examples:
             if (answer := self.answer(number)) is not None:
                 prompt = " ".join(self.tokenizer.decode(rows.prompt(number)).split())
                 screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
-        if wanted.exact_match:
-            chosen = range(min(wanted.exact_match, len(rows)))
+
+    def count_exact(self, screen: Screen, when: str) -> None:
+        rows = self.loaded.val
+        if self.eval.exact_match:
+            chosen = range(min(self.eval.exact_match, len(rows)))
             right = sum(self.answer(i) == self.tokenizer.decode(rows.answer(i)).strip() for i in chosen)
             self.scores.append(right / len(chosen))
             screen.say(f"exact answers, {when}: {right} of {len(chosen)} validation rows ({right / len(chosen):.1%})")
@@ -65,12 +76,13 @@ class Examples:
             return None
         training = self.model.training
         self.model.eval()
-        stops = self.tokenizer.stops(self.loaded.style)
-        most = self.eval.max_new_tokens or 0
-        answer = self.model.read(lambda gpt: list(generate(gpt, ids, most, FirstRank(), stops)))
-        text = self.tokenizer.decode(answer)
-        self.model.train(training)
-        return text.strip()
+        try:
+            stops = self.tokenizer.stops(self.loaded.style)
+            most = self.eval.max_new_tokens or 0
+            answer = self.model.read(lambda gpt: list(generate(gpt, ids, most, FirstRank(), stops)))
+        finally:
+            self.model.train(training)
+        return self.tokenizer.decode(answer).strip()
 
 
 def shorten(text: str, width: int) -> str:

@@ -4,6 +4,8 @@ import errno
 import itertools
 import json
 import math
+import os
+import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +15,7 @@ import torch
 
 from litgpt.args import TrainArgs
 from litgpt.data.batches import Batch, PackedRows, Rows
-from litgpt.errors import UserError
+from litgpt.errors import UserError, reason, remark
 from litgpt.files import write_text
 from litgpt.quantize import QuantizedLinear
 from litgpt.shards import full
@@ -153,6 +155,25 @@ def disk_full(out_dir: Path, whole: Optional[Path]) -> UserError:
         else ("There is no checkpoint yet; make room, or name another --out_dir")
     )
     return UserError(f"No room is left on the disk of {out_dir}. {last}.")
+
+
+@contextmanager
+def spared(what: str, ranks: int = 1) -> Iterator[None]:
+    """A run, and its result, are spared the errors of what only shows or records something: each is said in one line.
+
+    Args:
+        what: The beginning of that line.
+        ranks: How many processes do it together. Of several, one may run out of memory alone, and the others would wait
+            for it: that still ends them all.
+    """
+    try:
+        yield
+    except Exception as e:
+        if ranks > 1 and is_out_of_memory(e):
+            raise
+        if os.environ.get("LITGPT_TRACEBACK"):
+            traceback.print_exc()
+        remark(f"{what}: {reason(e)}")
 
 
 def sound(*numbers: Any) -> bool:

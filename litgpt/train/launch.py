@@ -224,9 +224,12 @@ def seed_everything(seed: int, rank: int = 0) -> None:
 
 
 def peak_memory(device: torch.device) -> Optional[int]:
-    """The most memory that was in use so far, in bytes: the device's, or the process's resident set on a CPU."""
+    """The most memory that was in use so far, in bytes: the device's, or the process's resident set on a CPU. None if
+    the system does not tell."""
     if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
+        with suppress(RuntimeError):
+            return torch.cuda.max_memory_allocated(device)
+        return None
     try:
         import resource
     except ModuleNotFoundError:  # Windows

@@ -20,7 +20,7 @@ from litgpt.train.faults import sound
 from litgpt.train.launch import peak_memory
 from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen
-from litgpt.train.schedule import learning_rate
+from litgpt.train.schedule import Schedule, learning_rate
 from litgpt.train.signals import Signals, Stopped
 from litgpt.train.speed import Work
 
@@ -28,40 +28,87 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 
+WARMUP_AT_MOST = 10  # the inverse of the share of a run that warms up at most, where tokens or time may end it
 PAUSED = 75  # the exit code of a run that --train.pause_after ended, as for SIGUSR1
 
 
 @dataclass
 class Plan:
-    """What a run will do, step by step.
+    """What ends a run, whichever comes first, and the way of its learning rate until then.
+
+    How many steps fit into a time or a number of tokens shows while the run goes on: the learning rate, and what the
+    screen shows, then follow an estimate, which is right at the end.
 
     Args:
-        steps: Optimizer steps.
+        steps: Optimizer steps at which it ends; None where only tokens or time end it.
         warmup: How many of them warm up.
-        decay: The step at which the learning rate is at its least.
-        cut_warmup: The warm-up that was asked for, if it was longer than that and had to be cut.
+        decay: The step at which the learning rate is at its least; None for the last one.
+        cut_warmup: The warm-up that was asked for, if it was longer than the run and had to be cut.
+        fraction: The share of the run that warms up, instead of `warmup`.
+        tokens: Tokens at which the run ends.
+        seconds: Seconds of training at which it ends.
+        tokens_of_a_step: On average, in all rows.
     """
 
-    steps: int
+    steps: Optional[int]
     warmup: int
-    decay: int
+    decay: Optional[int]
     cut_warmup: Optional[int] = None
+    fraction: Optional[float] = None
+    tokens: Optional[int] = None
+    seconds: Optional[float] = None
+    tokens_of_a_step: float = math.nan
 
     @classmethod
     def make(cls, train: TrainArgs, rows: Rows) -> "Plan":
-        limits = [train.max_steps or math.inf]
+        limits = [train.max_steps] if train.max_steps else []
         if train.epochs is not None:
             limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
-        if train.max_tokens is not None:
-            mean = float(rows.lengths.float().mean())
-            limits.append(math.ceil(train.max_tokens / (mean * train.global_batch_size)))
-        steps = int(min(limits)) if min(limits) < math.inf else 10**9  # max_time alone ends the run
-        wanted = train.lr_warmup_steps or 0
+        steps = min(limits) if limits else None
+        budget = train.max_tokens is not None or train.max_time is not None
+        wanted, fraction = train.lr_warmup_steps or 0, train.lr_warmup_fraction if budget else None
         if train.lr_warmup_fraction is not None:
-            wanted = round(train.lr_warmup_fraction * steps)
-        decay = train.lr_decay_iters or steps
-        end = min(steps, decay)
-        return cls(steps, wanted, decay) if wanted <= end else cls(steps, end // 10, decay, cut_warmup=wanted)
+            wanted = 0 if budget or steps is None else round(train.lr_warmup_fraction * steps)
+        decay = train.lr_decay_iters or (None if budget else steps)
+        end = min(steps or math.inf, decay or math.inf)
+        cut = (int(end) // 10, wanted) if wanted > end else (wanted, None)
+        tokens_of_a_step = float(rows.lengths.float().mean()) * train.global_batch_size
+        return cls(steps, cut[0], decay, cut[1], fraction, train.max_tokens, train.max_time, tokens_of_a_step)
+
+    def within_budget(self, done: "Result") -> float:
+        """About how many steps the tokens and the time allow; infinite where nothing says so."""
+        found = [math.inf]
+        if self.tokens is not None:
+            found.append(self.tokens / (done.tokens / done.steps if done.steps else self.tokens_of_a_step))
+        if self.seconds is not None and done.seconds:
+            found.append(self.seconds / done.seconds * done.steps)
+        return min(found)
+
+    def total(self, done: "Result") -> float:
+        """The steps of the whole run, an estimate where tokens or time may end it."""
+        return min(self.steps or math.inf, self.within_budget(done))
+
+    def rate(self, done: "Result", peak: float, least: float, schedule: Schedule) -> float:
+        """The learning rate of the next step."""
+        total, warmup = self.total(done), min(self.warmup, self.within_budget(done) / WARMUP_AT_MOST)
+        if self.fraction is not None:
+            warmup = self.fraction * total if self.fraction else 0
+        return learning_rate(done.steps, self.decay or total, warmup, peak, least, schedule)
+
+    def over(self, done: "Result") -> bool:
+        """Whether one of the limits is reached."""
+        limits = ((done.steps, self.steps), (done.tokens, self.tokens), (done.seconds, self.seconds))
+        return any(limit is not None and used >= limit for used, limit in limits)
+
+    def share(self, done: "Result") -> float:
+        """How much of the run is done, from 0 to 1, by the limit that will end it first."""
+        return min(1.0, done.steps / self.total(done))
+
+    def place(self, done: "Result") -> str:
+        """Where the run is, in words."""
+        if self.steps is not None and self.steps <= self.within_budget(done):
+            return f"step {done.steps}/{self.steps}"
+        return f"step {done.steps} ({self.share(done):.0%})"
 
 
 @dataclass
@@ -111,7 +158,7 @@ def fit(
     signals: Signals,
     save: Callable[[str], None],
     fail: Callable[[int, list[int], float, float], BaseException],
-    work: Work,
+    work: Optional[Work],
     meet: Callable[[Batch], None] = lambda batch: None,
 ) -> Result:
     """Train.
@@ -123,7 +170,7 @@ def fit(
         save: Called with the name of a checkpoint: step-000012 or best.
         fail: Makes the error for a step that is not finite, from its number, rows, loss and norm of the gradient.
             Called on all ranks.
-        work: What a token costs, and what the machine can do.
+        work: What a token costs, and what the machine can do; None where that is not known.
         meet: Called with each batch before it is run.
 
     Raises:
@@ -149,12 +196,12 @@ def fit(
             stop()
         result.val_losses.append((result.steps, loss))
         metrics.write(step=result.steps, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
-        screen.say(f"step {result.steps}/{plan.steps} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
+        screen.say(f"{plan.place(result)} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
         return loss
 
     def over() -> bool:
         """Validate if that is due; whether the run ends here."""
-        if result.early or result.steps >= plan.steps or out_of_budget(fabric, train, result):
+        if result.early or plan.over(result):
             return True
         if not len(val_rows) or result.steps % evaluate.interval or result.judged == result.steps:
             return False
@@ -186,7 +233,7 @@ def fit(
     rehearse(fabric, model, optimizer, longest.to(fabric.device))
     if evaluate.initial_validation and len(val_rows) and not result.steps:
         judge()
-    screen.start(plan.steps, result.steps)
+    screen.start(plan.share(result))
     tokens_then, seconds_then, targets = result.tokens, result.seconds, 0
     order = steps_of_rows(len(train_rows), train.global_batch_size, train.epochs, seed)
     coming = ((rows, list(batches(rows, train_rows))) for rows in itertools.islice(order, result.steps, plan.steps))
@@ -196,7 +243,7 @@ def fit(
             break
         rows, parts = following
         step, began = result.steps + 1, time.perf_counter()
-        lr = learning_rate(step - 1, plan.decay, plan.warmup, peak, train.min_lr, train.lr_schedule)
+        lr = plan.rate(result, peak, train.min_lr, train.lr_schedule)
         # ------------------------------------------------------------------------------------------------ the step
         counts = torch.tensor([sum(b.n_trained for b in parts), signals.code], device=fabric.device)
         trained, asked = summed(fabric, counts).tolist()
@@ -220,10 +267,12 @@ def fit(
         result.seen += len(rows)
         result.tokens += int(train_rows.lengths[rows].sum())
         result.seconds += time.perf_counter() - began
+        if plan.seconds is not None:  # the first rank's clock decides for all
+            result.seconds = fabric.broadcast(result.seconds)
         targets += trained
-        if step % train.log_interval == 0 or step == plan.steps:
+        if step % train.log_interval == 0 or plan.over(result):
             tokens, seconds = result.tokens - tokens_then, result.seconds - seconds_then
-            mfu = work.share(tokens, targets, seconds, fabric.world_size)
+            mfu = work.share(tokens, targets, seconds, fabric.world_size) if work is not None else None
             memory = peak_memory(fabric.device)
             metrics.write(
                 step=step,
@@ -233,15 +282,15 @@ def fit(
                 tokens=result.tokens,
                 seconds=round(result.seconds, 3),
                 tokens_per_s=round(tokens / seconds, 1),
-                mfu=round(mfu, 4),
+                mfu=None if mfu is None else round(mfu, 4),
                 peak_memory=memory,
             )
-            screen.step(step, result.loss, lr, tokens / seconds, mfu, memory)
+            screen.step(plan.place(result), plan.share(result), result.loss, lr, tokens / seconds, mfu, memory)
             tokens_then, seconds_then, targets = result.tokens, result.seconds, 0
         if asked or (signals.code and fabric.world_size == 1) or paused():
             signals.code = signals.code or PAUSED
             stop()
-        if step < plan.steps and train.save_interval and step % train.save_interval == 0 and not over():
+        if train.save_interval and step % train.save_interval == 0 and not over():
             keep(f"step-{step:06d}")
     screen.stop()
     if evaluate.final_validation and len(val_rows):
@@ -252,14 +301,6 @@ def fit(
 def peak_rate(optimizer: Optimizer, train: TrainArgs) -> float:
     """The learning rate after the warm-up."""
     return optimizer.param_groups[0]["lr"] if train.learning_rate is None else train.learning_rate
-
-
-def out_of_budget(fabric: "Fabric", train: TrainArgs, result: Result) -> bool:
-    """Whether `max_tokens` or `max_time` ends the run here; rank 0's clock decides for all."""
-    late = train.max_time is not None and result.seconds >= train.max_time
-    if train.max_time is not None:
-        late = bool(fabric.broadcast(late))
-    return late or (train.max_tokens is not None and result.tokens >= train.max_tokens)
 
 
 def rehearse(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -> None:

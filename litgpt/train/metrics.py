@@ -2,13 +2,15 @@
 
 import csv
 import io
+import math
 import os
-import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Optional
 
+from litgpt.errors import reason, remark
 from litgpt.files import write_text
 from litgpt.train.loggers import Logger
 
@@ -18,6 +20,9 @@ FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "token
 
 class Metrics:
     """Writes a line as soon as there is one. Leaving it as a context manager closes everything.
+
+    A line that cannot be written, for lack of room for example, waits for the next one, which may find room again. A
+    checkpoint is not written without the lines before it: a run that goes on from it has them.
 
     Args:
         path: The file; None to write nothing (on all ranks but the first).
@@ -35,17 +40,33 @@ class Metrics:
             writer.writeheader()
             writer.writerows(carried)
             write_text(path, begin.getvalue())  # at once: a kill in between must not lose the lines
-        self.file = open(path, "a", newline="", encoding="utf-8", buffering=1) if path else None  # noqa: SIM115
-        self.writer = csv.DictWriter(self.file, FIELDS, lineterminator="\n") if self.file else None
+        self.path, self.waiting, self.said = path, b"", False
+        self.file = open(path, "ab", buffering=0) if path else None  # noqa: SIM115
 
     def write(self, step: int, **values: Any) -> None:
         """One line. Fields: losses in nats per token, tokens and seconds since the start, memory in bytes."""
-        if self.writer:
-            self.writer.writerow({"step": step, **values})
+        if self.file:
+            line = io.StringIO()
+            csv.DictWriter(line, FIELDS, lineterminator="\n").writerow({"step": step, **values})
+            self.waiting += line.getvalue().encode()
+            self.try_to_write()
         self.tell_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
 
+    def write_waiting(self) -> None:
+        while self.file and self.waiting:
+            self.waiting = self.waiting[self.file.write(self.waiting) :]
+
+    def try_to_write(self) -> None:
+        try:
+            self.write_waiting()
+        except OSError as e:
+            if not self.said:
+                remark(f"{self.path} cannot be written and waits: {reason(e)}")
+                self.said = True
+
     def flush(self) -> None:
-        """Have the lines on the disk, before a checkpoint that relies on them."""
+        """Have the lines on the disk, before a checkpoint that relies on them. Raises `OSError` if that cannot be."""
+        self.write_waiting()
         if self.file:
             os.fsync(self.file.fileno())
 
@@ -56,7 +77,7 @@ class Metrics:
             getattr(self.logger, what)(*args)
         except Exception as e:  # of a library or of the network: any kind
             name, self.logger = type(self.logger).__name__, None
-            print(f"litgpt: {name} failed and gets no more numbers: {' '.join(str(e).split())}", file=sys.stderr)
+            remark(f"{name} failed and gets no more numbers: {reason(e)}")
 
     def __enter__(self) -> "Metrics":
         return self
@@ -65,6 +86,7 @@ class Metrics:
         self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
     ) -> None:
         if self.file:
+            self.try_to_write()
             self.file.close()
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self.tell_logger("close", "finished" if kind is None else "interrupted" if interrupted else "failed")
@@ -83,20 +105,26 @@ def lines_until(path: Path, step: int, judged: int) -> list[dict[str, str]]:
 
 def plot(metrics: Path, image: Path) -> bool:
     """Draw the losses of a metrics file. Returns whether matplotlib was there to do it."""
+    backend = os.environ.get("MPLBACKEND", "").removeprefix("module://").partition(".")[0]
+    if backend.endswith("_inline") and find_spec(backend) is None:
+        del os.environ["MPLBACKEND"]  # that of a notebook, which has started a Python that knows nothing of it
     try:
         from matplotlib.figure import Figure
-    except ModuleNotFoundError:
+    except ModuleNotFoundError as e:
+        if e.name != "matplotlib":
+            raise
         return False
     with open(metrics, newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, style in (("loss", "-"), ("val_loss", "o-")):
-        points = [(int(r["step"]), float(r[name])) for r in rows if r[name]]
+        points = [(int(r["step"]), float(r[name])) for r in rows if r[name] and math.isfinite(float(r[name]))]
         if points:
             axes.plot(*zip(*points), style, label={"loss": "training", "val_loss": "validation"}[name])
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
-    axes.legend()
+    if axes.lines:
+        axes.legend()
     figure.savefig(image, dpi=120)
     return True

@@ -6,7 +6,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
@@ -47,8 +47,9 @@ def leave() -> None:
     """End at once, when everything else is done. While Python takes itself apart, the threads of the connections may
     stop the process by a crash, and closing the connections before may wait for such a thread for ever."""
     if exit_code is not None:
-        sys.stdout.flush()
-        sys.stderr.flush()
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError, ValueError):  # nobody reads it any more
+                stream.flush()
         os._exit(exit_code)
 
 
@@ -75,8 +76,9 @@ def end_with_children(launcher: Any) -> None:
                 how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
                 for process in launcher.procs:
                     process.kill()
-                sys.stdout.flush()
-                os.write(2, f"litgpt: error: the process of device {rank} {how}, so the run ends.\n".encode())
+                with suppress(OSError, ValueError):  # nobody reads it any more
+                    sys.stdout.flush()
+                    os.write(2, f"litgpt: error: the process of device {rank} {how}, so the run ends.\n".encode())
                 os._exit(code if code > 0 else 1)
 
 

@@ -1,5 +1,6 @@
 """What a run says about itself: one screen before it starts, and the figures at its end."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import Optional
@@ -33,7 +34,6 @@ def introduce(
     config, counts = start.config, loaded.counts
     n_trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     unit = "packs" if isinstance(train_rows, PackedRows) else "rows"
-    tokens = train.global_batch_size * float(train_rows.lengths.float().mean())
     rows = [
         ("model", f"{start.name} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
         ("parameters", f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})"),
@@ -41,11 +41,7 @@ def introduce(
         ("training", describe(loaded.train)),
         ("validation", describe(loaded.val)),
         ("prompt style", f"{loaded.style.name}; trained: {'answers' if loaded.mask_prompt else 'prompts and answers'}"),
-        (
-            "plan",
-            f"{plan.steps:,} steps of {train.global_batch_size} {unit} (about {tokens:,.0f} tokens), "
-            f"micro-batch {train.micro_batch_size}",
-        ),
+        ("plan", describe_plan(plan, train, unit)),
         *schedule,
         ("on", on),
         ("writes to", str(out_dir)),
@@ -57,16 +53,29 @@ def introduce(
         )
     screen.table(f"litgpt {method.name}", rows)
     if plan.cut_warmup is not None:
-        what = "run" if plan.decay >= plan.steps else "decay"
+        what = "run" if (plan.decay or math.inf) >= (plan.steps or math.inf) else "decay"
         screen.say(f"The warm-up of {plan.cut_warmup} steps is longer than the {what}; it is cut to {plan.warmup}.")
+
+
+def describe_plan(plan: Plan, train: TrainArgs, unit: str) -> str:
+    """What ends the run, and what a step is."""
+    step = f"of {train.global_batch_size} {unit} (about {plan.tokens_of_a_step:,.0f} tokens)"
+    budget = [f"{plan.tokens:,} tokens"] if plan.tokens is not None else []
+    budget += [f"{duration(plan.seconds)} of training"] if plan.seconds is not None else []
+    limits = ([f"{plan.steps:,} steps"] if plan.steps is not None else []) + budget
+    words = f"{' or '.join(limits)}{', whichever comes first' if len(limits) > 1 else ''}"
+    return f"{words}{', steps' if budget else ''} {step}, micro-batch {train.micro_batch_size}"
 
 
 def describe_rate(rate: float, plan: Plan, train: TrainArgs) -> str:
     """The way of the learning rate."""
-    start = f"{plan.warmup:,} steps of warm-up, " if plan.warmup else ""
+    budget = plan.tokens is not None or plan.seconds is not None
+    start = f"{plan.warmup:,} steps of warm-up{', at most a tenth of the run' * budget}, " if plan.warmup else ""
+    start = f"warm-up in {plan.fraction:.0%} of the run, " if plan.fraction else start
     if train.lr_schedule == "constant":
         return f"{start}learning rate {rate:g}, constant"
-    return f"{start}learning rate {rate:g}, {train.lr_schedule} to {train.min_lr:g} at step {plan.decay:,}"
+    end = f"step {plan.decay:,}" if plan.decay is not None else "the end"
+    return f"{start}learning rate {rate:g}, {train.lr_schedule} to {train.min_lr:g} at {end}"
 
 
 def describe_stop(eval: EvalArgs) -> list[tuple[str, str]]:

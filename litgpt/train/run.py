@@ -28,7 +28,7 @@ from litgpt.tokenizer import Tokenizer
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.checks import check_options, check_quantize, check_start
 from litgpt.train.examples import Examples
-from litgpt.train.faults import crash, in_words
+from litgpt.train.faults import crash, in_words, spared
 from litgpt.train.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.launch import (
     DTYPES,
@@ -218,7 +218,7 @@ def run(
             introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
             for note in notes:
                 screen.say(note)
-            examples = Examples(whole, tokenizer, loaded, eval, result.scores)
+            examples = Examples(whole, tokenizer, loaded, eval, result.scores, fabric.world_size)
             carried = lines_until(checkpoint.parent / METRICS, result.steps, result.judged) if checkpoint else []
             if first:
                 if not locked:
@@ -232,13 +232,16 @@ def run(
             logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
             if logger is not None:
                 screen.say(f"{logger_name}: {logger.where}")
+            work: Optional[Work] = None
+            with spared("MFU cannot be measured", fabric.world_size):
+                work = Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name])
             with Metrics(out_dir / METRICS if first else None, logger, carried) as metrics:
                 if checkpoint is None:
                     examples.show(screen, "before")
                 fit(
                     fabric, wrapped, made, train_rows, val_rows, plan, train, eval, seed, screen, metrics, result,
                     signals,
-                    work=Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name]),
+                    work=work,
                     save=saver.checkpoint,
                     fail=lambda *step: crash(fabric, whole, train_rows, tokenizer, out_dir, *step),
                     meet=lambda batch: last.__setitem__(slice(None), [batch]),
@@ -254,8 +257,11 @@ def run(
         finally:
             screen.stop()
         if first:
-            drawn = plot(out_dir / METRICS, out_dir / "loss.png")
-            report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
+            drawn = False
+            with spared("loss.png cannot be drawn"):
+                drawn = plot(out_dir / METRICS, out_dir / "loss.png")
+            with spared("The report cannot be made"):
+                report(screen, result, method, out_dir, peak_memory(fabric.device), drawn, examples.scores)
     return result
 
 
@@ -296,7 +302,8 @@ def load_rows(
     """The rows as tokens. Raises `UserError` where they would spoil the run."""
     turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()  # the next one finds them in the cache
     with turn, screen.counting("rows tokenized") as say:
-        loaded = data.load(tokenizer, start.tokenizer_folder, row_limit(train, start.config, data), say)
+        limit = row_limit(train, start.config, data)
+        loaded = data.load(tokenizer, start.tokenizer_folder, limit, say, start.config.block_size)
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example
@@ -307,10 +314,12 @@ def load_rows(
 
 def make_optimizer(make: Callable[[Iterable], Optimizer], model: GPT, seed: int, precision: str) -> Optimizer:
     """The optimizer of what is trained. Raises `UserError` for arguments, or weights, that it does not take."""
+    groups, make = parameter_groups(model), ours(make)
     try:
-        made = finished(ours(make)(parameter_groups(model)), seed, fuse=precision != "16-mixed")
-    except (TypeError, ValueError) as e:
+        made = make(groups)
+    except (TypeError, ValueError) as e:  # what a class says to options that are not its own
         raise UserError(f"--optimizer: {e}.") from e
+    made = finished(made, seed, fuse=precision != "16-mixed")
     check_sharded(made)
     return made
 
@@ -328,9 +337,18 @@ def packed(train: TrainArgs, data: DataModule) -> bool:
 
 
 def row_limit(train: TrainArgs, config: Config, data: DataModule) -> int:
-    """The longest row that is allowed, and the size of a pack, in tokens."""
-    largest = min(config.block_size, 2048) if packed(train, data) else config.block_size
-    return min(train.max_seq_length or largest, config.block_size)
+    """The longest row that is allowed, and the size of a pack, in tokens.
+
+    Raises:
+        UserError: more is asked for than the model reads.
+    """
+    if train.max_seq_length is not None and train.max_seq_length > config.block_size:
+        field = "n_positions" if config.learned_positions else "max_position_embeddings"
+        raise UserError(
+            f"--train.max_seq_length {train.max_seq_length} is longer than what this model reads ({field} "
+            f"{config.block_size}): set it to at most {config.block_size}, or leave it out."
+        )
+    return train.max_seq_length or (min(config.block_size, 2048) if packed(train, data) else config.block_size)
 
 
 def units(rows: TokenizedRows, train: TrainArgs, config: Config, data: DataModule) -> Rows:

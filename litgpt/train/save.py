@@ -1,7 +1,7 @@
 """What a run writes into its folder: checkpoints that it can go on from, and the result."""
 
 import shutil
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 
 from litgpt.adapter_folder import is_adapter
 from litgpt.errors import UserError
+from litgpt.errors import kind as kind_of
 from litgpt.files import whole_folder
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
@@ -17,18 +18,28 @@ from litgpt.model import GPT
 from litgpt.prompts import PromptStyle, load_style, save_style
 from litgpt.shards import full, is_sharded, like, my_rows, on_first_rank, put
 from litgpt.tokenizer import Tokenizer, save_stop
+from litgpt.train.faults import spared
 from litgpt.train.folder import write_settings
 from litgpt.train.loop import Result
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.signals import Stopped
 from litgpt.train.start import Start
-from litgpt.train.state import OPTIMIZER, TrainingState, checkpoints, random_state, set_random_state, write_sums
+from litgpt.train.state import (
+    OPTIMIZER,
+    TrainingState,
+    checkpoints,
+    is_dict,
+    random_state,
+    set_random_state,
+    write_sums,
+)
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 ROUNDING = "rounding-"  # among the random states: those of an optimizer that rounds stochastically
+LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # of an optimizer's state: its shape
 
 
 @dataclass
@@ -81,7 +92,10 @@ class Saver:
 
     def write(self, name: str, randoms: Optional[list[dict[str, torch.Tensor]]]) -> None:
         error: Optional[BaseException] = None
-        seal = self.answers() if randoms is None else {}
+        seal: Optional[dict[str, Any]] = None
+        if randoms is None:
+            with spared("The reference answers of the result cannot be made", self.fabric.world_size):
+                seal = self.answers()
 
         def work() -> None:
             nonlocal error
@@ -93,9 +107,13 @@ class Saver:
                         save_style(self.style, folder, self.tokenizer.prefix, self.tokenizer.eos_token or "")
                         save_stop(folder, self.tokenizer.trained_stop(self.style), self.start.fields)
                     write_settings(folder, self.precision)
-                    if randoms is None:
-                        write_seal({**seal, "stored": self.stored(folder)}, folder)
-                    else:
+                    stored: list[str] = []
+                    if seal is not None:
+                        with spared("The reference answers of the result cannot be kept"):
+                            stored = self.stored(folder)
+                    if seal is not None and stored:
+                        write_seal({**seal, "stored": stored}, folder)
+                    if randoms is not None:
                         self.state(randoms).write(folder)
                         write_sums(folder, self.result.steps)
             except Exception as e:
@@ -146,30 +164,56 @@ class Saver:
         Raises:
             UserError: the state is that of another model.
         """
+        if wrong := self.misfits(state):
+            raise UserError(f"--resume: the checkpoint does not fit this run: {'; '.join(wrong)}.")
         own = dict(self.model.named_parameters())
-        try:
-            progress = dict(state.progress)
-            precision, options = progress.pop("precision"), progress.pop("options")
-            missing = [n for n, p in own.items() if p.requires_grad and n not in state.trained and not self.saves_all]
-            if missing or (unknown := [n for n in state.trained if n not in own]):
-                raise ValueError(f"it lacks {', '.join(missing)}" if missing else f"it has {', '.join(unknown)}")
-            for name, weight in state.trained.items():
-                if weight.shape != own[name].shape:
-                    raise ValueError(f"{name} is {tuple(weight.shape)}, not {tuple(own[name].shape)}")
-                put(own[name], 0, weight)
-            if state.settings.get(OPTIMIZER) == self.settings[OPTIMIZER]:
-                self.optimizer.load_state_dict(self.sharded(state.optimizer))
-                for group, then, now in zip(self.optimizer.param_groups, options, self.options):
-                    # the rate of each step is made from the run's; other options are as they were unless they changed
-                    group |= {k: v for k, v in now.items() if k == "lr" or v != then.get(k)}
-            if precision:
-                self.fabric.strategy.precision.load_state_dict(precision)
-            for key, value in progress.items():
-                if not hasattr(self.result, key):
-                    raise KeyError(key)
-                setattr(self.result, key, value)
-        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as e:
-            raise UserError(f"--resume: the checkpoint does not fit this run: {' '.join(str(e).split())}.") from e
+        for name, weight in state.trained.items():
+            put(own[name], 0, weight)
+        progress = dict(state.progress)
+        precision, options = progress.pop("precision"), progress.pop("options")
+        if self.same_optimizer(state):
+            self.optimizer.load_state_dict(self.sharded(state.optimizer))
+            for group, then, now in zip(self.optimizer.param_groups, options, self.options):
+                # the rate of each step is made from the run's; other options are as they were unless they changed
+                group |= {k: v for k, v in now.items() if k == "lr" or v != then.get(k)}
+        if precision:
+            self.fabric.strategy.precision.load_state_dict(precision)
+        for key, value in progress.items():
+            setattr(self.result, key, value)
+
+    def same_optimizer(self, state: TrainingState) -> bool:
+        return state.settings.get(OPTIMIZER) == self.settings[OPTIMIZER]
+
+    def misfits(self, state: TrainingState) -> list[str]:
+        """What in a state is not of this run, in words, so that `restore` need not expect it."""
+        own = {name: p for name, p in self.model.named_parameters() if p.requires_grad}
+        wrong = [f"it lacks {name}" for name in own if name not in state.trained and not self.saves_all]
+        wrong += [f"it has {name}" for name in state.trained if name not in own]
+        wrong += [
+            f"{name} is {tuple(weight.shape)}, not {tuple(own[name].shape)}"
+            for name, weight in state.trained.items()
+            if name in own and weight.shape != own[name].shape
+        ]
+        wrong += [f"{name} of the progress is {what}" for name, what in wrong_progress(state.progress).items()]
+        precision, now = state.progress.get("precision"), self.fabric.strategy.precision.state_dict()
+        if is_dict(precision, str) and precision and now and precision.keys() != now.keys():
+            wrong.append(f"the precision has {', '.join(precision)}")
+        return wrong + (self.wrong_optimizer(state) if self.same_optimizer(state) else [])
+
+    def wrong_optimizer(self, state: TrainingState) -> list[str]:
+        groups = [(len(group["params"]), group["params"]) for group in self.optimizer.param_groups]
+        then = [len(group["params"]) for group in state.optimizer["param_groups"]]
+        options = state.progress.get("options")
+        if then != [n for n, _ in groups] or not isinstance(options, list) or len(options) != len(then):
+            return [f"the optimizer has groups of {then} weights, not {[n for n, _ in groups]}"]
+        weights = [p for _, parameters in groups for p in parameters]
+        unknown = [n for n in state.optimizer["state"] if not 0 <= n < len(weights)]
+        return [f"the optimizer knows a weight {n}" for n in unknown] + [
+            f"the optimizer's {name} of weight {n} is not of its shape"
+            for n, known in state.optimizer["state"].items()
+            for name in LIKE_THE_WEIGHT
+            if n not in unknown and name in known and getattr(known[name], "shape", None) != weights[n].shape
+        ]
 
     def sharded(self, optimizer: dict[str, Any]) -> dict[str, Any]:
         """The state of an optimizer, of which each rank takes its rows of what belongs to a sharded weight."""
@@ -193,6 +237,25 @@ class Saver:
             set_random_state(own, self.fabric.device)
             for name in (n for n in own if n.startswith(ROUNDING)):
                 self.optimizer.generator(torch.device(name.removeprefix(ROUNDING))).set_state(own[name].clone())  # type: ignore[attr-defined]
+
+
+def wrong_progress(progress: dict[str, Any]) -> dict[str, str]:
+    """Those parts of the progress in a state that are not those of a `Result`, and what is wrong with each."""
+    kinds: dict[str, Any] = {f.name: type(getattr(Result(), f.name)) for f in fields(Result)}
+    kinds |= {"precision": dict, "options": list}
+    allowed = {name: (int, float) if kind is float else kind for name, kind in kinds.items()}
+    wrong = {name: "not known" for name in progress if name not in kinds}
+    wrong |= {name: "missing" for name in kinds if name not in progress}
+    wrong |= {k: kind_of(v) for k, v in progress.items() if k in allowed and not isinstance(v, allowed[k])}
+    pairs = progress.get("val_losses")
+    if isinstance(pairs, list) and not all(isinstance(p, (list, tuple)) and len(p) == 2 for p in pairs):
+        wrong["val_losses"] = "not in pairs"
+    if not is_dict(progress.get("precision", {}), str, lambda v: isinstance(v, (int, float))):
+        wrong["precision"] = "not of numbers"
+    options = progress.get("options")
+    if isinstance(options, list) and not all(is_dict(group, str) for group in options):
+        wrong["options"] = "not in groups"
+    return wrong
 
 
 def own_options(optimizer: Optimizer) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 import os
 import signal
 import threading
+from contextlib import suppress
 from types import FrameType
 from typing import Any, Optional
 
@@ -41,7 +42,8 @@ class Signals:
             raise Stopped(self.code)
         if self.speaks:  # not by print, which may be what the signal has interrupted
             name = signal.Signals(number).name
-            os.write(2, f"\nlitgpt: {name}: saving after this step. Ctrl-C again stops at once.\n".encode())
+            with suppress(OSError):  # stderr is closed
+                os.write(2, f"\nlitgpt: {name}: saving after this step. Ctrl-C again stops at once.\n".encode())
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():

@@ -5,11 +5,12 @@ products that the method needs are counted: with the trained weights also those 
 at trained positions, and none for attention's scores or for what is computed twice.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -43,9 +44,15 @@ class Work:
         per_target = sum(needed(name, module, model) for name, module in linears(model) if "lm_head" in name)
         return cls(per_token, per_target, products_per_second(model, device, dtype))
 
-    def share(self, tokens: int, targets: int, seconds: float, devices: int) -> float:
-        """The MFU of a stretch of training over all devices, between 0 and 1."""
-        return (self.per_token * tokens + self.per_target * targets) / (seconds * devices * self.peak)
+    def share(self, tokens: int, targets: int, seconds: float, devices: int) -> Optional[float]:
+        """The MFU of a stretch of training over all devices, from 0 to 1; None where that cannot be told."""
+        at_peak = seconds * devices * self.peak
+        return plausible((self.per_token * tokens + self.per_target * targets) / at_peak if at_peak else math.inf)
+
+
+def plausible(mfu: float) -> Optional[float]:
+    """None for more than there is: the machine was busier while the products were timed than while it trained."""
+    return mfu if mfu <= 1 else None
 
 
 def linears(model: GPT) -> Iterator[tuple[str, nn.Linear]]:

@@ -3,7 +3,7 @@
 import json
 import re
 import zlib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -56,16 +56,54 @@ class TrainingState:
             UserError: the file is not of our making.
         """
         try:
-            state = cls(**torch.load(folder / STATE, map_location="cpu", mmap=mmap, weights_only=True))
+            found = torch.load(folder / STATE, map_location="cpu", mmap=mmap, weights_only=True)
+        except MemoryError:
+            raise
         except Exception as e:  # torch raises what it likes; nothing that the file holds was run
             foreign = re.search(r"GLOBAL (\S+)", str(e))
             why = (str(e).splitlines() or [type(e).__name__])[0]
             why = f"it asks for {foreign[1]}, which is no plain data" if foreign else why
             raise UserError(f"{folder / STATE} cannot be read: {why}") from e
-        kinds = {"trained": dict, "optimizer": dict, "random": list, "progress": dict, "settings": dict}
-        if wrong := [name for name, kind in kinds.items() if not isinstance(getattr(state, name), kind)]:
+        if wrong := wrong_parts(found):
             raise UserError(f"{folder / STATE} cannot be read: {', '.join(wrong)} is not what it should be")
-        return state
+        return cls(**found)
+
+
+def wrong_parts(state: Any) -> list[str]:
+    """The names of those parts of what a file holds that are not as `write` writes them."""
+    kinds: dict[str, Callable[[Any], bool]] = {
+        "trained": lambda v: is_dict(v, str, torch.is_tensor),
+        "optimizer": is_optimizer,
+        "random": lambda v: isinstance(v, list) and all(map(is_random, v)),
+        "progress": lambda v: is_dict(v, str),
+        "settings": lambda v: is_dict(v, str),
+    }
+    if not is_dict(state, str):
+        return ["all of it"]
+    return [k for k, good in kinds.items() if k not in state or not good(state[k])] + sorted(state.keys() - kinds)
+
+
+def is_dict(value: Any, keys: type, values: Callable[[Any], bool] = lambda v: True) -> bool:
+    return isinstance(value, dict) and all(isinstance(k, keys) and values(v) for k, v in value.items())
+
+
+def is_optimizer(value: Any) -> bool:
+    """Whether this is the `state_dict` of an optimizer: what it knows of each weight by its number, and the groups."""
+    if not (is_dict(value, str) and is_dict(value.get("state"), int, lambda v: is_dict(v, str))):
+        return False
+    groups = value.get("param_groups")
+    return isinstance(groups, list) and all(
+        is_dict(g, str) and isinstance(g.get("params"), list) and all(isinstance(n, int) for n in g["params"])
+        for g in groups
+    )
+
+
+def is_random(value: Any) -> bool:
+    """Whether these are the states of the generators of one rank: bytes, by the names of devices."""
+    if not is_dict(value, str, lambda v: torch.is_tensor(v) and v.dtype == torch.uint8 and v.ndim == 1):
+        return False
+    named = all(re.fullmatch(r"(rounding-)?(cpu|cuda|mps)(:\d+)?", name) for name in value)
+    return named and "cpu" in value and len(value["cpu"]) == len(torch.get_rng_state())
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
@@ -116,7 +154,7 @@ def write_sums(folder: Path, step: int) -> None:
 def damage(folder: Path) -> Optional[str]:
     """What is wrong with a checkpoint folder, in words; None if it is as it was written."""
     try:
-        sums = read_json(folder / SUMS)["files"]
+        sums = read_sums(folder)["files"]
         for name, (size, crc) in sums.items():
             path = folder / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
@@ -127,9 +165,21 @@ def damage(folder: Path) -> Optional[str]:
                 return f"{name} has {path.stat().st_size:,} bytes instead of {size:,}"
             if checksum(path) != crc:
                 return f"{name} has changed"
-    except (UserError, OSError, AttributeError, KeyError, TypeError, ValueError) as e:
+    except (UserError, OSError) as e:
         return f"{SUMS} cannot be used ({e})"
     return None if STATE in sums else f"{STATE} is missing"
+
+
+def read_sums(folder: Path) -> dict[str, Any]:
+    """What `write_sums` wrote. Raises `UserError` where it is something else."""
+    found = read_json(folder / SUMS)
+    if not is_dict(found, str) or type(found.get("step")) is not int or not is_dict(found.get("files"), str, is_sum):
+        raise UserError("it is no list of sizes and sums")
+    return found
+
+
+def is_sum(value: Any) -> bool:
+    return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
 
 
 def files_below(folder: Path) -> Iterable[Path]:
@@ -156,6 +206,6 @@ def step_of(folder: Path) -> int:
     if named := re.fullmatch(r"step-(\d+)", folder.name):
         return int(named[1])
     try:
-        return int(read_json(folder / SUMS)["step"])
-    except (UserError, KeyError, TypeError, ValueError):
+        return read_sums(folder)["step"]
+    except UserError:
         return -1
