@@ -6,7 +6,7 @@ q, k and v stand under `attn.attn`, in another order: for each key-value head it
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,6 +16,7 @@ import torch
 
 from litgpt.checkpoint import (
     KINDS,
+    READ,
     SHARD,
     Checkpoint,
     base_parameters,
@@ -41,7 +42,6 @@ NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }  # in safetensors' words
-READ = 2**30  # bytes after which a file is opened anew, so that its pages are not kept
 
 
 @dataclass
@@ -173,16 +173,17 @@ class LitCheckpoint(Checkpoint):
         if wrong:
             raise UserError(f"{self.file} does not fit its {MODEL_CONFIG}: {'; '.join(wrong)}.")
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """One weight by its Hugging Face name."""
-        if self.read > READ:
-            self.weights, self.read = read_pth(self.file), 0
-        place = self.pieces[name]
-        parts = [self.weights[n] for n in place.names]
-        self.read += sum(t.nbytes for t in parts)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        whole = whole if place.order is None else whole[place.order.argsort()]
-        return place.stored.from_ours(whole[place.rows]).contiguous()
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights with their Hugging Face names, one after the other."""
+        for name in names:
+            if self.read > READ:
+                self.weights, self.read = read_pth(self.file), 0
+            place = self.pieces[name]
+            parts = [self.weights[n] for n in place.names]
+            self.read += sum(t.nbytes for t in parts)
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            whole = whole if place.order is None else whole[place.order.argsort()]
+            yield name, place.stored.from_ours(whole[place.rows]).contiguous()
 
     def layout(self) -> dict[str, list[str]]:
         shards: list[list[str]] = [[]]
