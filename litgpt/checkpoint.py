@@ -73,7 +73,7 @@ class Checkpoint:
         there = [kind for kind in KINDS if any((self.folder / f"{kind}{end}").is_file() for end in (".index.json", ""))]
         kind = (there or KINDS)[0]
         index_file = self.folder / f"{kind}.index.json"
-        if index_file.is_file():
+        if index_file.is_file() and not (self.folder / kind).is_file():
             index = read_json(index_file)
             files = index.get("weight_map") if isinstance(index, dict) else None
             listed = list(files.values()) if isinstance(files, dict) else []
@@ -95,12 +95,8 @@ class Checkpoint:
                     self.shapes[name], self.dtypes[name] = shape, view.get_dtype()
                     self.files[name], self.places[name] = file, (stored, index)
 
-    def layout(self) -> dict[str, list[str]]:
-        """Which weights are written together where the model is written again: for each file their names."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for name, file in self.files.items():
-            found[file.name].append(name)
-        return found
+    def outline(self, name: str) -> "Outline":
+        return Outline(name, self.dtypes[name], self.shapes[name])
 
     def tensor(self, name: str) -> torch.Tensor:
         """One weight by its Hugging Face name. To read many, use `tensors`, which opens each file once."""
@@ -322,7 +318,8 @@ def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch
     """Write safetensors files of at most 5 GB, and an index if there are several.
 
     Args:
-        tensors: The weights in the same order. Each one is written before the next one is taken.
+        weights: In the order of `widest_first`.
+        tensors: In the same order. Each one is written before the next one is taken.
     """
     files: list[list[Outline]] = [[]]
     size = total = 0
@@ -386,13 +383,17 @@ def all_weights(model: GPT, base: Optional[Checkpoint]) -> Iterator[tuple[str, t
         yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
 
 
+def widest_first(weights: Iterable[Outline]) -> list[Outline]:
+    """In the order in which a file holds them: each begins where a number of its size may begin."""
+    return sorted(weights, key=lambda w: -w.item_size)
+
+
 def carried_over(model: GPT, base: Optional[Checkpoint]) -> tuple[list[Outline], list[Outline]]:
-    """What the model does not read: the numbers that are wider than the model's, which stand first in a file, so that
-    all of them begin where a number of their size may begin; and the others."""
+    """What the model does not read: the numbers that are wider than the model's, which stand first in a file, and the
+    others."""
     kept = name_table(model.config).kept
     names = [name for name in base.files if kept.search(name)] if base is not None else []
-    found = [Outline(name, base.dtypes[name], base.shapes[name]) for name in names]  # type: ignore[union-attr]
-    found.sort(key=lambda w: -w.item_size)
+    found = widest_first(base.outline(name) for name in names)  # type: ignore[union-attr]
     wide = [w for w in found if w.item_size > model.dtype.itemsize]
     return wide, found[len(wide) :]
 

@@ -17,7 +17,6 @@ import torch
 from litgpt.checkpoint import (
     KINDS,
     READ,
-    SHARD,
     Checkpoint,
     base_parameters,
     check_tied,
@@ -184,20 +183,6 @@ class LitCheckpoint(Checkpoint):
             whole = parts[0] if len(parts) == 1 else torch.cat(parts)
             whole = whole if place.order is None else whole[place.order.argsort()]
             yield name, place.stored.from_ours(whole[place.rows]).contiguous()
-
-    def layout(self) -> dict[str, list[str]]:
-        shards: list[list[str]] = [[]]
-        size = 0
-        for name, shape in self.shapes.items():
-            nbytes = torch.Size(shape).numel() * self.weights[self.pieces[name].names[0]].element_size()
-            if shards[-1] and size + nbytes > SHARD:
-                shards.append([])
-                size = 0
-            shards[-1].append(name)
-            size += nbytes
-        if len(shards) == 1:
-            return {"model.safetensors": shards[0]}
-        return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, start=1)}
 
 
 def to_lit(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:

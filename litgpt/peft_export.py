@@ -40,7 +40,7 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     stacked = [delta for params in experts.values() for one in params.values() for delta in one.values()]
     r = max((len(delta.a) for delta in (*deltas.values(), *stacked)), default=lora.r)
     alpha = lora.scaling * r if lora.variant == "rslora" else lora.alpha * r / lora.r
-    in_full = trained_embeddings(model, table)
+    in_full = trained_embeddings(model, table, deltas)
     parameters = [f"{module}.{name}" for module, params in experts.items() for name in params]
     modules = list(deltas)
     if model.config.n_expert:  # peft would take these for the experts
@@ -57,7 +57,7 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
         "use_dora": lora.variant == "dora",
         "target_modules": target_modules(set(modules), model, table),
         "target_parameters": sorted(parameters) or None,
-        "modules_to_save": sorted({name.split(".")[-2] for name in in_full}) or None,
+        "modules_to_save": sorted({n.split(".")[-2] for n in in_full if ".base_layer." not in n}) or None,
         "bias": "none",
         "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in table.stored(name)),
         "inference_mode": True,
@@ -158,18 +158,24 @@ def stacked_tensors(experts: Experts, r: int, n_expert: int) -> dict[str, torch.
     return tensors
 
 
-def trained_embeddings(model: GPT, table: NameTable) -> dict[str, torch.Tensor]:
-    """The embedding by its name in memory, if it was trained, and a tied head: `peft` would leave it as it was."""
-    embedding, config, slots = model.transformer.wte.weight, model.config, base_parameters(model)
-    if not embedding.requires_grad:
+def trained_embeddings(model: GPT, table: NameTable, deltas: Mapping[str, Delta]) -> dict[str, torch.Tensor]:
+    """The embedding by its name in memory, if it was trained, and a tied head: `peft` would leave it as it was.
+
+    Args:
+        deltas: The updates by the names of their modules. Of a head with an update, `peft` stores the weight itself as
+            that of its `base_layer`.
+    """
+    if not model.transformer.wte.weight.requires_grad:
         return {}
-    tensors = {"transformer.wte.weight": full(embedding)}
-    if config.tie_embeddings:
-        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
-        if "lm_head.bias" in slots:  # peft takes whole modules
-            tensors["lm_head.bias"] = full(getattr(*slots["lm_head.bias"]))
-    modules = {ours: table.to_hf(ours.rpartition(".")[0])[0] for ours in tensors}
-    return {f"{in_memory(model, modules[ours])}.{ours.rpartition('.')[2]}": t for ours, t in tensors.items()}
+    embedding = full(model.transformer.wte.weight)
+    (wte,), (head,) = table.to_hf("transformer.wte"), table.to_hf("lm_head")
+    tensors = {f"{in_memory(model, wte)}.weight": embedding}
+    if model.config.tie_embeddings:
+        head, slots = in_memory(model, head), base_parameters(model)
+        tensors[f"{head}.base_layer.weight" if head in deltas else f"{head}.weight"] = embedding.clone()
+        if "lm_head.bias" in slots and head not in deltas:  # peft takes whole modules
+            tensors[f"{head}.bias"] = full(getattr(*slots["lm_head.bias"]))
+    return tensors
 
 
 def target_modules(adapted: set[str], model: GPT, table: NameTable) -> list[str]:

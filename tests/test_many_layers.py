@@ -11,6 +11,7 @@ import torch
 from litgpt import checkpoint
 from litgpt.adapter_folder import open_adapter
 from litgpt.checkpoint import Checkpoint, Outline, base_parameters, write_model
+from litgpt.commands import merge_lora
 from litgpt.families import read_config
 from litgpt.families.table import NameTable
 from litgpt.loading import Source
@@ -66,6 +67,8 @@ WORK: dict[str, Callable[[Folders], Any]] = {
     "load an adapter": lambda f: f.load(f.adapter),
     "adapt a model": lambda f: LoRA(r=2, mlp=True).apply(f.empty),
     "read an adapter": lambda f: open_adapter(f.adapter).deltas(f.model.config),
+    "merge": lambda f: merge_lora.write_merged(Source.open(f.adapter), f.out, None),
+    "merge into a .bin file": lambda f: merge_lora.write_merged(Source.open(f.adapter, f.bin), f.out, None),
     "find what FSDP shards": lambda f: added_parameters(f.model),
 }
 
