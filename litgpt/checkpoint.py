@@ -4,7 +4,7 @@ import itertools
 import json
 import math
 import re
-from collections import defaultdict
+from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -26,6 +26,7 @@ from litgpt.torch_file import NAMES, TorchFile
 
 INDEX = "model.safetensors.index.json"
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
+READ = 2**30  # bytes after which a file is opened anew, so that its pages are not kept
 NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
 
 
@@ -72,7 +73,7 @@ class Checkpoint:
         there = [kind for kind in KINDS if any((self.folder / f"{kind}{end}").is_file() for end in (".index.json", ""))]
         kind = (there or KINDS)[0]
         index_file = self.folder / f"{kind}.index.json"
-        if index_file.is_file():
+        if index_file.is_file() and not (self.folder / kind).is_file():
             index = read_json(index_file)
             files = index.get("weight_map") if isinstance(index, dict) else None
             listed = list(files.values()) if isinstance(files, dict) else []
@@ -94,18 +95,27 @@ class Checkpoint:
                     self.shapes[name], self.dtypes[name] = shape, view.get_dtype()
                     self.files[name], self.places[name] = file, (stored, index)
 
-    def layout(self) -> dict[str, list[str]]:
-        """Which weights are written together where the model is written again: for each file their names."""
-        found: dict[str, list[str]] = defaultdict(list)
-        for name, file in self.files.items():
-            found[file.name].append(name)
-        return found
+    def outline(self, name: str) -> "Outline":
+        return Outline(name, self.dtypes[name], self.shapes[name])
 
     def tensor(self, name: str) -> torch.Tensor:
-        """One weight by its Hugging Face name. The file is opened for it alone, so that its pages are not kept."""
-        stored, index = self.places[name]
-        with opened(self.files[name]) as f:
-            return f.get_tensor(stored) if index is None else f.get_slice(stored)[index]
+        """One weight by its Hugging Face name. To read many, use `tensors`, which opens each file once."""
+        ((_, tensor),) = self.tensors([name])
+        return tensor
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights with their names, one after the other. A file stays open while the next weight is in it, too. After
+        a gigabyte it is opened anew, because its pages stay in memory until it is closed."""
+        waiting = deque(names)
+        while waiting:
+            file, n_bytes = self.files[waiting[0]], 0
+            with opened(file) as f:
+                while waiting and self.files[waiting[0]] == file and n_bytes < READ:
+                    name = waiting.popleft()
+                    stored, index = self.places[name]
+                    tensor = f.get_tensor(stored) if index is None else f.get_slice(stored)[index]
+                    n_bytes += tensor.nbytes
+                    yield name, tensor
 
 
 def opened(file: Path) -> Any:
@@ -208,16 +218,19 @@ def fill_weights(model: GPT, checkpoint: Checkpoint, slots: dict[str, tuple[nn.M
         slots: Those that are wanted, as `base_parameters` has them.
     """
     table, tied = name_table(model.config), tied_head(model.config)
+    targets: dict[str, tuple[str, int]] = {}  # our parameter, and which of the tensors that store it
     for name in checkpoint.files:
-        target = table.from_hf(name.rpartition(".")[0])
-        ours = f"{target[0]}.{name.rpartition('.')[2]}" if target is not None else ""
-        if target is None or name == tied or ours not in slots:
-            continue
+        module_name, _, leaf = name.rpartition(".")
+        ours, part = table.from_hf(module_name) or ("", 0)
+        if name != tied and f"{ours}.{leaf}" in slots:
+            targets[name] = f"{ours}.{leaf}", part
+    for name, tensor in checkpoint.tensors(targets):
+        ours, part = targets[name]
         module, leaf = slots[ours]
-        stored, first = places(table, ours, module, leaf)[target[1]]
-        tensor = stored.to_ours(checkpoint.tensor(name))
+        stored, first = places(table, ours, module, leaf)[part]
+        tensor = stored.to_ours(tensor)
         if isinstance(module, QuantizedLinear) and leaf == "weight":
-            module.store(target[1], tensor.to(model.device, model.dtype))
+            module.store(part, tensor.to(model.device, model.dtype))
         else:
             put(getattr(module, leaf).detach(), first, tensor)
 
@@ -294,22 +307,34 @@ def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional
         base: The checkpoint that the model comes from: what the model does not read of it, like the weights of a
             vision part, is written again as it was.
     """
-    files: list[list[Outline]] = [[]]
-    for weight in outlines(model, base):
-        if files[-1] and sum(w.size for w in files[-1]) + weight.size > SHARD:
-            files.append([])
-        files[-1].append(weight)
-    tensors = all_weights(model, base)
-    weight_map: dict[str, str] = {}
-    for i, weights in enumerate(files, start=1):
-        name = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
-        write_file(folder / name, weights, itertools.islice(tensors, len(weights)))
-        weight_map |= {w.name: name for w in weights}
-    write_index(weight_map, sum(w.size for file in files for w in file), folder)
+    write_weights(outlines(model, base), all_weights(model, base), folder)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
         "dtype": str(model.dtype).removeprefix("torch.")
     }
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Write safetensors files of at most 5 GB, and an index if there are several.
+
+    Args:
+        weights: In the order of `widest_first`.
+        tensors: In the same order. Each one is written before the next one is taken.
+    """
+    files: list[list[Outline]] = [[]]
+    size = total = 0
+    for weight in weights:
+        if files[-1] and size + weight.size > SHARD:
+            files.append([])
+            size = 0
+        files[-1].append(weight)
+        size, total = size + weight.size, total + weight.size
+    weight_map: dict[str, str] = {}
+    for i, some in enumerate(files, start=1):
+        name = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        write_file(folder / name, some, itertools.islice(tensors, len(some)))
+        weight_map |= {w.name: name for w in some}
+    write_index(weight_map, total, folder)
 
 
 def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
@@ -358,13 +383,17 @@ def all_weights(model: GPT, base: Optional[Checkpoint]) -> Iterator[tuple[str, t
         yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
 
 
+def widest_first(weights: Iterable[Outline]) -> list[Outline]:
+    """In the order in which a file holds them: each begins where a number of its size may begin."""
+    return sorted(weights, key=lambda w: -w.item_size)
+
+
 def carried_over(model: GPT, base: Optional[Checkpoint]) -> tuple[list[Outline], list[Outline]]:
-    """What the model does not read: the numbers that are wider than the model's, which stand first in a file, so that
-    all of them begin where a number of their size may begin; and the others."""
+    """What the model does not read: the numbers that are wider than the model's, which stand first in a file, and the
+    others."""
     kept = name_table(model.config).kept
     names = [name for name in base.files if kept.search(name)] if base is not None else []
-    found = [Outline(name, base.dtypes[name], base.shapes[name]) for name in names]  # type: ignore[union-attr]
-    found.sort(key=lambda w: -w.item_size)
+    found = widest_first(base.outline(name) for name in names)  # type: ignore[union-attr]
     wide = [w for w in found if w.item_size > model.dtype.itemsize]
     return wide, found[len(wide) :]
 

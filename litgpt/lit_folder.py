@@ -6,7 +6,7 @@ q, k and v stand under `attn.attn`, in another order: for each key-value head it
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
@@ -16,7 +16,7 @@ import torch
 
 from litgpt.checkpoint import (
     KINDS,
-    SHARD,
+    READ,
     Checkpoint,
     base_parameters,
     check_tied,
@@ -41,7 +41,6 @@ NAMES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
 }  # in safetensors' words
-READ = 2**30  # bytes after which a file is opened anew, so that its pages are not kept
 
 
 @dataclass
@@ -173,30 +172,17 @@ class LitCheckpoint(Checkpoint):
         if wrong:
             raise UserError(f"{self.file} does not fit its {MODEL_CONFIG}: {'; '.join(wrong)}.")
 
-    def tensor(self, name: str) -> torch.Tensor:
-        """One weight by its Hugging Face name."""
-        if self.read > READ:
-            self.weights, self.read = read_pth(self.file), 0
-        place = self.pieces[name]
-        parts = [self.weights[n] for n in place.names]
-        self.read += sum(t.nbytes for t in parts)
-        whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-        whole = whole if place.order is None else whole[place.order.argsort()]
-        return place.stored.from_ours(whole[place.rows]).contiguous()
-
-    def layout(self) -> dict[str, list[str]]:
-        shards: list[list[str]] = [[]]
-        size = 0
-        for name, shape in self.shapes.items():
-            nbytes = torch.Size(shape).numel() * self.weights[self.pieces[name].names[0]].element_size()
-            if shards[-1] and size + nbytes > SHARD:
-                shards.append([])
-                size = 0
-            shards[-1].append(name)
-            size += nbytes
-        if len(shards) == 1:
-            return {"model.safetensors": shards[0]}
-        return {f"model-{i:05d}-of-{len(shards):05d}.safetensors": names for i, names in enumerate(shards, start=1)}
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Weights with their Hugging Face names, one after the other."""
+        for name in names:
+            if self.read > READ:
+                self.weights, self.read = read_pth(self.file), 0
+            place = self.pieces[name]
+            parts = [self.weights[n] for n in place.names]
+            self.read += sum(t.nbytes for t in parts)
+            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
+            whole = whole if place.order is None else whole[place.order.argsort()]
+            yield name, place.stored.from_ours(whole[place.rows]).contiguous()
 
 
 def to_lit(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:

@@ -19,7 +19,7 @@ from torch import nn
 
 from litgpt.checkpoint import base_parameters
 from litgpt.families import aliases, name_table
-from litgpt.families.table import Stored
+from litgpt.families.table import NameTable
 from litgpt.lora import LoRA, LoRALinear, lora_layers
 from litgpt.model import GPT
 from litgpt.peft_folder import CONFIG, PREFIX, WEIGHTS, Delta, fused_delta
@@ -35,11 +35,12 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     Args:
         base: The base model: its repository id or its absolute path.
     """
-    deltas, experts = learned_deltas(model)
+    table = name_table(model.config)
+    deltas, experts = learned_deltas(model, table)
     stacked = [delta for params in experts.values() for one in params.values() for delta in one.values()]
     r = max((len(delta.a) for delta in (*deltas.values(), *stacked)), default=lora.r)
     alpha = lora.scaling * r if lora.variant == "rslora" else lora.alpha * r / lora.r
-    in_full = trained_embeddings(model)
+    in_full = trained_embeddings(model, table, deltas)
     parameters = [f"{module}.{name}" for module, params in experts.items() for name in params]
     modules = list(deltas)
     if model.config.n_expert:  # peft would take these for the experts
@@ -54,11 +55,11 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0 if parameters else lora.dropout,  # of a parameter peft has none
         "use_dora": lora.variant == "dora",
-        "target_modules": target_modules(set(modules), model),
+        "target_modules": target_modules(set(modules), model, table),
         "target_parameters": sorted(parameters) or None,
-        "modules_to_save": sorted({name.split(".")[-2] for name in in_full}) or None,
+        "modules_to_save": sorted({n.split(".")[-2] for n in in_full if ".base_layer." not in n}) or None,
         "bias": "none",
-        "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in holders(model, name)),
+        "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in table.stored(name)),
         "inference_mode": True,
     }
     tensors = in_full | named_tensors(deltas, r) | stacked_tensors(experts, r, model.config.n_expert)
@@ -67,22 +68,18 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 
-def holders(model: GPT, name: str) -> tuple[Stored, ...]:
-    return name_table(model.config).stored(name)
-
-
 def in_memory(model: GPT, module: str) -> str:
     """The name that `transformers` has in memory for a module of the table, which adapters go by."""
     return aliases(model.config.model_type).in_memory(module)
 
 
 @torch.no_grad()
-def learned_deltas(model: GPT) -> tuple[dict[str, Delta], Experts]:
+def learned_deltas(model: GPT, table: NameTable) -> tuple[dict[str, Delta], Experts]:
     """What was learned, by the names in memory of the modules that hold it; that of the experts apart."""
     deltas: dict[str, Delta] = {}
     experts: Experts = defaultdict(lambda: defaultdict(dict))
     for name, layer in lora_layers(model).items():
-        stored = holders(model, name)
+        stored = table.stored(name)
         expert = re.search(r"\.experts\.(\d+)\.", name)
         if expert:
             module, parameter = stack(stored[0].module, expert[1], model)
@@ -161,23 +158,28 @@ def stacked_tensors(experts: Experts, r: int, n_expert: int) -> dict[str, torch.
     return tensors
 
 
-def trained_embeddings(model: GPT) -> dict[str, torch.Tensor]:
-    """The embedding by its name in memory, if it was trained, and a tied head: `peft` would leave it as it was."""
-    embedding, config, slots = model.transformer.wte.weight, model.config, base_parameters(model)
-    if not embedding.requires_grad:
+def trained_embeddings(model: GPT, table: NameTable, deltas: Mapping[str, Delta]) -> dict[str, torch.Tensor]:
+    """The embedding by its name in memory, if it was trained, and a tied head: `peft` would leave it as it was.
+
+    Args:
+        deltas: The updates by the names of their modules. Of a head with an update, `peft` stores the weight itself as
+            that of its `base_layer`.
+    """
+    if not model.transformer.wte.weight.requires_grad:
         return {}
-    tensors = {"transformer.wte.weight": full(embedding)}
-    if config.tie_embeddings:
-        tensors["lm_head.weight"] = tensors["transformer.wte.weight"].clone()
-        if "lm_head.bias" in slots:  # peft takes whole modules
-            tensors["lm_head.bias"] = full(getattr(*slots["lm_head.bias"]))
-    modules = {ours: holders(model, ours.rpartition(".")[0])[0].module for ours in tensors}
-    return {f"{in_memory(model, modules[ours])}.{ours.rpartition('.')[2]}": t for ours, t in tensors.items()}
+    embedding = full(model.transformer.wte.weight)
+    (wte,), (head,) = table.to_hf("transformer.wte"), table.to_hf("lm_head")
+    tensors = {f"{in_memory(model, wte)}.weight": embedding}
+    if model.config.tie_embeddings:
+        head, slots = in_memory(model, head), base_parameters(model)
+        tensors[f"{head}.base_layer.weight" if head in deltas else f"{head}.weight"] = embedding.clone()
+        if "lm_head.bias" in slots and head not in deltas:  # peft takes whole modules
+            tensors[f"{head}.bias"] = full(getattr(*slots["lm_head.bias"]))
+    return tensors
 
 
-def target_modules(adapted: set[str], model: GPT) -> list[str]:
+def target_modules(adapted: set[str], model: GPT, table: NameTable) -> list[str]:
     """The names for `target_modules` that select exactly these modules: their last parts if that is enough."""
-    table = name_table(model.config)
     if table.kept.pattern != r"(?!)":  # the parts of the model that are not read may have the same names
         return sorted(adapted)
     linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear))

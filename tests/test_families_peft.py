@@ -130,8 +130,10 @@ def test_export_and_merge(base, tmp_path):
             LoRA(r=2, alpha=5, targets=r"\.[12]\..*(proj|c_|dense|w[12])", layers=[0, 2]), marks=pytest.mark.long
         ),
         LoRA(r=2, alpha=5, query=False, value=False, mlp=True, layers=[1], train_embeddings=True),
+        pytest.param(LoRA(r=2, alpha=5, head=True, train_embeddings=True), marks=pytest.mark.long),
+        pytest.param(LoRA(r=2, alpha=5, head=True, train_embeddings=True, variant="dora"), marks=pytest.mark.long),
     ],
-    ids=["query and value", "dora of query", "pissa", "regex", "a layer and the embedding"],
+    ids=["query and value", "dora of query", "pissa", "regex", "a layer and the embedding", "both ends", "dora ends"],
 )
 def test_parts(base, lora, tmp_path):
     check_export(base, lora, tmp_path / "adapter")

@@ -176,18 +176,6 @@ def test_merge_replaces_nothing_but_a_model(base, tmp_path, capsys):
     main(["merge_lora", str(folder), "--overwrite", "true"])
 
 
-def test_merge_keeps_the_shards(tmp_path, tokenizer_file):
-    base = save_llama(tmp_path / "base", tokenizer_file, shards=True, tie_word_embeddings=True)
-    lora = LoRA(r=2, **flags({"query", "head"}))
-    model = with_lora(base, lora)
-    folder = save(model, lora, base, tmp_path / "adapter")
-    main(["merge_lora", str(folder)])
-    merged = tmp_path / "adapter-merged"
-    assert {p.name for p in merged.glob("*.safetensors*")} == {p.name for p in base.glob("*.safetensors*")}
-    with torch.no_grad():
-        torch.testing.assert_close(theirs(merged)(IDS).logits, model(IDS), rtol=0, atol=1e-3)
-
-
 def test_dropout_is_torchs():
     """As many inputs are dropped, independently of each other, and what is left keeps the mean."""
     torch.manual_seed(0)

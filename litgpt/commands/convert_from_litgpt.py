@@ -4,9 +4,7 @@ import json
 import shutil
 from pathlib import Path
 
-from safetensors.torch import save_file
-
-from litgpt.checkpoint import write_index
+from litgpt.checkpoint import widest_first, write_weights
 from litgpt.errors import UserError
 from litgpt.files import whole_folder
 from litgpt.hub import find_folder
@@ -34,16 +32,9 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
             )
         raise UserError(f"{folder} has no {MODEL}: it is no model folder of LitGPT's.")
     checkpoint = LitCheckpoint(folder)
-    fields = checkpoint.fields
-    weight_map: dict[str, str] = {}
-    total = 0
+    fields, weights = checkpoint.fields, widest_first(map(checkpoint.outline, checkpoint.files))
     with whole_folder(output_dir.resolve()) as target:
-        for file, names in checkpoint.layout().items():
-            tensors = {name: checkpoint.tensor(name) for name in names}
-            save_file(tensors, target / file, metadata={"format": "pt"})
-            weight_map |= dict.fromkeys(names, file)
-            total += sum(t.nbytes for t in tensors.values())
-        write_index(weight_map, total, target)
+        write_weights(weights, checkpoint.tensors(w.name for w in weights), target)
         (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         copy_files(folder, target)
         if (folder / STYLE_FILE).is_file():
@@ -51,7 +42,8 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
             if checkpoint_template(folder) is None:
                 tokenizer = Tokenizer(folder)
                 save_template(load_style(folder), target, tokenizer.prefix, tokenizer.eos_token or "")
-    print(f"model      {checkpoint.config.model_type}, {len(weight_map)} tensors, {total / 1e9:.2f} GB")
+    size = sum(w.size for w in weights) / 1e9
+    print(f"model      {checkpoint.config.model_type}, {len(weights)} tensors, {size:.2f} GB")
     print(f"written    {output_dir}")
 
 

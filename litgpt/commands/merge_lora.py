@@ -6,20 +6,21 @@ from pathlib import Path
 from typing import Literal, Optional
 
 import torch
-from safetensors.torch import save_file
 
-from litgpt.checkpoint import INDEX, write_index
+from litgpt.checkpoint import NUMBERS, Outline, tied_head, widest_first, write_weights
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
 from litgpt.files import whole_folder
 from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
-from litgpt.peft_folder import LoRAFolder
+from litgpt.peft_folder import CONFIG, LoRAFolder
 from litgpt.prompts import STYLE_FILE, save_template
 from litgpt.styles import STYLES
 from litgpt.tokenizer import copy_files, save_stop
+from litgpt.torch_file import NAMES
 from litgpt.train.launch import DTYPES, default_precision, pick_device
+from litgpt.train.state import SUMS
 
 
 def main(
@@ -49,14 +50,21 @@ def main(
     folder = source.folder.resolve()
     out_dir = out_dir or folder.with_name(folder.name + "-merged")
     check_out_dir(out_dir, (folder, source.checkpoint.folder.resolve()), overwrite)
+    device = pick_device("auto")
+    computed = PRECISIONS.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
+    before = make_seal(source.model(DTYPES[computed], device), source.tokenizer(), source.style(), [])
     with whole_folder(out_dir.resolve()) as temporary:
         copy_small_files(source, temporary)
-        write_weights(source, temporary, DTYPES[precision] if precision else None)
-        difference, computed = seal(source, temporary)
+        write_merged(source, temporary, DTYPES[precision] if precision else None)
+        merged = Source.open(temporary)
+        model = merged.model(DTYPES[computed], device)
+        stored = stored_dtypes(merged.checkpoint)
+        write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored), temporary)
+    worst, _ = difference(before, model)
     print(f"base       {source.checkpoint.folder}")
     print(f"adapter    {source.folder}")
     print(f"merged     {out_dir}")
-    print(f"parity     logits differ from the adapter's by at most {difference:.1e} of the largest, in {computed}")
+    print(f"parity     logits differ from the adapter's by at most {worst:.1e} of the largest, in {computed}")
 
 
 def check_out_dir(out_dir: Path, sources: tuple[Path, Path], overwrite: bool) -> None:
@@ -76,7 +84,8 @@ def check_out_dir(out_dir: Path, sources: tuple[Path, Path], overwrite: bool) ->
 def copy_small_files(source: Source, target: Path) -> None:
     """What is not weights: the base's files, and over them what belongs to the adapter's prompts."""
     for file in source.checkpoint.folder.iterdir():
-        if file.suffix in (".json", ".txt", ".model", ".jinja", ".md") and file.name != INDEX and file.is_file():
+        about_weights = file.name in (CONFIG, SUMS) or file.name.endswith(".index.json")
+        if file.suffix in (".json", ".txt", ".model", ".jinja", ".md") and not about_weights and file.is_file():
             shutil.copyfile(file, target / file.name)
     copy_files(source.folder, target)
     if (source.folder / STYLE_FILE).is_file():
@@ -87,53 +96,47 @@ def copy_small_files(source: Source, target: Path) -> None:
         save_stop(target, tokenizer.trained_stop(style), source.checkpoint.fields)
 
 
-def write_weights(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:
-    """The base's shards one after the other, each module's update added in float32; and `config.json`."""
+def write_merged(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:
+    """The base's weights one after the other, each module's update added in float32; and `config.json`. A tied head is
+    not written, unless the adapter updates it: then it becomes a weight of its own."""
     assert isinstance(source.adapter, LoRAFolder)
-    base = source.checkpoint
-    deltas, in_full = source.adapter.deltas(base.config), source.adapter.whole_weights(base.config)
-    table, tied, fields = name_table(base.config), base.config.tie_embeddings, dict(base.fields)
-    (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
-    pair = f"{embedding}.weight", f"{head}.weight"
-    if tied and any(name in in_full for name in pair):  # both are the same
-        in_full |= dict.fromkeys((n for n in pair if n in base.files), next(in_full[n] for n in pair if n in in_full))
-        in_full = {n: t for n, t in in_full.items() if n in base.files}
+    base, config = source.checkpoint, source.checkpoint.config
+    table, tied, fields = name_table(config), tied_head(config), dict(base.fields)
+    deltas, in_full = source.adapter.deltas(config), source.adapter.whole_weights(config)
+    embedding = f"{table.to_hf('transformer.wte')[0]}.weight"
+    if tied in in_full:  # the same as the embedding
+        in_full[embedding] = in_full.pop(tied)
+    origins = {name: name for name in base.files if name != tied and not table.unused.search(name)}
+    if tied and tied.removesuffix(".weight") in deltas:
+        origins[tied] = embedding
+        fields["tie_word_embeddings"] = False
+        if isinstance(fields.get("text_config"), dict):
+            fields["text_config"] = fields["text_config"] | {"tie_word_embeddings": False}
+    missing = sorted({*in_full, *(f"{module}.weight" for module in deltas)} - set(origins))
+    if missing:
+        raise UserError(f"The base has no weights for this of the adapter: {', '.join(missing)}.")
 
-    def merged(name: str, module: str) -> torch.Tensor:
-        weight = base.tensor(name)
-        stored = weight.dtype if dtype is None else dtype
-        if name in in_full:
-            if in_full[name].shape != weight.shape:
-                raise UserError(f"The adapter's {name} does not fit the base's {tuple(weight.shape)}.")
-            weight = in_full[name]
+    def outline(name: str) -> Outline:
+        found = base.outline(origins[name])
+        return Outline(name, found.kind if dtype is None or found.kind not in NUMBERS else NAMES[dtype], found.shape)
+
+    def merged(name: str, weight: torch.Tensor) -> torch.Tensor:
+        shape, own, module = weight.shape, weight.dtype, name.removesuffix(".weight")
+        weight = in_full.get(origins[name], weight)
+        if weight.shape != shape:
+            raise UserError(f"The adapter's {name} does not fit the base's {tuple(shape)}.")
         if module in deltas:
             delta, transposed = deltas.pop(module), is_transposed(table, module)
             weight = weight.T if transposed else weight
             if delta.shape != tuple(weight.shape):
                 raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(weight.shape)}.")
             weight = delta.added_to(weight)
-            weight = weight.T.contiguous() if transposed else weight
-        return weight.to(stored)
+            weight = weight.T if transposed else weight
+        return weight.to(own if dtype is None or NAMES.get(own) not in NUMBERS else dtype)
 
-    missing = sorted(set(in_full) - set(base.files))
-    untied = tied and head in deltas
-    if untied:
-        fields["tie_word_embeddings"] = False
-        if isinstance(fields.get("text_config"), dict):
-            fields["text_config"] = fields["text_config"] | {"tie_word_embeddings": False}
-    weight_map: dict[str, str] = {}
-    total = 0
-    for file, names in base.layout().items():
-        tensors = {name: merged(name, name.removesuffix(".weight")) for name in names}
-        if untied and pair[0] in names and pair[1] not in base.files:  # the head is written on its own
-            tensors[pair[1]] = merged(pair[0], head)
-        save_file(tensors, target / file, metadata={"format": "pt"})
-        weight_map |= dict.fromkeys(tensors, file)
-        total += sum(t.nbytes for t in tensors.values())
-    missing += sorted(deltas)
-    if missing:
-        raise UserError(f"The base has no weights for this of the adapter: {', '.join(missing)}.")
-    write_index(weight_map, total, target)
+    weights = widest_first(map(outline, origins))
+    tensors = base.tensors(origins[w.name] for w in weights)
+    write_weights(weights, ((w.name, merged(w.name, tensor)) for w, (_, tensor) in zip(weights, tensors)), target)
     if dtype is not None:
         fields["dtype"] = str(dtype).removeprefix("torch.")
         fields.pop("torch_dtype", None)
@@ -144,18 +147,3 @@ def is_transposed(table: NameTable, module: str) -> bool:
     """Whether a Hugging Face module stores its weight as (in_features, out_features)."""
     ours, part = table.from_hf(module) or ("", 0)
     return bool(ours) and table.stored(ours)[part].transposed
-
-
-def seal(source: Source, target: Path) -> tuple[float, str]:
-    """Seal the merged folder, and return how far its logits are from the adapter's, as a share of the largest, and the
-    precision that they were computed in: that of the stored weights, if they have one."""
-    device = pick_device("auto")
-    precision = PRECISIONS.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
-    dtype = DTYPES[precision]
-    model = source.model(dtype, device)
-    before = make_seal(model, source.tokenizer(), source.style(), stored_dtypes(source.checkpoint))
-    del model  # or both would be in memory
-    merged = Source.open(target)
-    model = merged.model(dtype, device)
-    write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored_dtypes(merged.checkpoint)), target)
-    return difference(before, model)[0], precision

@@ -1,0 +1,102 @@
+"""The work for one layer does not grow with their number: models with experts have thousands of layers."""
+
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from litgpt import checkpoint
+from litgpt.adapter_folder import open_adapter
+from litgpt.checkpoint import Checkpoint, Outline, base_parameters, write_model
+from litgpt.commands import merge_lora
+from litgpt.families import read_config
+from litgpt.families.table import NameTable
+from litgpt.loading import Source
+from litgpt.lora import LoRA
+from litgpt.model import GPT
+from litgpt.peft_export import write_lora
+from litgpt.train.fsdp import added_parameters
+from tests.test_lora import CPU, with_lora
+
+LORA = LoRA(r=2, mlp=True)
+FIELDS = {
+    "model_type": "qwen3_moe",
+    "vocab_size": 50,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "moe_intermediate_size": 8,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+    "head_dim": 4,
+    "max_position_embeddings": 64,
+    "num_experts": 5,
+    "num_experts_per_tok": 2,
+}
+
+
+class Folders:
+    """A model of experts, as safetensors and as pytorch_model.bin, with an adapter."""
+
+    def __init__(self, root: Path, n_layer: int) -> None:
+        self.base, self.bin, self.adapter, self.out = (root / n for n in ("base", "bin", "adapter", "out"))
+        for folder in (self.base, self.bin, self.adapter, self.out):
+            folder.mkdir()
+        fields = FIELDS | {"num_hidden_layers": n_layer}
+        self.model = GPT(read_config(fields))
+        write_model(self.model, fields, self.base)
+        stored = Checkpoint(self.base)
+        torch.save({name: stored.tensor(name) for name in stored.files}, self.bin / "pytorch_model.bin")
+        (self.bin / "config.json").write_bytes((self.base / "config.json").read_bytes())
+        self.adapted = with_lora(self.base, LORA)
+        write_lora(LORA, self.adapted, str(self.base), self.adapter)
+        with torch.device("meta"):
+            self.empty = GPT(stored.config)
+
+    def load(self, folder: Path, base: Path | None = None) -> GPT:
+        return Source.open(folder, base).model(torch.float32, CPU)
+
+
+WORK: dict[str, Callable[[Folders], Any]] = {
+    "save an adapter": lambda f: write_lora(LORA, f.adapted, "base", f.out),
+    "save a model": lambda f: write_model(f.model, {}, f.out),
+    "load safetensors": lambda f: f.load(f.base),
+    "load a .bin file": lambda f: f.load(f.bin),
+    "load an adapter": lambda f: f.load(f.adapter),
+    "adapt a model": lambda f: LoRA(r=2, mlp=True).apply(f.empty),
+    "read an adapter": lambda f: open_adapter(f.adapter).deltas(f.model.config),
+    "merge": lambda f: merge_lora.write_merged(Source.open(f.adapter), f.out, None),
+    "merge into a .bin file": lambda f: merge_lora.write_merged(Source.open(f.adapter, f.bin), f.out, None),
+    "find what FSDP shards": lambda f: added_parameters(f.model),
+}
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Folders]:
+    return {n: Folders(tmp_path_factory.mktemp("experts"), n) for n in (1, 3)}
+
+
+@pytest.mark.parametrize("work", WORK)
+def test_once_for_all_layers(work, folders, monkeypatch):
+    """How often the table is built and a file is opened does not depend on the layers; a weight's size is computed as
+    often for each."""
+    counts: Counter[str] = Counter()
+
+    def counted(target: Any, name: str, found: Any) -> None:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return found(*args, **kwargs)
+
+        monkeypatch.setattr(target, name, property(call) if name == "size" else call)
+
+    counted(NameTable, "__init__", NameTable.__init__)
+    counted(checkpoint, "opened", checkpoint.opened)
+    counted(Outline, "size", Outline.size.fget)  # type: ignore[attr-defined]
+    seen = {}
+    for n, several in folders.items():
+        counts.clear()
+        WORK[work](several)
+        seen[n] = counts["__init__"], counts["opened"], counts["size"] / len(base_parameters(several.model))
+    assert seen[1][:2] == seen[3][:2] and seen[3][2] <= 1.1 * seen[1][2]
