@@ -17,7 +17,6 @@ from litgpt.args import PrecisionName, QuantizeName
 from litgpt.checkpoint import Checkpoint, write_model
 from litgpt.config import Config
 from litgpt.errors import UserError, kind, nearest
-from litgpt.files import whole_folder
 from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
@@ -27,6 +26,7 @@ from litgpt.hub import find_folder
 from litgpt.loading import Source
 from litgpt.model import GPT
 from litgpt.model.linear import pack, unpack
+from litgpt.outputs import new_folder
 from litgpt.prompts import PromptStyle, load_style, save_style
 from litgpt.tokenizer import Tokenizer, copy_files, save_stop
 from litgpt.train.launch import DTYPES, Accelerator, pick_device
@@ -408,7 +408,7 @@ class LLM(nn.Module):
             raise UserError("An adapter that was trained here cannot be saved: train it with litgpt finetune.")
         if self.scheme is not None and not adapter:
             raise UserError("Quantized weights are not saved: load the model without quantize.")
-        with whole_folder(out) as temporary:
+        with new_folder(out) as temporary:
             if adapter:
                 assert self.source is not None
                 shutil.copytree(self.source.folder, temporary, dirs_exist_ok=True)

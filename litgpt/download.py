@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path
 from typing import Any, NoReturn, Optional
 
@@ -26,8 +27,9 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from litgpt.errors import BUGS, UserError, nearest
-from litgpt.files import flush_names, link, put_back, read_json, replace_folder, same
+from litgpt.files import flush_names, link, read_json, same
 from litgpt.hub import CHECKPOINTS, offline, repositories
+from litgpt.outputs import SINGLE, entry, is_ours, listed, marked, put_back, replace_folder, write_singles
 from litgpt.prompts import MORE_TEMPLATES
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 
@@ -183,6 +185,7 @@ def download(
     revision: Optional[str] = None,
     access_token: Optional[str] = None,
     tokenizer_only: bool = False,
+    overwrite: bool = False,
 ) -> Path:
     """The folder `checkpoint_dir/ORG/NAME`, with what is needed of a repository.
 
@@ -194,6 +197,7 @@ def download(
         revision: A branch, a tag or a commit; the main branch by default.
         access_token: For repositories that are private or gated; else that of `HF_TOKEN` or of `hf auth login`.
         tokenizer_only: Leave the weights away.
+        overwrite: Whether files of the model that were changed since they were downloaded may be replaced.
 
     Raises:
         UserError: it cannot be had, with the reason; whole files stay in `NAME.partial` for the next try.
@@ -214,7 +218,9 @@ def download(
         try:
             partial.mkdir(exist_ok=True)
             tidy(partial, names)
-            n_fetched = fetch_files(repository, names, partial, target)
+            n_fetched = fetch_files(repository, names, partial, target, overwrite)
+            stale = [p for p in target.glob("*") if SHARD.fullmatch(p.name) and p.name not in names]
+            refuse_changed([] if overwrite or tokenizer_only else stale, target)
             if n_fetched or not all(same(partial / name, target / name) for name in names):
                 finish(partial, target, names, tokenizer_only)
                 files = [p for p in target.iterdir() if p.is_file()]
@@ -255,12 +261,12 @@ def needed(repository: Repository, tokenizer_only: bool) -> set[str]:
     raise UserError(f"{repository.repo_id} has no model.safetensors and no pytorch_model.bin{others}.")
 
 
-def fetch_files(repository: Repository, names: set[str], partial: Path, target: Path) -> int:
+def fetch_files(repository: Repository, names: set[str], partial: Path, target: Path, overwrite: bool) -> int:
     """Have all files in `partial`; an index comes first, and adds its shards to `names`. Returns how many came from
     the hub; those that `target` has whole are linked."""
     by_name = {file.name: file for file in repository.files}
     indices = [by_name[n] for n in names if n.endswith(".index.json")]
-    n_fetched = fetch_missing(repository, indices, partial, target)
+    n_fetched = fetch_missing(repository, indices, partial, target, overwrite)
     for index in indices:
         fields = read_json(partial / index.name)
         placed = fields.get("weight_map") if isinstance(fields, dict) else None
@@ -268,10 +274,20 @@ def fetch_files(repository: Repository, names: set[str], partial: Path, target: 
         if not shards or not shards <= by_name.keys() or any("/" in shard for shard in shards):
             raise UserError(f"{index.name} of {repository.repo_id} names files that the repository does not have.")
         names |= shards
-    return n_fetched + fetch_missing(repository, [by_name[n] for n in sorted(names)], partial, target)
+    return n_fetched + fetch_missing(repository, [by_name[n] for n in sorted(names)], partial, target, overwrite)
 
 
-def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path, target: Path) -> int:
+def refuse_changed(files: Iterable[Path], target: Path) -> None:
+    """Raise `UserError` where a file that would be replaced was not downloaded here, or has changed since."""
+    changed = [str(path) for path in files if path.exists() and not is_ours(path, target / SINGLE)]
+    if changed:
+        raise UserError(
+            f"{', '.join(changed)}: not as it was downloaded, and not what the hub has. To replace it, pass "
+            "--overwrite true."
+        )
+
+
+def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path, target: Path, overwrite: bool) -> int:
     """Fetch those that neither `partial` nor `target` has whole, several at once, with a bar."""
     missing = []
     for file in files:
@@ -282,6 +298,7 @@ def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path
                 link(target / file.name, partial / file.name)
             else:
                 missing.append(file)
+    refuse_changed([] if overwrite else [target / file.name for file in missing], target)
     if not missing:
         return 0
     size, room = sum(file.size for file in missing), shutil.disk_usage(partial).free
@@ -398,8 +415,8 @@ def alone(target: Path) -> Iterator[None]:
     except OSError as e:
         raise UserError(f"--checkpoint_dir {target.parent.parent} cannot be written to: {e.strerror}.") from e
     try:
-        for moved in target.parent.glob(f".{target.name}.old.*"):
-            put_back(moved, target)
+        for moved in target.parent.glob(f"{escape(marked(target, 'old'))}*"):
+            put_back(moved, target, carried=True)
         yield
     finally:
         with suppress(OSError):  # one who waits looks whether the file is still there
@@ -432,12 +449,16 @@ def finish(partial: Path, target: Path, names: set[str], tokenizer_only: bool) -
                 os.fsync(f.fileno())
     for path in target.iterdir() if target.is_dir() else ():
         replaced = path.name in names or (SHARD.fullmatch(path.name) and not tokenizer_only)
+        if path.name == SINGLE:
+            continue
         if path.is_dir():
             shutil.copytree(path, partial / path.name, copy_function=link_missing, dirs_exist_ok=True)
         elif not replaced:
             link(path, partial / path.name)
+    known = {partial / path.relative_to(target): several for path, several in listed(target / SINGLE).items()}
+    write_singles(partial / SINGLE, known | {partial / name: [entry(partial / name, crc=False)] for name in names})
     flush_names(partial)
-    replace_folder(partial, target)
+    replace_folder(partial, target, carried=True)
     flush_names(target.parent)
 
 

@@ -1,12 +1,9 @@
-"""Files and folders that appear whole or not at all, and readers that say what is wrong."""
+"""Files that appear whole or not at all, and readers that say what is wrong."""
 
 import filecmp
 import json
 import os
 import shutil
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -29,52 +26,6 @@ def read_json(path: Path) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as e:
         raise UserError(f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}.") from e
-
-
-@contextmanager
-def whole_folder(target: Path) -> Iterator[Path]:
-    """A temporary folder beside `target` to write into; it takes the place of `target` when all went well."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-    try:
-        yield temporary
-        mask = current_umask()
-        for file in temporary.rglob("*"):
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)  # some writers make theirs for the owner alone
-            if file.is_file():
-                with open(file, "rb+") as f:
-                    os.fsync(f.fileno())
-            else:
-                flush_names(file)
-        temporary.chmod(0o777 & ~mask)
-        flush_names(temporary)
-        replace_folder(temporary, target)
-        flush_names(target.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-
-
-def replace_folder(source: Path, target: Path) -> None:
-    """Rename `source` to `target`; what was there is removed once the new folder is in place."""
-    if target.exists():
-        old = Path(tempfile.mkdtemp(prefix=f".{target.name}.old.", dir=target.parent))
-        try:
-            target.rename(old / target.name)
-            source.rename(target)
-        except BaseException:
-            put_back(old, target)
-            raise
-        shutil.rmtree(old, ignore_errors=True)  # the new folder is there: what stays does no harm
-    else:
-        source.rename(target)
-
-
-def put_back(old: Path, target: Path) -> None:
-    """Undo a `replace_folder` that did not come to its end, here or in a process that was killed."""
-    if (old / target.name).is_dir() and not target.exists():
-        (old / target.name).rename(target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def link(source: Any, target: Any) -> None:

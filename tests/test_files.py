@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.files import read_json, whole_folder, write_text
+from litgpt.files import read_json, write_text
+from litgpt.outputs import SUMS, new_folder
 
 
 def tree(folder: Path) -> dict[str, str]:
-    """Every file below `folder`, hidden ones too, with its text."""
-    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file()}
+    """Every file below `folder`, hidden ones too, with its text; but for the lists of files."""
+    return {str(p.relative_to(folder)): p.read_text() for p in folder.rglob("*") if p.is_file() and p.name != SUMS}
 
 
 @pytest.fixture
@@ -23,8 +24,8 @@ def umask() -> Callable[[int], int]:
     os.umask(before)
 
 
-def test_whole_folder(tmp_path):
-    with whole_folder(tmp_path / "a" / "b") as folder:
+def test_new_folder(tmp_path):
+    with new_folder(tmp_path / "a" / "b") as folder:
         (folder / "x").write_text("1")
         (folder / "sub").mkdir()
         (folder / "sub" / "y").write_text("2")
@@ -35,20 +36,20 @@ def test_whole_folder(tmp_path):
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt, SystemExit])
 @pytest.mark.parametrize("there_before", [False, True])
-def test_whole_folder_that_fails(tmp_path, error, there_before):
+def test_new_folder_that_fails(tmp_path, error, there_before):
     if there_before:
         (tmp_path / "b").mkdir()
         (tmp_path / "b" / "old").write_text("0")
-    with pytest.raises(error), whole_folder(tmp_path / "b") as folder:
+    with pytest.raises(error), new_folder(tmp_path / "b") as folder:
         (folder / "x").write_text("1")
         raise error
     assert tree(tmp_path) == ({"b/old": "0"} if there_before else {})
     assert [p.name for p in tmp_path.iterdir()] == (["b"] if there_before else [])
 
 
-def test_whole_folder_replaces_all_of_the_old_one(tmp_path):
+def test_new_folder_replaces_all_of_the_old_one(tmp_path):
     for text, names in (("1", "abc"), ("2", "bcd")):
-        with whole_folder(tmp_path / "f") as folder:
+        with new_folder(tmp_path / "f") as folder:
             for name in names:
                 (folder / name).write_text(text)
     assert tree(tmp_path) == {"f/b": "2", "f/c": "2", "f/d": "2"}
@@ -59,7 +60,7 @@ def test_whole_folder_replaces_all_of_the_old_one(tmp_path):
 @pytest.mark.parametrize("mask", [0o022, 0o077, 0o002])
 def test_permissions(tmp_path, umask, mask):
     umask(mask)
-    with whole_folder(tmp_path / "f") as folder:
+    with new_folder(tmp_path / "f") as folder:
         (folder / "sub").mkdir(mode=0o700)
         for name in ("a", "sub/b"):
             (folder / name).write_text("")

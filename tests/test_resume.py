@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
-from litgpt.files import whole_folder
+from litgpt.outputs import SUMS, new_folder, write_sums
 from litgpt.train.folder import taken
 from litgpt.train.metrics import FIELDS, lines_until
 from litgpt.train.resume import to_resume
-from litgpt.train.state import STATE, SUMS, damage, write_sums
+from litgpt.train.state import STATE, damage
 from tests.runs import METHODS, Processes, go, lines, same, start, words
 
 
@@ -346,7 +346,7 @@ def test_a_state_that_is_not_of_this_run(kind, paused_once, base, rows_file, tmp
     change, named = FOREIGN[kind]
     change(state)
     torch.save([state] if kind == "a list" else state, checkpoint / STATE)
-    write_sums(checkpoint, 3)
+    write_sums(checkpoint, step=3)
     assert go("lora", base, rows_file, out, "--resume", "true") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and (named in error or kind == "a list"), error
@@ -477,9 +477,9 @@ def test_a_replaced_folder_is_never_lost(at, tmp_path, monkeypatch):
             if at != "after":
                 monkeypatch.setattr(Path, "rename", killed)
             monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)  # nor is anything tidied up
-            monkeypatch.setattr("litgpt.files.put_back", lambda *a: None)
+            monkeypatch.setattr("litgpt.outputs.put_back", lambda *a: None)
         try:
-            with whole_folder(tmp_path / "best") as folder:
+            with new_folder(tmp_path / "best") as folder:
                 (folder / "text").write_text(text)
         except SystemExit:
             pass
@@ -496,7 +496,7 @@ def test_two_runs_in_one_folder(base, rows_file, tmp_path, capsys):
         for flags in ([], ["--overwrite", "true"], ["--resume", "true"]):
             assert go("lora", base, rows_file, out, *flags) == 2
             error = capsys.readouterr().err
-            assert f"--out_dir {out}: another run is writing there." in error and error.count("\n") == 1
+            assert f"--out_dir {out}: another process is writing there." in error and error.count("\n") == 1
     runs = [start("lora", base, rows_file, out) for _ in range(2)]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 2], said

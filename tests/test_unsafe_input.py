@@ -17,8 +17,9 @@ from litgpt.__main__ import main
 from litgpt.chat_template import ChatTemplate
 from litgpt.checkpoint import Checkpoint
 from litgpt.errors import UserError
+from litgpt.outputs import SUMS, write_sums
 from litgpt.prompts import load_style
-from litgpt.train.state import STATE, SUMS, damage, write_sums
+from litgpt.train.state import STATE, damage
 from tests.conftest import save_llama
 from tests.runs import go, words
 
@@ -67,7 +68,7 @@ def test_a_pickle_that_runs_a_command(kind, base, rows_file, tmp_path, mark, cap
             "no state": [1, 2],
         }
         torch.save(told[kind], step / STATE)
-    write_sums(step, 3)
+    write_sums(step, step=3)
     assert damage(step) is None
     error = refused(words("lora", base, rows_file, out, "--resume", "true"), mark, capsys)
     assert f"{step / STATE} cannot be read" in error

@@ -6,10 +6,10 @@ from pathlib import Path
 
 from litgpt.checkpoint import widest_first, write_weights
 from litgpt.errors import UserError
-from litgpt.files import whole_folder
 from litgpt.hub import find_folder
 from litgpt.lit_adapter import lit_adapter_file
 from litgpt.lit_folder import MODEL, LitCheckpoint
+from litgpt.outputs import check_replaceable, exclusive, new_folder
 from litgpt.prompts import STYLE_FILE, checkpoint_template, load_style, save_template
 from litgpt.tokenizer import Tokenizer, copy_files
 
@@ -24,7 +24,7 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
         output_dir: The folder to write; it must be empty or missing.
     """
     folder = find_folder(checkpoint_dir)
-    check_output_dir(output_dir)
+    check_replaceable(output_dir, None, [folder], "--output_dir")
     if not (folder / MODEL).is_file():
         if lit_adapter_file(folder):
             raise UserError(
@@ -33,7 +33,7 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
         raise UserError(f"{folder} has no {MODEL}: it is no model folder of LitGPT's.")
     checkpoint = LitCheckpoint(folder)
     fields, weights = checkpoint.fields, widest_first(map(checkpoint.outline, checkpoint.files))
-    with whole_folder(output_dir.resolve()) as target:
+    with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:
         write_weights(weights, checkpoint.tensors(w.name for w in weights), target)
         (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         copy_files(folder, target)
@@ -45,11 +45,3 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
     size = sum(w.size for w in weights) / 1e9
     print(f"model      {checkpoint.config.model_type}, {len(weights)} tensors, {size:.2f} GB")
     print(f"written    {output_dir}")
-
-
-def check_output_dir(output_dir: Path) -> None:
-    """Raise `UserError` unless the folder is empty or missing."""
-    if output_dir.exists() and not output_dir.is_dir():
-        raise UserError(f"--output_dir {output_dir} is a file; name a folder.")
-    if output_dir.is_dir() and any(output_dir.iterdir()):
-        raise UserError(f"--output_dir {output_dir} is not empty: name another.")

@@ -5,11 +5,10 @@ from pathlib import Path
 
 import torch
 
-from litgpt.commands.convert_from_litgpt import check_output_dir
 from litgpt.errors import UserError
-from litgpt.files import whole_folder
 from litgpt.hub import find_folder
 from litgpt.lit_folder import MODEL, MODEL_CONFIG, read_pth
+from litgpt.outputs import check_replaceable, exclusive, new_folder
 from litgpt.tokenizer import copy_files
 
 
@@ -24,11 +23,11 @@ def main(checkpoint_dir: Path, output_dir: Path) -> None:
         output_dir: The folder to write; it must be empty or missing.
     """
     folder = find_folder(checkpoint_dir)
-    check_output_dir(output_dir)
+    check_replaceable(output_dir, None, [folder], "--output_dir")
     if not (folder / MODEL).is_file():
         raise UserError(f"{folder} has no {MODEL}: it is no checkpoint of LitGPT's, and needs no conversion.")
     weights = read_pth(folder / MODEL)
-    with whole_folder(output_dir.resolve()) as target:
+    with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:
         torch.save(weights, target / MODEL)
         copy_files(folder, target)
         for name in (MODEL_CONFIG, "config.json"):

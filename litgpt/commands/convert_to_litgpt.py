@@ -11,9 +11,9 @@ from litgpt.checkpoint import Checkpoint
 from litgpt.config import Config, to_litgpt
 from litgpt.errors import UserError
 from litgpt.families import name_table
-from litgpt.files import write_text
 from litgpt.hub import find_folder, repository_id
 from litgpt.lit_folder import MODEL, MODEL_CONFIG, to_lit
+from litgpt.outputs import check_file, put_single, write_single
 
 LITGPT_NAMES = {  # by family, how the names begin by which LitGPT knows it
     "gemma": "Gemma-",
@@ -35,6 +35,7 @@ def main(
     model_name: Optional[str] = None,
     dtype: Optional[Literal["float32", "bfloat16", "float16"]] = None,
     debug_mode: bool = False,
+    overwrite: bool = False,
 ) -> None:
     """Write a model in LitGPT's form too: lit_model.pth and model_config.yaml, into its own folder.
 
@@ -46,8 +47,11 @@ def main(
             folder's, with the family's before it where LitGPT would not know it otherwise.
         dtype: The type of the weights; by default that of the folder.
         debug_mode: Show each tensor as it is converted.
+        overwrite: Replace files of these names that litgpt did not write.
     """
     folder = find_folder(checkpoint_dir)
+    for file in (MODEL, MODEL_CONFIG):
+        check_file(folder / file, overwrite, "checkpoint_dir:")
     checkpoint = Checkpoint(folder)
     config = checkpoint.config
     config.repo_id = repository_id(folder) or ""
@@ -69,10 +73,10 @@ def main(
         torch.save(weights, temporary)
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
-        os.replace(temporary, folder / MODEL)
+        put_single(temporary, folder / MODEL)
     finally:
         temporary.unlink(missing_ok=True)
-    write_text(folder / MODEL_CONFIG, yaml.safe_dump(numbers))
+    write_single(folder / MODEL_CONFIG, yaml.safe_dump(numbers))
     print(f"model      {name}, {len(weights)} tensors, {sum(t.nbytes for t in weights.values()) / 1e9:.2f} GB")
     print(f"written    {folder / MODEL}, {folder / MODEL_CONFIG}")
 

@@ -21,6 +21,7 @@ def main(
     tokenizer_only: bool = False,
     access_token: Optional[str] = None,
     checkpoint_dir: Path = CHECKPOINTS,
+    overwrite: bool = False,
     convert_checkpoint: Optional[bool] = None,
     dtype: Optional[str] = None,
     model_name: Optional[str] = None,
@@ -35,6 +36,7 @@ def main(
         tokenizer_only: Leave the weights away.
         access_token: For private and gated models; by default that of HF_TOKEN, or of `hf auth login`.
         checkpoint_dir: Where the folder ORG/NAME is made.
+        overwrite: Replace files of the model that were changed since they were downloaded.
         convert_checkpoint: Has no effect: a folder is used as it was downloaded.
         dtype: Has no effect: weights stay as they are published; --precision of the other commands casts them.
         model_name: Has no effect: the model is what its config.json says.
@@ -57,7 +59,7 @@ def main(
         show(found, repo_id)
         print("litgpt: these are several; download one by its full name.", file=sys.stderr)
         return
-    download(found[0], checkpoint_dir, revision, access_token, tokenizer_only)
+    download(found[0], checkpoint_dir, revision, access_token, tokenizer_only, overwrite)
 
 
 def matching(words: list[str]) -> list[str]:

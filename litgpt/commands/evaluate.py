@@ -30,6 +30,7 @@ def main(
     limit: Optional[float] = None,
     seed: int = 1234,
     save_filepath: Optional[Path] = None,
+    overwrite: bool = False,
     access_token: Optional[str] = None,
     include_path: Union[Path, list[Path], None] = None,
     apply_chat_template: bool = False,
@@ -58,6 +59,7 @@ def main(
         limit: Only so many questions of each task, or, below 1, this share of them.
         seed: Of the examples before a question, and of answers that are drawn.
         save_filepath: The file for the results, instead of results.json in the out_dir.
+        overwrite: Replace results that litgpt did not write.
         access_token: The token for data sets of the Hugging Face Hub that want one.
         include_path: A folder, or a list of folders, with YAML files of tasks of one's own.
         apply_chat_template: Render the questions as conversations, in the style that the model was trained with or by
@@ -99,6 +101,8 @@ def main(
     if vs and source.adapter is None:
         raise UserError(f"--vs base wants an adapter folder; {source.folder} is a whole model.")
     folder = run.writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
+    file = save_filepath or folder / "results.json"
+    run.check_outputs(file, log_samples, overwrite)
     manager, names = find_tasks(split_names(words), include, {"pretrained": str(source.checkpoint.folder)})
     loaded_tasks = load_tasks(manager, names)
 
@@ -116,7 +120,6 @@ def main(
 
     results = score(loaded.source)
     print(run.tables(results))
-    file = save_filepath or folder / "results.json"
     differences = []
     if vs:
         with loaded.source.without_adapter(loaded.model):

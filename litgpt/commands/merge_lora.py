@@ -11,16 +11,15 @@ from litgpt.checkpoint import NUMBERS, Outline, tied_head, widest_first, write_w
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
-from litgpt.files import whole_folder
 from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
+from litgpt.outputs import SUMS, check_replaceable, exclusive, new_folder
 from litgpt.peft_folder import CONFIG, LoRAFolder
 from litgpt.prompts import STYLE_FILE, save_template
 from litgpt.styles import STYLES
 from litgpt.tokenizer import copy_files, save_stop
 from litgpt.torch_file import NAMES
 from litgpt.train.launch import DTYPES, default_precision, pick_device
-from litgpt.train.state import SUMS
 
 
 def main(
@@ -49,11 +48,11 @@ def main(
         )
     folder = source.folder.resolve()
     out_dir = out_dir or folder.with_name(folder.name + "-merged")
-    check_out_dir(out_dir, (folder, source.checkpoint.folder.resolve()), overwrite)
+    check_replaceable(out_dir, overwrite, (folder, source.checkpoint.folder))
     device = pick_device("auto")
     computed = PRECISIONS.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
     before = make_seal(source.model(DTYPES[computed], device), source.tokenizer(), source.style(), [])
-    with whole_folder(out_dir.resolve()) as temporary:
+    with exclusive(out_dir), new_folder(out_dir.resolve()) as temporary:
         copy_small_files(source, temporary)
         write_merged(source, temporary, DTYPES[precision] if precision else None)
         merged = Source.open(temporary)
@@ -65,20 +64,6 @@ def main(
     print(f"adapter    {source.folder}")
     print(f"merged     {out_dir}")
     print(f"parity     logits differ from the adapter's by at most {worst:.1e} of the largest, in {computed}")
-
-
-def check_out_dir(out_dir: Path, sources: tuple[Path, Path], overwrite: bool) -> None:
-    """Raise `UserError` if that folder may not be replaced: it is used, holds the sources, or is no model folder."""
-    if any(out_dir.resolve() in (source, *source.parents) for source in sources):
-        raise UserError(f"--out_dir {out_dir} is or holds the adapter or its base: choose another folder.")
-    if not out_dir.exists():
-        return
-    if not out_dir.is_dir():
-        raise UserError(f"--out_dir {out_dir} is a file; name a folder.")
-    if any(out_dir.iterdir()) and not overwrite:
-        raise UserError(f"--out_dir {out_dir} is not empty: name another, or give --overwrite true.")
-    if any(out_dir.iterdir()) and not (out_dir / "config.json").is_file():
-        raise UserError(f"--out_dir {out_dir} holds other things than a model, and would be replaced: name another.")
 
 
 def copy_small_files(source: Source, target: Path) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from litgpt.data.text_files import text_sources
 from litgpt.errors import UserError
-from litgpt.files import whole_folder
+from litgpt.outputs import check_replaceable, exclusive, new_folder
 
 BOS, EOS = "<s>", "</s>"
 
@@ -34,8 +34,7 @@ def main(
     least = 256 + len(special)
     if vocab_size < least:
         raise UserError(f"--vocab_size {vocab_size} is below the {least} tokens for the bytes and the special tokens.")
-    if out_dir.exists() and (not out_dir.is_dir() or (any(out_dir.iterdir()) and not overwrite)):
-        raise UserError(f"--out_dir {out_dir} is not empty: name another, or give --overwrite true.")
+    check_replaceable(out_dir, overwrite, map(Path, files))
     sources = text_sources(files, "files")
 
     def texts() -> Iterator[str]:
@@ -54,7 +53,7 @@ def main(
     tokenizer.train_from_iterator(texts(), trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single=f"{BOS} $A", special_tokens=[(BOS, 0)])
     fields: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS}
-    with whole_folder(out_dir) as folder:
+    with exclusive(out_dir), new_folder(out_dir) as folder:
         tokenizer.save(str(folder / "tokenizer.json"))
         (folder / "tokenizer_config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     print(f"{tokenizer.get_vocab_size():,} tokens from {len(sources):,} files, written to {out_dir}")

@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import itertools
 import json
+import os
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
@@ -195,6 +196,12 @@ class DataModule(ABC):
     @abstractmethod
     def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
         """Where the training rows come from, and the validation rows; None if those are to be held back."""
+
+    def places(self) -> list[Path]:
+        """The files and folders that the options name, as far as they are there."""
+        values = itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in vars(self).values())
+        texts = (Path(v) for v in values if isinstance(v, (str, Path)) and v and "\0" not in str(v))
+        return [path for path in texts if os.path.exists(path)]
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         """A raw row as one of the known forms; None to leave it out."""

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from urllib.error import HTTPError, URLError
 
 from litgpt.errors import UserError, remark
-from litgpt.files import whole_folder
+from litgpt.outputs import new_folder
 
 TIMEOUT = 60  # seconds without a byte
 
@@ -81,7 +81,7 @@ def unpack(archive: Path, folder: Path) -> Path:
         return folder
     remark(f"unpacking {archive} to {folder}")
     try:
-        with tarfile.open(archive, "r:gz") as tar, whole_folder(folder) as temporary:
+        with tarfile.open(archive, "r:gz") as tar, new_folder(folder, sums=False) as temporary:
             for member in tar:
                 target = (temporary / member.name).resolve()
                 if not target.is_relative_to(temporary.resolve()):

@@ -22,8 +22,8 @@ from tqdm import tqdm
 import litgpt
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
-from litgpt.files import write_text
 from litgpt.loading import Source
+from litgpt.outputs import check_file, write_single
 from litgpt.peft_folder import CONFIG, WEIGHTS
 
 
@@ -137,7 +137,7 @@ def file_hash(file: Path) -> str:
 
 def write_results(results: dict[str, Any], file: Path) -> None:
     """Write lm-eval's results as JSON, without the samples."""
-    write_text(file, as_json({name: value for name, value in results.items() if name != "samples"}, 2) + "\n")
+    write_single(file, as_json({name: value for name, value in results.items() if name != "samples"}, 2) + "\n")
 
 
 def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> None:
@@ -145,7 +145,7 @@ def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> No
     which lm-eval writes them."""
     for name, samples in results["samples"].items():
         lines = [as_json(as_written(sample), None) for sample in samples]
-        write_text(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")
+        write_single(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")
 
 
 def as_written(sample: dict[str, Any]) -> dict[str, Any]:
@@ -165,6 +165,14 @@ def as_json(value: Any, indent: Optional[int]) -> str:
 def tables(results: dict[str, Any]) -> str:
     groups = [make_table(results, "groups")] if results.get("groups") else []
     return "\n".join([make_table(results), *groups])
+
+
+def check_outputs(file: Path, samples: bool, overwrite: bool) -> None:
+    """Raise `UserError` where files that litgpt did not write are in the way of the results."""
+    check_file(file, overwrite, "--out_dir:")
+    check_file(file.with_stem(f"{file.stem}_base"), overwrite, "--out_dir:")
+    for path in file.parent.glob("samples_*.jsonl") if samples else ():
+        check_file(path, overwrite, "--out_dir:")
 
 
 def writable(folder: Path) -> Path:

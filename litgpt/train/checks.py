@@ -1,6 +1,5 @@
 """What is wrong with the options of a run, found before anything is read or written."""
 
-from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.args import EvalArgs, LogArgs, TrainArgs
@@ -44,11 +43,8 @@ def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
         raise UserError(f"--seed {seed} must be at least 0 and below 2^48.")
 
 
-def check_start(start: Start, out_dir: Path, train: TrainArgs, overwrite: bool) -> None:
-    """Raise `UserError` where the output would replace the model, or the options ask for another model."""
-    source = start.tokenizer_folder.resolve()
-    if overwrite and out_dir.resolve() in (source, *source.parents):
-        raise UserError(f"--out_dir {out_dir} holds the model itself: choose another folder.")
+def check_start(start: Start, train: TrainArgs) -> None:
+    """Raise `UserError` where the options ask for another model."""
     if train.tie_embeddings not in (None, start.config.tie_embeddings):
         raise UserError(
             f"--train.tie_embeddings {train.tie_embeddings}: the checkpoint has {start.config.tie_embeddings}."

@@ -16,7 +16,7 @@ import torch
 from litgpt.args import TrainArgs
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.errors import UserError, reason, remark
-from litgpt.files import write_text
+from litgpt.outputs import free_name, is_ours, write_single
 from litgpt.quantize import QuantizedLinear
 from litgpt.shards import full
 from litgpt.tokenizer import Tokenizer
@@ -73,7 +73,8 @@ def not_finite(
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
     if fabric.is_global_zero:
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+        file = free_name(file, "new") if file.exists() and not is_ours(file) else file
+        write_single(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if broken:
         why = f"Weights are not finite: {', '.join(broken[:NAMED])}."
     elif bad:

@@ -14,6 +14,7 @@ import yaml
 
 from litgpt.args import LogArgs
 from litgpt.errors import UserError, require
+from litgpt.outputs import free_name
 
 Settings = dict[str, Any]
 PROJECT = "litgpt"  # where none is named
@@ -129,16 +130,22 @@ def check_logger(name: str, log: LogArgs) -> list[str]:
     return [f"Without effect with --logger_name {name}: {', '.join(idle)}."] if idle else []
 
 
-def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings) -> Optional[Logger]:
+def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings, resumed: bool = False) -> Optional[Logger]:
     """Begin a run of the logger `name`; None for csv, which is always written.
+
+    Its files go to a folder in `logs`: that of the last run if this one goes on with it, else a new one.
 
     Raises:
         UserError: it cannot, for example because no server answers.
     """
     if name not in LOGGERS:
         return None
+    folder = out_dir / "logs" / name
+    used = sorted(folder.parent.glob(f"{name}*"), key=lambda path: path.stat().st_mtime)
+    if used:
+        folder = used[-1] if resumed else free_name(folder, "run")
     try:
-        return LOGGERS[name][0](out_dir / "logs" / name, log, str(out_dir), settings)
+        return LOGGERS[name][0](folder, log, str(out_dir), settings)
     except Exception as e:  # of a library or of the network: any kind
         raise UserError(f"--logger_name {name}: {' '.join(str(e).split()) or type(e).__name__}") from e
 

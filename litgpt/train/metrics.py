@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Optional
 
 from litgpt.errors import reason, remark
-from litgpt.files import write_text
+from litgpt.outputs import put_single, write_single
 from litgpt.train.loggers import Logger
 
 METRICS = "metrics.csv"
@@ -39,7 +39,7 @@ class Metrics:
             writer = csv.DictWriter(begin, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(carried)
-            write_text(path, begin.getvalue())  # at once: a kill in between must not lose the lines
+            write_single(path, begin.getvalue())  # at once: a kill in between must not lose the lines
         self.path, self.waiting, self.said = path, b"", False
         self.file = open(path, "ab", buffering=0) if path else None  # noqa: SIM115
 
@@ -126,5 +126,7 @@ def plot(metrics: Path, image: Path) -> bool:
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
-    figure.savefig(image, dpi=120)
+    temporary = image.with_name(f".{image.name}.tmp")
+    figure.savefig(temporary, dpi=120, format="png")
+    put_single(temporary, image)
     return True

@@ -1,7 +1,6 @@
 """Where a run goes on: the checkpoint, whether it is of this run, and the command that does it."""
 
 import shlex
-import shutil
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -16,9 +15,21 @@ from litgpt.chat_template import now
 from litgpt.data.base import Loaded
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
+from litgpt.outputs import SUMS, free_name, listed
 from litgpt.train.folder import HYPERPARAMETERS, settings
 from litgpt.train.loop import Plan
-from litgpt.train.state import OPTIMIZER, STATE, TIME, TrainingState, changes, checkpoints, damage, flat, step_of
+from litgpt.train.state import (
+    OPTIMIZER,
+    STATE,
+    TIME,
+    TrainingState,
+    changes,
+    checkpoints,
+    damage,
+    flat,
+    is_checkpoint,
+    step_of,
+)
 
 TRUTH = ("true", "false", "yes", "no", "null")
 
@@ -43,7 +54,7 @@ def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tupl
     words: list[str] = []
     for checkpoint in found:
         if (wrong := damage(checkpoint)) is None:
-            check_place(checkpoint, out_dir)
+            check_home(checkpoint, out_dir)
             return checkpoint, [*words, f"Going on with {checkpoint}."]
         words.append(f"{checkpoint} is damaged and is passed over: {wrong}.")
     if resume not in (True, "auto"):
@@ -53,11 +64,11 @@ def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tupl
 
 def all_checkpoints(out_dir: Path) -> list[Path]:
     """The folders step-* and best/ of a run, the newest first."""
-    best = [out_dir / "best"] if (out_dir / "best").is_dir() else []
+    best = [out_dir / "best"] if is_checkpoint(out_dir / "best") else []
     return sorted([*checkpoints(out_dir), *best], key=step_of, reverse=True)
 
 
-def check_place(checkpoint: Path, out_dir: Path) -> None:
+def check_home(checkpoint: Path, out_dir: Path) -> None:
     """Raise `UserError` unless `out_dir` may go on with a checkpoint."""
     if checkpoint.resolve().parent != out_dir.resolve():
         if (out_dir / "final").exists() or all_checkpoints(out_dir):
@@ -81,9 +92,7 @@ def set_aside(out_dir: Path, checkpoint: Optional[Path]) -> None:
     must not be taken for the newest of the run that goes on."""
     for path in all_checkpoints(out_dir):
         if checkpoint is None or step_of(path) > step_of(checkpoint):
-            aside = path.with_name(f"damaged-{path.name}")
-            shutil.rmtree(aside, ignore_errors=True)
-            path.rename(aside)
+            path.rename(free_name(path, "damaged"))
 
 
 def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -> bool:
@@ -92,6 +101,8 @@ def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -
     Raises:
         UserError: it is that of another run, which left no checkpoint to go on with.
     """
+    if not settings:  # a run from Python
+        return bool(listed(out_dir / "final" / SUMS))
     if not (out_dir / "final" / HYPERPARAMETERS).is_file():
         return False
     try:

@@ -22,6 +22,7 @@ from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
 from litgpt.lit_folder import open_checkpoint
 from litgpt.model import GPT
+from litgpt.outputs import write_single
 from litgpt.prompts import STYLE_FILE, load_style
 from litgpt.quantize import quantize as quantize_layers
 from litgpt.tokenizer import Tokenizer
@@ -124,9 +125,10 @@ def run(
         UserError: anything that the options, the folder or the data make impossible; nothing was written then.
     """
     notes = check_options(train, eval, logger_name, log, devices, num_nodes, seed, resume, overwrite)
-    check_out_dir(out_dir, overwrite or resume is not False)
     data = or_alpaca(data)
-    check_start(start, out_dir, train, overwrite)
+    sources = [*start.places(), *data.places()]
+    check_out_dir(out_dir, overwrite, resume is not False, sources)
+    check_start(start, train)
     device = pick_device(accelerator)
     model = empty_model(method, start, quantize, device)
     tokenizer = start.tokenizer()
@@ -223,13 +225,14 @@ def run(
             if first:
                 if not locked:
                     held.enter_context(taken(out_dir))
-                    check_out_dir(out_dir, overwrite)  # another run may have come before
+                    check_out_dir(out_dir, overwrite, sources=sources)  # another run may have come before
                 if locked:
                     set_aside(out_dir, checkpoint)
                 if checkpoint is None:
                     clear(out_dir)
-                write_settings(out_dir, name)
-            logger = make_logger(logger_name, log, out_dir, settings(name)) if first else None
+                write_settings(out_dir, name, write_single)
+            resumed = checkpoint is not None
+            logger = make_logger(logger_name, log, out_dir, settings(name), resumed) if first else None
             if logger is not None:
                 screen.say(f"{logger_name}: {logger.where}")
             work: Optional[Work] = None

@@ -1,6 +1,5 @@
 """What a run writes into its folder: checkpoints that it can go on from, and the result."""
 
-import shutil
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
@@ -11,10 +10,10 @@ from torch.optim import Optimizer
 from litgpt.adapter_folder import is_adapter
 from litgpt.errors import UserError
 from litgpt.errors import kind as kind_of
-from litgpt.files import whole_folder
 from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
 from litgpt.loading import Source
 from litgpt.model import GPT
+from litgpt.outputs import discard, new_folder, write_sums
 from litgpt.prompts import PromptStyle, load_style, save_style
 from litgpt.shards import full, is_sharded, like, my_rows, on_first_rank, put
 from litgpt.tokenizer import Tokenizer, save_stop
@@ -32,7 +31,6 @@ from litgpt.train.state import (
     is_dict,
     random_state,
     set_random_state,
-    write_sums,
 )
 
 if TYPE_CHECKING:
@@ -80,7 +78,7 @@ class Saver:
         self.write(name, randoms)
         if self.fabric.is_global_zero and self.keep_last is not None:
             for old in checkpoints(self.out_dir)[self.keep_last :]:
-                shutil.rmtree(old, ignore_errors=True)  # what stays is tried again after the next one
+                discard(old)
 
     def final(self) -> None:
         """Write and seal the result. To be called on all ranks."""
@@ -100,7 +98,7 @@ class Saver:
         def work() -> None:
             nonlocal error
             try:
-                with whole_folder(self.out_dir / name) as folder:
+                with new_folder(self.out_dir / name) as folder:
                     self.method.save(self.model, self.start, folder)
                     self.start.copy_tokenizer(folder)
                     if self.style is not None:
@@ -115,7 +113,7 @@ class Saver:
                         write_seal({**seal, "stored": stored}, folder)
                     if randoms is not None:
                         self.state(randoms).write(folder)
-                        write_sums(folder, self.result.steps)
+                        write_sums(folder, step=self.result.steps)
             except Exception as e:
                 error = e
 

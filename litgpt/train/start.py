@@ -67,6 +67,10 @@ class Start:
         assert self.checkpoint is not None
         return repository_id(self.checkpoint.folder) or str(self.checkpoint.folder.resolve())
 
+    def places(self) -> list[Path]:
+        """The folders that the run reads."""
+        return [self.tokenizer_folder, *([self.checkpoint.folder] if self.checkpoint else [])]
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder)
 

@@ -2,8 +2,7 @@
 
 import json
 import re
-import zlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -12,8 +11,9 @@ import torch
 
 from litgpt.errors import UserError
 from litgpt.files import read_json
+from litgpt.outputs import SUMS, checksum
 
-STATE, SUMS = "training_state.pt", "checksums.json"
+STATE = "training_state.pt"
 OPTIMIZER = "the optimizer"  # among the settings: its class
 TIME = "the time in the prompts"  # among the settings: what templates print, also when the run goes on
 # settings that may differ between the parts of a run without changing its numbers
@@ -144,18 +144,11 @@ def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> N
         torch.mps.set_rng_state(states["mps"])
 
 
-def write_sums(folder: Path, step: int) -> None:
-    """The step, and the size and the CRC-32 of each file, so that a damaged folder is known as one."""
-    files = {p.relative_to(folder).as_posix(): [p.stat().st_size, checksum(p)] for p in files_below(folder)}
-    text = json.dumps({"step": step, "files": files}, indent=1)
-    (folder / SUMS).write_text(text + "\n", encoding="utf-8")
-
-
 def damage(folder: Path) -> Optional[str]:
     """What is wrong with a checkpoint folder, in words; None if it is as it was written."""
     try:
         sums = read_sums(folder)["files"]
-        for name, (size, crc) in sums.items():
+        for name, (size, crc, *_) in sums.items():
             path = folder / name
             if Path(name).is_absolute() or ".." in Path(name).parts:
                 return f"{SUMS} names {name!r}, which is not in the folder"
@@ -171,7 +164,7 @@ def damage(folder: Path) -> Optional[str]:
 
 
 def read_sums(folder: Path) -> dict[str, Any]:
-    """What `write_sums` wrote. Raises `UserError` where it is something else."""
+    """What the list of a checkpoint holds. Raises `UserError` where it is something else."""
     found = read_json(folder / SUMS)
     if not is_dict(found, str) or type(found.get("step")) is not int or not is_dict(found.get("files"), str, is_sum):
         raise UserError("it is no list of sizes and sums")
@@ -179,25 +172,18 @@ def read_sums(folder: Path) -> dict[str, Any]:
 
 
 def is_sum(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and all(type(n) is int for n in value)
-
-
-def files_below(folder: Path) -> Iterable[Path]:
-    return sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS)
-
-
-def checksum(path: Path) -> int:
-    crc = 0
-    with open(path, "rb") as f:
-        while block := f.read(1 << 24):
-            crc = zlib.crc32(block, crc)
-    return crc
+    return isinstance(value, list) and len(value) in (2, 3) and all(type(n) is int for n in value)
 
 
 def checkpoints(out_dir: Path) -> list[Path]:
     """The folders step-* of a run, the newest first."""
-    found = (p for p in out_dir.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and p.is_dir())
+    found = (p for p in out_dir.glob("step-*") if re.fullmatch(r"step-\d+", p.name) and is_checkpoint(p))
     return sorted(found, key=step_of, reverse=True)
+
+
+def is_checkpoint(folder: Path) -> bool:
+    """Whether a folder is a checkpoint, be it a damaged one."""
+    return not folder.is_symlink() and any((folder / name).is_file() for name in (SUMS, STATE))
 
 
 def step_of(folder: Path) -> int:
