@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from contextlib import suppress
 from typing import NoReturn, Optional
 
 from litgpt import __version__
@@ -90,7 +91,8 @@ def main(argv: Optional[list[str]] = None) -> None:
     if sys.stdin is None:  # closed by the shell, as in `litgpt chat pico <&-`
         sys.stdin = open(os.devnull)  # noqa: SIM115
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer says which text is not UTF-8
+        with suppress(io.UnsupportedOperation):  # a program that calls this function has read from it already
+            sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer says which text is not UTF-8
     command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
     if command in ("-h", "--help", "help"):
         print(usage())
