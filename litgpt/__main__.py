@@ -92,7 +92,8 @@ def main(argv: Optional[list[str]] = None) -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a terminal that cannot show a character shows a question mark
     if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer says which text is not UTF-8
+        with suppress(io.UnsupportedOperation):  # a program that calls this function has read from it already
+            sys.stdin.reconfigure(errors="surrogateescape")  # the tokenizer says which text is not UTF-8
     command, *args = (sys.argv[1:] if argv is None else argv) or ["-h"]
     if command in ("-h", "--help", "help"):
         print(usage())

@@ -75,6 +75,15 @@ def test_version(capsys):
     assert capsys.readouterr().out == f"{litgpt.__version__}\n"
 
 
+def test_a_program_that_has_read_its_stdin(monkeypatch, capsys, tmp_path):
+    (tmp_path / "lines").write_text("one\ntwo\n")
+    with open(tmp_path / "lines") as lines:
+        monkeypatch.setattr(sys, "stdin", lines)
+        assert lines.readline() == "one\n"
+        main(["--version"])
+        assert capsys.readouterr().out and lines.readline() == "two\n"
+
+
 # what beats what
 
 
