@@ -3,7 +3,10 @@
 import filecmp
 import json
 import os
+import platform
 import shutil
+import time
+from glob import escape
 from pathlib import Path
 from typing import Any
 
@@ -60,6 +63,31 @@ def write_text(path: Path, text: str) -> None:
         os.fsync(f.fileno())
     os.replace(temporary, path)
     flush_names(path.parent)
+
+
+def part_of(target: Path) -> Path:
+    """A name beside `target` to write under until the file is complete. What processes left that were killed while they
+    wrote is removed."""
+    begin = f".{target.name}.{platform.node()}."
+    for part in target.parent.glob(f"{escape(begin)}*.part"):
+        number = part.name[len(begin) : -len(".part")]
+        if number.isdigit() and not is_running(int(number), part):
+            part.unlink(missing_ok=True)
+    return target.with_name(f"{begin}{os.getpid()}.part")
+
+
+def is_running(process: int, part: Path) -> bool:
+    if process == os.getpid():
+        return True
+    if os.name == "nt":  # there is no harmless signal
+        return time.time() - part.stat().st_mtime < 24 * 3600
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
 
 
 def current_umask() -> int:

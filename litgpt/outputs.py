@@ -6,6 +6,7 @@ one, where other files may be too, are listed in `.litgpt.json` beside them. Bot
 of modification of each file.
 """
 
+import itertools
 import json
 import os
 import shutil
@@ -299,12 +300,12 @@ def put_back(old: Path, target: Path, carried: bool = False) -> None:
 def keep_others(folder: Path, target: Path) -> None:
     """Remove a folder that was replaced; what is not ours in it is put beside the new one."""
     if not discard(folder):
-        kept = free_name(target, "kept")
+        kept = free_name(target.with_name(f"{target.name}-kept"))
         folder.rename(kept)
         remark(f"{target} was replaced; the files in it that litgpt did not write are in {kept}.")
 
 
-def free_name(path: Path, what: str) -> Path:
-    """A name beside `path` that is not used."""
-    names = (path.with_name(f"{path.name}-{what}{'' if n == 1 else f'-{n}'}") for n in range(1, 10**6))
+def free_name(path: Path) -> Path:
+    """The path itself, or with a number behind it if the name is taken."""
+    names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
     return next(name for name in names if not name.exists() and not name.is_symlink())

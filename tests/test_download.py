@@ -23,6 +23,8 @@ from litgpt.__main__ import main
 from litgpt.config import Config, known_models
 from litgpt.errors import UserError
 from litgpt.hub import find_folder, repository_named
+from litgpt.outputs import SINGLE, marked
+from litgpt.prompts import chat_templates
 from tests.hub_server import Hub, Repo, changed, cut, held, refused, serve
 
 NAME = "some/model"
@@ -64,7 +66,7 @@ WANTED += ["tokenizer_config.json"]
 
 
 def listing(folder: Path) -> list[str]:
-    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file() and p.name != SINGLE)
 
 
 def sharded(files: dict[str, bytes], size: int = 300_000) -> dict[str, bytes]:
@@ -159,8 +161,58 @@ def test_damaged_files_are_found(hub, files):
     hub.fetched()
     damaged = Path("checkpoints") / NAME / "model.safetensors"
     damaged.write_bytes(bytes(damaged.stat().st_size))
-    main(["download", NAME])
+    with pytest.raises(SystemExit) as stop:
+        main(["download", NAME])
+    assert stop.value.code == 2 and set(damaged.read_bytes()) == {0}
+    main(["download", NAME, "--overwrite", "true"])
     assert hub.fetched() == ["model.safetensors"] and damaged.read_bytes() == files["model.safetensors"]
+
+
+def test_files_that_were_changed_by_hand_stay(hub, files, capsys):
+    """A new revision takes the place of what was downloaded, and of nothing else."""
+    hub.repos[NAME] = Repo(files)
+    main(["download", NAME])
+    folder = Path("checkpoints") / NAME
+    (folder / "config.json").write_text("{}")
+    (folder / "notes.txt").write_text("mine")
+    hub.repos[NAME] = Repo(files | {"tokenizer_config.json": b'{"new": 1}', "config.json": b'{"new": 2}'})
+    with pytest.raises(SystemExit) as stop:
+        main(["download", NAME])
+    assert stop.value.code == 2 and f"{folder / 'config.json'}:" in capsys.readouterr().err
+    assert (folder / "config.json").read_text() == "{}"
+    (folder / "config.json").write_bytes(files["config.json"])
+    with pytest.raises(SystemExit):
+        main(["download", NAME])  # a copy is not what was downloaded
+    main(["download", NAME, "--overwrite", "true"])
+    assert (folder / "tokenizer_config.json").read_text() == '{"new": 1}'
+    assert (folder / "notes.txt").read_text() == "mine"
+    hub.repos[NAME] = Repo(files)
+    main(["download", NAME])
+    assert (folder / "config.json").read_bytes() == files["config.json"], "unchanged since it was downloaded"
+    (folder / SHARDS[0]).write_text("mine")
+    hub.repos[NAME] = Repo(files | {"config.json": b'{"new": 3}'})
+    with pytest.raises(SystemExit):
+        main(["download", NAME])
+    assert (folder / SHARDS[0]).read_text() == "mine"
+
+
+def test_the_templates_in_a_folder_of_their_own(hub, files, tmp_path):
+    more = {f"additional_chat_templates/{name}.jinja": name.encode() for name in ("tool_use", "rag")}
+    hub.repos[NAME] = Repo(files | more | {"additional_chat_templates/x/y.jinja": b"z"})
+    main(["download", NAME])
+    folder = Path("checkpoints") / NAME
+    assert chat_templates(folder) == {
+        "default": files["chat_template.jinja"].decode(),
+        "tool_use": "tool_use",
+        "rag": "rag",
+    }
+    assert not (folder / "additional_chat_templates" / "x").exists()
+    hub.fetched()
+    main(["download", NAME])
+    assert hub.fetched() == []
+    hub.repos[NAME] = Repo(files | {"additional_chat_templates/tool_use.jinja": b"new"})
+    main(["download", NAME])
+    assert chat_templates(folder)["tool_use"] == "new"
 
 
 # what goes wrong
@@ -347,8 +399,8 @@ def test_killed_while_folders_are_exchanged(hub, files):
     hub.repos[NAME] = Repo(files)
     main(["download", NAME])
     folder = Path("checkpoints") / NAME
-    (folder.parent / ".model.old.x").mkdir()
-    folder.rename(folder.parent / ".model.old.x" / "model")
+    (folder.parent / f"{marked(folder, 'old')}x").mkdir()
+    folder.rename(folder.parent / f"{marked(folder, 'old')}x" / "model")
     hub.fetched()
     main(["download", NAME])
     assert hub.fetched() == [] and listing(Path()) == [str(folder / name) for name in WANTED]

@@ -231,7 +231,8 @@ def test_every_way_to_ask(base, whole, tmp_path, capsys, template, tokenizer, tu
     adapter = shutil.copytree(whole("lora") / "final", tmp_path / "adapter") if with_adapter else None
     for place in [folder, *([adapter] if adapter else [])]:
         change_tokenizer(place, tokenizer, template)
-        (place / "prompt_style.yaml").unlink(missing_ok=True)
+        for name in ("prompt_style.yaml", "chat_template.jinja"):
+            (place / name).unlink(missing_ok=True)
     more = {"gen_prefix": prefix} if prefix else {}
     tasks = write_tasks(tmp_path / "tasks", made_rows(8), 2, description="Now: ", **more)
     options: dict[str, Any] = {"apply_chat_template": template is not None, "system_instruction": system}
@@ -305,7 +306,8 @@ def test_files_have_the_form_of_those_that_lm_eval_writes(base, whole, tmp_path,
     adapter = shutil.copytree(whole("lora") / "final", tmp_path / "adapter") if with_adapter else None
     for place in [folder, *([adapter] if adapter else [])]:
         change_tokenizer(place, "adds BOS", "with BOS")
-        (place / "prompt_style.yaml").unlink(missing_ok=True)
+        for name in ("prompt_style.yaml", "chat_template.jinja"):
+            (place / name).unlink(missing_ok=True)
     model_args = {"pretrained": str(folder), "dtype": "float32", **({"peft": str(adapter)} if adapter else {})}
     tracker = EvaluationTracker(output_path=str(tmp_path / "theirs"))
     manager = TaskManager(include_path=str(tasks), include_defaults=False, metadata=model_args)

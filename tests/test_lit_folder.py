@@ -19,6 +19,7 @@ from litgpt.families import read_config, write_config
 from litgpt.files import read_json
 from litgpt.lit_folder import say
 from litgpt.loading import Source
+from litgpt.outputs import SINGLE
 from tests.conftest import save_llama
 from tests.families import ALL, QUICK, save_random
 from tests.lit import MODELS, config_fields, lit_weights, save_lit
@@ -268,7 +269,7 @@ def test_options_of_convert_to_litgpt(tmp_path, tokenizer_file, capsys):
     weights = torch.load(folder / "lit_model.pth", weights_only=True)
     assert {t.dtype for t in weights.values()} == {torch.bfloat16}
     assert yaml.safe_load((folder / "model_config.yaml").read_text())["name"] == "mine"
-    assert not list(folder.glob(".*"))
+    assert {p.name for p in folder.glob(".*")} == {SINGLE}
     code, _, err = command(capsys, "convert_to_litgpt", folder, "--model_name", "not-Gemma")
     assert code == 2 and "'not-Gemma' will not do" in err
 

@@ -167,7 +167,7 @@ def test_merge_replaces_nothing_but_a_model(base, tmp_path, capsys):
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "notes.txt").write_text("mine")
     before = sorted(tmp_path.rglob("*"))
-    for out, message in ((run, "is or holds the adapter or its base"), (tmp_path / "other", "holds other things")):
+    for out, message in ((run, "Choose another folder"), (tmp_path / "other", "notes.txt")):
         with pytest.raises(SystemExit) as stop:
             main(["merge_lora", str(folder), "--out_dir", str(out), "--overwrite", "true"])
         assert stop.value.code == 2 and message in capsys.readouterr().err

@@ -14,6 +14,7 @@ from litgpt import LLM, checkpoint
 from litgpt.__main__ import main
 from litgpt.checkpoint import Checkpoint
 from litgpt.lora import LoRA
+from litgpt.outputs import SUMS, listed
 from tests.conftest import save_llama
 from tests.lit import lit_weights, save_lit
 from tests.runs import words
@@ -195,11 +196,13 @@ def test_what_others_write(writer, tied, stored, form, bases, rows_file, tmp_pat
 def test_nothing_about_other_weights_is_copied(bases, tmp_path):
     """Neither an index of other files, nor the checksums of a checkpoint."""
     base = in_form(bases[False], "safetensors", tmp_path / "base")
-    stale = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "tf_model.h5.index.json", "checksums.json")
-    for name in stale:
+    stale = ("model.safetensors.index.json", "pytorch_model.bin.index.json", "tf_model.h5.index.json")
+    for name in (*stale, SUMS):
         (base / name).write_text('{"weight_map": {"x": "y"}, "files": {}, "step": 1}')
     lora = LoRA(r=2)
     adapter = save(trained(base, lora), lora, base, tmp_path / "adapter")
     main(["merge_lora", str(adapter)])
-    assert not {p.name for p in (tmp_path / "adapter-merged").iterdir()} & set(stale)
+    found = {p.name for p in (tmp_path / "adapter-merged").iterdir()}
+    assert not found & set(stale)
+    assert {p.name for p in listed(tmp_path / "adapter-merged" / SUMS)} == found - {SUMS}
     assert Checkpoint(tmp_path / "adapter-merged").files.keys() == Checkpoint(base).files.keys()

@@ -23,6 +23,7 @@ from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import already_answered, kept, open_prompts, to_line, to_messages
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread
+from litgpt.outputs import exclusive
 from litgpt.train.launch import Accelerator, peak_memory
 from litgpt.train.progress import SECONDS, gigabytes
 
@@ -99,27 +100,32 @@ def main(
         prompt, input = from_stdin(prompt, input)
     elif input or prompt != LLAMAS:
         raise UserError("--prompts takes the place of --prompt and --input: give one of them.")
-    file = PromptFile(prompts, out, num_samples) if prompts is not None else None
-    if file is not None and file.n_done == file.total:
-        print(f"{out} has all {file.total:,} answers.", file=sys.stderr)
-        return
-    loaded = open_spread(checkpoint_dir, base, precision, quantize, accelerator, devices).prepare(compile)
+    with exclusive(out, "--out") if out is not None else nullcontext():
+        file = PromptFile(prompts, out, num_samples) if prompts is not None else None
+        if file is not None and file.n_done == file.total:
+            print(f"{out} has all {file.total:,} answers.", file=sys.stderr)
+            return
+        loaded = open_spread(checkpoint_dir, base, precision, quantize, accelerator, devices).prepare(compile)
 
-    def text(ids: list[int], number: int) -> Text:
-        return Text(ids, max_new_tokens, sampling, loaded.stop_ids, seed + number)
+        def text(ids: list[int], number: int) -> Text:
+            return Text(ids, max_new_tokens, sampling, loaded.stop_ids, seed + number)
 
-    began = time.perf_counter()
-    if file is not None:
-        n_new = file.answer(loaded, Engine(loaded.model, batch_size), text, words, sys_prompt)
-    else:
-        messages = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
-        rendered, ids = loaded.render([*messages, {"role": "user", "content": prompt, "input": input}])
-        texts = [text(ids, i) for i in range(num_samples)]
-        engine = Engine(loaded.model, min(num_samples, batch_size))
-        n_new = show(in_order(decode(engine, loaded.tokenizer, texts, words)), rendered, loaded.model.config.block_size)
-    seconds = time.perf_counter() - began
-    memory = gigabytes(peak_memory(loaded.device))
-    print(f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, peak memory {memory}", file=sys.stderr)
+        began = time.perf_counter()
+        if file is not None:
+            n_new = file.answer(loaded, Engine(loaded.model, batch_size), text, words, sys_prompt)
+        else:
+            messages = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
+            rendered, ids = loaded.render([*messages, {"role": "user", "content": prompt, "input": input}])
+            texts = [text(ids, i) for i in range(num_samples)]
+            engine = Engine(loaded.model, min(num_samples, batch_size))
+            n_new = show(
+                in_order(decode(engine, loaded.tokenizer, texts, words)), rendered, loaded.model.config.block_size
+            )
+        seconds = time.perf_counter() - began
+        memory = gigabytes(peak_memory(loaded.device))
+        print(
+            f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s, peak memory {memory}", file=sys.stderr
+        )
 
 
 def with_100(checkpoint_dir: Path, max_new_tokens: int = 100, **kwargs: Any) -> None:

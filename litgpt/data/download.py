@@ -11,6 +11,7 @@ from typing import Any, Optional
 from urllib.error import HTTPError, URLError
 
 from litgpt.errors import UserError, remark
+from litgpt.files import part_of
 from litgpt.outputs import new_folder
 
 TIMEOUT = 60  # seconds without a byte
@@ -31,10 +32,11 @@ def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -
     if target.is_file():
         return target
     remark(f"fetching {url} to {target}")
+    part: Optional[Path] = None
     request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        part = part_of(target)
         opener = urllib.request.build_opener(_Redirects)
         with opener.open(request, timeout=TIMEOUT) as response, open(part, "wb") as f:
             shutil.copyfileobj(response, f, 1 << 20)
@@ -47,8 +49,8 @@ def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -
         why = " ".join(str(getattr(reason, "strerror", None) or reason).split())
         raise UserError(f"Cannot fetch {url}: {why}. {hint}{' ' if hint else ''}Put it at {target} by hand.") from e
     finally:
-        if part.exists():
-            part.unlink()
+        if part is not None:
+            part.unlink(missing_ok=True)
     return target
 
 

@@ -5,6 +5,7 @@ end to end, `starts` (int64) where each row begins and the last one ends, `hashe
 counts of what happened on the way as metadata.
 """
 
+import atexit
 import hashlib
 import json
 import os
@@ -14,6 +15,7 @@ import tempfile
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
@@ -21,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from litgpt.data.batches import UNTRAINED, Batch
-from litgpt.files import current_umask
+from litgpt.files import part_of
 
 KINDS = {"ids": ("I32", 4), "marks": ("U8", 1), "starts": ("I64", 8), "hashes": ("I64", 8)}  # dtype and its bytes
 TRAINED, ANSWER = 1, 2  # bits of a token's mark: its prediction is trained; it is part of an answer
@@ -179,7 +181,8 @@ class TokenWriter:
             at += n_bytes
         text = json.dumps(header).encode()
         text += b" " * (-len(text) % 8)
-        with tempfile.NamedTemporaryFile(dir=self.target.parent, delete=False) as f:
+        part = part_of(self.target.with_name("tokens"))
+        with open(part, "wb") as f:
             f.write(struct.pack("<Q", len(text)) + text)
             for name in order:
                 self.parts[name].seek(0)
@@ -187,8 +190,7 @@ class TokenWriter:
             f.flush()
             os.fsync(f.fileno())
         self.discard()
-        os.chmod(f.name, 0o666 & ~current_umask())  # temporary files are made for their owner alone
-        os.replace(f.name, self.target)
+        os.replace(part, self.target)
 
     def discard(self) -> None:
         for part in self.parts.values():
@@ -216,11 +218,18 @@ def kept_tokens(file: Path) -> Optional[tuple[TokenizedRows, Counts]]:
 
 
 def cache_folder() -> Path:
-    """Where token files are kept: `LITGPT_CACHE`, by default `~/.cache/litgpt`; a temporary folder where that cannot be
-    written."""
-    folder = Path(os.environ.get("LITGPT_CACHE") or Path.home() / ".cache" / "litgpt") / "tokens"
+    """Where token files are kept: `LITGPT_CACHE`, by default `~/.cache/litgpt`. Where that cannot be written, it is a
+    temporary folder of this process."""
     try:
+        folder = Path(os.environ.get("LITGPT_CACHE") or Path.home() / ".cache" / "litgpt") / "tokens"
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
-        return Path(tempfile.mkdtemp(prefix="litgpt-"))
-    return folder if os.access(folder, os.W_OK) else Path(tempfile.mkdtemp(prefix="litgpt-"))
+    except (OSError, RuntimeError):  # there is no home
+        return temporary_cache()
+    return folder if os.access(folder, os.W_OK) else temporary_cache()
+
+
+@cache
+def temporary_cache() -> Path:
+    folder = tempfile.mkdtemp(prefix="litgpt-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)

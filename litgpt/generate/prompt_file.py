@@ -103,6 +103,16 @@ def already_answered(out: Path, prompts: Path, num_samples: int) -> int:
                 "choose another name."
             )
     if end < out.stat().st_size:
+        with open(out, "rb") as f:
+            f.seek(end)
+            torn = f.read()
+        row = next(rows, None)
+        begin = to_line(kept(row[1])).rstrip("}\n").encode() if row is not None else b""
+        if row is None or not (torn.startswith(begin) or begin.startswith(torn)):
+            raise UserError(
+                f"--out {out} ends with something that is not an answer to row {n + 1} of {prompts}. Remove it, or "
+                "choose another name."
+            )
         os.truncate(out, end)
     return n
 

@@ -73,7 +73,7 @@ def not_finite(
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
     if fabric.is_global_zero:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file = free_name(file, "new") if file.exists() and not is_ours(file) else file
+        file = file if is_ours(file) else free_name(file)
         write_single(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if broken:
         why = f"Weights are not finite: {', '.join(broken[:NAMED])}."

@@ -143,7 +143,7 @@ def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings, resu
     folder = out_dir / "logs" / name
     used = sorted(folder.parent.glob(f"{name}*"), key=lambda path: path.stat().st_mtime)
     if used:
-        folder = used[-1] if resumed else free_name(folder, "run")
+        folder = used[-1] if resumed else free_name(folder)
     try:
         return LOGGERS[name][0](folder, log, str(out_dir), settings)
     except Exception as e:  # of a library or of the network: any kind

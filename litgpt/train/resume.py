@@ -92,7 +92,7 @@ def set_aside(out_dir: Path, checkpoint: Optional[Path]) -> None:
     must not be taken for the newest of the run that goes on."""
     for path in all_checkpoints(out_dir):
         if checkpoint is None or step_of(path) > step_of(checkpoint):
-            path.rename(free_name(path, "damaged"))
+            path.rename(free_name(path.with_name(f"damaged-{path.name}")))
 
 
 def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -> bool:
