@@ -61,9 +61,13 @@ class QuantizedLinear(Linear):
             self.weight = None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = [self.product(x, *stored) for stored in self.stored]
+        flat = x.reshape(-1, x.size(-1))
+        y = [self.product(flat, *stored) for stored in self.stored]
         joined = y[0] if len(y) == 1 else torch.cat(y, dim=-1)
-        return joined if self.bias is None else joined + self.bias
+        joined = joined if self.bias is None else joined + self.bias
+        # No view: updates are added in place. On CUDA the library itself makes one of 8 bits that are not flat, within
+        # an autograd function, and autograd forbids to change such a one; of another it copies in the backward pass.
+        return torch.ops.aten._unsafe_view(joined, [*x.shape[:-1], joined.size(-1)])
 
     def product(self, x: torch.Tensor, packed: torch.Tensor, state: Any) -> torch.Tensor:
         if self.scheme in INT8:
