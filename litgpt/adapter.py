@@ -5,6 +5,7 @@ https://arxiv.org/abs/2303.16199
 Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P tokens of the prefix.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Optional
 
@@ -45,6 +46,12 @@ class Prefix(nn.Module):
     def reset_parameters(self) -> None:
         nn.init.normal_(self.embedding)
         nn.init.zeros_(self.gate)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Prefix":
+        """Also what `.to` and the like do to parameters."""
+        super()._apply(fn, recurse)
+        self.order = fn(self.order) if self.order is not None else None
+        return self
 
     def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
         """What is added to the output of attention, (B, n, T, hs).

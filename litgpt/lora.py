@@ -10,7 +10,7 @@ starts as the principal part of W and W as what is left of it (https://arxiv.org
 import itertools
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional
 
@@ -83,6 +83,9 @@ class LoRALinear(nn.Module):
         self.magnitude = nn.Parameter(torch.empty(rows, device=device)) if lora.variant == "dora" else None
         linear.read = self.magnitude is not None  # type: ignore[assignment]
         self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # PiSSA: A and B before the first step
+        self.squares: Optional[tuple[Any, torch.Tensor]] = (
+            None  # DoRA: of what, and of each of its rows the norm's square
+        )
         if device.type != "meta":
             self.reset_parameters()
 
@@ -101,6 +104,13 @@ class LoRALinear(nn.Module):
             self.magnitude.copy_(self.adapted_rows().float().norm(dim=1))
         if self.lora.init == "pissa":
             self.take_principal_part()
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LoRALinear":
+        """Also what `.to`, `.half` and the like do to parameters."""
+        super()._apply(fn, recurse)
+        self.start = (fn(self.start[0]), fn(self.start[1])) if self.start is not None else None
+        self.squares = None
+        return self
 
     def take_principal_part(self) -> None:
         rows = iter(self.linear.weight.detach().split(list(self.sizes)))
@@ -155,15 +165,19 @@ class LoRALinear(nn.Module):
         """The norm of each adapted row of W + s B A, (adapted rows,), float32; a constant for the gradient, as DoRA's
         authors advise. Written out as |W|^2 + 2 s W A' . B + s^2 B A A' . B, it needs no matrix of the size of W."""
         w, s = self.adapted_rows(), self.lora.scaling
-        if not hasattr(self, "_squares"):
-            self._squares = torch.cat([part.float().square().sum(1) for part in w.split(4096)])
+        own = self.own_squares(w).split(self.adapted_sizes)
         squares = []
-        for (_, a, b), rows, known in zip(
-            self.blocks(), w.split(self.adapted_sizes), self._squares.split(self.adapted_sizes)
-        ):
+        for (_, a, b), rows, known in zip(self.blocks(), w.split(self.adapted_sizes), own):
             cross = ((rows @ a.t().to(rows.dtype)).float() * b).sum(1)
             squares.append(known + 2 * s * cross + s**2 * ((b @ (a @ a.t())) * b).sum(1))
         return torch.cat(squares).clamp(min=1e-12).sqrt()
+
+    def own_squares(self, w: torch.Tensor) -> torch.Tensor:
+        """|W|^2 of each row of `w`, the adapted rows; kept as long as the frozen weight is the same, and unchanged."""
+        of = None if torch.compiler.is_compiling() else identity(self.linear)
+        if self.squares is None or (self.squares[0] != of and not torch.compiler.is_compiling()):
+            self.squares = of, torch.cat([part.float().square().sum(1) for part in w.split(4096)])
+        return self.squares[1]
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """The number of each adapted block, with its A (r, in_features) and its B (rows of the block, r)."""
@@ -183,6 +197,12 @@ class LoRALinear(nn.Module):
                 a0, b0 = next(start)
                 a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)
             yield i, a, b, next(magnitude, None)
+
+
+def identity(linear: nn.Module) -> tuple[tuple[int, int], ...]:
+    """What tells whether the weight of a layer is another one, or has changed."""
+    weights = [packed for packed, _ in linear.stored] if isinstance(linear, QuantizedLinear) else [linear.weight]
+    return tuple((id(weight), weight._version) for weight in weights)  # type: ignore[union-attr]
 
 
 class Update(torch.autograd.Function):

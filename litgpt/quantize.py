@@ -4,7 +4,9 @@
 https://arxiv.org/abs/2208.07339.
 """
 
+import copy
 import logging
+from collections.abc import Callable
 from functools import cache
 from types import ModuleType
 from typing import Any
@@ -60,10 +62,25 @@ class QuantizedLinear(Linear):
         if all(self.stored):
             self.weight = None
 
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":
+        """Also what `.to`, `.half` and the like do to parameters. Packed weights and scales follow to another device,
+        and stay what they are: only what they stand for gets another dtype."""
+        super()._apply(fn, recurse)
+        for part, (packed, state) in ((part, both) for part, both in enumerate(self.stored) if both is not None):
+            there = copied(state, fn)
+            if isinstance(getattr(state, "dtype", None), torch.dtype) and not in_tiles(state):
+                there.dtype = fn(torch.empty(0, dtype=state.dtype, device=packed.device)).dtype
+            self.stored[part] = (there.CB if self.scheme in INT8 else in_place_of(packed, fn)), there
+        return self
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        y = [self.product(x, *stored) for stored in self.stored]
+        flat = x.reshape(-1, x.size(-1))
+        y = [self.product(flat, *stored) for stored in self.stored]
         joined = y[0] if len(y) == 1 else torch.cat(y, dim=-1)
-        return joined if self.bias is None else joined + self.bias
+        joined = joined if self.bias is None else joined + self.bias
+        # No view: updates are added in place. On CUDA the library itself makes one of 8 bits that are not flat, within
+        # an autograd function, and autograd forbids to change such a one; of another it copies in the backward pass.
+        return torch.ops.aten._unsafe_view(joined, [*x.shape[:-1], joined.size(-1)])
 
     def product(self, x: torch.Tensor, packed: torch.Tensor, state: Any) -> torch.Tensor:
         if self.scheme in INT8:
@@ -94,6 +111,23 @@ class QuantizedLinear(Linear):
             return torch.cat([packed.float() * (state.SCB[:, None] / 127) for packed, state in self.stored])
         functional = bitsandbytes().functional
         return torch.cat([functional.dequantize_4bit(packed, state) for packed, state in self.stored])
+
+
+def copied(state: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of the library's state of a weight, or of its scales, with `fn` of its tensors. They keep their dtypes."""
+    found = copy.copy(state)
+    for name, value in vars(state).items():
+        if torch.is_tensor(value):
+            setattr(found, name, in_place_of(value, fn))
+        elif type(value) is type(state):
+            setattr(found, name, copied(value, fn))
+    return found
+
+
+def in_place_of(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`fn` of a tensor whose dtype it must not change: whole numbers it leaves alone."""
+    size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
+    return fn(tensor.view(size)).view(tensor.dtype)
 
 
 def in_tiles(state: Any) -> bool:

@@ -2,15 +2,18 @@
 
 Each rank writes what it holds when the run ends to FOLDER/rank-N.safetensors, and its number of forwards to
 FOLDER/forwards-N; and what the environment variable FAULT names happens: `RANK:STEP:error` raises an error there,
-`RANK:STEP:kill` kills the process.
+`RANK:STEP:kill` kills the process. With CLOCK each rank has a clock of its own, the faster the higher its number; with
+IDLE experts without tokens are not called, so that they have no gradient.
 """
 
 import csv
+import itertools
 import os
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -22,6 +25,7 @@ from litgpt.shards import full
 
 def main() -> None:
     from litgpt.__main__ import main as command
+    from litgpt.model import mlp
     from litgpt.train import loop, save
 
     folder = Path(sys.argv[1])
@@ -45,6 +49,18 @@ def main() -> None:
             raise UserError("this rank has had enough")
         return clip(fabric, model, *args)
 
+    if "CLOCK" in os.environ:
+        ticks = itertools.count()
+        speed = 1 + int(os.environ.get("LOCAL_RANK", 0))
+        loop.time = SimpleNamespace(perf_counter=lambda: float(next(ticks) * speed))  # type: ignore[assignment]
+    if "IDLE" in os.environ:
+        forward = mlp.LLaMAMoE.forward
+
+        def idle(self: Any, x: torch.Tensor) -> torch.Tensor:
+            self.training = False
+            return forward(self, x)
+
+        mlp.LLaMAMoE.forward = idle  # type: ignore[method-assign]
     save.Saver.final, loop.clip = watched_final, watched_clip  # type: ignore[method-assign]
     command(sys.argv[2:])
 

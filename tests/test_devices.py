@@ -2,6 +2,8 @@
 
 import re
 import socket
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -71,6 +73,33 @@ def test_a_killed_rank_ends_all(base, rows_file, tmp_path):
     text = ended(process, code=1)
     assert "the process of device 1 was killed by signal 9" in text
     assert not (tmp_path / "out" / "final").exists()
+
+
+AVERAGING = """
+import sys, torch
+from litgpt.train.fsdp import average
+rank, file = int(sys.argv[1]), sys.argv[2]
+torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
+who = {"both": (0, 1), "first": (0,), "second": (1,), "nobody": ()}
+kinds = [torch.float32, torch.bfloat16]
+made = {(w, k): torch.nn.Parameter(torch.zeros(2, 3, dtype=k)) for w in who for k in kinds}
+for (w, k), p in made.items():
+    if rank in who[w]:
+        p.grad = torch.full_like(p, 2.0 + 4 * rank)
+average(list(made.values()))
+expected = {"both": 4.0, "first": 1.0, "second": 3.0}
+for (w, k), p in made.items():
+    assert (p.grad is None) == (w == "nobody"), (rank, w, k)
+    assert p.grad is None or (p.grad.dtype == k and torch.equal(p.grad, torch.full_like(p, expected[w]))), (rank, w, k)
+"""
+
+
+def test_gradients_that_some_rank_lacks(tmp_path):
+    """All have the mean, or their parameters would no longer be the same; what nobody has nobody gets."""
+    command = [sys.executable, "-c", AVERAGING]
+    ranks = [subprocess.Popen([*command, str(i), str(tmp_path / "f")], stderr=subprocess.PIPE) for i in range(2)]
+    errors = [process.communicate(timeout=120)[1] for process in ranks]
+    assert [process.returncode for process in ranks] == [0, 0], errors
 
 
 def test_layout(monkeypatch):

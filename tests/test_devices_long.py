@@ -6,6 +6,7 @@ import subprocess
 import time
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from tests.conftest import save_llama
@@ -183,3 +184,61 @@ def test_memory(tokenizer_file, rows_file, tmp_path):
         with open(tmp_path / name / "metrics.csv", newline="") as f:
             peaks[name] = max(int(row["peak_memory"]) for row in csv.DictReader(f) if row["peak_memory"])
     assert peaks["two"] <= 0.62 * peaks["one"], peaks
+
+
+# weights that some rank, or all but one, have no gradient of
+
+
+@pytest.fixture(scope="module")
+def experts(base, tmp_path_factory):
+    """Sixteen experts, of which each token passes one: most have no token of a row."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    torch.manual_seed(0)
+    sizes = {"hidden_size": 32, "intermediate_size": 44, "num_hidden_layers": 2, "num_attention_heads": 4}
+    sizes |= {"num_local_experts": 16, "num_experts_per_tok": 1, "max_position_embeddings": 256, "vocab_size": 300}
+    folder = tmp_path_factory.mktemp("experts") / "base"
+    config = MixtralConfig(**sizes, num_key_value_heads=2, bos_token_id=0, eos_token_id=1, initializer_range=0.2)
+    MixtralForCausalLM(config).save_pretrained(folder)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).write_bytes((base / name).read_bytes())
+    return folder
+
+
+FEW = ("--train.micro_batch_size", 1, "--train.global_batch_size", 2, "--train.max_steps", 5,
+       "--optimizer.weight_decay", 0.1, "--eval.max_new_tokens", "null")  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("method", "strategy", "idle", "flags"),
+    [
+        ("lora", "fsdp", True, (*NO_DROPOUT, "--lora_mlp", "true")),
+        ("lora", "fsdp", False, (*NO_DROPOUT, "--lora_mlp", "true")),
+        ("lora", "ddp", False, (*NO_DROPOUT, "--lora_mlp", "true")),
+        ("nf4", "ddp", False, (*NO_DROPOUT, "--lora_mlp", "true")),
+        ("adapter_v2", "fsdp", False, ("--adapter_start_layer", 1)),
+        ("full", "fsdp", False, ()),
+        ("full", "ddp", False, ()),
+    ],
+)
+def test_experts_without_tokens(method, strategy, idle, flags, experts, rows_file, tmp_path):
+    for name, devices in (("one", ()), ("two", ("--devices", 2, "--strategy", strategy))):
+        (tmp_path / name).mkdir()
+        command = words(method, experts, rows_file, tmp_path / name / "out", *FEW, *flags, *devices)
+        ended(start(tmp_path / name, command, **({"IDLE": "1"} if idle else {})))
+    alike(tmp_path / "two", 2)
+    one, two = (load_file(tmp_path / name / "rank-0.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.allclose(one[key], two[key], atol=2e-3) for key in one)
+
+
+def test_the_first_ranks_clock_is_that_of_all(base, rows_file, tmp_path):
+    """The other one is twice as fast: by its own the run would end after half of the steps, at other rates."""
+    flags = ("--train.epochs", "null", "--train.max_time", 6, "--train.max_steps", "null", *NO_DROPOUT)
+    rates = []
+    for name, devices in (("one", ()), ("two", ("--devices", 2, "--strategy", "ddp"))):
+        (tmp_path / name).mkdir()
+        command = words("lora", base, rows_file, tmp_path / name / "out", *flags, *devices)
+        ended(start(tmp_path / name, command, CLOCK="1"))
+        rates.append([line["lr"] for line in lines(tmp_path / name / "out") if line["lr"]])
+    alike(tmp_path / "two", 2)
+    assert rates[0] == rates[1] and len(rates[0]) == 6

@@ -94,7 +94,7 @@ FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], list[str], list[s
     "a reader that is gone": (set_stdout(Broken(BrokenPipeError())), [], ["output ends here"]),
     "a log on a full disk": (set_stdout(Broken(OSError(28, "No space left"))), [], ["output ends here"]),
     "a closed stream": (set_stdout(Broken(ValueError("I/O operation on closed file"), 0)), [], ["output ends here"]),
-    "a terminal that is gone": (set_stdout(BrokenTerminal(OSError(5, "I/O error"), 4000)), [], ["output ends here"]),
+    "a terminal that is gone": (set_stdout(BrokenTerminal(OSError(5, "I/O error"))), [], ["output ends here"]),
     "no stdout": (set_stdout(None), [], []),
 }
 

@@ -3,7 +3,7 @@
 Shapes: N tokens of a forward pass, in_features and out_features of a layer.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Optional, Union
 
 import torch
@@ -55,6 +55,14 @@ class AdaptedLinear(nn.Module):
         self.linear = linear
         self.adapters = adapters
         self.updates: dict[str, LoRALinear] = {}  # each around the same linear
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "AdaptedLinear":
+        """Also what `.to` and the like do to parameters. The updates share the layer, which follows by itself."""
+        super()._apply(fn, recurse)
+        for update in self.updates.values():
+            update._apply(fn, recurse=False)
+            update.linear = self.linear  # type: ignore[assignment]
+        return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x)

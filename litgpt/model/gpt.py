@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, C = n_embd, V = padded_vocab_size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 import torch
@@ -93,6 +93,16 @@ class GPT(nn.Module):
     def dtype(self) -> torch.dtype:
         """Of the pretrained weights."""
         return self.transformer.wte.weight.dtype
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GPT":
+        """Also what `.to` and the like do to parameters. The ropes, which no checkpoint holds, are made anew, in
+        float32, so that nothing is lost on the way through the meta device."""
+        super()._apply(fn, recurse)
+        device = fn(torch.empty(0, device=self.device)).device
+        self.ropes = make_ropes(self.config)
+        for rope in self.ropes:
+            rope.inverse = rope.inverse.to(device)
+        return self
 
     def tie_weights(self) -> None:
         """Make the head's weight the embedding's again, where the config says so."""

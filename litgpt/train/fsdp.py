@@ -68,7 +68,7 @@ class ShardedStrategy(ModelParallelStrategy):
     def backward(self, tensor: torch.Tensor, module: Optional[nn.Module], *args: Any, **kwargs: Any) -> None:
         super().backward(tensor, module, *args, **kwargs)
         if not self.waits and self.replicated:
-            average([p.grad if p.grad is not None else torch.zeros_like(p) for p in self.replicated])
+            average(self.replicated)
 
 
 class WaitingControl(_BackwardSyncControl):
@@ -96,12 +96,25 @@ def added_parameters(gpt: GPT) -> list[nn.Parameter]:
     return [p for p in gpt.parameters() if id(p) not in pretrained]
 
 
-def average(tensors: list[torch.Tensor]) -> None:
-    """Over all devices, in place, at once for each dtype."""
-    for dtype in sorted({t.dtype for t in tensors}, key=str):
-        some = [t for t in tensors if t.dtype == dtype]
-        flat = torch.cat([t.flatten() for t in some])
+def average(parameters: list[nn.Parameter]) -> None:
+    """Average the gradients over all devices, at once for each dtype.
+
+    One that a device does not have counts as zero, and the device gets the mean as well, or its parameter would no
+    longer be that of the others. One that no device has stays away, as on a single device.
+    """
+    for dtype in sorted({p.dtype for p in parameters}, key=str):
+        some = [p for p in parameters if p.dtype == dtype]
+        missing = [i for i, p in enumerate(some) if p.grad is None]
+        there = torch.ones(len(some), dtype=dtype, device=some[0].device)
+        for i in missing:
+            there[i] = 0
+        grads = [torch.zeros_like(p) if p.grad is None else p.grad for p in some]
+        flat = torch.cat([*(grad.flatten() for grad in grads), there])
         torch.distributed.all_reduce(flat)
         flat /= torch.distributed.get_world_size()
-        for t, part in zip(some, flat.split([t.numel() for t in some])):
-            t.copy_(part.view_as(t))
+        *means, there = flat.split([*(p.numel() for p in some), len(some)])
+        for grad, mean in zip(grads, means):
+            grad.copy_(mean.view_as(grad))
+        for i in missing:
+            if there[i]:  # a GPU is waited for, but only here
+                some[i].grad = grads[i]

@@ -67,8 +67,9 @@ class Screen:
                 self.console.quiet, self.draws = True, False
                 self.stop()  # or a bar would swallow the remark
                 remark(f"the output ends here and the run goes on: {reason(e)}")
-                with suppress(OSError, ValueError):  # what is left in its buffer would fail when Python ends
-                    os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
+                if isinstance(e, OSError):  # what is left in its buffer would fail when Python ends
+                    with suppress(OSError, ValueError):
+                        os.dup2(os.open(os.devnull, os.O_WRONLY), self.console.file.fileno())
 
     def say(self, text: str = "") -> None:
         with self.spared():
@@ -86,10 +87,8 @@ class Screen:
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int], None]]:
         """Show a number that grows while it is told: in place on a terminal, elsewhere as a line every few seconds."""
-        line, then = (
-            Live(console=self.console, transient=True, auto_refresh=False, redirect_stderr=False),
-            time.perf_counter(),
-        )
+        line = Live(console=self.console, transient=True, auto_refresh=False, redirect_stderr=False)
+        then = time.perf_counter()
 
         def show(number: int) -> None:
             nonlocal then
