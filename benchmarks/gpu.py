@@ -21,7 +21,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -97,11 +97,13 @@ class DrawnCheckpoint(Checkpoint):
         self.dtypes = dict.fromkeys(self.shapes, "BF16")
         self.files = dict.fromkeys(self.shapes, self.folder)
 
-    def tensor(self, name: str) -> torch.Tensor:
-        empty = torch.empty(self.shapes[name], dtype=self.dtype, device=self.device)
-        if empty.ndim == 1:
-            return empty.fill_(name.endswith("weight"))  # norms are 1, biases 0
-        return empty.normal_(std=0.02)
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            empty = torch.empty(self.shapes[name], dtype=self.dtype, device=self.device)
+            if empty.ndim == 1:
+                yield name, empty.fill_(name.endswith("weight"))  # norms are 1, biases 0
+            else:
+                yield name, empty.normal_(std=0.02)
 
 
 def build(config: Config, method: str, precision: str, device: torch.device) -> GPT:
