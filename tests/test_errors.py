@@ -70,6 +70,7 @@ def test_missing_shard(fails, run, tokenizer_file, tmp_path):
 @pytest.mark.parametrize("text", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": ["b"]}}'])
 def test_index(fails, run, llama, tmp_path, text):
     run[2] = shutil.copytree(llama, tmp_path / "model")
+    (run[2] / "model.safetensors").rename(run[2] / "model-00001-of-00001.safetensors")
     (run[2] / "model.safetensors.index.json").write_text(text)
     assert "does not list files of its own folder" in fails(*run)
 
@@ -93,7 +94,8 @@ def test_weights_that_are_no_numbers_of_ours(fails, run, llama, tmp_path):
         ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false'; true or false is wanted"),
         ({"rope_parameters": [1]}, "rope_parameters [1]; an object is wanted"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "without usable factor"),
-        ({"rms_norm_eps": None}, "wrong type"),
+        ({"rms_norm_eps": "small"}, "wrong type"),
+        ({"hidden_size": None}, "lacks the field 'hidden_size'"),
         ({"rope_parameters": {"rope_type": "spiral"}}, "rope_parameters of type 'spiral'"),
         ({"quantization_config": {}}, "quantization_config"),
         ({"num_hidden_layers": 3}, "missing: model.layers.2."),
