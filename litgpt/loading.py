@@ -83,7 +83,7 @@ class Source:
         return self.folder if own else self.checkpoint.folder
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_folder, self.checkpoint.folder)
+        return Tokenizer(self.tokenizer_folder, self.checkpoint.folder, self.checkpoint.config.padded_vocab_size)
 
     def style(self) -> PromptStyle:
         own = (self.folder / STYLE_FILE).is_file() or checkpoint_template(self.folder) is not None

@@ -68,7 +68,7 @@ class Start:
         return repository_id(self.checkpoint.folder) or str(self.checkpoint.folder.resolve())
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_folder)
+        return Tokenizer(self.tokenizer_folder, n_embeddings=self.config.padded_vocab_size)
 
     def check(self, model: GPT) -> None:
         """Raise `UserError` if the weights do not fit the model."""
