@@ -30,11 +30,13 @@ def main(
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: choose from {', '.join(DTYPES)}.")
     source = Source.open(checkpoint_dir, base)
+    weights = source.weights()
+    config = weights.config
     with torch.device("meta"):
-        empty = GPT(source.checkpoint.config)
-    check_weights(empty, source.checkpoint)
+        empty = GPT(config)
+    check_weights(empty, weights)
+    del weights
     tokenizer, style = source.tokenizer(), source.style()
-    config = source.checkpoint.config
     print(f"folder      {source.folder}")
     if source.adapter is not None:
         print(f"adapter     {source.adapter.description} over {source.checkpoint.folder}")

@@ -20,7 +20,7 @@ from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
 from litgpt.files import write_text
 from litgpt.loading import Source
-from litgpt.peft_folder import CONFIG, WEIGHTS
+from litgpt.peft_folder import CONFIG, weights_file
 
 
 def evaluate(
@@ -95,7 +95,7 @@ def model_hashes(source: Source) -> dict[str, str]:
     files = {file.name: file for file in source.checkpoint.shards()}
     files["config.json"] = source.checkpoint.folder / "config.json"
     if source.adapter is not None:
-        files |= {name: source.folder / name for name in (CONFIG, WEIGHTS)}
+        files |= {file.name: file for file in (source.folder / CONFIG, weights_file(source.folder))}
     found = {name: file_hash(file) for name, file in files.items()}
     return {**found, "tokenizer": source.tokenizer().fingerprint()}
 
