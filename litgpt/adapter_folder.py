@@ -51,7 +51,7 @@ class PrefixFolder:
         self.folder = folder
         self.base = str(fields.get("base_model_name_or_path") or "")
         self.kind = fields["peft_type"]
-        self.shapes = read_shapes(folder)
+        self.file, self.shapes = weights_file(folder), read_shapes(folder)
         try:
             length, start = int(fields["adapter_prompt_length"]), int(fields["adapter_start_layer"])
         except (KeyError, TypeError, ValueError) as e:
@@ -84,7 +84,7 @@ class PrefixFolder:
         ]
         if wrong:
             raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
-        with opened(weights_file(self.folder)) as f:
+        with opened(self.file) as f:
             for name, parameter in wanted.items():
                 parameter.copy_(f.get_tensor(name))
 

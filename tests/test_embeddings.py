@@ -14,7 +14,7 @@ from lm_eval.api.instance import Instance
 
 from litgpt import LLM
 from litgpt.__main__ import main
-from litgpt.data import JSON
+from litgpt.data import JSON, TextFiles
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
 from litgpt.generate.loaded import Loaded
@@ -113,6 +113,16 @@ def test_what_is_cut_off_does_no_harm(folder, tmp_path):
     assert data.load(tokenizer, folder, 6).counts.bad == 0
     with pytest.raises(UserError, match=REFUSED):
         data.load(tokenizer, folder, 60)
+
+
+def test_documents_that_are_skipped(folder, tmp_path):
+    for name, text in (("a.txt", "once upon a time " * 20), ("b.txt", f"once {BEYOND} " * 20)):
+        (tmp_path / name).write_text(text)
+    tokenizer = Tokenizer(folder, n_embeddings=300)
+    with pytest.raises(UserError, match=r"b\.txt.*" + REFUSED):
+        TextFiles(str(tmp_path)).load(tokenizer, folder, 30)
+    loaded = TextFiles(str(tmp_path), on_bad_row="skip").load(tokenizer, folder, 30)
+    assert loaded.counts.bad == 1 and loaded.counts.rows == 2 and max(loaded.train.row(0)[0]) < 300
 
 
 @pytest.mark.parametrize("command", ["finetune", "pretrain"])

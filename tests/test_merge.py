@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from litgpt import LLM, checkpoint
 from litgpt.__main__ import main
 from litgpt.checkpoint import Checkpoint
+from litgpt.evaluation.run import model_hashes
+from litgpt.loading import Source
 from litgpt.lora import LoRA
 from tests.conftest import save_llama
 from tests.lit import lit_weights, save_lit
@@ -203,3 +205,11 @@ def test_nothing_about_other_weights_is_copied(bases, tmp_path):
     main(["merge_lora", str(adapter)])
     assert not {p.name for p in (tmp_path / "adapter-merged").iterdir()} & set(stale)
     assert Checkpoint(tmp_path / "adapter-merged").files.keys() == Checkpoint(base).files.keys()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hashes_of_every_form(form, bases, tmp_path):
+    """What `evaluate` notes of a model names each of its files with weights."""
+    folder = in_form(bases[False], form, tmp_path / "base")
+    weights = {p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth")}
+    assert weights < model_hashes(Source.open(folder)).keys()

@@ -19,8 +19,9 @@ import litgpt
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
 from litgpt.files import write_text
+from litgpt.lit_folder import MODEL_CONFIG
 from litgpt.loading import Source
-from litgpt.peft_folder import CONFIG, weights_file
+from litgpt.peft_folder import CONFIG
 
 
 def evaluate(
@@ -92,11 +93,10 @@ def describe(results: dict[str, Any], source: Source, hashes: dict[str, str], se
 
 def model_hashes(source: Source) -> dict[str, str]:
     """The SHA-256 of every file with weights, of the configurations and of the tokenizer."""
-    files = {file.name: file for file in source.checkpoint.shards()}
-    files["config.json"] = source.checkpoint.folder / "config.json"
+    files = [*source.checkpoint.shards(), *(source.checkpoint.folder / n for n in ("config.json", MODEL_CONFIG))]
     if source.adapter is not None:
-        files |= {file.name: file for file in (source.folder / CONFIG, weights_file(source.folder))}
-    found = {name: file_hash(file) for name, file in files.items()}
+        files += [source.adapter.file, source.folder / CONFIG]
+    found = {file.name: file_hash(file) for file in files if file.is_file()}
     return {**found, "tokenizer": source.tokenizer().fingerprint()}
 
 
