@@ -15,7 +15,7 @@ from litgpt.errors import UserError, nearest
 from litgpt.lit_adapter import LitLoRAFolder, LitPrefixFolder, lit_adapter_file
 from litgpt.lit_folder import MODEL, has_hf_weights
 from litgpt.model import GPT
-from litgpt.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_fields, read_shapes
+from litgpt.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_fields, read_shapes, weights_file
 from litgpt.shards import full
 
 KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  # by peft_type
@@ -51,7 +51,7 @@ class PrefixFolder:
         self.folder = folder
         self.base = str(fields.get("base_model_name_or_path") or "")
         self.kind = fields["peft_type"]
-        self.shapes = read_shapes(folder)
+        self.file, self.shapes = weights_file(folder), read_shapes(folder)
         try:
             length, start = int(fields["adapter_prompt_length"]), int(fields["adapter_start_layer"])
         except (KeyError, TypeError, ValueError) as e:
@@ -84,7 +84,7 @@ class PrefixFolder:
         ]
         if wrong:
             raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
-        with opened(self.folder / WEIGHTS) as f:
+        with opened(self.file) as f:
             for name, parameter in wanted.items():
                 parameter.copy_(f.get_tensor(name))
 

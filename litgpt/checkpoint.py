@@ -118,6 +118,51 @@ class Checkpoint:
                     yield name, tensor
 
 
+class Overlaid(Checkpoint):
+    """A checkpoint with other tensors in place of some of its own, or beside them.
+
+    Args:
+        replaced: The other tensors, by their names in the family's table. Where the model is written, they have the
+            types of the base.
+        config: What the model is with them. The number of embeddings may be another, and a tied head one of its own.
+    """
+
+    def __init__(self, base: Checkpoint, replaced: dict[str, torch.Tensor], config: Config) -> None:
+        self.base, self.replaced = base, replaced
+        self.folder, self.config = base.folder, config
+        self.shapes = base.shapes | {name: tuple(tensor.shape) for name, tensor in replaced.items()}
+        embedding = f"{name_table(config).to_hf('transformer.wte')[0]}.weight"  # a head of its own gets its type
+        self.dtypes = dict.fromkeys(replaced, base.dtypes.get(embedding, "F32")) | base.dtypes
+        self.files = dict.fromkeys(replaced, base.folder) | base.files
+        for known in (self.shapes, self.dtypes, self.files):  # the base may store a tied head, too
+            known.pop(tied_head(config), None)
+
+    @cached_property
+    def fields(self) -> dict[str, Any]:  # type: ignore[override]
+        return with_changes(self.base.fields, self.base.config, self.config)
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for is_replaced, group in itertools.groupby(names, self.replaced.__contains__):
+            if is_replaced:
+                yield from ((name, self.replaced[name]) for name in group)
+            else:
+                yield from self.base.tensors(group)
+
+
+def with_changes(fields: dict[str, Any], before: Config, after: Config) -> dict[str, Any]:
+    """A `config.json` with another number of embeddings and with a head of its own, where these have changed."""
+    changes: dict[str, Any] = {}
+    if after.padded_vocab_size != before.padded_vocab_size:
+        changes["vocab_size"] = after.padded_vocab_size
+    if after.tie_embeddings != before.tie_embeddings:
+        changes["tie_word_embeddings"] = after.tie_embeddings
+    if isinstance(fields.get("text_config"), dict):
+        fields = fields | {"text_config": fields["text_config"] | changes}
+        if "vocab_size" not in fields:
+            changes.pop("vocab_size", None)
+    return fields | changes
+
+
 def opened(file: Path) -> Any:
     if file.suffix == ".bin":
         return TorchFile(file)

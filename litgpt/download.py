@@ -33,8 +33,8 @@ from litgpt.outputs import SINGLE, entry, is_ours, listed, marked, put_back, rep
 from litgpt.prompts import MORE_TEMPLATES
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
 
-ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first kind that a repository has is fetched
+ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")  # likewise for an adapter
 SHARD = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
 TRIES = 3  # of a file, after those of the library
 WAITS = 5  # times that the server may ask to wait
@@ -254,8 +254,9 @@ def needed(repository: Repository, tokenizer_only: bool) -> set[str]:
     kind = next((w for w in WEIGHTS if {w, f"{w}.index.json"} & there), None)
     if kind is not None:
         return wanted | {f"{kind}.index.json" if f"{kind}.index.json" in there else kind}
-    if set(ADAPTER) <= there:
-        return wanted - {"config.json"} | set(ADAPTER)
+    adapter = next((w for w in ADAPTER if w in there), None)
+    if adapter is not None and "adapter_config.json" in there:
+        return wanted - {"config.json"} | {"adapter_config.json", adapter}
     ends = sorted({Path(n).suffix for n in there if Path(n).suffix in (".gguf", ".onnx", ".pth", ".msgpack", ".h5")})
     others = f"; it has {', '.join(ends)} files, which are not read" if ends else ""
     raise UserError(f"{repository.repo_id} has no model.safetensors and no pytorch_model.bin{others}.")

@@ -68,7 +68,7 @@ class LitLoRAFolder(LoRAFolder):
         self.base = str(settings.get("checkpoint_dir") or "")
         self.adapted = [i for i, name in enumerate(("query", "key", "value")) if settings.get(f"lora_{name}")]
         self.shapes, self.alphas, self.highest = {}, {}, self.r
-        self.dora = self.rslora = self.tying = False
+        self.dora = self.rslora = False
 
     def places(self, config: Config) -> dict[str, list[Place]]:
         return {name: [Place(name, name, len(delta.a))] for name, delta in self.deltas(config).items()}
@@ -112,9 +112,6 @@ class LitLoRAFolder(LoRAFolder):
         if wrong:
             raise UserError(f"{self.file} does not fit the model and its {SETTINGS}: {'; '.join(wrong)}.")
         return learned
-
-    def whole_weights(self, config: Config) -> dict[str, torch.Tensor]:
-        return {}
 
 
 class LitPrefixFolder:

@@ -92,6 +92,9 @@ class LitCheckpoint(Checkpoint):
         self.pieces: dict[str, Place] = {}
         self.find_pieces()
 
+    def shards(self) -> list[Path]:
+        return [self.file]
+
     def is_tied(self) -> bool:
         """Whether the head is the embedding: LitGPT has both, also where they are the same."""
         head, embedding = self.weights.get("lm_head.weight"), self.weights.get("transformer.wte.weight")

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Optional
 
@@ -11,15 +12,17 @@ from torch import nn
 
 from litgpt.adapter_folder import AdapterFolder, is_adapter, open_adapter
 from litgpt.adapter_v2 import AdapterV2Linear
-from litgpt.checkpoint import Checkpoint, base_parameters, fill_weights, load_weights
+from litgpt.checkpoint import Checkpoint, Overlaid, base_parameters, fill_weights, load_weights
+from litgpt.config import Config
 from litgpt.errors import UserError
+from litgpt.families import name_table
 from litgpt.hub import find_folder
 from litgpt.lit_adapter import lit_adapter_file
 from litgpt.lit_folder import ADAPTERS, open_checkpoint
 from litgpt.lora import LoRALinear
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
-from litgpt.peft_folder import WEIGHTS
+from litgpt.peft_folder import PICKLED, WEIGHTS, LoRAFolder
 from litgpt.prompts import STYLE_FILE, PromptStyle, checkpoint_template, load_style
 from litgpt.quantize import quantize
 from litgpt.tokenizer import Tokenizer
@@ -56,7 +59,7 @@ class Source:
         Raises:
             UserError: it is none of these, or the base model is not where the adapter says.
         """
-        a_file = path.name in (WEIGHTS, *ADAPTERS) and path.is_file()
+        a_file = path.name in (WEIGHTS, PICKLED, *ADAPTERS) and path.is_file()
         folder = path.parent if a_file else find_folder(path)
         of_lora = lit_adapter_file(folder) and (base is not None or a_file or not merged)
         if not is_adapter(folder) and not of_lora:
@@ -76,6 +79,15 @@ class Source:
             ) from e
         return cls(folder, open_checkpoint(base_folder), adapter)
 
+    def weights(self) -> Checkpoint:
+        """The base, with what a LoRA folder has in place of its weights."""
+        return self.adapter.over(self.checkpoint) if isinstance(self.adapter, LoRAFolder) else self.checkpoint
+
+    @cached_property
+    def config(self) -> Config:
+        """Of the model with its adapter, which may have other embeddings than the base."""
+        return self.weights().config
+
     @property
     def tokenizer_folder(self) -> Path:
         """The folder itself, or the base's where an adapter has no tokenizer, as `peft` alone writes it."""
@@ -83,7 +95,7 @@ class Source:
         return self.folder if own else self.checkpoint.folder
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_folder, self.checkpoint.folder)
+        return Tokenizer(self.tokenizer_folder, self.checkpoint.folder, self.config.padded_vocab_size)
 
     def style(self) -> PromptStyle:
         own = (self.folder / STYLE_FILE).is_file() or checkpoint_template(self.folder) is not None
@@ -96,23 +108,41 @@ class Source:
             dtype: Of the weights.
             scheme: How the weights of the blocks are quantized, one of `litgpt.args.QuantizeName`; None for not at all.
         """
+        weights = self.weights()
         with torch.device("meta"):
-            model = GPT(self.checkpoint.config)
+            model = GPT(weights.config)
         if scheme is not None:
             quantize(model, scheme, device)
         if self.adapter is not None:
             self.adapter.apply(model)
-        load_weights(model, self.checkpoint, dtype, device)
+        load_weights(model, weights, dtype, device)
         if self.adapter is not None:
             before = versions(model)
             self.adapter.load_into(model)
             self.replaced = [name for name, version in versions(model).items() if version != before[name]]
+        if isinstance(weights, Overlaid):
+            table = name_table(weights.config)
+            modules = {name: (table.from_hf(name.rpartition(".")[0]) or ("",))[0] for name in weights.replaced}
+            self.replaced += [f"{ours}.{name.rpartition('.')[2]}" for name, ours in modules.items()]
         return model.requires_grad_(False).eval()
+
+    def check_base(self) -> None:
+        """Raise `UserError` if the model with the adapter cannot become the base alone."""
+        if self.config.padded_vocab_size != self.checkpoint.config.padded_vocab_size:
+            raise UserError(
+                f"The adapter in {self.folder} changes the number of embeddings, so its model cannot become the base "
+                f"again: use {self.checkpoint.folder} by itself."
+            )
 
     @contextmanager
     def without_adapter(self, model: GPT) -> Iterator[None]:
         """Let a model that `model` made be the base alone, inside the block. Weights that the adapter replaced are read
-        again; there is no second base in memory."""
+        again; there is no second base in memory.
+
+        Raises:
+            UserError: as `check_base`.
+        """
+        self.check_base()
         wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, (LoRALinear, AdapterV2Linear))]
         attentions = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
         prefixes = [attention.prefix for attention in attentions]
@@ -122,7 +152,11 @@ class Source:
             attention.prefix = None
         slots = {name: slot for name, slot in base_parameters(model).items() if name in self.replaced}
         learned = {name: getattr(*slot).clone() for name, slot in slots.items()}
-        fill_weights(model, self.checkpoint, slots)
+        base, table = self.checkpoint, name_table(self.checkpoint.config)
+        if base.config.tie_embeddings and not model.config.tie_embeddings:
+            heads = {f"{table.to_hf('lm_head')[0]}.weight": base.tensor(f"{table.to_hf('transformer.wte')[0]}.weight")}
+            base = Overlaid(base, heads, model.config)
+        fill_weights(model, base, slots)
         try:
             yield
         finally:

@@ -1,9 +1,10 @@
-"""LoRA in PEFT's form: a folder with `adapter_config.json` and `adapter_model.safetensors`.
+"""LoRA in PEFT's form: a folder with `adapter_config.json` and `adapter_model.safetensors`, or `adapter_model.bin`.
 
 The names are those of `peft` (https://github.com/huggingface/peft): `base_model.model.` before the Hugging Face module,
 `lora_A.weight` (r, in_features), `lora_B.weight` (out_features, r) and, for DoRA, `lora_magnitude_vector`
-(out_features,) behind it. A module that is trained in full stands there with its `weight`. Experts have modules of
-their own in adapters from before transformers 5; since then an adapter holds them stacked.
+(out_features,) behind it. LoRA of an embedding has `lora_embedding_A` (r, tokens) and `lora_embedding_B` (width, r). A
+module that is trained in full stands there with its `weight`; of an embedding with some trained tokens, their rows do.
+Experts have modules of their own in adapters from before transformers 5; since then an adapter holds them stacked.
 
 This is the reading; `litgpt.peft_export` writes.
 """
@@ -12,14 +13,15 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, Optional
 
 import torch
 
-from litgpt.checkpoint import base_parameters, opened, stored_pieces
+from litgpt.checkpoint import Checkpoint, Overlaid, base_parameters, opened
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import aliases, name_table
@@ -31,10 +33,12 @@ from litgpt.model.mlp import Router
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-MUST_BE = {  # what changes the math and is not implemented: the values that leave it as it is
-    "bias": ("none",),
+PICKLED = "adapter_model.bin"  # as older ones are stored
+TOKENS = ".token_adapter.trainable_tokens_delta"
+Edits = dict[str, Callable[[torch.Tensor], torch.Tensor]]
+MUST_BE: dict[str, tuple] = {  # what changes the math: the values that leave it as it is, or that are implemented
+    "bias": ("none", "all", "lora_only"),
     "layer_replication": ([],),
-    "trainable_token_indices": ([],),
     "lora_bias": (False,),
     # the others change the base when they are loaded
     "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
@@ -114,19 +118,23 @@ class LoRAFolder:
             if fields.get(key) and fields[key] not in allowed:
                 raise UserError(f"{folder / CONFIG} has {key} {fields[key]!r}, which is not supported.")
         self.base = str(fields.get("base_model_name_or_path") or "")
-        self.shapes = read_shapes(folder)
-        embeddings = sorted({n.partition(".lora_")[0] for n in self.shapes if ".lora_embedding_" in n})
-        if embeddings:
-            raise UserError(f"{folder} has a LoRA of an embedding, {', '.join(embeddings)}, which is not supported.")
-        self.tying = bool(fields.get("ensure_weight_tying"))
+        self.file, self.shapes = weights_file(folder), read_shapes(folder)
+        self.tokens = fields.get("trainable_token_indices") or []
+        self.copied = fields.get("modules_to_save") or []
+        self.tying = bool(fields.get("ensure_weight_tying")) and any(  # where peft knows the name of an embedding
+            str(name).rpartition(".")[2] in ("embed_tokens", "lm_head") for name in self.copied
+        )
         self.dora, self.rslora = bool(fields.get("use_dora")), bool(fields.get("use_rslora"))
         alphas, ranks = fields.get("alpha_pattern") or {}, fields.get("rank_pattern") or {}
         try:
             self.r, self.alpha = int(fields["r"]), float(fields["lora_alpha"])
             self.alphas = {str(pattern): float(alpha) for pattern, alpha in alphas.items()}
             self.highest = max(self.r, *map(int, ranks.values())) if ranks else self.r
-        except (AttributeError, KeyError, TypeError, ValueError) as e:
+        except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as e:
             raise UserError(f"{folder / CONFIG} has no usable r and lora_alpha.") from e
+        for name, alpha in {"lora_alpha": self.alpha, **self.alphas}.items():
+            if not math.isfinite(alpha):
+                raise UserError(f"{folder / CONFIG} has {alpha} for {name}, which is not a usable lora_alpha.")
         if self.r < 1:
             raise UserError(f"{folder / CONFIG} has r {self.r}, which must be above 0.")
 
@@ -137,8 +145,8 @@ class LoRAFolder:
 
     @property
     def in_full(self) -> list[str]:
-        """The names in the file of the weights that take the place of the base's."""
-        return [n for n in self.shapes if ".lora_" not in n]
+        """The names in the file of what changes weights of the base themselves, not only the output of a layer."""
+        return [n for n in self.shapes if ".lora_" not in n or ".lora_embedding_" in n]
 
     def apply(self, model: GPT) -> None:
         """Make room for the adapter in a model on the meta device."""
@@ -178,17 +186,7 @@ class LoRAFolder:
         Raises:
             UserError: an A without its B, or a tensor with a name that is not LoRA's.
         """
-        found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
-        with opened(self.folder / WEIGHTS) as f:
-            for name in self.shapes:
-                module, lora, leaf = name.rpartition(".lora_")
-                if lora:
-                    found[module][leaf] = f.get_tensor(PREFIX + name).float()
-        wanted = {"A.weight", "B.weight", *(["magnitude_vector"] if self.dora else [])}
-        wrong = sorted(m for m, tensors in found.items() if set(tensors) != wanted)
-        if wrong:
-            leaves = " or ".join(f"lora_{leaf.partition('.')[0]}" for leaf in sorted(wanted))
-            raise UserError(f"{self.folder / WEIGHTS} lacks {leaves} for: {', '.join(wrong)}.")
+        found = self.factors(of_embeddings=False)
         deltas = {}
         for module, places in self.places(config).items():
             t = found[module]
@@ -197,16 +195,118 @@ class LoRAFolder:
                 deltas[p.module] = Delta(a, b, self.scale(p.target, p.r), t.get("magnitude_vector"))
         return deltas
 
-    def whole_weights(self, config: Config) -> dict[str, torch.Tensor]:
-        """The weights that take the place of the base's, by their Hugging Face names in the words of the table."""
-        weights = {}
-        with opened(self.folder / WEIGHTS) as f:
+    def factors(self, of_embeddings: bool) -> dict[str, dict[str, torch.Tensor]]:
+        """LoRA's tensors by module and by the end of their name, in float32: of linear layers, or of embeddings.
+
+        Raises:
+            UserError: one of a module's tensors is missing, or has a name that is not LoRA's.
+        """
+        embeddings = {name.partition(".lora_embedding_")[0] for name in self.shapes if ".lora_embedding_" in name}
+        found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
+        with opened(self.file) as f:
+            for name in self.shapes:
+                module, lora, leaf = name.rpartition(".lora_")
+                if lora and (module in embeddings) == of_embeddings:
+                    found[module][leaf] = f.get_tensor(PREFIX + name).float()
+        wanted = {"embedding_A", "embedding_B"} if of_embeddings else {"A.weight", "B.weight"}
+        wanted |= {"magnitude_vector"} if self.dora else set()
+        wrong = sorted(m for m, tensors in found.items() if set(tensors) != wanted)
+        if wrong:
+            leaves = " or ".join(f"lora_{leaf.partition('.')[0]}" for leaf in sorted(wanted))
+            raise UserError(f"{self.file} lacks {leaves} for: {', '.join(wrong)}.")
+        return found
+
+    def over(self, base: Checkpoint) -> Checkpoint:
+        """The base with what the adapter has in place of its weights: whole weights, embeddings with an update, and
+        embeddings of which some tokens were trained.
+
+        Raises:
+            UserError: they do not go together, or do not fit the base.
+        """
+        if not self.in_full:
+            return base
+        config, table = base.config, name_table(base.config)
+        weights, shared = self.whole_weights(config)
+        edits, tokens = self.updated_embeddings(config), self.trained_tokens(config)
+        wte, head = (f"{table.to_hf(ours)[0]}.weight" for ours in ("transformer.wte", "lm_head"))
+        if config.tie_embeddings and not {wte, head}.isdisjoint((*weights, *edits, *tokens)):
+            # `shared`: what both have in common; in `modules_to_save` are copies, one for each
+            common = next((weights[name] for name in (head, wte) if name in shared), None)
+            if self.tying:
+                common = next((weights[name] for name in (wte, head) if name in weights), common)
+            for name in (wte, head):
+                if name not in weights:
+                    weights[name] = base.tensor(wte) if common is None else common
+            if wte in tokens:
+                tokens.setdefault(head, tokens[wte])
+        for name, edit in (edits | tokens).items():
+            if name not in weights and name not in base.files:
+                raise UserError(f"{self.file} updates {name}, which {base.folder} does not have.")
+            weight = weights[name] if name in weights else base.tensor(name)
+            try:
+                weights[name] = edit(weight)
+            except UserError as e:
+                raise UserError(f"{self.file} does not fit {name} {tuple(weight.shape)}: {e}.") from e
+        tied = config.tie_embeddings and (head not in weights or same(weights[head], weights[wte]))
+        if tied:
+            weights.pop(head, None)
+        shapes = base.shapes | {name: tuple(weight.shape) for name, weight in weights.items()}
+        of_tokens = (wte, *([] if tied else [head]), f"{head.removesuffix('.weight')}.bias")
+        sizes = {size for name in of_tokens for size in shapes.get(name, ())[:1]}
+        if len(sizes) > 1:
+            raise UserError(
+                f"With {self.file} the embedding and the head of {base.folder} would be for "
+                f"{' and '.join(map(str, sorted(sizes)))} tokens. Save the adapter with save_embedding_layers=True, so "
+                "that it has all of one size."
+            )
+        return Overlaid(base, weights, replace(config, padded_vocab_size=sizes.pop(), tie_embeddings=tied))
+
+    def whole_weights(self, config: Config) -> tuple[dict[str, torch.Tensor], set[str]]:
+        """The weights that take the place of the base's, by their Hugging Face names in the words of the table; and the
+        names of those that are not copies for this adapter alone (`modules_to_save`), but the base's own parameters."""
+        weights, shared = {}, set()
+        with opened(self.file) as f:
             for stored in self.in_full:
-                own = stored.replace(".base_layer.", ".")  # peft also writes the weight of a head that it updates
+                if re.search(r"\.lora_|\.(original_module|modules_to_save)\.|" + re.escape(TOKENS), stored):
+                    continue  # what `modules_to_save` names stands under the module's own name as well
+                own = re.sub(r"\.token_adapter\b|\.base_layer\b", "", stored)  # of a layer with an update
+                module = own.rpartition(".")[0]
                 for name, _, index in aliases(config.model_type).expand(own, self.shapes[stored]):
                     view = f.get_slice(PREFIX + stored)
                     weights[name] = f.get_tensor(PREFIX + stored) if index is None else view[index]
-        return weights
+                    if own != stored or not any(is_end(str(end), module) for end in self.copied):
+                        shared.add(name)
+        return weights, shared
+
+    def updated_embeddings(self, config: Config) -> Edits:
+        """How the weight of each embedding with an update is made from the base's, by its name in the table."""
+        edits: Edits = {}
+        for module, t in self.factors(of_embeddings=True).items():
+            a, b = t["embedding_A"], t["embedding_B"]
+            delta = Delta(a, b, self.scale(module, len(a)), t.get("magnitude_vector"))
+            edits[aliases(config.model_type).rename(f"{module}.weight")] = partial(updated_embedding, delta)
+        return edits
+
+    def trained_tokens(self, config: Config) -> Edits:
+        """How the weight of each module with some trained tokens is made from the base's, by its name in the table.
+
+        Raises:
+            UserError: `trainable_token_indices` does not say which tokens they are.
+        """
+        edits: Edits = {}
+        with opened(self.file) as f:
+            for name in (name for name in self.shapes if name.endswith(TOKENS)):
+                module, ids = name.removesuffix(TOKENS), self.tokens
+                if isinstance(ids, dict):
+                    ids = next((ids[key] for key in ids if is_end(str(key), module)), None)
+                if not isinstance(ids, list) or not all(type(i) is int for i in ids):
+                    raise UserError(
+                        f"{self.folder / CONFIG} has trainable_token_indices {self.tokens!r}, which does not list the "
+                        f"tokens that {self.file.name} has for {module}."
+                    )
+                rows = f.get_tensor(PREFIX + name)
+                edits[aliases(config.model_type).rename(f"{module}.weight")] = partial(with_rows, ids, rows)
+        return edits
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
@@ -237,7 +337,6 @@ class LoRAFolder:
                     if part.magnitude is not None:
                         magnitude[i].copy_(part.magnitude)
         wrong += self.add_to_routers(model, deltas)
-        wrong += self.put_whole_weights(model)
         if wrong:
             raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
 
@@ -260,42 +359,6 @@ class LoRAFolder:
                 file=sys.stderr,
             )
         return wrong
-
-    def put_whole_weights(self, model: GPT) -> list[str]:
-        """Replace the base's weights by the adapter's; returns those that the model does not have."""
-        table, slots, wrong = name_table(model.config), base_parameters(model), []
-        given = self.whole_weights(model.config)
-        self.check_tied(given, model)
-        for name, weight in given.items():
-            ours, part = table.from_hf(name.rpartition(".")[0]) or ("", 0)
-            if ours == "lm_head" and model.config.tie_embeddings and name.endswith(".weight"):
-                ours = "transformer.wte"
-            ours = f"{ours}.{name.rpartition('.')[2]}"
-            module, leaf = slots.get(ours, (None, ""))
-            if module is None:
-                if not table.kept.search(name):
-                    wrong.append(name)
-                continue
-            _, stored, rows = stored_pieces(table, ours, module, leaf)[part]
-            if stored.shape(rows.shape) == tuple(weight.shape):
-                rows.copy_(stored.to_ours(weight))
-            else:
-                wrong.append(f"{name} {tuple(weight.shape)}")
-        return wrong
-
-    def check_tied(self, given: dict[str, torch.Tensor], model: GPT) -> None:
-        """Raise `UserError` where the adapter tears a tied head from its embedding."""
-        table, shared = name_table(model.config), model.transformer.wte.weight
-        (head,), (embedding,) = table.to_hf("lm_head"), table.to_hf("transformer.wte")
-        pair = [t for t in (given.get(f"{head}.weight"), given.get(f"{embedding}.weight")) if t is not None]
-        if not model.config.tie_embeddings or not pair or (self.tying and len(pair) == 1):
-            return
-        other = pair[1] if len(pair) == 2 else shared.cpu()
-        if not torch.equal(pair[0].to(other.dtype), other):
-            raise UserError(
-                f"The adapter in {self.folder} holds an embedding and a head that differ, but the model has one weight "
-                "for both (tie_word_embeddings): this is not supported."
-            )
 
 
 class Place(NamedTuple):
@@ -343,15 +406,52 @@ def stack_places(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
     return []
 
 
+def updated_embedding(delta: Delta, weight: torch.Tensor) -> torch.Tensor:
+    """An embedding (tokens, width) with its update, whose A and B are those of (width, tokens). In float32.
+
+    Raises:
+        UserError: they are for another number of tokens, or for another width.
+    """
+    if delta.a.dim() != 2 or delta.b.dim() != 2 or delta.shape != tuple(weight.shape)[::-1]:
+        raise UserError(f"its update has an A {tuple(delta.a.shape)} and a B {tuple(delta.b.shape)}")
+    return delta.added_to(weight.T).T
+
+
+def with_rows(ids: list[int], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """A weight with other rows for these tokens.
+
+    Raises:
+        UserError: it does not have these tokens, or has rows of another width.
+    """
+    if not all(0 <= i < len(weight) for i in ids) or rows.shape != (len(ids), *weight.shape[1:]):
+        raise UserError(f"its trained tokens are {ids}, with weights {tuple(rows.shape)}")
+    return weight.index_copy(0, torch.tensor(ids), rows.to(weight.dtype))
+
+
+def same(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two weights hold the same numbers, maybe in other types."""
+    return a is b or (a.shape == b.shape and torch.equal(a.float(), b.float()))
+
+
+def is_end(end: str, module: str) -> bool:
+    return module == end or module.endswith(f".{end}")
+
+
+def weights_file(folder: Path) -> Path:
+    """The file of an adapter's tensors: safetensors, or one of `torch.save`. Raises `UserError` if there is none."""
+    file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
+    if file is None:
+        raise UserError(f"{folder} has no {WEIGHTS} and no {PICKLED}.")
+    return file
+
+
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
     """The shapes in an adapter's file, by name without PEFT's prefix.
 
     Raises:
         UserError: the file is missing, or cut short.
     """
-    if not (folder / WEIGHTS).is_file():
-        raise UserError(f"{folder} has no {WEIGHTS}.")
-    with opened(folder / WEIGHTS) as f:
+    with opened(weights_file(folder)) as f:
         return {name.removeprefix(PREFIX): tuple(f.get_slice(name).get_shape()) for name in sorted(f.keys())}
 
 

@@ -50,13 +50,15 @@ class Tokenizer:
     Args:
         folder: Has `tokenizer.json`, `tokenizer.model`, or `vocab.json` and `merges.txt`.
         model_folder: Has the `config.json` that may name BOS and EOS; by default the same.
+        n_embeddings: How many tokens the model has an embedding for, from id 0 on; None for any number. Many published
+            tokenizers have more tokens, which no text may use.
 
     Raises:
         UserError: it has none of them, or what it has cannot be read.
     """
 
-    def __init__(self, folder: Path, model_folder: Optional[Path] = None) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, model_folder: Optional[Path] = None, n_embeddings: Optional[int] = None) -> None:
+        self.folder, self.n_embeddings = folder, n_embeddings
         model_folder = model_folder or folder
         model = optional_json(model_folder / "config.json")
         fields = token_fields(folder)
@@ -127,13 +129,27 @@ class Tokenizer:
             eos: Whether EOS follows; never a second one.
 
         Raises:
-            UserError: the text has half a surrogate pair, or a byte that is no UTF-8.
+            UserError: the text has half a surrogate pair, a byte that is no UTF-8, or a token that the model has no
+                embedding for.
         """
         ids = self.encode_batch([text], [special])[0].ids
-        return [*ids, self.eos_id] if eos and self.eos_id is not None and ids[-1:] != [self.eos_id] else ids
+        ids = [*ids, self.eos_id] if eos and self.eos_id is not None and ids[-1:] != [self.eos_id] else ids
+        self.check(ids)
+        return ids
+
+    def check(self, ids: Sequence[int]) -> None:
+        """Raise `UserError` if the model has no embedding for one of these tokens."""
+        if self.n_embeddings is not None and max(ids, default=0) >= self.n_embeddings:
+            wrong = next(i for i in ids if i >= self.n_embeddings)
+            raise UserError(
+                f"The text has the token {self.decode([wrong], skip_special=False)!r} (id {wrong}), but the model has "
+                f"only {self.n_embeddings} embeddings. Remove the token from the text or the chat template, or use a "
+                "model whose embedding was resized for this tokenizer."
+            )
 
     def encode_batch(self, texts: Sequence[str], special: Sequence[bool]) -> list[Encoded]:
-        """Ids and character offsets of many texts, on all cores; `special` as in `encode`, for each text."""
+        """Ids and character offsets of many texts, on all cores; `special` as in `encode`, for each text. Call `check`
+        before the model gets the ids: one text may be wrong and the others right."""
         try:
             found = self.backend.encode_batch(texts)
         except (TypeError, RuntimeError) as e:

@@ -21,6 +21,7 @@ NAMES = {  # as safetensors names them
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+TYPES = {name: dtype for dtype, name in NAMES.items()}
 _old_form: dict[Path, tuple[int, dict[str, torch.Tensor]]] = {}  # the last one that was read
 
 

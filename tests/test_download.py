@@ -123,11 +123,12 @@ def test_pickled_weights_where_there_are_no_others(hub, files):
     assert "pytorch_model.bin" in names and "training_args.bin" not in names
 
 
-def test_an_adapter(hub):
-    adapter = {"adapter_config.json": b"{}", "adapter_model.safetensors": b"weights", "README.md": b"..."}
+@pytest.mark.parametrize("others", [["adapter_model.safetensors", "adapter_model.bin"], ["adapter_model.bin"]])
+def test_an_adapter(hub, others):
+    adapter = {"adapter_config.json": b"{}", "README.md": b"..."} | dict.fromkeys(others, b"weights")
     hub.repos[NAME] = Repo(adapter)
     main(["download", NAME])
-    assert listing(Path("checkpoints") / NAME) == ["adapter_config.json", "adapter_model.safetensors"]
+    assert listing(Path("checkpoints") / NAME) == ["adapter_config.json", others[0]]
 
 
 def test_tokenizer_only_and_the_rest_later(hub, files):

@@ -116,7 +116,7 @@ def test_precision_of_the_parts(base):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"bias": "all"}, "bias 'all'"),
+        ({"bias": "some"}, "bias 'some'"),
         ({"peft_type": "IA3"}, "peft_type"),
         ({"alpha_pattern": {"q_proj": "much"}}, "no usable r and lora_alpha"),
         ({"r": None}, "no usable r"),

@@ -15,7 +15,6 @@ from litgpt.errors import UserError
 from litgpt.loading import Source
 from litgpt.lora import TARGETS, LoRA, lora_layers
 from litgpt.model import GPT
-from tests.conftest import save_llama
 from tests.test_lora import CPU, IDS, base, flags, save, theirs, with_lora  # noqa: F401 (a fixture)
 
 EVERYTHING = flags(set(TARGETS))
@@ -169,19 +168,6 @@ def test_selections_that_fail(base, wrong, message):  # noqa: F811
 def test_numbers_out_of_range(wrong, message):
     with pytest.raises(UserError, match=message):
         LoRA(**wrong)
-
-
-@torch.no_grad()
-def test_a_head_torn_from_its_embedding(tokenizer_file, tmp_path):
-    folder = save_llama(tmp_path / "tied", tokenizer_file, tie_word_embeddings=True)
-    config = LoraConfig(target_modules=["q_proj"], modules_to_save=["lm_head"], task_type="CAUSAL_LM")
-    model = get_peft_model(theirs(folder), config)
-    for name, p in model.named_parameters():
-        if "modules_to_save" in name:
-            p += 1
-    model.save_pretrained(tmp_path / "adapter")
-    with pytest.raises(UserError, match="one weight for both"):
-        Source.open(tmp_path / "adapter", base=folder).model(torch.float32, CPU)
 
 
 def test_a_magnitude_that_is_missing(base, tmp_path):  # noqa: F811

@@ -13,6 +13,8 @@ from safetensors.torch import load_file, save_file
 from litgpt import LLM, checkpoint
 from litgpt.__main__ import main
 from litgpt.checkpoint import Checkpoint
+from litgpt.evaluation.run import model_hashes
+from litgpt.loading import Source
 from litgpt.lora import LoRA
 from litgpt.outputs import SUMS, listed
 from tests.conftest import save_llama
@@ -206,3 +208,11 @@ def test_nothing_about_other_weights_is_copied(bases, tmp_path):
     assert not found & set(stale)
     assert {p.name for p in listed(tmp_path / "adapter-merged" / SUMS)} == found - {SUMS}
     assert Checkpoint(tmp_path / "adapter-merged").files.keys() == Checkpoint(base).files.keys()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_hashes_of_every_form(form, bases, tmp_path):
+    """What `evaluate` notes of a model names each of its files with weights."""
+    folder = in_form(bases[False], form, tmp_path / "base")
+    weights = {p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth")}
+    assert weights < model_hashes(Source.open(folder)).keys()

@@ -44,7 +44,7 @@ def main(
     """
     data = or_alpaca(data)
     checkpoint = open_checkpoint(find_folder(checkpoint_dir))
-    tokenizer = Tokenizer(checkpoint.folder)
+    tokenizer = Tokenizer(checkpoint.folder, n_embeddings=checkpoint.config.padded_vocab_size)
     limit = row_limit(train, checkpoint.config, data)
     loaded = data.load(tokenizer, checkpoint.folder, limit, context=checkpoint.config.block_size)
     problems = harm(loaded)

@@ -107,6 +107,8 @@ def main(
     loaded_tasks = load_tasks(manager, names)
 
     loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
+    if vs:
+        loaded.source.check_base()
     share_threads(loaded.model, loaded.device)
     lm = LitGPT(loaded, batch, seed, apply_chat_template)
     hashes = run.model_hashes(loaded.source)

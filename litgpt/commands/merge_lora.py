@@ -2,12 +2,13 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Optional
 
 import torch
 
-from litgpt.checkpoint import NUMBERS, Outline, tied_head, widest_first, write_weights
+from litgpt.checkpoint import NUMBERS, Outline, tied_head, widest_first, with_changes, write_weights
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
@@ -18,7 +19,7 @@ from litgpt.peft_folder import CONFIG, LoRAFolder
 from litgpt.prompts import STYLE_FILE, save_template
 from litgpt.styles import STYLES
 from litgpt.tokenizer import copy_files, save_stop
-from litgpt.torch_file import NAMES
+from litgpt.torch_file import NAMES, TYPES
 from litgpt.train.launch import DTYPES, default_precision, pick_device
 
 
@@ -85,19 +86,14 @@ def write_merged(source: Source, target: Path, dtype: Optional[torch.dtype]) -> 
     """The base's weights one after the other, each module's update added in float32; and `config.json`. A tied head is
     not written, unless the adapter updates it: then it becomes a weight of its own."""
     assert isinstance(source.adapter, LoRAFolder)
-    base, config = source.checkpoint, source.checkpoint.config
-    table, tied, fields = name_table(config), tied_head(config), dict(base.fields)
-    deltas, in_full = source.adapter.deltas(config), source.adapter.whole_weights(config)
-    embedding = f"{table.to_hf('transformer.wte')[0]}.weight"
-    if tied in in_full:  # the same as the embedding
-        in_full[embedding] = in_full.pop(tied)
+    base = source.weights()
+    table, tied, fields = name_table(base.config), tied_head(base.config), dict(base.fields)
+    deltas = source.adapter.deltas(base.config)
     origins = {name: name for name in base.files if name != tied and not table.unused.search(name)}
     if tied and tied.removesuffix(".weight") in deltas:
-        origins[tied] = embedding
-        fields["tie_word_embeddings"] = False
-        if isinstance(fields.get("text_config"), dict):
-            fields["text_config"] = fields["text_config"] | {"tie_word_embeddings": False}
-    missing = sorted({*in_full, *(f"{module}.weight" for module in deltas)} - set(origins))
+        origins[tied] = f"{table.to_hf('transformer.wte')[0]}.weight"
+        fields = with_changes(fields, base.config, replace(base.config, tie_embeddings=False))
+    missing = sorted({f"{module}.weight" for module in deltas} - set(origins))
     if missing:
         raise UserError(f"The base has no weights for this of the adapter: {', '.join(missing)}.")
 
@@ -105,23 +101,20 @@ def write_merged(source: Source, target: Path, dtype: Optional[torch.dtype]) -> 
         found = base.outline(origins[name])
         return Outline(name, found.kind if dtype is None or found.kind not in NUMBERS else NAMES[dtype], found.shape)
 
-    def merged(name: str, weight: torch.Tensor) -> torch.Tensor:
-        shape, own, module = weight.shape, weight.dtype, name.removesuffix(".weight")
-        weight = in_full.get(origins[name], weight)
-        if weight.shape != shape:
-            raise UserError(f"The adapter's {name} does not fit the base's {tuple(shape)}.")
+    def merged(weight: Outline, tensor: torch.Tensor) -> torch.Tensor:
+        module = weight.name.removesuffix(".weight")
         if module in deltas:
             delta, transposed = deltas.pop(module), is_transposed(table, module)
-            weight = weight.T if transposed else weight
-            if delta.shape != tuple(weight.shape):
-                raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(weight.shape)}.")
-            weight = delta.added_to(weight)
-            weight = weight.T if transposed else weight
-        return weight.to(own if dtype is None or NAMES.get(own) not in NUMBERS else dtype)
+            tensor = tensor.T if transposed else tensor
+            if delta.shape != tuple(tensor.shape):
+                raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(tensor.shape)}.")
+            tensor = delta.added_to(tensor)
+            tensor = tensor.T if transposed else tensor
+        return tensor if NAMES.get(tensor.dtype) == weight.kind else tensor.to(TYPES[weight.kind])
 
     weights = widest_first(map(outline, origins))
     tensors = base.tensors(origins[w.name] for w in weights)
-    write_weights(weights, ((w.name, merged(w.name, tensor)) for w, (_, tensor) in zip(weights, tensors)), target)
+    write_weights(weights, ((w.name, merged(w, tensor)) for w, (_, tensor) in zip(weights, tensors)), target)
     if dtype is not None:
         fields["dtype"] = str(dtype).removeprefix("torch.")
         fields.pop("torch_dtype", None)

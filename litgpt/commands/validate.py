@@ -30,11 +30,13 @@ def main(
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: choose from {', '.join(DTYPES)}.")
     source = Source.open(checkpoint_dir, base)
+    weights = source.weights()
+    config = weights.config
     with torch.device("meta"):
-        empty = GPT(source.checkpoint.config)
-    check_weights(empty, source.checkpoint)
+        empty = GPT(config)
+    check_weights(empty, weights)
+    del weights
     tokenizer, style = source.tokenizer(), source.style()
-    config = source.checkpoint.config
     print(f"folder      {source.folder}")
     if source.adapter is not None:
         print(f"adapter     {source.adapter.description} over {source.checkpoint.folder}")
@@ -42,9 +44,8 @@ def main(
     print(f"{len(source.checkpoint.shapes)} tensors of type {', '.join(stored_dtypes(source.checkpoint))}")
     print(f"tokenizer   {tokenizer.vocab_size:,} tokens, stops at {sorted(tokenizer.stop_ids)}")
     print(f"prompts     {style.name}")
-    if tokenizer.vocab_size > config.padded_vocab_size:
-        raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.padded_vocab_size}.")
-
+    if (beyond := tokenizer.vocab_size - config.padded_vocab_size) > 0:
+        print(f"note        the model has no embedding for {beyond:,} of these tokens: texts with them are refused")
     seal = read_seal(source.folder) if (source.folder / FILE).is_file() else None
     device = pick_device(accelerator)
     sealed = PRECISIONS[seal["computed"]] if seal else None

@@ -379,6 +379,7 @@ class TokenMaker:
             "set": [type(data).__name__, class_hash(type(data)), {k: str(v) for k, v in vars(data).items()}],
             "style": [style_fields(self.style), self.style.printed_times()],
             "tokenizer": [tokenizer.fingerprint(), tokenizer.bos_id, tokenizer.eos_id, sorted(self.stops)],
+            "n_embeddings": tokenizer.n_embeddings,
             "trained": [self.mask_prompt, self.turn_end],
             "max_length": self.max_length,
         }
@@ -491,6 +492,7 @@ class TokenMaker:
                 marks.append(0)
             marks[-1] = ANSWER | (TRAINED if text.spans[-1][2] else 0)
         if text.document:
+            self.check(text, ids)
             for start in range(0, len(ids), self.max_length):
                 part = slice(start, start + self.max_length)
                 if len(ids[part]) > 1:
@@ -509,6 +511,7 @@ class TokenMaker:
                 return
             counts.cut += 1
             ids, marks = ids[: self.max_length], marks[: self.max_length]
+        self.check(text, ids)
         last = max(marks.rfind(TRAINED), marks.rfind(TRAINED | ANSWER))
         if last < 1:  # the first token follows nothing, so it is never a target
             counts.untrained += 1
@@ -517,6 +520,12 @@ class TokenMaker:
             counts.no_stop += not any(i in self.stops and mark & TRAINED for i, mark in zip(ids, marks))
         counts.two_bos += self.tokenizer.bos_id is not None and ids[:2] == [self.tokenizer.bos_id] * 2
         writer.add(ids, bytes(marks))
+
+    def check(self, text: "Text", ids: list[int]) -> None:
+        try:
+            self.tokenizer.check(ids)
+        except UserError as e:
+            raise UserError(f"{text.where}: {e}") from e
 
 
 @dataclass

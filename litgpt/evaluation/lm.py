@@ -133,7 +133,13 @@ class LitGPT(LM):
             else:
                 before = next(contexts)
                 found.append((before or [prefix], next(wholes)[len(before) :]))
+        self.check(found)
         return found
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raise `UserError` for a token that the model has no embedding for."""
+        for context, continuation in pairs:
+            self.loaded.tokenizer.check([*context, *continuation])
 
     @remembered
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
@@ -151,6 +157,7 @@ class LitGPT(LM):
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
                 numbers.append(i)
                 windows.append(make_disjoint_window(window))
+        self.check(windows)
         sums = [0.0] * len(requests)
         for i, (logprob, _) in zip(numbers, score(self.loaded.model, windows, self.batch, Left("texts: tokens").show)):
             sums[i] += logprob
@@ -198,6 +205,7 @@ class LitGPT(LM):
             sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
         stops = self.loaded.stop_ids if self.chat else tokenizer.stop_ids
         kept = prompt[-(self.max_length - new) :] or [self.prefix_token_id]
+        tokenizer.check(kept)
         answer = Answer(until, TextStream(tokenizer, [], until))
         return Text(kept, new, sampling, stops, self.seed + number, tag=answer)
 

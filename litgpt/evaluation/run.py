@@ -22,9 +22,10 @@ from tqdm import tqdm
 import litgpt
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
+from litgpt.lit_folder import MODEL_CONFIG
 from litgpt.loading import Source
 from litgpt.outputs import check_file, write_single
-from litgpt.peft_folder import CONFIG, WEIGHTS
+from litgpt.peft_folder import CONFIG
 
 
 def evaluate(
@@ -112,18 +113,17 @@ def describe(results: dict[str, Any], source: Source, hashes: dict[str, str], se
         model_args["peft"] = name
         results["config"]["peft_sha"] = ""
     else:
-        hashes = {file: value for file, value in hashes.items() if file not in (CONFIG, WEIGHTS)}
+        hashes = {file: value for file, value in hashes.items() if not file.startswith("adapter_")}
     results["litgpt"] = {"version": litgpt.__version__, "base": str(source.checkpoint.folder), "model_sha256": hashes}
     results["total_evaluation_time_seconds"] = f"{seconds:.2f}"
 
 
 def model_hashes(source: Source) -> dict[str, str]:
     """The SHA-256 of every file with weights, of the configurations and of the tokenizer."""
-    files = {file.name: file for file in source.checkpoint.shards()}
-    files["config.json"] = source.checkpoint.folder / "config.json"
+    files = [*source.checkpoint.shards(), *(source.checkpoint.folder / n for n in ("config.json", MODEL_CONFIG))]
     if source.adapter is not None:
-        files |= {name: source.folder / name for name in (CONFIG, WEIGHTS)}
-    found = {name: file_hash(file) for name, file in files.items()}
+        files += [source.adapter.file, source.folder / CONFIG]
+    found = {file.name: file_hash(file) for file in files if file.is_file()}
     return {**found, "tokenizer": source.tokenizer().fingerprint()}
 
 

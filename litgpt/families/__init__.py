@@ -11,7 +11,7 @@ from typing import Any
 
 from litgpt.config import Config, differences
 from litgpt.errors import UserError, nearest
-from litgpt.families.common import MissingField
+from litgpt.families.common import MissingField, without_nulls
 from litgpt.families.table import Aliases, NameTable
 
 FAMILIES = {  # model_type: module
@@ -39,6 +39,7 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
             f"config.json has model_type {model_type!r}, which is not supported.{nearest(str(model_type), FAMILIES)} "
             f"Supported: {', '.join(FAMILIES)}."
         )
+    fields = without_nulls(fields)
     if "quantization_config" in fields:
         raise UserError("config.json has quantization_config: take the folder with the original weights instead.")
     try:

@@ -25,6 +25,14 @@ ALL_ROPE_NUMBERS = {  # that may be there; others could mean something that is n
         *("short_mscale", "long_mscale"),  # in early Phi-3 files; without effect in transformers
     },
 }
+NULLS = {  # where null says something of its own; elsewhere it says the same as a field that is missing
+    *("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),  # none
+    "num_key_value_heads",  # as many as heads
+    "factor",  # of YaRN: the ratio of the lengths
+    # false, although true is the default
+    *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
+    *("scale_attn_weights", "truncate"),
+}
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
@@ -34,6 +42,15 @@ class MissingField(UserError):
     def __init__(self, key: str) -> None:
         super().__init__(f"config.json lacks the field {key!r}.")
         self.key = key
+
+
+def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json`, and those of objects in it, without the nulls that stand for a missing field."""
+    return {
+        key: without_nulls(value) if isinstance(value, dict) else value
+        for key, value in fields.items()
+        if value is not None or key in NULLS
+    }
 
 
 def read_sizes(
@@ -104,6 +121,8 @@ def read_rope(
         raise UserError(f"config.json has {partial_key} {share:g}, which is not implemented for this family.")
     theta = number(numbers, "rope_theta", number(fields, base_key, base))
     numbers.pop("rope_theta", None)
+    known = ALL_ROPE_NUMBERS[rope_type]
+    numbers = {name: value for name, value in numbers.items() if value is not None or name in known}
     refuse_unknown(numbers, key, rope_type)
     return {
         "rope_base": float(theta),
@@ -120,7 +139,8 @@ def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local
     of the global layers.
     """
     both = rope_object(fields.get("rope_parameters"), "rope_parameters")
-    unknown = set(both) - {"full_attention", "sliding_attention"}
+    beside = {key: both.pop(key) for key in ("truncate",) if key in both}  # where transformers looks for it
+    unknown = {key for key, value in both.items() if value is not None} - {"full_attention", "sliding_attention"}
     if unknown:
         raise UserError(
             f"config.json has rope_parameters with {', '.join(sorted(unknown))} beside the two layer types."
@@ -129,9 +149,9 @@ def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local
     local = rope_object(both.get("sliding_attention"), "rope_parameters.sliding_attention")
     if local.get("rope_type", local.get("type", "default")) != "default":
         raise UserError("config.json has rope_parameters.sliding_attention of another type than 'default'.")
-    if everywhere.get("truncate", True) is not True:
+    if everywhere.pop("truncate", True) not in (True, None):
         raise UserError("config.json has truncate in rope_parameters.full_attention, which transformers does not read.")
-    everywhere |= rope_object(fields.get("rope_scaling"), "rope_scaling")
+    everywhere |= beside | rope_object(fields.get("rope_scaling"), "rope_scaling")
     flat = {k: v for k, v in fields.items() if k != "rope_scaling"} | {"rope_parameters": everywhere}
     local_base = float(number(local, "rope_theta", number(fields, local_key, local_base) if local_key else local_base))
     return read_rope(flat, base=base) | {"rope_local_base_freq": local_base}

@@ -279,7 +279,10 @@ def add_answers(app: FastAPI, service: Service) -> None:
             known = loaded.tokenizer.vocab_size
             if wrong := [i for p in body.prompts if not isinstance(p, str) for i in p if i >= known]:
                 raise UserError(f"The prompt has the token {wrong[0]}; the tokenizer knows those below {known}.")
-            return [loaded.tokenizer.encode(p) if isinstance(p, str) else p for p in body.prompts]
+            found = [loaded.tokenizer.encode(p) if isinstance(p, str) else p for p in body.prompts]
+            for ids in found:
+                loaded.tokenizer.check(ids)
+            return found
 
         job = await service.start(body, name, prompts, body.max_tokens or settings.max_new_tokens, request)
         return await respond(job, Shape("completions", name, loaded.tokenizer, body.top is not None), body)

@@ -72,7 +72,7 @@ class Start:
         return [self.tokenizer_folder, *([self.checkpoint.folder] if self.checkpoint else [])]
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_folder)
+        return Tokenizer(self.tokenizer_folder, n_embeddings=self.config.padded_vocab_size)
 
     def check(self, model: GPT) -> None:
         """Raise `UserError` if the weights do not fit the model."""
