@@ -87,7 +87,7 @@ def test_calls_have_the_form_that_a_template_can_show(way, as_text, empty):
 
 def test_arguments_that_are_not_json():
     style = ChatTemplate(HEAD + WAYS["either"] + TAIL, {})
-    assert "weatherin Rome</s>" in style.render(conversation("", "", call(arguments="in Rome")), False)
+    assert "in Rome</s>" in style.render(conversation("", "", call(arguments="in Rome")), False)
 
 
 ROLES = "{% for m in messages %}<{{ m.role }}>{{ m.content or '' }}</s>{% endfor %}"
