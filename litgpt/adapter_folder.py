@@ -12,6 +12,7 @@ from litgpt.adapter import LLaMAAdapter, trained
 from litgpt.adapter_v2 import LLaMAAdapterV2
 from litgpt.checkpoint import opened
 from litgpt.errors import UserError, nearest
+from litgpt.files import is_there
 from litgpt.lit_adapter import LitLoRAFolder, LitPrefixFolder, lit_adapter_file
 from litgpt.lit_folder import MODEL, has_hf_weights
 from litgpt.model import GPT
@@ -94,7 +95,7 @@ AdapterFolder = Union[LoRAFolder, PrefixFolder, LitPrefixFolder]
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no model. LitGPT writes the merged model beside its LoRA."""
-    if (folder / CONFIG).is_file():
+    if is_there(folder / CONFIG):
         return True
     return bool(lit_adapter_file(folder)) and not (folder / MODEL).is_file() and not has_hf_weights(folder)
 

@@ -13,6 +13,7 @@ from itertools import takewhile
 from typing import Any, NamedTuple, Optional
 
 from litgpt.errors import UserError, nearest
+from litgpt.files import parse_json
 
 Message = Mapping[str, Any]  # `role` and `content`; the user's message of an instruction row may have an `input`
 
@@ -395,7 +396,7 @@ def call_in(form: CallForm, call: Any) -> Any:
     if form.as_text and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not form.as_text and isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):
-            found = json.loads(arguments)
+        with suppress(ValueError):
+            found = parse_json(arguments)
             arguments = found if isinstance(found, dict) else arguments
     return {**call, "function": {**function, "arguments": arguments}}

@@ -14,6 +14,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from litgpt.args import run_settings, run_words
 from litgpt.errors import UserError, nearest, remark
+from litgpt.files import YAML_BYTES, parse_yaml, read_text
 from litgpt.given import settle
 from litgpt.imports import importing
 from litgpt.older import NAMES, translate, without_refused
@@ -276,14 +277,8 @@ def read_config(value: str) -> dict[str, Any]:
             path = Path(value) if Path(value).is_file() else find_recipe(value).file
         except UserError as e:
             raise UserError(f"--config {value}: there is no such file. {e}") from e
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as e:
-            raise UserError(f"--config {value} is not UTF-8 text (byte {e.start}).") from e
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise UserError(f"--config {value} is not YAML: {e}.") from e
+        text = read_text(path, YAML_BYTES)
+    fields = parse_yaml(text, f"--config {value}")
     if not isinstance(fields, dict):
         raise UserError(f"--config {value} holds no options.")
     return fields

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib
+import json
 import os
 import sys
 from collections.abc import Iterable
@@ -41,6 +42,12 @@ def kind(value: Any) -> str:
     """What a value from JSON or YAML is, in words."""
     names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def brief(value: Any) -> str:
+    """A value from JSON or YAML as it is written there, cut to a bearable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def require(module: str, extra: str) -> ModuleType:

@@ -13,6 +13,7 @@ from litgpt.adapter_folder import AdapterFolder, is_adapter, open_adapter
 from litgpt.adapter_v2 import AdapterV2Linear
 from litgpt.checkpoint import Checkpoint, base_parameters, fill_weights, load_weights
 from litgpt.errors import UserError
+from litgpt.files import is_there
 from litgpt.hub import find_folder
 from litgpt.lit_adapter import lit_adapter_file
 from litgpt.lit_folder import ADAPTERS, open_checkpoint
@@ -79,14 +80,14 @@ class Source:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder itself, or the base's where an adapter has no tokenizer, as `peft` alone writes it."""
-        own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+        own = any(is_there(self.folder / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
         return self.folder if own else self.checkpoint.folder
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder, self.checkpoint.folder)
 
     def style(self) -> PromptStyle:
-        own = (self.folder / STYLE_FILE).is_file() or checkpoint_template(self.folder) is not None
+        own = is_there(self.folder / STYLE_FILE) or checkpoint_template(self.folder) is not None
         return load_style(self.folder if own else self.tokenizer_folder)
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:

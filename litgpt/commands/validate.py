@@ -7,6 +7,7 @@ import torch
 
 from litgpt.checkpoint import check_weights
 from litgpt.errors import UserError
+from litgpt.files import is_there
 from litgpt.generate.parity import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
 from litgpt.loading import Source
 from litgpt.model import GPT
@@ -45,7 +46,7 @@ def main(
     if tokenizer.vocab_size > config.padded_vocab_size:
         raise UserError(f"The tokenizer has {tokenizer.vocab_size} tokens, the model only {config.padded_vocab_size}.")
 
-    seal = read_seal(source.folder) if (source.folder / FILE).is_file() else None
+    seal = read_seal(source.folder) if is_there(source.folder / FILE) else None
     device = pick_device(accelerator)
     sealed = PRECISIONS[seal["computed"]] if seal else None
     scheme = seal.get("quantize") if seal else None

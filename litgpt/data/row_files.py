@@ -15,6 +15,7 @@ from shutil import copyfileobj
 from typing import Any, BinaryIO, Optional, cast
 
 from litgpt.errors import UserError, kind, nearest, require
+from litgpt.files import check_depth, parse_json, whole_number
 
 Rows = Iterator[tuple[str, Any]]
 Reader = Callable[[Path, BinaryIO], Rows]
@@ -129,12 +130,12 @@ def parse_line(line: bytes, path: Path, number: int) -> Any:
     """The value of a line of JSONL, or a UserError."""
     where = f"{path}, line {number},"
     try:
-        return json.loads(line.decode("utf-8").rstrip("\r\n"))
+        return parse_json(line.decode("utf-8").rstrip("\r\n"))
     except json.JSONDecodeError as e:
         return UserError(f"{where} is not JSON: {e.msg.removesuffix(' at')} at line {number}, column {e.colno}.")
     except UnicodeDecodeError as e:
         return UserError(f"{where} is not UTF-8 text (byte {e.start} of the line). Save the file as UTF-8.")
-    except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets within brackets
+    except ValueError as e:
         return UserError(f"{where} is JSON that cannot be read: {e}.")
 
 
@@ -156,7 +157,7 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
     values: Any = None
     lines = False
     try:
-        values = json.loads(text)
+        values = json.loads(text, parse_int=whole_number)
     except json.JSONDecodeError as e:
         first = text.lstrip().partition("\n")[0]
         lines = e.msg == "Extra data" and isinstance(parse_line(first.encode(), path, 1), dict)
@@ -176,7 +177,12 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
     if not isinstance(values, list):
         raise UserError(f"{path} holds {kind(values)}; a list of rows is wanted.")
     for i, value in enumerate(values):
-        yield f"{path}, row {i + 1} (index {i})", value
+        where = f"{path}, row {i + 1} (index {i})"
+        try:
+            check_depth(value)
+        except ValueError as e:
+            value = UserError(f"{where}, is JSON that cannot be read: {e}.")
+        yield where, value
 
 
 def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:

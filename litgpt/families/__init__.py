@@ -13,6 +13,7 @@ from litgpt.config import Config, differences
 from litgpt.errors import UserError, nearest
 from litgpt.families.common import MissingField
 from litgpt.families.table import Aliases, NameTable
+from litgpt.model.rope import make_ropes
 
 FAMILIES = {  # model_type: module
     name: f"litgpt.families.{name}"
@@ -21,6 +22,9 @@ FAMILIES = {  # model_type: module
         "olmo olmo2 olmo3 gpt2 smollm3 granite"
     ).split()
 }
+
+
+WIDEST, MANY = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 
 
 def family(model_type: str) -> ModuleType:
@@ -75,6 +79,12 @@ def write_config(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not go together."""
     assert config.n_query_groups is not None and config.head_size is not None
+    sizes = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
+    if (
+        max(*(size or 0 for size in sizes), config.padded_vocab_size) > WIDEST
+        or config.n_layer * config.n_expert > MANY
+    ):
+        raise UserError(f"config.json describes a model with rows of more than {WIDEST} numbers or {MANY} experts.")
     if config.n_head % config.n_query_groups:
         raise UserError(
             f"config.json has {config.n_head} heads for {config.n_query_groups} key-value heads: no multiple."
@@ -88,6 +98,12 @@ def check(config: Config) -> None:
             raise UserError(f"config.json has {name} of {len(factors)} numbers for {pairs} pairs of dimensions.")
     if config.n_expert_per_token > config.n_expert:
         raise UserError(f"config.json has {config.n_expert_per_token} experts per token of {config.n_expert} experts.")
+    try:
+        finite = all(bool(rope.inverse.isfinite().all()) for rope in make_ropes(config))
+    except (ArithmeticError, TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise UserError("config.json has rope_theta or other numbers of its rope that do not give finite angles.")
 
 
 def name_table(config: Config) -> NameTable:

@@ -4,9 +4,11 @@ A field that is missing has the value that `transformers` gives it, which differ
 not read: no dropout is applied to pretrained weights.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from litgpt.config import MOST_LAYERS
 from litgpt.errors import UserError
 from litgpt.model.rope import ROPE_TYPES
 
@@ -25,6 +27,8 @@ ALL_ROPE_NUMBERS = {  # that may be there; others could mean something that is n
         *("short_mscale", "long_mscale"),  # in early Phi-3 files; without effect in transformers
     },
 }
+LARGEST = 2**31 - 1  # of whole numbers
+MOST = {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
@@ -105,6 +109,9 @@ def read_rope(
     theta = number(numbers, "rope_theta", number(fields, base_key, base))
     numbers.pop("rope_theta", None)
     refuse_unknown(numbers, key, rope_type)
+    for name, value in numbers.items():
+        if not isinstance(value, (bool, list)):
+            number(numbers, name, None)
     return {
         "rope_base": float(theta),
         "rope_type": rope_type,
@@ -165,7 +172,7 @@ def rope_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, type
         missing += [
             n
             for n, values in lists.items()
-            if not isinstance(values, list) or not all(isinstance(v, (int, float)) and v > 0 for v in values)
+            if not isinstance(values, list) or not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values)
         ]
     if missing:
         raise UserError(f"config.json has {key} of type {rope_type!r} without usable {', '.join(missing)}.")
@@ -230,6 +237,8 @@ def whole(fields: dict[str, Any], key: str, *default: Any) -> Any:
         raise MissingField(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"config.json has {key} {value!r}; a whole number above 0 is wanted.")
+    if value > MOST.get(key, LARGEST):
+        raise UserError(f"config.json has {key} {value}. The largest supported value is {MOST.get(key, LARGEST)}.")
     return value
 
 
@@ -238,7 +247,7 @@ def number(fields: dict[str, Any], key: str, default: Any) -> Any:
     value = fields.get(key)
     if value is None:
         return default
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
         raise UserError(f"config.json has {key} {value!r}; a number is wanted.")
     return value
 
