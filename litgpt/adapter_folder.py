@@ -65,16 +65,12 @@ class PrefixFolder:
         return f"LLaMA-Adapter{version} of {self.adapter.prompt_length} tokens"
 
     def apply(self, model: GPT) -> None:
-        """Make room for the adapter in a model on the meta device."""
-        self.adapter.apply(model)
-
-    @torch.no_grad()
-    def load_into(self, model: GPT) -> None:
-        """Fill what `apply` made room for.
+        """Make room for the adapter in a model on the meta device.
 
         Raises:
             UserError: names or shapes that the model does not have, or misses; all of them at once.
         """
+        self.adapter.apply(model)
         wanted = trained(model)
         wrong = [f"{name} is missing" for name in wanted if name not in self.shapes]
         wrong += [f"{name} is unknown" for name in self.shapes if name not in wanted]
@@ -85,8 +81,12 @@ class PrefixFolder:
         ]
         if wrong:
             raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
+
+    @torch.no_grad()
+    def load_into(self, model: GPT) -> None:
+        """Fill what `apply` made room for."""
         with opened(self.folder / WEIGHTS) as f:
-            for name, parameter in wanted.items():
+            for name, parameter in trained(model).items():
                 parameter.copy_(f.get_tensor(name))
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -79,7 +80,7 @@ class Checkpoint:
                 raise UserError(f"{index_file} does not list files of its own folder.")
         else:
             names = [kind]
-        missing = [n for n in names if not (self.folder / n).is_file()]
+        missing = [n for n in names if not os.path.isfile(self.folder / n)]  # Path's own raises for a name too long
         if missing:
             raise UserError(f"{self.folder} has no {', '.join(missing)}: the download is not complete.")
         return [self.folder / n for n in names]

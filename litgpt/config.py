@@ -1,6 +1,5 @@
 """What one model is: its sizes and the switches of its math."""
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -9,7 +8,8 @@ from typing import Any, Optional, get_args, get_origin
 
 import yaml
 
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, brief, nearest
+from litgpt.fields import is_number
 from litgpt.files import PlainSafeLoader, read_yaml
 
 
@@ -374,10 +374,10 @@ def checked(name: str, value: Any, declared: Any) -> Any:
     if kind is float and type(value) in (int, str):
         with suppress(ValueError):
             value = float(value)
-    of_kind = type(value) is kind and (kind is not float or math.isfinite(value))
+    of_kind = type(value) is kind and (kind is not float or is_number(value))
     of_kind = of_kind and (kind is not int or value in range(2**31))
     if not of_kind or (kind is list and not all(type(v) is int for v in value)):
-        raise UserError(f"{name} {value!r} is of the wrong type.")
+        raise UserError(f"{name} {brief(value)} is of the wrong type.")
     return value
 
 

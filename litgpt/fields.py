@@ -2,7 +2,7 @@
 
 A shape is one of these:
 
-- a type (`float` is any finite number),
+- a type (`float` is any number that float32 can hold),
 - a `range` of whole numbers,
 - a `frozenset` of texts to choose from,
 - None: null, or a missing field,
@@ -12,7 +12,6 @@ A shape is one of these:
 - a tuple of shapes, one of which has to fit.
 """
 
-import math
 import re
 from collections.abc import Iterator
 from typing import Any, NamedTuple, Optional, Union, get_args
@@ -38,6 +37,8 @@ class Each(NamedTuple):
 Shape = Union[type, range, frozenset, None, list, dict, tuple, Each]
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+LARGEST = 3.4e38
+REPEATS = 4
 COUNT, ID = range(1, 2**31), range(2**31)
 IDS = (range(-1, 2**31), [ID], None)  # some files write -1 for none
 FLAG = (bool, None)
@@ -125,10 +126,15 @@ def problem(value: Any, shape: Shape, name: str) -> Optional[str]:
     elif isinstance(shape, range):
         fits = type(value) is int and value in shape
     elif shape is float:
-        fits = type(value) in (int, float) and math.isfinite(value)
+        fits = is_number(value)
     else:
         fits = value is None if shape is None else type(value) is shape
     return None if fits else ""
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a number that torch's float32 can hold."""
+    return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def in_object(value: dict, shape: Union[dict, Each], name: str) -> Iterator[Optional[str]]:
@@ -142,6 +148,24 @@ def in_object(value: dict, shape: Union[dict, Each], name: str) -> Iterator[Opti
         yield misfit(inner, shape.shape, f"{name}.{brief(key)}".lstrip("."))
 
 
+def pattern(text: str, around: str = "{}") -> re.Pattern:
+    """A regular expression that was read from a file.
+
+    Args:
+        around: What stands around it; its place is {}.
+
+    Raises:
+        ValueError: it is not one, or it could take forever: it repeats a group, or has many repeats.
+    """
+    try:
+        compiled = re.compile(around.format(text))
+    except (re.error, RecursionError, OverflowError) as e:
+        raise ValueError(f"{brief(text)} is not a regular expression: {e}") from e
+    if re.search(r"\)[*+{]", text) or len(re.findall(r"[*+{]", text)) > REPEATS:
+        raise ValueError(f"{brief(text)} repeats a group, or has more than {REPEATS} repeats (*, + or {{}})")
+    return compiled
+
+
 def prefix(name: str) -> str:
     return f"{name}: " if name else ""
 
@@ -153,5 +177,5 @@ def spoken(shape: Shape) -> str:
     if isinstance(shape, frozenset):
         return f"one of {', '.join(sorted(shape))}"
     kinds = {Each: "an object", dict: "an object", list: "a list"}
-    words = {None: "null", str: "text", bool: "true or false", int: "a whole number", float: "a finite number"}
+    words = {None: "null", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
     return kinds.get(type(shape)) or words[shape]  # type: ignore[call-overload, index]

@@ -69,11 +69,11 @@ class Source:
             raise UserError(f"{folder} does not say which model it belongs to: name it with --base DIR.")
         try:
             base_folder = find_folder(base or Path(adapter.base))
-        except UserError as e:
+        except (UserError, OSError) as e:
             if base is not None:
                 raise
             raise UserError(
-                f"The base model of {folder} is not at {adapter.base!r}: name it with --base DIR. ({e})"
+                f"The base model of {folder} is not at {adapter.base[:200]!r}: name it with --base DIR. ({e})"
             ) from e
         return cls(folder, open_checkpoint(base_folder), adapter)
 

@@ -1,5 +1,6 @@
 """Text to token ids and back, as the checkpoint's own tokenizer does it."""
 
+import base64
 import codecs
 import hashlib
 import itertools
@@ -18,6 +19,7 @@ from litgpt.fields import ADDED_FLAGS
 from litgpt.files import TOKENIZER_BYTES, check_size, is_there, read_json
 from litgpt.prompts import MORE_TEMPLATES, SPECIAL_TOKENS, TEMPLATE, PromptStyle
 
+GROWTH = 1000  # that a normalizer or a decoder may lengthen a text
 GENERATION = "generation_config.json"
 FILES = (
     "tokenizer.json",
@@ -65,13 +67,17 @@ class Tokenizer:
         kind = tokenizer_class(fields, model.get("model_type"))
         self.backend: _Tokenizers | _SentencePiece
         if is_there(folder / "tokenizer.json"):
+            check_size(folder / "tokenizer.json", TOKENIZER_BYTES)
             with as_user_error(folder / "tokenizer.json"):
                 self.backend = _Tokenizers(read_backend(folder / "tokenizer.json", fields, kind), fields)
         elif is_there(folder / "tokenizer.model"):
+            check_size(folder / "tokenizer.model", TOKENIZER_BYTES)
             with as_user_error(folder / "tokenizer.model"):
                 self.backend = _SentencePiece(folder / "tokenizer.model", fields)
         elif is_there(folder / "vocab.json") and is_there(folder / "merges.txt"):
-            with as_user_error(folder / "vocab.json", folder / "merges.txt"):
+            for name in ("vocab.json", "merges.txt"):
+                check_size(folder / name, TOKENIZER_BYTES)
+            with as_user_error(f"{folder / 'vocab.json'} with merges.txt"):
                 self.backend = _Tokenizers(make_backend(folder, fields, kind), fields)
         else:
             raise UserError(f"{folder} has no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt.")
@@ -140,8 +146,9 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], special: Sequence[bool]) -> list[Encoded]:
         """Ids and character offsets of many texts, on all cores; `special` as in `encode`, for each text."""
         try:
-            found = self.backend.encode_batch(texts)
-        except (TypeError, RuntimeError) as e:
+            with as_user_error(self.folder):
+                found = self.backend.encode_batch(texts)
+        except UserError as e:
             bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
             if bad is None:
                 raise
@@ -156,14 +163,13 @@ class Tokenizer:
         return found
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        return self.backend.decode(list(ids), skip_special)
+        with as_user_error(self.folder):
+            return self.backend.decode(list(ids), skip_special)
 
 
 @contextmanager
-def as_user_error(*files: Path) -> Iterator[None]:
-    """Turn whatever a library raises for files that it cannot read into a `UserError`; `tokenizers` panics, too."""
-    for file in files:
-        check_size(file, TOKENIZER_BYTES)
+def as_user_error(what: Any) -> Iterator[None]:
+    """Turn whatever a library raises for a tokenizer that it cannot use, which may be a panic, into a `UserError`."""
     try:
         yield
     except UserError:
@@ -171,7 +177,7 @@ def as_user_error(*files: Path) -> Iterator[None]:
     except BaseException as e:
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
             raise
-        raise UserError(f"{' and '.join(map(str, files))} cannot be read: {e}.") from e
+        raise UserError(f"The tokenizer in {what} cannot be used: {e}.") from e
 
 
 EACH_BYTE = "litgpt.each_byte"
@@ -285,7 +291,9 @@ def read_backend(file: Path, fields: dict[str, Any], kind: str) -> Any:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, pre_tokenizers, processors
 
-    backend = Backend.from_file(str(file))
+    data = file.read_bytes()
+    check_maps(data)
+    backend = Backend.from_buffer(data)
     if kind == "LlamaTokenizer" and getattr(backend.model, "byte_fallback", False):  # made from sentencepiece
         prefix = fields.get("add_prefix_space") is not False
         scheme = ("always" if fields.get("legacy") else "first") if prefix else "never"
@@ -298,7 +306,39 @@ def read_backend(file: Path, fields: dict[str, Any], kind: str) -> Any:
         backend.post_processor = processors.ByteLevel(trim_offsets=True)  # type: ignore[assignment]
     backend.no_truncation()  # a file may have kept them from a training run
     backend.no_padding()
+    for part in (backend.normalizer, backend.decoder, backend.post_processor):
+        check_growth(part)
     return backend
+
+
+def check_maps(data: bytes) -> None:
+    """Raise `ValueError` for a table of characters that claims to be larger than it is. The library would take that
+    much memory, or end the process."""
+    for found in re.finditer(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"', data):
+        table = base64.b64decode(found[1])
+        if int.from_bytes(table[:4], "little") > len(table):
+            raise ValueError("its precompiled_charsmap is damaged")
+
+
+def check_growth(part: Any) -> None:
+    """Raise `ValueError` where a part of a tokenizer would make a text very much longer; the library would end the
+    process for lack of memory."""
+    growth, added = 1.0, 0
+    for step in steps_in(json.loads(part.__getstate__())) if part is not None else ():
+        if step.get("type") == "Replace":
+            old = step["pattern"].get("String", "")
+            growth *= max(1.0, len(step["content"]) / max(1, len(old)) + (not old))
+        added += len(step.get("prepend") or "") + len(step.get("single") or ())
+    if growth > GROWTH or added > GROWTH:
+        raise ValueError(f"it makes a text more than {GROWTH:,} times as long")
+
+
+def steps_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a value, with those below it."""
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from steps_in(inner)
+    if isinstance(value, dict):
+        yield value
 
 
 QWEN_WORDS = (  # what its published tokenizer.json splits by

@@ -23,6 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from litgpt.data.batches import UNTRAINED, Batch
+from litgpt.errors import UserError
 from litgpt.files import cache_place, parse_json, part_of
 
 KINDS = {"ids": ("I32", 4), "marks": ("U8", 1), "starts": ("I64", 8), "hashes": ("I64", 8)}  # dtype and its bytes
@@ -159,7 +160,10 @@ class TokenWriter:
         return tempfile.TemporaryFile(dir=self.target.parent)
 
     def add(self, ids: Sequence[int], marks: bytes) -> None:
-        packed = array("i", ids).tobytes()
+        try:
+            packed = array("i", ids).tobytes()
+        except OverflowError as e:
+            raise UserError(f"The tokenizer gives a token the id {max(ids)}, which no model has.") from e
         self.parts["ids"].write(packed)
         self.parts["marks"].write(marks)
         self.starts.append(self.starts[-1] + len(marks))

@@ -4,12 +4,12 @@ A field that is missing has the value that `transformers` gives it, which differ
 not read: no dropout is applied to pretrained weights.
 """
 
-import math
 from collections.abc import Sequence
 from typing import Any, Optional
 
 from litgpt.config import MOST_LAYERS
 from litgpt.errors import UserError
+from litgpt.fields import is_number
 from litgpt.model.rope import ROPE_TYPES
 
 LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor")
@@ -166,13 +166,13 @@ def rope_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, type
         if rope_type == "longrope" or numbers.get("factor", 0) is None:
             ratio = whole(fields, "max_position_embeddings") / whole(numbers, key_of_length)
             numbers["factor"] = number(numbers, "factor", ratio)
-    missing = [n for n in wanted if not isinstance(numbers.get(n), (int, float)) or numbers[n] <= 0]
+    missing = [n for n in wanted if not is_number(numbers.get(n)) or numbers[n] <= 0]
     if rope_type == "longrope":
         lists = {n: numbers.get(n) for n in ("short_factor", "long_factor")}
         missing += [
             n
             for n, values in lists.items()
-            if not isinstance(values, list) or not all(isinstance(v, (int, float)) and 0 < v < math.inf for v in values)
+            if not isinstance(values, list) or not all(is_number(v) and v > 0 for v in values)
         ]
     if missing:
         raise UserError(f"config.json has {key} of type {rope_type!r} without usable {', '.join(missing)}.")
@@ -247,7 +247,7 @@ def number(fields: dict[str, Any], key: str, default: Any) -> Any:
     value = fields.get(key)
     if value is None:
         return default
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or not math.isfinite(value):
+    if not is_number(value):
         raise UserError(f"config.json has {key} {value!r}; a number is wanted.")
     return value
 
