@@ -70,6 +70,11 @@ class PrefixFolder:
         Raises:
             UserError: names or shapes that the model does not have, or misses; all of them at once.
         """
+        start, n_layer = self.adapter.start_layer, model.config.n_layer
+        if start >= n_layer:
+            raise UserError(
+                f"{self.folder / CONFIG}: adapter_start_layer is {start}, but the model has {n_layer} layers."
+            )
         self.adapter.apply(model)
         wanted = trained(model)
         wrong = [f"{name} is missing" for name in wanted if name not in self.shapes]

@@ -49,7 +49,7 @@ def run(command: list[str], capsys: Any) -> tuple[int, str]:
     return code, capsys.readouterr().err
 
 
-def scenes(folder: Path, tokenizer_file: Path) -> dict[str, Scene]:
+def make_scenes(folder: Path, tokenizer_file: Path) -> dict[str, Scene]:
     """One of each kind, made in `folder`."""
     base = save_llama(folder / "base", tokenizer_file, shards=True, max_position_embeddings=64)
     edit(base / "tokenizer_config.json", lambda f: f | tokens(base))
@@ -143,11 +143,12 @@ def scenes(folder: Path, tokenizer_file: Path) -> dict[str, Scene]:
 
     tokenizer = ("tokenizer_config.json", "generation_config.json", "chat_template.jinja")
     result = ("prompt_style.yaml", "hyperparameters.yaml", "parity.json", "checksums.json")
+    more = "additional_chat_templates/tool_use.jinja"
+    saved = [f"step-000002/{name}" for name in ("checksums.json", "adapter_config.json", "prompt_style.yaml")]
     return {
         "base": Scene(
             base,
-            ("config.json", "tokenizer.json", "model.safetensors.index.json", *tokenizer)
-            + ("additional_chat_templates/tool_use.jinja",),
+            ("config.json", "tokenizer.json", "model.safetensors.index.json", *tokenizer, more),
             of_model,
         ),
         "old": Scene(
@@ -161,8 +162,7 @@ def scenes(folder: Path, tokenizer_file: Path) -> dict[str, Scene]:
         "lit_lora": Scene(lit_lora, ("hyperparameters.yaml",), of_adapter),
         "paused": Scene(
             paused,
-            ("metrics.csv", ".litgpt.json", "hyperparameters.yaml")
-            + tuple(f"step-000002/{n}" for n in ("checksums.json", "adapter_config.json", "prompt_style.yaml")),
+            ("metrics.csv", ".litgpt.json", "hyperparameters.yaml", *saved),
             of_run,
         ),
         "config": Scene(config, ("recipe.yaml", "other.yaml"), of_config),

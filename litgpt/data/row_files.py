@@ -20,6 +20,7 @@ from litgpt.files import check_depth, parse_json, whole_number
 Rows = Iterator[tuple[str, Any]]
 Reader = Callable[[Path, BinaryIO], Rows]
 
+LINE = 2**26  # bytes of a line, at most
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -140,11 +141,22 @@ def parse_line(line: bytes, path: Path, number: int) -> Any:
 
 
 def read_jsonl(path: Path, stream: BinaryIO) -> Rows:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(lines_of(stream), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        if line.strip():
-            yield f"{path}, line {number}", parse_line(line, path, number)
+        where = f"{path}, line {number}"
+        if len(line) > LINE:
+            yield where, UserError(f"{where}, has more than {LINE:,} bytes.")
+        elif line.strip():
+            yield where, parse_line(line, path, number)
+
+
+def lines_of(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a stream; of one that is too long no more than shows it."""
+    while line := stream.readline(LINE + 1):
+        yield line
+        while len(line) > LINE and not line.endswith(b"\n"):
+            line = stream.readline(LINE + 1)
 
 
 def read_json(path: Path, stream: BinaryIO) -> Rows:
@@ -186,7 +198,7 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
 
 
 def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LINE)
     # bytes that are not UTF-8 become halves of surrogates, which nothing else in UTF-8 text can
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
