@@ -174,6 +174,11 @@ def known_models() -> dict[str, dict[str, Any]]:
 
 
 MOST_LAYERS = 10_000  # lists have an entry for each
+CHOICES = {
+    "mlp_class_name": ("LLaMAMLP", "GemmaMLP", "GptNeoxMLP", "LLaMAMoE"),
+    "norm_class_name": ("RMSNorm", "LayerNorm"),
+    "gelu_approximate": ("none", "tanh"),
+}
 LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that the model_config.yaml of an older LitGPT may lack
     "padded_vocab_size": 50688,
     "norm_class_name": "LayerNorm",
@@ -231,6 +236,9 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     numbers = {k: checked(k, v, declared[k]) for k, v in numbers.items()}
     if zero := [k for k in ("n_layer", "n_embd", "n_head") if numbers[k] < 1]:
         raise UserError(f"{', '.join(zero)} must be above 0.")
+    for key, allowed in CHOICES.items():
+        if numbers.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{key} {brief(numbers[key])} is not implemented. Choose from {', '.join(allowed)}.")
     if numbers["n_layer"] > MOST_LAYERS:
         raise UserError(f"n_layer {numbers['n_layer']} is above {MOST_LAYERS}.")
     if placing in ("interleaved", 2):

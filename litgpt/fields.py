@@ -9,6 +9,7 @@ A shape is one of these:
 - `[shape]`: a list,
 - `{name: shape}`: an object, whose other fields may hold anything,
 - an `Each`: an object of any fields,
+- a `Text`: a short text,
 - a tuple of shapes, one of which has to fit.
 """
 
@@ -34,7 +35,13 @@ class Each(NamedTuple):
     spoken: str = "text"
 
 
-Shape = Union[type, range, frozenset, None, list, dict, tuple, Each]
+class Text(NamedTuple):
+    """A text with at most so many characters."""
+
+    most: int
+
+
+Shape = Union[type, range, frozenset, None, list, dict, tuple, Each, Text]
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 LARGEST = 3.4e38
@@ -44,8 +51,9 @@ IDS = (range(-1, 2**31), [ID], None)  # some files write -1 for none
 FLAG = (bool, None)
 TEXT = (str, None)
 ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
-ADDED_TOKEN: Shape = {"content": str, **dict.fromkeys(ADDED_FLAGS, FLAG)}
-TOKEN = (str, ADDED_TOKEN)
+TOKEN_TEXT = Text(1000)
+ADDED_TOKEN: Shape = {"content": TOKEN_TEXT, **dict.fromkeys(ADDED_FLAGS, FLAG)}
+TOKEN = (TOKEN_TEXT, ADDED_TOKEN)
 TOKEN_TABLES: dict[str, Shape] = {
     **dict.fromkeys(SPECIAL_TOKENS, (*TOKEN, None)),
     **dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), ([TOKEN], Each(TOKEN), None)),
@@ -66,7 +74,7 @@ SHAPES: dict[str, Shape] = {
         **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "legacy"), FLAG),
     },
     "special_tokens_map.json": TOKEN_TABLES,
-    "added_tokens.json": Each(ID),
+    "added_tokens.json": Each(ID, r"[\s\S]{0,1000}", "text of at most 1000 characters"),
     "adapter_config.json": {
         "peft_type": TEXT,
         "base_model_name_or_path": TEXT,
@@ -106,7 +114,7 @@ SHAPES: dict[str, Shape] = {
 
 def misfit(value: Any, shape: Shape, name: str = "") -> Optional[str]:
     """What is wrong with a value that does not have a shape, with the name of the field; None if it has the shape."""
-    shapes = shape if isinstance(shape, tuple) and not isinstance(shape, Each) else (shape,)
+    shapes = shape if type(shape) is tuple else (shape,)
     problems = [problem(value, one, name) for one in shapes]
     if None in problems:
         return None
@@ -123,6 +131,8 @@ def problem(value: Any, shape: Shape, name: str) -> Optional[str]:
         return next(filter(None, (misfit(v, shape[0], f"{name}[{i}]") for i, v in enumerate(value))), None)
     if isinstance(shape, frozenset):
         fits = isinstance(value, str) and value in shape
+    elif isinstance(shape, Text):
+        fits = isinstance(value, str) and len(value) <= shape.most
     elif isinstance(shape, range):
         fits = type(value) is int and value in shape
     elif shape is float:
@@ -176,6 +186,8 @@ def spoken(shape: Shape) -> str:
         return f"a whole number from {shape.start} to {shape.stop - 1}"
     if isinstance(shape, frozenset):
         return f"one of {', '.join(sorted(shape))}"
+    if isinstance(shape, Text):
+        return f"text of at most {shape.most} characters"
     kinds = {Each: "an object", dict: "an object", list: "a list"}
     words = {None: "null", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
     return kinds.get(type(shape)) or words[shape]  # type: ignore[call-overload, index]
