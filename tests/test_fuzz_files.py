@@ -1,16 +1,24 @@
 """Whatever is wrong with a small file ends in a line that says so, or does no harm."""
 
 import importlib.util
+import json
 import random
 import signal
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoConfig
 
-from tests.mutations import Scene, damaged, put, run
+from litgpt.errors import UserError
+from litgpt.families import read_config, write_config
+from litgpt.model import GPT
+from tests.families import FAMILIES
+from tests.mutations import Scene, damaged, put, run, structural
 
 resource = importlib.import_module("resource") if importlib.util.find_spec("resource") else None  # not on Windows
 SECONDS, MEMORY = 10, 4 * 2**30  # that a command may take
@@ -78,3 +86,34 @@ def test_damaged_files(name, scenes, tmp_path, capsys, limits):
 def test_many_damaged_files(first, scenes, tmp_path, capsys, limits):
     for seed in range(first, first + 250):
         mutate(seed, scenes[NAMES[seed % len(NAMES)]], tmp_path, capsys)
+
+
+@pytest.fixture(scope="module")
+def configs() -> list[str]:
+    """The `config.json` of every family and variant, with all the fields that `transformers` writes."""
+    made = [AutoConfig.for_model(name, **fields) for name, variants in FAMILIES.items() for fields in variants.values()]
+    return [config.to_json_string(use_diff=False) for config in made]
+
+
+def change_config(seed: int, configs: list[str]) -> None:
+    """Damage a field of a `config.json`, and make the model if it is still one."""
+    draw = random.Random(seed)
+    text = structural(draw.choice(configs).encode(), "config.json", draw)
+    fields = json.loads(text) if text and b"9" * 5000 not in text else {}
+    with suppress(UserError):
+        config = read_config(fields if isinstance(fields, dict) else {})
+        widths = (config.padded_vocab_size, sum(config.qkv_sizes), config.intermediate_size or 0, config.block_size)
+        if max(*widths, config.n_embd, config.moe_intermediate_size or 0) < 10**5 and config.n_layer < 10:
+            GPT(config)(torch.zeros(1, 3, dtype=torch.long))
+        write_config(config)
+
+
+def test_damaged_configs(configs, limits):
+    for seed in range(200):
+        change_config(seed, configs)
+
+
+@pytest.mark.long
+def test_many_damaged_configs(configs, limits):
+    for seed in range(1000, 9000):
+        change_config(seed, configs)

@@ -49,6 +49,8 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
         config = family(model_type).read_config(fields)
     except MissingField as e:
         raise UserError(f"config.json lacks the field {e.key!r}, which {model_type!r} needs.") from e
+    except ArithmeticError as e:
+        raise UserError(f"config.json has a number that is too small or too large: {e}.") from e
     config.model_type = model_type
     config.name = name
     check(config)
@@ -85,6 +87,11 @@ def check(config: Config) -> None:
         or config.n_layer * config.n_expert > MANY
     ):
         raise UserError(f"config.json describes a model with rows of more than {WIDEST} numbers or {MANY} experts.")
+    if config.head_size < 1:
+        raise UserError(f"config.json has {config.n_head} heads for rows of {config.n_embd} numbers.")
+    positive = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
+    if wrong := [name for name in positive if (value := getattr(config, name)) is not None and value <= 0]:
+        raise UserError(f"config.json has a number for {', '.join(wrong)} that is not above 0.")
     if config.n_head % config.n_query_groups:
         raise UserError(
             f"config.json has {config.n_head} heads for {config.n_query_groups} key-value heads: no multiple."

@@ -249,7 +249,7 @@ def number(fields: dict[str, Any], key: str, default: Any) -> Any:
         return default
     if not is_number(value):
         raise UserError(f"config.json has {key} {value!r}; a number is wanted.")
-    return value
+    return float(value) if abs(value) >= 2**63 else value
 
 
 def epsilon(fields: dict[str, Any], key: str, default: float) -> float:
