@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import NoReturn, Optional
 
 from litgpt import __version__
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, without_secrets
 
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "download": ("litgpt.commands.download:main", "Download a model, or list the known ones (download list)."),
@@ -131,7 +131,7 @@ def fail(message: str) -> NoReturn:
     if os.environ.get("LITGPT_TRACEBACK"):
         raise
     with suppress(OSError, ValueError):  # stderr is closed: the exit code says it
-        text = " ".join(message.split())
+        text = " ".join(without_secrets(message).split())
         print(f"litgpt: error: {text if len(text) <= MOST else f'{text[:MOST]} ...'}", file=sys.stderr)
     sys.exit(2)
 

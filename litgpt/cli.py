@@ -13,7 +13,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
 
 from litgpt.args import run_settings, run_words
-from litgpt.errors import UserError, nearest, remark
+from litgpt.errors import UserError, nearest, remark, without_secrets
 from litgpt.files import YAML_BYTES, check_events, parse_yaml, read_text
 from litgpt.given import settle
 from litgpt.imports import importing
@@ -79,8 +79,17 @@ def run(where: str, command: str, args: list[str]) -> None:
     run_words.set(
         ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
     )
-    run_settings.set(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False))))
+    run_settings.set(without_tokens(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False)))))
     load(where)(**instantiate(parser, settings))
+
+
+def without_tokens(settings: Any) -> Any:
+    """Settings without access tokens, which must not be in the files of a result."""
+    if isinstance(settings, dict):
+        return {k: None if k == "access_token" else without_tokens(v) for k, v in settings.items()}
+    if isinstance(settings, list):
+        return [without_tokens(v) for v in settings]
+    return without_secrets(settings) if isinstance(settings, str) else settings
 
 
 def check_texts(value: Any, name: str = "") -> None:
@@ -298,13 +307,9 @@ def read_config(value: str) -> dict[str, Any]:
         UserError: there is none, or it is not a mapping.
     """
     if re.match(r"https?://", value):
-        from urllib.request import urlopen
+        from litgpt.web import fetch_text
 
-        try:
-            with urlopen(value, timeout=30) as response:
-                text = response.read().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"--config {value} cannot be fetched: {e}.") from e
+        text = fetch_text(value)
     else:
         try:
             path = Path(value) if Path(value).is_file() else find_recipe(value).file

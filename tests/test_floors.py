@@ -14,6 +14,7 @@ FLOORS = {
         "imports",
         "fields",
         "files",
+        "web",
         "outputs",
         "args",
         "config",

@@ -14,7 +14,7 @@ from litgpt.args import run_settings, run_words
 from litgpt.chat_template import now
 from litgpt.data.base import Loaded
 from litgpt.data.tokens import TokenizedRows
-from litgpt.errors import UserError
+from litgpt.errors import UserError, without_secrets
 from litgpt.files import read_yaml
 from litgpt.outputs import SUMS, free_name, listed
 from litgpt.train.folder import HYPERPARAMETERS, settings
@@ -136,6 +136,8 @@ def again(saved: bool) -> str:
     was = take_out(words, "--resume", lambda value: not value.startswith("-"))
     if (run_settings.get() or {}).get("overwrite"):
         words += ["--overwrite", "false"]
+    after = ["", *words]  # a token is the word behind its flag, or within a word
+    words = ["***" if flag.endswith("access_token") else without_secrets(word) for flag, word in zip(after, words)]
     return shlex.join([*words, "--resume", was if was and not saved else "true"])
 
 
