@@ -44,6 +44,7 @@ class Text(NamedTuple):
 Shape = Union[type, range, frozenset, None, list, dict, tuple, Each, Text]
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+TEMPLATE = 2**18  # characters of a chat template: `prompt_style.yaml` holds two
 LARGEST = 3.4e38
 REPEATS = 4
 COUNT, ID = range(1, 2**31), range(2**31)
@@ -68,8 +69,8 @@ SHAPES: dict[str, Shape] = {
     "pytorch_model.bin.index.json": INDEX,
     "tokenizer_config.json": {
         **TOKEN_TABLES,
-        "added_tokens_decoder": (Each(ADDED_TOKEN, r"\d{1,9}", "the id of a token"), None),
-        "chat_template": (str, [{"name": str, "template": str}], Each(str), None),
+        "added_tokens_decoder": (Each(ADDED_TOKEN, r"[0-9]{1,9}", "the id of a token"), None),
+        "chat_template": (Text(TEMPLATE), [{"name": str, "template": Text(TEMPLATE)}], Each(Text(TEMPLATE)), None),
         "tokenizer_class": TEXT,
         **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "legacy"), FLAG),
     },

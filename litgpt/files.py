@@ -15,10 +15,10 @@ from typing import Any, Optional
 import yaml
 
 from litgpt.errors import UserError
-from litgpt.fields import SHAPES, misfit
+from litgpt.fields import SHAPES, TEMPLATE, misfit
 
 # what a small file may have at most
-JSON_BYTES, YAML_BYTES, TEXT_BYTES, TOKENIZER_BYTES = 2**25, 2**20, 2**20, 2**28
+JSON_BYTES, YAML_BYTES, TOKENIZER_BYTES = 2**25, 2**22, 2**28
 DEPTH = 100  # objects and lists within each other
 DIGITS = 100  # of a whole number
 NODES = 100_000  # values of a YAML file, with those that aliases repeat
@@ -55,7 +55,7 @@ def check_size(path: Path, most: int) -> None:
         raise UserError(f"{path} has {found.st_size:,} bytes. A file of its kind has at most {most:,}.")
 
 
-def read_text(path: Path, most: int = TEXT_BYTES, encoding: str = "utf-8") -> str:
+def read_text(path: Path, most: int = TEMPLATE, encoding: str = "utf-8") -> str:
     """Raises:
     UserError: the file cannot be read, is too large, or is not UTF-8.
     """

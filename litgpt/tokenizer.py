@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
-from litgpt.errors import UserError
+from litgpt.errors import BUGS, UserError
 from litgpt.fields import ADDED_FLAGS
 from litgpt.files import TOKENIZER_BYTES, check_size, is_there, read_json
 from litgpt.prompts import MORE_TEMPLATES, SPECIAL_TOKENS, TEMPLATE, PromptStyle
@@ -126,7 +126,10 @@ class Tokenizer:
         digest = hashlib.sha256(self.kind.encode())
         for name in FILES:
             if (self.folder / name).is_file():
-                digest.update(name.encode() + (self.folder / name).read_bytes())
+                digest.update(name.encode())
+                with open(self.folder / name, "rb") as f:
+                    while block := f.read(1 << 20):
+                        digest.update(block)
         return digest.hexdigest()
 
     def encode(self, text: str, special: bool = True, eos: bool = False) -> list[int]:
@@ -148,7 +151,7 @@ class Tokenizer:
         try:
             with as_user_error(self.folder):
                 found = self.backend.encode_batch(texts)
-        except UserError as e:
+        except (UserError, TypeError) as e:
             bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
             if bad is None:
                 raise
@@ -172,7 +175,7 @@ def as_user_error(what: Any) -> Iterator[None]:
     """Turn whatever a library raises for a tokenizer that it cannot use, which may be a panic, into a `UserError`."""
     try:
         yield
-    except UserError:
+    except (UserError, *BUGS):
         raise
     except BaseException as e:
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":

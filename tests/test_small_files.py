@@ -65,7 +65,7 @@ FORMS: dict[str, Callable[[Path], Any]] = {
     "text": put(b'"a"'),
     "2 GB": lambda path: os.truncate(path, 2**31),
     "folder": instead(Path.mkdir),
-    "pipe": instead(os.mkfifo),
+    "pipe": instead(lambda path: os.mkfifo(path)),
     "link to nothing": instead(lambda path: path.symlink_to("nothing")),
     "endless": instead(lambda path: path.symlink_to("/dev/zero")),
 }
@@ -79,6 +79,8 @@ NO_HARM = {  # what a file may well hold
 
 def check(scene: Scene, name: str, command: int, form: str, tmp_path: Path, capsys: Any) -> None:
     if form == "2 GB" and scene.folder.name == "data":  # rows may be as many
+        return
+    if os.name == "nt" and form in REPLACED - {"folder"}:
         return
     copy = Path(shutil.copytree(scene.folder, tmp_path / scene.folder.name))
     FORMS[form](copy / name)
