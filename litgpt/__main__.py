@@ -7,7 +7,7 @@ from contextlib import suppress
 from typing import NoReturn, Optional
 
 from litgpt import __version__
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, without_secrets
 
 COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "download": ("litgpt.commands.download:main", "Download a model, or list the known ones (download list)."),
@@ -52,6 +52,7 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "validate": ("litgpt.commands.validate:main", "Say whether a folder is whole and answers as it did."),
     "doctor": ("litgpt.commands.doctor:main", "Show versions, devices and what is missing, for a bug report."),
 }
+MOST = 4000  # characters of an error
 SHORT = {"finetune": "finetune_lora"}
 
 
@@ -130,7 +131,8 @@ def fail(message: str) -> NoReturn:
     if os.environ.get("LITGPT_TRACEBACK"):
         raise
     with suppress(OSError, ValueError):  # stderr is closed: the exit code says it
-        print(f"litgpt: error: {' '.join(message.split())}", file=sys.stderr)
+        text = " ".join(without_secrets(message).split())
+        print(f"litgpt: error: {text if len(text) <= MOST else f'{text[:MOST]} ...'}", file=sys.stderr)
     sys.exit(2)
 
 

@@ -12,6 +12,7 @@ from litgpt.adapter import LLaMAAdapter, trained
 from litgpt.adapter_v2 import LLaMAAdapterV2
 from litgpt.checkpoint import opened
 from litgpt.errors import UserError, nearest
+from litgpt.files import is_there
 from litgpt.lit_adapter import LitLoRAFolder, LitPrefixFolder, lit_adapter_file
 from litgpt.lit_folder import MODEL, has_hf_weights
 from litgpt.model import GPT
@@ -64,16 +65,17 @@ class PrefixFolder:
         return f"LLaMA-Adapter{version} of {self.adapter.prompt_length} tokens"
 
     def apply(self, model: GPT) -> None:
-        """Make room for the adapter in a model on the meta device."""
-        self.adapter.apply(model)
-
-    @torch.no_grad()
-    def load_into(self, model: GPT) -> None:
-        """Fill what `apply` made room for.
+        """Make room for the adapter in a model on the meta device.
 
         Raises:
             UserError: names or shapes that the model does not have, or misses; all of them at once.
         """
+        start, n_layer = self.adapter.start_layer, model.config.n_layer
+        if start >= n_layer:
+            raise UserError(
+                f"{self.folder / CONFIG}: adapter_start_layer is {start}, but the model has {n_layer} layers."
+            )
+        self.adapter.apply(model)
         wanted = trained(model)
         wrong = [f"{name} is missing" for name in wanted if name not in self.shapes]
         wrong += [f"{name} is unknown" for name in self.shapes if name not in wanted]
@@ -84,8 +86,12 @@ class PrefixFolder:
         ]
         if wrong:
             raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
+
+    @torch.no_grad()
+    def load_into(self, model: GPT) -> None:
+        """Fill what `apply` made room for."""
         with opened(self.file) as f:
-            for name, parameter in wanted.items():
+            for name, parameter in trained(model).items():
                 parameter.copy_(f.get_tensor(name))
 
 
@@ -94,7 +100,7 @@ AdapterFolder = Union[LoRAFolder, PrefixFolder, LitPrefixFolder]
 
 def is_adapter(folder: Path) -> bool:
     """Whether a folder holds an adapter and no model. LitGPT writes the merged model beside its LoRA."""
-    if (folder / CONFIG).is_file():
+    if is_there(folder / CONFIG):
         return True
     return bool(lit_adapter_file(folder)) and not (folder / MODEL).is_file() and not has_hf_weights(folder)
 

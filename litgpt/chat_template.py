@@ -2,22 +2,24 @@
 
 import datetime
 import json
+import math
 import os
 import re
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from itertools import takewhile
 from typing import Any, NamedTuple, Optional
 
 from litgpt.errors import UserError, nearest
+from litgpt.files import parse_json
 
 Message = Mapping[str, Any]  # `role` and `content`; the user's message of an instruction row may have an `input`
 
-# what an expression of a template may raise, beside jinja2's own errors
-OF_TEMPLATES = (ArithmeticError, AttributeError, LookupError, MemoryError, RecursionError, TypeError, ValueError)
+SECONDS, LARGEST = 5, 10**7  # that a rendering may take; characters or entries of what it makes, numbers it works with
 DICT_METHODS = frozenset(dir(dict))
 NOW = "LITGPT_NOW"  # the environment variable that sets the clock of the templates
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for the same text
@@ -136,6 +138,7 @@ class ChatTemplate(PromptStyle):
     @cached_property
     def compiled(self) -> Any:
         import jinja2
+        from jinja2 import nodes
         from jinja2.ext import Extension, loopcontrols
         from jinja2.runtime import LoopContext
         from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -164,6 +167,47 @@ class ChatTemplate(PromptStyle):
                         return getattr(obj, attribute)
                 return super().getattr(obj, attribute)
 
+            # A template may come from a stranger: it gets a limit of time, and of what it makes.
+
+            intercepted_binops = frozenset(("+", "*", "**"))
+            until = math.inf  # when a rendering has to end
+
+            def _parse(self, *args: Any) -> nodes.Template:
+                template = super()._parse(*args)
+                for node in list[Any](template.find_all((nodes.For, nodes.Macro))):
+                    node.body.insert(0, nodes.ExprStmt(nodes.EnvironmentAttribute("tick")).set_lineno(node.lineno))
+                for joined in template.find_all(nodes.Concat):
+                    joined.nodes = [nodes.Filter(part, "bounded", [], [], None, None) for part in joined.nodes]
+                template.set_lineno(1).set_environment(self)  # of what is new
+                return template
+
+            @property
+            def tick(self) -> None:
+                if time.monotonic() > self.until:
+                    raise jinja2.TemplateError(f"it takes more than {SECONDS} seconds")
+
+            def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+                check_operands(operator, left, right)
+                return self.binop_table[operator](left, right)
+
+            def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
+                for value in (*args, *kwargs.values()):
+                    bounded(value)
+                return bounded(super().call(context, function, *args, **kwargs))
+
+            def concat(self, pieces: Iterable[str]) -> str:
+                found = list(pieces)
+                if sum(map(len, found)) > LARGEST:
+                    raise jinja2.TemplateError(f"it makes more than {LARGEST:,} characters")
+                return "".join(found)
+
+        def guarded(function: Any) -> Any:
+            @wraps(function)
+            def guard(*args: Any, **options: Any) -> Any:
+                return bounded(function(*map(bounded, args), **{k: bounded(v) for k, v in options.items()}))
+
+            return guard
+
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
 
@@ -175,12 +219,17 @@ class ChatTemplate(PromptStyle):
         allowed = {(LoopContext, name) for name in of_loops} | {(str, name) for name in of_texts}
         environment = Environment(trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols])
         environment.filters["tojson"] = tojson
+        growing = environment.filters.keys() - {
+            *("trim", "length", "count", "first", "last", "upper", "lower", "default")
+        }
+        environment.filters |= {name: guarded(environment.filters[name]) for name in growing} | {"bounded": bounded}
+        del environment.globals["lipsum"]  # words at random, as many as it is asked for
         environment.globals["raise_exception"] = raise_exception
         environment.globals["strftime_now"] = lambda format: now().strftime(format)
         try:
             template = environment.from_string(self.template)
-        except jinja2.TemplateError as e:
-            raise UserError(f"The chat template is not valid: {e}.") from e
+        except Exception as e:  # of Python's compiler, too
+            raise UserError(f"The chat template is not valid: {reason_of(e)}.") from e
         template.globals = dict(template.globals)  # copied for each rendering, which a chain of dicts makes slow
         return template
 
@@ -206,8 +255,7 @@ class ChatTemplate(PromptStyle):
 
     def filled(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Optional[list] = None) -> str:
         """The text of messages that are as this template reads them."""
-        import jinja2
-
+        self.compiled.environment.until = time.monotonic() + SECONDS
         try:
             return self.compiled.render(
                 messages=messages,
@@ -216,8 +264,8 @@ class ChatTemplate(PromptStyle):
                 add_generation_prompt=add_generation_prompt,
                 **self.variables,
             )
-        except (jinja2.TemplateError, *OF_TEMPLATES) as e:
-            raise UserError(f"the chat template refuses these messages: {e}") from e
+        except Exception as e:  # an expression may raise anything
+            raise UserError(f"the chat template refuses these messages: {reason_of(e)}") from e
 
     @cached_property
     def call_form(self) -> "CallForm":
@@ -344,6 +392,39 @@ class ChatTemplate(PromptStyle):
         return min(found)[2] if found else None
 
 
+def bounded(value: Any) -> Any:
+    """A value that a template works with, unless it is too large. Raises `ValueError`."""
+    size = value if isinstance(value, int) else len(value) if isinstance(value, (str, list, tuple)) else 0
+    if not -LARGEST <= size <= LARGEST:
+        raise ValueError(f"it works with a number, text or list above {LARGEST:,}")
+    return value
+
+
+def check_operands(operator: str, left: Any, right: Any) -> None:
+    """Raise `ValueError` where the result of an operator would be too large."""
+    if operator == "+" and type(left) is type(right) is str and len(left) + len(right) <= LARGEST:
+        return  # what templates do all the time
+    numbers = isinstance(left, int) and isinstance(right, int)
+    sizes = [len(v) if isinstance(v, (str, list, tuple)) else 0 for v in (left, right)]
+    if operator == "+":
+        size = sum(sizes)
+    elif operator == "**":
+        size = abs(left) ** min(abs(right), 64) if numbers else 0
+    elif numbers:
+        size = abs(left * right)
+    else:
+        size = max(sizes) * next((n for n in (left, right) if isinstance(n, int)), 0)
+    if size > (2**64 if numbers else LARGEST):
+        raise ValueError(f"it makes something too large with {operator}")
+
+
+def reason_of(error: BaseException) -> str:
+    """What a template raised, in words."""
+    if isinstance(error, RecursionError):
+        return "it is nested too deeply"
+    return str(error) or ("it takes too much memory" if isinstance(error, MemoryError) else type(error).__name__)
+
+
 def shared_length(a: str, b: str) -> int:
     """How many characters two texts have in common from their beginning on."""
     if b.startswith(a):
@@ -395,7 +476,7 @@ def call_in(form: CallForm, call: Any) -> Any:
     if form.as_text and not isinstance(arguments, str):
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not form.as_text and isinstance(arguments, str):
-        with suppress(ValueError, RecursionError):
-            found = json.loads(arguments)
+        with suppress(ValueError):
+            found = parse_json(arguments)
             arguments = found if isinstance(found, dict) else arguments
     return {**call, "function": {**function, "arguments": arguments}}

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 import re
 from collections import defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,7 +19,7 @@ from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import aliases, name_table, read_config
 from litgpt.families.table import NameTable, Stored
-from litgpt.files import read_json
+from litgpt.files import is_there, read_json
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear
 from litgpt.shards import full, is_sharded, put, whole
@@ -45,14 +46,12 @@ class Checkpoint:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        if not (folder / "config.json").is_file():
+        if not is_there(folder / "config.json"):
             hint = (
                 f" Did you mean '{folder / 'final'}'?" if (folder / "final").is_dir() else ""
             )  # as training leaves it
             raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder.{hint}")
-        self.fields = read_json(folder / "config.json")
-        if not isinstance(self.fields, dict):
-            raise UserError(f"{folder / 'config.json'} is no JSON object.")
+        self.fields: dict[str, Any] = read_json(folder / "config.json")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}  # as safetensors names them: F32, BF16, ...
         self.files: dict[str, Path] = {}
@@ -65,24 +64,23 @@ class Checkpoint:
     def config(self) -> Config:
         """Raises `UserError` when the family is unknown or asks for math that is not implemented."""
         try:
-            return read_config(self.fields, name=self.folder.name)
+            config = read_config(self.fields, name=self.folder.name)
+            check_count(config, len(self.shapes))
         except UserError as e:
             raise UserError(f"{self.folder}: {e}") from e
+        return config
 
     def shards(self) -> list[Path]:
-        there = [kind for kind in KINDS if any((self.folder / f"{kind}{end}").is_file() for end in (".index.json", ""))]
+        there = [kind for kind in KINDS if any(is_there(self.folder / f"{kind}{end}") for end in (".index.json", ""))]
         kind = (there or KINDS)[0]
         index_file = self.folder / f"{kind}.index.json"
         if index_file.is_file() and not (self.folder / kind).is_file():
-            index = read_json(index_file)
-            files = index.get("weight_map") if isinstance(index, dict) else None
-            listed = list(files.values()) if isinstance(files, dict) else []
-            if not listed or any(not isinstance(n, str) or Path(n).name != n for n in listed):
+            names = sorted(set(read_json(index_file)["weight_map"].values()))
+            if not names or any(Path(n).name != n for n in names):
                 raise UserError(f"{index_file} does not list files of its own folder.")
-            names = sorted(set(listed))
         else:
             names = [kind]
-        missing = [n for n in names if not (self.folder / n).is_file()]
+        missing = [n for n in names if not os.path.isfile(self.folder / n)]  # Path's own raises for a name too long
         if missing:
             raise UserError(f"{self.folder} has no {', '.join(missing)}: the download is not complete.")
         return [self.folder / n for n in names]
@@ -161,6 +159,16 @@ def with_changes(fields: dict[str, Any], before: Config, after: Config) -> dict[
         if "vocab_size" not in fields:
             changes.pop("vocab_size", None)
     return fields | changes
+
+
+def check_count(config: Config, n_tensors: int) -> None:
+    """Raise `UserError` for a model that needs more tensors than there are; making it could take all memory."""
+    experts = sum(config.n_expert for layer in range(config.n_layer) if config.mlp_class(layer) == "LLaMAMoE")
+    if config.n_layer + experts > n_tensors:
+        raise UserError(
+            f"config.json describes {config.n_layer} layers{f' and {experts} experts' * bool(experts)}, but there are "
+            f"only {n_tensors} tensors."
+        )
 
 
 def opened(file: Path) -> Any:

@@ -7,13 +7,14 @@ import json
 import re
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NoReturn, get_origin
+from typing import Any, NoReturn, Optional, get_origin
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
 
 from litgpt.args import run_settings, run_words
-from litgpt.errors import UserError, nearest, remark
+from litgpt.errors import UserError, nearest, remark, without_secrets
+from litgpt.files import YAML_BYTES, check_events, parse_yaml, read_text
 from litgpt.given import settle
 from litgpt.imports import importing
 from litgpt.older import NAMES, translate, without_refused
@@ -25,6 +26,18 @@ TRUTH = ("true", "false", "yes", "no", "null")
 HANDS_ON = ("verify_resume",)  # commands that get the words which are no options of theirs as a list
 MAY_BE_CLASSES = ("data", "optimizer")
 ELSEWHERE = {"lr": "optimizer.lr", "model": "checkpoint_dir", "rank": "lora_r"}  # what other programs call an option
+
+
+library_load = get_loader("yaml")
+
+
+def load_value(text: str) -> Any:
+    """The value of a text, which jsonargparse reads as YAML. One that it would not survive stays text."""
+    check_events(text)
+    return library_load(text)
+
+
+set_loader("yaml", load_value, exceptions=(yaml.YAMLError, ValueError, RecursionError))
 
 
 class Parser(ArgumentParser):
@@ -56,14 +69,44 @@ def run(where: str, command: str, args: list[str]) -> None:
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none
     given.words.sort(key=lambda word: "." in word.partition("=")[0])  # --data JSON comes before --data.json_path FILE
+    texts = {a.dest for a in parser._actions if getattr(a, "_typehint", None) in (str, Optional[str])}
+    flags = dict(word.removeprefix("--").split("=", 1) for word in given.words if "=" in word)
+    for options in (*given.configs, flags):
+        check_texts({name: value for name, value in options.items() if name not in texts})
     settings = parser.parse_args([*words, *given.words])
     settings.pop("config", None)
     check_classes(settings.as_dict())
     run_words.set(
         ("litgpt", *command.split("_", 1), *args) if command.startswith("finetune") else ("litgpt", command, *args)
     )
-    run_settings.set(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False))))
+    run_settings.set(without_tokens(given.recorded(yaml.safe_load(parser.dump(settings, skip_none=False)))))
     load(where)(**instantiate(parser, settings))
+
+
+def without_tokens(settings: Any) -> Any:
+    """Settings without access tokens, which must not be in the files of a result."""
+    if isinstance(settings, dict):
+        return {k: None if k == "access_token" else without_tokens(v) for k, v in settings.items()}
+    if isinstance(settings, list):
+        return [without_tokens(v) for v in settings]
+    return without_secrets(settings) if isinstance(settings, str) else settings
+
+
+def check_texts(value: Any, name: str = "") -> None:
+    """Raise `UserError` for a text that jsonargparse would not survive where an option is more than text."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            check_texts(inner, f"{name}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for inner in value:
+            check_texts(inner, name)
+    elif isinstance(value, str):
+        try:
+            check_events(value)
+        except yaml.YAMLError:
+            pass  # it is read as text
+        except ValueError as e:
+            raise UserError(f"--{name} {value[:40]}: {e}.") from e
 
 
 def check_classes(value: Any, name: str = "") -> None:
@@ -264,26 +307,16 @@ def read_config(value: str) -> dict[str, Any]:
         UserError: there is none, or it is not a mapping.
     """
     if re.match(r"https?://", value):
-        from urllib.request import urlopen
+        from litgpt.web import fetch_text
 
-        try:
-            with urlopen(value, timeout=30) as response:
-                text = response.read().decode("utf-8")
-        except (OSError, UnicodeDecodeError) as e:
-            raise UserError(f"--config {value} cannot be fetched: {e}.") from e
+        text = fetch_text(value)
     else:
         try:
             path = Path(value) if Path(value).is_file() else find_recipe(value).file
         except UserError as e:
             raise UserError(f"--config {value}: there is no such file. {e}") from e
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as e:
-            raise UserError(f"--config {value} is not UTF-8 text (byte {e.start}).") from e
-    try:
-        fields = yaml.safe_load(text)
-    except yaml.YAMLError as e:
-        raise UserError(f"--config {value} is not YAML: {e}.") from e
+        text = read_text(path, YAML_BYTES)
+    fields = parse_yaml(text, f"--config {value}")
     if not isinstance(fields, dict):
         raise UserError(f"--config {value} holds no options.")
     return fields

@@ -1,6 +1,5 @@
 """What one model is: its sizes and the switches of its math."""
 
-import math
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from functools import cache
@@ -9,7 +8,9 @@ from typing import Any, Optional, get_args, get_origin
 
 import yaml
 
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, brief, nearest
+from litgpt.fields import is_number
+from litgpt.files import PlainSafeLoader, read_yaml
 
 
 @dataclass
@@ -117,10 +118,7 @@ class Config:
         Raises:
             UserError: it cannot be read, or asks for math that is not implemented.
         """
-        try:
-            numbers = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise UserError(f"{path} cannot be read: {e}.") from e
+        numbers = read_yaml(Path(path))
         if not is_fields(numbers) or any(numbers.get(k) is None for k in ("n_layer", "n_embd", "n_head")):
             raise UserError(f"{path} is no model_config.yaml of LitGPT: n_layer, n_embd and n_head are wanted.")
         try:
@@ -163,7 +161,7 @@ def on(indices: Optional[list[int]], layer: int) -> bool:
 def known_models() -> dict[str, dict[str, Any]]:
     """The fields of every known model by its name, in the order of `models.yaml`."""
     text = Path(__file__).with_name("models.yaml").read_text(encoding="utf-8")
-    listed = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the fast one, where it is there
+    listed = yaml.load(text, PlainSafeLoader)
     models = {}
     for family in listed:
         for row in family["models"]:
@@ -175,6 +173,12 @@ def known_models() -> dict[str, dict[str, Any]]:
     return models
 
 
+MOST_LAYERS = 10_000  # lists have an entry for each
+CHOICES = {
+    "mlp_class_name": ("LLaMAMLP", "GemmaMLP", "GptNeoxMLP", "LLaMAMoE"),
+    "norm_class_name": ("RMSNorm", "LayerNorm"),
+    "gelu_approximate": ("none", "tanh"),
+}
 LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that the model_config.yaml of an older LitGPT may lack
     "padded_vocab_size": 50688,
     "norm_class_name": "LayerNorm",
@@ -232,6 +236,11 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     numbers = {k: checked(k, v, declared[k]) for k, v in numbers.items()}
     if zero := [k for k in ("n_layer", "n_embd", "n_head") if numbers[k] < 1]:
         raise UserError(f"{', '.join(zero)} must be above 0.")
+    for key, allowed in CHOICES.items():
+        if numbers.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{key} {brief(numbers[key])} is not implemented. Choose from {', '.join(allowed)}.")
+    if numbers["n_layer"] > MOST_LAYERS:
+        raise UserError(f"n_layer {numbers['n_layer']} is above {MOST_LAYERS}.")
     if placing in ("interleaved", 2):
         numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
     bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
@@ -373,9 +382,10 @@ def checked(name: str, value: Any, declared: Any) -> Any:
     if kind is float and type(value) in (int, str):
         with suppress(ValueError):
             value = float(value)
-    of_kind = type(value) is kind and (kind is not int or value >= 0) and (kind is not float or math.isfinite(value))
+    of_kind = type(value) is kind and (kind is not float or is_number(value))
+    of_kind = of_kind and (kind is not int or value in range(2**31))
     if not of_kind or (kind is list and not all(type(v) is int for v in value)):
-        raise UserError(f"{name} {value!r} is of the wrong type.")
+        raise UserError(f"{name} {brief(value)} is of the wrong type.")
     return value
 
 

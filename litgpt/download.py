@@ -26,12 +26,14 @@ from filelock import FileLock, Timeout
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-from litgpt.errors import BUGS, UserError, nearest
+from litgpt.errors import BUGS, UserError, nearest, without_secrets
+from litgpt.fields import TEXT, Shape, misfit
 from litgpt.files import flush_names, link, read_json, same
 from litgpt.hub import CHECKPOINTS, offline, repositories
 from litgpt.outputs import SINGLE, entry, is_ours, listed, marked, put_back, replace_folder, write_singles
 from litgpt.prompts import MORE_TEMPLATES
 from litgpt.tokenizer import FILES as TOKENIZER_FILES
+from litgpt.web import SILENCE, checked_token
 
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first kind that a repository has is fetched
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")  # likewise for an adapter
@@ -96,17 +98,25 @@ class Repository:
         api = HfApi(endpoint=self.endpoint, token=self.token)
         for n in itertools.count(1):
             try:
-                info = api.model_info(self.repo_id, revision=revision, files_metadata=True)
+                info = api.model_info(self.repo_id, revision=revision, files_metadata=True, timeout=SILENCE)
+                files = info.siblings or []
+                listed = [(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id) for f in files]
                 break
+            except BUGS as e:  # the library's, about an answer in another form
+                raise self.odd_answer(repr(e)) from e
             except Exception as e:
                 if n > WAITS or status_of(e) not in (429, 500, 502, 503, 504):
                     self.explain(e, revision)
                 seconds = waiting_time(e, n)
                 say(f"{self.endpoint} asks to wait; trying again in {seconds} s ({n} of {WAITS}).")
                 time.sleep(seconds)
+        if wrong := misfit(info.sha, TEXT, "sha") or next(filter(None, map(wrong_entry, listed)), None):
+            raise self.odd_answer(wrong)
         self.commit = info.sha or ""
-        listed = [(s.rfilename, s.size, s.lfs, s.blob_id) for s in info.siblings or []]
-        self.files = tuple(RemoteFile(n, size or 0, lfs.sha256 if lfs else None, blob) for n, size, lfs, blob in listed)
+        self.files = tuple(RemoteFile(name, size or 0, sha256, blob_id) for name, size, sha256, blob_id in listed)
+
+    def odd_answer(self, what: str) -> UserError:
+        return UserError(f"{self.endpoint} does not answer as a hub does about {self.repo_id}: {what}")
 
     def fetch(self, file: RemoteFile, folder: Path, stop: threading.Event) -> None:
         """Put a file into a folder. What is not whole is removed.
@@ -175,6 +185,7 @@ class Repository:
             raise error
         else:
             reason = " ".join(str(error).split()).split(" If HF_ENDPOINT")[0] or type(error).__name__
+            reason = reason.replace(token, "***") if token else reason
             message = f"Cannot fetch {what} from {self.endpoint}: {reason[:200].rstrip('.')}. Check the network."
         raise UserError(message) from error
 
@@ -210,7 +221,7 @@ def download(
             return target
         raise UserError(f"HF_HUB_OFFLINE is set, so {repo_id} is not fetched. Unset it, or put the folder at {target}.")
     quiet_library()
-    repository = Repository(repo_id, access_token or os.environ.get("HF_TOKEN") or None)
+    repository = Repository(repo_id, checked_token(access_token or os.environ.get("HF_TOKEN") or "") or None)
     repository.open(revision)
     names = needed(repository, tokenizer_only)
     partial = target.with_name(f"{target.name}.partial")
@@ -236,6 +247,13 @@ def download(
             if partial.is_dir() and not any(partial.iterdir()):
                 partial.rmdir()
     return target
+
+
+def wrong_entry(entry: tuple) -> Optional[str]:
+    """What is wrong with what a hub says about a file: its name, size, hash and Git's name."""
+    shapes: dict[str, Shape] = {"rfilename": str, "size": (range(2**53), None), "sha256": TEXT, "blobId": TEXT}
+    wrong = (misfit(value, shape, name) for value, (name, shape) in zip(entry, shapes.items()))
+    return next(filter(None, wrong), None)
 
 
 def needed(repository: Repository, tokenizer_only: bool) -> set[str]:
@@ -269,10 +287,12 @@ def fetch_files(repository: Repository, names: set[str], partial: Path, target: 
     indices = [by_name[n] for n in names if n.endswith(".index.json")]
     n_fetched = fetch_missing(repository, indices, partial, target, overwrite)
     for index in indices:
-        fields = read_json(partial / index.name)
-        placed = fields.get("weight_map") if isinstance(fields, dict) else None
-        shards = {str(name) for name in placed.values()} if isinstance(placed, dict) else set()
-        if not shards or not shards <= by_name.keys() or any("/" in shard for shard in shards):
+        shards = set(read_json(partial / index.name)["weight_map"].values())
+        if (
+            not shards
+            or not shards <= by_name.keys()
+            or any(Path(shard).name != shard or shard == ".." for shard in shards)
+        ):
             raise UserError(f"{index.name} of {repository.repo_id} names files that the repository does not have.")
         names |= shards
     return n_fetched + fetch_missing(repository, [by_name[n] for n in sorted(names)], partial, target, overwrite)
@@ -501,7 +521,7 @@ def is_passing(error: BaseException) -> bool:
 def waiting_time(error: BaseException, n: int) -> int:
     """Seconds to wait before try `n + 1`: what the server asks for, at most five minutes, else longer each time."""
     asked = origin(error).response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
-    return min(int(asked), 300) if asked.isdigit() else 2**n
+    return min(int(asked), 300) if re.fullmatch(r"[0-9]{1,9}", asked) else 2**n
 
 
 def size_of(path: Path) -> int:
@@ -520,4 +540,4 @@ def in_words(size: int) -> str:
 
 
 def say(message: str) -> None:
-    print(f"litgpt: {message}", file=sys.stderr, flush=True)
+    print(f"litgpt: {without_secrets(message)}", file=sys.stderr, flush=True)

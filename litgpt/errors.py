@@ -2,7 +2,9 @@
 
 import difflib
 import importlib
+import json
 import os
+import re
 import sys
 from collections.abc import Iterable
 from contextlib import suppress
@@ -12,8 +14,27 @@ from typing import Any
 BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # what wrong code raises, not a user
 
 
+SECRETS = {  # what no message shows, and what it shows instead
+    re.compile(r"(?<=://)[^/?#\s'\"]*@"): "***@",  # the user and the password in an address
+    re.compile(r"(?<=[?&;])([\w.-]*(?:token|key|secret|sig|pass|auth|cred)[\w.-]*=)[^&;#\s'\"]+", re.I): r"\1***",
+    re.compile(r"\b(Bearer|Basic) +[^\s'\"]+"): r"\1 ***",
+    re.compile(r"\bhf_[A-Za-z0-9]{16,}"): "hf_***",
+    re.compile(r"(access_token['\"]?\s*[:=]\s*['\"]?)[^\s'\",}]+"): r"\1***",
+}
+
+
+def without_secrets(text: str) -> str:
+    """A text without passwords and access tokens."""
+    for pattern, shown in SECRETS.items():
+        text = pattern.sub(shown, text)
+    return text
+
+
 class UserError(ValueError):
     """Something in a command, a file or a folder has to change. The shell shows it in one line and exits with 2."""
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__(without_secrets(str(message)))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
@@ -28,7 +49,7 @@ def remark(text: str) -> None:
     """Say something on stderr; of the processes of a run that has several, the first alone."""
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
         with suppress(OSError, ValueError):  # stderr is closed: nobody can be told
-            print(f"litgpt: {text}", file=sys.stderr, flush=True)
+            print(f"litgpt: {without_secrets(text)}", file=sys.stderr, flush=True)
 
 
 def reason(error: BaseException) -> str:
@@ -41,6 +62,12 @@ def kind(value: Any) -> str:
     """What a value from JSON or YAML is, in words."""
     names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
+
+
+def brief(value: Any) -> str:
+    """A value from JSON or YAML as it is written there, cut to a bearable length."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def require(module: str, extra: str) -> ModuleType:

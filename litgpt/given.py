@@ -11,9 +11,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Optional
 
-import yaml
-
 from litgpt.errors import UserError, nearest, remark
+from litgpt.files import parse_yaml
 
 if TYPE_CHECKING:
     from litgpt.cli import Parser
@@ -128,10 +127,7 @@ def of_flags(words: list[str]) -> tuple[Level, list[str]]:
 
 def mapping(name: str, value: str) -> dict[str, Any]:
     """The value of a flag that takes several options at once. Raises `UserError` if it is none."""
-    try:
-        fields = yaml.safe_load(value)
-    except yaml.YAMLError:
-        fields = None
+    fields = parse_yaml(value, f"--{name} {value[:40]}")
     if not isinstance(fields, dict):
         raise UserError(f"--{name} {value}: a mapping is wanted, as {{class_path: SGD, init_args: {{lr: 0.1}}}}.")
     return fields

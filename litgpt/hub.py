@@ -95,7 +95,7 @@ def offline() -> bool:
 def local_rank() -> int:
     """The number of this process on its machine, where a launcher started several."""
     found = (os.environ.get(name, "") for name in ("LOCAL_RANK", "SLURM_LOCALID"))
-    return next((int(value) for value in found if value.isdigit()), 0)
+    return next((int(value) for value in found if re.fullmatch(r"[0-9]{1,9}", value)), 0)
 
 
 def repository_id(folder: Path) -> str | None:

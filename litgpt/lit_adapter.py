@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import yaml
 from torch import nn
 
 from litgpt.adapter import LLaMAAdapter, Prefix, trained
@@ -14,6 +13,7 @@ from litgpt.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import name_table
+from litgpt.files import is_there, read_yaml
 from litgpt.lit_folder import ADAPTERS, group_order, lit_modules, our_module, read_pth, say
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
@@ -35,15 +35,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
         UserError: they cannot be read.
     """
     file = folder / SETTINGS
-    if not file.is_file():
-        return {}
-    try:
-        settings = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-        raise UserError(f"{file} cannot be read: {' '.join(str(e).split())}.") from e
-    if not isinstance(settings, dict):
-        raise UserError(f"{file} holds no settings.")
-    return settings
+    return read_yaml(file) if is_there(file) else {}
 
 
 class LitLoRAFolder(LoRAFolder):
@@ -61,10 +53,8 @@ class LitLoRAFolder(LoRAFolder):
         settings = read_settings(self.folder)
         try:
             self.r, self.alpha = int(settings["lora_r"]), float(settings["lora_alpha"])
-        except (KeyError, TypeError, ValueError) as e:
+        except (KeyError, TypeError) as e:
             raise UserError(f"{self.folder / SETTINGS} has no usable lora_r and lora_alpha.") from e
-        if self.r < 1:
-            raise UserError(f"{self.folder / SETTINGS} has lora_r {self.r}, which must be above 0.")
         self.base = str(settings.get("checkpoint_dir") or "")
         self.adapted = [i for i, name in enumerate(("query", "key", "value")) if settings.get(f"lora_{name}")]
         self.shapes, self.alphas, self.highest = {}, {}, self.r

@@ -19,6 +19,7 @@ from litgpt.checkpoint import (
     READ,
     Checkpoint,
     base_parameters,
+    check_count,
     check_tied,
     check_weights,
     stored_pieces,
@@ -28,7 +29,7 @@ from litgpt.config import Config, differences
 from litgpt.errors import UserError
 from litgpt.families import check, name_table, read_config, write_config
 from litgpt.families.table import Stored, rows_by_group
-from litgpt.files import read_json
+from litgpt.files import is_there, read_json
 from litgpt.model import GPT
 from litgpt.tokenizer import Tokenizer
 from litgpt.torch_file import read
@@ -71,7 +72,7 @@ class LitCheckpoint(Checkpoint):
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / MODEL
-        if not (folder / MODEL_CONFIG).is_file():
+        if not is_there(folder / MODEL_CONFIG):
             raise UserError(f"{folder} has {MODEL}, but no {MODEL_CONFIG} that says what model it is.")
         config = Config.from_file(folder / MODEL_CONFIG)
         try:
@@ -80,6 +81,10 @@ class LitCheckpoint(Checkpoint):
             raise UserError(str(e).replace("config.json", str(folder / MODEL_CONFIG))) from e
         config.name = folder.name
         self.weights, self.read = read_pth(self.file), 0
+        try:
+            check_count(config, len(self.weights))
+        except UserError as e:
+            raise UserError(str(e).replace("config.json", str(folder / MODEL_CONFIG))) from e
         config.tie_embeddings = self.is_tied()
         self.without_fields: Optional[UserError] = None
         try:
@@ -105,10 +110,10 @@ class LitCheckpoint(Checkpoint):
     def own_fields(self, config: Config) -> dict[str, Any]:
         """The folder's `config.json`, if it has one that says the same."""
         file = self.folder / "config.json"
-        if not file.is_file():
+        if not is_there(file):
             return {}
         fields = read_json(file)
-        if not isinstance(fields, dict) or fields.get("model_type") == "gemma3":  # whose vision part is not there
+        if fields.get("model_type") == "gemma3":  # whose vision part is not there
             return {}
         try:
             other = differences(config, read_config(fields))

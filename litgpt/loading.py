@@ -16,6 +16,7 @@ from litgpt.checkpoint import Checkpoint, Overlaid, base_parameters, fill_weight
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import name_table
+from litgpt.files import is_there
 from litgpt.hub import find_folder
 from litgpt.lit_adapter import lit_adapter_file
 from litgpt.lit_folder import ADAPTERS, open_checkpoint
@@ -71,11 +72,11 @@ class Source:
             raise UserError(f"{folder} does not say which model it belongs to: name it with --base DIR.")
         try:
             base_folder = find_folder(base or Path(adapter.base))
-        except UserError as e:
+        except (UserError, OSError) as e:
             if base is not None:
                 raise
             raise UserError(
-                f"The base model of {folder} is not at {adapter.base!r}: name it with --base DIR. ({e})"
+                f"The base model of {folder} is not at {adapter.base[:200]!r}: name it with --base DIR. ({e})"
             ) from e
         return cls(folder, open_checkpoint(base_folder), adapter)
 
@@ -91,14 +92,14 @@ class Source:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder itself, or the base's where an adapter has no tokenizer, as `peft` alone writes it."""
-        own = any((self.folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+        own = any(is_there(self.folder / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
         return self.folder if own else self.checkpoint.folder
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder, self.checkpoint.folder, self.config.padded_vocab_size)
 
     def style(self) -> PromptStyle:
-        own = (self.folder / STYLE_FILE).is_file() or checkpoint_template(self.folder) is not None
+        own = is_there(self.folder / STYLE_FILE) or checkpoint_template(self.folder) is not None
         return load_style(self.folder if own else self.tokenizer_folder)
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:

@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
+from litgpt.fields import pattern
 from litgpt.model import GPT
 from litgpt.quantize import QuantizedLinear, full_weight
 
@@ -295,9 +296,9 @@ class LoRA:
             wrong.append("--lora_init pissa changes the weights whose norms --lora_variant dora learns: choose one")
         if self.targets is not None:
             try:
-                re.compile(self.targets)
-            except re.error as e:
-                wrong.append(f"--lora_targets {self.targets!r} is no regular expression: {e}")
+                pattern(self.targets)
+            except ValueError as e:
+                wrong.append(f"--lora_targets: {e}")
         elif self.modules is None and not any(getattr(self, t) for t in TARGETS):
             flags = ", ".join(f"--lora_{t}" for t in TARGETS)
             wrong.append(f"LoRA is off for every layer, so nothing would be trained: set one of {flags} to true")

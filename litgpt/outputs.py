@@ -21,7 +21,7 @@ from typing import Any, Optional
 from filelock import FileLock, Timeout
 
 from litgpt.errors import UserError, remark
-from litgpt.files import current_umask, flush_names, read_json, write_text
+from litgpt.files import current_umask, flush_names, home, read_json, write_text
 
 SUMS, SINGLE = "checksums.json", ".litgpt.json"
 NAMED = 3  # files that a message names
@@ -63,10 +63,10 @@ def listed(file: Path) -> dict[Path, list[Entry]]:
     """The files that a list names, each with what it may look like; nothing where the list is not one of ours."""
     try:
         found = read_json(file)["files"]
-        entries = {file.parent / name: e if isinstance(e[0], list) else [e] for name, e in found.items()}
-        return entries if all(isinstance(n, int) for several in entries.values() for e in several for n in e) else {}
-    except (UserError, LookupError, TypeError, AttributeError):
+    except UserError:
         return {}
+    several = {file.parent / name: e if e and isinstance(e[0], list) else [e] for name, e in found.items()}
+    return {path: entries for path, entries in several.items() if all(len(e) in (2, 3) for e in entries)}
 
 
 def is_ours(path: Path, file: Optional[Path] = None) -> bool:
@@ -143,8 +143,8 @@ def check_place(out: Path, sources: Iterable[Path] = (), option: str = "--out_di
     """
     place = out.resolve()
     taken = {"the current folder": Path.cwd(), **{str(source): source.resolve() for source in sources}}
-    with suppress(RuntimeError):  # there is none
-        taken["your home folder"] = Path.home()
+    if (own := home()) is not None:
+        taken["your home folder"] = own
     for what, path in taken.items():
         if place in (path, *path.parents):
             raise UserError(f"{option} {out} {'is' if place == path else 'holds'} {what}. Choose another folder.")

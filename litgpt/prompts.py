@@ -15,19 +15,19 @@ import yaml
 
 from litgpt.chat_template import ChatTemplate, PromptStyle
 from litgpt.errors import UserError, nearest
-from litgpt.files import read_json
+from litgpt.fields import SPECIAL_TOKENS
+from litgpt.files import TOKENIZER_BYTES, is_there, read_json, read_text, read_yaml
 from litgpt.styles import STYLES, NamedStyle
 
 STYLE_FILE = "prompt_style.yaml"
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
-SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 
 
 def template_variables(folder: Path) -> dict[str, str]:
     """The special tokens of a model folder, as a chat template may use them."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        fields = read_json(folder / name) if (folder / name).is_file() else {}
+        fields = read_json(folder / name) if is_there(folder / name) else {}
         for key in SPECIAL_TOKENS:
             if fields.get(key):
                 found[key] = fields[key]["content"] if isinstance(fields[key], dict) else fields[key]
@@ -38,10 +38,10 @@ def chat_templates(folder: Path) -> dict[str, str]:
     """The chat templates of a model folder by their names, as `transformers` reads them: `default`, and maybe
     `tool_use` for conversations with tools. Files win over `tokenizer_config.json`."""
     files = [folder / TEMPLATE, *sorted((folder / MORE_TEMPLATES).glob("*.jinja"))]
-    found = {file.stem: file.read_text(encoding="utf-8") for file in files if file.is_file()}
+    found = {file.stem: read_text(file) for file in files if is_there(file)}
     if found:
         return {"default" if name == Path(TEMPLATE).stem else name: template for name, template in found.items()}
-    fields = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").is_file() else {}
+    fields = read_json(folder / "tokenizer_config.json") if is_there(folder / "tokenizer_config.json") else {}
     template: Any = fields.get("chat_template")
     if isinstance(template, list):
         template = {t["name"]: t["template"] for t in template}
@@ -66,7 +66,7 @@ def chatml(folder: Path) -> ChatTemplate:
     """ChatML for a checkpoint without a template; turns end with `<|im_end|>` if that is a token, else with EOS."""
     variables = template_variables(folder)
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
-    tokens = "".join(file.read_text(encoding="utf-8") for file in files if file.is_file())
+    tokens = "".join(read_text(file, TOKENIZER_BYTES) for file in files if is_there(file))
     end = "<|im_end|>" if '"<|im_end|>"' in tokens else variables.get("eos_token", "<|im_end|>")
     source = Path(__file__).with_name("chatml.jinja").read_text(encoding="utf-8")
     return ChatTemplate(source.replace("TURN_END", json.dumps(end, ensure_ascii=False)), variables, name="chatml")
@@ -89,7 +89,7 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
         return STYLES[name]
     if name == "chatml":
         return chatml(folder)
-    if name == "auto" and (folder / STYLE_FILE).is_file():
+    if name == "auto" and is_there(folder / STYLE_FILE):
         return load_style(folder)
     if name in ("auto", "chat"):
         template = checkpoint_template(folder)
@@ -97,7 +97,7 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
             raise UserError(f"{folder} has no chat template; choose another --data.prompt_style, chatml for example.")
         return template or (chatml(folder) if chat else STYLES["alpaca"])
     if Path(name).is_file():
-        return ChatTemplate(Path(name).read_text(encoding="utf-8"), template_variables(folder), name=Path(name).name)
+        return ChatTemplate(read_text(Path(name)), template_variables(folder), name=Path(name).name)
     known = ("auto", "chat", "chatml", *STYLES)
     raise UserError(
         f"Unknown --data.prompt_style {name!r}, and no such file.{nearest(name, known)} Known: {', '.join(known)}."
@@ -156,19 +156,17 @@ def load_style(folder: Path) -> PromptStyle:
         UserError: `prompt_style.yaml` is not of our making.
     """
     path = folder / STYLE_FILE
-    if not path.is_file():
+    if not is_there(path):
         return checkpoint_template(folder) or STYLES["none"]
-    try:
-        fields = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as e:
-        raise UserError(f"{path} is not YAML: {e}.") from e
-    name = fields.get("prompt_style") if isinstance(fields, dict) else None
-    if isinstance(name, str) and isinstance(fields.get("template"), str):
-        templates = {"default": fields["template"]} | ({"tool_use": fields["tool_use"]} if "tool_use" in fields else {})
+    fields = read_yaml(path)
+    name = fields.get("prompt_style")
+    if name is not None and fields.get("template") is not None:
+        tools = fields.get("tool_use")
+        templates = {"default": fields["template"]} | ({"tool_use": tools} if tools is not None else {})
         return cast(ChatTemplate, make_template(templates, fields.get("variables") or {}, name))
     if name in STYLES:
         return STYLES[name]
-    if isinstance(fields, dict) and (style := litgpt_style(str(fields.get("class_path")))):
+    if style := litgpt_style(fields.get("class_path") or ""):
         return style
     raise UserError(f"{path} does not name a prompt style.")
 

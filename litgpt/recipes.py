@@ -10,6 +10,7 @@ import yaml
 
 import litgpt
 from litgpt.errors import UserError, nearest
+from litgpt.files import PlainSafeLoader
 
 SPELLINGS = {"gemma2b": "gemma2-2b"}  # of LitGPT's table, where they are not those of its folders
 
@@ -47,7 +48,7 @@ class Recipe:
 
     def fields(self) -> dict[str, Any]:
         text = self.file.read_text(encoding="utf-8")
-        return yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))  # the fast one, where it is there
+        return yaml.load(text, PlainSafeLoader)
 
 
 def shipped_recipes() -> Iterator[Recipe]:

@@ -1,5 +1,6 @@
 """Text to token ids and back, as the checkpoint's own tokenizer does it."""
 
+import base64
 import codecs
 import hashlib
 import itertools
@@ -7,15 +8,18 @@ import json
 import re
 import shutil
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
-from litgpt.errors import UserError
-from litgpt.files import read_json
+from litgpt.errors import BUGS, UserError
+from litgpt.fields import ADDED_FLAGS
+from litgpt.files import TOKENIZER_BYTES, check_size, is_there, read_json
 from litgpt.prompts import MORE_TEMPLATES, SPECIAL_TOKENS, TEMPLATE, PromptStyle
 
+GROWTH = 1000  # that a normalizer or a decoder may lengthen a text
 GENERATION = "generation_config.json"
 FILES = (
     "tokenizer.json",
@@ -64,12 +68,19 @@ class Tokenizer:
         fields = token_fields(folder)
         kind = tokenizer_class(fields, model.get("model_type"))
         self.backend: _Tokenizers | _SentencePiece
-        if (folder / "tokenizer.json").is_file():
-            self.backend = _Tokenizers(read_backend(folder / "tokenizer.json", fields, kind), fields)
-        elif (folder / "tokenizer.model").is_file():
-            self.backend = _SentencePiece(folder / "tokenizer.model", fields)
-        elif (folder / "vocab.json").is_file() and (folder / "merges.txt").is_file():
-            self.backend = _Tokenizers(make_backend(folder, fields, kind), fields)
+        if is_there(folder / "tokenizer.json"):
+            check_size(folder / "tokenizer.json", TOKENIZER_BYTES)
+            with as_user_error(folder / "tokenizer.json"):
+                self.backend = _Tokenizers(read_backend(folder / "tokenizer.json", fields, kind), fields)
+        elif is_there(folder / "tokenizer.model"):
+            check_size(folder / "tokenizer.model", TOKENIZER_BYTES)
+            with as_user_error(folder / "tokenizer.model"):
+                self.backend = _SentencePiece(folder / "tokenizer.model", fields)
+        elif is_there(folder / "vocab.json") and is_there(folder / "merges.txt"):
+            for name in ("vocab.json", "merges.txt"):
+                check_size(folder / name, TOKENIZER_BYTES)
+            with as_user_error(f"{folder / 'vocab.json'} with merges.txt"):
+                self.backend = _Tokenizers(make_backend(folder, fields, kind), fields)
         else:
             raise UserError(f"{folder} has no tokenizer.json, no tokenizer.model, and no vocab.json with merges.txt.")
         names = CLASS_TOKENS.get(kind, self.backend.ends)
@@ -81,11 +92,11 @@ class Tokenizer:
         stops = [self.eos_id, *as_list(model.get("eos_token_id"))]
         for place in {folder, model_folder}:
             stops += as_list(optional_json(place / GENERATION).get("eos_token_id"))
-        self.stop_ids = frozenset(i for i in stops if i is not None)
+        self.stop_ids = frozenset(i for i in stops if i is not None and i >= 0)
 
     def token_id(self, token: Optional[str], otherwise: Any) -> Optional[int]:
         found = self.backend.token_id(token) if token else None
-        return found if found is not None else next(iter(as_list(otherwise)), None)
+        return found if found is not None else next((i for i in as_list(otherwise) if i is not None and i >= 0), None)
 
     @property
     def vocab_size(self) -> int:
@@ -117,7 +128,10 @@ class Tokenizer:
         digest = hashlib.sha256(self.kind.encode())
         for name in FILES:
             if (self.folder / name).is_file():
-                digest.update(name.encode() + (self.folder / name).read_bytes())
+                digest.update(name.encode())
+                with open(self.folder / name, "rb") as f:
+                    while block := f.read(1 << 20):
+                        digest.update(block)
         return digest.hexdigest()
 
     def encode(self, text: str, special: bool = True, eos: bool = False) -> list[int]:
@@ -151,8 +165,9 @@ class Tokenizer:
         """Ids and character offsets of many texts, on all cores; `special` as in `encode`, for each text. Call `check`
         before the model gets the ids: one text may be wrong and the others right."""
         try:
-            found = self.backend.encode_batch(texts)
-        except (TypeError, RuntimeError) as e:
+            with as_user_error(self.folder):
+                found = self.backend.encode_batch(texts)
+        except (UserError, TypeError) as e:
             bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
             if bad is None:
                 raise
@@ -167,7 +182,21 @@ class Tokenizer:
         return found
 
     def decode(self, ids: Iterable[int], skip_special: bool = True) -> str:
-        return self.backend.decode(list(ids), skip_special)
+        with as_user_error(self.folder):
+            return self.backend.decode(list(ids), skip_special)
+
+
+@contextmanager
+def as_user_error(what: Any) -> Iterator[None]:
+    """Turn whatever a library raises for a tokenizer that it cannot use, which may be a panic, into a `UserError`."""
+    try:
+        yield
+    except (UserError, *BUGS):
+        raise
+    except BaseException as e:
+        if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
+            raise
+        raise UserError(f"The tokenizer in {what} cannot be used: {e}.") from e
 
 
 EACH_BYTE = "litgpt.each_byte"
@@ -234,7 +263,9 @@ class _Tokenizers:
         add_tokens(backend, fields)
         known = next((text for text in "a1. " if backend.encode(text, add_special_tokens=False).ids), "")
         plain, whole = (backend.encode(known, add_special_tokens=special).ids for special in (False, True))
-        n = next(i for i in range(len(whole), -1, -1) if whole[i : i + len(plain)] == plain)
+        n = next((i for i in range(len(whole), -1, -1) if whole[i : i + len(plain)] == plain), None)
+        if n is None:
+            raise ValueError("its post_processor loses the text")
         self.before, self.after = whole[:n], whole[n + len(plain) :]
         self.vocab_size = backend.get_vocab_size()
         self.bytes: dict[int, int] = {}  # tokens that stand for a byte
@@ -279,10 +310,9 @@ def read_backend(file: Path, fields: dict[str, Any], kind: str) -> Any:
     from tokenizers import Tokenizer as Backend
     from tokenizers import decoders, pre_tokenizers, processors
 
-    try:
-        backend = Backend.from_file(str(file))
-    except Exception as e:  # the library raises a bare Exception for a file that it cannot read
-        raise UserError(f"{file} cannot be read: {e}.") from e
+    data = file.read_bytes()
+    check_maps(data)
+    backend = Backend.from_buffer(data)
     if kind == "LlamaTokenizer" and getattr(backend.model, "byte_fallback", False):  # made from sentencepiece
         prefix = fields.get("add_prefix_space") is not False
         scheme = ("always" if fields.get("legacy") else "first") if prefix else "never"
@@ -295,7 +325,39 @@ def read_backend(file: Path, fields: dict[str, Any], kind: str) -> Any:
         backend.post_processor = processors.ByteLevel(trim_offsets=True)  # type: ignore[assignment]
     backend.no_truncation()  # a file may have kept them from a training run
     backend.no_padding()
+    for part in (backend.normalizer, backend.decoder, backend.post_processor):
+        check_growth(part)
     return backend
+
+
+def check_maps(data: bytes) -> None:
+    """Raise `ValueError` for a table of characters that claims to be larger than it is. The library would take that
+    much memory, or end the process."""
+    for found in re.finditer(rb'"precompiled_charsmap"\s*:\s*"([^"]*)"', data):
+        table = base64.b64decode(found[1])
+        if int.from_bytes(table[:4], "little") > len(table):
+            raise ValueError("its precompiled_charsmap is damaged")
+
+
+def check_growth(part: Any) -> None:
+    """Raise `ValueError` where a part of a tokenizer would make a text very much longer; the library would end the
+    process for lack of memory."""
+    growth, added = 1.0, 0
+    for step in steps_in(json.loads(part.__getstate__())) if part is not None else ():
+        if step.get("type") == "Replace":
+            old = step["pattern"].get("String", "")
+            growth *= max(1.0, len(step["content"]) / max(1, len(old)) + (not old))
+        added += len(step.get("prepend") or "") + len(step.get("single") or ())
+    if growth > GROWTH or added > GROWTH:
+        raise ValueError(f"it makes a text more than {GROWTH:,} times as long")
+
+
+def steps_in(value: Any) -> Iterator[dict[str, Any]]:
+    """Every object in a value, with those below it."""
+    for inner in value.values() if isinstance(value, dict) else value if isinstance(value, list) else ():
+        yield from steps_in(inner)
+    if isinstance(value, dict):
+        yield value
 
 
 QWEN_WORDS = (  # what its published tokenizer.json splits by
@@ -309,10 +371,7 @@ def make_backend(folder: Path, fields: dict[str, Any], kind: str) -> Any:
     from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors
     from tokenizers import Tokenizer as Backend
 
-    try:
-        backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
-    except Exception as e:  # a bare one, as above
-        raise UserError(f"{folder / 'vocab.json'} and merges.txt cannot be read: {e}.") from e
+    backend = Backend(models.BPE.from_file(str(folder / "vocab.json"), str(folder / "merges.txt")))
     blank = bool(fields.get("add_prefix_space"))
     words: Any = pre_tokenizers.ByteLevel(add_prefix_space=blank)
     if kind == "Qwen2Tokenizer":
@@ -336,8 +395,9 @@ def add_tokens(backend: Any, fields: dict[str, Any]) -> None:
     """Give a tokenizer the special tokens that only the files beside it name; those that it has stay as they are."""
     from tokenizers import AddedToken
 
-    for _, token in sorted(fields.get("added_tokens_decoder", {}).items(), key=lambda item: int(item[0])):
-        backend.add_tokens([AddedToken(**token)])
+    for _, token in sorted(fields["added_tokens_decoder"].items(), key=lambda item: int(item[0])):
+        flags = {name: token[name] for name in ADDED_FLAGS if token.get(name) is not None}
+        backend.add_tokens([AddedToken(token["content"], **flags)])
     backend.add_special_tokens(named_tokens(fields))
 
 
@@ -354,17 +414,14 @@ class _SentencePiece:
     def __init__(self, file: Path, fields: dict[str, Any]) -> None:
         from sentencepiece import SentencePieceProcessor
 
-        try:
-            self.backend = SentencePieceProcessor(model_file=str(file))
-        except (RuntimeError, OSError) as e:
-            raise UserError(f"{file} cannot be read: {e}.") from e
+        self.backend = SentencePieceProcessor(model_file=str(file))
         n, named = self.backend.vocab_size(), named_tokens(fields)
         controls = {self.backend.id_to_piece(i): i for i in range(n) if self.backend.is_control(i)}
-        listed = {t["content"]: int(i) for i, t in fields.get("added_tokens_decoder", {}).items()}
+        listed = {t["content"]: int(i) for i, t in fields["added_tokens_decoder"].items()}
         beyond = {token: i for token, i in listed.items() if i >= n}
         self.added = controls | beyond  # what is a token by itself, by its text
         self.texts = {i: token for token, i in self.added.items()}
-        flags = {t["content"]: t.get("special", False) for t in fields.get("added_tokens_decoder", {}).values()}
+        flags = {t["content"]: t.get("special", False) for t in fields["added_tokens_decoder"].values()}
         self.hidden = {i for token, i in self.added.items() if token in controls or token in named or flags[token]}
         self.vocab_size = max([n, *(i + 1 for i in beyond.values())])
         longest_first = sorted(self.added, key=len, reverse=True)
@@ -445,7 +502,7 @@ def token_fields(folder: Path) -> dict[str, Any]:
     """`tokenizer_config.json`, with the special tokens and the added ones that older folders have in files of their
     own; as in `transformers`, those files are read only where it lists no added tokens itself."""
     fields = optional_json(folder / "tokenizer_config.json")
-    if "added_tokens_decoder" not in fields:
+    if fields.get("added_tokens_decoder") is None:
         fields = fields | optional_json(folder / "special_tokens_map.json")
         named = named_tokens(fields)
         added = optional_json(folder / "added_tokens.json")
@@ -491,7 +548,7 @@ def save_stop(folder: Path, stop: Optional[int], model: dict[str, Any]) -> None:
 
 
 def optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if is_there(path) else {}
 
 
 def token_text(token: Any) -> Optional[str]:

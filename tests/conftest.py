@@ -5,7 +5,7 @@ import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # tests run side by side
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,6 +16,9 @@ import torch
 import yaml
 
 from litgpt.__main__ import main
+
+if TYPE_CHECKING:
+    from tests.mutations import Scene
 
 torch.set_num_threads(1)
 
@@ -129,6 +132,14 @@ def whole(base: Path, rows_file: Path, tmp_path_factory: pytest.TempPathFactory)
         return made[method]
 
     return run
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> dict[str, "Scene"]:
+    """Folders with every small file that commands read, by what they are. Read only."""
+    from tests.mutations import make_scenes
+
+    return make_scenes(tmp_path_factory.mktemp("scenes"), tokenizer_file)
 
 
 @pytest.fixture

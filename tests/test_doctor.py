@@ -1,5 +1,6 @@
 """The screen of `litgpt doctor`: what works is tried, and no secret is in it."""
 
+import os
 import re
 from pathlib import Path
 
@@ -71,3 +72,26 @@ def test_too_old_and_missing_packages():
     assert doctor.lacking(Requirement("torch>=2.0")) == ""
     assert "torch is " in doctor.lacking(Requirement("torch>=99"))
     assert "not installed" in doctor.lacking(Requirement("no-such-package-at-all>=1"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="the home folder is found in another way")
+@pytest.mark.parametrize("command", ["doctor", "recipes", "generate", "validate", "data_check", "finetune", "download"])
+def test_without_a_home(command, base, rows_file, tmp_path, capsys, monkeypatch):
+    """As `env -u HOME` for a user that the system does not know."""
+
+    def unknown(user: int) -> None:
+        raise KeyError(f"getpwuid(): uid not found: {user}")
+
+    for name in ("HOME", "LITGPT_CACHE", "USER", "LOGNAME", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    with pytest.raises(RuntimeError):
+        Path.home()
+    rows = ["--data", "JSON", "--data.json_path", rows_file, "--data.prompt_style", "alpaca"]
+    more = {
+        **{"generate": [base, "--max_new_tokens", 1], "validate": [base], "data_check": [base, *rows]},
+        "finetune": [base, *rows, "--train.max_steps", 1, "--accelerator", "cpu", "--out_dir", tmp_path / "out"],
+        "download": ["list"],
+    }
+    main([command, *map(str, more.get(command, []))])
+    assert capsys.readouterr().out

@@ -25,7 +25,7 @@ from litgpt.errors import UserError
 from litgpt.hub import find_folder, repository_named
 from litgpt.outputs import SINGLE, marked
 from litgpt.prompts import chat_templates
-from tests.hub_server import Hub, Repo, changed, cut, held, refused, serve
+from tests.hub_server import Answer, Fault, Hub, Repo, changed, cut, held, refused, serve, slowly
 
 NAME = "some/model"
 INDEX = "model.safetensors.index.json"
@@ -549,3 +549,83 @@ def test_sizes(name):
     from litgpt.commands.download import parameters
 
     assert parameters(Config.from_name(name)) / 1e9 == pytest.approx(SIZES[name], rel=0.015)
+
+
+# a hub that is not one
+
+WHOLE = {"rfilename": "config.json", "size": 2, "blobId": "a" * 40}
+LFS = {"sha256": "a" * 64, "size": 2, "pointerSize": 1}
+ODD: list[Any] = [
+    *({"siblings": [WHOLE | change]} for change in ({"rfilename": 5}, {"rfilename": None}, {"rfilename": ["a"]})),
+    *({"siblings": [WHOLE | change]} for change in ({"size": "2"}, {"size": -1}, {"size": [2]}, {"size": 1.5})),
+    *({"siblings": [WHOLE | change]} for change in ({"blobId": 5}, {"lfs": [1]}, {"lfs": {}}, {"lfs": "a"})),
+    {"siblings": [WHOLE | {"lfs": LFS | {"sha256": 5}}]},
+    *({"siblings": value} for value in ({}, "a", 5, [5], ["a"], [None], [{}])),
+    *({"sha": value, "siblings": []} for value in (5, ["a"], {})),
+    *([], "a", 5, None, [5], {"id": 5, "tags": 5, "siblings": [{}]}),
+]
+
+
+def odd(body: bytes) -> Fault:
+    def fault(answer: Answer, data: bytes, start: int) -> bool:
+        answer.send_start(len(body), 0, {"Content-Type": "application/json"})
+        answer.wfile.write(body)
+        return True
+
+    return fault
+
+
+@pytest.mark.parametrize("number", range(len(ODD) + 3))
+def test_a_hub_that_answers_oddly(number, hub, tmp_path):
+    whole = {"id": NAME, "modelId": NAME, "sha": "a" * 40, "siblings": [WHOLE]}
+    answers = [whole | value if isinstance(value, dict) else value for value in ODD]
+    bodies = [*(json.dumps(value).encode() for value in answers), b"", b"<html>", b"[" * 100_000]
+    hub.faults["api"] = [odd(bodies[number])] * 9
+    with pytest.raises(UserError, match=NAME):
+        module.download(NAME, tmp_path / "c")
+    assert not [p for p in tmp_path.rglob("*") if p.is_file()]
+
+
+@pytest.mark.parametrize("names", [[".."], ["."], ["/etc/passwd"], ["a/../b"], [5], [["a"]], {}, "a", None])
+def test_an_index_of_the_hub_with_odd_names(names, hub, tmp_path):
+    index = json.dumps({"weight_map": dict(enumerate(names)) if isinstance(names, list) else names}).encode()
+    files = {"config.json": b"{}", "model.safetensors.index.json": index}
+    hub.repos[NAME] = Repo(files | {n: b"a" for n in names or () if isinstance(n, str)})
+    with pytest.raises(UserError, match=r"model\.safetensors\.index\.json"):
+        module.download(NAME, tmp_path / "c")
+
+
+def test_a_hub_that_is_silent(hub, tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SILENCE", 0.3)
+    monkeypatch.setattr(module, "WAITS", 0)
+    hub.faults["api"] = [slowly(5)] * 9
+    began = time.monotonic()
+    with pytest.raises(UserError, match=NAME):
+        module.download(NAME, tmp_path / "c")
+    assert time.monotonic() - began < 4
+
+
+@pytest.mark.parametrize("wait", ["\u00b2", "9" * 5000, "-1", "soon", ""])
+def test_a_hub_that_asks_to_wait_oddly(wait, hub, tmp_path, monkeypatch):
+    waited: list[float] = []
+    monkeypatch.setattr(module, "time", SimpleNamespace(**{**vars(time), "sleep": waited.append}))
+    hub.faults["api"] = [refused(503, Retry_After=wait)] * 9
+    with pytest.raises(UserError):
+        module.download(NAME, tmp_path / "c")
+    assert max(waited) <= 300
+
+
+@pytest.mark.parametrize("token", ["s3cr3t x", "s3cr3t\u00e9", "a\r\nB: s3cr3t"])
+def test_a_token_that_no_header_can_hold(token, hub, tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", token)
+    for given in (token, None):
+        with pytest.raises(UserError) as e:
+            module.download(NAME, tmp_path / "c", access_token=given)
+        assert "s3cr3t" not in str(e.value) and not hub.seen
+
+
+def test_an_endpoint_with_a_password(hub, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HF_ENDPOINT", hub.endpoint.replace("//", "//me:s3cr3t@"))
+    with pytest.raises(UserError) as e:
+        module.download(NAME, tmp_path / "c")
+    assert "s3cr3t" not in str(e.value) + capsys.readouterr().err

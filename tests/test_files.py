@@ -4,12 +4,15 @@ import os
 import stat
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from litgpt.chat_template import ChatTemplate
 from litgpt.errors import UserError
-from litgpt.files import read_json, write_text
+from litgpt.files import read_json, read_text, read_yaml, write_text
 from litgpt.outputs import SUMS, new_folder
+from litgpt.prompts import load_style, save_style, style_fields
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -117,5 +120,25 @@ def test_read_json_says_what_is_wrong(tmp_path, data, message):
 def test_read_json(tmp_path):
     (tmp_path / "x.json").write_bytes('\ufeff{"ä": [1, "😀"]}'.encode())
     assert read_json(tmp_path / "x.json") == {"ä": [1, "😀"]}
-    with pytest.raises(UserError, match="Cannot read"):
+    with pytest.raises(UserError, match="is a folder"):
         read_json(tmp_path)
+
+
+@pytest.mark.parametrize(("name", "read"), [("a.json", read_json), ("a.yaml", read_yaml), ("a.jinja", read_text)])
+def test_a_file_that_must_not_be_read(name, read, tmp_path, monkeypatch):
+    (tmp_path / name).write_text("{}")
+
+    def refuse(*args: Any) -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(Path, "read_text", refuse)  # root may read everything
+    with pytest.raises(UserError, match=f"{name}: Permission denied"):
+        read(tmp_path / name)
+
+
+def test_the_longest_template_of_a_result_can_be_read_again(tmp_path):
+    template = "é\n\t'\x07" * (2**18 // 5)
+    (tmp_path / "chat_template.jinja").write_text(template[: 2**18 // 6])
+    style = ChatTemplate(template, {}, "chat", ChatTemplate(template, {}))
+    save_style(style, tmp_path, "", "")
+    assert style_fields(load_style(tmp_path)) == style_fields(style)

@@ -9,7 +9,20 @@ import litgpt
 
 ROOT = Path(litgpt.__file__).parent
 FLOORS = {
-    0: ("errors", "imports", "files", "outputs", "args", "config", "prompts", "chat_template", "styles", "recipes"),
+    0: (
+        "errors",
+        "imports",
+        "fields",
+        "files",
+        "web",
+        "outputs",
+        "args",
+        "config",
+        "prompts",
+        "chat_template",
+        "styles",
+        "recipes",
+    ),
     1: ("model", "shards"),
     2: (
         "lora",

@@ -76,7 +76,7 @@ def test_a_second_file_with_another_class(settings, config):
         (["--train.learning_rate", "fast"], "--train.learning_rate fast: a number is wanted"),
         (["--train.learning_rate", "fast", "--optimizer.lr", "1"], "disagree"),
         (["--optimizer", "{class_path: SGD, init_args: 3}"], "init_args of the optimizer is 3; a mapping is wanted"),
-        (["--optimizer", "{class_path: ["], "a mapping is wanted"),
+        (["--optimizer", "{class_path: ["], "is not YAML"),
         (["--optimizer.init_args", "0.1"], "--optimizer.init_args 0.1: a mapping is wanted"),
         (["--train.lr_schedule", "cosin"], "choose from cosine, linear, constant. Did you mean 'cosine'?"),
     ],

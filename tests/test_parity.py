@@ -244,8 +244,8 @@ def test_greedy_text_and_damaged_seals(adapter, capsys):
     changes = {
         "weights moved": {"prompts": [seal["prompts"][0] | {"greedy": [7] * 8}]},
         "damaged parity seal": {"prompts": []},
-        "is a damaged parity seal": {"prompts": [{}]},
-        "a damaged parity": {"computed": "F64"},
+        "parity.json: prompts[0].prompt": {"prompts": [{}]},
+        "parity.json: computed": {"computed": "F64"},
     }
     for message, change in changes.items():
         file.write_text(json.dumps(seal | change))

@@ -13,7 +13,7 @@ from litgpt.args import TrainArgs
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
-from litgpt.data.check import duplicates, harm, histogram
+from litgpt.data.check import check_ids, duplicates, harm, histogram
 from litgpt.data.lost import EARLIER
 from litgpt.data.tokens import TRAINED
 from litgpt.hub import find_folder
@@ -47,6 +47,7 @@ def main(
     tokenizer = Tokenizer(checkpoint.folder, n_embeddings=checkpoint.config.padded_vocab_size)
     limit = row_limit(train, checkpoint.config, data)
     loaded = data.load(tokenizer, checkpoint.folder, limit, context=checkpoint.config.block_size)
+    check_ids(loaded, checkpoint.config.padded_vocab_size)
     problems = harm(loaded)
     if json:
         print_json(loaded, problems)

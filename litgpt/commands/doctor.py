@@ -5,12 +5,14 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Optional
 
 import litgpt
+from litgpt.files import cache_place, home
 
 EXTRAS = {  # what an extra of pyproject.toml adds
     "chat": "a line editor for litgpt chat",
@@ -73,7 +75,7 @@ def lines(out_dir: Path, wrong: list[str]) -> Lines:
         yield from device_lines(wrong)
     memory = free_memory()
     yield "memory", f"{memory[0] / GB:,.1f} of {memory[1] / GB:,.1f} GB free" if memory else "unknown"
-    cache = Path(os.environ.get("LITGPT_CACHE") or Path.home() / ".cache" / "litgpt")
+    cache = cache_place() or Path(tempfile.gettempdir())
     yield "disk", f"{free_disk(out_dir.absolute())} for {out_dir}, {free_disk(cache)} where tokens are kept"
     for name, what in EXTRAS.items():
         parts = extras.get(name, [])
@@ -276,8 +278,8 @@ def hub_token() -> bool:
 
 def without_home(text: str) -> str:
     """`text` with ~ for the home folder."""
-    home = str(Path.home())
-    return re.sub(rf"{re.escape(home)}(?![\w.-])", "~", text) if len(home) > 1 else text
+    own = str(home() or "")
+    return re.sub(rf"{re.escape(own)}(?![\w.-])", "~", text) if len(own) > 1 else text
 
 
 def folded(name: str, parts: list[str], between: str = ", ") -> Lines:

@@ -7,6 +7,8 @@ import torch
 
 from litgpt.checkpoint import check_weights
 from litgpt.errors import UserError
+from litgpt.files import is_there
+from litgpt.generate.engine import Text
 from litgpt.generate.parity import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
 from litgpt.loading import Source
 from litgpt.model import GPT
@@ -46,12 +48,14 @@ def main(
     print(f"prompts     {style.name}")
     if (beyond := tokenizer.vocab_size - config.padded_vocab_size) > 0:
         print(f"note        the model has no embedding for {beyond:,} of these tokens: texts with them are refused")
-    seal = read_seal(source.folder) if (source.folder / FILE).is_file() else None
+    seal = read_seal(source.folder) if is_there(source.folder / FILE) else None
     device = pick_device(accelerator)
     sealed = PRECISIONS[seal["computed"]] if seal else None
     scheme = seal.get("quantize") if seal else None
     model = source.model(DTYPES[precision or sealed or default_precision(device)], device, scheme)
-    if not bool(last_logits(model, tokenizer.encode("Once upon a time")).isfinite().all()):
+    ids = tokenizer.encode("Once upon a time")
+    Text(ids, 1).check(model)
+    if not bool(last_logits(model, ids).isfinite().all()):
         raise UserError(f"The model in {source.folder} answers with NaN or infinity: its weights are damaged.")
     if seal is None:
         print("parity      no seal in this folder")

@@ -8,6 +8,7 @@ import torch
 from litgpt.data.base import Loaded
 from litgpt.data.lost import EARLIER
 from litgpt.data.tokens import Counts, TokenizedRows
+from litgpt.errors import UserError
 
 
 @dataclass
@@ -26,6 +27,20 @@ def duplicates(loaded: Loaded) -> Duplicates:
         val=len(val) - len(val.unique()),
         across=int(torch.isin(val, train).sum()),
     )
+
+
+def check_ids(loaded: Loaded, known: int) -> None:
+    """Raise `UserError` where rows have tokens that the model does not know.
+
+    Args:
+        known: The tokens that it knows.
+    """
+    highest = max((int(rows.ids.max()) for rows in (loaded.train, loaded.val) if len(rows.ids)), default=0)
+    if highest >= known:
+        raise UserError(
+            f"The rows have the token {highest}, the model only knows those below {known}: the tokenizer belongs to "
+            "another model."
+        )
 
 
 def harm(loaded: Loaded) -> list[str]:

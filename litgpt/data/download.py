@@ -3,18 +3,15 @@
 import os
 import shutil
 import tarfile
-import urllib.request
 import zlib
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any, Optional
-from urllib.error import HTTPError, URLError
+from typing import Optional
 
 from litgpt.errors import UserError, remark
 from litgpt.files import part_of
 from litgpt.outputs import new_folder
-
-TIMEOUT = 60  # seconds without a byte
+from litgpt.web import open_url, reason_of
 
 
 def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -> Path:
@@ -33,33 +30,23 @@ def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -
         return target
     remark(f"fetching {url} to {target}")
     part: Optional[Path] = None
-    request = urllib.request.Request(url, headers={"Authorization": f"Bearer {token}"} if token else {})
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         part = part_of(target)
-        opener = urllib.request.build_opener(_Redirects)
-        with opener.open(request, timeout=TIMEOUT) as response, open(part, "wb") as f:
+        with open_url(url, token) as response, open(part, "wb") as f:
             shutil.copyfileobj(response, f, 1 << 20)
             expected = response.headers.get("Content-Length")
-            if expected and f.tell() != int(expected):
-                raise HTTPException(f"the connection ended after {f.tell():,} of {int(expected):,} bytes")
+            if expected and str(f.tell()) != expected.strip():
+                raise HTTPException(f"the connection ended after {f.tell():,} of {expected} bytes")
         os.replace(part, target)
-    except (OSError, HTTPException) as e:
-        reason: Any = e.reason if isinstance(e, URLError) and not isinstance(e, HTTPError) else e
-        why = " ".join(str(getattr(reason, "strerror", None) or reason).split())
-        raise UserError(f"Cannot fetch {url}: {why}. {hint}{' ' if hint else ''}Put it at {target} by hand.") from e
+    except (OSError, HTTPException, ValueError) as e:
+        raise UserError(
+            f"Cannot fetch {url}: {reason_of(e)}. {hint}{' ' if hint else ''}Put it at {target} by hand."
+        ) from e
     finally:
         if part is not None:
             part.unlink(missing_ok=True)
     return target
-
-
-class _Redirects(urllib.request.HTTPRedirectHandler):
-    def redirect_request(self, req: Any, *args: Any, **kwargs: Any) -> Optional[urllib.request.Request]:
-        request = super().redirect_request(req, *args, **kwargs)
-        if request is not None and (request.type, request.host) != (req.type, req.host):
-            request.remove_header("Authorization")  # the token is for the first server alone
-        return request
 
 
 def hub_url(repository: str, file: str) -> str:

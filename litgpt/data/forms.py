@@ -1,6 +1,5 @@
 """The forms that a row of a data set may have, recognised from its keys, and their way into messages."""
 
-import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
@@ -8,6 +7,7 @@ from typing import Any, Optional, Union
 
 from litgpt.chat_template import REASONING
 from litgpt.errors import UserError, kind, nearest
+from litgpt.files import parse_json
 
 MAX_CHARACTERS = 1_000_000
 
@@ -398,8 +398,8 @@ def parsed(value: Any) -> Any:
     """The list or object that a text of JSON holds; anything else as it is."""
     if isinstance(value, str):
         try:
-            inner = json.loads(value)
-        except (ValueError, RecursionError):
+            inner = parse_json(value)
+        except ValueError:
             return value
         return inner if isinstance(inner, (dict, list)) else value
     return value

@@ -15,10 +15,12 @@ from shutil import copyfileobj
 from typing import Any, BinaryIO, Optional, cast
 
 from litgpt.errors import UserError, kind, nearest, require
+from litgpt.files import check_depth, parse_json, whole_number
 
 Rows = Iterator[tuple[str, Any]]
 Reader = Callable[[Path, BinaryIO], Rows]
 
+LINE = 2**26  # bytes of a line, at most
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -129,21 +131,32 @@ def parse_line(line: bytes, path: Path, number: int) -> Any:
     """The value of a line of JSONL, or a UserError."""
     where = f"{path}, line {number},"
     try:
-        return json.loads(line.decode("utf-8").rstrip("\r\n"))
+        return parse_json(line.decode("utf-8").rstrip("\r\n"))
     except json.JSONDecodeError as e:
         return UserError(f"{where} is not JSON: {e.msg.removesuffix(' at')} at line {number}, column {e.colno}.")
     except UnicodeDecodeError as e:
         return UserError(f"{where} is not UTF-8 text (byte {e.start} of the line). Save the file as UTF-8.")
-    except (ValueError, RecursionError) as e:  # a number of thousands of digits, brackets within brackets
+    except ValueError as e:
         return UserError(f"{where} is JSON that cannot be read: {e}.")
 
 
 def read_jsonl(path: Path, stream: BinaryIO) -> Rows:
-    for number, line in enumerate(stream, 1):
+    for number, line in enumerate(lines_of(stream), 1):
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
-        if line.strip():
-            yield f"{path}, line {number}", parse_line(line, path, number)
+        where = f"{path}, line {number}"
+        if len(line) > LINE:
+            yield where, UserError(f"{where}, has more than {LINE:,} bytes.")
+        elif line.strip():
+            yield where, parse_line(line, path, number)
+
+
+def lines_of(stream: BinaryIO) -> Iterator[bytes]:
+    """The lines of a stream; of one that is too long no more than shows it."""
+    while line := stream.readline(LINE + 1):
+        yield line
+        while len(line) > LINE and not line.endswith(b"\n"):
+            line = stream.readline(LINE + 1)
 
 
 def read_json(path: Path, stream: BinaryIO) -> Rows:
@@ -156,7 +169,7 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
     values: Any = None
     lines = False
     try:
-        values = json.loads(text)
+        values = json.loads(text, parse_int=whole_number)
     except json.JSONDecodeError as e:
         first = text.lstrip().partition("\n")[0]
         lines = e.msg == "Extra data" and isinstance(parse_line(first.encode(), path, 1), dict)
@@ -176,11 +189,16 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
     if not isinstance(values, list):
         raise UserError(f"{path} holds {kind(values)}; a list of rows is wanted.")
     for i, value in enumerate(values):
-        yield f"{path}, row {i + 1} (index {i})", value
+        where = f"{path}, row {i + 1} (index {i})"
+        try:
+            check_depth(value)
+        except ValueError as e:
+            value = UserError(f"{where}, is JSON that cannot be read: {e}.")
+        yield where, value
 
 
 def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
-    csv.field_size_limit(2**31 - 1)
+    csv.field_size_limit(LINE)
     # bytes that are not UTF-8 become halves of surrogates, which nothing else in UTF-8 text can
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)

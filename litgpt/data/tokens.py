@@ -23,7 +23,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from litgpt.data.batches import UNTRAINED, Batch
-from litgpt.files import part_of
+from litgpt.errors import UserError
+from litgpt.files import cache_place, parse_json, part_of
 
 KINDS = {"ids": ("I32", 4), "marks": ("U8", 1), "starts": ("I64", 8), "hashes": ("I64", 8)}  # dtype and its bytes
 TRAINED, ANSWER = 1, 2  # bits of a token's mark: its prediction is trained; it is part of an answer
@@ -159,7 +160,10 @@ class TokenWriter:
         return tempfile.TemporaryFile(dir=self.target.parent)
 
     def add(self, ids: Sequence[int], marks: bytes) -> None:
-        packed = array("i", ids).tobytes()
+        try:
+            packed = array("i", ids).tobytes()
+        except OverflowError as e:
+            raise UserError(f"The tokenizer gives a token the id {max(ids)}, which no model has.") from e
         self.parts["ids"].write(packed)
         self.parts["marks"].write(marks)
         self.starts.append(self.starts[-1] + len(marks))
@@ -210,8 +214,8 @@ def kept_tokens(file: Path) -> Optional[tuple[TokenizedRows, Counts]]:
     try:
         with safe_open(str(file), framework="pt") as f:
             kinds = {name: f.get_slice(name).get_dtype() for name in f.keys()}  # noqa: SIM118
-            counts = json.loads((f.metadata() or {}).get("counts", "null"))
-    except (OSError, SafetensorError, json.JSONDecodeError):
+            counts = parse_json((f.metadata() or {}).get("counts", "null"))
+    except (OSError, SafetensorError, ValueError):
         return None
     known = isinstance(counts, dict) and counts.keys() == vars(Counts()).keys()
     return read_tokens(file) if known and kinds == {name: kind for name, (kind, _) in KINDS.items()} else None
@@ -220,10 +224,13 @@ def kept_tokens(file: Path) -> Optional[tuple[TokenizedRows, Counts]]:
 def cache_folder() -> Path:
     """Where token files are kept: `LITGPT_CACHE`, by default `~/.cache/litgpt`. Where that cannot be written, it is a
     temporary folder of this process."""
+    place = cache_place()
+    if place is None:
+        return temporary_cache()
+    folder = place / "tokens"
     try:
-        folder = Path(os.environ.get("LITGPT_CACHE") or Path.home() / ".cache" / "litgpt") / "tokens"
         folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):  # there is no home
+    except OSError:
         return temporary_cache()
     return folder if os.access(folder, os.W_OK) else temporary_cache()
 

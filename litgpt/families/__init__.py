@@ -13,6 +13,7 @@ from litgpt.config import Config, differences
 from litgpt.errors import UserError, nearest
 from litgpt.families.common import MissingField, without_nulls
 from litgpt.families.table import Aliases, NameTable
+from litgpt.model.rope import make_ropes
 
 FAMILIES = {  # model_type: module
     name: f"litgpt.families.{name}"
@@ -21,6 +22,9 @@ FAMILIES = {  # model_type: module
         "olmo olmo2 olmo3 gpt2 smollm3 granite"
     ).split()
 }
+
+
+WIDEST, MANY = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 
 
 def family(model_type: str) -> ModuleType:
@@ -46,6 +50,8 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
         config = family(model_type).read_config(fields)
     except MissingField as e:
         raise UserError(f"config.json lacks the field {e.key!r}, which {model_type!r} needs.") from e
+    except ArithmeticError as e:
+        raise UserError(f"config.json has a number that is too small or too large: {e}.") from e
     config.model_type = model_type
     config.name = name
     check(config)
@@ -76,6 +82,17 @@ def write_config(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not go together."""
     assert config.n_query_groups is not None and config.head_size is not None
+    sizes = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
+    if (
+        max(*(size or 0 for size in sizes), config.padded_vocab_size) > WIDEST
+        or config.n_layer * config.n_expert > MANY
+    ):
+        raise UserError(f"config.json describes a model with rows of more than {WIDEST} numbers or {MANY} experts.")
+    if config.head_size < 1:
+        raise UserError(f"config.json has {config.n_head} heads for rows of {config.n_embd} numbers.")
+    positive = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
+    if wrong := [name for name in positive if (value := getattr(config, name)) is not None and value <= 0]:
+        raise UserError(f"config.json has a number for {', '.join(wrong)} that is not above 0.")
     if config.n_head % config.n_query_groups:
         raise UserError(
             f"config.json has {config.n_head} heads for {config.n_query_groups} key-value heads: no multiple."
@@ -89,6 +106,12 @@ def check(config: Config) -> None:
             raise UserError(f"config.json has {name} of {len(factors)} numbers for {pairs} pairs of dimensions.")
     if config.n_expert_per_token > config.n_expert:
         raise UserError(f"config.json has {config.n_expert_per_token} experts per token of {config.n_expert} experts.")
+    try:
+        finite = all(bool(rope.inverse.isfinite().all()) for rope in make_ropes(config))
+    except (ArithmeticError, TypeError, ValueError):
+        finite = False
+    if not finite:
+        raise UserError("config.json has rope_theta or other numbers of its rope that do not give finite angles.")
 
 
 def name_table(config: Config) -> NameTable:

@@ -7,7 +7,9 @@ not read: no dropout is applied to pretrained weights.
 from collections.abc import Sequence
 from typing import Any, Optional
 
+from litgpt.config import MOST_LAYERS
 from litgpt.errors import UserError
+from litgpt.fields import is_number
 from litgpt.model.rope import ROPE_TYPES
 
 LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor")
@@ -33,6 +35,8 @@ NULLS = {  # where null says something of its own; elsewhere it says the same as
     *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
     *("scale_attn_weights", "truncate"),
 }
+LARGEST = 2**31 - 1  # of whole numbers
+MOST = {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 
 
@@ -124,6 +128,9 @@ def read_rope(
     known = ALL_ROPE_NUMBERS[rope_type]
     numbers = {name: value for name, value in numbers.items() if value is not None or name in known}
     refuse_unknown(numbers, key, rope_type)
+    for name, value in numbers.items():
+        if not isinstance(value, (bool, list)):
+            number(numbers, name, None)
     return {
         "rope_base": float(theta),
         "rope_type": rope_type,
@@ -179,13 +186,13 @@ def rope_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, type
         if rope_type == "longrope" or numbers.get("factor", 0) is None:
             ratio = whole(fields, "max_position_embeddings") / whole(numbers, key_of_length)
             numbers["factor"] = number(numbers, "factor", ratio)
-    missing = [n for n in wanted if not isinstance(numbers.get(n), (int, float)) or numbers[n] <= 0]
+    missing = [n for n in wanted if not is_number(numbers.get(n)) or numbers[n] <= 0]
     if rope_type == "longrope":
         lists = {n: numbers.get(n) for n in ("short_factor", "long_factor")}
         missing += [
             n
             for n, values in lists.items()
-            if not isinstance(values, list) or not all(isinstance(v, (int, float)) and v > 0 for v in values)
+            if not isinstance(values, list) or not all(is_number(v) and v > 0 for v in values)
         ]
     if missing:
         raise UserError(f"config.json has {key} of type {rope_type!r} without usable {', '.join(missing)}.")
@@ -250,6 +257,8 @@ def whole(fields: dict[str, Any], key: str, *default: Any) -> Any:
         raise MissingField(key)
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise UserError(f"config.json has {key} {value!r}; a whole number above 0 is wanted.")
+    if value > MOST.get(key, LARGEST):
+        raise UserError(f"config.json has {key} {value}. The largest supported value is {MOST.get(key, LARGEST)}.")
     return value
 
 
@@ -258,9 +267,9 @@ def number(fields: dict[str, Any], key: str, default: Any) -> Any:
     value = fields.get(key)
     if value is None:
         return default
-    if not isinstance(value, (int, float)) or isinstance(value, bool):
+    if not is_number(value):
         raise UserError(f"config.json has {key} {value!r}; a number is wanted.")
-    return value
+    return float(value) if abs(value) >= 2**63 else value
 
 
 def epsilon(fields: dict[str, Any], key: str, default: float) -> float:

@@ -1,11 +1,11 @@
 """Texts in an engine, read as words: stop strings, and whose turn it is to be shown."""
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Optional
 
 from litgpt.errors import UserError
+from litgpt.files import parse_json
 from litgpt.generate.engine import Engine, Finish, Text
 from litgpt.generate.text import TextStream
 from litgpt.tokenizer import Tokenizer
@@ -93,7 +93,7 @@ def stop_strings(stop: Any) -> list[str]:
     """
     if isinstance(stop, str):
         try:
-            listed = json.loads(stop)
+            listed = parse_json(stop)
         except ValueError:
             listed = None
         stop = listed if isinstance(listed, list) and all(isinstance(word, str) for word in listed) else [stop]

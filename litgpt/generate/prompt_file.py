@@ -10,6 +10,7 @@ from typing import Any, Optional
 from litgpt.data.forms import as_messages, check_object, key_names, with_shared
 from litgpt.data.row_files import Rows, no_file, read_rows
 from litgpt.errors import UserError
+from litgpt.files import whole_number
 
 OURS = ("answer", "answers", "finish_reason", "finish_reasons", "error")  # what a row of answers has of us
 PROMPTS = ("prompt", "instruction", "question")  # keys that a row's prompt may have
@@ -127,8 +128,8 @@ def whole_lines(file: Path) -> Iterator[bytes]:
 def read_answers(line: bytes) -> Optional[dict[str, Any]]:
     """A row of answers, or None for a line that is none."""
     try:
-        saved = json.loads(line, parse_constant=str)
-    except ValueError:
+        saved = json.loads(line, parse_constant=str, parse_int=whole_number)
+    except (ValueError, RecursionError):
         return None
     return saved if isinstance(saved, dict) and not saved.keys().isdisjoint(OURS) else None
 

@@ -11,7 +11,7 @@ from litgpt.args import run_settings
 from litgpt.errors import UserError
 from litgpt.files import same, write_text
 from litgpt.outputs import SINGLE, check_place, discard, is_ours, listed, locked, refuse_others, split, tidy
-from litgpt.train.metrics import FIELDS, METRICS
+from litgpt.train.metrics import FIELDS, LINE, METRICS
 from litgpt.train.state import checkpoints, is_checkpoint
 
 HYPERPARAMETERS = "hyperparameters.yaml"
@@ -56,7 +56,7 @@ def is_of_run(path: Path) -> bool:
     releases did not list their files: there a checkpoint with the same settings tells."""
     if path.name == METRICS and path in listed(path.with_name(SINGLE)):
         with open(path, encoding="utf-8", errors="replace") as f:
-            return f.readline().strip() == ",".join(FIELDS)
+            return f.readline(LINE).strip() == ",".join(FIELDS)
     if is_ours(path):
         return True
     own = path.with_name(HYPERPARAMETERS)

@@ -13,7 +13,7 @@ from typing import Any, Optional, Protocol
 import yaml
 
 from litgpt.args import LogArgs
-from litgpt.errors import UserError, require
+from litgpt.errors import UserError, require, without_secrets
 from litgpt.outputs import free_name
 
 Settings = dict[str, Any]
@@ -95,7 +95,7 @@ class MLflow:
         params = [Param(key, str(value)[:500]) for key, value in flat(settings)]
         for start in range(0, len(params), 100):  # so many at once
             self.client.log_batch(self.run, params=params[start : start + 100])
-        self.where = f"{uri}, experiment {project}, run {log.run or name}"
+        self.where = f"{without_secrets(uri)}, experiment {project}, run {log.run or name}"
 
     def write(self, step: int, values: dict[str, float]) -> None:
         from mlflow.entities import Metric

@@ -4,6 +4,7 @@ import csv
 import io
 import math
 import os
+import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,6 +17,8 @@ from litgpt.train.loggers import Logger
 
 METRICS = "metrics.csv"
 FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "mfu", "peak_memory")
+LINE = 1000  # characters of a line, at most
+WHOLE = re.compile(rf"[0-9]{{1,9}}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?){{{len(FIELDS) - 1}}}\r?\n")
 
 
 class Metrics:
@@ -98,8 +101,8 @@ def lines_until(path: Path, step: int, judged: int) -> list[dict[str, str]]:
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8", errors="replace") as f:
-        whole = [line for line in f if line.endswith("\n") and line.count(",") == len(FIELDS) - 1]
-    rows = [row for row in csv.DictReader(whole, FIELDS) if str(row["step"]).isdigit()]
+        lines = [line.strip().split(",") for line in iter(lambda: f.readline(LINE), "") if WHOLE.fullmatch(line)]
+    rows = [dict(zip(FIELDS, line)) for line in lines]
     return [row for row in rows if int(row["step"]) <= (judged if row["val_loss"] else step)]
 
 

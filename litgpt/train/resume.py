@@ -3,18 +3,19 @@
 import shlex
 import zlib
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import torch
-import yaml
 from torch.optim import Optimizer
 
 from litgpt.args import run_settings, run_words
 from litgpt.chat_template import now
 from litgpt.data.base import Loaded
 from litgpt.data.tokens import TokenizedRows
-from litgpt.errors import UserError
+from litgpt.errors import UserError, without_secrets
+from litgpt.files import read_yaml
 from litgpt.outputs import SUMS, free_name, listed
 from litgpt.train.folder import HYPERPARAMETERS, settings
 from litgpt.train.loop import Plan
@@ -105,11 +106,10 @@ def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -
         return bool(listed(out_dir / "final" / SUMS))
     if not (out_dir / "final" / HYPERPARAMETERS).is_file():
         return False
-    try:
-        then = yaml.safe_load((out_dir / "final" / HYPERPARAMETERS).read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError):
-        then = None
-    changed = changes(flat(then if isinstance(then, dict) else {}), flat(settings))
+    then: dict[str, Any] = {}
+    with suppress(UserError):  # whatever it is, it is not of a run with these settings
+        then = read_yaml(out_dir / "final" / HYPERPARAMETERS)
+    changed = changes(flat(then), flat(settings))
     if changed and not has_checkpoint:
         raise UserError(
             f"--resume: the run in {out_dir} is finished and left no checkpoint, and {'; '.join(changed)}: name "
@@ -136,6 +136,8 @@ def again(saved: bool) -> str:
     was = take_out(words, "--resume", lambda value: not value.startswith("-"))
     if (run_settings.get() or {}).get("overwrite"):
         words += ["--overwrite", "false"]
+    after = ["", *words]  # a token is the word behind its flag, or within a word
+    words = ["***" if flag.endswith("access_token") else without_secrets(word) for flag, word in zip(after, words)]
     return shlex.join([*words, "--resume", was if was and not saved else "true"])
 
 

@@ -17,7 +17,7 @@ from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
 from litgpt.data.batches import Batch, PackedRows, Rows
-from litgpt.data.check import harm
+from litgpt.data.check import check_ids, harm
 from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
 from litgpt.lit_folder import open_checkpoint
@@ -307,6 +307,7 @@ def load_rows(
     with turn, screen.counting("rows tokenized") as say:
         limit = row_limit(train, start.config, data)
         loaded = data.load(tokenizer, start.tokenizer_folder, limit, say, start.config.block_size)
+    check_ids(loaded, start.config.padded_vocab_size)
     if problems := harm(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example

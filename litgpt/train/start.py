@@ -6,14 +6,13 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
-import yaml
 
 from litgpt.adapter_folder import is_adapter
 from litgpt.checkpoint import Checkpoint, check_weights, load_weights
 from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.files import read_json
+from litgpt.files import is_there, read_json, read_yaml
 from litgpt.hub import find_folder, repository_id
 from litgpt.lit_folder import MODEL_CONFIG, open_checkpoint
 from litgpt.model import GPT
@@ -98,7 +97,7 @@ class Start:
     def copy_tokenizer(self, folder: Path) -> None:
         """The tokenizer's files, and how the model was prompted in training if that was here."""
         copy_files(self.tokenizer_folder, folder)
-        if (self.tokenizer_folder / STYLE_FILE).is_file():
+        if is_there(self.tokenizer_folder / STYLE_FILE):
             shutil.copyfile(self.tokenizer_folder / STYLE_FILE, folder / STYLE_FILE)
 
 
@@ -111,15 +110,12 @@ def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]
     fields: dict[str, Any] = {}
     if model is not None:
         folder = find_folder(model, weights=False)
-        of_litgpt = (folder / MODEL_CONFIG).is_file() and not (folder / "config.json").is_file()
+        of_litgpt = is_there(folder / MODEL_CONFIG) and not is_there(folder / "config.json")
         written = write_config(Config.from_file(folder / MODEL_CONFIG)) if of_litgpt else None
         fields |= written or read_json(folder / "config.json")
     if isinstance(config, (str, Path)):
-        try:
-            path = Path(config)
-            config = read_json(path) if path.suffix == ".json" else yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise UserError(f"--model_config {config} cannot be read: {e}.") from e
+        path = Path(config)
+        config = read_json(path) if path.suffix == ".json" else read_yaml(path)
     if config is not None and not isinstance(config, dict):
         raise UserError("--model_config holds no fields of a config.json.")
     fields |= config or {}

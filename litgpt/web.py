@@ -1,0 +1,101 @@
+"""Requests over HTTP: what one may ask for, how long one waits, and what of an address is shown."""
+
+import base64
+import queue
+import threading
+import urllib.request
+from collections.abc import Callable
+from typing import Any, Optional
+from urllib.error import HTTPError, URLError
+from urllib.parse import unquote, urlsplit, urlunsplit
+
+from litgpt.errors import UserError
+
+SECONDS, MOST = 30, 2**20  # for a small file: the time that it may take in all, and its bytes
+SILENCE = 60  # seconds without a byte
+
+
+def fetch_text(url: str) -> str:
+    """A small text file.
+
+    Raises:
+        UserError: it cannot be fetched, takes too long, is too large or is not UTF-8.
+    """
+
+    def fetch() -> bytes:
+        with open_url(url, timeout=SECONDS) as response:
+            return response.read(MOST + 1)
+
+    try:
+        data = within(SECONDS, fetch)
+    except Exception as e:  # of the network and of what a server may send
+        raise UserError(f"{url} cannot be fetched: {reason_of(e)}.") from e
+    if len(data) > MOST:
+        raise UserError(f"{url} has more than {MOST:,} bytes.")
+    try:
+        return data.decode()
+    except UnicodeDecodeError as e:
+        raise UserError(f"{url} is not UTF-8 text (byte {e.start}).") from e
+
+
+def open_url(url: str, token: Optional[str] = None, timeout: Optional[float] = None) -> Any:
+    """The answer of a server. User and password in the address are sent as HTTP has it, and to this server alone, as is
+    the token.
+
+    Args:
+        timeout: Seconds without a byte; `SILENCE` by default.
+    """
+    parts = urlsplit(url)
+    user, _, host = parts.netloc.rpartition("@")
+    headers = {}
+    if user:
+        headers["Authorization"] = f"Basic {base64.b64encode(unquote(user).encode()).decode()}"
+    elif token:
+        headers["Authorization"] = f"Bearer {checked_token(token)}"
+    request = urllib.request.Request(urlunsplit(parts._replace(netloc=host)), headers=headers)
+    return urllib.request.build_opener(_Redirects).open(request, timeout=timeout or SILENCE)
+
+
+def checked_token(token: str) -> str:
+    """A token without the white space around it. Raises `UserError` for one that no header can hold, whose text the
+    library would show."""
+    token = token.strip()
+    if not token.isascii() or not token.isprintable() or " " in token:
+        raise UserError("The access token has characters that no token has. Copy it again.")
+    return token
+
+
+class _Redirects(urllib.request.HTTPRedirectHandler):
+    def redirect_request(self, req: Any, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Any:
+        if urlsplit(newurl).scheme not in ("http", "https"):
+            raise URLError(f"the server redirects to {newurl}, which is not http")
+        request = super().redirect_request(req, fp, code, msg, headers, newurl)
+        if request is not None and (request.type, request.host) != (req.type, req.host):
+            request.remove_header("Authorization")  # for the first server alone
+        return request
+
+
+def within(seconds: float, work: Callable[[], Any]) -> Any:
+    """The result of some work. Raises `TimeoutError` if it does not come in time, whatever the work waits for."""
+    results: queue.SimpleQueue = queue.SimpleQueue()
+
+    def run() -> None:
+        try:
+            results.put((work(), None))
+        except BaseException as e:
+            results.put((None, e))
+
+    threading.Thread(target=run, daemon=True).start()
+    try:
+        value, error = results.get(timeout=seconds)
+    except queue.Empty:
+        raise TimeoutError(f"it takes more than {seconds:g} seconds") from None
+    if error is not None:
+        raise error
+    return value
+
+
+def reason_of(error: BaseException) -> str:
+    """Why a request failed, in words."""
+    reason: Any = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
+    return " ".join(str(getattr(reason, "strerror", None) or reason).split()) or type(error).__name__
