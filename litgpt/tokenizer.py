@@ -222,8 +222,8 @@ def lost_bytes(vocabulary: Mapping[str, int]) -> Optional[str]:
 
 
 def shrinking(step: dict[str, Any]) -> Optional[Shrinking]:
-    """What a normalizer or a pre-tokenizer, as a `tokenizer.json` has it, does to the length of a text. None where it may
-    drop any part of it."""
+    """What a normalizer or a pre-tokenizer, as a `tokenizer.json` has it, does to the length of a text. None where it
+    may drop any part of it."""
     if step["type"] == "Sequence":
         found = Shrinking()
         for inner in step.get("normalizers") or step.get("pretokenizers") or []:

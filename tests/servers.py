@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import httpx
-import uvicorn
 
 from litgpt.serve.app import Service, Settings, make_app
 from litgpt.serve.models import Offer
-from litgpt.serve.server import Server, bind
+from litgpt.serve.server import Server, bind, configure
 
 
 @dataclass
@@ -43,7 +42,7 @@ def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **set
     offer = Offer.open(folder, adapters or {}, precision="32-true")
     app = make_app(offer, Settings(**settings))
     listening = bind("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1), app.state.service)
+    server = Server(configure(app), app.state.service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
