@@ -21,6 +21,7 @@ Message = Mapping[str, Any]  # `role` and `content`; the user's message of an in
 
 SECONDS, LARGEST = 5, 10**7  # that a rendering may take; characters or entries of what it makes, numbers it works with
 DICT_METHODS = frozenset(dir(dict))
+MOST_JSON = 2**25
 NOW = "LITGPT_NOW"  # the environment variable that sets the clock of the templates
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for the same text
 INTERNAL = ("input", "train", "_context")  # fields of messages that no template reads
@@ -54,6 +55,21 @@ def clock_at(time: Optional[str] = None) -> Iterator[None]:
         del os.environ[NOW]
         if before is not None:
             os.environ[NOW] = before
+
+
+def tojson(x: Any, **options: Any) -> str:
+    """The filter of that name. Raises `ValueError` for more text than any model reads: where lists are nested, their
+    indentation is a thousand times as long as they are."""
+    options = {"ensure_ascii": False, **options}
+    if options.get("indent") is None:
+        return json.dumps(x, **options)
+    pieces, size = list[str](), 0
+    for piece in json.JSONEncoder(**options).iterencode(x):
+        pieces.append(piece)
+        size += len(piece)
+        if size > MOST_JSON:
+            raise ValueError(f"JSON of more than {MOST_JSON} characters")
+    return "".join(pieces)
 
 
 class Rendered(NamedTuple):
@@ -210,9 +226,6 @@ class ChatTemplate(PromptStyle):
 
         def raise_exception(message: str) -> None:
             raise jinja2.TemplateError(message)
-
-        def tojson(x: Any, **options: Any) -> str:
-            return json.dumps(x, **{"ensure_ascii": False, **options})
 
         of_loops = ("index", "index0", "first", "last", "length", "revindex", "revindex0")
         of_texts = ("startswith", "endswith", "strip", "lstrip", "rstrip", "split")

@@ -5,14 +5,17 @@ import codecs
 import hashlib
 import itertools
 import json
+import math
 import re
 import shutil
+import unicodedata
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol
 
 from litgpt.errors import BUGS, UserError
 from litgpt.fields import ADDED_FLAGS
@@ -32,6 +35,10 @@ FILES = (
     TEMPLATE,
     GENERATION,
 )  # what belongs to the tokenizer of a folder, and is copied with it
+
+
+class TooLong(UserError):
+    """A text has more tokens than the model reads."""
 
 
 class Encoded(Protocol):
@@ -134,19 +141,30 @@ class Tokenizer:
                         digest.update(block)
         return digest.hexdigest()
 
-    def encode(self, text: str, special: bool = True, eos: bool = False) -> list[int]:
+    def encode(self, text: str, special: bool = True, eos: bool = False, limit: Optional[int] = None) -> list[int]:
         """Token ids of `text`.
 
         Args:
             text: Special tokens written in it become those tokens.
             special: Whether the tokenizer adds what it adds by itself, such as BOS; never a second BOS.
             eos: Whether EOS follows; never a second one.
+            limit: Refuse a text of this many tokens or more, without tokenizing it where its length alone shows that.
 
         Raises:
-            UserError: the text has half a surrogate pair, a byte that is no UTF-8, or a token that the model has no
+            TooLong: the text reaches the limit.
+            UserError: the text has half a surrogate pair, a byte that is not UTF-8, or a token that the model has no
                 embedding for.
         """
-        ids = self.encode_batch([text], [special])[0].ids
+        with as_user_error(self.folder, [text]):
+            if limit is not None and len(text) >= limit and (least := self.backend.least(text)) >= limit:
+                raise TooLong(f"The prompt has at least {least} tokens; the model reads at most {limit}.")
+            encoded = self.backend.encode(text)
+        if limit is not None and len(encoded) >= limit:  # before a large list of Python's numbers is made
+            raise TooLong(f"The prompt has {len(encoded)} tokens; the model reads at most {limit}.")
+        ids: list[int] = encoded if isinstance(encoded, list) else encoded.ids
+        if special:
+            before = self.backend.before
+            ids = [*(before if ids[: len(before)] != before else []), *ids, *self.backend.after]
         ids = [*ids, self.eos_id] if eos and self.eos_id is not None and ids[-1:] != [self.eos_id] else ids
         self.check(ids)
         return ids
@@ -164,17 +182,8 @@ class Tokenizer:
     def encode_batch(self, texts: Sequence[str], special: Sequence[bool]) -> list[Encoded]:
         """Ids and character offsets of many texts, on all cores; `special` as in `encode`, for each text. Call `check`
         before the model gets the ids: one text may be wrong and the others right."""
-        try:
-            with as_user_error(self.folder):
-                found = self.backend.encode_batch(texts)
-        except (UserError, TypeError) as e:
-            bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
-            if bad is None:
-                raise
-            byte = next(ord(c) for c in bad if "\ud800" <= c <= "\udfff") - 0xDC00
-            if 0x80 <= byte <= 0xFF:  # how Python reads a byte of a shell or a pipe that is no UTF-8
-                raise UserError(f"The text {bad[:40]!r} is not UTF-8 (byte {byte:#x}).") from e
-            raise UserError(f"{bad[:40]!r} has half a surrogate pair, which is no text.") from e
+        with as_user_error(self.folder, texts):
+            found = self.backend.encode_batch(texts)
         before, after = self.backend.before, self.backend.after
         for encoded, wanted in zip(found, special):
             if wanted:
@@ -187,20 +196,86 @@ class Tokenizer:
 
 
 @contextmanager
-def as_user_error(what: Any) -> Iterator[None]:
-    """Turn whatever a library raises for a tokenizer that it cannot use, which may be a panic, into a `UserError`."""
+def as_user_error(what: Any, texts: Sequence[str] = ()) -> Iterator[None]:
+    """Turn whatever a library raises for a tokenizer that it cannot use, which may be a panic, or for one of the texts,
+    into a `UserError`."""
     try:
         yield
-    except (UserError, *BUGS):
+    except UserError:
         raise
     except BaseException as e:
+        if wrong := not_text(texts):
+            raise wrong from e
+        if isinstance(e, BUGS):
+            raise
         if not isinstance(e, Exception) and type(e).__name__ != "PanicException":
             raise
         raise UserError(f"The tokenizer in {what} cannot be used: {e}.") from e
 
 
+def not_text(texts: Sequence[str]) -> Optional[UserError]:
+    """What is wrong with the first of the texts that cannot be written as UTF-8; None if all can."""
+    bad = next((text for text in texts if any("\ud800" <= c <= "\udfff" for c in text)), None)
+    if bad is None:
+        return None
+    byte = next(ord(c) for c in bad if "\ud800" <= c <= "\udfff") - 0xDC00
+    if 0x80 <= byte <= 0xFF:  # how Python reads a byte of a shell or a pipe that is no UTF-8
+        return UserError(f"The text {bad[:40]!r} is not UTF-8 (byte {byte:#x}).")
+    return UserError(f"{bad[:40]!r} has half a surrogate pair, which is no text.")
+
+
 EACH_BYTE = "litgpt.each_byte"
 codecs.register_error(EACH_BYTE, lambda e: ("\ufffd" * (e.end - e.start), e.end))  # type: ignore[attr-defined]
+
+
+BYTES = {f"<0x{i:02X}>": i for i in range(256)}.keys()  # the tokens of a model that writes unknown characters as bytes
+
+
+class Shrinking(NamedTuple):
+    """What steps of a tokenizer do to the length of a text.
+
+    Args:
+        factor: So many characters become one, at most.
+        drops_blanks: Blanks may vanish altogether.
+    """
+
+    factor: float = 1.0
+    drops_blanks: bool = False
+
+
+SHRINKING = {  # what is not here may drop anything
+    **dict.fromkeys(("NFC", "NFKC"), Shrinking(4)),  # U+1F82 is composed of four characters, none of more
+    **dict.fromkeys(("NFD", "NFKD", "Lowercase", "Prepend", "ByteLevel", "Metaspace", "Digits"), Shrinking()),
+    **dict.fromkeys(("UnicodeScripts", "FixedLength", "Split", "Punctuation"), Shrinking()),
+    **dict.fromkeys(("Strip", "Whitespace", "WhitespaceSplit", "BertPreTokenizer"), Shrinking(1, True)),
+}
+
+
+def lost_bytes(vocabulary: Mapping[str, int]) -> Optional[str]:
+    """The control characters that vanish since a byte-level model has no token for them. None where others may, too."""
+    from tokenizers import pre_tokenizers
+
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    lost = "".join(c for c in map(chr, range(128)) if letters.pre_tokenize_str(c)[0][0] not in vocabulary)
+    # each character beyond ASCII has one of these bytes
+    later = {letters.pre_tokenize_str(chr(i))[0][0][-1] for i in range(0x80, 0xC0)}
+    return lost if vocabulary.keys() >= later and all(unicodedata.category(c) == "Cc" for c in lost) else None
+
+
+def shrinking(step: dict[str, Any]) -> Optional[Shrinking]:
+    """What a normalizer or a pre-tokenizer, as a `tokenizer.json` has it, does to the length of a text. None where it
+    may drop any part of it."""
+    if step["type"] == "Sequence":
+        found = Shrinking()
+        for inner in step.get("normalizers") or step.get("pretokenizers") or []:
+            if (part := shrinking(inner)) is None:
+                return None
+            found = Shrinking(found.factor * part.factor, found.drops_blanks or part.drops_blanks)
+        return found
+    if step["type"] == "Replace":
+        old, new = step["pattern"].get("String"), step["content"]
+        return Shrinking(max(1.0, len(old) / len(new))) if old and new else None
+    return None if step.get("behavior") == "Removed" else SHRINKING.get(step["type"])
 
 
 class _FastEncoded:
@@ -270,7 +345,7 @@ class _Tokenizers:
         self.vocab_size = backend.get_vocab_size()
         self.bytes: dict[int, int] = {}  # tokens that stand for a byte
         if "ByteFallback" in str(backend.decoder):
-            found = {backend.token_to_id(f"<0x{i:02X}>"): i for i in range(256)}
+            found = {backend.token_to_id(token): i for i, token in enumerate(BYTES)}
             self.bytes = found if None not in found else {}
 
     @property
@@ -283,8 +358,42 @@ class _Tokenizers:
     def encode_batch(self, texts: Sequence[str]) -> list[Encoded]:
         return [_FastEncoded(e) for e in self.backend.encode_batch(texts, add_special_tokens=False)]
 
+    def encode(self, text: str) -> Any:
+        """A text alone: something with a length and `ids`. Without offsets, which take half of the time."""
+        return self.backend.encode_batch_fast([text], add_special_tokens=False)[0]
+
+    @cached_property
+    def bound(self) -> Optional[tuple[float, str]]:
+        """Characters of a text that one token stands for, at most, and a regular expression of those that may vanish
+        without a token. None where there is no such number."""
+        steps = [s for s in (self.backend.normalizer, self.backend.pre_tokenizer) if s is not None]
+        found = shrinking({"type": "Sequence", "normalizers": [json.loads(step.__getstate__()) for step in steps]})
+        vocabulary = self.backend.get_vocab()  # with the added tokens
+        if getattr(self.backend.model, "byte_fallback", False) and vocabulary.keys() >= BYTES:
+            lost: Optional[str] = ""
+        else:
+            lost = lost_bytes(vocabulary) if "ByteLevel" in "".join(map(str, steps)) else None
+        if found is None or lost is None:
+            return None
+        strips = any(t.lstrip or t.rstrip for t in self.backend.get_added_tokens_decoder().values())
+        dropped = re.escape(lost) + (r"\s" if found.drops_blanks or strips else "")
+        return found.factor * max(map(len, vocabulary)), f"[{dropped}]+" if dropped else ""
+
+    def least(self, text: str) -> int:
+        if self.bound is None:
+            return 0
+        per_token, dropped = self.bound
+        return math.ceil(len(re.sub(dropped, "", text) if dropped else text) / per_token)
+
     def decode(self, ids: list[int], skip_special: bool) -> str:
-        return self.backend.decode(self.mended(ids) if self.bytes else ids, skip_special_tokens=skip_special)
+        if self.bytes:
+            ids = self.mended([i for i in ids if i not in self.hidden] if skip_special else ids)
+        return self.backend.decode(ids, skip_special_tokens=skip_special)
+
+    @cached_property
+    def hidden(self) -> set[int]:
+        """The special tokens, which are no part of a text; bytes on both sides of one may be a character."""
+        return {i for i, token in self.backend.get_added_tokens_decoder().items() if token.special}
 
     def mended(self, ids: list[int]) -> list[int]:
         """The ids with a replacement character for each byte that is part of none. The library gives up a whole run of
@@ -444,20 +553,53 @@ class _SentencePiece:
         return [self.encode_one(text) for text in texts]
 
     def encode_one(self, text: str) -> Encoded:
-        encoded, start = _PieceEncoded([], []), 0
-        for match in (*self.special.finditer(text), None):
-            end = match.start() if match else len(text)
-            if end > start:
-                before, n = (self.START, self.n_start) if start else ("", 0)
-                found = self.backend.encode(before + text[start:end], out_type="offset_mapping")
-                shift = start - len(before)
-                encoded.ids += found["ids"][n:]
-                encoded.offsets += [(shift + a, shift + b) for a, b in found["offsets"][n:]]
-            if match:
-                encoded.ids.append(self.added[match[0]])
-                encoded.offsets.append(match.span())
-                start = match.end()
+        encoded = _PieceEncoded([], [])
+        for start, end, token in self.parts(text):
+            if token is not None:
+                encoded.ids.append(token)
+                encoded.offsets.append((start, end))
+                continue
+            before, n = (self.START, self.n_start) if start else ("", 0)
+            found = self.backend.encode(before + text[start:end], out_type="offset_mapping")
+            shift = start - len(before)
+            encoded.ids += found["ids"][n:]
+            encoded.offsets += [(shift + a, shift + b) for a, b in found["offsets"][n:]]
         return encoded
+
+    def encode(self, text: str) -> list[int]:
+        """A text alone. Without offsets, which take most of the time and ten times the memory."""
+        ids: list[int] = []
+        for start, end, token in self.parts(text):
+            if token is not None:
+                ids.append(token)
+            else:
+                before, n = (self.START, self.n_start) if start else ("", 0)
+                ids += self.backend.encode(before + text[start:end])[n:]
+        return ids
+
+    def parts(self, text: str) -> Iterator[tuple[int, int, Optional[int]]]:
+        """Where the special tokens in a text begin and end, with their ids, and the parts between them, with None."""
+        start = 0
+        for match in self.special.finditer(text):
+            if match.start() > start:
+                yield start, match.start(), None
+            yield *match.span(), self.added[match[0]]
+            start = match.end()
+        if len(text) > start:
+            yield start, len(text), None
+
+    @cached_property
+    def per_token(self) -> Optional[int]:
+        """Characters of a normalized text that one token stands for, at most. None where a token stands for anything
+        unknown."""
+        pieces = [self.backend.id_to_piece(i) for i in range(self.backend.vocab_size())]
+        return max(map(len, [*pieces, *self.added])) if set(pieces) >= BYTES else None
+
+    def least(self, text: str) -> int:
+        if self.per_token is None:
+            return 0
+        normalized = self.backend.normalize(text).replace("▁", "")  # blanks around special tokens may vanish
+        return math.ceil(len(normalized) / self.per_token)
 
     def decode(self, ids: list[int], skip_special: bool) -> str:
         parts: list[str] = []

@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any, Optional
 
 import httpx
-import uvicorn
 
 from litgpt.serve.app import Service, Settings, make_app
 from litgpt.serve.models import Offer
-from litgpt.serve.server import Server, bind
+from litgpt.serve.server import Server, bind, configure
 
 
 @dataclass
@@ -43,7 +42,7 @@ def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **set
     offer = Offer.open(folder, adapters or {}, precision="32-true")
     app = make_app(offer, Settings(**settings))
     listening = bind("127.0.0.1", 0)
-    server = Server(uvicorn.Config(app, log_config=None, ws="none", timeout_graceful_shutdown=1), app.state.service)
+    server = Server(configure(app), app.state.service)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -58,11 +57,16 @@ def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **set
 
 
 @contextlib.contextmanager
-def in_process(*words: object) -> Iterator[tuple[str, subprocess.Popen]]:
-    """`litgpt serve ...` as a process of its own: its address, and the process."""
+def in_process(*words: object, log: Optional[Path] = None) -> Iterator[tuple[str, subprocess.Popen]]:
+    """`litgpt serve ...` as a process of its own: its address, and the process.
+
+    Args:
+        log: Where its stderr goes; by default to a pipe, which must not get full.
+    """
     command = [sys.executable, "-m", "litgpt", "serve", *map(str, words), "--port", "0"]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    errors = log.open("w") if log else subprocess.PIPE
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
     try:
         assert process.stdout
         line = process.stdout.readline()
@@ -78,3 +82,14 @@ def in_process(*words: object) -> Iterator[tuple[str, subprocess.Popen]]:
     finally:
         process.kill()
         process.communicate()
+
+
+def resident(pid: int, what: str = "VmRSS") -> float:
+    """The memory of a process, or its peak (VmHWM), in megabytes."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return int(status.split(f"{what}:")[1].split()[0]) / 1024
+
+
+def n_files(pid: int) -> int:
+    """Open file descriptors."""
+    return len(os.listdir(f"/proc/{pid}/fd"))

@@ -251,6 +251,24 @@ def test_the_sandbox(llama):
         ChatTemplate("{% for %}", {}).render([], False)
 
 
+def test_json_as_transformers_writes_it():
+    tool = {"name": "é", "parameters": {"b": [1, None, {"x": "<'>"}], "a": {}}}
+    for options in ("", "indent=4", "indent=0", "ensure_ascii=True", "indent=2, sort_keys=True, separators=(',', ':')"):
+        text = ChatTemplate(f"{{{{ tools[0] | tojson({options}) }}}}", {}).render([says("user", "a")], False, [tool])
+        given = eval(f"dict({options})")
+        assert text == json.dumps(tool, **{"ensure_ascii": False, **given})
+
+
+def test_json_whose_indentation_would_fill_the_memory():
+    """Four megabytes in three hundred lists are two gigabytes of blanks."""
+    nested: list[Any] = [1] * 500_000
+    for _ in range(300):
+        nested = [nested]
+    with pytest.raises(UserError, match="characters"):
+        ChatTemplate("{{ tools | tojson(indent=4) }}", {}).render([says("user", "a")], False, nested)
+    assert len(ChatTemplate("{{ tools | tojson }}", {}).render([says("user", "a")], False, nested)) > 10**6
+
+
 def test_styles_by_option(llama, tmp_path, real_data):
     chat = real_data / "tokenizers" / "smollm2"
     assert choose_style("auto", llama).name == "alpaca"

@@ -2,6 +2,7 @@
 """`litgpt serve` as the official client sees it: OpenAI's interface, LitGPT's, several adapters."""
 
 import json
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,6 +13,8 @@ import pytest
 pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
+
+from fastapi.testclient import TestClient
 
 from litgpt.__main__ import main
 from litgpt.generate.engine import generate
@@ -169,7 +172,7 @@ def test_completions(client):
 def test_tools_and_parts_reach_the_template(client, running, monkeypatch):
     seen = []
     original = Loaded.render
-    monkeypatch.setattr(Loaded, "render", lambda self, *a: seen.append(a) or original(self, *a))
+    monkeypatch.setattr(Loaded, "render", lambda self, *a: seen.append(a[:2]) or original(self, *a))
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     messages = [
@@ -328,7 +331,6 @@ def test_figures(running, client):
         (["--devices", "2"], "--devices 2: a model is served from one device"),
         (["--generate_strategy", "sequential"], "--generate_strategy sequential: a model is"),
         (["--port", "70000", "--max_batch", "0"], "--port 70000 is not between 0 and 65535; --max_batch 0 must"),
-        (["--api_path", "/v1/x"], "--api_path '/v1/x' must begin with /"),
         (["--api_key", " "], "--api_key (or LITGPT_API_KEY) is empty"),
         (["--adapters", "pico=x"], "--adapters pico: the base has this name"),
         (["--adapters", "a=nowhere", "b=x"], "No model folder 'nowhere'"),
@@ -339,6 +341,101 @@ def test_options_that_cannot_be(words, message, capsys, monkeypatch):
     with pytest.raises(SystemExit) as stop:
         main(["serve", str(PICO), *words, *(["--port", "0"] if "--port" not in words else [])])
     assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+REFUSED_PATHS = ["", "/", "//", "predict", "/health", "/health/", "/metrics", "/v1", "/v1/", "/v1/x", "/style.css", "/script.js",
+                 "/openapi.json", "/a b", "/a?b", "/a#b", "/..", "/a/../b", "/./a", "/a//b", "/a//", "//a", "/a%20b", "/%", "/{x}", "/a\\b",
+                 "/a\n", "/a\0", "/\udcff", " /a", "http://x/a", "*"]  # fmt: skip
+PATHS = [
+    "/predict",
+    "/predict/",
+    "/a/b",
+    "/docs",
+    "/v1x",
+    "/x/v1",
+    "/health/x",
+    "/a.b",
+    "/...",
+    "/prédire",
+    "/a:b;c=d@e!",
+    "/龘",
+    "/HEALTH",
+]
+
+
+@pytest.mark.parametrize("path", REFUSED_PATHS)
+def test_paths_that_cannot_work(path, capsys, monkeypatch):
+    monkeypatch.setattr("litgpt.serve.server.serve", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", str(PICO), "--port", "0", f"--api_path={path}"])
+    err = capsys.readouterr().err
+    assert stop.value.code == 2 and f"--api_path {path!r}" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize("path", PATHS)
+def test_paths_that_work(path, monkeypatch):
+    """From the command line to an answer, as clients write them, and with a slash at the end."""
+    monkeypatch.delenv("LITGPT_API_KEY", raising=False)
+    made = []
+    monkeypatch.setattr("litgpt.serve.server.serve", lambda app, *_: made.append(app))
+    main(["serve", str(PICO), "--port", "0", "--api_path", path])
+    with TestClient(made[0], base_url="http://localhost") as client:
+        for url in {path, path.rstrip("/"), path.rstrip("/") + "/"}:
+            answer = client.post(url, json={"prompt": "Hi", "max_tokens": 1})
+            assert answer.status_code == 200 and answer.json().keys() == {"output"}, url
+        assert client.get("/health").json() == {"status": "ok"} and client.get("/v1/models").status_code == 200
+
+
+NAMES = [
+    'a"b',
+    "a\\b",
+    "a\nb",
+    "a\\nb",
+    '\\"\n',
+    "a{b}",
+    "é龘😀",
+    " a ",
+    "a\tb\rc",
+    "\u2028",
+    "<img>",
+    "a/b",
+    "%s",
+    "x" * 300,
+]
+
+
+def test_names_in_figures(running, monkeypatch):
+    """Read as the text format of Prometheus is defined: a value ends at the first quote without a backslash."""
+    counts = running.service.metrics.tokens
+    monkeypatch.setattr(running.service.metrics, "tokens", type(counts)({(name, "answer"): 7 for name in NAMES}))
+    content = httpx.get(running.url + "/metrics").content.decode()
+    found = []
+    for line in content.split("\n"):
+        if line.startswith("litgpt_tokens_total{"):
+            value = r'"((?:[^"\\\n]|\\["\\n])*)"'
+            match = re.fullmatch(rf"litgpt_tokens_total\{{model={value},kind={value}\}} 7", line)
+            assert match, line
+            found.append(re.sub(r"\\(.)", lambda m: "\n" if m[1] == "n" else m[1], match[1]))
+    assert sorted(found) == sorted(NAMES)
+
+
+@pytest.mark.parametrize("name", ["", "a\udcffb"])
+def test_names_that_no_request_can_give(name, folders, capsys, monkeypatch):
+    monkeypatch.setattr("litgpt.serve.server.serve", lambda *_: None)
+    with pytest.raises(SystemExit) as stop:
+        main(["serve", str(PICO), "--port", "0", "--adapters", json.dumps({name: str(folders["one"])})])
+    assert stop.value.code == 2 and "--adapters" in capsys.readouterr().err
+
+
+def test_what_bodies_may_hold_is_described(client, running):
+    described = httpx.get(running.url + "/openapi.json").json()
+    for path, name in (("/v1/chat/completions", "Chat"), ("/v1/completions", "Completion"), ("/predict", "Predict")):
+        schema = described["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"]
+        assert schema == {"$ref": f"#/components/schemas/{name}"}
+    text = json.dumps(described)
+    for name in re.findall(r'"\$ref": "#/components/schemas/(\w+)"', text):
+        assert "properties" in described["components"]["schemas"][name]
+    assert text.count("$ref") == text.count("#/components/schemas/") > 5
 
 
 def test_adapters_are_given_as_pairs(settings):

@@ -18,7 +18,7 @@ httpx = pytest.importorskip("httpx")
 
 from litgpt.hub import PICO
 from tests.conftest import save_llama
-from tests.servers import in_process, in_thread
+from tests.servers import in_process, in_thread, resident
 
 
 @pytest.fixture(scope="module")
@@ -176,12 +176,6 @@ def hang_up(url: str, draw: random.Random) -> None:
         made.sendall(
             draw.choice([whole, whole[: draw.randrange(len(whole))], b"\x16\x03\x01" * 30, b"GET / HTTP/9\r\n\r\n"])
         )
-
-
-def resident(pid: int) -> float:
-    """Megabytes."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(status.split("VmRSS:")[1].split()[0]) / 1024
 
 
 @pytest.mark.parametrize("n", [100, pytest.param(1000, marks=pytest.mark.long)])

@@ -3,9 +3,11 @@
 import io
 import itertools
 import json
+import random
 import re
 import shutil
-from collections.abc import Callable
+import unicodedata
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from transformers import AutoTokenizer
 
 from litgpt.errors import UserError
 from litgpt.hub import PICO
-from litgpt.tokenizer import Tokenizer
+from litgpt.tokenizer import Tokenizer, TooLong
 from tests.nasty import nasty_texts, pieces
 
 NAMES = ("falcon", "llama-2", "llama-3-8b-instruct", "minimind", "phi-3", "pythia", "qwen2.5", "smollm2", "stories260k")
@@ -286,6 +288,49 @@ def test_a_stream_is_the_whole_text(name, request, llama, tmp_path):
             assert all(given)
 
 
+def long_answers(tokenizer: Tokenizer, n: int) -> dict[str, list[int]]:
+    """Answers of `n` tokens, as no model gives them."""
+    draw = random.Random(0)
+    known = [i for i in range(tokenizer.vocab_size) if tokenizer.decode([i], skip_special=False)]
+    parts = [i for i in known if "\ufffd" in tokenizer.decode([i])]  # of characters
+    hidden = [i for i in known if not tokenizer.decode([i]) and tokenizer.decode([i], skip_special=False).strip("▁ ")]
+    text = tokenizer.encode("the quick brown fox and 龘🦙é ", special=False)
+    answers = {
+        "text": (text * n)[:n],
+        "any tokens": draw.choices(known, k=n),
+        "parts of characters": draw.choices(parts or known, k=n),
+        "one part of a character": draw.choices(parts or known, k=1) * n,
+        "special tokens": draw.choices(hidden or known, k=n),
+        "special tokens in a character": [*text[:-1], *draw.choices(hidden or known, k=n), text[-1]],
+        "special tokens in a text": [i for pair in zip(text * n, draw.choices(hidden or known, k=n)) for i in pair][:n],
+    }
+    return answers
+
+
+@pytest.mark.parametrize("name", ["bytes", "fallback", "spm", "pico", "llama-2", "llama-3-8b-instruct", "qwen2.5"])
+def test_a_long_stream(name, request, llama, tmp_path, monkeypatch):
+    """It is the whole text, and takes as long for each token as a short one."""
+    folder = tiny_folders(tmp_path, llama).get(name) or real(request.getfixturevalue("real_data"), name)
+    tokenizer = Tokenizer(folder)
+    decode, decoded = Tokenizer.decode, 0
+
+    def counted(self: Tokenizer, ids: Sequence[int], skip_special: bool = True) -> str:
+        nonlocal decoded
+        decoded += len(ids)
+        return decode(self, ids, skip_special)
+
+    for kind, ids in long_answers(tokenizer, 600).items():
+        whole = tokenizer.decode(ids)
+        monkeypatch.setattr(Tokenizer, "decode", counted)
+        for start in (0, 250):
+            decoded = 0
+            given = pieces(tokenizer, ids[:start], ids[start:])
+            assert decoded < 60 * len(ids), (kind, start)
+            rest = whole if start == 0 else whole[len(decode(tokenizer, ids[:start]).rstrip("\ufffd")) :]
+            assert "".join(given).lstrip("\ufffd") == rest.lstrip("\ufffd"), (kind, start)
+        monkeypatch.undo()
+
+
 def test_an_answer_that_ends_within_a_character(tmp_path):
     """What stands before it is shown, also where all of it is written as bytes."""
     tokenizer = Tokenizer(made_folder(tmp_path))
@@ -361,3 +406,120 @@ def test_half_a_surrogate_pair(llama, tmp_path):
         with pytest.raises(UserError, match=r"is not UTF-8 \(byte 0xe9\)"):
             Tokenizer(folder).encode(b"x\xe9".decode("utf-8", "surrogateescape"))
         assert Tokenizer(folder).decode(Tokenizer(folder).encode("\U00010000")) == "\U00010000"
+
+
+# how many tokens a text has at least
+
+
+def by_bytes(normalizer: Any = None, pre_tokenizer: Any = None, **token: Any) -> Any:
+    """A byte-level tokenizer with further steps, with one token of three bytes, U+1F82, and an added token `<x>`."""
+    from tokenizers import AddedToken, models, pre_tokenizers
+    from tokenizers import Tokenizer as Backend
+
+    letters = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    a, b, c = letters.pre_tokenize_str("\u1f82")[0][0]
+    vocabulary = [*sorted(pre_tokenizers.ByteLevel.alphabet()), a + b, a + b + c]
+    backend = Backend(models.BPE({token: i for i, token in enumerate(vocabulary)}, [(a, b), (a + b, c)]))
+    backend.pre_tokenizer = pre_tokenizers.Sequence([pre_tokenizer, letters]) if pre_tokenizer else letters
+    if normalizer:
+        backend.normalizer = normalizer
+    backend.add_tokens([AddedToken("<x>", **token)])
+    return backend
+
+
+def of_words(model: Any) -> Any:
+    from tokenizers import Tokenizer as Backend
+
+    return Backend(model)
+
+
+def steps() -> dict[str, tuple[Any, str, bool]]:
+    """Tokenizers that shorten a text before they cut it; a text that becomes as short as possible; whether there is a
+    bound all the same."""
+    from tokenizers import Regex, models, normalizers, pre_tokenizers
+
+    blanks, composed = " " * 400 + "a", unicodedata.normalize("NFD", "\u1f82") * 100
+    plain = pre_tokenizers.ByteLevel.alphabet()
+    control = models.BPE({c: i for i, c in enumerate(sorted(set(plain) - {"Ą"}))}, [])  # without the byte 4
+    letter = models.BPE({c: i for i, c in enumerate(sorted(set(plain) - {"a"}))}, [])
+    later = models.BPE({c: i for i, c in enumerate(sorted(set(plain) - {"©", "Ã"}))}, [])
+    found: dict[str, tuple[Any, str, bool]] = {
+        "nothing": (by_bytes(), "a" * 400, True),
+        "NFC": (by_bytes(normalizers.NFC()), composed, True),
+        "NFKC": (by_bytes(normalizers.NFKC()), composed, True),
+        "two of them": (by_bytes(normalizers.Sequence([normalizers.NFD(), normalizers.NFC()])), composed, True),
+        "lower case": (by_bytes(normalizers.Lowercase()), "\u212a" * 400, True),
+        "strip": (by_bytes(normalizers.Strip()), blanks, True),
+        "strip accents": (by_bytes(normalizers.StripAccents()), "\u0301" * 400 + "a", False),
+        "replace": (by_bytes(normalizers.Replace("aaaa", "b")), "a" * 400, True),
+        "replace by nothing": (by_bytes(normalizers.Replace("a", "")), "a" * 400, False),
+        "fold blanks": (by_bytes(normalizers.Replace(Regex(" +"), " ")), blanks, False),
+        "BERT's": (by_bytes(normalizers.BertNormalizer()), "\x01" * 400 + "a", False),
+        "Nmt": (by_bytes(normalizers.Nmt()), "\x01" * 400 + "a", False),
+        "words": (by_bytes(pre_tokenizer=pre_tokenizers.WhitespaceSplit()), blanks, True),
+        "BERT's words": (by_bytes(pre_tokenizer=pre_tokenizers.BertPreTokenizer()), blanks, True),
+        "split off": (by_bytes(pre_tokenizer=pre_tokenizers.Split("a", "removed")), "a" * 400 + "b", False),
+        "split": (by_bytes(pre_tokenizer=pre_tokenizers.Split("a", "isolated")), "a" * 400 + "b", True),
+        "punctuation": (by_bytes(pre_tokenizer=pre_tokenizers.Punctuation("removed")), "." * 400 + "b", False),
+        "delimiter": (by_bytes(pre_tokenizer=pre_tokenizers.CharDelimiterSplit("a")), "a" * 400 + "b", False),
+        "token with blanks before": (by_bytes(lstrip=True), " " * 400 + "<x>", True),
+        "token with blanks behind": (by_bytes(rstrip=True), "<x>" + " \n\u3000" * 400, True),
+        "token": (by_bytes(), "<x>" * 400, True),
+        "unknown words": (of_words(models.WordLevel({"<unk>": 0}, unk_token="<unk>")), "a" * 400, False),
+        "unknown pieces": (of_words(models.WordPiece({"<unk>": 0}, unk_token="<unk>")), "a" * 400, False),
+        "unknown letters": (of_words(models.BPE({"a": 0}, [])), "b" * 400 + "a", False),
+        "unknown run": (of_words(models.Unigram([("<unk>", 0.0), ("a", -1.0)], 0, False)), "b" * 400, False),
+    }
+    for name, model, text, bound in (
+        ("no control character", control, "\x04" * 400 + "a", True),
+        ("no letter", letter, "a" * 400 + "b", False),
+        ("no later byte", later, "é" * 400 + "b", False),
+    ):
+        backend = of_words(model)
+        backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+        found[name] = backend, text, bound
+    return found
+
+
+STEPS = steps()
+
+
+@pytest.mark.parametrize("name", STEPS)
+def test_no_text_has_fewer_tokens_than_its_length_shows(name, tmp_path):
+    backend, text, bound = STEPS[name]
+    backend.save(str(tmp_path / "tokenizer.json"))
+    ours = Tokenizer(tmp_path).backend
+    for inner in (text, f"<x>{text}<x> {text}", "".join(nasty_texts(50, special=("<x>",)))):
+        assert ours.least(inner) <= len(backend.encode(inner, add_special_tokens=False).ids)
+    assert (ours.least("xyz" * 1000) > 0) == bound
+
+
+@pytest.mark.parametrize("name", [*NAMES, "bytes", "fallback", "spm", "pico", "llama-2 alone"])
+def test_real_tokenizers_show_it(name, request, llama, tmp_path):
+    """Also texts of their longest tokens, of blanks, and of what their normalizers shorten."""
+    if name == "llama-2 alone":
+        shutil.copyfile(
+            real(request.getfixturevalue("real_data"), "llama-2") / "tokenizer.model", tmp_path / "tokenizer.model"
+        )
+    folder = tmp_path if name == "llama-2 alone" else tiny_folders(tmp_path, llama).get(name)
+    tokenizer = Tokenizer(folder or real(request.getfixturevalue("real_data"), name))
+    tokens = sorted((tokenizer.decode([i], skip_special=False) for i in range(tokenizer.vocab_size)), key=len)[-9:]
+    special = tuple(tokenizer.special_tokens[:20])
+    hostile = [token * 50 for token in tokens] + [f" {token} " * 50 for token in special]
+    hostile += [" " * 900, "\u1112\u1161\u11ab" * 300, unicodedata.normalize("NFD", "\u1f82") * 300, "\x04" * 900]
+    for text in (*hostile, *nasty_texts(200, special)):
+        assert tokenizer.backend.least(text) <= len(tokenizer.encode(text, special=False)), text
+    assert tokenizer.backend.least("the quick brown fox " * 1000) > 0
+
+
+def test_a_long_text_is_refused_before_it_is_tokenized(llama, tmp_path, monkeypatch):
+    for folder in (llama, sentencepiece(tmp_path)):
+        tokenizer = Tokenizer(folder)
+        ids = tokenizer.encode("the quick brown fox", special=False)
+        assert tokenizer.encode("the quick brown fox", special=False, limit=len(ids) + 1) == ids
+        with pytest.raises(TooLong, match=f"has {len(ids)} tokens.* at most {len(ids)}"):
+            tokenizer.encode("the quick brown fox", special=False, limit=len(ids))
+        monkeypatch.delattr(type(tokenizer.backend), "encode")
+        with pytest.raises(TooLong, match="at least"):
+            tokenizer.encode("the quick brown fox" * 1000, limit=100)
+        monkeypatch.undo()

@@ -15,6 +15,7 @@ from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
+from litgpt.tokenizer import TooLong
 
 GREEDY = Sampling(temperature=0.0)
 CHUNK = 512  # tokens of prompts that are read at once
@@ -67,13 +68,14 @@ class Text:
 
     def check(self, model: GPT) -> None:
         """Raises:
-        UserError: the prompt is empty, fills the whole context or has tokens that the model does not know.
+        TooLong: the prompt fills the whole context.
+        UserError: it is empty or has tokens that the model does not know.
         """
         most, known = model.config.block_size, model.config.padded_vocab_size
         if not self.prompt:
             raise UserError("The prompt is empty.")
         if len(self.prompt) >= most:
-            raise UserError(f"The prompt has {len(self.prompt)} tokens; the model reads at most {most}.")
+            raise TooLong(f"The prompt has {len(self.prompt)} tokens; the model reads at most {most}.")
         if max(self.prompt) >= known:
             raise UserError(
                 f"The prompt has the token {max(self.prompt)}, the model only knows those below {known}: the tokenizer "

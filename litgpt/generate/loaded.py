@@ -78,10 +78,13 @@ class Loaded:
         """The tokens that end an answer."""
         return self.tokenizer.stops(self.style)
 
-    def render(self, messages: Sequence[dict[str, Any]], tools: Optional[list] = None) -> tuple[str, list[int]]:
-        """The text that the answer to the last message follows, and its ids, as in training."""
+    def render(
+        self, messages: Sequence[dict[str, Any]], tools: Optional[list] = None, limit: Optional[int] = None
+    ) -> tuple[str, list[int]]:
+        """The text that the answer to the last message follows, and its ids, as in training. `limit` and what is raised
+        as in `Tokenizer.encode`."""
         text = self.style.prompt(messages, tools)
-        return text, self.tokenizer.encode(text, special=not self.style.own_special_tokens)
+        return text, self.tokenizer.encode(text, not self.style.own_special_tokens, limit=limit)
 
 
 def natural_precision(source: Source, device: torch.device) -> str:

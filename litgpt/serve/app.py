@@ -7,12 +7,13 @@ import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Optional, Union
+from typing import Any, Optional, TypeVar, Union
 
 from fastapi import FastAPI, Request
-from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from litgpt.errors import UserError, nearest
@@ -22,11 +23,13 @@ from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import TextStream
 from litgpt.serve.failure import Failure
 from litgpt.serve.gate import Gate
+from litgpt.serve.lanes import Lanes
 from litgpt.serve.metrics import Metrics
 from litgpt.serve.models import Offer
-from litgpt.serve.schema import Chat, Completion, Drawing, Message, Predict
+from litgpt.serve.schema import Chat, Completion, Drawing, Message, Passed, Predict, parse
 from litgpt.serve.shapes import Shape, usage
-from litgpt.serve.worker import Job, News, Piece, Worker
+from litgpt.serve.worker import Job, News, Piece, Worker, too_slow
+from litgpt.tokenizer import Tokenizer, TooLong
 
 PAGE = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css")}
 PAGE["/script.js"] = ("script.js", "text/javascript")
@@ -37,6 +40,10 @@ PAGE_HEADERS = {
     "Cache-Control": "no-cache",
 }
 OF_API = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+N_BODIES = 16  # of the largest size, which are kept at once
+ROWS_ONLY = ("input", "train")  # fields of messages that a template would show, and no client means
+REF = "#/components/schemas/{model}"
+D = TypeVar("D", bound=Drawing)
 STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -67,7 +74,7 @@ class Service:
         self.most = settings.max_batch + settings.max_queue
         model = offer.models[offer.default].model
         self.worker = Worker(Engine(model, settings.max_batch, adapters=offer.adapters), self.most)
-        self.watching: set[asyncio.Task] = set()
+        self.lanes = Lanes()
         self.gate: Optional[Gate] = None  # made with the application, before its first request
 
     def find(self, name: Optional[str]) -> tuple[str, Loaded]:
@@ -93,61 +100,69 @@ class Service:
 
     async def start(
         self,
-        body: Drawing,
-        name: str,
-        prompts: Callable[[], list[list[int]]],
-        most: Optional[int],
+        schema: type[D],
         request: Request,
-    ) -> Job:
-        """Submit `n` answers to each prompt.
+        prompts: Callable[[D, Loaded], list[list[int]]],
+        otherwise: Optional[int],
+    ) -> tuple[Job, "Asked"]:
+        """Read a request, and submit `n` answers to each prompt.
 
         Args:
-            prompts: Makes the ids; runs in another thread, since long prompts take a while.
-            most: The length of an answer; None for all that the context leaves.
+            schema: What the body may hold.
+            prompts: Makes the ids of the prompts.
+            otherwise: The length of an answer where the request does not say; None for all that the context leaves.
 
         Raises:
-            Failure: a prompt cannot be read, or too many wait.
+            Failure: the request cannot be read or takes too long, or too many wait.
         """
-        loaded, began = self.offer.models[name], asyncio.get_running_loop().time()
-        param = "messages" if isinstance(body, Chat) else "prompt"
+        began, body = asyncio.get_running_loop().time(), (await request.receive())["body"]
+        read = partial(self.read, schema, body, request.headers.get("content-type", ""), prompts, otherwise)
+        reading = self.lanes.run(len(body), read)
+        del body, read  # else they would be kept while others are read
         try:
-            ids = await asyncio.to_thread(prompts)
-        except UserError as e:
-            raise Failure(400, str(e), param) from e
-        except (UnicodeError, RecursionError) as e:
-            raise Failure(400, "A text is no Unicode text, or is nested too deeply.") from e
-        if len(ids) * body.n > self.most:
-            raise Failure(400, f"{len(ids) * body.n} answers at once; this server takes at most {self.most}.", "n")
-        sampling, seed = self.sampling(body), body.seed
-        seed = random.getrandbits(48) if seed is None else seed
-        top = body.top if body.top is None else min(body.top, loaded.model.config.padded_vocab_size)
-        texts = [
-            Text(
-                prompt,
-                most or loaded.model.config.block_size,
-                sampling,
-                loaded.stop_ids,
-                seed + i,
-                top,
-                self.offer.adapter(name),
-            )
-            for prompt in ids
-            for i in range(body.n)
-        ]
-        for text in texts:
-            try:
-                text.check(loaded.model)
-            except UserError as e:
-                code = "context_length_exceeded" if len(text.prompt) > 1 else None
-                raise Failure(400, str(e), param, code) from e
-        streams = [TextStream(loaded.tokenizer, text.prompt, body.stop) for text in texts]
-        job = Job(texts, streams, name, sum(map(len, ids)), began, self.settings.timeout)
+            asked = await asyncio.wait_for(reading, self.settings.timeout)
+        except asyncio.TimeoutError:
+            raise too_slow(self.settings.timeout) from None
+        job = Job(asked.texts, asked.streams, asked.model, asked.n_prompt, began, self.settings.timeout)
         self.worker.submit(job)
-        watching = asyncio.create_task(watch(job, request))
-        self.watching.add(watching)  # the loop itself holds tasks weakly
-        watching.add_done_callback(self.watching.discard)
-        job.over = watching.cancel
-        return job
+        return job, asked
+
+    def read(
+        self,
+        schema: type[D],
+        content: bytes,
+        content_type: str,
+        prompts: Callable[[D, Loaded], list[list[int]]],
+        otherwise: Optional[int],
+    ) -> "Asked":
+        """What a body asks for; runs in a thread of its own. Raises `Failure` where it cannot be answered."""
+        body = parse(schema, content, content_type)
+        name, loaded = self.find(body.model)
+        config, n = loaded.model.config, body.n_prompts * body.n
+        if n > self.most:
+            raise Failure(400, f"{n} answers at once; this server takes at most {self.most}.", "n")
+        seed = random.getrandbits(48) if body.seed is None else body.seed
+        top = body.top if body.top is None else min(body.top, config.padded_vocab_size)
+        settings = body.length or otherwise or config.block_size, self.sampling(body), loaded.stop_ids
+        try:
+            texts = [
+                Text(prompt, *settings, seed + i, top, self.offer.adapter(name))
+                for prompt in prompts(body, loaded)
+                for i in range(body.n)
+            ]
+            for text in texts:
+                text.check(loaded.model)
+        except UserError as e:
+            code = "context_length_exceeded" if isinstance(e, TooLong) else None
+            raise Failure(400, str(e), "messages" if isinstance(body, Chat) else "prompt", code) from e
+        except RecursionError as e:
+            raise Failure(400, "The body is nested too deeply.") from e
+        streams = [TextStream(loaded.tokenizer, text.prompt, body.stop) for text in texts]
+        n_prompt = sum(len(text.prompt) for text in texts[:: body.n])
+        include_usage = body.stream_options.include_usage
+        return Asked(
+            name, loaded.tokenizer, texts, streams, n_prompt, body.n, body.stream, include_usage, top is not None
+        )
 
     def note(self, news: Sequence[News]) -> None:
         """Count what a step of the engine made."""
@@ -163,12 +178,19 @@ class Service:
                 self.metrics.whole.add(job.loop.time() - job.began)
 
 
-async def watch(job: Job, request: Request) -> None:
-    """Give up a job whose client goes away."""
-    while (await request.receive())["type"] != "http.disconnect":
-        pass
-    job.cancel()
-    job.news.put_nowait(None)
+@dataclass
+class Asked:
+    """What is left of a request once it was read: little, however large its body was."""
+
+    model: str
+    tokenizer: Tokenizer
+    texts: list[Text]
+    streams: list[TextStream]
+    n_prompt: int
+    n: int
+    stream: bool
+    include_usage: bool
+    logprobs: bool
 
 
 async def collect(job: Job) -> list[list[Piece]]:
@@ -200,22 +222,64 @@ def event(fields: Any) -> str:
     return f"data: {json.dumps(fields, ensure_ascii=False, separators=(',', ':'))}\n\n"
 
 
-async def respond(job: Job, shape: Shape, body: Drawing) -> Response:
-    if body.stream:
-        made = events(job, shape, body.stream_options.include_usage)
-        return StreamingResponse(made, media_type="text/event-stream", headers=STREAM)
-    return JSONResponse(shape.whole(await collect(job), job.n_prompt, job.n_new))
+async def respond(job: Job, asked: Asked, kind: str) -> Response:
+    shape = Shape(kind, asked.model, asked.tokenizer, asked.logprobs)
+    if asked.stream:
+        return JobStream(job, events(job, shape, asked.include_usage), "text/event-stream")
+    answers = await collect(job)
+    return await asyncio.to_thread(lambda: JSONResponse(shape.whole(answers, job.n_prompt, job.n_new)))
+
+
+class JobStream(StreamingResponse):
+    """An answer in parts, which ends its job however it ends."""
+
+    def __init__(self, job: Job, parts: AsyncIterator[str], media_type: str) -> None:
+        super().__init__(parts, media_type=media_type, headers=STREAM)
+        self.job = job
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.job.cancel()
 
 
 def as_dict(message: Message) -> dict[str, Any]:
     """A message for the chat template: the text of all parts, and its other fields unchanged, without those that hold
     nothing and those that only rows of training have."""
-    dumped = message.model_dump(exclude_none=True, exclude={"input", "train"})
-    fields = {name: value for name, value in dumped.items() if value != []}
+    fields = {name: value for name, value in fields_of(message).items() if value != [] and name not in ROWS_ONLY}
+    if message.tool_calls:
+        fields["tool_calls"] = [{**fields_of(c), "function": fields_of(c.function)} for c in message.tool_calls]
     fields["role"] = "system" if message.role == "developer" else message.role
     if not isinstance(message.content, str):
         fields["content"] = "".join(part.text for part in message.content or ())
     return fields
+
+
+def fields_of(part: Passed) -> dict[str, Any]:
+    """All fields that are not null, those that are passed on included."""
+    named = {name: getattr(part, name) for name in type(part).model_fields}
+    return {name: value for name, value in {**named, **(part.model_extra or {})}.items() if value is not None}
+
+
+def chat_prompts(body: Chat, loaded: Loaded) -> list[list[int]]:
+    messages = [as_dict(m) for m in body.messages]
+    return [loaded.render(messages, body.tools or None, loaded.model.config.block_size)[1]]
+
+
+def completion_prompts(body: Completion, loaded: Loaded) -> list[list[int]]:
+    known, limit = loaded.tokenizer.vocab_size, loaded.model.config.block_size
+    for prompt in body.prompts:
+        if not isinstance(prompt, str) and prompt and (largest := max(prompt)) >= known:
+            raise UserError(f"The prompt has the token {largest}; the tokenizer knows those below {known}.")
+    found = [loaded.tokenizer.encode(p, limit=limit) if isinstance(p, str) else p for p in body.prompts]
+    for ids in found:
+        loaded.tokenizer.check(ids)
+    return found
+
+
+def predict_prompts(body: Predict, loaded: Loaded) -> list[list[int]]:
+    return [loaded.render([{"role": "user", "content": body.prompt}], None, loaded.model.config.block_size)[1]]
 
 
 def make_app(offer: Offer, settings: Settings) -> FastAPI:
@@ -228,13 +292,14 @@ def make_app(offer: Offer, settings: Settings) -> FastAPI:
         service.worker.start()
         yield
         service.worker.stop()
+        service.lanes.close()
 
-    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, title="litgpt serve")
+    app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, title="litgpt serve", redirect_slashes=False)
     app.state.service = service
     add_answers(app, service)
     add_views(app, service)
+    add_schemas(app)
     app.add_exception_handler(Failure, on_failure)
-    app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_bug)
     predict = [settings.api_path] if settings.api_path else []
@@ -245,6 +310,7 @@ def make_app(offer: Offer, settings: Settings) -> FastAPI:
         "api_key": settings.api_key,
         "local_only": settings.local_only and settings.api_key is None,
         "max_body": settings.max_body,
+        "max_bodies": N_BODIES * settings.max_body,
         "most": service.most,
     }
     app.add_middleware(make_gate(service), **gate)
@@ -263,42 +329,43 @@ def add_answers(app: FastAPI, service: Service) -> None:
     """The routes that the engine answers."""
     settings = service.settings
 
-    @app.post("/v1/chat/completions")
-    async def chat(body: Chat, request: Request) -> Response:
-        name, loaded = service.find(body.model)
-        messages = [as_dict(m) for m in body.messages]
-        most = body.max_completion_tokens or body.max_tokens or settings.max_new_tokens
-        job = await service.start(body, name, lambda: [loaded.render(messages, body.tools or None)[1]], most, request)
-        return await respond(job, Shape("chat/completions", name, loaded.tokenizer, body.top is not None), body)
+    @app.post("/v1/chat/completions", openapi_extra=schema_of(Chat))
+    async def chat(request: Request) -> Response:
+        started = await service.start(Chat, request, chat_prompts, settings.max_new_tokens)
+        return await respond(*started, "chat/completions")
 
-    @app.post("/v1/completions")
-    async def completions(body: Completion, request: Request) -> Response:
-        name, loaded = service.find(body.model)
+    @app.post("/v1/completions", openapi_extra=schema_of(Completion))
+    async def completions(request: Request) -> Response:
+        started = await service.start(Completion, request, completion_prompts, settings.max_new_tokens)
+        return await respond(*started, "completions")
 
-        def prompts() -> list[list[int]]:
-            known = loaded.tokenizer.vocab_size
-            if wrong := [i for p in body.prompts if not isinstance(p, str) for i in p if i >= known]:
-                raise UserError(f"The prompt has the token {wrong[0]}; the tokenizer knows those below {known}.")
-            found = [loaded.tokenizer.encode(p) if isinstance(p, str) else p for p in body.prompts]
-            for ids in found:
-                loaded.tokenizer.check(ids)
-            return found
-
-        job = await service.start(body, name, prompts, body.max_tokens or settings.max_new_tokens, request)
-        return await respond(job, Shape("completions", name, loaded.tokenizer, body.top is not None), body)
-
-    async def predict(body: Predict, request: Request) -> Response:
-        name, loaded = service.find(body.model)
-        most = body.max_new_tokens or body.max_tokens or settings.max_new_tokens or 50
-        messages = [{"role": "user", "content": body.prompt}]
-        job = await service.start(body, name, lambda: [loaded.render(messages)[1]], most, request)
-        if settings.stream or body.stream:
-            return StreamingResponse(lines(job), media_type="application/x-ndjson", headers=STREAM)
+    async def predict(request: Request) -> Response:
+        job, asked = await service.start(Predict, request, predict_prompts, settings.max_new_tokens or 50)
+        if settings.stream or asked.stream:
+            return JobStream(job, lines(job), "application/x-ndjson")
         outputs = ["".join(piece.text for piece in pieces) for pieces in await collect(job)]
-        return JSONResponse({"output": outputs[0] if body.n == 1 else outputs})
+        return JSONResponse({"output": outputs[0] if asked.n == 1 else outputs})
 
     if settings.api_path:
-        app.post(settings.api_path)(predict)
+        app.post(settings.api_path, openapi_extra=schema_of(Predict))(predict)
+
+
+def schema_of(schema: type[Drawing]) -> dict[str, Any]:
+    """What /openapi.json says of a body, which `Service.read` reads."""
+    found = {"schema": {"$ref": REF.format(model=schema.__name__)}}
+    return {"requestBody": {"required": True, "content": {"application/json": found}}}
+
+
+def add_schemas(app: FastAPI) -> None:
+    """Let /openapi.json have what bodies may hold."""
+    made = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        _, found = models_json_schema([(s, "validation") for s in (Chat, Completion, Predict)], ref_template=REF)
+        described = made()
+        return {**described, "components": {"schemas": described["components"]["schemas"] | found["$defs"]}}
+
+    app.openapi = openapi  # type: ignore[method-assign]
 
 
 async def lines(job: Job) -> AsyncIterator[str]:
@@ -318,7 +385,6 @@ def add_views(app: FastAPI, service: Service) -> None:
     created = int(time.time())
 
     @app.get("/v1/models")
-    @app.get("/v1/models/")
     async def models() -> dict[str, Any]:
         data = [
             {"id": name, "object": "model", "created": created, "owned_by": "litgpt"} for name in service.offer.models
@@ -356,19 +422,6 @@ def page(content: bytes, kind: str) -> Callable[[], Any]:
 
 async def on_failure(request: Request, e: Any) -> Response:
     return JSONResponse(e.body, e.status, e.headers)
-
-
-async def on_invalid(request: Request, e: Any) -> Response:
-    """All that is wrong with a body, in one line."""
-    said, param = [], None
-    for error in e.errors()[:8]:
-        if error["type"] == "json_invalid":
-            return JSONResponse(Failure(400, "The body is no JSON.", None, "invalid_body").body, 400)
-        message = str(error["msg"]).removeprefix("Value error, ")
-        place = [str(part) for part in error["loc"] if part != "body"]
-        param = param or (".".join(place) or None)
-        said.append(f"{'.'.join(place)[:80]}: {message}" if place else message)
-    return JSONResponse(Failure(400, "; ".join(said)[:1000] + ".", param and param[:80], "invalid_body").body, 400)
 
 
 async def on_http(request: Request, e: Any) -> Response:

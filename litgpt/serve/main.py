@@ -10,7 +10,7 @@ from litgpt.errors import UserError, require
 from litgpt.generate.sampling import Sampling
 from litgpt.train.launch import Accelerator
 
-TAKEN = ("/", "/health", "/metrics", "/style.css", "/script.js", "/openapi.json")
+TAKEN = ("/health", "/metrics", "/style.css", "/script.js", "/openapi.json", "/v1")
 
 
 def main(
@@ -102,7 +102,7 @@ def main(
         top_k,
         top_p,
         max_new_tokens,
-        None if openai_spec else api_path,
+        None if openai_spec else api_path.rstrip("/"),
         stream,
         timeout,
         max_batch,
@@ -138,14 +138,24 @@ def check(
     wrong += [f"--{name} {value} must be above 0" for name, value in above.items() if value is not None and value <= 0]
     if max_queue < 0:
         wrong.append(f"--max_queue {max_queue} is below 0")
-    if not api_path.startswith("/") or api_path in TAKEN or api_path.startswith("/v1") or set("{}?# ") & set(api_path):
-        wrong.append(f"--api_path {api_path!r} must begin with / and be no path that is in use")
+    if (reason := wrong_path(api_path)) is not None:
+        wrong.append(f"--api_path {api_path!r} {reason}")
     try:
         Sampling(temperature, top_k, top_p)
     except UserError as e:
         wrong.append(str(e).rstrip("."))
     if wrong:
         raise UserError("; ".join(wrong) + ".")
+
+
+def wrong_path(path: str) -> Optional[str]:
+    """Why requests to a path would not reach it; None if they do."""
+    if not path.startswith("/") or path == "/":
+        return "must begin with / and name a path, for example /predict"
+    parts = path[1:].removesuffix("/").split("/")
+    if not path.isprintable() or set(path) & set(" {}?#%\\") or {"", ".", ".."} & set(parts):
+        return "has an empty part, a part . or .., or a character that a path in a URL cannot have"
+    return "is in use; choose another" if path.rstrip("/") in TAKEN or parts[0] == "v1" else None
 
 
 def is_loopback(host: str) -> bool:

@@ -55,8 +55,11 @@ class Offer:
             UserError: a folder cannot be used, or two models would have one name.
         """
         source = Source.open(folder, options.get("base"))
-        name = source.folder.resolve().name
+        name = source.folder.resolve().name.encode(errors="replace").decode()  # bytes that are not UTF-8
         if adapters:
+            for given in adapters:
+                if not given or any("\ud800" <= c <= "\udfff" for c in given):
+                    raise UserError(f"--adapters {given!r}: a request cannot give this name; choose another.")
             if name in adapters:
                 raise UserError(f"--adapters {name}: the base has this name; choose another.")
             if source.adapter is not None:

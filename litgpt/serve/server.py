@@ -11,8 +11,10 @@ import uvicorn
 
 from litgpt.errors import UserError
 from litgpt.serve.app import Service
+from litgpt.serve.protocol import Protocol
 
 GRACE = 5.0  # seconds for a client to take the rest of an answer that is finished
+SWITCH = 0.0005  # seconds after which Python's threads take turns; the loop and the engine ask for one at every call
 
 
 class Server(uvicorn.Server):
@@ -57,16 +59,22 @@ def bind(host: str, port: int) -> socket.socket:
     return made
 
 
-def serve(app: object, service: Service, listening: socket.socket) -> None:
-    """Answer until a signal comes."""
-    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
-    logging.getLogger("litgpt.serve").setLevel(logging.INFO)
-    config = uvicorn.Config(
+def configure(app: object) -> uvicorn.Config:
+    return uvicorn.Config(
         app,  # type: ignore[arg-type]
+        http=Protocol,
         log_config=None,
         access_log=False,
+        proxy_headers=False,
         ws="none",
         timeout_graceful_shutdown=round(GRACE),
         server_header=False,
     )
-    Server(config, service).run(sockets=[listening])
+
+
+def serve(app: object, service: Service, listening: socket.socket) -> None:
+    """Answer until a signal comes."""
+    logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
+    logging.getLogger("litgpt.serve").setLevel(logging.INFO)
+    sys.setswitchinterval(SWITCH)
+    Server(configure(app), service).run(sockets=[listening])

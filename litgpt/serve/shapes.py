@@ -3,6 +3,7 @@
 import time
 import uuid
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import Any, Optional
 
 from litgpt.serve.worker import Piece, Token
@@ -87,7 +88,7 @@ class Shape:
             "tokens": words,
             "token_logprobs": [t.logprob for t in tokens],
             "top_logprobs": [{self.word(i): logprob for i, logprob in t.top} for t in tokens],
-            "text_offset": [sum(map(len, words[:i])) for i in range(len(words))],
+            "text_offset": list(accumulate(map(len, words[:-1]), initial=0)) if words else [],
         }
 
     def entry(self, token: int, logprob: Optional[float]) -> Fields:

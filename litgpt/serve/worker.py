@@ -73,39 +73,38 @@ class Job:
         began: float,
         seconds: float,
     ) -> None:
-        self.texts, self.streams = texts, streams
+        self.texts: Sequence[Text] = texts
+        self.streams: Sequence[TextStream] = streams
         self.model, self.n_prompt, self.began, self.seconds = model, n_prompt, began, seconds
         self.loop = asyncio.get_running_loop()
-        self.news: asyncio.Queue[Optional[News]] = asyncio.Queue()  # None: the client went away
+        self.news: asyncio.Queue[Optional[News]] = asyncio.Queue()  # None: time is over
         self.sent = [0] * len(texts)  # of each text, the tokens that the worker has sent back
         self.closed = [False] * len(texts)  # whose end the worker has sent back
         self.n_new = 0  # tokens of all answers so far
-        self.over: Callable[[], object] = lambda: None  # called once nobody listens any more
+        self.over = False  # nobody listens any more
         self.noted = self.timed = False  # whether its first token, and its end, were counted
         for i, text in enumerate(texts):
             text.tag = self, i
 
     def cancel(self) -> None:
-        """Free the places of all texts."""
-        self.over()
+        """Free the places of all texts, and what the job holds: a task that was cancelled may be kept for a while."""
         for text in self.texts:
             text.cancel()
+        self.over, self.news = True, asyncio.Queue()
+        self.texts, self.streams = (), ()
 
     async def pieces(self) -> AsyncIterator[Piece]:
-        """The answers as they come, until all have ended or the client goes away.
+        """The answers as they come, until all have ended.
 
         Raises:
             Failure: it took too long, or the engine failed.
         """
         going = set(range(len(self.texts)))
+        timer = self.loop.call_at(self.began + self.seconds, self.news.put_nowait, None)
         try:
             while going:
-                try:
-                    news = await asyncio.wait_for(self.news.get(), max(0, self.began + self.seconds - self.loop.time()))
-                except asyncio.TimeoutError:
-                    raise Failure(504, f"The answer took longer than {self.seconds:g} seconds (--timeout).") from None
-                if news is None:
-                    return
+                if (news := await self.news.get()) is None:
+                    raise too_slow(self.seconds)
                 if news.finish == "failed":
                     raise Failure(500, "The model failed; the server's log says why.")
                 if news.finish == "refused":
@@ -117,6 +116,7 @@ class Job:
                         self.texts[news.index].cancel()  # a stop string ends it earlier than the engine would
                     yield piece
         finally:
+            timer.cancel()
             self.cancel()
 
     def piece(self, news: News) -> Piece:
@@ -140,6 +140,10 @@ class Load:
 
     running: int = 0
     waiting: int = 0
+
+
+def too_slow(seconds: float) -> Failure:
+    return Failure(504, f"The answer took longer than {seconds:g} seconds (--timeout).")
 
 
 def no_engine() -> Failure:
@@ -276,15 +280,16 @@ class Worker:
         for text in self.open:
             job, index = text.tag
             job.closed[index] = True
+            text.tag = None
             news.append(News(job, index, [], how))
         self.open.clear()
         self.send(news)
 
     @staticmethod
     def news(text: Text) -> Optional[News]:
-        job, index = text.tag
-        if job.closed[index]:
+        if text.tag is None:
             return None
+        job, index = text.tag
         start = job.sent[index]
         tokens = []
         for i, token in enumerate(text.ids[start:], start):
@@ -293,8 +298,11 @@ class Worker:
                 Token(token, text.token_logprobs[i] if wanted else None, text.top_logprobs[i] if wanted else [])
             )
         job.sent[index] = len(text.ids)
-        job.closed[index] = text.finish is not None
-        return News(job, index, tokens, text.finish)
+        finish = text.finish  # it may be cancelled at any moment
+        if finish is not None:
+            job.closed[index] = True
+            text.tag = None  # else both would wait for the collector of cycles
+        return News(job, index, tokens, finish)
 
     def send(self, news: Sequence[Optional[News]]) -> None:
         known = [n for n in news if n is not None]
@@ -305,7 +313,8 @@ class Worker:
         """In the event loop: hand on what came of a step."""
         for n in news:
             self.texts -= n.finish is not None
-            n.job.news.put_nowait(n)
+            if not n.job.over:
+                n.job.news.put_nowait(n)
         self.on_news(news)
 
 
