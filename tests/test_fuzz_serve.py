@@ -82,15 +82,75 @@ TEXTS = [
     "\r\n\r\n",
 ]
 ODD: list[Any] = [
-    None, True, False, -1, 0, 1, 3, 2**31, 2**63, 2**64, -(2**70), 10**400, 0.5, -0.0, 1e308, float("nan"), float("inf"),
-    [], [[]], {}, {"a": [1]}, [None], [1, "a"], [[1, 2], [3]], ["a"] * 20, [0] * 300, [2**70], [-1], [True], *TEXTS,
-]  # fmt: skip
-PATHS = ["/", "/v1", "/v1/", "/v1/models", "/v1/models/", "/v1/models/none", "/v1/models/%00", "/v1/models/../x", "//", "/%2e%2e/%2f",
-         "/health", "/metrics", "/style.css", "/v1/chat/completions/", "/predict?x=1&y=%ff", "/%ff%fe", "/docs", "/openapi.json",
-         "/" + "a" * 3000, "*", "http://localhost/health", "http://evil.example/health", "/predict/"]  # fmt: skip
+    None,
+    True,
+    False,
+    -1,
+    0,
+    1,
+    3,
+    2**31,
+    2**63,
+    2**64,
+    -(2**70),
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    [],
+    [[]],
+    {},
+    {"a": [1]},
+    [None],
+    [1, "a"],
+    [[1, 2], [3]],
+    ["a"] * 20,
+    [0] * 300,
+    [2**70],
+    [-1],
+    [True],
+    *TEXTS,
+]
+PATHS = [
+    "/",
+    "/v1",
+    "/v1/",
+    "/v1/models",
+    "/v1/models/",
+    "/v1/models/none",
+    "/v1/models/%00",
+    "/v1/models/../x",
+    "//",
+    "/%2e%2e/%2f",
+    "/health",
+    "/metrics",
+    "/style.css",
+    "/v1/chat/completions/",
+    "/predict?x=1&y=%ff",
+    "/%ff%fe",
+    "/docs",
+    "/openapi.json",
+    "/" + "a" * 3000,
+    "*",
+    "http://localhost/health",
+    "http://evil.example/health",
+    "/predict/",
+]
 METHODS = ["GET", "POST", "PUT", "DELETE", "PATCH", "HEAD", "OPTIONS", "TRACE", "QUERY", "FOO", "post", "A" * 300]
-TYPES = ["text/plain", "application/json; charset=utf-16", "multipart/form-data; boundary=x", "", "application/x+json", ";;", "json",
-         "application/x-www-form-urlencoded", "application/json, text/html", "é"]  # fmt: skip
+TYPES = [
+    "text/plain",
+    "application/json; charset=utf-16",
+    "multipart/form-data; boundary=x",
+    "",
+    "application/x+json",
+    ";;",
+    "json",
+    "application/x-www-form-urlencoded",
+    "application/json, text/html",
+    "é",
+]
 
 
 def places(value: Any, path: tuple = ()) -> list[tuple]:
@@ -209,10 +269,24 @@ def head(draw: random.Random, method: str, path: str, length: Optional[int], mor
         f"Content-Type: {kind}",
     ]
     if draw.random() < 0.1:
-        lines.append(draw.choice(["Connection: close", "Expect: 100-continue", "Connection: Upgrade\r\nUpgrade: websocket", "Cookie: " + "c" * 20_000,
-                                  "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x", "Origin: http://evil.com",
-                                  "X-Forwarded-Host: evil.com", "Authorization: Bearer \xff", "Bad Header: x", ": x", "X: \x00",
-                                  *(["A: b"] * 3)]))  # fmt: skip
+        lines.append(
+            draw.choice(
+                [
+                    "Connection: close",
+                    "Expect: 100-continue",
+                    "Connection: Upgrade\r\nUpgrade: websocket",
+                    "Cookie: " + "c" * 20_000,
+                    "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: x",
+                    "Origin: http://evil.com",
+                    "X-Forwarded-Host: evil.com",
+                    "Authorization: Bearer \xff",
+                    "Bad Header: x",
+                    ": x",
+                    "X: \x00",
+                    *(["A: b"] * 3),
+                ]
+            )
+        )
     if length is not None:
         lines.append(f"Content-Length: {length}")
     return ("\r\n".join(lines) + "\r\n" + more + "\r\n").encode("latin-1")

@@ -343,9 +343,40 @@ def test_options_that_cannot_be(words, message, capsys, monkeypatch):
     assert stop.value.code == 2 and message in capsys.readouterr().err
 
 
-REFUSED_PATHS = ["", "/", "//", "predict", "/health", "/health/", "/metrics", "/v1", "/v1/", "/v1/x", "/style.css", "/script.js",
-                 "/openapi.json", "/a b", "/a?b", "/a#b", "/..", "/a/../b", "/./a", "/a//b", "/a//", "//a", "/a%20b", "/%", "/{x}", "/a\\b",
-                 "/a\n", "/a\0", "/\udcff", " /a", "http://x/a", "*"]  # fmt: skip
+REFUSED_PATHS = [
+    "",
+    "/",
+    "//",
+    "predict",
+    "/health",
+    "/health/",
+    "/metrics",
+    "/v1",
+    "/v1/",
+    "/v1/x",
+    "/style.css",
+    "/script.js",
+    "/openapi.json",
+    "/a b",
+    "/a?b",
+    "/a#b",
+    "/..",
+    "/a/../b",
+    "/./a",
+    "/a//b",
+    "/a//",
+    "//a",
+    "/a%20b",
+    "/%",
+    "/{x}",
+    "/a\\b",
+    "/a\n",
+    "/a\0",
+    "/\udcff",
+    " /a",
+    "http://x/a",
+    "*",
+]
 PATHS = [
     "/predict",
     "/predict/",

@@ -7,7 +7,6 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -34,8 +33,24 @@ HEAVY: dict[str, tuple[str, Callable[[int], bytes]]] = {  # path, and the body o
     "one message": (CHAT, lambda n: filled('{"messages": [{"role": "user", "content": "', "the fox ", '"}]}', n)),
     "one message of emoji": (CHAT, lambda n: filled('{"messages": [{"role": "user", "content": "', "😀", '"}]}', n)),
     "many messages": (CHAT, lambda n: filled('{"messages": [', MESSAGE + ",", MESSAGE + "]}", n)),
-    "many parts": (CHAT, lambda n: filled('{"messages": [{"role": "user", "content": [', '{"type": "text", "text": ""},', '{"type": "text", "text": ""}]}]}', n)),
-    "many calls": (CHAT, lambda n: filled('{"messages": [{"role": "assistant", "tool_calls": [', '{"function": {"name": "f"}},', '{"function": {"name": "f"}}]}]}', n)),
+    "many parts": (
+        CHAT,
+        lambda n: filled(
+            '{"messages": [{"role": "user", "content": [',
+            '{"type": "text", "text": ""},',
+            '{"type": "text", "text": ""}]}]}',
+            n,
+        ),
+    ),
+    "many calls": (
+        CHAT,
+        lambda n: filled(
+            '{"messages": [{"role": "assistant", "tool_calls": [',
+            '{"function": {"name": "f"}},',
+            '{"function": {"name": "f"}}]}]}',
+            n,
+        ),
+    ),
     "wrong messages": (CHAT, lambda n: filled('{"messages": [', "{},", "{}]}", n)),
     "prompt": (COMPLETIONS, lambda n: filled('{"prompt": "', "!?", '"}', n)),
     "prompt for /predict": ("/predict", lambda n: filled('{"prompt": "', "\\u0001", '"}', n)),
@@ -48,15 +63,21 @@ HEAVY: dict[str, tuple[str, Callable[[int], bytes]]] = {  # path, and the body o
     "many tools": (CHAT, lambda n: filled(CHAT_START + '"tools": [', '{"a": {"b": []}},', "{}]}", n)),
     "wrong tools": (CHAT, lambda n: filled(CHAT_START + '"tools": [', "1,", "1]}", n)),
     "metadata": (CHAT, lambda n: filled(CHAT_START + '"metadata": [', "{},", "{}]}", n)),
-    "fields": (COMPLETIONS, lambda n: filled('{"prompt": "x", ', " ", '"a": {' + ",".join(f'"{i}": 1' for i in range(n // 16)) + "}}", n)),
-    "unknown fields": (COMPLETIONS, lambda n: ('{"prompt": "x", ' + ",".join(f'"k{i}": 1' for i in range(n // 14)) + "}").encode()),
+    "fields": (
+        COMPLETIONS,
+        lambda n: filled('{"prompt": "x", ', " ", '"a": {' + ",".join(f'"{i}": 1' for i in range(n // 16)) + "}}", n),
+    ),
+    "unknown fields": (
+        COMPLETIONS,
+        lambda n: ('{"prompt": "x", ' + ",".join(f'"k{i}": 1' for i in range(n // 14)) + "}").encode(),
+    ),
     "half of it": (CHAT, lambda n: filled('{"messages": [{"role": "user", "content": "', "x", "", n)),
     "brackets": (CHAT, lambda n: filled("", "[", "", n)),
     "no JSON": (CHAT, lambda n: b"x" * n),
     "no text": (CHAT, lambda n: b'"' + b"\xff" * n),
     "surrogates": (CHAT, lambda n: filled('{"messages": [{"role": "user", "content": "', "\\ud800", '"}]}', n)),
     "too large": (CHAT, lambda n: b"x" * (2 * n)),
-}  # fmt: skip
+}
 
 
 class Load:

@@ -1,5 +1,5 @@
 # ruff: noqa: E402 - without the packages the module is skipped before the imports that need them
-"""Whom `litgpt serve` answers without a key: programs and pages of this machine. Hosts are those of the URL standard."""
+"""Whom `litgpt serve` answers without a key: programs and pages of this machine. Hosts as in the URL standard."""
 
 import http.client
 import json
@@ -16,15 +16,80 @@ from litgpt.hub import PICO
 from litgpt.serve.hosts import is_local, is_own
 from tests.servers import Running, in_thread
 
-LOCAL = ["localhost", "localhost:8000", "LocalHost:1", "localhost.", "localhost.:80", "localhost:", "127.0.0.1", "127.0.0.1:8000",
-         "127.8.9.1", "127.0.0.1.", "[::1]", "[::1]:8000", "[0:0:0:0:0:0:0:1]", "[::ffff:127.0.0.1]:1", "10.1.2.3:80", "[2001:db8::1]"]  # fmt: skip
-FOREIGN = ["localhost:x.evil.com", "localhost:80.evil.com", "evil.com", "evil.com:8000", "localhost.evil.com", "localhost..", ".", "..",
-           ".localhost", "x.localhost", "127.0.0.1.evil.com", "127.0.0.1:80:80", "127.0.0.1:x", "[::1].evil.com", "[::1]evil.com",
-           "[::1", "::1", "[::1]]", "[[::1]]", "[::1%evil.com]", "[localhost]", "[127.0.0.1]", "[]", "localhost@evil.com",
-           "user@localhost", "user:pass@127.0.0.1", "evil.com@localhost", "localhost/evil.com", "localhost\\evil.com", "localhost#evil.com",
-           "localhost?evil.com", "localhost evil.com", "localhost,evil.com", "localhost, localhost", "local\thost", "", " ", ":", ":80", "@",
-           "localhost:123456", "localhost:-1", "localhost:８０", "ⓛocalhost", "localhost%2eevil.com", "%6cocalhost", "127.1", "2130706433",
-           "0x7f.0.0.1", "0177.0.0.1", "127.0.0.256", "１２７.0.0.1", "null", "localhost\0"]  # fmt: skip
+LOCAL = [
+    "localhost",
+    "localhost:8000",
+    "LocalHost:1",
+    "localhost.",
+    "localhost.:80",
+    "localhost:",
+    "127.0.0.1",
+    "127.0.0.1:8000",
+    "127.8.9.1",
+    "127.0.0.1.",
+    "[::1]",
+    "[::1]:8000",
+    "[0:0:0:0:0:0:0:1]",
+    "[::ffff:127.0.0.1]:1",
+    "10.1.2.3:80",
+    "[2001:db8::1]",
+]
+FOREIGN = [
+    "localhost:x.evil.com",
+    "localhost:80.evil.com",
+    "evil.com",
+    "evil.com:8000",
+    "localhost.evil.com",
+    "localhost..",
+    ".",
+    "..",
+    ".localhost",
+    "x.localhost",
+    "127.0.0.1.evil.com",
+    "127.0.0.1:80:80",
+    "127.0.0.1:x",
+    "[::1].evil.com",
+    "[::1]evil.com",
+    "[::1",
+    "::1",
+    "[::1]]",
+    "[[::1]]",
+    "[::1%evil.com]",
+    "[localhost]",
+    "[127.0.0.1]",
+    "[]",
+    "localhost@evil.com",
+    "user@localhost",
+    "user:pass@127.0.0.1",
+    "evil.com@localhost",
+    "localhost/evil.com",
+    "localhost\\evil.com",
+    "localhost#evil.com",
+    "localhost?evil.com",
+    "localhost evil.com",
+    "localhost,evil.com",
+    "localhost, localhost",
+    "local\thost",
+    "",
+    " ",
+    ":",
+    ":80",
+    "@",
+    "localhost:123456",
+    "localhost:-1",
+    "localhost:８０",
+    "ⓛocalhost",
+    "localhost%2eevil.com",
+    "%6cocalhost",
+    "127.1",
+    "2130706433",
+    "0x7f.0.0.1",
+    "0177.0.0.1",
+    "127.0.0.256",
+    "１２７.0.0.1",
+    "null",
+    "localhost\0",
+]
 
 
 @pytest.mark.parametrize("host", LOCAL)
@@ -89,8 +154,16 @@ HTTP: dict[str, tuple[tuple[str, ...], str, tuple[int, str]]] = {  # headers, ta
     "own": (("Host: localhost:8000",), "/health", (200, "")),
     "a rebound name": (("Host: evil.com:8000",), "/health", (403, "forbidden_host")),
     "a port that is none": (("Host: localhost:x.evil.com",), "/health", (403, "forbidden_host")),
-    "forwarded": (("Host: evil.com", "X-Forwarded-Host: localhost", "Forwarded: host=localhost"), "/health", (403, "forbidden_host")),
-    "forwarded from elsewhere": (("Host: localhost", "X-Forwarded-Host: evil.com", "X-Forwarded-For: 6.6.6.6"), "/health", (200, "")),
+    "forwarded": (
+        ("Host: evil.com", "X-Forwarded-Host: localhost", "Forwarded: host=localhost"),
+        "/health",
+        (403, "forbidden_host"),
+    ),
+    "forwarded from elsewhere": (
+        ("Host: localhost", "X-Forwarded-Host: evil.com", "X-Forwarded-For: 6.6.6.6"),
+        "/health",
+        (200, ""),
+    ),
     "two hosts": (("Host: localhost", "Host: evil.com"), "/health", (400, "invalid_http")),
     "two of the same": (("Host: localhost", "Host: localhost"), "/health", (400, "invalid_http")),
     "none": ((), "/health", (400, "invalid_http")),
@@ -102,11 +175,15 @@ HTTP: dict[str, tuple[tuple[str, ...], str, tuple[int, str]]] = {  # headers, ta
     "a user in the URL": (("Host: localhost",), "http://localhost@evil.com/health", (403, "forbidden_host")),
     "own origin": (("Host: localhost", "Origin: http://localhost:3000"), "/health", (200, "")),
     "another origin": (("Host: localhost", "Origin: http://evil.com"), "/health", (403, "forbidden_host")),
-    "one of two origins": (("Host: localhost", "Origin: http://localhost", "Origin: http://evil.com"), "/health", (403, "forbidden_host")),
+    "one of two origins": (
+        ("Host: localhost", "Origin: http://localhost", "Origin: http://evil.com"),
+        "/health",
+        (403, "forbidden_host"),
+    ),
     "no origin": (("Host: localhost", "Origin: null"), "/health", (403, "forbidden_host")),
     "the page itself": (("Host: evil.com",), "/", (403, "forbidden_host")),
     "an unknown path": (("Host: evil.com",), "/nothing", (403, "forbidden_host")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", HTTP)

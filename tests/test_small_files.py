@@ -413,11 +413,6 @@ def replace(old: str, new: str) -> dict[str, Any]:
     return {"type": "Replace", "pattern": {"String": old}, "content": new}
 
 
-def special(**fields: Any) -> dict[str, Any]:
-    flags = {"single_word": False, "lstrip": False, "rstrip": False, "normalized": False, "special": True}
-    return {"content": "zz", **flags, **fields}
-
-
 BOS = {"type": "TemplateProcessing", "pair": [{"Sequence": {"id": "A", "type_id": 0}}]}
 ALONE = {"single": [], "special_tokens": {}}
 TOKENIZERS: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
@@ -431,7 +426,6 @@ TOKENIZERS: list[Callable[[dict[str, Any]], dict[str, Any]]] = [
     lambda found: found | {"model": found["model"] | {"continuing_subword_prefix": "##"}},
     lambda found: found | {"model": {"type": "WordLevel", "vocab": {"a": 0}, "unk_token": "b"}},
     lambda found: found | {"model": found["model"] | {"vocab": {}}},
-    lambda found: found | {"added_tokens": [*found["added_tokens"], special(id=2**31)]},
 ]
 
 
