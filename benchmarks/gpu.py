@@ -30,18 +30,18 @@ import torch
 from common import choose_rows, gigabytes, machine, publish, write_json
 
 import litgpt
-from litgpt.checkpoint import Checkpoint, base_parameters, load_weights, stored_pieces, tied_head
-from litgpt.config import Config
+from litgpt.checkpoint.folder import Checkpoint, base_parameters, load_weights, stored_pieces, tied_head
+from litgpt.checkpoint.hub import find_folder
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import name_table
-from litgpt.hub import find_folder
-from litgpt.lora import LoRA
+from litgpt.methods.lora import LoRA
+from litgpt.methods.quantize import quantize
 from litgpt.model import GPT
-from litgpt.quantize import quantize
-from litgpt.tokenizer import Tokenizer
+from litgpt.model.config import Config
+from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.blocks import recompute
-from litgpt.train.launch import DTYPES, make_fabric, peak_memory, pick_device, seed_everything
+from litgpt.train.devices.launch import DTYPES, make_fabric, peak_memory, pick_device, seed_everything
 from litgpt.train.loss import LossModel
 from litgpt.train.optimizers import AdamW, finished, parameter_groups
 from litgpt.train.progress import percent

@@ -45,9 +45,9 @@ def micro_batch(folder: Path, precision: str, documents: list[int], times: int) 
     import torch
 
     from litgpt.data.batches import Batch
-    from litgpt.lora import LoRA
+    from litgpt.methods.lora import LoRA
     from litgpt.model import GPT
-    from litgpt.train.launch import DTYPES
+    from litgpt.train.devices.launch import DTYPES
     from litgpt.train.loss import LossModel
     from litgpt.train.start import Start
 

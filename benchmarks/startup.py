@@ -24,7 +24,7 @@ from typing import Any
 from common import machine, make_rows, publish, run, write_json
 
 import litgpt
-from litgpt.hub import PICO
+from litgpt.checkpoint.hub import PICO
 
 LENGTH = 256  # tokens of the longest row: such small models take few more
 PATIENCE = 300  # seconds after which a program has failed

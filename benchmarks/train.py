@@ -54,9 +54,9 @@ def over_f_linear(folder: Path, precision: str) -> float:
     """How many times as fast the model's products are as those of torch's `F.linear`, timed alone, here and now."""
     import torch
 
-    from litgpt.checkpoint import Checkpoint
+    from litgpt.checkpoint.folder import Checkpoint
     from litgpt.model import GPT
-    from litgpt.train.launch import DTYPES, pick_device
+    from litgpt.train.devices.launch import DTYPES, pick_device
     from litgpt.train.speed import products_per_second
 
     with torch.device("meta"):

@@ -17,11 +17,11 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _WHERE = {  # public names, imported on first use so that `litgpt -h` starts without torch
-    "Config": "litgpt.config",
+    "Config": "litgpt.model.config",
     "GPT": "litgpt.model",
     "LLM": "litgpt.api",
-    "PromptStyle": "litgpt.prompts",
-    "Tokenizer": "litgpt.tokenizer",
+    "PromptStyle": "litgpt.text.prompts",
+    "Tokenizer": "litgpt.text.tokenizer",
     "UserError": "litgpt.errors",
 }
 __all__ = [*_WHERE, "__version__"]

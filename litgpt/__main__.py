@@ -17,7 +17,7 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter."),
     "finetune_adapter_v2": ("litgpt.finetune.adapter_v2:setup", "Finetune a model with LLaMA-Adapter V2."),
     "data_check": ("litgpt.commands.data_check:main", "Look at the data of a finetune before it runs."),
-    "pretrain": ("litgpt.pretrain:setup", "Train all weights of a model on text, from scratch or further."),
+    "pretrain": ("litgpt.finetune.pretrain:setup", "Train all weights of a model on text, from scratch or further."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Continue a prompt with a model or an adapter, or answer a file."),
     "generate_full": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for a finetuned model."),
@@ -113,7 +113,7 @@ def main(argv: Optional[list[str]] = None) -> None:
         if command not in COMMANDS:
             near = nearest(typed, [*map(spoken, COMMANDS), *SHORT])
             raise UserError(f"Unknown command {typed!r}.{near} See: litgpt -h")
-        from litgpt.cli import run
+        from litgpt.cli.parser import run
 
         run(COMMANDS[command][0], command, args)
     except UserError as e:

@@ -13,23 +13,23 @@ from typing import Any, Literal, Optional, Union, get_args
 import torch
 from torch import nn
 
-from litgpt.args import PrecisionName, QuantizeName
-from litgpt.checkpoint import Checkpoint, write_model
-from litgpt.config import Config
+from litgpt.checkpoint.folder import Checkpoint, write_model
+from litgpt.checkpoint.hub import find_folder
 from litgpt.errors import UserError, kind, nearest
 from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread, spread, usable_devices
-from litgpt.hub import find_folder
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from litgpt.model import GPT
+from litgpt.model.config import Config
 from litgpt.model.linear import pack, unpack
-from litgpt.outputs import new_folder
-from litgpt.prompts import PromptStyle, load_style, save_style
-from litgpt.tokenizer import Tokenizer, copy_files, save_stop
-from litgpt.train.launch import DTYPES, Accelerator, pick_device
+from litgpt.storage.outputs import new_folder
+from litgpt.text.prompts import PromptStyle, load_style, save_style
+from litgpt.text.tokenizer import Tokenizer, copy_files, save_stop
+from litgpt.train.args import PrecisionName, QuantizeName
+from litgpt.train.devices.launch import DTYPES, Accelerator, pick_device
 from litgpt.train.start import Start, model_fields
 
 

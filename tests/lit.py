@@ -1,6 +1,6 @@
 """Folders in LitGPT's form, written from its documentation: names, the order of rows, the fields of its files.
 
-None of the names of `litgpt.lit_folder` are used here, so that what is wrong there shows.
+None of the names of `litgpt.litgpt_format.folder` are used here, so that what is wrong there shows.
 """
 
 import re

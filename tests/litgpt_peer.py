@@ -30,8 +30,8 @@ def draw(model, names=lambda n: True):
 def make(folder, fields):
     from litgpt.utils import save_config
 
-    from litgpt.config import Config
     from litgpt.model import GPT
+    from litgpt.model.config import Config
 
     config = Config(**fields)
     model = GPT(config)
@@ -42,16 +42,19 @@ def make(folder, fields):
 
 
 def build(kind, base, settings):
-    import litgpt.adapter
-    import litgpt.adapter_v2
-    import litgpt.config
-    import litgpt.lora
+    import litgpt.methods.adapter
+    import litgpt.methods.adapter_v2
+    import litgpt.methods.lora
     import litgpt.model
+    import litgpt.model.config
 
-    module = {"base": litgpt.model, "adapter": litgpt.adapter, "adapter_v2": litgpt.adapter_v2, "lora": litgpt.lora}[
-        kind
-    ]
-    config_class = litgpt.config.Config if kind == "base" else module.Config
+    module = {
+        "base": litgpt.model,
+        "adapter": litgpt.methods.adapter,
+        "adapter_v2": litgpt.methods.adapter_v2,
+        "lora": litgpt.methods.lora,
+    }[kind]
+    config_class = litgpt.model.config.Config if kind == "base" else module.Config
     lora = {k: v for k, v in settings.items() if k.startswith("lora_") and kind == "lora"}
     return module.GPT(config_class.from_file(Path(base) / "model_config.yaml", **lora)), module
 

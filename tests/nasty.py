@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 
 from litgpt.generate.text import TextStream
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.tokenizer import Tokenizer
 
 SCRIPTS = (
     "Straße façade naïve Łódź ﬁne ½ İstanbul ǆ", "Ελληνικά ὕδωρ", "Привет, мир ёж", "שָׁלוֹם עולם",

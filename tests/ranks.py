@@ -20,13 +20,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.errors import UserError
-from litgpt.shards import full
+from litgpt.model.sharded import full
 
 
 def main() -> None:
     from litgpt.__main__ import main as command
     from litgpt.model import mlp
-    from litgpt.train import loop, save
+    from litgpt.train import loop
+    from litgpt.train.resume import save
 
     folder = Path(sys.argv[1])
     final, clip, counts = save.Saver.final, loop.clip, {"steps": 0, "forwards": 0}

@@ -109,7 +109,7 @@ def start(*args: Any, stderr: int = subprocess.STDOUT) -> subprocess.Popen:
 FORKING = """
 import contextlib, json, os, sys, traceback
 import lightning.fabric, torch
-import litgpt.finetune.adapter_v2, litgpt.finetune.full, litgpt.finetune.lora, litgpt.pretrain
+import litgpt.finetune.adapter_v2, litgpt.finetune.full, litgpt.finetune.lora, litgpt.finetune.pretrain
 from litgpt.__main__ import main
 with contextlib.suppress(ImportError):
     import bitsandbytes

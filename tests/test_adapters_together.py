@@ -5,12 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt.adapter_folder import open_adapter
 from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters, add_adapters
 from litgpt.generate.engine import Engine, Text, generate
-from litgpt.loading import Source
-from litgpt.lora import LoRA
+from litgpt.methods.adapter_folder import open_adapter
+from litgpt.methods.loading import Source
+from litgpt.methods.lora import LoRA
 from tests.conftest import save_llama
 from tests.test_lora import CPU, save, with_lora
 

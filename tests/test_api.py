@@ -14,10 +14,10 @@ import torch
 import litgpt
 from litgpt import GPT, LLM, Config, PromptStyle, Tokenizer
 from litgpt.api import benchmark_dict_to_markdown_table
+from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.loaded import Loaded
-from litgpt.hub import PICO
 from litgpt.model import linear
 from litgpt.model.linear import onednn
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt.config import Config
+from litgpt.checkpoint.hub import PICO
 from litgpt.data.batches import UNTRAINED, Batch
-from litgpt.hub import PICO
-from litgpt.lora import lora_layers
-from litgpt.quantize import QuantizedLinear
+from litgpt.methods.lora import lora_layers
+from litgpt.methods.quantize import QuantizedLinear
+from litgpt.model.config import Config
 from litgpt.train.loss import LossModel
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"

@@ -7,7 +7,7 @@ from litgpt.__main__ import main
 from litgpt.data.batches import Batch
 from litgpt.families import read_config
 from litgpt.generate.engine import generate
-from litgpt.lora import LoRA
+from litgpt.methods.lora import LoRA
 from litgpt.model import GPT
 from litgpt.train import blocks
 from litgpt.train.loss import LossModel

@@ -15,6 +15,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.checkpoint.hub import PICO
 from litgpt.commands.chat import chat as answer_all
 from litgpt.commands.chat import line_reader, prompts
 from litgpt.errors import UserError
@@ -22,7 +23,6 @@ from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, generate
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
-from litgpt.hub import PICO
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
 TURNS = ["Hello", "Who are you?", "What is ten plus one?", "A story", "Why?", "And", "Fox?", "Bye", "No", "Yes"]

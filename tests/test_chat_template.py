@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from litgpt.chat_template import ChatTemplate, plain
 from litgpt.data import JSON
 from litgpt.data.base import Loaded
 from litgpt.data.forms import Row, recognise, to_row
 from litgpt.data.tokens import TRAINED
 from litgpt.errors import UserError
-from litgpt.prompts import checkpoint_template, choose_style
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.chat_template import ChatTemplate, plain
+from litgpt.text.prompts import checkpoint_template, choose_style
+from litgpt.text.tokenizer import Tokenizer
 
 TOKENIZERS = ["llama-2", "llama-3-8b-instruct", "qwen2.5", "phi-3", "smollm2", "minimind"]
 FILES = ["alpaca_en_demo.json", "lima.json", "sharegpt_dummy.json", "glaive_toolcall_en_demo.json"]

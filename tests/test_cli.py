@@ -21,9 +21,9 @@ from jsonargparse import ArgumentParser
 import litgpt
 import litgpt.data
 from litgpt.__main__ import COMMANDS, main, spoken
-from litgpt.cli import HANDS_ON, make_parser
-from litgpt.loading import Source
-from litgpt.recipes import find_recipe
+from litgpt.cli.parser import HANDS_ON, make_parser
+from litgpt.cli.recipes import find_recipe
+from litgpt.methods.loading import Source
 
 ROOT = Path(__file__).parent.parent
 FLAGS = Path(__file__).with_name("cli_flags.txt")
@@ -338,7 +338,9 @@ def installed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_wheel_brings_the_recipes(installed, tmp_path):
-    code = "import litgpt, litgpt.recipes as r; print(litgpt.__file__); print(r.find_recipe('llama-3.2-1b/lora').file)"
+    code = (
+        "import litgpt, litgpt.cli.recipes as r; print(litgpt.__file__); print(r.find_recipe('llama-3.2-1b/lora').file)"
+    )
     package, recipe = map(Path, python(code, tmp_path, installed).split())
     assert package == installed / "litgpt" / "__init__.py"
     assert recipe.is_relative_to(package.parent) and recipe.read_bytes() == RECIPE.read_bytes()

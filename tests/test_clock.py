@@ -12,12 +12,12 @@ from typing import Any
 
 import pytest
 
-from litgpt import chat_template
 from litgpt.__main__ import main
-from litgpt.chat_template import ChatTemplate
 from litgpt.data import JSON
 from litgpt.errors import UserError
-from litgpt.tokenizer import Tokenizer
+from litgpt.text import chat_template
+from litgpt.text.chat_template import ChatTemplate
+from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import save_llama
 from tests.runs import go, same, start, words
 from tests.test_evaluate import made_rows, write_tasks
@@ -109,7 +109,7 @@ def test_setting_the_clock(clock, monkeypatch):
         assert "2026-01-31" in ours.prompt(USER)
         with chat_template.clock_at("2020-02-02T10:00:00"):
             assert "2020-02-02" in ours.prompt(USER)
-            code = "from litgpt.chat_template import now; print(now())"
+            code = "from litgpt.text.chat_template import now; print(now())"
             said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
             assert said == "2020-02-02 10:00:00\n", "processes inherit the clock"
     assert "2026-02-01" in ours.prompt(USER)

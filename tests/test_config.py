@@ -9,10 +9,10 @@ import pytest
 import torch
 import yaml
 
-from litgpt.config import Config, known_models
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.model import GPT
+from litgpt.model.config import Config, known_models
 
 PUBLISHED = {  # parameters, where the head has a weight of its own
     "Llama-2-7b-hf": 6_738_415_616,
@@ -183,8 +183,9 @@ def test_nonsense_in_a_litgpt_file_is_an_error_of_the_user(tmp_path):
 @pytest.mark.parametrize("error", [KeyError("x"), TypeError("x"), AttributeError("x"), ValueError("x")])
 def test_errors_of_the_code_are_not_put_down_to_a_file(error, tmp_path, monkeypatch):
     """While a `config.json` or a `model_config.yaml` is read."""
-    from litgpt import config, families
+    from litgpt import families
     from litgpt.families import llama
+    from litgpt.model import config
 
     def fail(*args, **kwargs):
         raise error

@@ -14,13 +14,13 @@ import pytest
 import torch
 
 from litgpt import Tokenizer
+from litgpt.checkpoint.hub import PICO
 from litgpt.data import JSON
 from litgpt.data.base import Loaded
 from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
 from litgpt.data.row_files import read_rows
 from litgpt.data.tokens import ANSWER, TRAINED, Counts, TokenizedRows, TokenWriter, read_tokens
 from litgpt.errors import UserError
-from litgpt.hub import PICO
 from tests.conftest import make_rows
 
 EMOJI_ROWS = [

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.args import TrainArgs
-from litgpt.config import Config
 from litgpt.data import JSON, base
 from litgpt.data.base import Loaded
 from litgpt.data.check import harm
 from litgpt.data.pico import sums
 from litgpt.errors import UserError
-from litgpt.tokenizer import Tokenizer
+from litgpt.model.config import Config
+from litgpt.text.tokenizer import Tokenizer
+from litgpt.train.args import TrainArgs
 from litgpt.train.run import row_limit
 from tests.conftest import make_rows
 

@@ -9,12 +9,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from litgpt.checkpoint import Outline, write_file
-from litgpt.config import Config
+from litgpt.checkpoint.folder import Outline, write_file
 from litgpt.errors import UserError, remark
 from litgpt.model import GPT
-from litgpt.shards import full, mine, my_rows, put, total_norm
-from litgpt.train import launch, run
+from litgpt.model.config import Config
+from litgpt.model.sharded import full, mine, my_rows, put, total_norm
+from litgpt.train import run
+from litgpt.train.devices import launch
 from tests.ranks import alike, curve, ended, start
 from tests.runs import go, same, words
 
@@ -77,7 +78,7 @@ def test_a_killed_rank_ends_all(base, rows_file, tmp_path):
 
 AVERAGING = """
 import sys, torch
-from litgpt.train.fsdp import average
+from litgpt.train.devices.fsdp import average
 rank, file = int(sys.argv[1]), sys.argv[2]
 torch.distributed.init_process_group("gloo", init_method=f"file://{file}", rank=rank, world_size=2)
 who = {"both": (0, 1), "first": (0,), "second": (1,), "nobody": ()}

@@ -19,7 +19,7 @@ import huggingface_hub
 import pytest
 
 from litgpt.__main__ import COMMANDS, main, spoken
-from litgpt.config import known_models
+from litgpt.model.config import known_models
 from tests.conftest import make_rows, save_llama
 from tests.hub_server import Repo, serve
 from tests.pages import LINKED, PAGES, ROOT, Command, anchors, blocks, commands, links, name_of

@@ -18,13 +18,13 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from litgpt import download as module
 from litgpt.__main__ import main
-from litgpt.config import Config, known_models
+from litgpt.checkpoint import download as module
+from litgpt.checkpoint.hub import find_folder, repository_named
 from litgpt.errors import UserError
-from litgpt.hub import find_folder, repository_named
-from litgpt.outputs import SINGLE, marked
-from litgpt.prompts import chat_templates
+from litgpt.model.config import Config, known_models
+from litgpt.storage.outputs import SINGLE, marked
+from litgpt.text.prompts import chat_templates
 from tests.hub_server import Answer, Fault, Hub, Repo, changed, cut, held, refused, serve, slowly
 
 NAME = "some/model"
@@ -503,7 +503,7 @@ def test_other_ranks_wait(hub, files, monkeypatch):
     module.download(NAME)
     waiting.join(20)
     assert found == [Path("checkpoints") / NAME]
-    monkeypatch.setattr("litgpt.hub.WAIT", 0)
+    monkeypatch.setattr("litgpt.checkpoint.hub.WAIT", 0)
     with pytest.raises(UserError, match="was not downloaded by the first process"):
         find_folder(Path("some/other"))
 

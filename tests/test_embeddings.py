@@ -19,9 +19,9 @@ from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.parity import make_seal
-from litgpt.lora import LoRA
-from litgpt.prompts import load_style
-from litgpt.tokenizer import Tokenizer
+from litgpt.methods.lora import LoRA
+from litgpt.text.prompts import load_style
+from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import make_rows
 from tests.runs import words
 from tests.servers import in_thread

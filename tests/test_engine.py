@@ -6,13 +6,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate import engine as engine_module
 from litgpt.generate.engine import Engine, Text, generate
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import TextStream
-from litgpt.hub import PICO
 from litgpt.model import GPT
 
 SAMPLED = Sampling(1.0, top_k=20, top_p=0.95)

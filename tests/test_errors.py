@@ -283,7 +283,7 @@ def test_no_validation_file(fails, run, rows_file):
     [
         "litgpt.train.run.finished",  # beside the class of an optimizer, which refuses its options
         "litgpt.data.tokens.TokenizedRows.__init__",  # while tokens of an earlier run are opened
-        "litgpt.download.Repository.open",  # among the errors of a network
+        "litgpt.checkpoint.download.Repository.open",  # among the errors of a network
     ],
 )
 def test_errors_of_the_code_stay_what_they_are(place, error, run, llama, tmp_path, monkeypatch):
@@ -293,7 +293,7 @@ def test_errors_of_the_code_stay_what_they_are(place, error, run, llama, tmp_pat
     if "tokens" in place:
         main([*map(str, run), "--train.max_steps", "1", "--eval.max_new_tokens", "null"])
         run[-1] = tmp_path / "again"
-    monkeypatch.setattr("litgpt.download.offline", lambda: False)
+    monkeypatch.setattr("litgpt.checkpoint.download.offline", lambda: False)
     monkeypatch.setattr(place, fail)
     command = ["download", "org/name"] if "download" in place else run
     with pytest.raises(error, match="this is a bug"):

@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
-from litgpt.checkpoint import write_model
+from litgpt.checkpoint.folder import write_model
 from litgpt.evaluation import lm, scoring
 from litgpt.evaluation.scoring import score
 from litgpt.generate.loaded import Loaded
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
+from litgpt.methods.quantize import QuantizedLinear
 from litgpt.model import GPT
-from litgpt.quantize import QuantizedLinear
 from tests.conftest import save_llama
 from tests.eval_tasks import KINDS, made_rows, write_tasks
 
@@ -253,7 +253,7 @@ def test_every_way_to_ask(base, whole, tmp_path, capsys, template, tokenizer, tu
 def test_prompts_of_a_style_that_lm_eval_does_not_know_are_those_of_training(whole, base, tmp_path):
     """A saved ChatML has no BOS, though the tokenizer adds one to other texts."""
     from litgpt.evaluation.lm import LitGPT
-    from litgpt.prompts import choose_style
+    from litgpt.text.prompts import choose_style
 
     loaded = Loaded.open(base, None, "32-true", None, "cpu")
     loaded.style = choose_style("chatml", base, chat=True)

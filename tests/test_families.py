@@ -11,12 +11,12 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from litgpt.checkpoint import Checkpoint, base_parameters, load_weights, stored_pieces, write_model
-from litgpt.config import Config
+from litgpt.checkpoint.folder import Checkpoint, base_parameters, load_weights, stored_pieces, write_model
 from litgpt.errors import UserError
 from litgpt.families import aliases, name_table, read_config
 from litgpt.generate.engine import Engine, Text, generate
 from litgpt.model import GPT, KVCache
+from litgpt.model.config import Config
 from tests.families import ALL, FAMILIES, QUICK, save_random, warnings_of_transformers
 
 CPU = torch.device("cpu")

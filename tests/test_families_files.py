@@ -9,11 +9,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from litgpt.checkpoint import Checkpoint, load_weights, write_model
+from litgpt.checkpoint.folder import Checkpoint, load_weights, write_model
 from litgpt.errors import UserError
 from litgpt.families import name_table, read_config
+from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model import GPT
-from litgpt.quantize import QuantizedLinear, quantize
 from tests.families import FAMILIES, SIZES, YARN, save_random
 from tests.test_families import CPU, assert_close, ids, ours, tensors
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from litgpt.checkpoint import INDEX, hf_weights
+from litgpt.checkpoint.folder import INDEX, hf_weights
 from litgpt.families import read_config
 from litgpt.model import GPT
 
@@ -26,7 +26,7 @@ FIELDS = {
 LOAD = """
 import sys, torch
 from pathlib import Path
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 model = Source.open(Path(sys.argv[1])).model(getattr(torch, sys.argv[2]), torch.device("cpu"))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # in KiB
 """

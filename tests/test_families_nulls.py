@@ -13,10 +13,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 import litgpt.families
-from litgpt.checkpoint import Checkpoint
+from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
 from litgpt.families import read_config
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from tests.families import ALL, FAMILIES, GEMMA3, LLAMA3, SIZES, YARN, longrope, warnings_of_transformers
 from tests.test_families import CPU, assert_close, ids
 

@@ -15,17 +15,17 @@ from tokenizers.pre_tokenizers import Whitespace
 from transformers import AutoModelForCausalLM
 
 from litgpt.__main__ import main
-from litgpt.adapter import LLaMAAdapter
-from litgpt.adapter_v2 import LLaMAAdapterV2
-from litgpt.checkpoint import Checkpoint, load_weights
-from litgpt.config import Config
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.families import name_table
-from litgpt.loading import Source
-from litgpt.lora import TARGETS, LoRA, lora_layers
+from litgpt.methods.adapter import LLaMAAdapter
+from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.loading import Source
+from litgpt.methods.lora import TARGETS, LoRA, lora_layers
+from litgpt.methods.peft_export import write_lora
+from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model import GPT
-from litgpt.peft_export import write_lora
-from litgpt.quantize import QuantizedLinear, quantize
+from litgpt.model.config import Config
 from tests.families import ALL, FAMILIES, SIZES, save_random
 from tests.test_families import CPU, assert_close, ids
 from tests.test_lora import flags, with_lora

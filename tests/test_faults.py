@@ -12,12 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from litgpt.args import TrainArgs
 from litgpt.data.batches import Batch
 from litgpt.errors import UserError
 from litgpt.train import loop
+from litgpt.train.args import TrainArgs
 from litgpt.train.faults import in_words, is_out_of_memory, out_of_memory
-from litgpt.train.state import TrainingState, checkpoints, damage
+from litgpt.train.resume.state import TrainingState, checkpoints, damage
 from tests.conftest import save_llama
 from tests.runs import go, lines, same, start, words
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from litgpt.chat_template import ChatTemplate
 from litgpt.errors import UserError
-from litgpt.files import read_json, read_text, read_yaml, write_text
-from litgpt.outputs import SUMS, new_folder
-from litgpt.prompts import load_style, save_style, style_fields
+from litgpt.storage.files import read_json, read_text, read_yaml, write_text
+from litgpt.storage.outputs import SUMS, new_folder
+from litgpt.text.chat_template import ChatTemplate
+from litgpt.text.prompts import load_style, save_style, style_fields
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -21,7 +21,7 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from litgpt.hub import PICO
+from litgpt.checkpoint.hub import PICO
 from tests.servers import in_process, n_files, resident
 
 Sent = list[tuple[str, bytes]]  # requests as they are sent one after the other, each with its method

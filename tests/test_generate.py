@@ -16,8 +16,8 @@ from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
-from litgpt.loading import Source
-from litgpt.prompts import STYLES
+from litgpt.methods.loading import Source
+from litgpt.text.prompts import STYLES
 from tests.nasty import pieces
 
 CPU = torch.device("cpu")

@@ -14,13 +14,13 @@ from typing import Any, Optional
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.checkpoint.hub import PICO
 from litgpt.commands import generate as generate_module
 from litgpt.commands.generate import LLAMAS
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Text, generate
 from litgpt.generate.loaded import Loaded
-from litgpt.hub import PICO
 from litgpt.train.blocks import check_compiler
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]

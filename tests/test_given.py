@@ -7,9 +7,9 @@ import pytest
 import yaml
 
 from litgpt.__main__ import main
-from litgpt.args import TrainArgs
 from litgpt.errors import UserError
-from litgpt.quantize import bitsandbytes
+from litgpt.methods.quantize import bitsandbytes
+from litgpt.train.args import TrainArgs
 from tests.runs import lines
 from tests.test_cli import LORA
 

@@ -6,14 +6,14 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt.adapter import LLaMAAdapter
-from litgpt.adapter_v2 import LLaMAAdapterV2
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.finetune.full import train_everything
-from litgpt.lora import LoRA
+from litgpt.methods.adapter import LLaMAAdapter
+from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.lora import LoRA
+from litgpt.methods.quantize import quantize
 from litgpt.model import GPT
-from litgpt.quantize import quantize
 from litgpt.train.blocks import recompute
 from litgpt.train.loss import LossModel
 from tests.families import FAMILIES, save_random

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 import litgpt.model.linear as module
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import read_config
+from litgpt.methods.quantize import QuantizedLinear, bitsandbytes, in_tiles
 from litgpt.model import GPT
 from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, pack, rounded, unpack
-from litgpt.quantize import QuantizedLinear, bitsandbytes, in_tiles
 from litgpt.train.loss import LossModel
 
 FIELDS = {

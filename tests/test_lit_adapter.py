@@ -9,12 +9,12 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from litgpt.adapter import LLaMAAdapter, Prefix
-from litgpt.adapter_folder import write_adapter
-from litgpt.checkpoint import load_weights
-from litgpt.lit_adapter import LitPrefixFolder
-from litgpt.lit_folder import LitCheckpoint
-from litgpt.loading import Source
+from litgpt.checkpoint.folder import load_weights
+from litgpt.litgpt_format.adapter import LitPrefixFolder
+from litgpt.litgpt_format.folder import LitCheckpoint
+from litgpt.methods.adapter import LLaMAAdapter, Prefix
+from litgpt.methods.adapter_folder import write_adapter
+from litgpt.methods.loading import Source
 from litgpt.model import GPT
 from tests.conftest import save_llama
 from tests.families import save_random
@@ -115,7 +115,7 @@ def test_merge_lora(beside, tmp_path, tokenizer_file, capsys):
     (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     merged = save_lora(tmp_path / "lora", folder, weights, fields, {"query", "value", "mlp", "head"})
     (tmp_path / "lora" / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
-    (tmp_path / "lora" / "prompt_style.yaml").write_text("class_path: litgpt.prompts.Alpaca\n")
+    (tmp_path / "lora" / "prompt_style.yaml").write_text("class_path: litgpt.text.prompts.Alpaca\n")
     if beside:
         torch.save({n: t * 0.5 for n, t in merged.items()}, tmp_path / "lora" / "lit_model.pth")
         (tmp_path / "lora" / "model_config.yaml").write_text(yaml.safe_dump(fields))

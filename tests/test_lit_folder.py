@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from litgpt.__main__ import main
-from litgpt.config import Config, differences, from_litgpt, to_litgpt
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.files import read_json
-from litgpt.lit_folder import say
-from litgpt.loading import Source
-from litgpt.outputs import SINGLE
+from litgpt.litgpt_format.folder import say
+from litgpt.methods.loading import Source
+from litgpt.model.config import Config, differences, from_litgpt, to_litgpt
+from litgpt.storage.files import read_json
+from litgpt.storage.outputs import SINGLE
 from tests.conftest import save_llama
 from tests.families import ALL, QUICK, save_random
 from tests.lit import MODELS, config_fields, lit_weights, save_lit

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from tests.conftest import make_rows, save_llama
 from tests.families import save_random
 from tests.lit import MODELS, config_fields

@@ -9,13 +9,13 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM
 
 from litgpt.__main__ import main
-from litgpt.adapter_folder import open_adapter
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
-from litgpt.loading import Source
-from litgpt.lora import TARGETS, Dropout, LoRA, lora_layers
+from litgpt.methods.adapter_folder import open_adapter
+from litgpt.methods.loading import Source
+from litgpt.methods.lora import TARGETS, Dropout, LoRA, lora_layers
+from litgpt.methods.peft_export import write_lora
 from litgpt.model import GPT
-from litgpt.peft_export import write_lora
 from tests.conftest import save_llama
 
 CPU = torch.device("cpu")

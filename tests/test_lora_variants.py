@@ -9,11 +9,11 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 
 from litgpt.__main__ import main
-from litgpt.adapter_folder import open_adapter
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
-from litgpt.loading import Source
-from litgpt.lora import TARGETS, LoRA, lora_layers
+from litgpt.methods.adapter_folder import open_adapter
+from litgpt.methods.loading import Source
+from litgpt.methods.lora import TARGETS, LoRA, lora_layers
 from litgpt.model import GPT
 from tests.test_lora import CPU, IDS, base, flags, save, theirs, with_lora  # noqa: F401 (a fixture)
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.data.batches import UNTRAINED
-from litgpt.lora import LoRA, LoRALinear
+from litgpt.methods.lora import LoRA, LoRALinear
 from litgpt.train import loss as module
 
 

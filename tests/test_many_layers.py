@@ -8,17 +8,17 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt import checkpoint
-from litgpt.adapter_folder import open_adapter
-from litgpt.checkpoint import Checkpoint, Outline, base_parameters, write_model
+from litgpt.checkpoint import folder as checkpoint
+from litgpt.checkpoint.folder import Checkpoint, Outline, base_parameters, write_model
 from litgpt.commands import merge_lora
 from litgpt.families import read_config
 from litgpt.families.table import NameTable
-from litgpt.loading import Source
-from litgpt.lora import LoRA
+from litgpt.methods.adapter_folder import open_adapter
+from litgpt.methods.loading import Source
+from litgpt.methods.lora import LoRA
+from litgpt.methods.peft_export import write_lora
 from litgpt.model import GPT
-from litgpt.peft_export import write_lora
-from litgpt.train.fsdp import added_parameters
+from litgpt.train.devices.fsdp import added_parameters
 from tests.test_lora import CPU, with_lora
 
 LORA = LoRA(r=2, mlp=True)

@@ -10,13 +10,14 @@ import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 
-from litgpt import LLM, checkpoint
+from litgpt import LLM
 from litgpt.__main__ import main
-from litgpt.checkpoint import Checkpoint
+from litgpt.checkpoint import folder as checkpoint
+from litgpt.checkpoint.folder import Checkpoint
 from litgpt.evaluation.run import model_hashes
-from litgpt.loading import Source
-from litgpt.lora import LoRA
-from litgpt.outputs import SUMS, listed
+from litgpt.methods.loading import Source
+from litgpt.methods.lora import LoRA
+from litgpt.storage.outputs import SUMS, listed
 from tests.conftest import save_llama
 from tests.lit import lit_weights, save_lit
 from tests.runs import words

@@ -8,13 +8,13 @@ import torch
 import yaml
 
 from litgpt.__main__ import main
-from litgpt.adapter import LLaMAAdapter
-from litgpt.adapter_v2 import LLaMAAdapterV2
-from litgpt.config import Config
 from litgpt.errors import UserError
-from litgpt.loading import Source
-from litgpt.lora import LoRA
+from litgpt.methods.adapter import LLaMAAdapter
+from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.loading import Source
+from litgpt.methods.lora import LoRA
 from litgpt.model import GPT
+from litgpt.model.config import Config
 from litgpt.train import run
 from tests.conftest import save_llama
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.generate.engine import generate
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from litgpt.model import GPT, KVCache
 from litgpt.model.norm import MANY, RMSNorm, UnitOffsetRMSNorm
 from tests.conftest import save_llama
@@ -100,7 +100,7 @@ def test_gradients(folder):
         logits = model(ids).logits if model is theirs else model(ids)
         torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
     expected = {n: p.grad for n, p in theirs.named_parameters()}
-    from litgpt.checkpoint import base_parameters
+    from litgpt.checkpoint.folder import base_parameters
     from litgpt.families import name_table
 
     table, seen = name_table(ours.config), set()

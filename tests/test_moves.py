@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from litgpt.adapter import LLaMAAdapter, Prefix
-from litgpt.adapter_v2 import LLaMAAdapterV2
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.generate.adapters import AdaptedLinear, Adapters
-from litgpt.lora import LoRA, LoRALinear
+from litgpt.methods.adapter import LLaMAAdapter, Prefix
+from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.lora import LoRA, LoRALinear
+from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model import GPT
-from litgpt.quantize import QuantizedLinear, quantize
 from tests.families import FAMILIES, save_random
 
 CPU = torch.device("cpu")

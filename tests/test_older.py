@@ -11,10 +11,10 @@ import pytest
 import yaml
 
 from litgpt.__main__ import COMMANDS, main
-from litgpt.cli import make_parser, new_home, option_names
-from litgpt.lora import LoRA
-from litgpt.older import adapter_folder, refusals, translate
-from litgpt.peft_export import write_lora
+from litgpt.cli.legacy import adapter_folder, refusals, translate
+from litgpt.cli.parser import make_parser, new_home, option_names
+from litgpt.methods.lora import LoRA
+from litgpt.methods.peft_export import write_lora
 from tests.conftest import make_rows, save_llama
 from tests.pages import ROOT
 from tests.ranks import alike, ended, start

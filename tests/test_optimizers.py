@@ -12,9 +12,9 @@ from torch import nn
 
 import litgpt.train.optimizers as optimizers
 from litgpt.__main__ import main
+from litgpt.cli.options import load_class
 from litgpt.families import read_config
-from litgpt.given import load_class
-from litgpt.lora import LoRA, lora_layers
+from litgpt.methods.lora import LoRA, lora_layers
 from litgpt.model import GPT
 from litgpt.train.optimizers import (
     SHORT_NAMES,

@@ -17,7 +17,7 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.errors import UserError
-from litgpt.outputs import (
+from litgpt.storage.outputs import (
     SINGLE,
     SUMS,
     check_place,
@@ -278,9 +278,9 @@ def test_two_writers_of_one_file(llama, tmp_path, capsys):
 
 
 def test_a_finished_run_from_python_is_not_repeated(base, rows_file, tmp_path, capsys):
-    from litgpt.args import EvalArgs, TrainArgs
     from litgpt.data import JSON
     from litgpt.finetune.lora import setup
+    from litgpt.train.args import EvalArgs, TrainArgs
 
     def call() -> None:
         data = JSON(str(rows_file), val_split_fraction=0.1)

@@ -11,8 +11,8 @@ from torch.nn import functional as F
 from litgpt.__main__ import main
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, PackedRows, best_fit
-from litgpt.loading import Source
-from litgpt.tokenizer import Tokenizer
+from litgpt.methods.loading import Source
+from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
 from tests.conftest import make_rows
 

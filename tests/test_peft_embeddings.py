@@ -16,11 +16,11 @@ from safetensors.torch import load_file, save_file
 
 from litgpt import LLM
 from litgpt.__main__ import main
-from litgpt.adapter_folder import open_adapter
-from litgpt.checkpoint import Checkpoint
+from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
 from litgpt.generate.loaded import Loaded
-from litgpt.loading import Source
+from litgpt.methods.adapter_folder import open_adapter
+from litgpt.methods.loading import Source
 from litgpt.serve.models import Offer
 from tests.families import save_random
 from tests.test_families import CPU, assert_close

@@ -9,9 +9,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litgpt.__main__ import main
+from litgpt.checkpoint.hub import find_folder
 from litgpt.data.pico import PicoSums, PicoText, in_words, sums
-from litgpt.hub import find_folder
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 
 
 def folder():

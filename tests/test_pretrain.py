@@ -9,9 +9,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from litgpt import checkpoint as checkpoint_module
 from litgpt.__main__ import main
-from litgpt.loading import Source
+from litgpt.checkpoint import folder as checkpoint_module
+from litgpt.methods.loading import Source
 from tests.conftest import WORDS
 
 CONFIG = {

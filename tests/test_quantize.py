@@ -11,14 +11,14 @@ import pytest
 import torch
 from torch import nn
 
-from litgpt.adapter import LLaMAAdapter, Prefix
-from litgpt.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
-from litgpt.checkpoint import Checkpoint, load_weights
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.data.batches import Batch
 from litgpt.generate.adapters import AdaptedLinear, Adapters
-from litgpt.lora import LoRA, LoRALinear
+from litgpt.methods.adapter import LLaMAAdapter, Prefix
+from litgpt.methods.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
+from litgpt.methods.lora import LoRA, LoRALinear
+from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model import GPT
-from litgpt.quantize import QuantizedLinear, quantize
 from litgpt.train.loss import LossModel
 from tests.families import FAMILIES, save_random
 from tests.test_training import files, finetune, losses, reference  # noqa: F401

@@ -14,14 +14,14 @@ import yaml
 from torch import nn
 
 from litgpt.__main__ import main
+from litgpt.checkpoint.hub import PICO
+from litgpt.cli.recipes import Recipe, find_recipe, shipped_recipes
 from litgpt.commands.recipes import lora_parameters, model_of, repository
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import read_config
-from litgpt.hub import PICO
-from litgpt.lora import TARGETS, LoRA
+from litgpt.methods.lora import TARGETS, LoRA
 from litgpt.model import GPT
-from litgpt.recipes import Recipe, find_recipe, shipped_recipes
+from litgpt.model.config import Config
 from litgpt.train.start import model_fields
 from tests.conftest import make_rows
 from tests.families import SIZES

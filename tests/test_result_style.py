@@ -10,9 +10,9 @@ from transformers import AutoTokenizer, GenerationConfig
 
 from litgpt.__main__ import main
 from litgpt.data import JSON
-from litgpt.prompts import STYLE_FILE, chat_templates, checkpoint_template, choose_style, load_style, save_style
-from litgpt.styles import STYLES, NamedStyle
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.prompts import STYLE_FILE, chat_templates, checkpoint_template, choose_style, load_style, save_style
+from litgpt.text.styles import STYLES, NamedStyle
+from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import make_rows, save_llama
 
 MY_TEMPLATE = "{{ bos_token }}{% for m in messages %}{{ m.role }}>{{ m.content }}<|im_end|>{% endfor %}" + (

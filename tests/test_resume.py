@@ -13,11 +13,11 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
-from litgpt.outputs import SINGLE, SUMS, new_folder, write_single, write_sums
-from litgpt.train.folder import taken
+from litgpt.storage.outputs import SINGLE, SUMS, new_folder, write_single, write_sums
 from litgpt.train.metrics import FIELDS, lines_until
-from litgpt.train.resume import to_resume
-from litgpt.train.state import STATE, damage
+from litgpt.train.resume.find import to_resume
+from litgpt.train.resume.folder import taken
+from litgpt.train.resume.state import STATE, damage
 from tests.runs import METHODS, Processes, go, lines, same, start, words
 
 
@@ -480,7 +480,7 @@ def test_a_replaced_folder_is_never_lost(at, tmp_path, monkeypatch):
             if at != "after":
                 monkeypatch.setattr(Path, "rename", killed)
             monkeypatch.setattr(shutil, "rmtree", lambda *a, **k: None)  # nor is anything tidied up
-            monkeypatch.setattr("litgpt.outputs.put_back", lambda *a: None)
+            monkeypatch.setattr("litgpt.storage.outputs.put_back", lambda *a: None)
         try:
             with new_folder(tmp_path / "best") as folder:
                 (folder / "text").write_text(text)

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
-from litgpt.args import TrainArgs
 from litgpt.errors import UserError
-from litgpt.train import loop, one_device
+from litgpt.train import loop
+from litgpt.train.args import TrainArgs
+from litgpt.train.devices import one_device
 from litgpt.train.loop import Plan, Result
 from litgpt.train.schedule import learning_rate
 from tests.conftest import make_rows

@@ -10,7 +10,7 @@ from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.sequentially import Copies, spread, usable_devices
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from litgpt.model import GPT
 from litgpt.model.attention import Reading
 from litgpt.model.kv_cache import EachRow

@@ -17,11 +17,11 @@ httpx = pytest.importorskip("httpx")
 from fastapi.testclient import TestClient
 
 from litgpt.__main__ import main
+from litgpt.checkpoint.hub import PICO
 from litgpt.generate.engine import generate
 from litgpt.generate.loaded import Loaded
-from litgpt.hub import PICO
-from litgpt.lora import LoRA
-from litgpt.prompts import checkpoint_template
+from litgpt.methods.lora import LoRA
+from litgpt.text.prompts import checkpoint_template
 from tests.servers import Running, in_thread
 from tests.test_lora import save, with_lora
 

@@ -20,10 +20,10 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
+from litgpt.checkpoint.hub import PICO
 from litgpt.generate.engine import Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.text import TextStream
-from litgpt.hub import PICO
 from litgpt.serve import app as app_module
 from litgpt.serve import gate as gate_module
 from litgpt.serve import protocol

@@ -17,12 +17,12 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from litgpt import LLM
+from litgpt.checkpoint.hub import PICO
 from litgpt.commands import generate as generate_module
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, Text, generate
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
-from litgpt.hub import PICO
 from litgpt.model import GPT, KVCache
 from litgpt.serve.worker import IN_A_ROW, Worker
 from tests.servers import Running, in_thread

@@ -12,7 +12,7 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from litgpt.hub import PICO
+from litgpt.checkpoint.hub import PICO
 from litgpt.serve.hosts import is_local, is_own
 from tests.servers import Running, in_thread
 

@@ -16,7 +16,7 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
-from litgpt.hub import PICO
+from litgpt.checkpoint.hub import PICO
 from tests.conftest import save_llama
 from tests.servers import in_process, in_thread, resident
 

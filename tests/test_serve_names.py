@@ -12,8 +12,8 @@ pytest.importorskip("fastapi")
 openai = pytest.importorskip("openai")
 httpx = pytest.importorskip("httpx")
 
-from litgpt.hub import PICO
-from litgpt.lora import LoRA
+from litgpt.checkpoint.hub import PICO
+from litgpt.methods.lora import LoRA
 from litgpt.serve.models import Offer
 from tests.servers import Running, in_thread
 from tests.test_lora import save, with_lora

@@ -12,11 +12,11 @@ import pytest
 pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
+from litgpt.checkpoint.hub import PICO
 from litgpt.generate.engine import GREEDY, generate
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
-from litgpt.hub import PICO
-from litgpt.lora import LoRA
+from litgpt.methods.lora import LoRA
 from tests.servers import Running, in_thread
 from tests.test_lora import save, with_lora
 

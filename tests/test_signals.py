@@ -14,14 +14,14 @@ from typing import Any
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.args import run_settings, run_words
 from litgpt.data.base import DataModule
 from litgpt.train import loop, run
+from litgpt.train.args import run_settings, run_words
 from litgpt.train.examples import Examples
 from litgpt.train.loss import LossModel
-from litgpt.train.resume import again
-from litgpt.train.save import Saver
-from litgpt.train.state import checkpoints, damage
+from litgpt.train.resume.find import again
+from litgpt.train.resume.save import Saver
+from litgpt.train.resume.state import checkpoints, damage
 from tests.runs import go, lines, same, start
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 75}

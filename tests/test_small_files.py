@@ -14,12 +14,12 @@ import torch
 import yaml
 
 from litgpt.__main__ import main
-from litgpt.adapter_folder import open_adapter
-from litgpt.chat_template import ChatTemplate
 from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError
-from litgpt.files import read_json, read_yaml
-from litgpt.loading import Source
+from litgpt.methods.adapter_folder import open_adapter
+from litgpt.methods.loading import Source
+from litgpt.storage.files import read_json, read_yaml
+from litgpt.text.chat_template import ChatTemplate
 from litgpt.train.metrics import FIELDS as METRICS
 from litgpt.train.metrics import lines_until
 from tests.mutations import Scene, edit, run
@@ -393,7 +393,7 @@ def test_templates_that_would_take_all_time_or_memory(template):
 
 @pytest.mark.parametrize("template", SLOW)
 def test_templates_that_do_not_end(template, monkeypatch):
-    monkeypatch.setattr("litgpt.chat_template.SECONDS", 0.1)
+    monkeypatch.setattr("litgpt.text.chat_template.SECONDS", 0.1)
     with pytest.raises(UserError, match="template"):
         ChatTemplate(template, {}).render([{"role": "user", "content": "a"}], True)
 

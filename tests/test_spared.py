@@ -12,10 +12,11 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.errors import UserError
-from litgpt.train import examples, run, save, speed
-from litgpt.train.launch import peak_memory
+from litgpt.train import examples, run, speed
+from litgpt.train.devices.launch import peak_memory
 from litgpt.train.metrics import FIELDS, Metrics, plot
 from litgpt.train.progress import Screen
+from litgpt.train.resume import save
 from tests.runs import go, lines, same, start
 from tests.test_training import read_metrics
 

@@ -12,7 +12,7 @@ from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Reader, Speculation, judge, pick
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from litgpt.model import GPT
 from tests.conftest import save_llama
 from tests.families import save_random

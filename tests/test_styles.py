@@ -6,7 +6,7 @@ import json
 import pytest
 
 from litgpt.errors import UserError
-from litgpt.styles import STYLES
+from litgpt.text.styles import STYLES
 
 SYSTEM, USER, ANSWER = "Answer as a fox.", "What does the fox say? {system} {x}", "Ring {input} {}"
 GOLDEN = {  # sha256 of what `renderings` gives, its first 12 digits

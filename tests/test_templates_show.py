@@ -9,15 +9,15 @@ import pytest
 from transformers import AutoTokenizer
 
 from litgpt.__main__ import main
-from litgpt.chat_template import ChatTemplate
 from litgpt.data import JSON
 from litgpt.data.base import Loaded
 from litgpt.data.check import harm
 from litgpt.data.forms import recognise, to_row
 from litgpt.data.lost import Lookup
 from litgpt.data.tokens import TRAINED
-from litgpt.prompts import STYLE_FILE, chat_templates, chatml, checkpoint_template, choose_style, load_style
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.chat_template import ChatTemplate
+from litgpt.text.prompts import STYLE_FILE, chat_templates, chatml, checkpoint_template, choose_style, load_style
+from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import save_llama
 
 TOOL = {
@@ -303,8 +303,8 @@ def test_the_template_for_tools(place, llama, tmp_path):
 
 
 def test_the_template_for_tools_is_copied_and_remembered(llama, tmp_path):
-    from litgpt.prompts import save_style
-    from litgpt.tokenizer import copy_files
+    from litgpt.text.prompts import save_style
+    from litgpt.text.tokenizer import copy_files
 
     shutil.copytree(llama, tmp_path / "m")
     two_templates(tmp_path / "m", "files")

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.tensor_parallel import check_parts, keep_part
 from litgpt.model import GPT
+from litgpt.model.config import Config
 
 SIZES = dict(block_size=64, padded_vocab_size=50, n_layer=2, n_embd=32, n_head=4, intermediate_size=48)
 MODELS = {
@@ -116,7 +116,7 @@ def test_two_processes(llama: Path, capfd: pytest.CaptureFixture):
 
 
 def test_one_process_is_the_whole(llama):
-    from litgpt.loading import Source
+    from litgpt.methods.loading import Source
 
     model = Source.open(llama).model(torch.float32, torch.device("cpu"))
     expected = list(generate(model, [5, 6], 20))

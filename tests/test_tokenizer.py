@@ -15,9 +15,9 @@ import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import AutoTokenizer
 
+from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
-from litgpt.hub import PICO
-from litgpt.tokenizer import Tokenizer, TooLong
+from litgpt.text.tokenizer import Tokenizer, TooLong
 from tests.nasty import nasty_texts, pieces
 
 NAMES = ("falcon", "llama-2", "llama-3-8b-instruct", "minimind", "phi-3", "pythia", "qwen2.5", "smollm2", "stories260k")

@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from litgpt.__main__ import main
-from litgpt.checkpoint import Checkpoint
+from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
 
 

@@ -14,12 +14,12 @@ import yaml
 
 import litgpt
 from litgpt.__main__ import main
-from litgpt.chat_template import ChatTemplate
-from litgpt.checkpoint import Checkpoint
+from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
-from litgpt.outputs import SUMS, write_sums
-from litgpt.prompts import load_style
-from litgpt.train.state import STATE, damage
+from litgpt.storage.outputs import SUMS, write_sums
+from litgpt.text.chat_template import ChatTemplate
+from litgpt.text.prompts import load_style
+from litgpt.train.resume.state import STATE, damage
 from tests.conftest import save_llama
 from tests.runs import go, words
 

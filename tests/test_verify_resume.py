@@ -47,7 +47,7 @@ def test_no_difference(name, inside, base, rows_file, capsys):
 
 def test_a_difference_is_found(inside, base, rows_file, monkeypatch, capsys):
     """Without the random states, dropout draws otherwise after the stop."""
-    monkeypatch.setattr("litgpt.train.save.set_random_state", lambda *args: None)
+    monkeypatch.setattr("litgpt.train.resume.save.set_random_state", lambda *args: None)
     with pytest.raises(SystemExit) as stop:
         main(["verify-resume", str(base), *options(rows_file), "--steps=2", "--lora_dropout", "0.5"])
     assert stop.value.code == 1

@@ -10,11 +10,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 import yaml
 
-from litgpt import web
-from litgpt.args import run_words
 from litgpt.data.download import fetch
 from litgpt.errors import UserError, without_secrets
-from litgpt.train.resume import again
+from litgpt.storage import http as web
+from litgpt.train.args import run_words
+from litgpt.train.resume.find import again
 from tests.mutations import run
 from tests.runs import words
 

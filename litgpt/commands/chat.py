@@ -11,7 +11,6 @@ from functools import partial
 from pathlib import Path
 from typing import Optional, Union
 
-from litgpt.args import PrecisionName, QuantizeName
 from litgpt.commands.generate import check_numbers
 from litgpt.errors import UserError, nearest
 from litgpt.generate.answers import stop_strings
@@ -19,7 +18,8 @@ from litgpt.generate.conversation import Conversation
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import to_line
 from litgpt.generate.sampling import Sampling
-from litgpt.train.launch import Accelerator
+from litgpt.train.args import PrecisionName, QuantizeName
+from litgpt.train.devices.launch import Accelerator
 
 HELP = """\
 /reset         begin a new conversation; the system message stays

@@ -4,14 +4,14 @@ import json
 import shutil
 from pathlib import Path
 
-from litgpt.checkpoint import widest_first, write_weights
+from litgpt.checkpoint.folder import widest_first, write_weights
+from litgpt.checkpoint.hub import find_folder
 from litgpt.errors import UserError
-from litgpt.hub import find_folder
-from litgpt.lit_adapter import lit_adapter_file
-from litgpt.lit_folder import MODEL, LitCheckpoint
-from litgpt.outputs import check_replaceable, exclusive, new_folder
-from litgpt.prompts import STYLE_FILE, checkpoint_template, load_style, save_template
-from litgpt.tokenizer import Tokenizer, copy_files
+from litgpt.litgpt_format.adapter import lit_adapter_file
+from litgpt.litgpt_format.folder import MODEL, LitCheckpoint
+from litgpt.storage.outputs import check_replaceable, exclusive, new_folder
+from litgpt.text.prompts import STYLE_FILE, checkpoint_template, load_style, save_template
+from litgpt.text.tokenizer import Tokenizer, copy_files
 
 
 def main(checkpoint_dir: Path, output_dir: Path) -> None:

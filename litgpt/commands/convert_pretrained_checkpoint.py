@@ -5,11 +5,11 @@ from pathlib import Path
 
 import torch
 
+from litgpt.checkpoint.hub import find_folder
 from litgpt.errors import UserError
-from litgpt.hub import find_folder
-from litgpt.lit_folder import MODEL, MODEL_CONFIG, read_pth
-from litgpt.outputs import check_replaceable, exclusive, new_folder
-from litgpt.tokenizer import copy_files
+from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, read_pth
+from litgpt.storage.outputs import check_replaceable, exclusive, new_folder
+from litgpt.text.tokenizer import copy_files
 
 
 def main(checkpoint_dir: Path, output_dir: Path) -> None:

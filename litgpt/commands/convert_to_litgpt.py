@@ -7,13 +7,13 @@ from typing import Literal, Optional
 import torch
 import yaml
 
-from litgpt.checkpoint import Checkpoint
-from litgpt.config import Config, to_litgpt
+from litgpt.checkpoint.folder import Checkpoint
+from litgpt.checkpoint.hub import find_folder, repository_id
 from litgpt.errors import UserError
 from litgpt.families import name_table
-from litgpt.hub import find_folder, repository_id
-from litgpt.lit_folder import MODEL, MODEL_CONFIG, to_lit
-from litgpt.outputs import check_file, put_single, write_single
+from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, to_lit
+from litgpt.model.config import Config, to_litgpt
+from litgpt.storage.outputs import check_file, put_single, write_single
 
 LITGPT_NAMES = {  # by family, how the names begin by which LitGPT knows it
     "gemma": "Gemma-",

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import litgpt
-from litgpt.files import cache_place, home
+from litgpt.storage.files import cache_place, home
 
 EXTRAS = {  # what an extra of pyproject.toml adds
     "chat": "a line editor for litgpt chat",
@@ -95,7 +95,7 @@ def device_lines(wrong: list[str]) -> Lines:
     """Devices, and the precisions and quantizations that work on each."""
     import torch
 
-    from litgpt.train.launch import DTYPES, default_precision
+    from litgpt.train.devices.launch import DTYPES, default_precision
 
     yield "cpu", f"{cpu_name()}, {cpu_count()} cores, torch takes {torch.get_num_threads()} threads"
     devices = [torch.device("cpu")]
@@ -135,9 +135,9 @@ def train_a_step(precision: str, device: Any) -> None:
     """A forward and a backward pass of a very small model."""
     import torch
 
-    from litgpt.config import Config
     from litgpt.model import GPT
-    from litgpt.train.launch import DTYPES
+    from litgpt.model.config import Config
+    from litgpt.train.devices.launch import DTYPES
 
     config = Config(n_layer=1, n_head=2, n_embd=64, padded_vocab_size=64, block_size=16, intermediate_size=64)
     model = GPT(config).to(device, DTYPES[precision])
@@ -153,7 +153,7 @@ def quantized_product(scheme: str, device: Any) -> None:
     """A product with a quantized matrix, and its backward pass."""
     import torch
 
-    from litgpt.quantize import QuantizedLinear
+    from litgpt.methods.quantize import QuantizedLinear
 
     layer = QuantizedLinear(torch.nn.Linear(64, 64, bias=False, device="meta"), scheme)
     layer.store(0, torch.randn(64, 64, device=device))

@@ -5,10 +5,10 @@ import sys
 from pathlib import Path
 from typing import Optional
 
-from litgpt.config import Config, known_models
-from litgpt.download import download
+from litgpt.checkpoint.download import download
+from litgpt.checkpoint.hub import CHECKPOINTS, PICO, repositories, repository_named
 from litgpt.errors import UserError, nearest
-from litgpt.hub import CHECKPOINTS, PICO, repositories, repository_named
+from litgpt.model.config import Config, known_models
 
 TIED = re.compile(  # models whose published head is the embedding; the rows of models.yaml have a head of its own
     r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini"

@@ -15,7 +15,6 @@ from typing import IO, Any, Literal, Optional, Union
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from litgpt.args import PrecisionName, QuantizeName
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer, decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Text
@@ -23,8 +22,9 @@ from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import already_answered, kept, open_prompts, to_line, to_messages
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread
-from litgpt.outputs import exclusive
-from litgpt.train.launch import Accelerator, peak_memory
+from litgpt.storage.outputs import exclusive
+from litgpt.train.args import PrecisionName, QuantizeName
+from litgpt.train.devices.launch import Accelerator, peak_memory
 from litgpt.train.progress import SECONDS, gigabytes
 
 LLAMAS = "What food do llamas eat?"

@@ -5,14 +5,14 @@ import time
 from pathlib import Path
 from typing import Optional, Union
 
-from litgpt.args import PrecisionName, QuantizeName
 from litgpt.commands.generate import LLAMAS, check_numbers, from_stdin
 from litgpt.generate.answers import stop_strings
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Speculation, check_pair
 from litgpt.generate.text import TextStream
-from litgpt.train.launch import Accelerator, peak_memory
+from litgpt.train.args import PrecisionName, QuantizeName
+from litgpt.train.devices.launch import Accelerator, peak_memory
 from litgpt.train.progress import gigabytes
 
 

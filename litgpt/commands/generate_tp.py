@@ -11,7 +11,6 @@ from typing import Literal, Optional, Union
 import torch
 from torch import distributed
 
-from litgpt.args import PrecisionName, QuantizeName
 from litgpt.commands.generate import LLAMAS, check_numbers, from_stdin, show
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
@@ -20,11 +19,12 @@ from litgpt.generate.loaded import Loaded, natural_precision
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import usable_devices
 from litgpt.generate.tensor_parallel import check_parts, keep_part
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
+from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model import GPT
-from litgpt.peft_folder import LoRAFolder
+from litgpt.train.args import PrecisionName, QuantizeName
 from litgpt.train.blocks import check_compiler
-from litgpt.train.launch import Accelerator, peak_memory, pick_device
+from litgpt.train.devices.launch import Accelerator, peak_memory, pick_device
 from litgpt.train.progress import gigabytes
 
 

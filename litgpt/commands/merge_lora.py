@@ -8,19 +8,19 @@ from typing import Literal, Optional
 
 import torch
 
-from litgpt.checkpoint import NUMBERS, Outline, tied_head, widest_first, with_changes, write_weights
+from litgpt.checkpoint.folder import NUMBERS, Outline, tied_head, widest_first, with_changes, write_weights
+from litgpt.checkpoint.torch_file import NAMES, TYPES
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
 from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
-from litgpt.loading import Source
-from litgpt.outputs import SUMS, check_replaceable, exclusive, new_folder
-from litgpt.peft_folder import CONFIG, LoRAFolder
-from litgpt.prompts import STYLE_FILE, save_template
-from litgpt.styles import STYLES
-from litgpt.tokenizer import copy_files, save_stop
-from litgpt.torch_file import NAMES, TYPES
-from litgpt.train.launch import DTYPES, default_precision, pick_device
+from litgpt.methods.loading import Source
+from litgpt.methods.peft_folder import CONFIG, LoRAFolder
+from litgpt.storage.outputs import SUMS, check_replaceable, exclusive, new_folder
+from litgpt.text.prompts import STYLE_FILE, save_template
+from litgpt.text.styles import STYLES
+from litgpt.text.tokenizer import copy_files, save_stop
+from litgpt.train.devices.launch import DTYPES, default_precision, pick_device
 
 
 def main(

@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 from typing import Any, Optional
 
+from litgpt.checkpoint.hub import PICO
+from litgpt.cli.recipes import Recipe, find_recipe, shipped_recipes
 from litgpt.commands.download import parameters
-from litgpt.config import Config, known_models
 from litgpt.errors import UserError, nearest
-from litgpt.hub import PICO
-from litgpt.recipes import Recipe, find_recipe, shipped_recipes
+from litgpt.model.config import Config, known_models
 
 ROW = "{:28} {:9} {:>10}  {:>10}  {}"
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from litgpt.data.text_files import text_sources
 from litgpt.errors import UserError
-from litgpt.outputs import check_replaceable, exclusive, new_folder
+from litgpt.storage.outputs import check_replaceable, exclusive, new_folder
 
 BOS, EOS = "<s>", "</s>"
 

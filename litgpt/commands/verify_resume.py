@@ -11,8 +11,8 @@ from typing import Optional
 import torch
 from safetensors import safe_open
 
-from litgpt.chat_template import clock_at
 from litgpt.errors import UserError
+from litgpt.text.chat_template import clock_at
 from litgpt.train.loop import PAUSED
 from litgpt.train.metrics import METRICS
 

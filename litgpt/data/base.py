@@ -19,7 +19,6 @@ from typing import Any, Literal, Optional, Union
 
 import torch
 
-from litgpt.chat_template import clock_at
 from litgpt.data.forms import FORMS, recognise, rename, to_row
 from litgpt.data.lost import Lookup
 from litgpt.data.row_files import read_rows, without_padding
@@ -34,8 +33,9 @@ from litgpt.data.tokens import (
     read_tokens,
 )
 from litgpt.errors import UserError, require
-from litgpt.prompts import PromptStyle, choose_style, style_fields
-from litgpt.tokenizer import Encoded, Tokenizer
+from litgpt.text.chat_template import clock_at
+from litgpt.text.prompts import PromptStyle, choose_style, style_fields
+from litgpt.text.tokenizer import Encoded, Tokenizer
 
 AT_ONCE, CHARACTERS = 4000, 4_000_000  # rows that are tokenized together, and characters after which it is enough
 TOKEN_MAKERS = ("chat_template", "prompts", "styles", "tokenizer")  # beside litgpt/data

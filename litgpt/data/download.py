@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Optional
 
 from litgpt.errors import UserError, remark
-from litgpt.files import part_of
-from litgpt.outputs import new_folder
-from litgpt.web import open_url, reason_of
+from litgpt.storage.files import part_of
+from litgpt.storage.http import open_url, reason_of
+from litgpt.storage.outputs import new_folder
 
 
 def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -> Path:

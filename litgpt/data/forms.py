@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Optional, Union
 
-from litgpt.chat_template import REASONING
 from litgpt.errors import UserError, kind, nearest
-from litgpt.files import parse_json
+from litgpt.storage.files import parse_json
+from litgpt.text.chat_template import REASONING
 
 MAX_CHARACTERS = 1_000_000
 

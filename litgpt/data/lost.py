@@ -4,8 +4,8 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Optional
 
-from litgpt.chat_template import REASONING, Message, PromptStyle
 from litgpt.errors import UserError
+from litgpt.text.chat_template import REASONING, Message, PromptStyle
 
 EARLIER = "reasoning of earlier turns"  # which many templates drop on purpose
 KINDS = {"system": "system messages", "user": "prompts", "assistant": "answers", "tool": "tool results"}

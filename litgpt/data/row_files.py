@@ -15,7 +15,7 @@ from shutil import copyfileobj
 from typing import Any, BinaryIO, Optional, cast
 
 from litgpt.errors import UserError, kind, nearest, require
-from litgpt.files import check_depth, parse_json, whole_number
+from litgpt.storage.files import check_depth, parse_json, whole_number
 
 Rows = Iterator[tuple[str, Any]]
 Reader = Callable[[Path, BinaryIO], Rows]

@@ -24,7 +24,7 @@ from safetensors import SafetensorError, safe_open
 
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.errors import UserError
-from litgpt.files import cache_place, parse_json, part_of
+from litgpt.storage.files import cache_place, parse_json, part_of
 
 KINDS = {"ids": ("I32", 4), "marks": ("U8", 1), "starts": ("I64", 8), "hashes": ("I64", 8)}  # dtype and its bytes
 TRAINED, ANSWER = 1, 2  # bits of a token's mark: its prediction is trained; it is part of an answer

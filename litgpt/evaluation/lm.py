@@ -16,14 +16,14 @@ from lm_eval.api.model import LM
 from lm_eval.models.utils import handle_stop_sequences, normalize_gen_kwargs, postprocess_generated_text
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from litgpt.chat_template import ChatTemplate
 from litgpt.errors import UserError
 from litgpt.evaluation.scoring import score
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import TextStream
-from litgpt.prompts import template_variables
+from litgpt.text.chat_template import ChatTemplate
+from litgpt.text.prompts import template_variables
 from litgpt.train.progress import SECONDS, duration
 
 MAX_NEW = 256  # tokens of an answer where a task does not say how many, as in lm-eval

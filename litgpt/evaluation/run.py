@@ -22,10 +22,10 @@ from tqdm import tqdm
 import litgpt
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
-from litgpt.lit_folder import MODEL_CONFIG
-from litgpt.loading import Source
-from litgpt.outputs import check_file, write_single
-from litgpt.peft_folder import CONFIG
+from litgpt.litgpt_format.folder import MODEL_CONFIG
+from litgpt.methods.loading import Source
+from litgpt.methods.peft_folder import CONFIG
+from litgpt.storage.outputs import check_file, write_single
 
 
 def evaluate(

@@ -9,10 +9,10 @@ import importlib
 from types import ModuleType
 from typing import Any
 
-from litgpt.config import Config, differences
 from litgpt.errors import UserError, nearest
 from litgpt.families.common import MissingField, without_nulls
 from litgpt.families.table import Aliases, NameTable
+from litgpt.model.config import Config, differences
 from litgpt.model.rope import make_ropes
 
 FAMILIES = {  # model_type: module

@@ -7,10 +7,10 @@ not read: no dropout is applied to pretrained weights.
 from collections.abc import Sequence
 from typing import Any, Optional
 
-from litgpt.config import MOST_LAYERS
 from litgpt.errors import UserError
-from litgpt.fields import is_number
+from litgpt.model.config import MOST_LAYERS
 from litgpt.model.rope import ROPE_TYPES
+from litgpt.storage.fields import is_number
 
 LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor")
 ROPE_NUMBERS = {"linear": ("factor",), "llama3": LLAMA3_NUMBERS, "yarn": ("factor",)}  # that must be there

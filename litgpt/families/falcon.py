@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families.common import epsilon, flag, gelu, read_rope, require_value, whole
 from litgpt.families.table import HFModules, NameTable, Stored, in_layers, rows_by_group
 from litgpt.families.writing import write_activation, write_rope
+from litgpt.model.config import Config
 
 
 def read_config(fields: dict[str, Any]) -> Config:

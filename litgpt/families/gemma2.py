@@ -2,12 +2,12 @@
 
 from typing import Any, Optional
 
-from litgpt.config import Config
 from litgpt.families.common import number, read_gate, read_rope, read_sizes, read_windows, require_value, whole
 from litgpt.families.gemma import read_shared, write_shared
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, Rules, in_layers
 from litgpt.families.writing import write_layer_types, write_rope, write_sizes
+from litgpt.model.config import Config
 
 FOUR_NORMS: Rules = {
     **LAYER,

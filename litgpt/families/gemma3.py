@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import gemma3_text
 from litgpt.families.common import flag, require_value
 from litgpt.families.llama import ENDS
 from litgpt.families.table import Aliases, NameTable, in_layers
+from litgpt.model.config import Config
 
 ALIASES = Aliases(
     renames=[

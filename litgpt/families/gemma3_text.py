@@ -3,13 +3,13 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import read_sizes, read_two_ropes, read_windows, require_value, whole
 from litgpt.families.gemma import read_shared, write_shared
 from litgpt.families.gemma2 import FOUR_NORMS, read_caps_and_norms, write_scalar
 from litgpt.families.llama import ENDS, QK_NORMS
 from litgpt.families.table import NameTable, in_layers
 from litgpt.families.writing import write_layer_types, write_rope, write_sizes
+from litgpt.model.config import Config
 
 DEFAULTS = {  # of transformers; released files lean on them
     "vocab_size": 262208,

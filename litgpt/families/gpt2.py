@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families.common import epsilon, flag, gelu, require_value, whole
 from litgpt.families.table import Aliases, HFModules, NameTable, Rules, Stored, in_layers
+from litgpt.model.config import Config
 
 LAYER: Rules = {
     "norm_1": "ln_1",

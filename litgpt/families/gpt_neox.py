@@ -3,10 +3,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import epsilon, flag, gelu, read_rope, require_value, whole
 from litgpt.families.table import Aliases, HFModules, NameTable, Stored, in_layers, rows_by_group
 from litgpt.families.writing import write_activation, write_scaling
+from litgpt.model.config import Config
 
 ALIASES = Aliases(renames=[(r"^lm_head\.", "embed_out.")], memory=[(r"^embed_out\b", "lm_head")])
 

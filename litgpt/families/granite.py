@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families import llama
 from litgpt.families.common import number
 from litgpt.families.llama import name_table as name_table
+from litgpt.model.config import Config
 
 
 def read_config(fields: dict[str, Any]) -> Config:

@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes
 from litgpt.families.table import NameTable, Rules, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
+from litgpt.model.config import Config
 
 ENDS = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "lm_head": "lm_head"}
 LAYER: Rules = {

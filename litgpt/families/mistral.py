@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import name_table as name_table
 from litgpt.families.writing import write_activation, write_rope, write_sizes
+from litgpt.model.config import Config
 
 
 def read_config(fields: dict[str, Any], window: Any = 4096) -> Config:

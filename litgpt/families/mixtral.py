@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import epsilon, flag, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import Aliases, NameTable, in_layers
 from litgpt.families.writing import write_rope, write_sizes
+from litgpt.model.config import Config
 
 EXPERTS = "block_sparse_moe.experts.{}."
 ALIASES = Aliases(

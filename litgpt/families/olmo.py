@@ -2,10 +2,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import flag, number, read_gate, read_rope, read_sizes
 from litgpt.families.llama import name_table as name_table
 from litgpt.families.writing import write_activation, write_rope, write_sizes
+from litgpt.model.config import Config
 
 
 def read_config(fields: dict[str, Any]) -> Config:

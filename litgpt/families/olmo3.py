@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import read_sizes, read_two_ropes, read_windows, whole
 from litgpt.families.olmo2 import name_table as name_table
 from litgpt.families.olmo2 import read_shared, write_shared
 from litgpt.families.writing import write_layer_types, write_scaling, write_sizes
+from litgpt.model.config import Config
 
 
 def read_config(fields: dict[str, Any]) -> Config:

@@ -3,10 +3,10 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import epsilon, flag, gelu, read_rope, read_sizes
 from litgpt.families.table import NameTable, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
+from litgpt.model.config import Config
 
 LAYER = {
     "norm_1": "input_layernorm",

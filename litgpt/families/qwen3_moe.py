@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.families.common import epsilon, flag, read_rope, read_sizes, require_value, whole
 from litgpt.families.llama import ENDS, LAYER, QK_NORMS
 from litgpt.families.table import Aliases, NameTable, in_layers
 from litgpt.families.writing import write_rope, write_sizes
+from litgpt.model.config import Config
 
 ALIASES = Aliases(
     stacks={

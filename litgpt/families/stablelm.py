@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from litgpt.config import Config
 from litgpt.families.common import epsilon, flag, read_gate, read_rope, read_sizes, require_value
 from litgpt.families.llama import ENDS, LAYER
 from litgpt.families.table import NameTable, in_layers
 from litgpt.families.writing import write_activation, write_rope, write_sizes
+from litgpt.model.config import Config
 
 
 def read_config(fields: dict[str, Any]) -> Config:

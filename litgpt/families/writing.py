@@ -6,7 +6,7 @@ A family writes what its `read_config` reads. What it cannot say is found by rea
 
 from typing import Any
 
-from litgpt.config import Config
+from litgpt.model.config import Config
 
 GELUS = {"none": "gelu", "tanh": "gelu_pytorch_tanh"}
 

@@ -4,8 +4,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litgpt.adapter import LLaMAAdapter
-from litgpt.adapter_folder import write_adapter
+from litgpt.methods.adapter import LLaMAAdapter
+from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model import GPT
 from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.run import run

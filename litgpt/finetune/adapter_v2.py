@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from litgpt.adapter_v2 import LLaMAAdapterV2
 from litgpt.finetune.adapter import adapter_method
+from litgpt.methods.adapter_v2 import LLaMAAdapterV2
 from litgpt.train.run import run
 from litgpt.train.start import Start
 

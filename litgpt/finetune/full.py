@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
-from litgpt.args import EvalArgs
-from litgpt.checkpoint import write_model
+from litgpt.checkpoint.folder import write_model
 from litgpt.model import GPT
+from litgpt.train.args import EvalArgs
 from litgpt.train.method import Method
 from litgpt.train.run import run
 from litgpt.train.start import Start

@@ -5,9 +5,9 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.errors import remark as say
-from litgpt.lora import Init, LoRA, Variant
+from litgpt.methods.lora import Init, LoRA, Variant
+from litgpt.methods.peft_export import write_lora
 from litgpt.model import GPT
-from litgpt.peft_export import write_lora
 from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.run import run
 from litgpt.train.start import Start

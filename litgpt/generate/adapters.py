@@ -9,12 +9,12 @@ from typing import Optional, Union
 import torch
 from torch import nn
 
-from litgpt.adapter_folder import AdapterFolder
 from litgpt.errors import UserError
 from litgpt.families import name_table
-from litgpt.lora import LoRALinear, lora_layers
+from litgpt.methods.adapter_folder import AdapterFolder
+from litgpt.methods.lora import LoRALinear, lora_layers
+from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model import GPT
-from litgpt.peft_folder import LoRAFolder
 
 
 class Adapters:

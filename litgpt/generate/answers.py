@@ -5,10 +5,10 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.files import parse_json
 from litgpt.generate.engine import Engine, Finish, Text
 from litgpt.generate.text import TextStream
-from litgpt.tokenizer import Tokenizer
+from litgpt.storage.files import parse_json
+from litgpt.text.tokenizer import Tokenizer
 
 
 @dataclass(eq=False)

@@ -8,7 +8,7 @@ from litgpt.generate.answers import Answer, decode
 from litgpt.generate.engine import Engine, Finish, Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
-from litgpt.styles import NamedStyle
+from litgpt.text.styles import NamedStyle
 
 
 class Conversation:

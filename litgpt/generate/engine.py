@@ -15,7 +15,7 @@ from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
-from litgpt.tokenizer import TooLong
+from litgpt.text.tokenizer import TooLong
 
 GREEDY = Sampling(temperature=0.0)
 CHUNK = 512  # tokens of prompts that are read at once

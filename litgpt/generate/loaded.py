@@ -7,15 +7,15 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.args import PrecisionName, QuantizeName
 from litgpt.generate.parity import stored_dtypes
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from litgpt.model import GPT
 from litgpt.model.linear import pack
-from litgpt.prompts import PromptStyle
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.prompts import PromptStyle
+from litgpt.text.tokenizer import Tokenizer
+from litgpt.train.args import PrecisionName, QuantizeName
 from litgpt.train.blocks import check_compiler, compile_blocks
-from litgpt.train.launch import DTYPES, Accelerator, default_precision, pick_device, share_threads
+from litgpt.train.devices.launch import DTYPES, Accelerator, default_precision, pick_device, share_threads
 
 
 @dataclass

@@ -10,14 +10,14 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.chat_template import clock_at, now
-from litgpt.checkpoint import Checkpoint
+from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
-from litgpt.files import read_json
 from litgpt.generate.engine import generate
 from litgpt.model import GPT
-from litgpt.prompts import PromptStyle
-from litgpt.tokenizer import Tokenizer
+from litgpt.storage.files import read_json
+from litgpt.text.chat_template import clock_at, now
+from litgpt.text.prompts import PromptStyle
+from litgpt.text.tokenizer import Tokenizer
 
 FILE = "parity.json"
 PROMPTS = (

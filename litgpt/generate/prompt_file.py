@@ -10,7 +10,7 @@ from typing import Any, Optional
 from litgpt.data.forms import as_messages, check_object, key_names, with_shared
 from litgpt.data.row_files import Rows, no_file, read_rows
 from litgpt.errors import UserError
-from litgpt.files import whole_number
+from litgpt.storage.files import whole_number
 
 OURS = ("answer", "answers", "finish_reason", "finish_reasons", "error")  # what a row of answers has of us
 PROMPTS = ("prompt", "instruction", "question")  # keys that a row's prompt may have

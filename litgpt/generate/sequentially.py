@@ -8,14 +8,14 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch import nn
 
-from litgpt.args import PrecisionName, QuantizeName
 from litgpt.errors import UserError
 from litgpt.generate.loaded import Loaded, natural_precision
-from litgpt.loading import Source
+from litgpt.methods.loading import Source
 from litgpt.model import GPT
 from litgpt.model.attention import Reading
 from litgpt.model.kv_cache import EachRow
-from litgpt.train.launch import Accelerator, pick_device
+from litgpt.train.args import PrecisionName, QuantizeName
+from litgpt.train.devices.launch import Accelerator, pick_device
 
 
 def usable_devices(accelerator: Accelerator, devices: Union[int, Literal["auto"]]) -> list[torch.device]:

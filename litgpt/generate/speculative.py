@@ -15,7 +15,7 @@ from litgpt.errors import UserError
 from litgpt.generate.engine import CHUNK, GREEDY, Text
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.tokenizer import Tokenizer
 
 SAMPLE = "Hello, world! 12 + 30 = 42\n\tdef f(x): return 'naïve café, 東京, 😀'"
 

@@ -10,10 +10,10 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from litgpt.config import Config
 from litgpt.errors import UserError
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
+from litgpt.model.config import Config
 from litgpt.model.linear import Linear
 from litgpt.model.mlp import LLaMAMoE
 from litgpt.model.norm import EachHeadNorm

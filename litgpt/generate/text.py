@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from itertools import takewhile
 
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.tokenizer import Tokenizer
 
 WINDOW = 8  # tokens that are decoded again with the next one
 UNFINISHED = 3  # bytes of a character that is not whole, at most; each may show as a replacement character

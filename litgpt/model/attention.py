@@ -15,7 +15,7 @@ from torch import nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from litgpt.config import Config
+from litgpt.model.config import Config
 from litgpt.model.kv_cache import EachRow, KVCache
 from litgpt.model.linear import ROUND, Linear, rounded
 from litgpt.model.norm import make_qk_norm
@@ -114,7 +114,7 @@ class CausalSelfAttention(nn.Module):
         self.softcap = config.attention_logit_softcapping
         self.n_groups = config.n_query_groups
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
-        self.prefix: Optional[nn.Module] = None  # litgpt.adapter puts one here
+        self.prefix: Optional[nn.Module] = None  # litgpt.methods.adapter puts one here
 
     def forward(self, x: torch.Tensor, reading: Reading) -> torch.Tensor:
         qk, v = self.heads(x)  # (B, T, n + g, hs), (B, T, g, hs)

@@ -9,14 +9,14 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from litgpt.config import Config
 from litgpt.model.attention import CausalSelfAttention, Reading
+from litgpt.model.config import Config
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.rope import make_ropes
-from litgpt.shards import whole
+from litgpt.model.sharded import whole
 
 
 class Block(nn.Module):

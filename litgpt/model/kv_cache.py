@@ -6,7 +6,7 @@ from typing import Union
 
 import torch
 
-from litgpt.config import Config
+from litgpt.model.config import Config
 
 BLOCK = 256  # the cache grows by whole blocks, never to the whole context at once
 Pair = tuple[torch.Tensor, torch.Tensor]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from litgpt.config import Config
+from litgpt.model.config import Config
 from litgpt.model.linear import Linear, linear
 
 

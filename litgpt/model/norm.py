@@ -6,7 +6,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from litgpt.config import Config
+from litgpt.model.config import Config
 
 MANY = 2**14  # numbers from which on `CPURMSNorm` pays
 

@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.config import Config
+from litgpt.model.config import Config
 
 CosSin = tuple[torch.Tensor, torch.Tensor]
 Numbers = dict[str, Any]

@@ -29,7 +29,7 @@ from litgpt.serve.models import Offer
 from litgpt.serve.schema import Chat, Completion, Drawing, Message, Passed, Predict, parse
 from litgpt.serve.shapes import Shape, usage
 from litgpt.serve.worker import Job, News, Piece, Worker, too_slow
-from litgpt.tokenizer import Tokenizer, TooLong
+from litgpt.text.tokenizer import Tokenizer, TooLong
 
 PAGE = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css")}
 PAGE["/script.js"] = ("script.js", "text/javascript")

@@ -5,10 +5,10 @@ import os
 from pathlib import Path
 from typing import Literal, Optional
 
-from litgpt.args import PrecisionName, QuantizeName
 from litgpt.errors import UserError, require
 from litgpt.generate.sampling import Sampling
-from litgpt.train.launch import Accelerator
+from litgpt.train.args import PrecisionName, QuantizeName
+from litgpt.train.devices.launch import Accelerator
 
 TAKEN = ("/health", "/metrics", "/style.css", "/script.js", "/openapi.json", "/v1")
 

@@ -6,12 +6,12 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Optional
 
-from litgpt.adapter_folder import AdapterFolder
+from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters, add_adapters
 from litgpt.generate.loaded import Loaded
-from litgpt.hub import repository_id
-from litgpt.loading import Source
+from litgpt.methods.adapter_folder import AdapterFolder
+from litgpt.methods.loading import Source
 
 
 @dataclass

@@ -7,7 +7,7 @@ from itertools import accumulate
 from typing import Any, Optional
 
 from litgpt.serve.worker import Piece, Token
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.tokenizer import Tokenizer
 
 Fields = dict[str, Any]
 

@@ -2,8 +2,8 @@
 
 from typing import Any, Optional, Union
 
-from litgpt.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.errors import UserError
+from litgpt.train.args import EvalArgs, LogArgs, TrainArgs
 from litgpt.train.loggers import check_logger
 from litgpt.train.method import Method
 from litgpt.train.start import Start

@@ -6,11 +6,11 @@ from dataclasses import dataclass, field
 
 import torch
 
-from litgpt.args import EvalArgs
 from litgpt.data.base import Loaded
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
-from litgpt.tokenizer import Tokenizer
+from litgpt.text.tokenizer import Tokenizer
+from litgpt.train.args import EvalArgs
 from litgpt.train.faults import spared
 from litgpt.train.loss import LossModel
 from litgpt.train.progress import Screen

@@ -13,16 +13,16 @@ from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from litgpt.args import TrainArgs
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.errors import UserError, reason, remark
-from litgpt.outputs import free_name, is_ours, write_single
-from litgpt.quantize import QuantizedLinear
-from litgpt.shards import full
-from litgpt.tokenizer import Tokenizer
+from litgpt.methods.quantize import QuantizedLinear
+from litgpt.model.sharded import full
+from litgpt.storage.outputs import free_name, is_ours, write_single
+from litgpt.text.tokenizer import Tokenizer
+from litgpt.train.args import TrainArgs
 from litgpt.train.loss import LossModel
+from litgpt.train.resume.state import checkpoints
 from litgpt.train.signals import Stopped
-from litgpt.train.state import checkpoints
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -12,9 +12,9 @@ from typing import Any, Optional, Protocol
 
 import yaml
 
-from litgpt.args import LogArgs
 from litgpt.errors import UserError, require, without_secrets
-from litgpt.outputs import free_name
+from litgpt.storage.outputs import free_name
+from litgpt.train.args import LogArgs
 
 Settings = dict[str, Any]
 PROJECT = "litgpt"  # where none is named

@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any, NoReturn, Optional
 import torch
 from torch.optim import Optimizer
 
-from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
-from litgpt.shards import mine, total_norm
+from litgpt.model.sharded import mine, total_norm
+from litgpt.train.args import EvalArgs, TrainArgs
+from litgpt.train.devices.launch import peak_memory
 from litgpt.train.faults import sound
-from litgpt.train.launch import peak_memory
 from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen
 from litgpt.train.schedule import Schedule, learning_rate

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import Any, Optional
 
 from litgpt.errors import reason, remark
-from litgpt.outputs import put_single, write_single
+from litgpt.storage.outputs import put_single, write_single
 from litgpt.train.loggers import Logger
 
 METRICS = "metrics.csv"

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from litgpt.errors import UserError
-from litgpt.shards import full, is_sharded, like, mine, my_rows
+from litgpt.model.sharded import full, is_sharded, like, mine, my_rows
 
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD".split()
 BITSANDBYTES = (

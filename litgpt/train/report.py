@@ -5,11 +5,11 @@ import shlex
 from pathlib import Path
 from typing import Optional
 
-from litgpt.args import EvalArgs, TrainArgs
 from litgpt.data.base import Loaded
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.model import GPT
+from litgpt.train.args import EvalArgs, TrainArgs
 from litgpt.train.loop import Plan, Result, perplexity
 from litgpt.train.method import Method
 from litgpt.train.progress import Screen, duration, gigabytes

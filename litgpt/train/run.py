@@ -10,9 +10,6 @@ import torch
 from filelock import FileLock
 from torch.optim import Optimizer
 
-from litgpt.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
-from litgpt.chat_template import clock_at
-from litgpt.config import Config
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
@@ -20,18 +17,18 @@ from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import check_ids, harm
 from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
-from litgpt.lit_folder import open_checkpoint
+from litgpt.litgpt_format.folder import open_checkpoint
+from litgpt.methods.quantize import quantize as quantize_layers
 from litgpt.model import GPT
-from litgpt.outputs import write_single
-from litgpt.prompts import STYLE_FILE, load_style
-from litgpt.quantize import quantize as quantize_layers
-from litgpt.tokenizer import Tokenizer
+from litgpt.model.config import Config
+from litgpt.storage.outputs import write_single
+from litgpt.text.chat_template import clock_at
+from litgpt.text.prompts import STYLE_FILE, load_style
+from litgpt.text.tokenizer import Tokenizer
+from litgpt.train.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
 from litgpt.train.blocks import check_compiler, compile_blocks, recompute
 from litgpt.train.checks import check_options, check_quantize, check_start
-from litgpt.train.examples import Examples
-from litgpt.train.faults import crash, in_words, spared
-from litgpt.train.folder import check_out_dir, clear, settings, taken, write_settings
-from litgpt.train.launch import (
+from litgpt.train.devices.launch import (
     DTYPES,
     Accelerator,
     StrategyName,
@@ -46,6 +43,9 @@ from litgpt.train.launch import (
     share_threads,
     started_by,
 )
+from litgpt.train.devices.ranks import is_first, together, watch
+from litgpt.train.examples import Examples
+from litgpt.train.faults import crash, in_words, spared
 from litgpt.train.loggers import make_logger
 from litgpt.train.loop import Plan, Result, fit, peak_rate
 from litgpt.train.loss import LossModel
@@ -53,14 +53,14 @@ from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
-from litgpt.train.ranks import is_first, together, watch
 from litgpt.train.report import describe_rate, describe_stop, introduce, report
-from litgpt.train.resume import compare, farewell, first_start, is_finished, set_aside, to_resume, what_must_stay
-from litgpt.train.save import Saver
+from litgpt.train.resume.find import compare, farewell, first_start, is_finished, set_aside, to_resume, what_must_stay
+from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
+from litgpt.train.resume.save import Saver
+from litgpt.train.resume.state import TrainingState
 from litgpt.train.signals import Signals, Stopped
 from litgpt.train.speed import Work
 from litgpt.train.start import Start
-from litgpt.train.state import TrainingState
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

@@ -15,7 +15,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from litgpt.lora import LoRALinear
+from litgpt.methods.lora import LoRALinear
 from litgpt.model import GPT
 from litgpt.model.linear import linear
 

@@ -7,17 +7,17 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.adapter_folder import is_adapter
-from litgpt.checkpoint import Checkpoint, check_weights, load_weights
-from litgpt.config import Config
+from litgpt.checkpoint.folder import Checkpoint, check_weights, load_weights
+from litgpt.checkpoint.hub import find_folder, repository_id
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.files import is_there, read_json, read_yaml
-from litgpt.hub import find_folder, repository_id
-from litgpt.lit_folder import MODEL_CONFIG, open_checkpoint
+from litgpt.litgpt_format.folder import MODEL_CONFIG, open_checkpoint
+from litgpt.methods.adapter_folder import is_adapter
 from litgpt.model import GPT
-from litgpt.prompts import STYLE_FILE
-from litgpt.tokenizer import Tokenizer, copy_files
+from litgpt.model.config import Config
+from litgpt.storage.files import is_there, read_json, read_yaml
+from litgpt.text.prompts import STYLE_FILE
+from litgpt.text.tokenizer import Tokenizer, copy_files
 
 
 @dataclass

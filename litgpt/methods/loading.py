@@ -1,0 +1,179 @@
+"""A folder, of a base model or of an adapter, as a model that is ready to run."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Optional
+
+import torch
+from torch import nn
+
+from litgpt.checkpoint.folder import Checkpoint, Overlaid, base_parameters, fill_weights, load_weights
+from litgpt.checkpoint.hub import find_folder
+from litgpt.errors import UserError
+from litgpt.families import name_table
+from litgpt.litgpt_format.adapter import lit_adapter_file
+from litgpt.litgpt_format.folder import ADAPTERS, open_checkpoint
+from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
+from litgpt.methods.adapter_v2 import AdapterV2Linear
+from litgpt.methods.lora import LoRALinear
+from litgpt.methods.peft_folder import PICKLED, WEIGHTS, LoRAFolder
+from litgpt.methods.quantize import quantize
+from litgpt.model import GPT
+from litgpt.model.attention import CausalSelfAttention
+from litgpt.model.config import Config
+from litgpt.storage.files import is_there
+from litgpt.text.prompts import STYLE_FILE, PromptStyle, checkpoint_template, load_style
+from litgpt.text.tokenizer import Tokenizer
+
+
+@dataclass
+class Source:
+    """What a path or name given to a command turns out to be; nothing of the weights is read yet.
+
+    Args:
+        folder: Where the tokenizer and the prompt style are, or else they are the base's.
+        checkpoint: The base model.
+        adapter: What to put on it, if the folder is an adapter's.
+
+    Attributes:
+        replaced: The names of the pretrained weights that the adapter changed when the model was made: norms,
+            embeddings, routers.
+    """
+
+    folder: Path
+    checkpoint: Checkpoint
+    adapter: Optional[AdapterFolder]
+    replaced: list[str] = field(default_factory=list, init=False)
+
+    @classmethod
+    def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "Source":
+        """Look into a base folder, an adapter folder, or the folder of an adapter file.
+
+        Args:
+            path: The folder, the name of a model under `checkpoints/`, or the path of an adapter's file.
+            base: The base model of an adapter, instead of the recorded one.
+            merged: Whether the merged model is meant where LitGPT wrote it beside its LoRA.
+
+        Raises:
+            UserError: it is none of these, or the base model is not where the adapter says.
+        """
+        a_file = path.name in (WEIGHTS, PICKLED, *ADAPTERS) and path.is_file()
+        folder = path.parent if a_file else find_folder(path)
+        of_lora = lit_adapter_file(folder) and (base is not None or a_file or not merged)
+        if not is_adapter(folder) and not of_lora:
+            if base is not None:
+                raise UserError(f"{folder} is no adapter folder, so --base {base} has no meaning.")
+            return cls(folder, open_checkpoint(folder), None)
+        adapter = open_adapter(folder)
+        if base is None and not adapter.base:
+            raise UserError(f"{folder} does not say which model it belongs to: name it with --base DIR.")
+        try:
+            base_folder = find_folder(base or Path(adapter.base))
+        except (UserError, OSError) as e:
+            if base is not None:
+                raise
+            raise UserError(
+                f"The base model of {folder} is not at {adapter.base[:200]!r}: name it with --base DIR. ({e})"
+            ) from e
+        return cls(folder, open_checkpoint(base_folder), adapter)
+
+    def weights(self) -> Checkpoint:
+        """The base, with what a LoRA folder has in place of its weights."""
+        return self.adapter.over(self.checkpoint) if isinstance(self.adapter, LoRAFolder) else self.checkpoint
+
+    @cached_property
+    def config(self) -> Config:
+        """Of the model with its adapter, which may have other embeddings than the base."""
+        return self.weights().config
+
+    @property
+    def tokenizer_folder(self) -> Path:
+        """The folder itself, or the base's where an adapter has no tokenizer, as `peft` alone writes it."""
+        own = any(is_there(self.folder / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+        return self.folder if own else self.checkpoint.folder
+
+    def tokenizer(self) -> Tokenizer:
+        return Tokenizer(self.tokenizer_folder, self.checkpoint.folder, self.config.padded_vocab_size)
+
+    def style(self) -> PromptStyle:
+        own = is_there(self.folder / STYLE_FILE) or checkpoint_template(self.folder) is not None
+        return load_style(self.folder if own else self.tokenizer_folder)
+
+    def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
+        """The model with its adapter, in evaluation mode, without gradients.
+
+        Args:
+            dtype: Of the weights.
+            scheme: How the weights of the blocks are quantized, one of `litgpt.train.args.QuantizeName`; None for not at all.
+        """
+        weights = self.weights()
+        with torch.device("meta"):
+            model = GPT(weights.config)
+        if scheme is not None:
+            quantize(model, scheme, device)
+        if self.adapter is not None:
+            self.adapter.apply(model)
+        load_weights(model, weights, dtype, device)
+        if self.adapter is not None:
+            before = versions(model)
+            self.adapter.load_into(model)
+            self.replaced = [name for name, version in versions(model).items() if version != before[name]]
+        if isinstance(weights, Overlaid):
+            table = name_table(weights.config)
+            modules = {name: (table.from_hf(name.rpartition(".")[0]) or ("",))[0] for name in weights.replaced}
+            self.replaced += [f"{ours}.{name.rpartition('.')[2]}" for name, ours in modules.items()]
+        return model.requires_grad_(False).eval()
+
+    def check_base(self) -> None:
+        """Raise `UserError` if the model with the adapter cannot become the base alone."""
+        if self.config.padded_vocab_size != self.checkpoint.config.padded_vocab_size:
+            raise UserError(
+                f"The adapter in {self.folder} changes the number of embeddings, so its model cannot become the base "
+                f"again: use {self.checkpoint.folder} by itself."
+            )
+
+    @contextmanager
+    def without_adapter(self, model: GPT) -> Iterator[None]:
+        """Let a model that `model` made be the base alone, inside the block. Weights that the adapter replaced are read
+        again; there is no second base in memory.
+
+        Raises:
+            UserError: as `check_base`.
+        """
+        self.check_base()
+        wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, (LoRALinear, AdapterV2Linear))]
+        attentions = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
+        prefixes = [attention.prefix for attention in attentions]
+        for name, wrapper in wrappers:
+            put(model, name, wrapper.linear)
+        for attention in attentions:
+            attention.prefix = None
+        slots = {name: slot for name, slot in base_parameters(model).items() if name in self.replaced}
+        learned = {name: getattr(*slot).clone() for name, slot in slots.items()}
+        base, table = self.checkpoint, name_table(self.checkpoint.config)
+        if base.config.tie_embeddings and not model.config.tie_embeddings:
+            heads = {f"{table.to_hf('lm_head')[0]}.weight": base.tensor(f"{table.to_hf('transformer.wte')[0]}.weight")}
+            base = Overlaid(base, heads, model.config)
+        fill_weights(model, base, slots)
+        try:
+            yield
+        finally:
+            for name, slot in slots.items():
+                getattr(*slot).copy_(learned[name])
+            for name, wrapper in wrappers:
+                put(model, name, wrapper)
+            for attention, prefix in zip(attentions, prefixes):
+                attention.prefix = prefix
+
+
+def versions(model: GPT) -> dict[str, int]:
+    """For each pretrained weight a number that grows when it is written to."""
+    return {name: getattr(*slot)._version for name, slot in base_parameters(model).items()}
+
+
+def put(model: nn.Module, name: str, module: nn.Module) -> None:
+    parent, _, leaf = name.rpartition(".")
+    setattr(model.get_submodule(parent), leaf, module)

@@ -1,0 +1,409 @@
+"""What one model is: its sizes and the switches of its math."""
+
+from contextlib import suppress
+from dataclasses import dataclass, field, fields
+from functools import cache
+from pathlib import Path
+from typing import Any, Optional, get_args, get_origin
+
+import yaml
+
+from litgpt.errors import UserError, brief, nearest
+from litgpt.storage.fields import is_number
+from litgpt.storage.files import PlainSafeLoader, read_yaml
+
+
+@dataclass
+class Config:
+    """Sizes and switches of a `GPT`. The field names are LitGPT's where LitGPT has the switch.
+
+    `litgpt.families.read_config` makes it from a checkpoint's `config.json`, `from_name` from `models.yaml`.
+    """
+
+    model_type: str = "llama"  # the family: whose `config.json` and weight names these are
+    name: str = ""  # for people; nothing depends on it
+    repo_id: str = ""  # where a known model is published
+    block_size: int = 4096  # positions the model was made for
+    padded_vocab_size: int = 32000  # rows of the embedding and of the head
+    n_layer: int = 16
+    n_embd: int = 4096
+    n_head: int = 32
+    n_query_groups: Optional[int] = None  # heads of keys and values; as many as queries by default
+    head_size: Optional[int] = None
+    intermediate_size: Optional[int] = None
+
+    # the block
+    norm_class_name: str = "RMSNorm"  # or LayerNorm
+    norm_eps: float = 1e-5
+    norm_affine: bool = True  # whether norms have weights
+    norm_unit_offset: bool = False  # RMSNorm scales by 1 + weight
+    norm_1: bool = True  # before attention
+    norm_2: bool = True  # before the feed-forward part
+    post_attention_norm: bool = False
+    post_mlp_norm: bool = False
+    parallel_residual: bool = False  # attention and feed-forward read the same input
+    shared_attention_norm: bool = False  # ... and the same norm of it
+    residual_multiplier: float = 1.0  # of what attention and feed-forward add to the stream
+    bias: bool = False  # in every linear layer of a block ...
+    attn_bias: Optional[bool] = None  # ... unless these say otherwise: in q, k, v
+    attn_proj_bias: Optional[bool] = None  # in the projection after attention
+    mlp_bias: Optional[bool] = None
+
+    # attention
+    attention_scores_scalar: Optional[float] = None  # scores are divided by its root; the head size by default
+    attention_logit_softcapping: Optional[float] = None
+    norm_qk: bool = False
+    norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
+    clip_qkv: Optional[float] = None
+    sliding_window_size: Optional[int] = None  # tokens that a local layer sees, the current one among them
+    sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; all by default
+
+    # positions
+    learned_positions: bool = False  # an embedding of positions
+    rotary_percentage: float = 1.0  # share of a head that rotates
+    rope_base: float = 10000.0
+    rope_type: str = "default"
+    rope_adjustments: dict[str, Any] = field(default_factory=dict)  # the numbers that `rope_type` needs
+    rope_local_base_freq: Optional[float] = None  # another base, without adjustments, ...
+    rope_indices: Optional[list[int]] = None  # ... for each layer that has a 1 here
+    rope_layers: Optional[list[int]] = None  # 1 for each layer whose heads rotate; all by default
+
+    # feed-forward
+    mlp_class_name: str = "LLaMAMLP"
+    gelu_approximate: str = "none"  # or tanh
+    n_expert: int = 0
+    n_expert_per_token: int = 0
+    moe_intermediate_size: Optional[int] = None
+    moe_layers: Optional[list[int]] = None  # 1 for each layer with experts; all by default
+    norm_topk_prob: bool = True  # the weights of a token's experts sum to 1
+
+    # the ends
+    scale_embeddings: bool = False  # by the root of the width
+    embedding_multiplier: float = 1.0
+    lm_head_bias: bool = False
+    tie_embeddings: bool = False  # the head's weight is the embedding's
+    logits_scaling: float = 1.0  # logits are divided by it
+    final_logit_softcapping: Optional[float] = None
+
+    def __post_init__(self) -> None:
+        self.n_query_groups = self.n_query_groups or self.n_head
+        self.head_size = self.head_size or self.n_embd // self.n_head
+        self.intermediate_size = self.intermediate_size or 4 * self.n_embd
+        for name in ("attn_bias", "attn_proj_bias", "mlp_bias"):
+            if getattr(self, name) is None:
+                setattr(self, name, self.bias)
+
+    @classmethod
+    def from_name(cls, name: str) -> "Config":
+        """A known model, by its name or the id of its repository.
+
+        The head has a weight of its own, as LitGPT's models have, also where the published model ties it.
+
+        Raises:
+            UserError: no such model; the nearest name is in the message.
+        """
+        rows = known_models()
+        found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
+        if found is None:
+            every = [*rows, *(row["repo_id"] for row in rows.values())]
+            raise UserError(f"No known model is called {name!r}.{nearest(name, every)}")
+        return cls(**found)
+
+    @classmethod
+    def from_file(cls, path: Path) -> "Config":
+        """What LitGPT's `model_config.yaml` describes.
+
+        The file does not say which family it is. That is found by its repository, or by its switches.
+
+        Raises:
+            UserError: it cannot be read, or asks for math that is not implemented.
+        """
+        numbers = read_yaml(Path(path))
+        if not is_fields(numbers) or any(numbers.get(k) is None for k in ("n_layer", "n_embd", "n_head")):
+            raise UserError(f"{path} is no model_config.yaml of LitGPT: n_layer, n_embd and n_head are wanted.")
+        try:
+            return from_litgpt(numbers)
+        except UserError as e:
+            raise UserError(f"{path}: {e}") from e
+
+    @property
+    def qkv_sizes(self) -> tuple[int, int, int]:
+        """Output features of the query, key and value projections."""
+        return tuple(n * self.head_size for n in (self.n_head, self.n_query_groups, self.n_query_groups))  # type: ignore
+
+    @property
+    def rope_n_elem(self) -> int:
+        """Dimensions of a head that rotate."""
+        assert self.head_size is not None
+        return int(self.rotary_percentage * self.head_size)
+
+    def window(self, layer: int) -> Optional[int]:
+        """Tokens that this layer sees, the current one among them; None if all."""
+        return self.sliding_window_size if on(self.sliding_window_indices, layer) else None
+
+    def rope_kind(self, layer: int) -> Optional[int]:
+        """Which rope this layer has: 0, 1 for the local one, None for none."""
+        if self.rope_n_elem == 0 or not on(self.rope_layers, layer):
+            return None
+        return int(self.rope_local_base_freq is not None and on(self.rope_indices, layer))
+
+    def mlp_class(self, layer: int) -> str:
+        """The feed-forward part of this layer."""
+        return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
+
+
+def on(indices: Optional[list[int]], layer: int) -> bool:
+    """Whether a list of 0 and 1 has a 1 for this layer; a list that is not given has ones."""
+    return indices is None or bool(indices[layer])
+
+
+@cache
+def known_models() -> dict[str, dict[str, Any]]:
+    """The fields of every known model by its name, in the order of `models.yaml`."""
+    text = Path(__file__).with_name("models.yaml").read_text(encoding="utf-8")
+    listed = yaml.load(text, PlainSafeLoader)
+    models = {}
+    for family in listed:
+        for row in family["models"]:
+            numbers = {"model_type": family["model_type"], **family["all"], **row}
+            for key in ("sliding_window_indices", "rope_indices"):  # patterns that repeat
+                if key in numbers:
+                    numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
+            models[row["name"]] = numbers
+    return models
+
+
+MOST_LAYERS = 10_000  # lists have an entry for each
+CHOICES = {
+    "mlp_class_name": ("LLaMAMLP", "GemmaMLP", "GptNeoxMLP", "LLaMAMoE"),
+    "norm_class_name": ("RMSNorm", "LayerNorm"),
+    "gelu_approximate": ("none", "tanh"),
+}
+LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that the model_config.yaml of an older LitGPT may lack
+    "padded_vocab_size": 50688,
+    "norm_class_name": "LayerNorm",
+    "parallel_residual": True,
+    "bias": True,
+    "rotary_percentage": 0.25,
+    "mlp_class_name": "GptNeoxMLP",
+}
+LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # without effect on its math
+LITGPT_REFUSED = (  # unless they are off
+    *("rope_interleave", "n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"),
+    *("first_k_dense_replace", "latent_attention"),
+)
+LITGPT_LLAMA3 = {  # its names of a rope's numbers, and Hugging Face's
+    "factor": "factor",
+    "low_freq_factor": "low_freq_factor",
+    "high_freq_factor": "high_freq_factor",
+    "original_max_seq_len": "original_max_position_embeddings",
+}
+
+
+def from_litgpt(numbers: dict[str, Any]) -> Config:
+    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented.
+
+    Two things depend on the name there: `Gemma` in it makes an RMSNorm scale by 1 + weight, and `OLMo` in it takes the
+    weights of a LayerNorm away.
+    """
+    known = {k: v for k, v in numbers.items() if v is not None and not k.startswith(("lora_", "adapter_"))}
+    numbers = LITGPT_DEFAULTS | {k: v for k, v in known.items() if k not in LITGPT_UNUSED}
+    hf, rope = (numbers.pop(key, None) or {} for key in ("hf_config", "rope_adjustments"))
+    if not is_fields(hf) or not is_fields(rope):
+        raise UserError(f"hf_config {hf!r} and rope_adjustments {rope!r} must be objects.")
+    rope = {k: checked(f"rope_adjustments.{k}", v, float) if v is not None else None for k, v in rope.items()}
+    refused = [k for k in LITGPT_REFUSED if numbers.pop(k, None)]
+    refused += ["routed_scaling_factor"] if numbers.pop("routed_scaling_factor", 1) != 1 else []
+    refused += ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
+    if "beta_fast" in rope or "beta_slow" in rope:
+        raise UserError(
+            "rope_adjustments of the YaRN kind is not implemented: LitGPT computes it otherwise than others."
+        )
+    placing = numbers.pop("sliding_window_layer_placing", "all")
+    condense = checked("rope_condense_ratio", numbers.pop("rope_condense_ratio", 1), float)
+    if condense != 1 and (rope or numbers.get("rope_local_base_freq")):
+        refused.append("rope_condense_ratio beside other ropes")
+    refused += sorted(numbers.keys() - {f.name for f in fields(Config)})
+    if refused:
+        raise UserError(f"{', '.join(refused)} is not implemented.")
+    if "low_freq_factor" in rope or "high_freq_factor" in rope:
+        rope = {LITGPT_LLAMA3.get(k, k): v for k, v in rope.items()}
+        if missing := [k for k in LITGPT_LLAMA3.values() if k not in rope]:
+            raise UserError(f"rope_adjustments lacks {', '.join(missing)}.")
+    else:
+        rope = {"factor": rope["factor"]} if "factor" in rope else {"factor": condense} if condense != 1 else {}
+    declared = {f.name: f.type for f in fields(Config)}
+    numbers = {k: checked(k, v, declared[k]) for k, v in numbers.items()}
+    if zero := [k for k in ("n_layer", "n_embd", "n_head") if numbers[k] < 1]:
+        raise UserError(f"{', '.join(zero)} must be above 0.")
+    for key, allowed in CHOICES.items():
+        if numbers.get(key, allowed[0]) not in allowed:
+            raise UserError(f"{key} {brief(numbers[key])} is not implemented. Choose from {', '.join(allowed)}.")
+    if numbers["n_layer"] > MOST_LAYERS:
+        raise UserError(f"n_layer {numbers['n_layer']} is above {MOST_LAYERS}.")
+    if placing in ("interleaved", 2):
+        numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
+    bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
+    for key in ("sliding_window_indices", "rope_indices"):
+        if len(numbers.get(key, range(numbers["n_layer"]))) < numbers["n_layer"]:
+            raise UserError(f"{key} must have a number for each of {numbers['n_layer']} layers.")
+        if key in numbers:
+            numbers[key] = numbers[key][: numbers["n_layer"]]
+    name = numbers.get("name") or str(hf.get("name") or "")
+    switches = {
+        "norm_unit_offset": numbers["norm_class_name"] == "RMSNorm" and "Gemma" in name,
+        "norm_affine": not (numbers["norm_class_name"] == "LayerNorm" and "OLMo" in name),
+    }
+    size = numbers.get("head_size") or numbers["n_embd"] // numbers["n_head"]
+    if int(numbers["rotary_percentage"] * size) % 2:
+        raise UserError(f"rotary_percentage {numbers['rotary_percentage']} of heads of {size} is an odd number.")
+    known_row = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
+    return Config(
+        **numbers
+        | switches
+        | {
+            "model_type": known_row["model_type"] if known_row else family_of(numbers | switches),
+            "repo_id": repo_id,
+            **({"block_size": max(numbers.get("block_size", 0), known_row["block_size"])} if known_row else {}),
+            "rope_type": "llama3" if "low_freq_factor" in rope else "linear" if rope else "default",
+            "rope_adjustments": rope,
+            "attn_bias": bool(bias or numbers.get("attn_bias")),
+        }
+    )
+
+
+def to_litgpt(config: Config, name: str) -> dict[str, Any]:
+    """The fields of LitGPT's `model_config.yaml`.
+
+    Args:
+        name: The model's name there, on which some of its math depends: see `from_litgpt`.
+
+    Raises:
+        UserError: LitGPT has no switch for some of the model's math; the fields are named.
+    """
+    c = config
+    same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
+    rope = c.rope_adjustments
+    if c.rope_type == "llama3":
+        rope = {theirs: rope.get(ours) for theirs, ours in LITGPT_LLAMA3.items()}
+    org, _, repository = c.repo_id.rpartition("/")
+    numbers = {k: getattr(c, k) for k in same} | {
+        "name": name,
+        "hf_config": {"org": org, "name": repository} if org else {},
+        "vocab_size": c.padded_vocab_size,
+        "bias": bool(c.mlp_bias),
+        "attn_bias": bool(c.attn_bias),
+        "rope_base": int(c.rope_base) if c.rope_base == int(c.rope_base) else c.rope_base,
+        "rope_adjustments": rope or None,
+        "rope_condense_ratio": 1,
+        "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
+    }
+    lost = [] if c.rope_type in ("default", "linear", "llama3") else ["rope_type"]
+    lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT leaves the odd dimension where it is
+    lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
+    lost = lost or differences(c, from_litgpt(numbers))
+    if named := {"norm_unit_offset", "norm_affine"} & set(lost):
+        raise UserError(
+            f"LitGPT goes by the name of a model for {', '.join(sorted(named))}: {name!r} will not do for this one; "
+            "'Gemma' in it has norms scale by 1 + weight, 'OLMo' in it means LayerNorms without weights."
+        )
+    if lost:
+        raise UserError(f"LitGPT has no model with this {', '.join(lost)}.")
+    return numbers
+
+
+LITGPT_FIELDS = """
+    block_size padded_vocab_size n_layer n_embd n_head n_query_groups head_size intermediate_size norm_class_name
+    norm_eps norm_1 norm_2 post_attention_norm post_mlp_norm parallel_residual shared_attention_norm
+    attention_scores_scalar attention_logit_softcapping norm_qk sliding_window_size sliding_window_indices
+    rotary_percentage rope_local_base_freq rope_indices mlp_class_name gelu_approximate n_expert n_expert_per_token
+    moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
+""".split()  # that mean the same in both
+
+
+def meaning(config: Config) -> dict[str, Any]:
+    """What a config says about the math of a model: equal for two configs that say it in other words.
+
+    Left out are names, the length, and whether the head is the embedding, which are no math.
+    """
+    c, layers = config, range(config.n_layer)
+    mlps = [c.mlp_class(i) for i in layers]
+    found: dict[str, Any] = {
+        f.name: getattr(c, f.name)
+        for f in fields(Config)
+        if f.name not in ("model_type", "name", "repo_id", "block_size", "tie_embeddings", "bias")
+    }
+    found["sliding_window_size"] = [c.window(i) for i in layers]
+    found["rope_layers"] = [c.rope_kind(i) for i in layers]
+    found["mlp_class_name"] = mlps
+    found["rotary_percentage"] = c.rope_n_elem
+    found["attention_scores_scalar"] = c.attention_scores_scalar or c.head_size
+    found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
+    without_effect = ["sliding_window_indices", "rope_indices", "moe_layers"]
+    without_effect += [] if "LLaMAMoE" in mlps else ["n_expert", "n_expert_per_token", "norm_topk_prob"]
+    without_effect += ["moe_intermediate_size"] if "LLaMAMoE" not in mlps else []
+    without_effect += ["intermediate_size"] if set(mlps) == {"LLaMAMoE"} else []
+    without_effect += ["gelu_approximate"] if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps) else []
+    without_effect += ["norm_qk_type"] if not c.norm_qk else []
+    without_effect += ["norm_unit_offset" if c.norm_class_name == "LayerNorm" else "norm_affine"]
+    without_effect += ["norm_2"] if c.shared_attention_norm else []
+    if 0 not in found["rope_layers"]:
+        without_effect += ["rope_base", "rope_type", "rope_adjustments"]
+    if 1 not in found["rope_layers"]:
+        without_effect += ["rope_local_base_freq"]
+    return {k: rounded(v) for k, v in found.items() if k not in without_effect}
+
+
+def rounded(value: Any) -> Any:
+    """Numbers to twelve digits: what a root and a square leave of them."""
+    if isinstance(value, dict):
+        return {k: rounded(v) for k, v in value.items()}
+    return float(f"{value:.12g}") if isinstance(value, float) else value
+
+
+def differences(a: Config, b: Config) -> list[str]:
+    """The fields in which two configs mean other math."""
+    ours, theirs = meaning(a), meaning(b)
+    return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
+
+
+def is_fields(value: Any) -> bool:
+    return isinstance(value, dict) and all(isinstance(key, str) for key in value)
+
+
+def checked(name: str, value: Any, declared: Any) -> Any:
+    """A field's value, of the declared type, which may be optional; 1e-05, which is text in YAML, as a number.
+
+    Raises:
+        UserError: it is of another type.
+    """
+    wanted = get_args(declared)[0] if type(None) in get_args(declared) else declared
+    kind = get_origin(wanted) or wanted
+    if kind is float and type(value) in (int, str):
+        with suppress(ValueError):
+            value = float(value)
+    of_kind = type(value) is kind and (kind is not float or is_number(value))
+    of_kind = of_kind and (kind is not int or value in range(2**31))
+    if not of_kind or (kind is list and not all(type(v) is int for v in value)):
+        raise UserError(f"{name} {brief(value)} is of the wrong type.")
+    return value
+
+
+def family_of(numbers: dict[str, Any]) -> str:
+    """The family that has these switches, in LitGPT's field names."""
+    mlp, layer_norm = numbers["mlp_class_name"], numbers["norm_class_name"] == "LayerNorm"
+    if mlp == "GptNeoxMLP":
+        return "phi" if numbers.get("lm_head_bias") else "gpt_neox" if numbers["bias"] else "falcon"
+    if mlp == "GemmaMLP" and (numbers["norm_unit_offset"] or numbers.get("post_mlp_norm")):
+        if numbers.get("norm_qk"):
+            return "gemma3_text"
+        return "gemma2" if numbers.get("post_mlp_norm") else "gemma"
+    if mlp == "LLaMAMoE":
+        return "qwen3_moe" if numbers.get("norm_qk") else "mixtral"
+    if layer_norm:
+        return "stablelm" if numbers["norm_affine"] else "olmo"
+    if numbers.get("norm_qk"):
+        return "olmo2" if numbers.get("norm_qk_type") == "olmo2" else "qwen3"
+    if numbers.get("sliding_window_size") is not None:
+        return "phi3" if numbers.get("n_query_groups") in (None, numbers["n_head"]) else "mistral"
+    return "qwen2" if numbers.get("attn_bias") else "llama"

@@ -1,0 +1,183 @@
+"""Prompt styles: how the messages of a conversation become the text that a model reads.
+
+A `PromptStyle` is either a checkpoint's own chat template (`ChatTemplate`) or a fixed text around the prompt
+(`NamedStyle`).
+"""
+
+import json
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Optional, cast
+
+import yaml
+
+from litgpt.errors import UserError, nearest
+from litgpt.storage.fields import SPECIAL_TOKENS
+from litgpt.storage.files import TOKENIZER_BYTES, is_there, read_json, read_text, read_yaml
+from litgpt.text.chat_template import ChatTemplate, PromptStyle
+from litgpt.text.styles import STYLES, NamedStyle
+
+STYLE_FILE = "prompt_style.yaml"
+TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+
+
+def template_variables(folder: Path) -> dict[str, str]:
+    """The special tokens of a model folder, as a chat template may use them."""
+    found: dict[str, str] = {}
+    for name in ("special_tokens_map.json", "tokenizer_config.json"):
+        fields = read_json(folder / name) if is_there(folder / name) else {}
+        for key in SPECIAL_TOKENS:
+            if fields.get(key):
+                found[key] = fields[key]["content"] if isinstance(fields[key], dict) else fields[key]
+    return found
+
+
+def chat_templates(folder: Path) -> dict[str, str]:
+    """The chat templates of a model folder by their names, as `transformers` reads them: `default`, and maybe
+    `tool_use` for conversations with tools. Files win over `tokenizer_config.json`."""
+    files = [folder / TEMPLATE, *sorted((folder / MORE_TEMPLATES).glob("*.jinja"))]
+    found = {file.stem: read_text(file) for file in files if is_there(file)}
+    if found:
+        return {"default" if name == Path(TEMPLATE).stem else name: template for name, template in found.items()}
+    fields = read_json(folder / "tokenizer_config.json") if is_there(folder / "tokenizer_config.json") else {}
+    template: Any = fields.get("chat_template")
+    if isinstance(template, list):
+        template = {t["name"]: t["template"] for t in template}
+    return template if isinstance(template, dict) else {"default": template} if template else {}
+
+
+def checkpoint_template(folder: Path) -> Optional[ChatTemplate]:
+    """The chat template of a model folder, if it has one."""
+    return make_template(chat_templates(folder), template_variables(folder))
+
+
+def make_template(
+    templates: Mapping[str, str], variables: Mapping[str, str], name: str = "chat"
+) -> Optional[ChatTemplate]:
+    if "default" not in templates:
+        return None
+    for_tools = ChatTemplate(templates["tool_use"], variables, name) if "tool_use" in templates else None
+    return ChatTemplate(templates["default"], variables, name, for_tools)
+
+
+def chatml(folder: Path) -> ChatTemplate:
+    """ChatML for a checkpoint without a template; turns end with `<|im_end|>` if that is a token, else with EOS."""
+    variables = template_variables(folder)
+    files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
+    tokens = "".join(read_text(file, TOKENIZER_BYTES) for file in files if is_there(file))
+    end = "<|im_end|>" if '"<|im_end|>"' in tokens else variables.get("eos_token", "<|im_end|>")
+    source = Path(__file__).with_name("chatml.jinja").read_text(encoding="utf-8")
+    return ChatTemplate(source.replace("TURN_END", json.dumps(end, ensure_ascii=False)), variables, name="chatml")
+
+
+def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
+    """The style that `--data.prompt_style` means for a checkpoint.
+
+    Args:
+        name: `auto` for the style that the checkpoint was trained with here; else its template; else chatml for
+            conversations and alpaca for instruction rows. `chat` for the template; `chatml`; a named style; or the
+            path of a Jinja template.
+        folder: The checkpoint.
+        chat: Whether the rows are conversations.
+
+    Raises:
+        UserError: unknown, or `chat` where the checkpoint has no template.
+    """
+    if name in STYLES:
+        return STYLES[name]
+    if name == "chatml":
+        return chatml(folder)
+    if name == "auto" and is_there(folder / STYLE_FILE):
+        return load_style(folder)
+    if name in ("auto", "chat"):
+        template = checkpoint_template(folder)
+        if template is None and name == "chat":
+            raise UserError(f"{folder} has no chat template; choose another --data.prompt_style, chatml for example.")
+        return template or (chatml(folder) if chat else STYLES["alpaca"])
+    if Path(name).is_file():
+        return ChatTemplate(read_text(Path(name)), template_variables(folder), name=Path(name).name)
+    known = ("auto", "chat", "chatml", *STYLES)
+    raise UserError(
+        f"Unknown --data.prompt_style {name!r}, and no such file.{nearest(name, known)} Known: {', '.join(known)}."
+    )
+
+
+def style_fields(style: PromptStyle) -> dict[str, Any]:
+    """What `prompt_style.yaml` holds: enough to make the style again."""
+    fields: dict[str, Any] = {"prompt_style": style.name}
+    if isinstance(style, ChatTemplate):
+        fields |= {"template": style.template, "variables": dict(style.variables)}
+        fields |= {"tool_use": style.for_tools.template} if style.for_tools else {}
+    return fields
+
+
+def save_style(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
+    """Write `prompt_style.yaml`, and the style as the chat template of the folder.
+
+    Args:
+        bos: What the tokenizer puts before a text by itself.
+        eos: The token that ends answers where the style writes none.
+    """
+    text = yaml.safe_dump(style_fields(style), sort_keys=False, allow_unicode=True)
+    (folder / STYLE_FILE).write_text(text, encoding="utf-8", newline="\n")
+    save_template(style, folder, bos, eos)
+
+
+def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
+    """Make a style the chat template of a model folder, so that other programs render what was trained. The folder's
+    other templates are removed; one that is the same already stays as it is. Arguments as for `save_style`."""
+    if isinstance(style, NamedStyle):
+        templates = {"default": style.jinja(bos, eos)}
+    elif isinstance(style, ChatTemplate):
+        templates = {"default": style.template} | ({"tool_use": style.for_tools.template} if style.for_tools else {})
+    else:  # made in Python
+        return
+    found = chat_templates(folder)
+    if templates.items() <= found.items() and ("tool_use" in found) == ("tool_use" in templates):
+        return
+    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+    (folder / TEMPLATE).write_text(templates["default"], encoding="utf-8", newline="\n")
+    if "tool_use" in templates:
+        (folder / MORE_TEMPLATES).mkdir()
+        (folder / MORE_TEMPLATES / "tool_use.jinja").write_text(templates["tool_use"], encoding="utf-8", newline="\n")
+    config = folder / "tokenizer_config.json"
+    if config.is_file():  # read by programs that do not know the files
+        listed = [{"name": name, "template": template} for name, template in templates.items()]
+        fields = read_json(config) | {"chat_template": listed if len(listed) > 1 else templates["default"]}
+        config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def load_style(folder: Path) -> PromptStyle:
+    """The style for prompts to the model in `folder`: what it was trained with, else its chat template, else none.
+
+    Raises:
+        UserError: `prompt_style.yaml` is not of our making.
+    """
+    path = folder / STYLE_FILE
+    if not is_there(path):
+        return checkpoint_template(folder) or STYLES["none"]
+    fields = read_yaml(path)
+    name = fields.get("prompt_style")
+    if name is not None and fields.get("template") is not None:
+        tools = fields.get("tool_use")
+        templates = {"default": fields["template"]} | ({"tool_use": tools} if tools is not None else {})
+        return cast(ChatTemplate, make_template(templates, fields.get("variables") or {}, name))
+    if name in STYLES:
+        return STYLES[name]
+    if style := litgpt_style(fields.get("class_path") or ""):
+        return style
+    raise UserError(f"{path} does not name a prompt style.")
+
+
+def litgpt_style(class_path: str) -> Optional[PromptStyle]:
+    """The style that LitGPT means by one of its classes, which have our names but for case, dots and dashes."""
+    if not class_path.startswith("litgpt.text.prompts."):
+        return None
+
+    def letters(name: str) -> str:
+        return re.sub(r"[^a-z0-9]", "", name.lower())
+
+    wanted = letters(class_path.rpartition(".")[2].replace("Default", "none"))
+    return next((style for name, style in STYLES.items() if letters(name) == wanted), None)
