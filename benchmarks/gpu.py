@@ -30,18 +30,20 @@ import torch
 from common import choose_rows, gigabytes, machine, publish, write_json
 
 import litgpt
-from litgpt.checkpoint.folder import Checkpoint, base_parameters, load_weights, stored_pieces, tied_head
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import name_table
+from litgpt.families.weights import base_parameters, stored_pieces, tied_head
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import quantize
 from litgpt.model import GPT
+from litgpt.model.blocks import recompute
 from litgpt.model.config import Config
+from litgpt.model.devices import DTYPES, peak_memory, pick_device
 from litgpt.text.tokenizer import Tokenizer
-from litgpt.train.blocks import recompute
-from litgpt.train.devices.launch import DTYPES, make_fabric, peak_memory, pick_device, seed_everything
+from litgpt.train.devices.launch import make_fabric, seed_everything
 from litgpt.train.loss import LossModel
 from litgpt.train.optimizers import AdamW, finished, parameter_groups
 from litgpt.train.progress import percent

@@ -47,7 +47,7 @@ def micro_batch(folder: Path, precision: str, documents: list[int], times: int) 
     from litgpt.data.batches import Batch
     from litgpt.methods.lora import LoRA
     from litgpt.model import GPT
-    from litgpt.train.devices.launch import DTYPES
+    from litgpt.model.devices import DTYPES
     from litgpt.train.loss import LossModel
     from litgpt.train.start import Start
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 from common import add_model_flags, choose_rows, write_json
 
-from litgpt.checkpoint.folder import write_model
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.writing import write_model
 from litgpt.model import GPT
 from litgpt.train.start import Start
 

@@ -56,7 +56,7 @@ def over_f_linear(folder: Path, precision: str) -> float:
 
     from litgpt.checkpoint.folder import Checkpoint
     from litgpt.model import GPT
-    from litgpt.train.devices.launch import DTYPES, pick_device
+    from litgpt.model.devices import DTYPES, pick_device
     from litgpt.train.speed import products_per_second
 
     with torch.device("meta"):

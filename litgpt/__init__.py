@@ -26,6 +26,8 @@ _WHERE = {  # public names, imported on first use so that `litgpt -h` starts wit
 }
 __all__ = [*_WHERE, "__version__"]
 
+importlib.import_module("litgpt.litgpt_format.names")  # lets LitGPT's names of modules be imported
+
 
 def __getattr__(name: str) -> Any:
     if name not in _WHERE:

@@ -13,23 +13,24 @@ from typing import Any, Literal, Optional, Union, get_args
 import torch
 from torch import nn
 
-from litgpt.checkpoint.folder import Checkpoint, write_model
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.writing import write_model
 from litgpt.errors import UserError, kind, nearest
+from litgpt.families.weights import Weights
 from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Text
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread, spread, usable_devices
 from litgpt.methods.loading import Source
+from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, pick_device
 from litgpt.model.linear import pack, unpack
 from litgpt.storage.outputs import new_folder
 from litgpt.text.prompts import PromptStyle, load_style, save_style
 from litgpt.text.tokenizer import Tokenizer, copy_files, save_stop
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.devices.launch import DTYPES, Accelerator, pick_device
 from litgpt.train.start import Start, model_fields
 
 
@@ -413,7 +414,7 @@ class LLM(nn.Module):
                 assert self.source is not None
                 shutil.copytree(self.source.folder, temporary, dirs_exist_ok=True)
             else:
-                base: Optional[Checkpoint] = self.source.checkpoint if self.source is not None else None
+                base: Optional[Weights] = self.source.checkpoint if self.source is not None else None
                 write_model(self.unpack().model, self.fields, temporary, base)
                 copy_files(self.tokenizer.folder, temporary)
             save_style(style, temporary, self.tokenizer.prefix, self.tokenizer.eos_token or "")

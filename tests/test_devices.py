@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from litgpt.checkpoint.folder import Outline, write_file
+from litgpt.checkpoint.writing import write_file
 from litgpt.errors import UserError, remark
+from litgpt.families.weights import Outline
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.sharded import full, mine, my_rows, put, total_norm

@@ -20,7 +20,8 @@ from safetensors.torch import save_file
 
 from litgpt.__main__ import main
 from litgpt.checkpoint import download as module
-from litgpt.checkpoint.hub import find_folder, repository_named
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.hub import repository_named
 from litgpt.errors import UserError
 from litgpt.model.config import Config, known_models
 from litgpt.storage.outputs import SINGLE, marked
@@ -503,7 +504,7 @@ def test_other_ranks_wait(hub, files, monkeypatch):
     module.download(NAME)
     waiting.join(20)
     assert found == [Path("checkpoints") / NAME]
-    monkeypatch.setattr("litgpt.checkpoint.hub.WAIT", 0)
+    monkeypatch.setattr("litgpt.checkpoint.find.WAIT", 0)
     with pytest.raises(UserError, match="was not downloaded by the first process"):
         find_folder(Path("some/other"))
 

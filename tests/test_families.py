@@ -11,9 +11,11 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from litgpt.checkpoint.folder import Checkpoint, base_parameters, load_weights, stored_pieces, write_model
+from litgpt.checkpoint.folder import Checkpoint, load_weights
+from litgpt.checkpoint.writing import write_model
 from litgpt.errors import UserError
 from litgpt.families import aliases, name_table, read_config
+from litgpt.families.weights import base_parameters, stored_pieces
 from litgpt.generate.engine import Engine, Text, generate
 from litgpt.model import GPT, KVCache
 from litgpt.model.config import Config

@@ -1,6 +1,8 @@
-"""A module imports from its own floor or from below."""
+"""The rooms of the package: what may import what."""
 
 import ast
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
@@ -8,75 +10,134 @@ import pytest
 import litgpt
 
 ROOT = Path(litgpt.__file__).parent
-FLOORS = {
-    0: (
-        "errors",
-        "imports",
-        "fields",
-        "files",
-        "web",
-        "outputs",
-        "args",
-        "config",
-        "prompts",
-        "chat_template",
-        "styles",
-        "recipes",
-    ),
-    1: ("model", "shards"),
-    2: (
-        "lora",
-        "adapter",
-        "adapter_v2",
-        "quantize",
-        "peft_folder",
-        "peft_export",
-        "adapter_folder",
-        "lit_folder",
-        "lit_adapter",
-        "families",
-        "checkpoint",
-        "tokenizer",
-        "hub",
-        "download",
-        "torch_file",
-        "loading",
-    ),
-    3: ("train", "data", "generate", "evaluation"),
-    4: ("finetune", "pretrain"),
-    5: ("__main__", "api", "cli", "given", "older", "commands", "serve"),
+FLOORS = (  # a module imports from its own floor or from below
+    ("errors",),
+    ("storage",),  # files, and what is fetched over HTTP: no model, no text
+    ("text", "model"),
+    ("families", "data"),
+    ("litgpt_format",),
+    ("checkpoint",),
+    ("methods",),
+    ("generate",),
+    ("train", "evaluation", "serve"),
+    ("finetune", "commands", "cli", "api", "__main__"),
+)
+FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
+WITHOUT_TORCH = ("errors", "text", "cli/legacy", "storage/files", "storage/fields", "storage/outputs", "storage/http")
+LATE = {  # modules that are imported within functions, and why
+    "litgpt.cli.parser": "`litgpt -h` starts without the libraries that it needs",
+    "litgpt.checkpoint.download": "a model that is here does not need the hub's library",
+    "litgpt.train.devices.fsdp": "a run on one device does not need Lightning",
+    "litgpt.serve.app": "the web server is an extra",
+    "litgpt.serve.models": "the web server is an extra",
+    "litgpt.serve.server": "the web server is an extra",
+    "litgpt.evaluation.compare": "lm-eval is an extra",
+    "litgpt.evaluation.lm": "lm-eval is an extra",
+    "litgpt.evaluation.run": "lm-eval is an extra",
+    "litgpt.evaluation.tasks": "lm-eval is an extra",
+    "litgpt.storage.http": "only `--config URL` fetches something",
+    "litgpt.train.optimizers": "read by a command that trains, and by no other",
+    "litgpt.methods.quantize": "only `--quantize` needs it",
+    "litgpt.data": "its modules are looked up by the name that an option gives",
+    "litgpt.model": "`litgpt doctor` says which of its parts cannot be imported",
+    "litgpt.model.config": "`litgpt doctor` says which of its parts cannot be imported",
+    "litgpt.model.devices": "`litgpt doctor` says which of its parts cannot be imported",
 }
-FLOOR = {name: floor for floor, names in FLOORS.items() for name in names}
-MODULES = sorted(p.relative_to(ROOT) for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
-def floor(dotted: str) -> int:
-    """The floor of `litgpt.x.y`; the package itself, which holds only the version, is below all."""
-    parts = dotted.split(".")
-    return FLOOR[parts[1]] if len(parts) > 1 else 0
+def dotted(path: Path) -> str:
+    """The name of a module by its path below the package."""
+    parts = ("litgpt", *path.with_suffix("").parts)
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
 
 
-def imports(path: Path) -> list[str]:
-    found = []
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+MODULES = {dotted(p.relative_to(ROOT)): p for p in sorted(ROOT.rglob("*.py"))}
+
+
+def imports(source: str, modules: Mapping[str, object] = MODULES) -> Iterator[tuple[str, bool]]:
+    """What a module imports, and whether it does so within a function. Imports for type checkers do not count."""
+
+    def walk(node: ast.AST, late: bool) -> Iterator[tuple[str, bool]]:
+        if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            return
         if isinstance(node, ast.Import):
-            found += [alias.name for alias in node.names]
+            yield from ((alias.name, late) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path} has a relative import"
-            found.append(str(node.module))
+            assert node.level == 0, "a relative import"
+            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            yield from ((name if name in modules else str(node.module), late) for name in whole)
+        for child in ast.iter_child_nodes(node):
+            yield from walk(child, late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
+
+    yield from walk(ast.parse(source), False)
+
+
+def room(module: str) -> str:
+    return module.split(".")[1] if "." in module else ""
+
+
+def circles(graph: Mapping[str, set[str]]) -> list[list[str]]:
+    """Paths that lead back to where they begin."""
+    found, done = [], set()
+
+    def visit(node: str, path: list[str]) -> None:
+        if node in path:
+            found.append([*path[path.index(node) :], node])
+        elif node not in done:
+            for other in sorted(graph[node]):
+                visit(other, [*path, node])
+            done.add(node)
+
+    for node in sorted(graph):
+        visit(node, [])
     return found
 
 
-@pytest.mark.parametrize("module", MODULES, ids=str)
+def graphs(sources: Mapping[str, str]) -> tuple[dict[str, set[str]], dict[str, set[str]]]:
+    """Which module imports which, and which room imports from which."""
+    modules: dict[str, set[str]] = defaultdict(set)
+    rooms: dict[str, set[str]] = defaultdict(set)
+    for module, source in sources.items():
+        for name, _ in imports(source, sources):
+            if name in sources and name not in (module, "litgpt"):
+                modules[module].add(name)
+                if room(name) != room(module) and room(module):
+                    rooms[room(module)].add(room(name))
+    return defaultdict(set, modules), defaultdict(set, rooms)
+
+
+SOURCES = {module: path.read_text(encoding="utf-8") for module, path in MODULES.items()}
+
+
+def test_every_room_has_a_floor():
+    assert {room(m) for m in MODULES} - {""} == set(FLOOR)
+    assert len([p for p in ROOT.iterdir() if p.name not in ("__pycache__", "py.typed")]) <= 20
+
+
+@pytest.mark.parametrize("module", MODULES)
 def test_imports(module):
-    own = FLOOR[module.parts[0].removesuffix(".py")]
-    ours = [name for name in imports(ROOT / module) if name.split(".")[0] == "litgpt"]
-    above = [name for name in ours if floor(name) > own]
-    assert not above, f"{module} is on floor {own} and imports {above}"
-    if own == 0:
-        assert "torch" not in [name.split(".")[0] for name in imports(ROOT / module)]
-    assert "transformers" not in [name.split(".")[0] for name in imports(ROOT / module)]
+    names = list(imports(SOURCES[module]))
+    if module != "litgpt":
+        above = [n for n, _ in names if n.startswith("litgpt.") and FLOOR[room(n)] > FLOOR[room(module)]]
+        assert not above, f"{module} imports from a floor above: {above}"
+    tops = {name.split(".")[0] for name, _ in names}
+    place = "/".join(module.split(".")[1:])
+    assert "torch" not in tops or not place.startswith(WITHOUT_TORCH)
+    assert "transformers" not in tops
+    late = {name for name, late in names if late and name.startswith("litgpt.")}
+    assert late <= set(LATE), f"{module} imports within a function: {late - set(LATE)}"
 
 
-def test_every_module_has_a_floor():
-    assert {m.parts[0].removesuffix(".py") for m in MODULES} == set(FLOOR)
+def test_no_circles():
+    for graph in graphs(SOURCES):
+        assert not circles(graph)
+
+
+def test_a_circle_is_found():
+    """Put in on purpose: from the model to the place that loads it, and between two modules of one room."""
+    up = {**SOURCES, "litgpt.model.gpt": "from litgpt.checkpoint.folder import Checkpoint"}
+    modules, rooms = graphs(up)
+    assert any("litgpt.model.gpt" in circle for circle in circles(modules))
+    assert any({"model", "checkpoint"} <= set(circle) for circle in circles(rooms))
+    one = {**SOURCES, "litgpt.text.chat_template": "def f():\n    from litgpt.text import styles"}
+    assert ["litgpt.text.chat_template", "litgpt.text.styles", "litgpt.text.chat_template"] in circles(graphs(one)[0])

@@ -21,7 +21,7 @@ from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Text, generate
 from litgpt.generate.loaded import Loaded
-from litgpt.train.blocks import check_compiler
+from litgpt.model.blocks import check_compiler
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
 ROWS: list[Any] = [

@@ -14,7 +14,7 @@ from litgpt.methods.adapter_v2 import LLaMAAdapterV2
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import quantize
 from litgpt.model import GPT
-from litgpt.train.blocks import recompute
+from litgpt.model.blocks import recompute
 from litgpt.train.loss import LossModel
 from tests.families import FAMILIES, save_random
 

@@ -9,10 +9,12 @@ import pytest
 import torch
 
 from litgpt.checkpoint import folder as checkpoint
-from litgpt.checkpoint.folder import Checkpoint, Outline, base_parameters, write_model
+from litgpt.checkpoint.folder import Checkpoint
+from litgpt.checkpoint.writing import write_model
 from litgpt.commands import merge_lora
 from litgpt.families import read_config
 from litgpt.families.table import NameTable
+from litgpt.families.weights import Outline, base_parameters
 from litgpt.methods.adapter_folder import open_adapter
 from litgpt.methods.loading import Source
 from litgpt.methods.lora import LoRA

@@ -100,8 +100,8 @@ def test_gradients(folder):
         logits = model(ids).logits if model is theirs else model(ids)
         torch.nn.functional.cross_entropy(logits[0, :-1], ids[0, 1:]).backward()
     expected = {n: p.grad for n, p in theirs.named_parameters()}
-    from litgpt.checkpoint.folder import base_parameters
     from litgpt.families import name_table
+    from litgpt.families.weights import base_parameters
 
     table, seen = name_table(ours.config), set()
     for name, (module, leaf) in base_parameters(ours).items():

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litgpt.__main__ import main
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
 from litgpt.data.pico import PicoSums, PicoText, in_words, sums
 from litgpt.methods.loading import Source
 

@@ -12,8 +12,8 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.errors import UserError
+from litgpt.model.devices import peak_memory
 from litgpt.train import examples, run, speed
-from litgpt.train.devices.launch import peak_memory
 from litgpt.train.metrics import FIELDS, Metrics, plot
 from litgpt.train.progress import Screen
 from litgpt.train.resume import save

@@ -16,7 +16,6 @@ from litgpt.cli.legacy import NAMES, translate, without_refused
 from litgpt.cli.options import settle
 from litgpt.cli.recipes import find_recipe
 from litgpt.errors import UserError, nearest, remark, without_secrets
-from litgpt.imports import importing
 from litgpt.storage.files import YAML_BYTES, check_events, parse_yaml, read_text
 from litgpt.train.args import run_settings, run_words
 
@@ -63,8 +62,7 @@ def run(where: str, command: str, args: list[str]) -> None:
     Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
     wherever they stand.
     """
-    with importing():
-        parser = make_parser(where, command)
+    parser = make_parser(where, command)
     configs, rest = take_configs(hand_on(args, parser) if command in HANDS_ON else translate(args, command), parser)
     given = settle(configs, rest, parser)
     words = [f"--config={json.dumps(c, default=str)}" for c in given.configs]  # YAML has dates, JSON has none

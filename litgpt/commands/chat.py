@@ -18,8 +18,8 @@ from litgpt.generate.conversation import Conversation
 from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import to_line
 from litgpt.generate.sampling import Sampling
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.devices.launch import Accelerator
+from litgpt.methods.quantize import QuantizeName
+from litgpt.model.devices import Accelerator, PrecisionName
 
 HELP = """\
 /reset         begin a new conversation; the system message stays

@@ -4,8 +4,8 @@ import json
 import shutil
 from pathlib import Path
 
-from litgpt.checkpoint.folder import widest_first, write_weights
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.writing import widest_first, write_weights
 from litgpt.errors import UserError
 from litgpt.litgpt_format.adapter import lit_adapter_file
 from litgpt.litgpt_format.folder import MODEL, LitCheckpoint

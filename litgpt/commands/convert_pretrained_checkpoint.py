@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
 from litgpt.errors import UserError
 from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, read_pth
 from litgpt.storage.outputs import check_replaceable, exclusive, new_folder

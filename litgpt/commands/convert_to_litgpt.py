@@ -7,8 +7,9 @@ from typing import Literal, Optional
 import torch
 import yaml
 
+from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Checkpoint
-from litgpt.checkpoint.hub import find_folder, repository_id
+from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, to_lit

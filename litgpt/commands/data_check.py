@@ -9,14 +9,14 @@ from typing import Any, Optional
 from rich.console import Console
 from rich.text import Text
 
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
 from litgpt.data.check import check_ids, duplicates, harm, histogram
 from litgpt.data.lost import EARLIER
 from litgpt.data.tokens import TRAINED
-from litgpt.litgpt_format.folder import open_checkpoint
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import TrainArgs
 from litgpt.train.run import row_limit

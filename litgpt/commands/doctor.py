@@ -95,7 +95,7 @@ def device_lines(wrong: list[str]) -> Lines:
     """Devices, and the precisions and quantizations that work on each."""
     import torch
 
-    from litgpt.train.devices.launch import DTYPES, default_precision
+    from litgpt.model.devices import DTYPES, default_precision
 
     yield "cpu", f"{cpu_name()}, {cpu_count()} cores, torch takes {torch.get_num_threads()} threads"
     devices = [torch.device("cpu")]
@@ -137,7 +137,7 @@ def train_a_step(precision: str, device: Any) -> None:
 
     from litgpt.model import GPT
     from litgpt.model.config import Config
-    from litgpt.train.devices.launch import DTYPES
+    from litgpt.model.devices import DTYPES
 
     config = Config(n_layer=1, n_head=2, n_embd=64, padded_vocab_size=64, block_size=16, intermediate_size=64)
     model = GPT(config).to(device, DTYPES[precision])

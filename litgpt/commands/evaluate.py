@@ -7,13 +7,13 @@ import time
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
 from litgpt.errors import UserError, nearest, require
 from litgpt.generate.loaded import Loaded
 from litgpt.methods.loading import Source
+from litgpt.methods.quantize import QuantizeName
+from litgpt.model.devices import Accelerator, PrecisionName, share_threads
 from litgpt.text.chat_template import clock_at, now
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.devices.launch import Accelerator, share_threads
 
 DTYPES: dict[str, PrecisionName] = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
 

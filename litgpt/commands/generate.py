@@ -22,9 +22,9 @@ from litgpt.generate.loaded import Loaded
 from litgpt.generate.prompt_file import already_answered, kept, open_prompts, to_line, to_messages
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread
+from litgpt.methods.quantize import QuantizeName
+from litgpt.model.devices import Accelerator, PrecisionName, peak_memory
 from litgpt.storage.outputs import exclusive
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.devices.launch import Accelerator, peak_memory
 from litgpt.train.progress import SECONDS, gigabytes
 
 LLAMAS = "What food do llamas eat?"

@@ -11,8 +11,8 @@ from litgpt.generate.loaded import Loaded
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Speculation, check_pair
 from litgpt.generate.text import TextStream
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.devices.launch import Accelerator, peak_memory
+from litgpt.methods.quantize import QuantizeName
+from litgpt.model.devices import Accelerator, PrecisionName, peak_memory
 from litgpt.train.progress import gigabytes
 
 

@@ -21,10 +21,10 @@ from litgpt.generate.sequentially import usable_devices
 from litgpt.generate.tensor_parallel import check_parts, keep_part
 from litgpt.methods.loading import Source
 from litgpt.methods.peft_folder import LoRAFolder
+from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.blocks import check_compiler
-from litgpt.train.devices.launch import Accelerator, peak_memory, pick_device
+from litgpt.model.blocks import check_compiler
+from litgpt.model.devices import Accelerator, PrecisionName, peak_memory, pick_device
 from litgpt.train.progress import gigabytes
 
 

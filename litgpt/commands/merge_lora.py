@@ -8,19 +8,21 @@ from typing import Literal, Optional
 
 import torch
 
-from litgpt.checkpoint.folder import NUMBERS, Outline, tied_head, widest_first, with_changes, write_weights
-from litgpt.checkpoint.torch_file import NAMES, TYPES
+from litgpt.checkpoint.folder import with_changes
+from litgpt.checkpoint.writing import widest_first, write_weights
 from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
+from litgpt.families.weights import NUMBERS, Outline, tied_head
 from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
 from litgpt.methods.loading import Source
 from litgpt.methods.peft_folder import CONFIG, LoRAFolder
+from litgpt.model.devices import DTYPES, default_precision, pick_device
 from litgpt.storage.outputs import SUMS, check_replaceable, exclusive, new_folder
+from litgpt.storage.torch_file import NAMES, TYPES
 from litgpt.text.prompts import STYLE_FILE, save_template
 from litgpt.text.styles import STYLES
 from litgpt.text.tokenizer import copy_files, save_stop
-from litgpt.train.devices.launch import DTYPES, default_precision, pick_device
 
 
 def main(

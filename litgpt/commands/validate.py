@@ -5,14 +5,14 @@ from typing import Optional
 
 import torch
 
-from litgpt.checkpoint.folder import check_weights
 from litgpt.errors import UserError
+from litgpt.families.weights import check_weights
 from litgpt.generate.engine import Text
 from litgpt.generate.parity import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
 from litgpt.methods.loading import Source
 from litgpt.model import GPT
+from litgpt.model.devices import DTYPES, Accelerator, default_precision, pick_device
 from litgpt.storage.files import is_there
-from litgpt.train.devices.launch import DTYPES, Accelerator, default_precision, pick_device
 
 
 def main(

@@ -38,7 +38,6 @@ from litgpt.text.prompts import PromptStyle, choose_style, style_fields
 from litgpt.text.tokenizer import Encoded, Tokenizer
 
 AT_ONCE, CHARACTERS = 4000, 4_000_000  # rows that are tokenized together, and characters after which it is enough
-TOKEN_MAKERS = ("chat_template", "prompts", "styles", "tokenizer")  # beside litgpt/data
 CHAT_FORMS = ("messages", "sharegpt", "history", "preference", "label")
 RawRows = Iterator[tuple[str, Any]]
 TrainOn = Literal["assistant", "last", "all"]
@@ -308,8 +307,8 @@ def code_hash() -> str:
     """Changes when the code that makes tokens does, or a package that it uses."""
     litgpt = Path(__file__).parent.parent
     digest = hashlib.sha256()
-    for file in [*sorted((litgpt / "data").glob("*.py")), *(litgpt / f"{name}.py" for name in TOKEN_MAKERS)]:
-        digest.update(file.read_bytes())
+    for file in sorted([*(litgpt / "data").glob("*.py"), *(litgpt / "text").iterdir()]):
+        digest.update(file.read_bytes() if file.is_file() else b"")
     digest.update(" ".join(map(version, ("jinja2", "sentencepiece", "tokenizers"))).encode())
     return digest.hexdigest()
 

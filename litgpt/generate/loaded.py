@@ -9,13 +9,13 @@ import torch
 
 from litgpt.generate.parity import stored_dtypes
 from litgpt.methods.loading import Source
+from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
+from litgpt.model.blocks import check_compiler, compile_blocks
+from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device, share_threads
 from litgpt.model.linear import pack
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.blocks import check_compiler, compile_blocks
-from litgpt.train.devices.launch import DTYPES, Accelerator, default_precision, pick_device, share_threads
 
 
 @dataclass

@@ -6,13 +6,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, get_args
 
 import torch
 
-from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
+from litgpt.families.weights import Weights
 from litgpt.generate.engine import generate
+from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.storage.files import read_json
 from litgpt.text.chat_template import clock_at, now
@@ -96,6 +97,7 @@ def read_seal(folder: Path) -> dict[str, Any]:
         datetime.fromisoformat(seal.get("time") or "2026-01-01")
     except ValueError:
         complete = False
+    complete = complete and seal.get("quantize") in (None, *get_args(QuantizeName))
     if not seal["prompts"] or not complete:
         raise UserError(f"{folder / FILE} is a damaged parity seal.")
     return seal
@@ -180,5 +182,5 @@ def difference(seal: dict[str, Any], model: GPT) -> tuple[float, str]:
     return worst, where
 
 
-def stored_dtypes(checkpoint: Checkpoint) -> list[str]:
+def stored_dtypes(checkpoint: Weights) -> list[str]:
     return sorted(set(checkpoint.dtypes.values()))

@@ -11,11 +11,11 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.generate.loaded import Loaded, natural_precision
 from litgpt.methods.loading import Source
+from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.attention import Reading
+from litgpt.model.devices import Accelerator, PrecisionName, pick_device
 from litgpt.model.kv_cache import EachRow
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.devices.launch import Accelerator, pick_device
 
 
 def usable_devices(accelerator: Accelerator, devices: Union[int, Literal["auto"]]) -> list[torch.device]:

@@ -14,10 +14,13 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.checkpoint.folder import (
+from litgpt.errors import UserError
+from litgpt.families import check, name_table, read_config, write_config
+from litgpt.families.table import Stored, rows_by_group
+from litgpt.families.weights import (
     KINDS,
     READ,
-    Checkpoint,
+    Weights,
     base_parameters,
     check_count,
     check_tied,
@@ -25,13 +28,10 @@ from litgpt.checkpoint.folder import (
     stored_pieces,
     tied_head,
 )
-from litgpt.checkpoint.torch_file import read
-from litgpt.errors import UserError
-from litgpt.families import check, name_table, read_config, write_config
-from litgpt.families.table import Stored, rows_by_group
 from litgpt.model import GPT
 from litgpt.model.config import Config, differences
 from litgpt.storage.files import is_there, read_json
+from litgpt.storage.torch_file import read
 from litgpt.text.tokenizer import Tokenizer
 
 MODEL, MODEL_CONFIG = "lit_model.pth", "model_config.yaml"
@@ -61,8 +61,8 @@ class Place:
     stored: Stored
 
 
-class LitCheckpoint(Checkpoint):
-    """A `Checkpoint` in LitGPT's form: the weights go by their Hugging Face names all the same.
+class LitCheckpoint(Weights):
+    """`Weights` in LitGPT's form: they go by their Hugging Face names all the same.
 
     The model is that of `model_config.yaml`, as LitGPT has it. A `config.json` beside it is used if it says the same.
 
@@ -193,7 +193,7 @@ class LitCheckpoint(Checkpoint):
             yield name, place.stored.from_ours(whole[place.rows]).contiguous()
 
 
-def to_lit(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
+def to_lit(checkpoint: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     """The weights of a model by LitGPT's names, as it stores them; a tied head is the embedding's tensor again.
 
     Raises:
@@ -225,20 +225,6 @@ def to_lit(checkpoint: Checkpoint) -> Iterator[tuple[str, torch.Tensor]]:
             embedding = parts[0]
         for theirs, part in zip(names, parts):
             yield f"{theirs}.{leaf}", part.clone() if len(parts) > 1 else part.contiguous()
-
-
-def open_checkpoint(folder: Path) -> Checkpoint:
-    """The model in a folder: in Hugging Face's form, or, where it has only that, in LitGPT's.
-
-    Raises:
-        UserError: it is neither, or damaged.
-    """
-    if not (folder / MODEL).is_file():
-        return Checkpoint(folder)
-    if not has_hf_weights(folder):
-        return LitCheckpoint(folder)
-    say(f"{folder} has a model in Hugging Face's form and one in LitGPT's: {MODEL} is not read.")
-    return Checkpoint(folder)
 
 
 def has_hf_weights(folder: Path) -> bool:

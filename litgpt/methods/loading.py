@@ -10,12 +10,13 @@ from typing import Optional
 import torch
 from torch import nn
 
-from litgpt.checkpoint.folder import Checkpoint, Overlaid, base_parameters, fill_weights, load_weights
-from litgpt.checkpoint.hub import find_folder
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.folder import Overlaid, fill_weights, load_weights, open_checkpoint
 from litgpt.errors import UserError
 from litgpt.families import name_table
+from litgpt.families.weights import Weights, base_parameters
 from litgpt.litgpt_format.adapter import lit_adapter_file
-from litgpt.litgpt_format.folder import ADAPTERS, open_checkpoint
+from litgpt.litgpt_format.folder import ADAPTERS
 from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
 from litgpt.methods.adapter_v2 import AdapterV2Linear
 from litgpt.methods.lora import LoRALinear
@@ -44,7 +45,7 @@ class Source:
     """
 
     folder: Path
-    checkpoint: Checkpoint
+    checkpoint: Weights
     adapter: Optional[AdapterFolder]
     replaced: list[str] = field(default_factory=list, init=False)
 
@@ -80,7 +81,7 @@ class Source:
             ) from e
         return cls(folder, open_checkpoint(base_folder), adapter)
 
-    def weights(self) -> Checkpoint:
+    def weights(self) -> Weights:
         """The base, with what a LoRA folder has in place of its weights."""
         return self.adapter.over(self.checkpoint) if isinstance(self.adapter, LoRAFolder) else self.checkpoint
 
@@ -107,7 +108,7 @@ class Source:
 
         Args:
             dtype: Of the weights.
-            scheme: How the weights of the blocks are quantized, one of `litgpt.train.args.QuantizeName`; None for not at all.
+            scheme: How the weights of the blocks are quantized, a `QuantizeName`; None for not at all.
         """
         weights = self.weights()
         with torch.device("meta"):

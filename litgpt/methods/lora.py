@@ -19,6 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
+from litgpt.families import name_table
 from litgpt.methods.quantize import QuantizedLinear, full_weight
 from litgpt.model import GPT
 from litgpt.storage.fields import pattern
@@ -317,8 +318,6 @@ class LoRA:
         Raises:
             UserError: what is selected is not in this model, or cannot be changed as wanted.
         """
-        from litgpt.families import name_table
-
         table = name_table(model.config)
         model.requires_grad_(False)
         chosen = self.chosen_layers(model.config.n_layer)

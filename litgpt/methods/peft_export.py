@@ -17,9 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from litgpt.checkpoint.folder import base_parameters
 from litgpt.families import aliases, name_table
 from litgpt.families.table import NameTable
+from litgpt.families.weights import base_parameters
 from litgpt.methods.lora import LoRA, LoRALinear, lora_layers
 from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS, Delta, fused_delta
 from litgpt.methods.quantize import full_weight

@@ -21,10 +21,11 @@ from typing import Any, NamedTuple, Optional
 
 import torch
 
-from litgpt.checkpoint.folder import Checkpoint, Overlaid, base_parameters, opened
+from litgpt.checkpoint.folder import Overlaid, opened
 from litgpt.errors import UserError
 from litgpt.families import aliases, name_table
 from litgpt.families.table import Stored
+from litgpt.families.weights import Weights, base_parameters
 from litgpt.methods.lora import LoRA, lora_layers
 from litgpt.model import GPT
 from litgpt.model.config import Config
@@ -215,7 +216,7 @@ class LoRAFolder:
             raise UserError(f"{self.file} lacks {leaves} for: {', '.join(wrong)}.")
         return found
 
-    def over(self, base: Checkpoint) -> Checkpoint:
+    def over(self, base: Weights) -> Weights:
         """The base with what the adapter has in place of its weights: whole weights, embeddings with an update, and
         embeddings of which some tokens were trained.
 

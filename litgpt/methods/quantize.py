@@ -9,22 +9,23 @@ import logging
 from collections.abc import Callable
 from functools import cache
 from types import ModuleType
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
-from litgpt.model.linear import Linear, plain
+from litgpt.model.linear import PartwiseLinear, plain
 from litgpt.model.sharded import full
 
+QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
 PACKED_ROWS = 32  # of a tile of packed 4-bit weights
 OUTLIER = 6.0  # inputs above this are multiplied unrounded, as in the paper on 8 bits
 
 
-class QuantizedLinear(Linear):
+class QuantizedLinear(PartwiseLinear):
     """A frozen linear layer that is filled with `store` and never holds its whole weight.
 
     Each Hugging Face tensor has its own scales, also where several make one layer, so that a quantized model is the
@@ -33,7 +34,7 @@ class QuantizedLinear(Linear):
 
     Args:
         linear: The layer to replace, on the meta device.
-        scheme: One of `litgpt.train.args.QuantizeName`.
+        scheme: One of `QuantizeName`.
     """
 
     weight: Any
@@ -45,6 +46,9 @@ class QuantizedLinear(Linear):
         self.scheme = scheme
         self.parts = getattr(linear, "parts", (linear.out_features,))
         self.stored: list[Any] = [None] * len(self.parts)  # per part: its packed weight and its state
+
+    def begin(self, n_parts: int) -> None:
+        self.stored = [None] * n_parts
 
     def store(self, part: int, weight: torch.Tensor) -> None:
         """Quantize one part, a floating-point tensor (rows, in_features) on the device where it is to stay."""

@@ -72,6 +72,19 @@ class Linear(nn.Linear):
             torch.utils.swap_tensors(self.weight, new)
 
 
+class PartwiseLinear(Linear):
+    """A linear layer that is filled one part after the other, each with the rows of one Hugging Face tensor, and that
+    need not hold them as its `weight`."""
+
+    def begin(self, n_parts: int) -> None:
+        """Make room for so many parts."""
+        raise NotImplementedError
+
+    def store(self, part: int, weight: torch.Tensor) -> None:
+        """Take one part, a floating-point tensor (rows, in_features) on the device where it is to stay."""
+        raise NotImplementedError
+
+
 class Embedding(nn.Embedding):
     """`nn.Embedding`."""
 

@@ -7,8 +7,8 @@ from typing import Literal, Optional
 
 from litgpt.errors import UserError, require
 from litgpt.generate.sampling import Sampling
-from litgpt.train.args import PrecisionName, QuantizeName
-from litgpt.train.devices.launch import Accelerator
+from litgpt.methods.quantize import QuantizeName
+from litgpt.model.devices import Accelerator, PrecisionName
 
 TAKEN = ("/health", "/metrics", "/style.css", "/script.js", "/openapi.json", "/v1")
 

@@ -15,10 +15,9 @@ A shape is one of these:
 
 import re
 from collections.abc import Iterator
-from typing import Any, NamedTuple, Optional, Union, get_args
+from typing import Any, NamedTuple, Optional, Union
 
 from litgpt.errors import brief
-from litgpt.train.args import QuantizeName
 
 
 class Each(NamedTuple):
@@ -90,7 +89,7 @@ SHAPES: dict[str, Shape] = {
     },
     "parity.json": {
         "computed": frozenset(("F32", "F16", "BF16")),
-        "quantize": (frozenset(get_args(QuantizeName)), None),
+        "quantize": TEXT,
         "stored": [str],
         "special": bool,
         "time": TEXT,

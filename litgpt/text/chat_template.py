@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cached_property, wraps
 from itertools import takewhile
-from typing import Any, NamedTuple, Optional
+from typing import Any, ClassVar, NamedTuple, Optional
 
 from litgpt.errors import UserError, nearest
 from litgpt.storage.files import parse_json
@@ -91,19 +91,20 @@ class PromptStyle(ABC):
     Attributes:
         name: What it is called on the screen and in `prompt_style.yaml`.
         own_special_tokens: Whether BOS and the stop tokens are part of the text; else the tokenizer adds BOS.
+        named: The styles that `from_name` knows.
     """
 
+    named: ClassVar[dict[str, "PromptStyle"]] = {}
     name: str
     own_special_tokens: bool = False
 
     @classmethod
     def from_name(cls, name: str) -> "PromptStyle":
         """A named style, such as alpaca. Raises `UserError` if there is none of this name."""
-        from litgpt.text.styles import STYLES
-
-        if name not in STYLES:
-            raise UserError(f"There is no prompt style {name!r}.{nearest(name, STYLES)} Known: {', '.join(STYLES)}.")
-        return STYLES[name]
+        known = PromptStyle.named
+        if name not in known:
+            raise UserError(f"There is no prompt style {name!r}.{nearest(name, known)} Known: {', '.join(known)}.")
+        return known[name]
 
     def apply(self, prompt: str, *, sys_prompt: Optional[str] = None, input: str = "") -> str:
         """The text that the answer to a single prompt follows."""

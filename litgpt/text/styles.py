@@ -330,3 +330,4 @@ STYLES = {
     )
 }
 STYLES["default"] = STYLES["none"]  # another name of it
+PromptStyle.named = {**STYLES}

@@ -11,9 +11,7 @@ from litgpt.errors import UserError, remark
 run_words: ContextVar[tuple[str, ...]] = ContextVar("run_words", default=())
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
-QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
-PrecisionName = Literal["32-true", "bf16-true", "bf16-mixed", "16-mixed", "16-true"]
 
 
 @dataclass

@@ -14,9 +14,9 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
+from litgpt.model.devices import peak_memory
 from litgpt.model.sharded import mine, total_norm
 from litgpt.train.args import EvalArgs, TrainArgs
-from litgpt.train.devices.launch import peak_memory
 from litgpt.train.faults import sound
 from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen

@@ -10,6 +10,7 @@ import torch
 from filelock import FileLock
 from torch.optim import Optimizer
 
+from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import Loaded
@@ -17,30 +18,33 @@ from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import check_ids, harm
 from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
-from litgpt.litgpt_format.folder import open_checkpoint
+from litgpt.methods.quantize import QuantizeName
 from litgpt.methods.quantize import quantize as quantize_layers
 from litgpt.model import GPT
+from litgpt.model.blocks import check_compiler, compile_blocks, recompute
 from litgpt.model.config import Config
+from litgpt.model.devices import (
+    DTYPES,
+    Accelerator,
+    PrecisionName,
+    default_precision,
+    peak_memory,
+    pick_device,
+    share_threads,
+)
 from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
 from litgpt.text.prompts import STYLE_FILE, load_style
 from litgpt.text.tokenizer import Tokenizer
-from litgpt.train.args import EvalArgs, LogArgs, LoggerName, PrecisionName, QuantizeName, TrainArgs
-from litgpt.train.blocks import check_compiler, compile_blocks, recompute
+from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
 from litgpt.train.checks import check_options, check_quantize, check_start
 from litgpt.train.devices.launch import (
-    DTYPES,
-    Accelerator,
     StrategyName,
-    default_precision,
     give_memory_back,
     layout,
     make_fabric,
-    peak_memory,
-    pick_device,
     pick_strategy,
     seed_everything,
-    share_threads,
     started_by,
 )
 from litgpt.train.devices.ranks import is_first, together, watch

@@ -7,11 +7,13 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.checkpoint.folder import Checkpoint, check_weights, load_weights
-from litgpt.checkpoint.hub import find_folder, repository_id
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.folder import load_weights, open_checkpoint
+from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.litgpt_format.folder import MODEL_CONFIG, open_checkpoint
+from litgpt.families.weights import Weights, check_weights
+from litgpt.litgpt_format.folder import MODEL_CONFIG
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.model import GPT
 from litgpt.model.config import Config
@@ -34,7 +36,7 @@ class Start:
     fields: dict[str, Any]
     config: Config
     tokenizer_folder: Path
-    checkpoint: Optional[Checkpoint] = None
+    checkpoint: Optional[Weights] = None
 
     @classmethod
     def from_folder(cls, path: Path) -> "Start":

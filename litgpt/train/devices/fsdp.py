@@ -16,7 +16,7 @@ from lightning.fabric.strategies import ModelParallelStrategy
 from lightning.fabric.strategies.strategy import _BackwardSyncControl
 from torch import nn
 
-from litgpt.checkpoint.folder import base_parameters
+from litgpt.families.weights import base_parameters
 from litgpt.model import GPT
 from litgpt.train.loss import LossModel
 

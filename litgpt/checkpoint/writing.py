@@ -1,0 +1,136 @@
+"""Writing a Hugging Face model folder: `config.json` and safetensors files of at most 5 GB."""
+
+import itertools
+import json
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Optional
+
+import torch
+
+from litgpt.families import name_table
+from litgpt.families.weights import Outline, Weights, base_parameters, stored_pieces, tied_head
+from litgpt.model import GPT
+from litgpt.model.sharded import full
+from litgpt.storage.torch_file import NAMES
+
+INDEX = "model.safetensors.index.json"
+
+
+SHARD = 5 * 10**9  # bytes that a file of weights holds at most
+
+
+def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional[Weights] = None) -> None:
+    """Write `config.json` and the weights, in files of at most 5 GB, under Hugging Face's names.
+
+    One weight after the other is put together and written, so that sharded ones are never whole at once.
+
+    Args:
+        fields: The `config.json`; its dtype is set to that of the weights.
+        base: The checkpoint that the model comes from: what the model does not read of it, like the weights of a
+            vision part, is written again as it was.
+    """
+    write_weights(outlines(model, base), all_weights(model, base), folder)
+    fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
+        "dtype": str(model.dtype).removeprefix("torch.")
+    }
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Write safetensors files of at most 5 GB, and an index if there are several.
+
+    Args:
+        weights: In the order of `widest_first`.
+        tensors: In the same order. Each one is written before the next one is taken.
+    """
+    files: list[list[Outline]] = [[]]
+    size = total = 0
+    for weight in weights:
+        if files[-1] and size + weight.size > SHARD:
+            files.append([])
+            size = 0
+        files[-1].append(weight)
+        size, total = size + weight.size, total + weight.size
+    weight_map: dict[str, str] = {}
+    for i, some in enumerate(files, start=1):
+        name = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        write_file(folder / name, some, itertools.islice(tensors, len(some)))
+        weight_map |= {w.name: name for w in some}
+    write_index(weight_map, total, folder)
+
+
+def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
+    """The file that says which weight is in which file, where there are several.
+
+    Args:
+        total: Bytes of all weights.
+    """
+    if len(set(weight_map.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write a safetensors file: the length of a JSON object, that object, which says what lies where, and weights."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for w in weights:
+        header[w.name] = {"dtype": w.kind, "shape": list(w.shape), "data_offsets": [end, end := end + w.size]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for w, (name, tensor) in zip(weights, tensors, strict=True):
+            assert (name, tuple(tensor.shape)) == (w.name, w.shape) and tensor.nbytes == w.size
+            f.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def outlines(model: GPT, base: Optional[Weights]) -> list[Outline]:
+    """What `all_weights` yields."""
+    own = [
+        Outline(name, NAMES[tensor.dtype], tuple(tensor.shape))
+        for name, tensor in hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
+    ]
+    wide, narrow = carried_over(model, base)
+    return [*wide, *own, *narrow]
+
+
+def all_weights(model: GPT, base: Optional[Weights]) -> Iterator[tuple[str, torch.Tensor]]:
+    """`hf_weights`, and what is carried over from the checkpoint that the model comes from."""
+    wide, narrow = carried_over(model, base)
+    for weight in wide:
+        yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
+    yield from hf_weights(model)
+    for weight in narrow:
+        yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
+
+
+def widest_first(weights: Iterable[Outline]) -> list[Outline]:
+    """In the order in which a file holds them: each begins where a number of its size may begin."""
+    return sorted(weights, key=lambda w: -w.item_size)
+
+
+def carried_over(model: GPT, base: Optional[Weights]) -> tuple[list[Outline], list[Outline]]:
+    """What the model does not read: the numbers that are wider than the model's, which stand first in a file, and the
+    others."""
+    kept = name_table(model.config).kept
+    names = [name for name in base.files if kept.search(name)] if base is not None else []
+    found = widest_first(base.outline(name) for name in names)  # type: ignore[union-attr]
+    wide = [w for w in found if w.item_size > model.dtype.itemsize]
+    return wide, found[len(wide) :]
+
+
+def hf_weights(model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pretrained weights by their Hugging Face names, as they are stored; a tied head not at all.
+
+    Args:
+        get: Makes the whole weight from a parameter.
+    """
+    table, tied = name_table(model.config), tied_head(model.config)
+    for name, (module, leaf) in base_parameters(model).items():
+        if table.to_hf(name.rpartition(".")[0])[0] + f".{leaf}" == tied:
+            continue
+        weight = get(getattr(module, leaf)).detach()
+        for hf, stored, rows in stored_pieces(table, name, module, leaf, weight):
+            yield hf, stored.from_ours(rows)

@@ -1,0 +1,37 @@
+"""The modules of LitGPT's Python interface, found under the names that LitGPT has for them."""
+
+import importlib
+import sys
+from importlib.abc import Loader, MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import Any, Optional
+
+MODULES = {
+    "litgpt.adapter": "litgpt.methods.adapter",
+    "litgpt.adapter_v2": "litgpt.methods.adapter_v2",
+    "litgpt.args": "litgpt.train.args",
+    "litgpt.config": "litgpt.model.config",
+    "litgpt.lora": "litgpt.methods.lora",
+    "litgpt.pretrain": "litgpt.finetune.pretrain",
+    "litgpt.prompts": "litgpt.text.prompts",
+    "litgpt.tokenizer": "litgpt.text.tokenizer",
+}
+
+
+class OtherNames(MetaPathFinder, Loader):
+    """Imports one of `MODULES` when the ordinary lookup has failed. Both names mean the same module object."""
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
+        return ModuleSpec(name, self) if name in MODULES else None
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType:
+        module = importlib.import_module(MODULES[spec.name])
+        self.spec = module.__spec__
+        return module
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__spec__ = self.spec  # which the import system has replaced
+
+
+sys.meta_path.append(OtherNames())
