@@ -18,7 +18,7 @@ from lm_eval.models.huggingface import HFLM
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litgpt.evaluation.lm import LitGPT
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 
 WORDS = "the quick brown fox jumps over a lazy dog and then it runs away from all of them before they see it".split()
 
@@ -55,7 +55,7 @@ def main() -> None:
     hf = HFLM(
         pretrained=theirs, tokenizer=AutoTokenizer.from_pretrained(args.model), batch_size=args.batch, device=device
     )
-    loaded = Loaded.open(args.model, precision="32-true")
+    loaded = InferenceModel.open(args.model, precision="32-true")
     programs = {
         f"lm-eval's hf, batch {args.batch}": hf,
         f"ours, batch {args.batch}": LitGPT(loaded, args.batch),

@@ -22,8 +22,8 @@ import torch
 from common import add_model_flags, machine, publish
 from prepare import write_random_model
 
-from litgpt.generate.engine import Engine, Text
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Request
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.model import GPT
 from litgpt.model.linear import linear
 
@@ -45,7 +45,7 @@ def decoding(model: GPT, prompts: int, length: int, steps: int) -> float:
     engine = Engine(model, prompts)
     for _ in range(prompts):
         ids = [draw.randrange(3, model.config.padded_vocab_size) for _ in range(length)]
-        engine.submit(Text(ids, steps + 1))
+        engine.submit(Request(ids, steps + 1))
     while any(not text.ids for text in [*engine.waiting, *filter(None, engine.rows)]):
         engine.step()
     began = time.perf_counter()
@@ -69,8 +69,8 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         if args.model is None:
             write_random_model(Path(folder), args)
-        plain = Loaded.open(args.model or Path(folder), precision=args.precision).model
-        model = Loaded.open(args.model or Path(folder), precision=args.precision).prepare().model
+        plain = InferenceModel.open(args.model or Path(folder), precision=args.precision).model
+        model = InferenceModel.open(args.model or Path(folder), precision=args.precision).prepare().model
         measures: dict[str, Callable[[], float]] = {
             "f_linear": lambda: products_alone(plain, torch.nn.functional.linear, args.new_tokens),
             "products": lambda: products_alone(model, linear, args.new_tokens),

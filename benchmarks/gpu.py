@@ -44,10 +44,10 @@ from litgpt.model.config import Config
 from litgpt.model.devices import DTYPES, peak_memory, pick_device
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.devices.launch import make_fabric, seed_everything
+from litgpt.train.flops import FlopCounter
 from litgpt.train.loss import LossModel
 from litgpt.train.optimizers import AdamW, finished, parameter_groups
 from litgpt.train.progress import percent
-from litgpt.train.speed import Work
 
 METHODS = ("full", "lora", "qlora")
 SMOKE = {
@@ -138,8 +138,8 @@ def random_batch(case: Case, vocabulary: int, generator: torch.Generator) -> Bat
     ids = torch.randint(vocabulary, (case.rows, case.length), generator=generator)
     targets = torch.full_like(ids, UNTRAINED)
     targets[:, :-1] = ids[:, 1:]
-    n_trained = case.rows * (case.length - 1)
-    return Batch(ids.view(1, -1), targets.view(1, -1), [case.length] * case.rows, n_trained)
+    n_target_tokens = case.rows * (case.length - 1)
+    return Batch(ids.view(1, -1), targets.view(1, -1), [case.length] * case.rows, n_target_tokens)
 
 
 def timed(device: torch.device, work: Callable[[], None]) -> float:
@@ -166,19 +166,19 @@ def measure(case: Case, method: str, config: Config, batches: list[Batch], n_fir
     optimizer: Any = finished(AdamW(parameter_groups(gpt)), seed=0)
     if case.checkpointing:
         recompute(gpt)
-    work = Work.of(gpt, device, torch.bfloat16 if precision == "bf16-mixed" else DTYPES[precision])
+    work = FlopCounter.of(gpt, device, torch.bfloat16 if precision == "bf16-mixed" else DTYPES[precision])
     model, optimizer = fabric.setup(LossModel(gpt), optimizer)
     model.train()
     micro_steps, optimizer_steps, tokens, targets = [], [], 0, 0
     for i, batch in enumerate(batches):
         batch = batch.to(device)
-        micro_step = timed(device, lambda batch=batch: fabric.backward(model(batch) / batch.n_trained))
+        micro_step = timed(device, lambda batch=batch: fabric.backward(model(batch) / batch.n_target_tokens))
         optimizer_step = timed(device, optimizer.step)
         optimizer.zero_grad()
         if i >= n_first:
             micro_steps.append(micro_step)
             optimizer_steps.append(optimizer_step)
-            tokens, targets = tokens + batch.ids.numel(), targets + batch.n_trained
+            tokens, targets = tokens + batch.ids.numel(), targets + batch.n_target_tokens
     mfu = work.share(tokens, targets, sum(micro_steps), 1)
     return {
         "micro_step_s": round(statistics.median(micro_steps), 4),

@@ -40,7 +40,7 @@ def make_model(args: argparse.Namespace, sizes: dict[str, int], folder: Path) ->
     run([sys.executable, Path(__file__).with_name("prepare.py"), folder, *flags, *tokenizer], folder / "log")
 
 
-def micro_batch(folder: Path, precision: str, documents: list[int], times: int) -> dict[str, Any]:
+def micro_batch(folder: Path, precision: str, seqlens: list[int], times: int) -> dict[str, Any]:
     """Run one micro-batch some times: the seconds of the fastest, and the memory that it took beyond the model's."""
     import torch
 
@@ -48,16 +48,16 @@ def micro_batch(folder: Path, precision: str, documents: list[int], times: int) 
     from litgpt.methods.lora import LoRA
     from litgpt.model import GPT
     from litgpt.model.devices import DTYPES
+    from litgpt.train.base_model import BaseModel
     from litgpt.train.loss import LossModel
-    from litgpt.train.start import Start
 
-    start = Start.from_folder(folder)
+    start = BaseModel.from_folder(folder)
     with torch.device("meta"):
         model = GPT(start.config)
     LoRA().apply(model)
     start.fill(model, DTYPES[precision], torch.device("cpu"))
-    ids = torch.randint(start.config.padded_vocab_size, (1, sum(documents)), generator=torch.Generator().manual_seed(0))
-    loss_model, batch = LossModel(model), Batch(ids, ids, documents, ids.numel())
+    ids = torch.randint(start.config.padded_vocab_size, (1, sum(seqlens)), generator=torch.Generator().manual_seed(0))
+    loss_model, batch = LossModel(model), Batch(ids, ids, seqlens, ids.numel())
     before, seconds = resident(), []
     for _ in range(times):
         began = time.perf_counter()

@@ -15,7 +15,7 @@ from common import add_model_flags, choose_rows, write_json
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.writing import write_model
 from litgpt.model import GPT
-from litgpt.train.start import Start
+from litgpt.train.base_model import BaseModel
 
 N_VAL = 4  # LitGPT wants some
 
@@ -35,7 +35,7 @@ def write_random_model(folder: Path, args: argparse.Namespace) -> None:
         "rms_norm_eps": 1e-5,
         "tie_word_embeddings": False,
     }
-    start = Start.random(fields, find_folder(args.tokenizer or Path("pico")))
+    start = BaseModel.random(fields, find_folder(args.tokenizer or Path("pico")))
     with torch.device("meta"):
         model = GPT(start.config)
     torch.manual_seed(0)

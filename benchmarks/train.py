@@ -22,8 +22,8 @@ from typing import Any
 from common import SIZES, add_model_flags, choose_rows, gigabytes, machine, publish, run, write_json
 
 import litgpt
+from litgpt.train.flops import plausible
 from litgpt.train.progress import percent
-from litgpt.train.speed import plausible
 
 METHODS = ("lora", "full", "adapter", "adapter_v2")
 
@@ -57,7 +57,7 @@ def over_f_linear(folder: Path, precision: str) -> float:
     from litgpt.checkpoint.folder import Checkpoint
     from litgpt.model import GPT
     from litgpt.model.devices import DTYPES, pick_device
-    from litgpt.train.speed import products_per_second
+    from litgpt.train.flops import products_per_second
 
     with torch.device("meta"):
         model = GPT(Checkpoint(folder).config)

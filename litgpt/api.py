@@ -18,11 +18,11 @@ from litgpt.checkpoint.writing import write_model
 from litgpt.errors import UserError, kind, nearest
 from litgpt.families.weights import Weights
 from litgpt.generate.answers import decode, stop_strings
-from litgpt.generate.engine import Engine, Text
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Request
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread, spread, usable_devices
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.config import Config
@@ -31,7 +31,7 @@ from litgpt.model.linear import pack, unpack
 from litgpt.storage.outputs import new_folder
 from litgpt.text.prompts import PromptStyle, load_style, save_style
 from litgpt.text.tokenizer import Tokenizer, copy_files, save_stop
-from litgpt.train.start import Start, model_fields
+from litgpt.train.base_model import BaseModel, model_fields
 
 
 class LLM(nn.Module):
@@ -45,7 +45,12 @@ class LLM(nn.Module):
     """
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, style: PromptStyle, fields: dict[str, Any], source: Optional[Source]
+        self,
+        model: GPT,
+        tokenizer: Tokenizer,
+        style: PromptStyle,
+        fields: dict[str, Any],
+        source: Optional[ModelSource],
     ) -> None:
         super().__init__()
         self.model, self.tokenizer, self.prompt_style = model, tokenizer, style
@@ -98,14 +103,14 @@ class LLM(nn.Module):
         if init == "pretrained":
             if tokenizer_dir is not None:
                 raise UserError("tokenizer_dir is for drawn weights (init='random'); a folder has its own tokenizer.")
-            loaded = Loaded.open(Path(model), Path(base) if base else None, precision, quantize, accelerator)
+            loaded = InferenceModel.open(Path(model), Path(base) if base else None, precision, quantize, accelerator)
             made = cls(loaded.model, loaded.tokenizer, loaded.style, loaded.source.checkpoint.fields, loaded.source)
             made.scheme = quantize
             return made
         if quantize is not None or base is not None:
             raise UserError("Drawn weights (init='random') have no base and are not quantized.")
         folder = find_folder(Path(tokenizer_dir or model))
-        start = Start.random(model_fields(Path(model), None), folder)
+        start = BaseModel.random(model_fields(Path(model), None), folder)
         with torch.device("meta"):
             empty = GPT(start.config)
         start.fill(empty, DTYPES[precision or "32-true"], pick_device(accelerator))
@@ -193,12 +198,12 @@ class LLM(nn.Module):
 
     def texts(
         self, wanted: list[list[dict[str, Any]]], max_new_tokens: int, sampling: Sampling, seed: Optional[int]
-    ) -> list[Text]:
+    ) -> list[Request]:
         first = int(torch.randint(2**31, ())) if seed is None else seed
-        loaded = Loaded(self.source, self.model, self.tokenizer, self.prompt_style)  # type: ignore[arg-type]
+        loaded = InferenceModel(self.source, self.model, self.tokenizer, self.prompt_style)  # type: ignore[arg-type]
         texts = []
         for i, messages in enumerate(wanted):
-            texts.append(Text(loaded.render(messages)[1], max_new_tokens, sampling, loaded.stop_ids, first + i))
+            texts.append(Request(loaded.render(messages)[1], max_new_tokens, sampling, loaded.stop_ids, first + i))
             texts[-1].check(self.model)
             if self.max_length is not None and len(texts[-1].prompt) >= self.max_length:
                 n = len(texts[-1].prompt)
@@ -206,8 +211,8 @@ class LLM(nn.Module):
         return texts
 
     def decode(
-        self, texts: list[Text], stop: list[str], as_ids: bool, batch_size: int
-    ) -> Iterator[tuple[int, Any, Text]]:
+        self, texts: list[Request], stop: list[str], as_ids: bool, batch_size: int
+    ) -> Iterator[tuple[int, Any, Request]]:
         """The number of each text with its pieces as they come: of the answer's words, or of its ids."""
         if not self.changed:
             pack(self.model)

@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.errors import UserError
-from litgpt.model.sharded import full
+from litgpt.model.sharded import full_tensor
 
 
 def main() -> None:
@@ -34,7 +34,7 @@ def main() -> None:
 
     def watched_final(self: Any) -> None:
         rank = self.fabric.global_rank
-        weights = {n: full(p).detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
+        weights = {n: full_tensor(p).detach().clone() for n, p in self.model.named_parameters() if p.requires_grad}
         save_file(weights, folder / f"rank-{rank}.safetensors")
         (folder / f"forwards-{rank}").write_text(str(counts["forwards"]))
         final(self)

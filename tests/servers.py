@@ -14,7 +14,7 @@ from typing import Any, Optional
 import httpx
 
 from litgpt.serve.app import Service, Settings, make_app
-from litgpt.serve.models import Offer
+from litgpt.serve.models import ModelRegistry
 from litgpt.serve.server import Server, bind, configure
 
 
@@ -39,7 +39,7 @@ class Running:
 @contextlib.contextmanager
 def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **settings: Any) -> Iterator[Running]:
     """A server in this process."""
-    offer = Offer.open(folder, adapters or {}, precision="32-true")
+    offer = ModelRegistry.open(folder, adapters or {}, precision="32-true")
     app = make_app(offer, Settings(**settings))
     listening = bind("127.0.0.1", 0)
     server = Server(configure(app), app.state.service)

@@ -7,10 +7,10 @@ import torch
 
 from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters, add_adapters
-from litgpt.generate.engine import Engine, Text, generate
+from litgpt.generate.engine import Engine, Request, generate
 from litgpt.methods.adapter_folder import open_adapter
-from litgpt.methods.loading import Source
 from litgpt.methods.lora import LoRA
+from litgpt.methods.model_source import ModelSource
 from tests.conftest import save_llama
 from tests.test_lora import CPU, save, with_lora
 
@@ -35,7 +35,7 @@ def folders(base: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, P
     }
 
 
-def texts(n: int = 24) -> list[Text]:
+def texts(n: int = 24) -> list[Request]:
     """Prompts that begin alike, so that what another adapter left in the cache is tempting."""
     draw = torch.Generator().manual_seed(0)
     start = torch.randint(2, 300, (20,), generator=draw).tolist()
@@ -43,16 +43,16 @@ def texts(n: int = 24) -> list[Text]:
     made = []
     for i in range(n):
         more = torch.randint(2, 300, (i % 3 * 7,), generator=draw).tolist()
-        made.append(Text(start + more, 6 + i % 5, adapter=names[i * 7 % 4]))
+        made.append(Request(start + more, 6 + i % 5, adapter=names[i * 7 % 4]))
     return made
 
 
 @pytest.mark.parametrize("rows", [1, 3, 9])
 @torch.no_grad()
 def test_each_text_has_its_own_adapter(base, folders, rows):
-    alone = {name: Source.open(folder).model(torch.float32, CPU) for name, folder in folders.items()}
-    alone[None] = Source.open(base).model(torch.float32, CPU)  # type: ignore[index]
-    together = Source.open(base).model(torch.float32, CPU)
+    alone = {name: ModelSource.open(folder).model(torch.float32, CPU) for name, folder in folders.items()}
+    alone[None] = ModelSource.open(base).model(torch.float32, CPU)  # type: ignore[index]
+    together = ModelSource.open(base).model(torch.float32, CPU)
     adapters = add_adapters(together, {name: open_adapter(folder) for name, folder in folders.items()})
     done = texts()
     assert len(list(Engine(together, rows, adapters=adapters).run(done))) == len(done)
@@ -75,11 +75,11 @@ def test_places_of_tokens():
 
 
 def test_what_cannot_share_a_base(base, folders, tmp_path, tokenizer_file):
-    model = Source.open(base).model(torch.float32, CPU)
+    model = ModelSource.open(base).model(torch.float32, CPU)
     whole = save(with_lora(base, LoRA(train_embeddings=True)), LoRA(train_embeddings=True), base, tmp_path / "whole")
     with pytest.raises(UserError, match=r"w: .*whole replaces whole weights") as error:
         add_adapters(model, {"w": open_adapter(whole), "qv": open_adapter(folders["qv"])})
     assert "qv" not in str(error.value)
     other = save_llama(tmp_path / "other", tokenizer_file, hidden_size=48)
     with pytest.raises(UserError, match="does not fit the model"):
-        add_adapters(Source.open(other).model(torch.float32, CPU), {"qv": open_adapter(folders["qv"])})
+        add_adapters(ModelSource.open(other).model(torch.float32, CPU), {"qv": open_adapter(folders["qv"])})

@@ -17,7 +17,7 @@ from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.model import linear
 from litgpt.model.linear import onednn
 
@@ -26,8 +26,8 @@ PAGE = ROOT / "tutorials" / "developer-docs" / "python-api.md"
 
 
 @pytest.fixture(scope="module")
-def loaded() -> Loaded:
-    return Loaded.open(PICO, precision="32-true", accelerator="cpu")
+def loaded() -> InferenceModel:
+    return InferenceModel.open(PICO, precision="32-true", accelerator="cpu")
 
 
 @pytest.fixture
@@ -35,7 +35,7 @@ def llm() -> LLM:
     return LLM.load("pico", precision="32-true", accelerator="cpu")
 
 
-def ids_of(loaded: Loaded, messages: list[dict[str, Any]], n: int = 50) -> list[int]:
+def ids_of(loaded: InferenceModel, messages: list[dict[str, Any]], n: int = 50) -> list[int]:
     _, ids = loaded.render(messages)
     return list(generate(loaded.model, ids, n, stop_ids=loaded.stop_ids))
 

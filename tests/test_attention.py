@@ -5,11 +5,11 @@ from itertools import pairwise
 
 import pytest
 import torch
+from litgpt.imports import importing
 from torch.nn import functional as F
 
 import litgpt.model.attention as attention
 from litgpt.families import read_config
-from litgpt.imports import importing
 from litgpt.model import GPT
 
 

@@ -88,11 +88,11 @@ def test_gpu_model_is_that_of_a_finetune(script, method):
 def test_gpu_batches(script):
     gpu = script("gpu")
     (batch,) = gpu.make_batches(gpu.CASES["smoke"], 1, 640, None, PICO)
-    assert batch.documents == [64, 64] and batch.n_trained == int((batch.targets != UNTRAINED).sum()) == 126
+    assert batch.seqlens == [64, 64] and batch.n_target_tokens == int((batch.targets != UNTRAINED).sum()) == 126
     assert torch.equal(batch.targets[0, :63], batch.ids[0, 1:64]) and batch.targets[0, 63] == UNTRAINED
     batches = gpu.make_batches(gpu.CASES["alpaca"], 2, 640, None, PICO)
-    assert [len(b.documents) for b in batches] == [8, 8]
-    assert all(max(b.documents) <= 512 and b.ids.numel() == sum(b.documents) for b in batches)
+    assert [len(b.seqlens) for b in batches] == [8, 8]
+    assert all(max(b.seqlens) <= 512 and b.ids.numel() == sum(b.seqlens) for b in batches)
     assert not torch.equal(batches[0].ids[:, :200], batches[1].ids[:, :200])
 
 
@@ -269,13 +269,13 @@ def test_compare(tmp_path):
 def test_what_is_kept_for_the_backward_pass_follows_the_tokens(script):
     """Rows of 20 tokens and one of 1,300 keep what as many tokens in equal rows keep."""
     shapes, gpu = script("memory").SHAPES, script("gpu")
-    assert {sum(documents) for documents in shapes.values()} == {2580}
+    assert {sum(seqlens) for seqlens in shapes.values()} == {2580}
     model = LossModel(gpu.build(Config(**gpu.SMOKE | {"block_size": 2048}), "lora", "32-true", torch.device("cpu")))
 
-    def kept(documents: list[int]) -> int:
+    def kept(seqlens: list[int]) -> int:
         ids, saved = torch.randint(640, (1, 2580)), []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            model(Batch(ids, ids, documents, 2580))
+            model(Batch(ids, ids, seqlens, 2580))
         return sum(saved)
 
     assert kept(shapes["mixed"]) < 1.15 * kept(shapes["equal"])

@@ -40,9 +40,9 @@ def batches(n: int) -> list[Batch]:
     draw = torch.Generator().manual_seed(0)
     made = []
     for _ in range(n):
-        documents = torch.randint(2, 40, (int(torch.randint(1, 9, (), generator=draw)),), generator=draw).tolist()
-        ids = torch.randint(100, (1, sum(documents)), generator=draw)
-        made.append(Batch(ids, ids.roll(-1, 1), documents, sum(documents)))
+        seqlens = torch.randint(2, 40, (int(torch.randint(1, 9, (), generator=draw)),), generator=draw).tolist()
+        ids = torch.randint(100, (1, sum(seqlens)), generator=draw)
+        made.append(Batch(ids, ids.roll(-1, 1), seqlens, sum(seqlens)))
     return made
 
 
@@ -51,7 +51,7 @@ def curve(model: GPT) -> list[float]:
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.01)
     found = []
     for i, batch in enumerate(batches(12)):
-        loss = loss_model(batch) / batch.n_trained
+        loss = loss_model(batch) / batch.n_target_tokens
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()

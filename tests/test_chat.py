@@ -21,7 +21,7 @@ from litgpt.commands.chat import line_reader, prompts
 from litgpt.errors import UserError
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, generate
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
@@ -29,11 +29,11 @@ TURNS = ["Hello", "Who are you?", "What is ten plus one?", "A story", "Why?", "A
 
 
 @pytest.fixture(scope="module")
-def pico() -> Loaded:
-    return Loaded.open(PICO, precision="32-true", accelerator="cpu")
+def pico() -> InferenceModel:
+    return InferenceModel.open(PICO, precision="32-true", accelerator="cpu")
 
 
-def start(loaded: Loaded, n: int = 8, **more: object) -> Conversation:
+def start(loaded: InferenceModel, n: int = 8, **more: object) -> Conversation:
     return Conversation(loaded, Sampling(0.0), n, **more)  # type: ignore[arg-type]
 
 
@@ -83,7 +83,7 @@ def test_a_full_context_is_refused_and_nothing_is_lost(pico):
 
 
 def test_an_answer_at_the_end_of_the_context(llama):
-    loaded = Loaded.open(llama, precision="32-true", accelerator="cpu")
+    loaded = InferenceModel.open(llama, precision="32-true", accelerator="cpu")
     conversation = start(loaded, 200)
     "".join(conversation.ask("é" * 110))
     assert conversation.full and conversation.finish == "length" and conversation.n_new < 40

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from litgpt.data import JSON
-from litgpt.data.base import Loaded
+from litgpt.data.base import TokenizedDataset
 from litgpt.data.forms import Row, recognise, to_row
 from litgpt.data.tokens import TRAINED
 from litgpt.errors import UserError
@@ -90,13 +90,13 @@ def test_trained_tokens(pair, file, real_data, tmp_path):
                 assert said.strip() == message["content"].strip()
 
 
-def load(rows: list[Any], folder: Path, path: Path, **options: Any) -> tuple[Loaded, Tokenizer]:
+def load(rows: list[Any], folder: Path, path: Path, **options: Any) -> tuple[TokenizedDataset, Tokenizer]:
     path.write_text(json.dumps(rows))
     tokenizer = Tokenizer(folder)
     return JSON(str(path), val_split_fraction=0, **options).load(tokenizer, folder, 4096), tokenizer
 
 
-def trained_text(loaded: Loaded, tokenizer: Tokenizer, i: int = 0) -> str:
+def trained_text(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int = 0) -> str:
     ids, marks = loaded.train.row(i)
     return tokenizer.decode(ids[(marks & TRAINED).bool()].tolist(), skip_special=False)
 

@@ -23,7 +23,7 @@ import litgpt.data
 from litgpt.__main__ import COMMANDS, main, spoken
 from litgpt.cli.parser import HANDS_ON, make_parser
 from litgpt.cli.recipes import find_recipe
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 
 ROOT = Path(__file__).parent.parent
 FLAGS = Path(__file__).with_name("cli_flags.txt")
@@ -135,10 +135,12 @@ def test_the_class_may_stand_behind_its_options(settings):
 
 
 def test_generate_computes_float32_weights_in_float32(llama, capsys, monkeypatch):
-    monkeypatch.setattr("litgpt.generate.loaded.default_precision", lambda device: "bf16-true")
+    monkeypatch.setattr("litgpt.generate.inference_model.default_precision", lambda device: "bf16-true")
     used = []
-    original = Source.model
-    monkeypatch.setattr(Source, "model", lambda self, dtype, *more: used.append(dtype) or original(self, dtype, *more))
+    original = ModelSource.model
+    monkeypatch.setattr(
+        ModelSource, "model", lambda self, dtype, *more: used.append(dtype) or original(self, dtype, *more)
+    )
     for more in ([], ["--precision", "bf16-true"]):
         main(["generate", str(llama), "--max_new_tokens", "1", "--accelerator", "cpu", *more])
     assert used == [torch.float32, torch.bfloat16]

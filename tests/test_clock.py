@@ -200,7 +200,7 @@ def test_a_folder_is_valid_on_the_next_day(clock, sealed, tmp_path, capsys, kind
 @pytest.mark.parametrize("date", DATES.values(), ids=DATES)
 def test_the_time_of_an_older_seal(clock, date):
     """It is read from the text, where that tells it."""
-    from litgpt.generate.parity import time_of
+    from litgpt.generate.reference_outputs import time_of
 
     ours = style(date)
     then = {"prompt": "Hello", "text": ours.prompt(USER)}

@@ -16,7 +16,7 @@ import torch
 from litgpt import Tokenizer
 from litgpt.checkpoint.hub import PICO
 from litgpt.data import JSON
-from litgpt.data.base import Loaded
+from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
 from litgpt.data.row_files import read_rows
 from litgpt.data.tokens import ANSWER, TRAINED, Counts, TokenizedRows, TokenWriter, read_tokens
@@ -55,14 +55,14 @@ def test_targets_are_the_next_tokens_of_the_same_row(rows, order):
     batch = rows.batch(order)
     assert batch.ids.tolist() == [[i for row in order for i in ids[row]]]
     assert batch.targets.tolist() == [[t for row in order for t in targets[row]]]
-    assert batch.documents == [len(ids[row]) for row in order]
-    assert batch.n_trained == sum(t != UNTRAINED for row in order for t in targets[row])
+    assert batch.seqlens == [len(ids[row]) for row in order]
+    assert batch.n_target_tokens == sum(t != UNTRAINED for row in order for t in targets[row])
 
 
 def test_a_batch_of_no_rows_trains_nothing(rows):
     batch = rows.batch([])
-    assert batch.n_trained == 0 and set(batch.targets.flatten().tolist()) == {UNTRAINED}
-    assert batch.ids.numel() == batch.targets.numel() == sum(batch.documents) > 0
+    assert batch.n_target_tokens == 0 and set(batch.targets.flatten().tolist()) == {UNTRAINED}
+    assert batch.ids.numel() == batch.targets.numel() == sum(batch.seqlens) > 0
 
 
 def test_subset_and_longest(rows):
@@ -79,7 +79,7 @@ def test_a_prompt_longer_than_the_limit(llama, tmp_path, mask_prompt):
     """It is cut; where only answers are trained nothing is left of it, and the row is left out. Both are counted."""
     path = write_rows(tmp_path / "rows.json", [{"instruction": "the fox " * 60, "output": "jumps"}, *make_rows(6)])
 
-    def load(**options: object) -> Loaded:
+    def load(**options: object) -> TokenizedDataset:
         data = JSON(path, mask_prompt=mask_prompt, val_split_fraction=0, prompt_style="none", **options)
         return data.load(Tokenizer(llama), llama, 100)
 
@@ -304,7 +304,7 @@ def test_without_masking_everything_is_trained(llama, tmp_path):
     ids, marks = loaded.train.row(0)
     text = loaded.style.render_row([{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}])[0]
     assert ids.tolist() == Tokenizer(llama).encode(text, eos=True) and (marks & TRAINED).bool().all()
-    assert loaded.train.batch([0]).n_trained == len(ids) - 1
+    assert loaded.train.batch([0]).n_target_tokens == len(ids) - 1
 
 
 def test_tokens_of_an_own_class_follow_its_code(tmp_path, rows_file, llama, monkeypatch):

@@ -9,8 +9,8 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.data import JSON, base
-from litgpt.data.base import Loaded
-from litgpt.data.check import harm
+from litgpt.data.base import TokenizedDataset
+from litgpt.data.check import data_problems
 from litgpt.data.pico import sums
 from litgpt.errors import UserError
 from litgpt.model.config import Config
@@ -231,7 +231,7 @@ def test_what_the_cache_holds_is_whole_and_of_this_model(llama, tmp_path, monkey
     monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
     rows, model = write(tmp_path / "rows.jsonl", make_rows(10)), shutil.copytree(llama, tmp_path / "model")
 
-    def load() -> Loaded:
+    def load() -> TokenizedDataset:
         return JSON(str(rows), val_split_fraction=0).load(Tokenizer(model), model, 256)
 
     assert [load().cached, load().cached] == [False, True]
@@ -316,5 +316,5 @@ def test_advice_that_works(limit, llama, tmp_path, capsys):
     file = write(tmp_path / "short.jsonl", rows)
     loaded = JSON(str(file), prompt_style="none").load(Tokenizer(llama), llama, limit, context=256)
     loaded.counts.no_stop = sum(loaded.counts.sources)  # none of them cut
-    (line,) = harm(loaded)
+    (line,) = data_problems(loaded)
     assert "max_seq_length" not in line and "--data.prompt_style" in line

@@ -14,7 +14,7 @@ from litgpt.errors import UserError, remark
 from litgpt.families.weights import Outline
 from litgpt.model import GPT
 from litgpt.model.config import Config
-from litgpt.model.sharded import full, mine, my_rows, put, total_norm
+from litgpt.model.sharded import full_tensor, local_shard, my_rows, put, total_norm
 from litgpt.train import run
 from litgpt.train.devices import launch
 from tests.ranks import alike, curve, ended, start
@@ -184,7 +184,7 @@ def test_rows_of_a_plain_tensor():
     """What is not sharded goes through the same functions."""
     tensor = torch.zeros(4, 2)
     put(tensor, 1, torch.ones(2, 2))
-    assert tensor[:, 0].tolist() == [0, 1, 1, 0] and full(tensor) is tensor and mine(tensor) is tensor
+    assert tensor[:, 0].tolist() == [0, 1, 1, 0] and full_tensor(tensor) is tensor and local_shard(tensor) is tensor
     assert my_rows(tensor) == slice(0, 4) and float(total_norm([tensor, tensor])) == pytest.approx(8**0.5)
 
 

@@ -17,8 +17,8 @@ from litgpt.__main__ import main
 from litgpt.data import JSON, TextFiles
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
-from litgpt.generate.loaded import Loaded
-from litgpt.generate.parity import make_seal
+from litgpt.generate.inference_model import InferenceModel
+from litgpt.generate.reference_outputs import make_seal
 from litgpt.methods.lora import LoRA
 from litgpt.text.prompts import load_style
 from litgpt.text.tokenizer import Tokenizer
@@ -219,7 +219,7 @@ def instance(kind: Any, *args: Any) -> Instance:
     ],
 )
 def test_evaluate(kind, args, folder):
-    model = LitGPT(Loaded.open(folder, accelerator="cpu"))
+    model = LitGPT(InferenceModel.open(folder, accelerator="cpu"))
     with pytest.raises(UserError, match=REFUSED):
         getattr(model, kind)([instance(kind, *args)])
 
@@ -230,7 +230,7 @@ def test_the_template_uses_one(folder, tmp_path):
     fields = json.loads((copy / "tokenizer_config.json").read_text())
     template = "{% for m in messages %}" + BEYOND + "{{ m.content }}{% endfor %}"
     (copy / "tokenizer_config.json").write_text(json.dumps(fields | {"chat_template": template}))
-    loaded = Loaded.open(copy, accelerator="cpu")
+    loaded = InferenceModel.open(copy, accelerator="cpu")
     with pytest.raises(UserError, match=REFUSED):
         loaded.render([said("user", "a")])
     with pytest.raises(UserError, match=REFUSED):

@@ -9,8 +9,8 @@ from transformers import AutoModelForCausalLM
 from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate import engine as engine_module
-from litgpt.generate.engine import Engine, Text, generate
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Request, generate
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import TextStream
 from litgpt.model import GPT
@@ -19,8 +19,8 @@ SAMPLED = Sampling(1.0, top_k=20, top_p=0.95)
 
 
 @pytest.fixture(scope="module")
-def pico() -> Loaded:
-    return Loaded.open(PICO, precision="32-true")
+def pico() -> InferenceModel:
+    return InferenceModel.open(PICO, precision="32-true")
 
 
 def prompts(n: int, seed: int = 0) -> list[list[int]]:
@@ -30,8 +30,8 @@ def prompts(n: int, seed: int = 0) -> list[list[int]]:
 
 @pytest.mark.parametrize("sampling", [Sampling(0.0), SAMPLED, Sampling(0.0, repetition_penalty=1.3)])
 def test_a_text_does_not_depend_on_the_others(pico, sampling):
-    def texts() -> list[Text]:
-        return [Text(p, 5 + 3 * (i % 9), sampling, seed=i) for i, p in enumerate(prompts(20))]
+    def texts() -> list[Request]:
+        return [Request(p, 5 + 3 * (i % 9), sampling, seed=i) for i, p in enumerate(prompts(20))]
 
     alone = [list(generate(pico.model, t.prompt, t.max_new_tokens, sampling, seed=t.seed)) for t in texts()]
     for rows in (1, 3, 16):
@@ -45,11 +45,11 @@ def test_a_text_does_not_depend_on_the_others(pico, sampling):
 def test_greedy_text_of_twenty_is_that_of_transformers(request, name):
     """As the command has the model: with its weights laid out for answering."""
     folder = PICO if name == "pico" else request.getfixturevalue("real_data") / "models" / name
-    loaded = Loaded.open(folder, precision="32-true", accelerator="cpu").prepare()
+    loaded = InferenceModel.open(folder, precision="32-true", accelerator="cpu").prepare()
     reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     words = "Once upon a time there was a little girl called Lily , who had 12 red balls and a dog .".split()
     prompts = [" ".join((2 * words)[i : i + 1 + 7 * i % 20]) for i in range(20)]
-    texts = [Text(loaded.tokenizer.encode(prompt), 4 + 7 * i % 29) for i, prompt in enumerate(prompts)]
+    texts = [Request(loaded.tokenizer.encode(prompt), 4 + 7 * i % 29) for i, prompt in enumerate(prompts)]
     assert len(list(Engine(loaded.model, 8).run(texts))) == 20 and len({len(text.prompt) for text in texts}) > 10
     for text in texts:
         prompt = torch.tensor([text.prompt])
@@ -68,9 +68,9 @@ def test_greedy_text_of_twenty_is_that_of_transformers(request, name):
 )
 def test_in_4_bits_a_text_does_not_depend_on_the_others(precision, packed):
     pytest.importorskip("bitsandbytes")
-    loaded = Loaded.open(PICO, precision=precision, quantize="bnb.nf4", accelerator="cpu")
+    loaded = InferenceModel.open(PICO, precision=precision, quantize="bnb.nf4", accelerator="cpu")
     model = (loaded.prepare() if packed else loaded).model
-    texts = [Text(p, 4 + 7 * i % 29) for i, p in enumerate(prompts(20))]
+    texts = [Request(p, 4 + 7 * i % 29) for i, p in enumerate(prompts(20))]
     alone = [list(generate(model, t.prompt, t.max_new_tokens)) for t in texts]
     assert len(list(Engine(model, 8).run(texts))) == 20
     assert [t.ids for t in texts] == alone
@@ -84,10 +84,10 @@ def test_long_prompts_are_read_in_parts(pico, monkeypatch):
     hidden = GPT.hidden
     monkeypatch.setattr(GPT, "hidden", lambda self, ids, *more: read.append(ids.size(1)) or hidden(self, ids, *more))
     engine = Engine(pico.model, 4)
-    short = engine.submit(Text(text[:5], 20))
+    short = engine.submit(Request(text[:5], 20))
     for _ in range(3):
         engine.step()
-    other = engine.submit(Text(text, 30))
+    other = engine.submit(Request(text, 30))
     while not short.finish:
         engine.step()
     assert len(other.ids) == 0, "the short text went on while the long prompt was read"
@@ -99,15 +99,15 @@ def test_long_prompts_are_read_in_parts(pico, monkeypatch):
 def test_the_beginning_of_a_text_is_read_once(pico, monkeypatch):
     start = [token for prompt in prompts(50) for token in prompt][:120]
     engine = Engine(pico.model, 2)
-    (one,) = engine.run([Text(start, 10)])
+    (one,) = engine.run([Request(start, 10)])
     read = []
     hidden = GPT.hidden
     monkeypatch.setattr(GPT, "hidden", lambda self, ids, *more: read.append(ids.size(1)) or hidden(self, ids, *more))
     longer = [*start, *one.ids, 7, 8, 9]
-    (two,) = engine.run([Text(longer, 10)])
+    (two,) = engine.run([Request(longer, 10)])
     assert read[0] == 4, "the last token of an answer was not read yet"
     other = [*start[:100], 5, 5]
-    (three,) = engine.run([Text(other, 10)])
+    (three,) = engine.run([Request(other, 10)])
     assert read[10] == 2
     for text in (two, three):
         assert text.ids == list(generate(pico.model, text.prompt, 10))
@@ -117,8 +117,8 @@ def test_stop_cancel_and_length(pico):
     prompt = prompts(1)[0]
     whole = list(generate(pico.model, prompt, 30))
     engine = Engine(pico.model, 2)
-    stopped = Text(prompt, 30, stop_ids={whole[5]})
-    cancelled, waiting, late = Text(prompt, 30), Text(prompt, 30), Text(prompt, 30)
+    stopped = Request(prompt, 30, stop_ids={whole[5]})
+    cancelled, waiting, late = Request(prompt, 30), Request(prompt, 30), Request(prompt, 30)
     for text in (stopped, cancelled, waiting, late):
         engine.submit(text)
     for _ in range(3):
@@ -132,9 +132,9 @@ def test_stop_cancel_and_length(pico):
     assert cancelled.ids == whole[:3] and cancelled.finish == waiting.finish == "cancelled" and not waiting.ids
     assert late.ids == whole and late.finish == "length"
     most = pico.model.config.block_size
-    (full,) = Engine(pico.model).run([Text((prompt * most)[: most - 3], 30)])
+    (full,) = Engine(pico.model).run([Request((prompt * most)[: most - 3], 30)])
     assert len(full.ids) == 3 and full.finish == "length"
-    (short,) = Engine(pico.model, max_length=len(prompt) + 2).run([Text(prompt, 30)])
+    (short,) = Engine(pico.model, max_length=len(prompt) + 2).run([Request(prompt, 30)])
     assert short.ids == whole[:2]
 
 
@@ -142,12 +142,12 @@ def test_what_cannot_be_decoded(pico):
     most = pico.model.config.block_size
     for prompt, words in (([], "empty"), ([5] * most, "at most"), ([10**6], "another model")):
         with pytest.raises(UserError, match=words):
-            Engine(pico.model).submit(Text(prompt, 5))
+            Engine(pico.model).submit(Request(prompt, 5))
 
 
 def test_logprobs(pico):
     prompt = prompts(1, seed=3)[0]
-    (text,) = Engine(pico.model).run([Text(prompt, 12, SAMPLED, logprobs=3)])
+    (text,) = Engine(pico.model).run([Request(prompt, 12, SAMPLED, logprobs=3)])
     with torch.no_grad():
         logits = pico.model(torch.tensor([[*prompt, *text.ids]]))[0, len(prompt) - 1 : -1]
     expected = logits.log_softmax(-1)
@@ -196,6 +196,6 @@ def test_text_comes_in_whole_characters_and_ends_before_a_stop_string(pico, size
 def test_a_text_that_waits_for_its_prompt_may_change_its_row(pico, monkeypatch):
     """A row closes up while nothing of its text was read, so that the cache has no such row yet."""
     monkeypatch.setattr(engine_module, "CHUNK", 8)
-    texts = [Text(p[:8], 1 if i == 0 else 6, seed=i) for i, p in enumerate(prompts(6))]
+    texts = [Request(p[:8], 1 if i == 0 else 6, seed=i) for i, p in enumerate(prompts(6))]
     alone = [list(generate(pico.model, t.prompt, t.max_new_tokens)) for t in texts]
     assert len(list(Engine(pico.model, 6).run(texts))) == 6 and [t.ids for t in texts] == alone

@@ -15,8 +15,8 @@ from litgpt.__main__ import main
 from litgpt.checkpoint.writing import write_model
 from litgpt.evaluation import lm, scoring
 from litgpt.evaluation.scoring import score
-from litgpt.generate.loaded import Loaded
-from litgpt.methods.loading import Source
+from litgpt.generate.inference_model import InferenceModel
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizedLinear
 from litgpt.model import GPT
 from tests.conftest import save_llama
@@ -61,7 +61,7 @@ def test_scores_are_those_of_each_text_alone(tmp_path, tokenizer_file, changes, 
     if "model_type" in changes:
         fields = json.loads((folder / "config.json").read_text()) | changes | {"architectures": ["MistralForCausalLM"]}
         (folder / "config.json").write_text(json.dumps(fields))
-    model = Source.open(folder).model(torch.float32, CPU)
+    model = ModelSource.open(folder).model(torch.float32, CPU)
     requests = questions(300, torch.Generator().manual_seed(1))
     requests = [request for request in requests if len(request[1]) <= model.config.block_size]
     expected = [alone(model, *request) for request in requests]
@@ -72,7 +72,7 @@ def test_scores_are_those_of_each_text_alone(tmp_path, tokenizer_file, changes, 
 
 def test_what_is_shared_is_read_once(llama, monkeypatch):
     monkeypatch.setattr(scoring, "EFFORT", {"cpu": 0, "cuda": 0})
-    model = Source.open(llama).model(torch.float32, CPU)
+    model = ModelSource.open(llama).model(torch.float32, CPU)
     context = list(range(3, 103))
     requests = [([*context, 200 + q, *range(50, 80)], [a, a + 1]) for q in range(6) for a in (110, 120, 130, 140)]
     read: list[int] = []
@@ -91,7 +91,7 @@ def test_what_is_shared_is_read_once(llama, monkeypatch):
 
 
 def test_greedy_is_said_where_it_is(llama):
-    loaded = Loaded.open(llama)
+    loaded = InferenceModel.open(llama)
     from litgpt.generate.engine import generate
 
     said = list(generate(loaded.model, [0, 5, 9], 4))
@@ -238,7 +238,7 @@ def test_every_way_to_ask(base, whole, tmp_path, capsys, template, tokenizer, tu
     options: dict[str, Any] = {"apply_chat_template": template is not None, "system_instruction": system}
     options["fewshot_as_multiturn"] = turns
     expected = theirs(folder, tasks, 3, adapter, **options)
-    loaded = Loaded.open(adapter or folder, folder if adapter else None, "32-true", None, "cpu")
+    loaded = InferenceModel.open(adapter or folder, folder if adapter else None, "32-true", None, "cpu")
     manager = TaskManager(include_path=str(tasks), include_defaults=False)
     lm = LitGPT(loaded, chat=template is not None)
     common: dict[str, Any] = {"tasks": [*KINDS], "task_manager": manager, "limit": 3, "bootstrap_iters": 0}
@@ -255,7 +255,7 @@ def test_prompts_of_a_style_that_lm_eval_does_not_know_are_those_of_training(who
     from litgpt.evaluation.lm import LitGPT
     from litgpt.text.prompts import choose_style
 
-    loaded = Loaded.open(base, None, "32-true", None, "cpu")
+    loaded = InferenceModel.open(base, None, "32-true", None, "cpu")
     loaded.style = choose_style("chatml", base, chat=True)
     lm = LitGPT(loaded, chat=True)
     text = lm.apply_chat_template([{"role": "user", "content": "Hello"}])
@@ -419,9 +419,9 @@ def test_results_have_versions_and_hashes(evaluate, llama, tmp_path):
 def test_the_base_in_the_same_process(evaluate, whole, base, method):
     """Every kind of part: updates, whole weights, prefixes."""
     folder = whole(method) / "final"
-    source = Source.open(folder)
+    source = ModelSource.open(folder)
     model = source.model(torch.float32, CPU)
-    plain = Source.open(base).model(torch.float32, CPU)
+    plain = ModelSource.open(base).model(torch.float32, CPU)
     ids = torch.arange(3, 60)[None]
     with torch.no_grad():
         adapted, expected = model(ids), plain(ids)
@@ -439,7 +439,7 @@ def test_the_base_in_the_same_process(evaluate, whole, base, method):
 
 def test_4_bits_are_scored_as_the_weights_that_they_stand_for(evaluate, whole, base, tmp_path):
     pytest.importorskip("bitsandbytes")
-    source = Source.open(base)
+    source = ModelSource.open(base)
     model, quantized = (source.model(torch.float32, CPU, scheme) for scheme in (None, "bnb.nf4"))
     layers = {name: m for name, m in quantized.named_modules() if isinstance(m, QuantizedLinear)}
     for name, layer in layers.items():

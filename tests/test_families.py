@@ -16,7 +16,7 @@ from litgpt.checkpoint.writing import write_model
 from litgpt.errors import UserError
 from litgpt.families import aliases, name_table, read_config
 from litgpt.families.weights import base_parameters, stored_pieces
-from litgpt.generate.engine import Engine, Text, generate
+from litgpt.generate.engine import Engine, Request, generate
 from litgpt.model import GPT, KVCache
 from litgpt.model.config import Config
 from tests.families import ALL, FAMILIES, QUICK, save_random, warnings_of_transformers
@@ -68,7 +68,7 @@ def test_documents(folder):
     lengths = [1, 17, longest(model.config), 5, 45]
     parts = ids(sum(lengths)).split(lengths, dim=1)
     expected = torch.cat([reference(part).logits for part in parts], dim=1)
-    assert_close(model(torch.cat(parts, dim=1), documents=lengths), expected, 1e-4)
+    assert_close(model(torch.cat(parts, dim=1), seqlens=lengths), expected, 1e-4)
 
 
 @torch.no_grad()
@@ -80,9 +80,9 @@ def test_cache(folder):
     texts = [ids(sum(n)) for n in lengths]
     cache, rows, parts = KVCache(model.config), [2, 0], []
     for pair in zip(*(text.split(n, dim=1) for text, n in zip(texts, lengths))):
-        documents = [piece.size(1) for piece in pair]
-        read = model(torch.cat(pair, dim=1), documents, cache, rows)
-        parts.append(read.split(documents, dim=1))
+        seqlens = [piece.size(1) for piece in pair]
+        read = model(torch.cat(pair, dim=1), seqlens, cache, rows)
+        parts.append(read.split(seqlens, dim=1))
     for text, n, pieces in zip(texts, lengths, zip(*parts)):
         ends = [0, *itertools.accumulate(n)]  # a rope that switches is another one from then on
         start = max(end for end in ends if end <= switch) if ends[-1] > switch else 0
@@ -105,7 +105,7 @@ def test_greedy_text_of_many(folder):
     model, reference = ours(folder), theirs(folder)
     engine = Engine(model, rows=6)
     lengths = (1, 9, longest(model.config), 30, 2, 17, 5, 44, 3, 25, 55, 8, 33, 12, 51, 4, 21, 38, 6, 14)
-    texts = [Text(ids(n)[0].tolist(), 4 + 7 * i % 29) for i, n in enumerate(lengths)]
+    texts = [Request(ids(n)[0].tolist(), 4 + 7 * i % 29) for i, n in enumerate(lengths)]
     assert sorted(map(id, engine.run(texts))) == sorted(map(id, texts))
     for text in texts:
         options = {"do_sample": False, "max_new_tokens": text.max_new_tokens, "eos_token_id": None, "pad_token_id": 0}

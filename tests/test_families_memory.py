@@ -26,7 +26,7 @@ FIELDS = {
 LOAD = """
 import sys, torch
 from pathlib import Path
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import Source
 model = Source.open(Path(sys.argv[1])).model(getattr(torch, sys.argv[2]), torch.device("cpu"))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # in KiB
 """

@@ -16,7 +16,7 @@ import litgpt.families
 from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
 from litgpt.families import read_config
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from tests.families import ALL, FAMILIES, GEMMA3, LLAMA3, SIZES, YARN, longrope, warnings_of_transformers
 from tests.test_families import CPU, assert_close, ids
 
@@ -77,7 +77,7 @@ def compare(fields: dict[str, Any], folder: Path) -> None:
         return
     theirs.save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(fields))
-    assert_close(Source.open(folder).model(torch.float32, CPU)(IDS), expected, 1e-3)
+    assert_close(ModelSource.open(folder).model(torch.float32, CPU)(IDS), expected, 1e-3)
 
 
 @pytest.mark.long

@@ -20,8 +20,8 @@ from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_v2 import LLaMAAdapterV2
-from litgpt.methods.loading import Source
 from litgpt.methods.lora import TARGETS, LoRA, lora_layers
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model import GPT
@@ -77,7 +77,7 @@ def theirs(folder: Path) -> torch.nn.Module:
 
 
 def logits(folder: Path, base: Path | None = None) -> torch.Tensor:
-    return Source.open(folder, base).model(torch.float32, CPU)(IDS)
+    return ModelSource.open(folder, base).model(torch.float32, CPU)(IDS)
 
 
 def in_peft(base: Path, adapter: Path) -> torch.nn.Module:
@@ -220,7 +220,7 @@ def test_prefixes(base, method):
     method.apply(model)
     load_weights(model, Checkpoint(base), torch.float32, CPU)
     text = ids(30)
-    assert_close(model(text), Source.open(base).model(torch.float32, CPU)(text), 1e-5)
+    assert_close(model(text), ModelSource.open(base).model(torch.float32, CPU)(text), 1e-5)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     for p in named.values():
         p.data += 0.1
@@ -314,7 +314,7 @@ def test_what_peft_can_and_we_cannot(tmp_path):
     base = save_random(tmp_path / "base", "mixtral", "window")
     given(base, tmp_path / "adapter", target_parameters=None, lora_bias=True)
     with pytest.raises(UserError, match="lora_bias"):
-        Source.open(tmp_path / "adapter", base)
+        ModelSource.open(tmp_path / "adapter", base)
     with pytest.raises(UserError, match="--lora_variant dora: peft has no DoRA for the mlp of a model with experts"):
         with_lora(base, LoRA(variant="dora", mlp=True))
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.base import Source
+from litgpt.data.base import RowSource
 from litgpt.data.forms import FORMS, Row, recognise, rename, to_row
 from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError
@@ -479,7 +479,7 @@ def test_unlike_objects_in_a_table_are_not_padded(place, tmp_path, monkeypatch):
     else:
         made = pytest.importorskip("datasets").Dataset.from_list(UNLIKE)
         monkeypatch.setattr("litgpt.data.base.hub_data_set", lambda path: made)
-        found = list(Source("hf:a/b").rows())
+        found = list(RowSource("hf:a/b").rows())
         assert "city" in made[1]["messages"][1]["tool_calls"][0]["function"]["arguments"], "padded in the table"
     assert [to_row(value, "messages", where) for where, value in found] == [
         to_row(value, "messages", "here") for value in UNLIKE

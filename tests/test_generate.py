@@ -16,7 +16,7 @@ from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.text.prompts import STYLES
 from tests.nasty import pieces
 
@@ -67,7 +67,7 @@ def test_greedy_text_of_transformers(real_data, printed, prompt):
 
 def greedy(folder: Path, text: str, n: int, bos: int = 1) -> str:
     """What the engine makes of a text behind so many BOS."""
-    source, tokenizer = Source.open(folder), Tokenizer(folder)
+    source, tokenizer = ModelSource.open(folder), Tokenizer(folder)
     ids = [tokenizer.bos_id] * bos + tokenizer.encode(text, special=False)
     return tokenizer.decode(generate(source.model(torch.float32, CPU), ids, n, stop_ids=tokenizer.stop_ids))
 
@@ -137,7 +137,7 @@ def test_what_equals_greedy(llama, printed, flags):
 
 
 def test_stop_token_ends_the_text(llama, printed, tmp_path):
-    source, tokenizer = Source.open(llama), Tokenizer(llama)
+    source, tokenizer = ModelSource.open(llama), Tokenizer(llama)
     model, prompt = source.model(torch.float32, CPU), tokenizer.encode("the quick")
     ids = list(generate(model, prompt, 30))
     stop = ids[7]
@@ -149,7 +149,7 @@ def test_stop_token_ends_the_text(llama, printed, tmp_path):
 
 
 def test_the_end_of_the_context(llama, capsys):
-    model = Source.open(llama).model(torch.float32, CPU)
+    model = ModelSource.open(llama).model(torch.float32, CPU)
     assert len(list(generate(model, [5] * 250, 50))) == 6
     with pytest.raises(UserError, match="has 256 tokens; the model reads at most 256"):
         generate(model, [5] * 256, 1)

@@ -19,8 +19,8 @@ from litgpt.commands import generate as generate_module
 from litgpt.commands.generate import LLAMAS
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
-from litgpt.generate.engine import Engine, Text, generate
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Request, generate
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.model.blocks import check_compiler
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
@@ -37,8 +37,8 @@ ROWS: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def pico() -> Loaded:
-    return Loaded.open(PICO, precision="32-true", accelerator="cpu")
+def pico() -> InferenceModel:
+    return InferenceModel.open(PICO, precision="32-true", accelerator="cpu")
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ def ran(capsys: pytest.CaptureFixture) -> Callable[..., str]:
     return run
 
 
-def answer_to(loaded: Loaded, messages: list[dict[str, Any]], n: int = 50) -> str:
+def answer_to(loaded: InferenceModel, messages: list[dict[str, Any]], n: int = 50) -> str:
     """The greedy answer, decoded alone."""
     _, ids = loaded.render(messages)
     return loaded.tokenizer.decode(generate(loaded.model, ids, n, stop_ids=loaded.stop_ids))
@@ -232,7 +232,7 @@ def test_what_stop_may_be():
 def test_samples_come_in_order(pico):
     """However the pieces come, they are shown text by text; a finished text's place is taken."""
     prompts = [pico.render(user(text))[1] for text in ("Hello", "Who are you?", "A", "Tell me a story", "B", "C d e")]
-    texts = [Text(ids, n, stop_ids=pico.stop_ids) for ids, n in zip(prompts, (50, 3, 9, 50, 1, 20))]
+    texts = [Request(ids, n, stop_ids=pico.stop_ids) for ids, n in zip(prompts, (50, 3, 9, 50, 1, 20))]
     decoded = in_order(decode(Engine(pico.model, 3), pico.tokenizer, texts))
     pieces = [(answer.number, piece, answer.finish) for answer, piece in decoded]
     numbers = [number for number, _, _ in pieces]
@@ -267,7 +267,7 @@ def test_penalty_and_min_p(ran):
 
 @pytest.mark.long
 def test_compiled_blocks_give_the_same_text(ran):
-    check_compiler(Loaded.open(PICO).device)
+    check_compiler(InferenceModel.open(PICO).device)
     words = ["generate", "pico", "--prompt", "Hello", "--num_samples", 2, "--max_new_tokens", 12, *GREEDY]
     assert ran(*words, "--compile") == ran(*words)
 
@@ -332,14 +332,14 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """The last messages that are rendered; nothing is decoded."""
     seen: list[dict[str, Any]] = []
 
-    original = Loaded.render
+    original = InferenceModel.render
 
-    def render(self: Loaded, messages: Any, tools: Any = None) -> Any:
+    def render(self: InferenceModel, messages: Any, tools: Any = None) -> Any:
         original(self, messages, tools)
         seen.append(messages[-1])
         raise UserError("enough")
 
-    monkeypatch.setattr(Loaded, "render", render)
+    monkeypatch.setattr(InferenceModel, "render", render)
     return seen
 
 

@@ -14,7 +14,7 @@ from litgpt.litgpt_format.folder import LitCheckpoint
 from litgpt.methods.adapter import LLaMAAdapter, Prefix
 from litgpt.methods.adapter_folder import write_adapter
 from litgpt.methods.litgpt_folder import LitPrefixFolder
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from tests.conftest import save_llama
 from tests.families import save_random
@@ -128,7 +128,7 @@ def test_merge_lora(beside, tmp_path, tokenizer_file, capsys):
     assert_same(ours(tmp_path / "out"), expected, 2e-5)
     assert_same(theirs(tmp_path / "out"), expected, 2e-5)
     assert json.loads((tmp_path / "out" / "config.json").read_text())["model_type"] == "llama"
-    assert Source.open(tmp_path / "out").style().name == "alpaca"
+    assert ModelSource.open(tmp_path / "out").style().name == "alpaca"
 
 
 def test_lora_that_does_not_fit(base, tmp_path, capsys):
@@ -206,7 +206,7 @@ def test_rows_of_the_prefix(base, tmp_path, capsys):
     code, _, err = command(capsys, "generate", tmp_path / "adapter")
     assert code == 2 and "no tokenizer" in err
     capsys.readouterr()
-    model = Source.open(tmp_path / "adapter").model(torch.float32, torch.device("cpu"))
+    model = ModelSource.open(tmp_path / "adapter").model(torch.float32, torch.device("cpu"))
     assert "rows that LitGPT takes" in capsys.readouterr().err
     attention = model.transformer.h[1].attn
     assert isinstance(attention.prefix, Prefix)
@@ -243,7 +243,7 @@ def test_adapter_v2(old, base, tmp_path):
                 folded[f"{module}.bias"] = scale * (weights[f"{module}.bias"] + bias)
     torch.save({"model": state}, tmp_path / "adapter" / "lit_model.pth.adapter_v2")
     assert_same(ours(tmp_path / "adapter"), ours(save_lit(tmp_path / "folded", fields, folded)))
-    assert Source.open(tmp_path / "adapter").adapter.description == "LLaMA-Adapter V2 of 5 tokens, made by LitGPT"
+    assert ModelSource.open(tmp_path / "adapter").adapter.description == "LLaMA-Adapter V2 of 5 tokens, made by LitGPT"
 
 
 def test_adapter_v2_of_experts(base, tmp_path):
@@ -259,7 +259,7 @@ def test_adapter_v2_of_experts(base, tmp_path):
             state[f"{module}.adapter_scale"] = 1 + drawn(len(weight), seed=i)
             state[f"{module}.adapter_bias"] = drawn(len(weight), seed=i + 1)
     torch.save(state, tmp_path / "adapter" / "lit_model.pth.adapter_v2")
-    model = Source.open(tmp_path / "adapter").model(torch.float32, torch.device("cpu"))
+    model = ModelSource.open(tmp_path / "adapter").model(torch.float32, torch.device("cpu"))
     x = drawn(7, 32)
     moe, start = model.transformer.h[1].mlp, "transformer.h.1.mlp."
     y = []

@@ -16,7 +16,7 @@ from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
 from litgpt.litgpt_format.folder import say
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.model.config import Config, differences, from_litgpt, to_litgpt
 from litgpt.storage.files import read_json
 from litgpt.storage.outputs import SINGLE
@@ -28,7 +28,7 @@ IDS = torch.randint(2, 199, (2, 40), generator=torch.Generator().manual_seed(1))
 
 
 def ours(folder: Path, base: Path | None = None) -> torch.Tensor:
-    return Source.open(folder, base).model(torch.float32, torch.device("cpu"))(IDS)
+    return ModelSource.open(folder, base).model(torch.float32, torch.device("cpu"))(IDS)
 
 
 @torch.no_grad()
@@ -174,10 +174,10 @@ def test_config_json_beside_it(lit, published, capsys):
     folder = lit("llama")
     own = json.loads((published("llama") / "config.json").read_text()) | {"eos_token_id": 77}
     (folder / "config.json").write_text(json.dumps(own))
-    assert Source.open(folder).checkpoint.fields["eos_token_id"] == 77
+    assert ModelSource.open(folder).checkpoint.fields["eos_token_id"] == 77
     (folder / "config.json").write_text(json.dumps(own | {"rms_norm_eps": 1e-3}))
     say.cache_clear()
-    assert Source.open(folder).checkpoint.config.norm_eps == 0.03
+    assert ModelSource.open(folder).checkpoint.config.norm_eps == 0.03
     assert "does not describe the model of model_config.yaml (norm_eps), and is not used" in capsys.readouterr().err
 
 
@@ -185,7 +185,7 @@ def test_a_head_that_was_torn_from_its_embedding(lit, published, tmp_path, capsy
     """LitGPT trains both, where `config.json` still says that they are one."""
     folder = lit("gemma")
     shutil.copyfile(published("gemma") / "config.json", folder / "config.json")
-    assert Source.open(folder).checkpoint.config.tie_embeddings
+    assert ModelSource.open(folder).checkpoint.config.tie_embeddings
     weights = torch.load(folder / "lit_model.pth")
     weights["lm_head.weight"] = weights["lm_head.weight"] * 2
     torch.save(weights, folder / "lit_model.pth")
@@ -201,7 +201,7 @@ def test_hugging_face_files_win(lit, published, tmp_path, capsys):
     (folder / "lit_model.pth").write_bytes(b"something else")
     say.cache_clear()
     assert_same(ours(folder), theirs(published("llama")))
-    Source.open(folder)
+    ModelSource.open(folder)
     assert capsys.readouterr().err.count("lit_model.pth is not read") == 1
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from tests.conftest import make_rows, save_llama
 from tests.families import save_random
 from tests.lit import MODELS, config_fields
@@ -79,7 +79,7 @@ def there(kind: str, base: Path, folder: Path, tmp_path: Path, vocabulary: int =
 
 
 def here(folder: Path, merged: bool = True, ids: torch.Tensor = IDS) -> torch.Tensor:
-    return Source.open(folder, merged=merged).model(torch.float32, torch.device("cpu"))(ids)
+    return ModelSource.open(folder, merged=merged).model(torch.float32, torch.device("cpu"))(ids)
 
 
 @pytest.mark.parametrize("model", CASES)
@@ -145,7 +145,7 @@ def test_what_it_finetuned(model, tmp_path, tokenizer_file, capsys):
         expected = there(kind, under, final, tmp_path)
         assert_same(here(final), expected)
         assert (here(base) - expected).abs().max() > 1e-3
-        assert Source.open(final).style().name == "alpaca"
+        assert ModelSource.open(final).style().name == "alpaca"
     assert_same(here(tmp_path / "lora" / "final", merged=False), here(tmp_path / "lora" / "final"))
     words = ["merge_lora", tmp_path / "lora" / "final", "--out_dir", tmp_path / "merged"]
     code, _, err = command(capsys, *words, "--pretrained_checkpoint_dir", base)

@@ -12,8 +12,8 @@ from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.methods.adapter_folder import open_adapter
-from litgpt.methods.loading import Source
 from litgpt.methods.lora import TARGETS, Dropout, LoRA, lora_layers
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
 from litgpt.model import GPT
 from tests.conftest import save_llama
@@ -63,18 +63,18 @@ def test_export_and_merge(base, targets, tmp_path):
     lora = LoRA(r=3, alpha=5, **flags(targets))
     model = with_lora(base, lora)
     expected = model(IDS)
-    assert (expected - Source.open(base).model(torch.float32, CPU)(IDS)).abs().max() > 0.1
+    assert (expected - ModelSource.open(base).model(torch.float32, CPU)(IDS)).abs().max() > 0.1
     folder = save(model, lora, base, tmp_path / "adapter")
 
     in_peft = PeftModel.from_pretrained(theirs(base), folder).eval()(IDS).logits
     torch.testing.assert_close(in_peft, expected, rtol=0, atol=1e-4)
-    again = Source.open(folder).model(torch.float32, CPU)(IDS)
+    again = ModelSource.open(folder).model(torch.float32, CPU)(IDS)
     assert torch.equal(again, expected)
 
     main(["merge_lora", str(folder)])
     merged = tmp_path / "adapter-merged"
     torch.testing.assert_close(theirs(merged)(IDS).logits, expected, rtol=0, atol=1e-3)
-    torch.testing.assert_close(Source.open(merged).model(torch.float32, CPU)(IDS), expected, rtol=0, atol=1e-3)
+    torch.testing.assert_close(ModelSource.open(merged).model(torch.float32, CPU)(IDS), expected, rtol=0, atol=1e-3)
     fields, before = (json.loads((f / "config.json").read_text()) for f in (merged, base))
     untied = before["tie_word_embeddings"] and "head" in targets
     assert fields == before | ({"tie_word_embeddings": False} if untied else {})
@@ -90,7 +90,7 @@ def test_adapters_of_peft(base, modules, tmp_path):
     (tmp_path / "adapter" / "adapter_config.json").write_text(
         json.dumps(json.loads((tmp_path / "adapter" / "adapter_config.json").read_text()) | {"lora_dropout": 0.1})
     )
-    ours = Source.open(tmp_path / "adapter", base=base).model(torch.float32, CPU)
+    ours = ModelSource.open(tmp_path / "adapter", base=base).model(torch.float32, CPU)
     torch.testing.assert_close(ours(IDS), model(IDS).logits, rtol=0, atol=1e-4)
 
 
@@ -100,7 +100,7 @@ def test_training_starts_from_the_base(base):
         model = GPT(Checkpoint(base).config)
     lora.apply(model)
     load_weights(model, Checkpoint(base), torch.float32, CPU)
-    plain = Source.open(base).model(torch.float32, CPU)
+    plain = ModelSource.open(base).model(torch.float32, CPU)
     assert torch.equal(model.eval()(IDS), plain(IDS))
 
 
@@ -138,16 +138,16 @@ def test_adapter_of_another_model(base, tmp_path, tokenizer_file):
     folder = save(with_lora(base, lora), lora, base, tmp_path / "adapter")
     other = save_llama(tmp_path / "other", tokenizer_file, num_hidden_layers=1)
     with pytest.raises(UserError, match=r"does not fit the model: model.layers.1.self_attn.q_proj"):
-        Source.open(folder, base=other).model(torch.float32, CPU)
+        ModelSource.open(folder, base=other).model(torch.float32, CPU)
     with pytest.raises(UserError, match="--base DIR"):
         (folder / "adapter_config.json").write_text(
             (folder / "adapter_config.json").read_text().replace(str(base), "/nowhere")
         )
-        Source.open(folder)
+        ModelSource.open(folder)
     fields = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(fields | {"base_model_name_or_path": None}))
     with pytest.raises(UserError, match="which model it belongs to: name it with --base DIR"):
-        Source.open(folder)
+        ModelSource.open(folder)
 
 
 def test_merge_takes_the_adapter_file_and_a_precision(base, tmp_path):

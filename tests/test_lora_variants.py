@@ -12,8 +12,8 @@ from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.methods.adapter_folder import open_adapter
-from litgpt.methods.loading import Source
 from litgpt.methods.lora import TARGETS, LoRA, lora_layers
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from tests.test_lora import CPU, IDS, base, flags, save, theirs, with_lora  # noqa: F401 (a fixture)
 
@@ -50,7 +50,7 @@ def trained(folder: Path, lora: LoRA, std: float = 0.05) -> GPT:
 def test_export_and_merge(base, lora, tmp_path):  # noqa: F811
     model = trained(base, lora)
     expected = model(IDS)
-    assert (expected - Source.open(base).model(torch.float32, CPU)(IDS)).abs().max() > 0.05
+    assert (expected - ModelSource.open(base).model(torch.float32, CPU)(IDS)).abs().max() > 0.05
     folder = save(model, lora, base, tmp_path / "adapter")
     written = {n.removeprefix("base_model.model.") for n in load_file(folder / "adapter_model.safetensors")}
 
@@ -58,7 +58,7 @@ def test_export_and_merge(base, lora, tmp_path):  # noqa: F811
     torch.testing.assert_close(in_peft(IDS).logits, expected, rtol=0, atol=1e-4)
     adapted = {n.removeprefix("base_model.model.").rpartition(".lora_A")[0] for n, _ in in_peft.named_modules()}
     assert adapted - {""} == {n.rpartition(".lora_A")[0] for n in written if ".lora_A" in n}
-    again = Source.open(folder).model(torch.float32, CPU)(IDS)
+    again = ModelSource.open(folder).model(torch.float32, CPU)(IDS)
     torch.testing.assert_close(again, expected, rtol=0, atol=1e-4)
 
     main(["merge_lora", str(folder)])
@@ -93,7 +93,7 @@ def test_adapters_of_peft(base, changes, tmp_path, request):  # noqa: F811
         if "magnitude" in name or "modules_to_save" in name:
             p *= 1 + 0.1 * torch.randn(p.shape, generator=torch.Generator().manual_seed(2))  # one draw for a tied pair
     model.save_pretrained(tmp_path / "adapter")
-    ours = Source.open(tmp_path / "adapter", base=base).model(torch.float32, CPU)
+    ours = ModelSource.open(tmp_path / "adapter", base=base).model(torch.float32, CPU)
     torch.testing.assert_close(ours(IDS), model(IDS).logits, rtol=0, atol=1e-4)
 
 
@@ -109,7 +109,7 @@ def test_training_starts_from_the_base(base, variant, init):  # noqa: F811
         model = GPT(Checkpoint(base).config)
     lora.apply(model)
     load_weights(model, Checkpoint(base), torch.float32, CPU)
-    plain = Source.open(base).model(torch.float32, CPU)(IDS)
+    plain = ModelSource.open(base).model(torch.float32, CPU)(IDS)
     if init == "pissa" and model.config.tie_embeddings:
         return  # the embedding is what is left of the head, too
     torch.testing.assert_close(model.eval()(IDS), plain, rtol=0, atol=1e-4)

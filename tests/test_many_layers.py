@@ -16,8 +16,8 @@ from litgpt.families import read_config
 from litgpt.families.table import NameTable
 from litgpt.families.weights import Outline, base_parameters
 from litgpt.methods.adapter_folder import open_adapter
-from litgpt.methods.loading import Source
 from litgpt.methods.lora import LoRA
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
 from litgpt.model import GPT
 from litgpt.train.devices.fsdp import added_parameters
@@ -58,7 +58,7 @@ class Folders:
             self.empty = GPT(stored.config)
 
     def load(self, folder: Path, base: Path | None = None) -> GPT:
-        return Source.open(folder, base).model(torch.float32, CPU)
+        return ModelSource.open(folder, base).model(torch.float32, CPU)
 
 
 WORK: dict[str, Callable[[Folders], Any]] = {
@@ -69,8 +69,8 @@ WORK: dict[str, Callable[[Folders], Any]] = {
     "load an adapter": lambda f: f.load(f.adapter),
     "adapt a model": lambda f: LoRA(r=2, mlp=True).apply(f.empty),
     "read an adapter": lambda f: open_adapter(f.adapter).deltas(f.model.config),
-    "merge": lambda f: merge_lora.write_merged(Source.open(f.adapter), f.out, None),
-    "merge into a .bin file": lambda f: merge_lora.write_merged(Source.open(f.adapter, f.bin), f.out, None),
+    "merge": lambda f: merge_lora.write_merged(ModelSource.open(f.adapter), f.out, None),
+    "merge into a .bin file": lambda f: merge_lora.write_merged(ModelSource.open(f.adapter, f.bin), f.out, None),
     "find what FSDP shards": lambda f: added_parameters(f.model),
 }
 

@@ -15,8 +15,8 @@ from litgpt.__main__ import main
 from litgpt.checkpoint import folder as checkpoint
 from litgpt.checkpoint.folder import Checkpoint
 from litgpt.evaluation.run import model_hashes
-from litgpt.methods.loading import Source
 from litgpt.methods.lora import LoRA
+from litgpt.methods.model_source import ModelSource
 from litgpt.storage.outputs import SUMS, listed
 from tests.conftest import save_llama
 from tests.lit import lit_weights, save_lit
@@ -216,4 +216,4 @@ def test_hashes_of_every_form(form, bases, tmp_path):
     """What `evaluate` notes of a model names each of its files with weights."""
     folder = in_form(bases[False], form, tmp_path / "base")
     weights = {p.name for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pth")}
-    assert weights < model_hashes(Source.open(folder)).keys()
+    assert weights < model_hashes(ModelSource.open(folder)).keys()

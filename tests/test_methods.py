@@ -11,8 +11,8 @@ from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_v2 import LLaMAAdapterV2
-from litgpt.methods.loading import Source
 from litgpt.methods.lora import LoRA
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.train import run
@@ -106,7 +106,7 @@ def test_what_is_trained(method, base, rows_file, tmp_path, monkeypatch, capsys)
 
     with torch.no_grad():
         scheme = METHODS[method][METHODS[method].index("--quantize") + 1] if "--quantize" in METHODS[method] else None
-        again = Source.open(final).model(torch.float32, CPU, scheme)(IDS)
+        again = ModelSource.open(final).model(torch.float32, CPU, scheme)(IDS)
     torch.testing.assert_close(again, logits[0], rtol=0, atol=1e-4)
     for command in (["validate"], ["generate", "--max_new_tokens", "3"]):
         main([command[0], str(final), *command[1:]])
@@ -128,7 +128,7 @@ def test_full_writes_a_model_that_transformers_reads(base, rows_file, tmp_path):
     final = finetune("full", base, rows_file, tmp_path / "out")
     with torch.no_grad():
         theirs = AutoModelForCausalLM.from_pretrained(final, dtype=torch.float32).eval()(IDS).logits
-        torch.testing.assert_close(Source.open(final).model(torch.float32, CPU)(IDS), theirs, rtol=0, atol=1e-4)
+        torch.testing.assert_close(ModelSource.open(final).model(torch.float32, CPU)(IDS), theirs, rtol=0, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -154,11 +154,11 @@ def test_the_prefix_of_another_model(base, rows_file, tmp_path, tokenizer_file):
     final = finetune("adapter", base, rows_file, tmp_path / "out")
     other = save_llama(tmp_path / "other", tokenizer_file, num_hidden_layers=3)
     with pytest.raises(UserError, match=r"does not fit the model: .*h\.3\.attn\.prefix\.embedding is unknown"):
-        Source.open(final, base=other).model(torch.float32, CPU)
+        ModelSource.open(final, base=other).model(torch.float32, CPU)
     fields = json.loads((final / "adapter_config.json").read_text())
     (final / "adapter_config.json").write_text(json.dumps(fields | {"peft_type": "LITGPT_ADAPTER_V3"}))
     with pytest.raises(UserError, match="Did you mean 'LITGPT_ADAPTER_V2'"):
-        Source.open(final)
+        ModelSource.open(final)
 
 
 def test_lora_plus(base, rows_file, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from transformers import AutoModelForCausalLM
 
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.generate.engine import generate
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT, KVCache
 from litgpt.model.norm import MANY, RMSNorm, UnitOffsetRMSNorm
 from tests.conftest import save_llama
@@ -43,7 +43,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def both(folder: Path) -> tuple[torch.nn.Module, GPT]:
     theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
-    return theirs.eval(), Source.open(folder).model(torch.float32, CPU)
+    return theirs.eval(), ModelSource.open(folder).model(torch.float32, CPU)
 
 
 def random_ids(n: int, rows: int = 1) -> torch.Tensor:
@@ -64,7 +64,7 @@ def test_documents_do_not_see_each_other(folder):
     lengths = [1, 17, 5, 60]
     ids = random_ids(sum(lengths))
     expected = torch.cat([theirs(part).logits for part in ids.split(lengths, dim=1)], dim=1)
-    actual = ours(ids, documents=lengths)
+    actual = ours(ids, seqlens=lengths)
     torch.testing.assert_close(actual, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
 
 
@@ -119,7 +119,7 @@ def test_shards(tmp_path, tokenizer_file):
     one = save_llama(tmp_path / "one", tokenizer_file)
     many = save_llama(tmp_path / "many", tokenizer_file, shards=True)
     assert len(list(many.glob("*.safetensors"))) > 3
-    a, b = (Source.open(f).model(torch.float32, CPU).state_dict() for f in (one, many))
+    a, b = (ModelSource.open(f).model(torch.float32, CPU).state_dict() for f in (one, many))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 
 

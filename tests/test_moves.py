@@ -98,7 +98,7 @@ def answer(model: GPT) -> torch.Tensor:
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
             module.adapters.choose(["a", None, "b"], [4, 3, 5])
-    return model(IDS.to(model.device), documents=[4, 3, 5])
+    return model(IDS.to(model.device), seqlens=[4, 3, 5])
 
 
 def tensors(value: Any, seen: set[int], path: str) -> Iterator[tuple[str, torch.Tensor]]:

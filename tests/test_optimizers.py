@@ -19,8 +19,8 @@ from litgpt.model import GPT
 from litgpt.train.optimizers import (
     SHORT_NAMES,
     AdamW,
-    Dice,
     Muon,
+    StochasticRounding,
     finished,
     orthogonal,
     ours,
@@ -58,7 +58,7 @@ def give_gradients(params: list[nn.Parameter], seed: int) -> None:
 
 
 def test_rounding_is_right_on_average_and_goes_to_a_neighbour():
-    dice = Dice(torch.Generator().manual_seed(0))
+    dice = StochasticRounding(torch.Generator().manual_seed(0))
     values = torch.tensor([1.001, -1.001, 3.0, 1e-30, -0.3])
     drawn = round_stochastically_(values.repeat(20_000, 1), dice).double()
     nearest = values.bfloat16().double()
@@ -74,13 +74,13 @@ def test_rounding_is_right_on_average_and_goes_to_a_neighbour():
 def test_rounding_keeps_what_is_not_finite():
     bits = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)  # the NaN of GPUs: adding to it overflows
     values = torch.cat([torch.tensor([math.inf, -math.inf, math.nan]), bits])
-    rounded = round_stochastically_(values, Dice(torch.Generator().manual_seed(0)))
+    rounded = round_stochastically_(values, StochasticRounding(torch.Generator().manual_seed(0)))
     assert rounded[0] == math.inf and rounded[1] == -math.inf and rounded[2:].isnan().all()
 
 
 def test_throws_are_even_and_do_not_depend_on_each_other():
     """Over lanes, and within a lane from one throw to the next: weights, moments and chunks follow each other there."""
-    dice = Dice(torch.Generator().manual_seed(0))
+    dice = StochasticRounding(torch.Generator().manual_seed(0))
     throws = torch.stack([dice.throw(2**14) for _ in range(48)])  # (throws, lanes)
     assert int(throws.min()) >= 0 and int(throws.max()) < 2**16
     for bit in range(16):
@@ -127,7 +127,7 @@ def test_adamw_without_rounding_is_torchs(monkeypatch, options):
         reference.step()
         with torch.no_grad():
             for p, state in zip(params, states):
-                optimizers.adamw_step(p, state, group, group["eps"], Dice(torch.Generator()))
+                optimizers.adamw_step(p, state, group, group["eps"], StochasticRounding(torch.Generator()))
     for p, q in zip(params, expected):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
 

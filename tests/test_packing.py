@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from litgpt.__main__ import main
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, PackedRows, best_fit
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
 from tests.conftest import make_rows
@@ -24,7 +24,7 @@ def test_packed_padding_free_and_padded_losses(llama, tmp_path):
     rows = JSON(str(path), val_split_fraction=0, mask_prompt=True).load(Tokenizer(llama), llama, 256).train
     packs = PackedRows(rows, 256)
     assert len(packs) < 28
-    gpt = Source.open(llama).model(torch.float32, torch.device("cpu"))
+    gpt = ModelSource.open(llama).model(torch.float32, torch.device("cpu"))
     model = LossModel(gpt)
 
     free = model(rows.batch(range(30)))
@@ -36,9 +36,9 @@ def test_packed_padding_free_and_padded_losses(llama, tmp_path):
         length = batch.ids.size(1)
         ids[i, :length], targets[i, :length] = batch.ids[0], batch.targets[0]
     padded = F.cross_entropy(gpt(ids).flatten(0, 1), targets.flatten(), ignore_index=UNTRAINED, reduction="sum")
-    n_trained = int((targets != UNTRAINED).sum())
-    assert float(free) / n_trained == pytest.approx(float(padded) / n_trained, abs=1e-5)
-    assert float(packed) / n_trained == pytest.approx(float(padded) / n_trained, abs=1e-5)
+    n_target_tokens = int((targets != UNTRAINED).sum())
+    assert float(free) / n_target_tokens == pytest.approx(float(padded) / n_target_tokens, abs=1e-5)
+    assert float(packed) / n_target_tokens == pytest.approx(float(padded) / n_target_tokens, abs=1e-5)
 
 
 @pytest.mark.parametrize("seed", range(5))

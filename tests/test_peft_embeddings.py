@@ -18,10 +18,10 @@ from litgpt import LLM
 from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint
 from litgpt.errors import UserError
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.adapter_folder import open_adapter
-from litgpt.methods.loading import Source
-from litgpt.serve.models import Offer
+from litgpt.methods.model_source import ModelSource
+from litgpt.serve.models import ModelRegistry
 from tests.families import save_random
 from tests.test_families import CPU, assert_close
 from tests.test_families_peft import IDS as MANY_IDS
@@ -151,13 +151,13 @@ def test_adapters_of_peft(family, case, bases, tmp_path):
         pytest.skip("peft stored nothing of what was resized")
     if "more" in CASES[case] and len(rows) < (1 if config.tie_embeddings else 2):  # not all of it
         with pytest.raises(UserError, match=r"save_embedding_layers|trained tokens"):
-            Source.open(folder, base).model(torch.float32, CPU)
+            ModelSource.open(folder, base).model(torch.float32, CPU)
         return
-    assert_close(Source.open(folder, base).model(torch.float32, CPU)(IDS), expected, 1e-4)
+    assert_close(ModelSource.open(folder, base).model(torch.float32, CPU)(IDS), expected, 1e-4)
     main(["merge_lora", str(folder), "--base", str(base)])
     merged = tmp_path / "adapter-merged"
     assert_close(theirs(merged)(IDS).logits, expected, 1e-4)
-    assert_close(Source.open(merged).model(torch.float32, CPU)(IDS), expected, 1e-4)
+    assert_close(ModelSource.open(merged).model(torch.float32, CPU)(IDS), expected, 1e-4)
     if not config.tie_embeddings:  # of tied weights, peft's merged model is not its adapter: both get what one has
         assert_close(theirs(merged)(IDS).logits, model.merge_and_unload()(IDS).logits, 1e-4)
 
@@ -169,7 +169,7 @@ def test_files_of_torch(case, bases, tmp_path):
     base, folder = bases["llama"], tmp_path / "adapter"
     expected = adapter_of_peft(base, "llama", case, folder, safe_serialization=False)(IDS).logits
     assert not (folder / "adapter_model.safetensors").exists()
-    assert_close(Source.open(folder / "adapter_model.bin", base).model(torch.float32, CPU)(IDS), expected, 1e-4)
+    assert_close(ModelSource.open(folder / "adapter_model.bin", base).model(torch.float32, CPU)(IDS), expected, 1e-4)
     main(["merge_lora", str(folder), "--base", str(base)])
     assert_close(theirs(tmp_path / "adapter-merged")(IDS).logits, expected, 1e-4)
 
@@ -198,7 +198,7 @@ def test_biases_that_are_not_there(bias, llama, tmp_path):
     config = LoraConfig(r=2, bias=bias, init_lora_weights=False, target_modules=["q_proj"], task_type="CAUSAL_LM")
     model = get_peft_model(theirs(llama), config).eval()
     model.save_pretrained(tmp_path / "adapter")
-    ours = Source.open(tmp_path / "adapter", llama).model(torch.float32, CPU)
+    ours = ModelSource.open(tmp_path / "adapter", llama).model(torch.float32, CPU)
     assert_close(ours(IDS), model(IDS).logits, 1e-4)
 
 
@@ -218,11 +218,11 @@ def larger(bases: dict[str, Path], tmp_path: Path) -> Path:
 @torch.no_grad()
 def test_more_tokens_everywhere(larger, bases, tmp_path, capsys):
     """The model has the adapter's tokens in every command; no config but the merged one says so."""
-    loaded = Loaded.open(larger, bases["llama"], "32-true", accelerator="cpu")
+    loaded = InferenceModel.open(larger, bases["llama"], "32-true", accelerator="cpu")
     assert loaded.model.config.padded_vocab_size == loaded.tokenizer.n_embeddings == 204
     assert loaded.tokenizer.encode("the tool")[-1] == 203
     assert LLM.load(larger, base=bases["llama"]).generate("the tool", max_new_tokens=2) is not None
-    assert Offer.open(larger, {}, base=bases["llama"]).models["larger"].model.config.padded_vocab_size == 204
+    assert ModelRegistry.open(larger, {}, base=bases["llama"]).models["larger"].model.config.padded_vocab_size == 204
     main(["validate", str(larger), "--base", str(bases["llama"])])
     assert "whole and usable" in capsys.readouterr().out
     main(["merge_lora", str(larger), "--base", str(bases["llama"])])
@@ -233,11 +233,11 @@ def test_more_tokens_everywhere(larger, bases, tmp_path, capsys):
 
 def test_the_base_beside_more_tokens(larger, bases, tmp_path):
     """What shares the base's embedding cannot have another one: that is said before any work."""
-    source = Source.open(larger, bases["llama"])
+    source = ModelSource.open(larger, bases["llama"])
     with pytest.raises(UserError, match="number of embeddings"):
         source.check_base()
     with pytest.raises(UserError, match="replaces whole weights"):
-        Offer.open(bases["llama"], {"more": larger})
+        ModelRegistry.open(bases["llama"], {"more": larger})
 
 
 @torch.no_grad()
@@ -247,7 +247,7 @@ def test_without_the_adapter(family, case, bases, tmp_path):
     """The model is the base inside the block, and itself again behind it, also where a tied head was torn off."""
     base, folder = bases[family], tmp_path / "adapter"
     adapter_of_peft(base, family, case, folder)
-    source = Source.open(folder, base)
+    source = ModelSource.open(folder, base)
     model = source.model(torch.float32, CPU)
     expected = model(IDS)
     with source.without_adapter(model):
@@ -259,7 +259,7 @@ def test_without_the_adapter(family, case, bases, tmp_path):
 def test_adapters_that_share_a_base(case, bases, tmp_path):
     adapter_of_peft(bases["llama"], "llama", case, tmp_path / "adapter")
     with pytest.raises(UserError, match=r"--adapters a: .*replaces whole weights"):
-        Offer.open(bases["llama"], {"a": tmp_path / "adapter"})
+        ModelRegistry.open(bases["llama"], {"a": tmp_path / "adapter"})
 
 
 @pytest.mark.parametrize(
@@ -289,7 +289,7 @@ def test_what_is_refused(changes, named, bases, tmp_path):
     fields = json.loads((folder / "adapter_config.json").read_text())
     (folder / "adapter_config.json").write_text(json.dumps(fields | changes))
     with pytest.raises(UserError, match=named):
-        Source.open(folder, bases["llama"]).model(torch.float32, CPU)
+        ModelSource.open(folder, bases["llama"]).model(torch.float32, CPU)
 
 
 @pytest.mark.parametrize(
@@ -317,7 +317,7 @@ def test_embeddings_that_do_not_fit(name, shape, bases, tmp_path):
         weights[f"base_model.model.{name[:-1]}B"] = torch.zeros(32, 2)
     save_file(weights, folder / "adapter_model.safetensors")
     with pytest.raises(UserError, match=r"embed_(tokens|positions)"):
-        Source.open(folder, bases["llama"]).model(torch.float32, CPU)
+        ModelSource.open(folder, bases["llama"]).model(torch.float32, CPU)
 
 
 @torch.no_grad()
@@ -330,7 +330,7 @@ def test_a_tied_head_that_is_stored(case, bases, tmp_path):
     weights = load_file(base / "model.safetensors")
     head = {"lm_head.weight": weights["model.embed_tokens.weight"].clone()}
     save_file(weights | head, base / "model.safetensors", {"format": "pt"})
-    assert_close(Source.open(adapter, base).model(torch.float32, CPU)(IDS), expected, 1e-4)
+    assert_close(ModelSource.open(adapter, base).model(torch.float32, CPU)(IDS), expected, 1e-4)
     main(["merge_lora", str(adapter), "--base", str(base)])
     assert_close(theirs(tmp_path / "adapter-merged")(IDS).logits, expected, 1e-4)
 

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from litgpt.__main__ import main
 from litgpt.checkpoint.find import find_folder
 from litgpt.data.pico import PicoSums, PicoText, in_words, sums
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 
 
 def folder():
@@ -21,7 +21,7 @@ def folder():
 def test_it_is_small_and_loads_in_transformers():
     assert sum(p.stat().st_size for p in folder().iterdir() if p.is_file()) <= 2_000_000
     theirs = AutoModelForCausalLM.from_pretrained(folder(), dtype=torch.float32).eval()
-    source = Source.open(folder())
+    source = ModelSource.open(folder())
     ours = source.model(torch.float32, torch.device("cpu"))
     ids = torch.randint(6, 640, (2, 200), generator=torch.Generator().manual_seed(0))
     with torch.no_grad():

@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litgpt.__main__ import main
 from litgpt.checkpoint import folder as checkpoint_module
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from tests.conftest import WORDS
 
 CONFIG = {
@@ -62,7 +62,7 @@ def test_from_scratch(llama, text, tmp_path, tied):
     assert fields == CONFIG | {"tie_word_embeddings": tied, "attention_bias": True, "dtype": "float32",
                                "vocab_size": 300, "bos_token_id": 0, "eos_token_id": 1}  # fmt: skip
     theirs = AutoModelForCausalLM.from_pretrained(final).eval()
-    ours = Source.open(final).model(torch.float32, torch.device("cpu"))
+    ours = ModelSource.open(final).model(torch.float32, torch.device("cpu"))
     ids = torch.randint(2, 300, (1, 60))
     with torch.no_grad():
         torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=0, atol=1e-4)
@@ -83,7 +83,7 @@ def test_continued(llama, text, tmp_path):
     losses = val_losses(pretrain(tmp_path / "out", text, "--initial_checkpoint_dir", llama))
     assert losses[-1] < losses[0] - 1
     before, after = (
-        Source.open(f).model(torch.float32, torch.device("cpu")) for f in (llama, tmp_path / "out" / "final")
+        ModelSource.open(f).model(torch.float32, torch.device("cpu")) for f in (llama, tmp_path / "out" / "final")
     )
     moved = [not torch.equal(a, b) for a, b in zip(before.parameters(), after.parameters())]
     assert all(moved)
@@ -97,7 +97,7 @@ def test_shards_that_we_write(llama, text, tmp_path, monkeypatch):
     ids = torch.randint(2, 300, (1, 60))
     with torch.no_grad():
         expected = AutoModelForCausalLM.from_pretrained(final).eval()(ids).logits
-        ours = Source.open(final).model(torch.float32, torch.device("cpu"))(ids)
+        ours = ModelSource.open(final).model(torch.float32, torch.device("cpu"))(ids)
     torch.testing.assert_close(ours, expected, rtol=0, atol=1e-4)
 
 

@@ -22,7 +22,7 @@ from litgpt.families import read_config
 from litgpt.methods.lora import TARGETS, LoRA
 from litgpt.model import GPT
 from litgpt.model.config import Config
-from litgpt.train.start import model_fields
+from litgpt.train.base_model import model_fields
 from tests.conftest import make_rows
 from tests.families import SIZES
 from tests.runs import lines

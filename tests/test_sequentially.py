@@ -8,11 +8,11 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.errors import UserError
-from litgpt.generate.engine import Engine, Text
+from litgpt.generate.engine import Engine, Request
 from litgpt.generate.sequentially import Copies, spread, usable_devices
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
-from litgpt.model.attention import Reading
+from litgpt.model.attention import ForwardContext
 from litgpt.model.kv_cache import EachRow
 
 CPU = torch.device("cpu")
@@ -20,11 +20,11 @@ PROMPTS = [[5], [7, 9, 11, 200], list(range(20, 90))]
 
 
 def load(folder: Path) -> GPT:
-    return Source.open(folder).model(torch.float32, CPU)
+    return ModelSource.open(folder).model(torch.float32, CPU)
 
 
 def decoded(model: GPT) -> list[list[int]]:
-    texts = [Text(prompt, 20) for prompt in PROMPTS]
+    texts = [Request(prompt, 20) for prompt in PROMPTS]
     list(Engine(model, 2).run(texts))
     return [text.ids for text in texts]
 
@@ -50,7 +50,7 @@ def test_all_that_layers_share_is_moved():
     def t() -> torch.Tensor:
         return torch.ones(2)
 
-    reading = Reading([2], [(t(), t()), (t(), t())], None, (0,), 1, t(), t(), EachRow(t(), t(), t(), 3), t())
+    reading = ForwardContext([2], [(t(), t()), (t(), t())], None, (0,), 1, t(), t(), EachRow(t(), t(), t(), 3), t())
     copies, meta = Copies(), torch.device("meta")
     there = copies.on(reading, meta)
     assert there.each is not None

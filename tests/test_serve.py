@@ -19,7 +19,7 @@ from fastapi.testclient import TestClient
 from litgpt.__main__ import main
 from litgpt.checkpoint.hub import PICO
 from litgpt.generate.engine import generate
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.lora import LoRA
 from litgpt.text.prompts import checkpoint_template
 from tests.servers import Running, in_thread
@@ -79,7 +79,9 @@ def test_greedy_answers_are_those_of_generate(client, capsys):
 
 def test_sixteen_clients_get_what_they_get_alone(client, running, folders):
     names = ["pico", *KINDS]
-    alone = {name: Loaded.open(folder, precision="32-true") for name, folder in [("pico", PICO), *folders.items()]}
+    alone = {
+        name: InferenceModel.open(folder, precision="32-true") for name, folder in [("pico", PICO), *folders.items()]
+    }
     jobs = [(QUESTIONS[i % 5], names[i % 3]) for i in range(16)]
     expected = []
     for question, name in jobs:
@@ -156,7 +158,7 @@ def test_logprobs(client):
 
 
 def test_completions(client):
-    loaded = Loaded.open(PICO, precision="32-true")
+    loaded = InferenceModel.open(PICO, precision="32-true")
     prompts = ["Once upon a time", "The cat"]
     ids = [loaded.tokenizer.encode(p) for p in prompts]
     options: dict = dict(model="pico", temperature=0, max_tokens=10)
@@ -171,8 +173,8 @@ def test_completions(client):
 
 def test_tools_and_parts_reach_the_template(client, running, monkeypatch):
     seen = []
-    original = Loaded.render
-    monkeypatch.setattr(Loaded, "render", lambda self, *a: seen.append(a[:2]) or original(self, *a))
+    original = InferenceModel.render
+    monkeypatch.setattr(InferenceModel, "render", lambda self, *a: seen.append(a[:2]) or original(self, *a))
     tool = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
     call = {"id": "c1", "type": "function", "function": {"name": "add", "arguments": '{"a": 1}'}}
     messages = [
@@ -224,8 +226,8 @@ HISTORIES: dict[str, tuple[list[dict[str, Any]], bool]] = {  # and whether there
 def seen(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """The messages of each request, as they reach the template."""
     found: list[Any] = []
-    original = Loaded.render
-    monkeypatch.setattr(Loaded, "render", lambda self, *a: found.append(a[0]) or original(self, *a))
+    original = InferenceModel.render
+    monkeypatch.setattr(InferenceModel, "render", lambda self, *a: found.append(a[0]) or original(self, *a))
     return found
 
 
@@ -246,8 +248,8 @@ def test_every_template_takes_it(client, running, real_data, monkeypatch, name, 
     """The text is that of `transformers`, and refused is only what it refuses too."""
     from transformers import AutoTokenizer
 
-    texts, original = [], Loaded.render
-    monkeypatch.setattr(Loaded, "render", lambda self, *a: texts.append(original(self, *a)) or texts[-1])
+    texts, original = [], InferenceModel.render
+    monkeypatch.setattr(InferenceModel, "render", lambda self, *a: texts.append(original(self, *a)) or texts[-1])
     folder = real_data / "tokenizers" / template
     monkeypatch.setattr(running.service.offer.models["pico"], "style", checkpoint_template(folder))
     messages, with_tools = HISTORIES[name]

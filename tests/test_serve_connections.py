@@ -21,8 +21,8 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
-from litgpt.generate.engine import Text
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Request
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.text import TextStream
 from litgpt.serve import app as app_module
 from litgpt.serve import gate as gate_module
@@ -171,7 +171,7 @@ def test_a_prompt_is_freed_when_its_answer_ends(talker, traced):
     """Not only when the collector of cycles comes by."""
 
     def held() -> int:
-        return sum(type(o) in (Text, TextStream) for o in gc.get_objects())
+        return sum(type(o) in (Request, TextStream) for o in gc.get_objects())
 
     with in_thread(talker) as running:
         url = running.url + "/v1/completions"
@@ -392,7 +392,7 @@ def test_what_is_not_http_in_mid_answer(talker, caplog, stream):
 
 
 def test_a_failure_of_the_program_is_still_a_traceback(monkeypatch, caplog):
-    monkeypatch.setattr(Loaded, "render", lambda *_: 1 / 0)
+    monkeypatch.setattr(InferenceModel, "render", lambda *_: 1 / 0)
     with in_thread(PICO) as running:
         answer = httpx.post(running.url + "/predict", json={"prompt": "Hi"})
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"

@@ -20,8 +20,8 @@ from litgpt import LLM
 from litgpt.checkpoint.hub import PICO
 from litgpt.commands import generate as generate_module
 from litgpt.generate.conversation import Conversation
-from litgpt.generate.engine import Engine, Text, generate
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Request, generate
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
 from litgpt.serve.worker import IN_A_ROW, Worker
@@ -69,7 +69,7 @@ def running() -> Iterator[Running]:
         yield made
 
 
-N_LAYERS = Loaded.open(PICO).model.config.n_layer
+N_LAYERS = InferenceModel.open(PICO).model.config.n_layer
 
 
 class Fault:
@@ -91,7 +91,7 @@ class Fault:
 
     def spared(self, args: Any) -> bool:
         """The small text of the worker is answered."""
-        texts = [a for a in args if isinstance(a, Text)]
+        texts = [a for a in args if isinstance(a, Request)]
         ids = [a for a in args if torch.is_tensor(a) and a.dtype == torch.long]
         rows = next(([*a.rows, *a.waiting] for a in args if isinstance(a, Engine)), [])
         prompts = [t.prompt for t in texts] + [t.prompt for t in rows if t is not None]
@@ -252,29 +252,29 @@ def test_a_thread_that_ended(running):
 
 
 @pytest.fixture(scope="module")
-def pico() -> Loaded:
-    return Loaded.open(PICO, precision="32-true", accelerator="cpu")
+def pico() -> InferenceModel:
+    return InferenceModel.open(PICO, precision="32-true", accelerator="cpu")
 
 
-def by_chat(pico: Loaded) -> Iterator[Any]:
+def by_chat(pico: InferenceModel) -> Iterator[Any]:
     return Conversation(pico, Sampling(0.0), 20).ask("Hello")
 
 
-def by_llm(pico: Loaded) -> Iterator[Any]:
+def by_llm(pico: InferenceModel) -> Iterator[Any]:
     llm = LLM.load(PICO, precision="32-true", accelerator="cpu")
     return llm.generate("Hello", max_new_tokens=20, top_k=1, stream=True)
 
 
-def by_generate(pico: Loaded) -> Iterator[Any]:
+def by_generate(pico: InferenceModel) -> Iterator[Any]:
     return generate(pico.model, [5, 6, 7], 20)
 
 
-def by_file(folder: Path) -> Callable[[Loaded], Iterator[Any]]:
+def by_file(folder: Path) -> Callable[[InferenceModel], Iterator[Any]]:
     (folder / "p.jsonl").write_text('{"prompt": "Hello"}\n' * 3)
 
-    def answer(pico: Loaded) -> Iterator[Any]:
+    def answer(pico: InferenceModel) -> Iterator[Any]:
         file = generate_module.PromptFile(folder / "p.jsonl", None, 1)
-        yield file.answer(pico, Engine(pico.model, 2), lambda ids, i: Text(ids, 20), [], None)
+        yield file.answer(pico, Engine(pico.model, 2), lambda ids, i: Request(ids, 20), [], None)
 
     return answer
 

@@ -14,7 +14,7 @@ httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
 from litgpt.methods.lora import LoRA
-from litgpt.serve.models import Offer
+from litgpt.serve.models import ModelRegistry
 from tests.servers import Running, in_thread
 from tests.test_lora import save, with_lora
 
@@ -48,14 +48,14 @@ ALONE: list[tuple[str, list[str], list[str]]] = [  # typed; names that mean it; 
 @pytest.mark.parametrize(("typed", "names", "others"), ALONE, ids=[typed for typed, _, _ in ALONE])
 def test_a_model(place, monkeypatch, typed, names, others):
     monkeypatch.chdir(place)
-    offer = Offer.open(Path(typed), {}, precision="32-true")
+    offer = ModelRegistry.open(Path(typed), {}, precision="32-true")
     (served,) = offer.models
     assert [offer.find(name) for name in names] == [served] * len(names)
     assert [offer.find(name) for name in others] == [None] * len(others)
 
 
 def test_an_absolute_path(place):
-    offer = Offer.open(place / FOLDER, {}, precision="32-true")
+    offer = ModelRegistry.open(place / FOLDER, {}, precision="32-true")
     assert offer.find(str(place / FOLDER)) == offer.find(HUB) == NAME
 
 

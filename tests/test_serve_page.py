@@ -14,7 +14,7 @@ httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
 from litgpt.generate.engine import GREEDY, generate
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.methods.lora import LoRA
 from tests.servers import Running, in_thread
@@ -91,7 +91,7 @@ class Page:
 
 
 def expected(question: str) -> str:
-    loaded = Loaded.open(PICO, precision="32-true")
+    loaded = InferenceModel.open(PICO, precision="32-true")
     ids = loaded.render([{"role": "user", "content": question}])[1]
     return loaded.tokenizer.decode(list(generate(loaded.model, ids, 200, GREEDY, loaded.stop_ids))).strip()
 
@@ -127,7 +127,7 @@ def test_a_question_and_another_adapter(browser, running):
 
 def test_what_the_model_says_is_text(browser, running, monkeypatch):
     """It also comes piece by piece, and can be stopped."""
-    loaded = Loaded.open(PICO, precision="32-true")
+    loaded = InferenceModel.open(PICO, precision="32-true")
     script = loaded.tokenizer.encode(HOSTILE, special=False)
     assert loaded.tokenizer.decode(script).strip() == HOSTILE and len(script) > 5
     place = iter(range(10**9))

@@ -18,7 +18,7 @@ from litgpt.data import download
 from litgpt.data.alpaca import Alpaca
 from litgpt.data.alpaca_2k import Alpaca2k
 from litgpt.data.alpaca_gpt4 import AlpacaGPT4
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.deita import Deita
 from litgpt.data.dolly import Dolly
 from litgpt.data.download import fetch, hub_url, unpack
@@ -116,7 +116,7 @@ def test_files_that_were_put_there_by_hand(tmp_path, monkeypatch, cls, options, 
         assert became(data, source, *rows[0]) == wanted
 
 
-def became(data: DataModule, source: Source, where: str, fields: dict) -> Any:
+def became(data: DataModule, source: RowSource, where: str, fields: dict) -> Any:
     adapted = data.adapt(rename(fields, source.columns, where) if source.columns else fields)
     assert adapted is not None
     row = to_row(adapted, source.form or recognise(adapted, where), where)
@@ -160,9 +160,9 @@ def test_a_row_of_another_form_is_for_the_forms_to_judge(cls):
 
 
 def test_from_the_hub_where_no_file_is(tmp_path):
-    assert Alpaca2k(download_dir=tmp_path).sources() == ([Source("hf:mhenrichsen/alpaca_2k_test")], None)
+    assert Alpaca2k(download_dir=tmp_path).sources() == ([RowSource("hf:mhenrichsen/alpaca_2k_test")], None)
     name = "hf:HuggingFaceH4/deita-10k-v0-sft"
-    assert Deita(download_dir=tmp_path).sources() == ([Source(f"{name}:train_sft")], [Source(f"{name}:test_sft")])
+    assert Deita(download_dir=tmp_path).sources() == ([RowSource(f"{name}:train_sft")], [RowSource(f"{name}:test_sft")])
 
 
 def test_options():

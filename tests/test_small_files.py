@@ -17,7 +17,7 @@ from litgpt.__main__ import main
 from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError
 from litgpt.methods.adapter_folder import open_adapter
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.storage.files import read_json, read_yaml
 from litgpt.text.chat_template import ChatTemplate
 from litgpt.train.metrics import FIELDS as METRICS
@@ -351,7 +351,7 @@ def test_an_alpha_of_zero_and_patterns_as_in_peft(scenes, tmp_path):
     adapter = open_adapter(copy)
     assert adapter.scale("model.layers.1.self_attn.q_proj", 4) == 2
     assert adapter.scale("model.layers.1.self_attn.v_proj", 4) == 0
-    model = Source.open(copy).model(torch.float32, torch.device("cpu"))
+    model = ModelSource.open(copy).model(torch.float32, torch.device("cpu"))
     assert model(torch.zeros(1, 2, dtype=torch.long)).isfinite().all()
 
 

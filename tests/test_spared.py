@@ -193,7 +193,7 @@ def test_more_than_the_machine_can_is_not_shown(base, rows_file, tmp_path, monke
     assert go("lora", base, rows_file, tmp_path / "idle", "--train.max_steps", 2) == 0
     found = [float(m["mfu"]) for m in read_metrics(tmp_path / "idle") if m["loss"]]
     assert len(found) == 2 and all(0 <= mfu <= 1 for mfu in found)
-    work = speed.Work(per_token=100, per_target=50, peak=1000)
+    work = speed.FlopCounter(per_token=100, per_target=50, peak=1000)
     assert work.share(8, 4, seconds=2, devices=1) == (8 * 100 + 4 * 50) / 2000
     assert work.share(8, 4, seconds=0.5, devices=2) == 1.0 and work.share(8, 4, seconds=0.4, devices=2) is None
     assert work.share(8, 4, seconds=0, devices=1) is None

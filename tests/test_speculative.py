@@ -12,7 +12,7 @@ from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Reader, Speculation, judge, pick
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from tests.conftest import save_llama
 from tests.families import save_random
@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 def load(folder: Path) -> GPT:
-    return Source.open(folder).model(torch.float32, CPU)
+    return ModelSource.open(folder).model(torch.float32, CPU)
 
 
 @pytest.fixture(scope="module")

@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from litgpt.__main__ import main
 from litgpt.data import JSON
-from litgpt.data.base import Loaded
-from litgpt.data.check import harm
+from litgpt.data.base import TokenizedDataset
+from litgpt.data.check import data_problems
 from litgpt.data.forms import recognise, to_row
 from litgpt.data.lost import Lookup
 from litgpt.data.tokens import TRAINED
@@ -209,7 +209,7 @@ def test_parts_of_a_row_under_real_templates(name, part, real_data, tmp_path):
     }
     shown = said[part] in text
     assert shown == (part in SHOWN[name])
-    told = [problem for problem in harm(loaded) if words.get(part, part) in problem]
+    told = [problem for problem in data_problems(loaded) if words.get(part, part) in problem]
     assert bool(told) == (not shown and bool(text))
 
 
@@ -346,7 +346,7 @@ def test_no_prompt_is_trained_where_the_stop_token_stands_at_the_end(template, e
     assert [text[a:b] for a, b, _ in answers] == expected
 
 
-def trained(loaded: Loaded, tokenizer: Tokenizer) -> str:
+def trained(loaded: TokenizedDataset, tokenizer: Tokenizer) -> str:
     ids, marks = loaded.train.row(0)
     return tokenizer.decode(ids[(marks & TRAINED).bool()].tolist(), skip_special=False)
 

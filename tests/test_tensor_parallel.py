@@ -116,9 +116,9 @@ def test_two_processes(llama: Path, capfd: pytest.CaptureFixture):
 
 
 def test_one_process_is_the_whole(llama):
-    from litgpt.methods.loading import Source
+    from litgpt.methods.model_source import ModelSource
 
-    model = Source.open(llama).model(torch.float32, torch.device("cpu"))
+    model = ModelSource.open(llama).model(torch.float32, torch.device("cpu"))
     expected = list(generate(model, [5, 6], 20))
     keep_part(model, 0, 1, lambda t: None)
     assert list(generate(model, [5, 6], 20)) == expected

@@ -171,7 +171,7 @@ def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: fl
 
 
 def plain_loss(self: LossModel, batch: Batch) -> torch.Tensor:
-    logits = self.gpt(batch.ids, batch.documents)[0].float()
+    logits = self.gpt(batch.ids, batch.seqlens)[0].float()
     return F.cross_entropy(logits, batch.targets[0], reduction="sum", ignore_index=UNTRAINED)
 
 

@@ -29,7 +29,7 @@ from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, sa
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.linear import PartwiseLinear
-from litgpt.model.sharded import is_sharded, put, whole
+from litgpt.model.sharded import is_sharded, put, unsharded
 from litgpt.storage.files import is_there, read_json
 from litgpt.storage.torch_file import TorchFile
 
@@ -202,7 +202,7 @@ def load_weights(
         for leaf, p in own.items():
             setattr(module, leaf, nn.Parameter(empty_like(p, p.dtype, device), requires_grad=p.requires_grad))
         if own:
-            with whole(module):
+            with unsharded(module):
                 module.reset_parameters()  # type: ignore[operator]
 
 

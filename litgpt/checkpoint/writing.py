@@ -11,7 +11,7 @@ import torch
 from litgpt.families import name_table
 from litgpt.families.weights import Outline, Weights, base_parameters, stored_pieces, tied_head
 from litgpt.model import GPT
-from litgpt.model.sharded import full
+from litgpt.model.sharded import full_tensor
 from litgpt.storage.torch_file import NAMES
 
 INDEX = "model.safetensors.index.json"
@@ -121,7 +121,9 @@ def carried_over(model: GPT, base: Optional[Weights]) -> tuple[list[Outline], li
     return wide, found[len(wide) :]
 
 
-def hf_weights(model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full) -> Iterator[tuple[str, torch.Tensor]]:
+def hf_weights(
+    model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full_tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
     """The pretrained weights by their Hugging Face names, as they are stored; a tied head not at all.
 
     Args:

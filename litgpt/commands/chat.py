@@ -15,7 +15,7 @@ from litgpt.commands.generate import check_numbers
 from litgpt.errors import UserError, nearest
 from litgpt.generate.answers import stop_strings
 from litgpt.generate.conversation import Conversation
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.prompt_file import to_line
 from litgpt.generate.sampling import Sampling
 from litgpt.methods.quantize import QuantizeName
@@ -81,7 +81,7 @@ def main(
     check_numbers(max_new_tokens=max_new_tokens)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     words = stop_strings(stop)
-    loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator).prepare(compile)
+    loaded = InferenceModel.open(checkpoint_dir, base, precision, quantize, accelerator).prepare(compile)
     conversation = Conversation(loaded, sampling, max_new_tokens, words, seed, sys_prompt)
     terminal = sys.stdin.isatty()
     if terminal:

@@ -13,8 +13,8 @@ from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
-from litgpt.data.base import Loaded
-from litgpt.data.check import check_ids, duplicates, harm, histogram
+from litgpt.data.base import TokenizedDataset
+from litgpt.data.check import check_ids, data_problems, duplicates, histogram
 from litgpt.data.lost import EARLIER
 from litgpt.data.tokens import TRAINED
 from litgpt.text.tokenizer import Tokenizer
@@ -48,7 +48,7 @@ def main(
     limit = row_limit(train, checkpoint.config, data)
     loaded = data.load(tokenizer, checkpoint.folder, limit, context=checkpoint.config.block_size)
     check_ids(loaded, checkpoint.config.padded_vocab_size)
-    problems = harm(loaded)
+    problems = data_problems(loaded)
     if json:
         print_json(loaded, problems)
     else:
@@ -57,7 +57,7 @@ def main(
         sys.exit(1)
 
 
-def print_json(loaded: Loaded, problems: list[str]) -> None:
+def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
     sets = {"train": loaded.train, "val": loaded.val}
     print(
         json.dumps(
@@ -85,7 +85,7 @@ def print_json(loaded: Loaded, problems: list[str]) -> None:
 
 
 def print_report(
-    console: Console, loaded: Loaded, tokenizer: Tokenizer, limit: int, show: int, problems: list[str]
+    console: Console, loaded: TokenizedDataset, tokenizer: Tokenizer, limit: int, show: int, problems: list[str]
 ) -> None:
     def say(name: str, text: str) -> None:
         console.print(f"{name:17} {text}", markup=False)
@@ -131,7 +131,7 @@ def print_report(
         console.print("Nothing here would spoil a run.", markup=False)
 
 
-def marked_row(loaded: Loaded, tokenizer: Tokenizer, i: int, colour: bool) -> Text:
+def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, colour: bool) -> Text:
     """A row as text, special tokens included, with the runs of trained tokens marked."""
     ids, marks = loaded.train.row(i)
     trained = (marks & TRAINED).bool().tolist()

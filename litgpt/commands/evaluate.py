@@ -9,8 +9,8 @@ from typing import Any, Literal, Optional, Union
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.errors import UserError, nearest, require
-from litgpt.generate.loaded import Loaded
-from litgpt.methods.loading import Source
+from litgpt.generate.inference_model import InferenceModel
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model.devices import Accelerator, PrecisionName, share_threads
 from litgpt.text.chat_template import clock_at, now
@@ -97,7 +97,7 @@ def main(
     accelerator = pick_accelerator(device)
     if force_conversion:
         print("litgpt: --force_conversion has no effect: no model is converted.", file=sys.stderr)
-    source = Source.open(find_folder(checkpoint_dir), base)
+    source = ModelSource.open(find_folder(checkpoint_dir), base)
     if vs and source.adapter is None:
         raise UserError(f"--vs base wants an adapter folder; {source.folder} is a whole model.")
     folder = run.writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
@@ -106,7 +106,7 @@ def main(
     manager, names = find_tasks(split_names(words), include, {"pretrained": str(source.checkpoint.folder)})
     loaded_tasks = load_tasks(manager, names)
 
-    loaded = Loaded.open(checkpoint_dir, base, precision, quantize, accelerator)
+    loaded = InferenceModel.open(checkpoint_dir, base, precision, quantize, accelerator)
     if vs:
         loaded.source.check_base()
     share_threads(loaded.model, loaded.device)
@@ -114,7 +114,7 @@ def main(
     hashes = run.model_hashes(loaded.source)
     began, clock = time.perf_counter(), now().isoformat()
 
-    def score(source: Source) -> dict[str, Any]:
+    def score(source: ModelSource) -> dict[str, Any]:
         with clock_at(clock):  # the same questions for adapter and base
             results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, limit, seed, apply_chat_template)
         run.describe(results, source, hashes, time.perf_counter() - began)
@@ -125,7 +125,7 @@ def main(
     differences = []
     if vs:
         with loaded.source.without_adapter(loaded.model):
-            base_results = score(Source.open(loaded.source.checkpoint.folder))
+            base_results = score(ModelSource.open(loaded.source.checkpoint.folder))
         known = manager.load(loaded_tasks)
         differences = compare.compare(base_results, results, known["tasks"], known["groups"], seed)
         results["vs_base"] = compare.as_fields(differences)

@@ -17,8 +17,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer, decode, in_order, stop_strings
-from litgpt.generate.engine import Engine, Text
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Request
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.prompt_file import already_answered, kept, open_prompts, to_line, to_messages
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import open_spread
@@ -107,8 +107,8 @@ def main(
             return
         loaded = open_spread(checkpoint_dir, base, precision, quantize, accelerator, devices).prepare(compile)
 
-        def text(ids: list[int], number: int) -> Text:
-            return Text(ids, max_new_tokens, sampling, loaded.stop_ids, seed + number)
+        def text(ids: list[int], number: int) -> Request:
+            return Request(ids, max_new_tokens, sampling, loaded.stop_ids, seed + number)
 
         began = time.perf_counter()
         if file is not None:
@@ -277,16 +277,16 @@ class PromptFile:
 
     def answer(
         self,
-        loaded: Loaded,
+        loaded: InferenceModel,
         engine: Engine,
-        text: Callable[[list[int], int], Text],
+        text: Callable[[list[int], int], Request],
         stop: list[str],
         sys_prompt: Optional[str],
     ) -> int:
         """Answer what is not answered yet. Returns the number of tokens."""
         waiting: deque[Asked] = deque()  # rows that were read and not written: a few more than are decoded
 
-        def texts() -> Iterator[Text]:
+        def texts() -> Iterator[Request]:
             for number, (where, fields) in enumerate(open_prompts(self.prompts)):
                 if number < self.n_done:
                     continue
@@ -334,10 +334,10 @@ class PromptFile:
         return self.n_tokens
 
     @staticmethod
-    def render(loaded: Loaded, messages: list[dict[str, Any]], tools: Optional[list], where: str) -> list[int]:
+    def render(loaded: InferenceModel, messages: list[dict[str, Any]], tools: Optional[list], where: str) -> list[int]:
         try:
             _, ids = loaded.render(messages, tools)
-            Text(ids, 1).check(loaded.model)
+            Request(ids, 1).check(loaded.model)
         except UserError as e:
             raise UserError(f"{where}: {e}") from e
         return ids

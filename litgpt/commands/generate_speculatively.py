@@ -7,7 +7,7 @@ from typing import Optional, Union
 
 from litgpt.commands.generate import LLAMAS, check_numbers, from_stdin
 from litgpt.generate.answers import stop_strings
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Speculation, check_pair
 from litgpt.generate.text import TextStream
@@ -67,8 +67,8 @@ def main(
     check_numbers(num_samples=num_samples, max_new_tokens=max_new_tokens, speculative_k=speculative_k)
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     words, (prompt, input) = stop_strings(stop), from_stdin(prompt, input)
-    draft = Loaded.open(draft_model_checkpoint_dir, None, precision, quantize, accelerator)
-    target = Loaded.open(target_model_checkpoint_dir, None, precision, quantize, accelerator)
+    draft = InferenceModel.open(draft_model_checkpoint_dir, None, precision, quantize, accelerator)
+    target = InferenceModel.open(target_model_checkpoint_dir, None, precision, quantize, accelerator)
     check_pair(target.tokenizer, draft.tokenizer)
     draft.prepare(compile)
     target.prepare(compile)  # the last, since it says how many threads there are

@@ -14,12 +14,12 @@ from torch import distributed
 from litgpt.commands.generate import LLAMAS, check_numbers, from_stdin, show
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
-from litgpt.generate.engine import Engine, Text
-from litgpt.generate.loaded import Loaded, natural_precision
+from litgpt.generate.engine import Engine, Request
+from litgpt.generate.inference_model import InferenceModel, natural_precision
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.sequentially import usable_devices
 from litgpt.generate.tensor_parallel import check_parts, keep_part
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
@@ -103,7 +103,7 @@ def main(
         world = len(usable_devices(accelerator, devices))
     sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
     words, (prompt, input) = stop_strings(stop), from_stdin(prompt, input)
-    source = Source.open(checkpoint_dir)
+    source = ModelSource.open(checkpoint_dir)
     if source.adapter is not None:
         lora = isinstance(source.adapter, LoRAFolder)
         instead = f"merge it first (litgpt merge_lora {source.folder})" if lora else "use litgpt generate"
@@ -115,8 +115,8 @@ def main(
         empty = GPT(source.checkpoint.config)
     messages = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
     messages.append({"role": "user", "content": prompt, "input": input})
-    rendered, ids = Loaded(source, empty, source.tokenizer(), source.style()).render(messages)
-    Text(ids, max_new_tokens).check(empty)
+    rendered, ids = InferenceModel(source, empty, source.tokenizer(), source.style()).render(messages)
+    Request(ids, max_new_tokens).check(empty)
     dtype = precision or natural_precision(source, device)
     with tempfile.TemporaryDirectory(prefix="litgpt-tp-") as folder:
         meeting = Path(folder, "meeting").as_uri()
@@ -131,7 +131,7 @@ def work(rank: int, job: Job) -> None:
     distributed.init_process_group(backend, init_method=job.meeting, rank=rank, world_size=job.world)
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    loaded = Loaded.open(job.folder, None, job.precision, None, "cpu")  # type: ignore[arg-type]
+    loaded = InferenceModel.open(job.folder, None, job.precision, None, "cpu")  # type: ignore[arg-type]
     keep_part(loaded.model, rank, job.world, distributed.all_reduce)  # type: ignore[arg-type]
     device = torch.device(job.device, rank) if job.device == "cuda" else torch.device(job.device)
     if device.type == "cuda":
@@ -140,7 +140,8 @@ def work(rank: int, job: Job) -> None:
     loaded.model.tie_weights()
     loaded.prepare(job.compile, job.world)
     texts = [
-        Text(job.ids, job.max_new_tokens, job.sampling, loaded.stop_ids, job.seed + i) for i in range(job.num_samples)
+        Request(job.ids, job.max_new_tokens, job.sampling, loaded.stop_ids, job.seed + i)
+        for i in range(job.num_samples)
     ]
     engine, began = Engine(loaded.model, min(job.num_samples, 16)), time.perf_counter()
     pieces = in_order(decode(engine, loaded.tokenizer, texts, job.stop))

@@ -14,8 +14,8 @@ from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
 from litgpt.families.weights import NUMBERS, Outline, tied_head
-from litgpt.generate.parity import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
-from litgpt.methods.loading import Source
+from litgpt.generate.reference_outputs import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import CONFIG, LoRAFolder
 from litgpt.model.devices import DTYPES, default_precision, pick_device
 from litgpt.storage.outputs import SUMS, check_replaceable, exclusive, new_folder
@@ -41,7 +41,7 @@ def main(
         precision: The type of the merged weights; by default that of the base.
         overwrite: Whether out_dir may be replaced.
     """
-    source = Source.open(checkpoint_dir, base, merged=False)
+    source = ModelSource.open(checkpoint_dir, base, merged=False)
     if source.adapter is None:
         raise UserError(f"{source.folder} is no adapter folder: there is nothing to merge.")
     if not isinstance(source.adapter, LoRAFolder):
@@ -58,7 +58,7 @@ def main(
     with exclusive(out_dir), new_folder(out_dir.resolve()) as temporary:
         copy_small_files(source, temporary)
         write_merged(source, temporary, DTYPES[precision] if precision else None)
-        merged = Source.open(temporary)
+        merged = ModelSource.open(temporary)
         model = merged.model(DTYPES[computed], device)
         stored = stored_dtypes(merged.checkpoint)
         write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored), temporary)
@@ -69,7 +69,7 @@ def main(
     print(f"parity     logits differ from the adapter's by at most {worst:.1e} of the largest, in {computed}")
 
 
-def copy_small_files(source: Source, target: Path) -> None:
+def copy_small_files(source: ModelSource, target: Path) -> None:
     """What is not weights: the base's files, and over them what belongs to the adapter's prompts."""
     for file in source.checkpoint.folder.iterdir():
         about_weights = file.name in (CONFIG, SUMS) or file.name.endswith(".index.json")
@@ -84,7 +84,7 @@ def copy_small_files(source: Source, target: Path) -> None:
         save_stop(target, tokenizer.trained_stop(style), source.checkpoint.fields)
 
 
-def write_merged(source: Source, target: Path, dtype: Optional[torch.dtype]) -> None:
+def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]) -> None:
     """The base's weights one after the other, each module's update added in float32; and `config.json`. A tied head is
     not written, unless the adapter updates it: then it becomes a weight of its own."""
     assert isinstance(source.adapter, LoRAFolder)

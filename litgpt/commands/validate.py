@@ -7,9 +7,9 @@ import torch
 
 from litgpt.errors import UserError
 from litgpt.families.weights import check_weights
-from litgpt.generate.engine import Text
-from litgpt.generate.parity import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
-from litgpt.methods.loading import Source
+from litgpt.generate.engine import Request
+from litgpt.generate.reference_outputs import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from litgpt.model.devices import DTYPES, Accelerator, default_precision, pick_device
 from litgpt.storage.files import is_there
@@ -31,7 +31,7 @@ def main(
     """
     if precision is not None and precision not in DTYPES:
         raise UserError(f"--precision {precision}: choose from {', '.join(DTYPES)}.")
-    source = Source.open(checkpoint_dir, base)
+    source = ModelSource.open(checkpoint_dir, base)
     weights = source.weights()
     config = weights.config
     with torch.device("meta"):
@@ -54,7 +54,7 @@ def main(
     scheme = seal.get("quantize") if seal else None
     model = source.model(DTYPES[precision or sealed or default_precision(device)], device, scheme)
     ids = tokenizer.encode("Once upon a time")
-    Text(ids, 1).check(model)
+    Request(ids, 1).check(model)
     if not bool(last_logits(model, ids).isfinite().all()):
         raise UserError(f"The model in {source.folder} answers with NaN or infinity: its weights are damaged.")
     if seal is None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch
 from litgpt.errors import remark
 
@@ -34,8 +34,8 @@ class Alpaca(DataModule):
         )
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
-        return [Source(fetch(URL, self.download_dir / "alpaca_data_cleaned_archive.json"))], None
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
+        return [RowSource(fetch(URL, self.download_dir / "alpaca_data_cleaned_archive.json"))], None
 
 
 def or_alpaca(data: Optional[DataModule]) -> DataModule:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import placed
 
 HUB = "hf:mhenrichsen/alpaca_2k_test"
@@ -33,5 +33,5 @@ class Alpaca2k(DataModule):
         )
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
-        return [Source(placed(self.download_dir, "alpaca2k") or HUB)], None
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
+        return [RowSource(placed(self.download_dir, "alpaca2k") or HUB)], None

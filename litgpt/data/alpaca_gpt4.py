@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch
 
 URL = "https://raw.githubusercontent.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM/main/data/alpaca_gpt4_data.json"
@@ -33,5 +33,5 @@ class AlpacaGPT4(DataModule):
         )
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
-        return [Source(fetch(URL, self.download_dir / "alpaca_gpt4_data.json"))], None
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
+        return [RowSource(fetch(URL, self.download_dir / "alpaca_gpt4_data.json"))], None

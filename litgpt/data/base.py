@@ -44,7 +44,7 @@ TrainOn = Literal["assistant", "last", "all"]
 
 
 @dataclass(frozen=True)
-class Source:
+class RowSource:
     """Where rows come from.
 
     Args:
@@ -69,7 +69,7 @@ class Source:
         rows = hub_data_set(str(self.path))
         yield from ((f"{self.path}, row {i + 1}", without_padding(fields)) for i, fields in enumerate(rows))
 
-    def fitted(self, rows: RawRows) -> tuple["Source", RawRows]:
+    def fitted(self, rows: RawRows) -> tuple["RowSource", RawRows]:
         """The source with a mapping that is its own, and its rows."""
         if not self.inherits:
             return self, rows
@@ -116,7 +116,7 @@ class TextPiece:
 
 
 @dataclass
-class Loaded:
+class TokenizedDataset:
     """What a run trains on and is judged by.
 
     Args:
@@ -193,7 +193,7 @@ class DataModule(ABC):
         self.too_long, self.on_bad_row = too_long, on_bad_row
 
     @abstractmethod
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         """Where the training rows come from, and the validation rows; None if those are to be held back."""
 
     def places(self) -> list[Path]:
@@ -214,7 +214,7 @@ class DataModule(ABC):
         max_seq_length: int,
         say: Callable[[int], None] = lambda rows: None,
         context: Optional[int] = None,
-    ) -> Loaded:
+    ) -> TokenizedDataset:
         """Token ids of the training and the validation rows, and how they were made.
 
         Args:
@@ -250,9 +250,11 @@ class DataModule(ABC):
             train, val = self.split(train)
         files = kept_rows(train_sources, counts) | kept_rows(val_sources or [], val_counts)
         train = weighted(train, train_sources, counts, self.seed)
-        return Loaded(train, val, style, turn_end, counts, val_counts, mask_prompt, cached, longer, plain_text, files)
+        return TokenizedDataset(
+            train, val, style, turn_end, counts, val_counts, mask_prompt, cached, longer, plain_text, files
+        )
 
-    def first_form(self, sources: list[Source]) -> tuple[str, RawRows]:
+    def first_form(self, sources: list[RowSource]) -> tuple[str, RawRows]:
         """The form of the first row that can be used, which decides the style where none was chosen; and the rows of
         the first source, opened."""
         for number, source in enumerate(sources):
@@ -269,7 +271,7 @@ class DataModule(ABC):
                         raise with_remedy(e) from e
         raise UserError(f"No row of {', '.join(str(s.path) for s in sources)} can be used.")
 
-    def fields(self, source: Source, where: str, fields: Any) -> Optional[dict[str, Any]]:
+    def fields(self, source: RowSource, where: str, fields: Any) -> Optional[dict[str, Any]]:
         """A raw row with our keys, or None to leave it out. Raises `UserError` if it could not even be read."""
         if isinstance(fields, UserError):
             raise fields
@@ -347,7 +349,7 @@ class TokenMaker:
         self.lookup = Lookup(self.style)
 
     def tokens(
-        self, sources: list[Source], say: Callable[[int], None], opened: Optional[RawRows] = None
+        self, sources: list[RowSource], say: Callable[[int], None], opened: Optional[RawRows] = None
     ) -> tuple[TokenizedRows, Counts, bool]:
         """The tokens of all rows of `sources`, what became of them, and whether the cache had them."""
         file = cache_folder() / f"{self.key(sources)}.safetensors"
@@ -369,7 +371,7 @@ class TokenMaker:
                 gc.enable()
         return *read_tokens(file), False
 
-    def key(self, sources: list[Source]) -> str:
+    def key(self, sources: list[RowSource]) -> str:
         """A hash of everything that the tokens depend on."""
         data, tokenizer = self.data, self.tokenizer
         parts = {
@@ -395,7 +397,7 @@ class TokenMaker:
             return None
 
     def add(
-        self, source: Source, rows: RawRows, writer: TokenWriter, counts: Counts, say: Callable[[int], None]
+        self, source: RowSource, rows: RawRows, writer: TokenWriter, counts: Counts, say: Callable[[int], None]
     ) -> None:
         """Write the rows of a source: while a batch of texts is tokenized, the next one is rendered."""
         with ThreadPoolExecutor(1) as pool:
@@ -406,13 +408,13 @@ class TokenMaker:
                 for text, tokens in zip(texts, encoded.result()):
                     self.attempt(counts, self.write, text, tokens, writer, counts)
 
-            def tokenize(texts: list[Text]) -> None:
+            def tokenize(texts: list[RenderedExample]) -> None:
                 special = [not text.own_special_tokens for text in texts]
                 waiting.append((texts, pool.submit(self.tokenizer.encode_batch, [t.text for t in texts], special)))
                 if len(waiting) > 1:
                     write_oldest()
 
-            texts: list[Text] = []
+            texts: list[RenderedExample] = []
             n_characters = 0
             for where, raw in rows:
                 counts.rows += not isinstance(raw, TextPiece) or raw.first
@@ -428,12 +430,14 @@ class TokenMaker:
             while waiting:
                 write_oldest()
 
-    def render(self, source: Source, where: str, raw: Any, counts: Counts) -> Optional["Text"]:
+    def render(self, source: RowSource, where: str, raw: Any, counts: Counts) -> Optional["RenderedExample"]:
         """The text of a raw row; None, and counted, if its own label leaves it out."""
         if isinstance(raw, TextPiece):
             counts.forms["document"] = counts.forms.get("document", 0) + raw.first
             span = (0, len(raw.text), True)
-            return Text(where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True)
+            return RenderedExample(
+                where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True
+            )
         fields = self.data.fields(source, where, raw)
         form = "" if fields is None else source.form or self.form(fields, where, counts)
         row = None if fields is None else to_row(fields, form, where)
@@ -442,7 +446,7 @@ class TokenMaker:
             return None
         counts.forms[form] = counts.forms.get(form, 0) + 1
         if row.text is not None:
-            return Text(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)
+            return RenderedExample(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)
         try:
             text, answers = self.style.render_row(row.messages, row.tools, self.turn_end)
         except UserError as e:
@@ -459,7 +463,7 @@ class TokenMaker:
             spans.append((start, end, wanted))
         own = self.style.own_special_tokens
         closed = own and bool(self.turn_end) and text[: answers[-1][1]].endswith(str(self.turn_end))
-        return Text(where, text, spans, own, closed)
+        return RenderedExample(where, text, spans, own, closed)
 
     def form(self, fields: Any, where: str, counts: Counts) -> str:
         """The form of a row; where it has none, that of the rows before, which then can say what it lacks."""
@@ -476,7 +480,7 @@ class TokenMaker:
             self.known_forms[shape] = form
         return form
 
-    def write(self, text: "Text", tokens: Encoded, writer: TokenWriter, counts: Counts) -> None:
+    def write(self, text: "RenderedExample", tokens: Encoded, writer: TokenWriter, counts: Counts) -> None:
         """Mark what is trained, see that the end is closed by a stop token, and write the row."""
         ids = tokens.ids
         marks = bytearray(b"\0" if self.mask_prompt else bytes([TRAINED])) * len(ids)
@@ -520,7 +524,7 @@ class TokenMaker:
         counts.two_bos += self.tokenizer.bos_id is not None and ids[:2] == [self.tokenizer.bos_id] * 2
         writer.add(ids, bytes(marks))
 
-    def check(self, text: "Text", ids: list[int]) -> None:
+    def check(self, text: "RenderedExample", ids: list[int]) -> None:
         try:
             self.tokenizer.check(ids)
         except UserError as e:
@@ -528,7 +532,7 @@ class TokenMaker:
 
 
 @dataclass
-class Text:
+class RenderedExample:
     """A rendered row: `spans` are its answers, each with whether it is trained; `closed`: no stop token is wanted at
     its end, where there is one already or the text goes on."""
 
@@ -540,11 +544,11 @@ class Text:
     document: bool = False  # of any length: it becomes as many rows as it needs
 
 
-def kept_rows(sources: list[Source], counts: Optional[Counts]) -> dict[str, int]:
+def kept_rows(sources: list[RowSource], counts: Optional[Counts]) -> dict[str, int]:
     return dict(zip([str(source.path) for source in sources], counts.sources if counts else []))
 
 
-def weighted(rows: TokenizedRows, sources: list[Source], counts: Counts, seed: int) -> TokenizedRows:
+def weighted(rows: TokenizedRows, sources: list[RowSource], counts: Counts, seed: int) -> TokenizedRows:
     """Rows of each source as often as its weight says; for the fraction of a weight a share of them, at random."""
     if all(s.weight == 1 for s in sources):
         return rows

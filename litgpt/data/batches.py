@@ -25,8 +25,8 @@ class Batch:
 
     ids: torch.Tensor
     targets: torch.Tensor
-    documents: list[int]
-    n_trained: int
+    seqlens: list[int]
+    n_target_tokens: int
 
     def to(self, device: torch.device) -> "Batch":
         ids, targets = self.ids, self.targets
@@ -34,7 +34,7 @@ class Batch:
             ids, targets = (t.pin_memory().to(device, non_blocking=True) for t in (ids, targets))
         else:
             ids, targets = ids.to(device), targets.to(device)
-        return Batch(ids, targets, self.documents, self.n_trained)
+        return Batch(ids, targets, self.seqlens, self.n_target_tokens)
 
 
 class Rows(Protocol):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
-from litgpt.data.base import Loaded
+from litgpt.data.base import TokenizedDataset
 from litgpt.data.lost import EARLIER
 from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.errors import UserError
@@ -20,7 +20,7 @@ class Duplicates:
     across: int
 
 
-def duplicates(loaded: Loaded) -> Duplicates:
+def duplicates(loaded: TokenizedDataset) -> Duplicates:
     train, val = loaded.train.row_hashes(), loaded.val.row_hashes()
     return Duplicates(
         train=len(train) - len(train.unique()),
@@ -29,7 +29,7 @@ def duplicates(loaded: Loaded) -> Duplicates:
     )
 
 
-def check_ids(loaded: Loaded, known: int) -> None:
+def check_ids(loaded: TokenizedDataset, known: int) -> None:
     """Raise `UserError` where rows have tokens that the model does not know.
 
     Args:
@@ -43,7 +43,7 @@ def check_ids(loaded: Loaded, known: int) -> None:
         )
 
 
-def harm(loaded: Loaded) -> list[str]:
+def data_problems(loaded: TokenizedDataset) -> list[str]:
     """What would spoil the run, each with its remedy. Cheap: it reads counts and hashes, no tokens."""
     found = []
     counts = [loaded.counts, *([loaded.val_counts] if loaded.val_counts else [])]

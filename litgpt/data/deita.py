@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import placed
 
 HUB = "hf:HuggingFaceH4/deita-10k-v0-sft"
@@ -35,8 +35,8 @@ class Deita(DataModule):
         self.include_multiturn_conversations = include_multiturn_conversations
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
-        train, val = ([Source(placed(self.download_dir, split) or f"{HUB}:{split}")] for split in SPLITS)
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
+        train, val = ([RowSource(placed(self.download_dir, split) or f"{HUB}:{split}")] for split in SPLITS)
         return train, val
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch, hub_url
 
 FILE = "databricks-dolly-15k.jsonl"
@@ -34,8 +34,8 @@ class Dolly(DataModule):
         )
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
-        return [Source(fetch(hub_url("databricks/databricks-dolly-15k", FILE), self.download_dir / FILE))], None
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
+        return [RowSource(fetch(hub_url("databricks/databricks-dolly-15k", FILE), self.download_dir / FILE))], None
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         return {NAMES.get(name, name): value for name, value in fields.items()}

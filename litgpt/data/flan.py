@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch, hub_url
 from litgpt.errors import UserError, nearest
 
@@ -49,12 +49,12 @@ class FLAN(DataModule):
             raise UserError(f"--data.subsets names what FLAN does not have: {' '.join(unknown)}")
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         return self.of_split("train"), self.of_split("test")
 
-    def of_split(self, split: str) -> list[Source]:
+    def of_split(self, split: str) -> list[RowSource]:
         files = [f"{subset}_{split}.jsonl" for subset in self.subsets]
-        return [Source(fetch(hub_url("Muennighoff/flan", f"{split}/{f}"), self.download_dir / f)) for f in files]
+        return [RowSource(fetch(hub_url("Muennighoff/flan", f"{split}/{f}"), self.download_dir / f)) for f in files]
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         return {NAMES.get(name, name): value for name, value in fields.items()}

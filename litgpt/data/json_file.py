@@ -4,7 +4,7 @@ import math
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.row_files import no_file
 from litgpt.errors import UserError
 
@@ -41,7 +41,7 @@ class JSON(DataModule):
                 f"--data.weights {self.weights}: one number above 0 for each of {len(self.json_path)} paths."
             )
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         train = list(zip(self.json_path, self.weights))
         val = self.val_path
         if len(train) == 1 and Path(train[0][0]).is_dir():
@@ -55,8 +55,8 @@ class JSON(DataModule):
             if not path.startswith("hf:") and not Path(path).is_file():
                 raise no_file(Path(path), "--data.val_path")
         more: dict[str, Any] = {"columns": self.columns, "form": self.format}
-        held = [Source(p, inherits=True, **more) for p in val] if val else None
-        return [Source(p, w, **more) for p, w in train], held
+        held = [RowSource(p, inherits=True, **more) for p in val] if val else None
+        return [RowSource(p, w, **more) for p, w in train], held
 
 
 def in_folder(folder: Path, name: str) -> Optional[Path]:

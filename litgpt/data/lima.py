@@ -4,7 +4,7 @@ import os
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch, hub_url
 
 REPOSITORY = "GAIR/lima"
@@ -46,9 +46,9 @@ class LIMA(DataModule):
         self.access_token = access_token
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         token = self.access_token or os.environ.get("HF_TOKEN")
-        return [Source(fetch(hub_url(REPOSITORY, FILE), self.download_dir / FILE, token, HINT))], None
+        return [RowSource(fetch(hub_url(REPOSITORY, FILE), self.download_dir / FILE, token, HINT))], None
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         texts = fields.get("conversations")

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch
 
 URL = "https://raw.githubusercontent.com/akoksal/LongForm/main/dataset"
@@ -30,9 +30,9 @@ class LongForm(DataModule):
         super().__init__(mask_prompt=mask_prompt, prompt_style=prompt_style, **kwargs)
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         train, val = (fetch(f"{URL}/{name}", self.download_dir / name) for name in ("train.json", "val.json"))
-        return [Source(train)], [Source(val)]
+        return [RowSource(train)], [RowSource(val)]
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         return {NAMES.get(name, name): value for name, value in fields.items()}

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 
 NAMES = "Anna Ben Carla David Emma Finn Greta Hugo Ida Jonas Lena Max Nora Oskar Paula Tim".split()
 PLACES = "forest garden kitchen village meadow harbour school library market barn".split()
@@ -110,7 +110,7 @@ def sums() -> list[tuple[str, str]]:
 
 
 @dataclass(frozen=True)
-class Generated(Source):
+class Generated(RowSource):
     """Rows that a function makes from a seed."""
 
     make: Optional[Callable[[], Iterator[dict[str, Any]]]] = None
@@ -141,7 +141,7 @@ class PicoText(DataModule):
         super().__init__(**kwargs)
         self.n_rows = n_rows
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         return [generated("pico-text", self.make, self.n_rows, self.seed)], None
 
     def make(self) -> Iterator[dict[str, Any]]:
@@ -166,7 +166,7 @@ class PicoSums(DataModule):
         super().__init__(**kwargs)
         self.n_val = n_val
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         key = (self.n_val, self.seed)
         train, val = (generated(f"pico-sums-{name}", make, *key) for name, make in self.parts().items())
         return [train], [val]

@@ -5,14 +5,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule, Source, TextPiece
+from litgpt.data.base import DataModule, RowSource, TextPiece
 from litgpt.errors import UserError
 
 PIECE = 1 << 20  # characters of a long document that are tokenized at once
 
 
 @dataclass(frozen=True)
-class TextSource(Source):
+class TextSource(RowSource):
     """A text file: one document."""
 
     def rows(self) -> Iterator[tuple[str, Any]]:
@@ -46,13 +46,13 @@ class TextFiles(DataModule):
         super().__init__(**kwargs)
         self.train_data_path, self.val_data_path = train_data_path, val_data_path
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         val = text_sources(self.val_data_path, "val_data_path") if self.val_data_path else None
         return text_sources(self.train_data_path, "train_data_path"), val
 
 
-def text_sources(paths: Union[str, list[str]], option: str) -> list[Source]:
-    found: list[Source] = []
+def text_sources(paths: Union[str, list[str]], option: str) -> list[RowSource]:
+    found: list[RowSource] = []
     for path in [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]:
         files = sorted(path.rglob("*.txt")) if path.is_dir() else [path] if path.is_file() else []
         if not files:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, Source
+from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch, hub_url, unpack
 from litgpt.errors import UserError
 
@@ -24,7 +24,7 @@ class TinyStories(DataModule):
         super().__init__(**kwargs)
         self.download_dir = Path(download_dir)
 
-    def sources(self) -> tuple[list[Source], Optional[list[Source]]]:
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         folder = self.download_dir / NAME
         if not folder.is_dir():
             archive = self.download_dir / f"{NAME}.tar.gz"
@@ -32,5 +32,5 @@ class TinyStories(DataModule):
         files = sorted(folder.glob("data*.json"))
         if len(files) < 2:
             raise UserError(f"{folder} has {len(files)} files data*.json; at least two are needed. Remove the folder.")
-        val, *train = [Source(file, columns={"text": "story"}, form="text") for file in files]
+        val, *train = [RowSource(file, columns={"text": "story"}, form="text") for file in files]
         return train, [val]

@@ -18,8 +18,8 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from litgpt.errors import UserError
 from litgpt.evaluation.scoring import score
-from litgpt.generate.engine import Engine, Text
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Request
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import TextStream
 from litgpt.text.chat_template import ChatTemplate
@@ -58,7 +58,9 @@ class LitGPT(LM):
         chat: Whether prompts are rendered as conversations.
     """
 
-    def __init__(self, loaded: Loaded, batch: Optional[int] = None, seed: int = 1234, chat: bool = False) -> None:
+    def __init__(
+        self, loaded: InferenceModel, batch: Optional[int] = None, seed: int = 1234, chat: bool = False
+    ) -> None:
         super().__init__()
         self.loaded, self.batch, self.seed, self.chat = loaded, batch, seed, chat
         self._device = loaded.device
@@ -182,7 +184,7 @@ class LitGPT(LM):
         decode = self.loaded.tokenizer.decode
         return [postprocess_generated_text(decode(text.ids), text.tag.until, None) for text in texts]
 
-    def question(self, number: int, prompt: list[int], options: dict[str, Any]) -> Text:
+    def question(self, number: int, prompt: list[int], options: dict[str, Any]) -> Request:
         """A prompt as a request to the engine; it loses its beginning where there would be no room for the answer."""
         tokenizer = self.loaded.tokenizer
         try:
@@ -207,7 +209,7 @@ class LitGPT(LM):
         kept = prompt[-(self.max_length - new) :] or [self.prefix_token_id]
         tokenizer.check(kept)
         answer = Answer(until, TextStream(tokenizer, [], until))
-        return Text(kept, new, sampling, stops, self.seed + number, tag=answer)
+        return Request(kept, new, sampling, stops, self.seed + number, tag=answer)
 
     def say_once(self, words: str, wanted: Any) -> None:
         if wanted and words not in self.said:
@@ -274,7 +276,7 @@ class Answer:
     stream: TextStream
     seen: int = 0
 
-    def take(self, text: Text) -> None:
+    def take(self, text: Request) -> None:
         self.stream.push(text.ids[self.seen :])
         self.seen = len(text.ids)
         if self.stream.stopped:

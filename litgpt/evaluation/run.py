@@ -23,7 +23,7 @@ import litgpt
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
 from litgpt.litgpt_format.folder import MODEL_CONFIG
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import CONFIG
 from litgpt.storage.outputs import check_file, write_single
 
@@ -102,7 +102,7 @@ def git_commit() -> Optional[str]:
     return done.stdout.strip()
 
 
-def describe(results: dict[str, Any], source: Source, hashes: dict[str, str], seconds: float) -> None:
+def describe(results: dict[str, Any], source: ModelSource, hashes: dict[str, str], seconds: float) -> None:
     """Add to the results what was evaluated, by name and by hash."""
     name = str(source.folder)
     results |= {"model_source": "litgpt", "model_name": name, "model_name_sanitized": sanitize_model_name(name)}
@@ -118,7 +118,7 @@ def describe(results: dict[str, Any], source: Source, hashes: dict[str, str], se
     results["total_evaluation_time_seconds"] = f"{seconds:.2f}"
 
 
-def model_hashes(source: Source) -> dict[str, str]:
+def model_hashes(source: ModelSource) -> dict[str, str]:
     """The SHA-256 of every file with weights, of the configurations and of the tokenizer."""
     files = [*source.checkpoint.shards(), *(source.checkpoint.folder / n for n in ("config.json", MODEL_CONFIG))]
     if source.adapter is not None:

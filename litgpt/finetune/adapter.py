@@ -7,9 +7,9 @@ from typing import Any
 from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model import GPT
+from litgpt.train.base_model import BaseModel
 from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.run import run
-from litgpt.train.start import Start
 
 REMARK = "Other programs do not know this kind of adapter, and it cannot be merged: use LoRA for them."
 
@@ -32,12 +32,12 @@ def setup(
         adapter_start_layer: The first layer that gets a prefix, counted from 0.
     """
     adapter = LLaMAAdapter(adapter_prompt_length, adapter_start_layer)
-    run(adapter_method("finetune adapter", adapter), Start.from_folder(checkpoint_dir), out_dir, **kwargs)
+    run(adapter_method("finetune adapter", adapter), BaseModel.from_folder(checkpoint_dir), out_dir, **kwargs)
 
 
 def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:
     return Method(name, adapter.apply, partial(save, adapter), next_commands=ADAPTER_COMMANDS, remark=REMARK)
 
 
-def save(adapter: LLaMAAdapter, model: GPT, start: Start, folder: Path) -> None:
+def save(adapter: LLaMAAdapter, model: GPT, start: BaseModel, folder: Path) -> None:
     write_adapter(adapter, model, start.base, folder)

@@ -5,8 +5,8 @@ from typing import Any
 
 from litgpt.finetune.adapter import adapter_method
 from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.train.base_model import BaseModel
 from litgpt.train.run import run
-from litgpt.train.start import Start
 
 
 def setup(
@@ -27,4 +27,4 @@ def setup(
         adapter_start_layer: The first layer that gets a prefix, counted from 0.
     """
     adapter = LLaMAAdapterV2(adapter_prompt_length, adapter_start_layer)
-    run(adapter_method("finetune adapter_v2", adapter), Start.from_folder(checkpoint_dir), out_dir, **kwargs)
+    run(adapter_method("finetune adapter_v2", adapter), BaseModel.from_folder(checkpoint_dir), out_dir, **kwargs)

@@ -6,9 +6,9 @@ from typing import Any
 from litgpt.checkpoint.writing import write_model
 from litgpt.model import GPT
 from litgpt.train.args import EvalArgs
+from litgpt.train.base_model import BaseModel
 from litgpt.train.method import Method
 from litgpt.train.run import run
-from litgpt.train.start import Start
 
 EVAL = EvalArgs(interval=600)
 
@@ -27,12 +27,12 @@ def setup(
     """
     commands = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
     method = Method("finetune full", train_everything, save, next_commands=commands)
-    run(method, Start.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)
+    run(method, BaseModel.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)
 
 
 def train_everything(model: GPT) -> None:
     model.requires_grad_(True)
 
 
-def save(model: GPT, start: Start, folder: Path) -> None:
+def save(model: GPT, start: BaseModel, folder: Path) -> None:
     write_model(model, start.fields, folder, start.checkpoint)

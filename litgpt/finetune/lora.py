@@ -8,9 +8,9 @@ from litgpt.errors import remark as say
 from litgpt.methods.lora import Init, LoRA, Variant
 from litgpt.methods.peft_export import write_lora
 from litgpt.model import GPT
+from litgpt.train.base_model import BaseModel
 from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.run import run
-from litgpt.train.start import Start
 
 
 def setup(
@@ -81,8 +81,8 @@ def setup(
     special = [*(["DoRA"] if lora_variant == "dora" else []), *(["trained embeddings"] if train_embeddings else [])]
     remark = f"vLLM and llama.cpp do not take {' and '.join(special)}: merge first." if special else ""
     method = Method("finetune lora", lora.apply, partial(save, lora), next_commands=commands, remark=remark)
-    run(method, Start.from_folder(checkpoint_dir), out_dir, **kwargs)
+    run(method, BaseModel.from_folder(checkpoint_dir), out_dir, **kwargs)
 
 
-def save(lora: LoRA, model: GPT, start: Start, folder: Path) -> None:
+def save(lora: LoRA, model: GPT, start: BaseModel, folder: Path) -> None:
     write_lora(lora, model, start.base, folder)

@@ -8,9 +8,9 @@ from litgpt.data import DataModule
 from litgpt.errors import UserError
 from litgpt.finetune.full import save, train_everything
 from litgpt.train.args import EvalArgs, TrainArgs
+from litgpt.train.base_model import BaseModel, model_fields
 from litgpt.train.method import Method
 from litgpt.train.run import run
-from litgpt.train.start import Start, model_fields
 
 TRAIN = TrainArgs(
     save_interval=1000,
@@ -57,7 +57,7 @@ def setup(
             raise UserError(
                 "--initial_checkpoint_dir brings its own model and tokenizer: leave the other options away."
             )
-        start = Start.from_folder(initial_checkpoint_dir)
+        start = BaseModel.from_folder(initial_checkpoint_dir)
     else:
         folder = tokenizer_dir or model_name
         fields = model_fields(model_name, model_config)
@@ -65,7 +65,7 @@ def setup(
             raise UserError("Which tokenizer? Give --tokenizer_dir (litgpt tokenizer train makes one).")
         if train.tie_embeddings is not None:
             fields["tie_word_embeddings"] = train.tie_embeddings
-        start = Start.random(fields, find_folder(folder, weights=False))
+        start = BaseModel.random(fields, find_folder(folder, weights=False))
     if data is None:
         raise UserError("No data: name it with --data, for example --data TextFiles --data.train_data_path FOLDER.")
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.generate.engine import Engine, Finish, Text
+from litgpt.generate.engine import Engine, Finish, Request
 from litgpt.generate.text import TextStream
 from litgpt.storage.files import parse_json
 from litgpt.text.tokenizer import Tokenizer
@@ -22,7 +22,7 @@ class Answer:
     """
 
     number: int
-    text: Text
+    text: Request
     stream: TextStream
     n_read: int = 0
 
@@ -41,7 +41,7 @@ class Answer:
 
 
 def decode(
-    engine: Engine, tokenizer: Tokenizer, texts: Iterable[Text], stop: Sequence[str] = ()
+    engine: Engine, tokenizer: Tokenizer, texts: Iterable[Request], stop: Sequence[str] = ()
 ) -> Iterator[tuple[Answer, str]]:
     """Answer texts, as many at once as the engine has rows, and yield each new piece with its answer.
 
@@ -54,7 +54,7 @@ def decode(
     Raises:
         UserError: as `Text.check`.
     """
-    source, running, n_begun, more = iter(texts), dict[Text, Answer](), 0, True
+    source, running, n_begun, more = iter(texts), dict[Request, Answer](), 0, True
     while more or engine.busy:
         while more and len(running) < len(engine.rows):
             text = next(source, None)

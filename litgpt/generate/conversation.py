@@ -5,8 +5,8 @@ from typing import Any, Optional
 
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer, decode
-from litgpt.generate.engine import Engine, Finish, Text
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine, Finish, Request
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.text.styles import NamedStyle
 
@@ -30,7 +30,7 @@ class Conversation:
 
     def __init__(
         self,
-        loaded: Loaded,
+        loaded: InferenceModel,
         sampling: Sampling,
         max_new_tokens: int,
         stop: Sequence[str] = (),
@@ -78,7 +78,7 @@ class Conversation:
         _, ids = self.loaded.render(said)
         self.check(ids, text)
         turn = sum(m["role"] == "user" for m in self.messages)
-        new = Text(ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, self.seed + turn)
+        new = Request(ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, self.seed + turn)
         return self.answer(new, text)
 
     def check(self, ids: Sequence[int], text: str) -> None:
@@ -93,7 +93,7 @@ class Conversation:
             f"{most}. It was not sent; /reset begins a new conversation."
         )
 
-    def answer(self, new: Text, text: str) -> Iterator[str]:
+    def answer(self, new: Request, text: str) -> Iterator[str]:
         pieces, last, whole = list[str](), None, False
         self.finish, self.full, self.n_new = None, False, 0
         try:

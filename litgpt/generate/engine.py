@@ -23,7 +23,7 @@ Finish = Literal["stop", "length", "cancelled"]
 
 
 @dataclass(eq=False)
-class Text:
+class Request:
     """One prompt and what follows it: a request to an `Engine`, which fills in the answer.
 
     Args:
@@ -103,7 +103,7 @@ class Engine:
         self.model, self.adapters = model, adapters or Adapters()
         self.max_length = min(max_length or model.config.block_size, model.config.block_size)
         self.cache = KVCache(model.config)
-        self.rows: list[Optional[Text]] = [None] * rows
+        self.rows: list[Optional[Request]] = [None] * rows
         self.clear()
 
     def clear(self) -> None:
@@ -112,9 +112,9 @@ class Engine:
         self.rows = [None] * len(self.rows)
         self.known: list[list[int]] = [[] for _ in self.rows]  # the tokens that the cache has of each row
         self.readers: list[Optional[str]] = [None] * len(self.rows)  # the adapter that they were read with
-        self.waiting: deque[Text] = deque()
+        self.waiting: deque[Request] = deque()
 
-    def submit(self, text: Text) -> Text:
+    def submit(self, text: Request) -> Request:
         """Let a text wait for a place.
 
         Raises:
@@ -128,7 +128,7 @@ class Engine:
     def busy(self) -> bool:
         return bool(self.waiting) or any(self.rows)
 
-    def run(self, texts: Iterable[Text]) -> Iterator[Text]:
+    def run(self, texts: Iterable[Request]) -> Iterator[Request]:
         """Decode texts and return each as it is finished; further ones are taken from `texts` when places are free."""
         source = iter(texts)
         more = True
@@ -143,7 +143,7 @@ class Engine:
                 yield from (text for text in self.step() if text.finish)
 
     @torch.no_grad()
-    def step(self) -> list[Text]:
+    def step(self) -> list[Request]:
         """Read a part of the prompts, and add a token to each text that is ready.
 
         After an error, or an interrupt, all texts are dropped and the cache is free, since it may be half written. It
@@ -169,7 +169,7 @@ class Engine:
         assert text is not None
         return len(text.prompt) + len(text.ids) - len(self.known[row])
 
-    def leave(self) -> list[Text]:
+    def leave(self) -> list[Request]:
         """Free the rows of finished texts; those that were cancelled are returned, also from among the waiting."""
         ended = [text for text in self.waiting if text.finish]
         self.waiting = deque(text for text in self.waiting if not text.finish)
@@ -204,7 +204,7 @@ class Engine:
                 self.readers[row] = self.readers[last]
                 self.cache.keep(last, 0)
 
-    def shared(self, row: int, text: Text) -> int:
+    def shared(self, row: int, text: Request) -> int:
         """How many tokens of a prompt a row's cache has; never all, since the last one is read for the next."""
         if self.model.switch is not None or self.readers[row] != text.adapter:  # of a text that was read otherwise
             return 0
@@ -212,7 +212,7 @@ class Engine:
         pairs = zip(known, prompt[:-1])
         return next((i for i, (a, b) in enumerate(pairs) if a != b), min(len(known), len(prompt) - 1))
 
-    def read(self, rows: Sequence[int]) -> list[Text]:
+    def read(self, rows: Sequence[int]) -> list[Request]:
         """Read parts of prompts, in the order of the rows; the texts that got their first token."""
         chosen, lengths, room = [], [], CHUNK
         for row in rows:
@@ -223,7 +223,7 @@ class Engine:
                 room -= n
         return self.add(chosen, lengths) if chosen else []
 
-    def add(self, rows: Sequence[int], lengths: Sequence[int]) -> list[Text]:
+    def add(self, rows: Sequence[int], lengths: Sequence[int]) -> list[Request]:
         """Read so many tokens of each row; the texts whose last token was read get a new one."""
         ids: list[int] = []
         self.adapters.choose([self.readers[row] for row in rows], lengths)
@@ -244,7 +244,7 @@ class Engine:
         self.adapters.choose([self.readers[row] for row, _ in done], [1] * len(done))
         return self.draw([text for row, _ in done if (text := self.rows[row])], self.model.lm_head(hidden))
 
-    def draw(self, texts: Sequence[Text], logits: torch.Tensor) -> list[Text]:
+    def draw(self, texts: Sequence[Request], logits: torch.Tensor) -> list[Request]:
         """Add a token to each text, from its logits (B, V)."""
         drawn: dict[int, int] = {}
         for sampling in dict.fromkeys(text.sampling for text in texts):
@@ -256,7 +256,7 @@ class Engine:
             self.extend(text, drawn[i], logits[i])
         return list(texts)
 
-    def extend(self, text: Text, token: int, logits: torch.Tensor) -> None:
+    def extend(self, text: Request, token: int, logits: torch.Tensor) -> None:
         if text.finish:
             return
         if token in text.stop_ids:
@@ -286,10 +286,10 @@ def generate(
         UserError: as `Text.check`; at once, not with the first id.
     """
     engine = Engine(model, rows=1)
-    return follow(engine, engine.submit(Text(prompt, max_new_tokens, sampling, stop_ids, seed)))
+    return follow(engine, engine.submit(Request(prompt, max_new_tokens, sampling, stop_ids, seed)))
 
 
-def follow(engine: Engine, text: Text) -> Iterator[int]:
+def follow(engine: Engine, text: Request) -> Iterator[int]:
     """The ids of a submitted text as they come."""
     shown = 0
     while shown < len(text.ids) or not text.finish:

@@ -9,11 +9,11 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.generate.loaded import Loaded, natural_precision
-from litgpt.methods.loading import Source
+from litgpt.generate.inference_model import InferenceModel, natural_precision
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
-from litgpt.model.attention import Reading
+from litgpt.model.attention import ForwardContext
 from litgpt.model.devices import Accelerator, PrecisionName, pick_device
 from litgpt.model.kv_cache import EachRow
 
@@ -41,7 +41,7 @@ def open_spread(
     quantize: Optional[QuantizeName],
     accelerator: Accelerator,
     devices: Union[int, Literal["auto"]],
-) -> Loaded:
+) -> InferenceModel:
     """What `Loaded.open` returns, with its layers spread over so many devices, or all.
 
     The weights pass through the memory of the CPU where there are several.
@@ -51,11 +51,11 @@ def open_spread(
     """
     chosen = usable_devices(accelerator, devices)
     if len(chosen) == 1:
-        return Loaded.open(path, base, precision, quantize, accelerator)
+        return InferenceModel.open(path, base, precision, quantize, accelerator)
     if quantize is not None:
         raise UserError(f"--quantize {quantize} is for one device: quantized layers are not spread over {len(chosen)}.")
-    natural: Any = natural_precision(Source.open(path, base), chosen[0])
-    loaded = Loaded.open(path, base, precision or natural, None, "cpu")
+    natural: Any = natural_precision(ModelSource.open(path, base), chosen[0])
+    loaded = InferenceModel.open(path, base, precision or natural, None, "cpu")
     spread(loaded.model, chosen)
     return loaded
 
@@ -85,10 +85,10 @@ class Copies:
     """What all layers of one forward share, on each of the devices."""
 
     def __init__(self) -> None:
-        self.reading: Optional[Reading] = None
-        self.there: dict[torch.device, Reading] = {}
+        self.reading: Optional[ForwardContext] = None
+        self.there: dict[torch.device, ForwardContext] = {}
 
-    def on(self, reading: Reading, device: torch.device) -> Reading:
+    def on(self, reading: ForwardContext, device: torch.device) -> ForwardContext:
         if reading is not self.reading:
             self.reading, self.there = reading, {}
         if device not in self.there:
@@ -96,7 +96,7 @@ class Copies:
         return self.there[device]
 
 
-def moved(reading: Reading, device: torch.device) -> Reading:
+def moved(reading: ForwardContext, device: torch.device) -> ForwardContext:
     """A copy with its tensors on a device."""
 
     def to(t: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
@@ -113,10 +113,10 @@ def moved(reading: Reading, device: torch.device) -> Reading:
 
 def on_device(
     block: nn.Module, device: torch.device, copies: Copies, back: Optional[torch.device]
-) -> Callable[[torch.Tensor, Reading], torch.Tensor]:
+) -> Callable[[torch.Tensor, ForwardContext], torch.Tensor]:
     forward = block.forward
 
-    def wrapped(x: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def wrapped(x: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
         y = forward(x.to(device), copies.on(reading, device))
         return y if back is None else y.to(back)
 

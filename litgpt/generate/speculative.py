@@ -12,7 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
-from litgpt.generate.engine import CHUNK, GREEDY, Text
+from litgpt.generate.engine import CHUNK, GREEDY, Request
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
 from litgpt.text.tokenizer import Tokenizer
@@ -82,7 +82,7 @@ class Speculation:
         Raises:
             UserError: as `Text.check`; at once.
         """
-        Text(prompt, max_new_tokens).check(self.target)
+        Request(prompt, max_new_tokens).check(self.target)
         return self.follow(list(prompt), max_new_tokens, sampling, stop_ids, random.Random(seed))
 
     def follow(

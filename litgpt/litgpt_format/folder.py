@@ -45,7 +45,7 @@ NAMES = {
 
 
 @dataclass
-class Place:
+class StoredRows:
     """Where a Hugging Face tensor is in LitGPT's file.
 
     Args:
@@ -94,7 +94,7 @@ class LitCheckpoint(Weights):
             self.without_fields = e
         self.config = config
         self.shapes, self.dtypes, self.files = {}, {}, {}
-        self.pieces: dict[str, Place] = {}
+        self.pieces: dict[str, StoredRows] = {}
         self.find_pieces()
 
     def shards(self) -> list[Path]:
@@ -165,9 +165,9 @@ class LitCheckpoint(Weights):
             pieces, row = stored_pieces(table, name, module, leaf), 0
             for i, (hf, stored, rows) in enumerate(pieces):
                 here = slice(row, row + len(rows))
-                own = Place(names, order, here, stored)
+                own = StoredRows(names, order, here, stored)
                 if len(pieces) == len(names):
-                    own = Place([names[i]], order, slice(0, len(rows)), stored)
+                    own = StoredRows([names[i]], order, slice(0, len(rows)), stored)
                 row += len(rows)
                 self.pieces[hf], self.shapes[hf] = own, tuple(stored.shape(rows.shape))
                 self.files[hf] = self.file

@@ -17,7 +17,7 @@ from litgpt.methods.adapter_v2 import LLaMAAdapterV2
 from litgpt.methods.litgpt_folder import LitLoRAFolder, LitPrefixFolder
 from litgpt.methods.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_fields, read_shapes, weights_file
 from litgpt.model import GPT
-from litgpt.model.sharded import full
+from litgpt.model.sharded import full_tensor
 from litgpt.storage.files import is_there
 
 KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  # by peft_type
@@ -38,7 +38,7 @@ def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) ->
         "inference_mode": True,
     }
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-    weights = {name: full(p).detach().cpu().contiguous() for name, p in trained(model).items()}
+    weights = {name: full_tensor(p).detach().cpu().contiguous() for name, p in trained(model).items()}
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
 

@@ -12,7 +12,7 @@ from litgpt.litgpt_format.adapter import SETTINGS, prefix_sources, read_lora, re
 from litgpt.litgpt_format.folder import ADAPTERS, group_order, read_pth, say
 from litgpt.methods.adapter import LLaMAAdapter, Prefix, trained
 from litgpt.methods.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
-from litgpt.methods.peft_folder import Delta, LoRAFolder, Place, fused_delta
+from litgpt.methods.peft_folder import AdapterSlice, Delta, LoRAFolder, fused_delta
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.config import Config
@@ -41,8 +41,8 @@ class LitLoRAFolder(LoRAFolder):
         self.shapes, self.alphas, self.highest = {}, {}, self.r
         self.dora = self.rslora = False
 
-    def places(self, config: Config) -> dict[str, list[Place]]:
-        return {name: [Place(name, name, len(delta.a))] for name, delta in self.deltas(config).items()}
+    def places(self, config: Config) -> dict[str, list[AdapterSlice]]:
+        return {name: [AdapterSlice(name, name, len(delta.a))] for name, delta in self.deltas(config).items()}
 
     def deltas(self, config: Config) -> dict[str, Delta]:
         table, scale = name_table(config), self.alpha / self.r

@@ -24,7 +24,7 @@ from litgpt.methods.lora import LoRA, LoRALinear, lora_layers
 from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS, Delta, fused_delta
 from litgpt.methods.quantize import full_weight
 from litgpt.model import GPT
-from litgpt.model.sharded import full
+from litgpt.model.sharded import full_tensor
 
 Experts = dict[str, dict[str, dict[int, Delta]]]  # module with stacks of experts, its parameter, the expert
 
@@ -167,14 +167,14 @@ def trained_embeddings(model: GPT, table: NameTable, deltas: Mapping[str, Delta]
     """
     if not model.transformer.wte.weight.requires_grad:
         return {}
-    embedding = full(model.transformer.wte.weight)
+    embedding = full_tensor(model.transformer.wte.weight)
     (wte,), (head,) = table.to_hf("transformer.wte"), table.to_hf("lm_head")
     tensors = {f"{in_memory(model, wte)}.weight": embedding}
     if model.config.tie_embeddings:
         head, slots = in_memory(model, head), base_parameters(model)
         tensors[f"{head}.base_layer.weight" if head in deltas else f"{head}.weight"] = embedding.clone()
         if "lm_head.bias" in slots and head not in deltas:  # peft takes whole modules
-            tensors[f"{head}.bias"] = full(getattr(*slots["lm_head.bias"]))
+            tensors[f"{head}.bias"] = full_tensor(getattr(*slots["lm_head.bias"]))
     return tensors
 
 

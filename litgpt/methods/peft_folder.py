@@ -168,14 +168,14 @@ class LoRAFolder:
         alpha = next(matching, self.alpha)
         return alpha / (math.sqrt(r) if self.rslora else r)
 
-    def places(self, config: Config) -> dict[str, list["Place"]]:
+    def places(self, config: Config) -> dict[str, list["AdapterSlice"]]:
         """For each module of the adapter what of the model it updates."""
         names = aliases(config.model_type)
         places = {}
         for name, shape in self.shapes.items():
             module, found, _ = name.partition(".lora_A.")
             if found:
-                whole = Place(names.rename(f"{module}.weight").removesuffix(".weight"), module, shape[0])
+                whole = AdapterSlice(names.rename(f"{module}.weight").removesuffix(".weight"), module, shape[0])
                 rows = self.shapes.get(f"{module}.lora_B.weight", ())
                 places[module] = stack_places(module, shape, rows, config) or [whole]
         return places
@@ -361,7 +361,7 @@ class LoRAFolder:
         return wrong
 
 
-class Place(NamedTuple):
+class AdapterSlice(NamedTuple):
     """What of an adapter's A and B updates one Hugging Face module.
 
     Args:
@@ -378,7 +378,7 @@ class Place(NamedTuple):
     columns: slice = slice(None)
 
 
-def stack_places(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Config) -> list[Place]:
+def stack_places(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Config) -> list[AdapterSlice]:
     """The places of an update of stacked experts; none if this is something else.
 
     Which of the two stacks it is does not show in the name, but in the shapes: a name has `base_layer` where the module
@@ -401,7 +401,7 @@ def stack_places(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
             for name, _, index in aliases(config.model_type).expand(target, (n, *wanted)):
                 e, rows = index or (0, slice(None))
                 own = slice(e * r, (e + 1) * r)
-                places.append(Place(name.removesuffix(".weight"), target, r, own, rows, slice(e, None, n)))
+                places.append(AdapterSlice(name.removesuffix(".weight"), target, r, own, rows, slice(e, None, n)))
             return places
     return []
 

@@ -17,7 +17,7 @@ from torch import nn
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
 from litgpt.model.linear import PartwiseLinear, plain
-from litgpt.model.sharded import full
+from litgpt.model.sharded import full_tensor
 
 QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
@@ -141,7 +141,7 @@ def in_tiles(state: Any) -> bool:
 
 def full_weight(linear: nn.Linear) -> torch.Tensor:
     """The weight (out_features, in_features) that a layer multiplies with."""
-    return linear.dequantized() if isinstance(linear, QuantizedLinear) else plain(full(linear.weight))
+    return linear.dequantized() if isinstance(linear, QuantizedLinear) else plain(full_tensor(linear.weight))
 
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:

@@ -31,7 +31,7 @@ SHORT = 2**19  # scores of all heads up to which it keeps its weights for the ba
 
 
 @dataclass
-class Reading:
+class ForwardContext:
     """What all layers of one forward share.
 
     Args:
@@ -47,7 +47,7 @@ class Reading:
         seen: The same, what each sees: (B, 1, 1, S); None where all see everything.
     """
 
-    documents: list[int]
+    seqlens: list[int]
     ropes: list[CosSin]
     cache: Optional[KVCache] = None
     rows: Sequence[int] = ()
@@ -56,12 +56,12 @@ class Reading:
     band: Optional[torch.Tensor] = None
     each: Optional[EachRow] = None
     seen: Optional[torch.Tensor] = None
-    _ends: Optional[torch.Tensor] = None
+    _cu_seqlens: Optional[torch.Tensor] = None
 
     def make_masks(self, config: Config, device: torch.device) -> None:
         """Make the masks that some layer needs: those that are not just causal over all keys."""
-        pasts = [self.cache.length(row) for row in self.rows] if self.cache is not None else [0] * len(self.documents)
-        longest, self.past = max(self.documents), max(pasts)
+        pasts = [self.cache.length(row) for row in self.rows] if self.cache is not None else [0] * len(self.seqlens)
+        longest, self.past = max(self.seqlens), max(pasts)
         if longest == 1:
             if self.cache is not None and len(self.rows) > 1:
                 self.each = self.cache.each_row(self.rows, device)
@@ -70,18 +70,18 @@ class Reading:
             return
         windows = {config.window(layer) for layer in range(config.n_layer)}
         passed = {window for window in windows if window is not None and window < self.past + longest}
-        within = any(past + new <= window for past, new in zip(pasts, self.documents) for window in passed)
+        within = any(past + new <= window for past, new in zip(pasts, self.seqlens) for window in passed)
         if self.past and (within or windows - passed):
             self.causal = self.visible(longest, self.past + longest, device).tril(self.past)
         for window in passed:
             rows = min(longest, max(window, CHUNK))
             self.band = self.visible(rows, rows + window - 1, device).triu().tril(window - 1)
 
-    def ends(self, device: torch.device) -> torch.Tensor:
+    def cu_seqlens(self, device: torch.device) -> torch.Tensor:
         """Where the documents begin, and where the last one ends, (documents + 1,), int32."""
-        if self._ends is None:
-            self._ends = torch.tensor([0, *accumulate(self.documents)], dtype=torch.int32).to(device)
-        return self._ends
+        if self._cu_seqlens is None:
+            self._cu_seqlens = torch.tensor([0, *accumulate(self.seqlens)], dtype=torch.int32).to(device)
+        return self._cu_seqlens
 
     @staticmethod
     def visible(rows: int, columns: int, device: torch.device) -> torch.Tensor:
@@ -116,13 +116,13 @@ class CausalSelfAttention(nn.Module):
         self.scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.prefix: Optional[nn.Module] = None  # litgpt.methods.adapter puts one here
 
-    def forward(self, x: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
         qk, v = self.heads(x)  # (B, T, n + g, hs), (B, T, g, hs)
         if self.rope is not None:
             qk = apply_rope(qk, *reading.ropes[self.rope])
         q, k = qk.transpose(1, 2).split_with_sizes([self.config.n_head, self.n_groups], dim=1)  # (B, n or g, T, hs)
         v = v.transpose(1, 2)
-        y = self.attend_within_documents(q, k, v, reading)
+        y = self.attend_within_sequences(q, k, v, reading)
         if self.prefix is not None:
             y = y + self.prefix(q, self.qkv, self.config.qkv_sizes)
         return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
@@ -144,29 +144,31 @@ class CausalSelfAttention(nn.Module):
             qk = torch.cat([q, k], dim=2)
         return qk, v
 
-    def attend_within_documents(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading
+    def attend_within_sequences(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: ForwardContext
     ) -> torch.Tensor:
         """Attention within each of the documents, and to what was read of it before. Shapes as in `attend`."""
         cache = reading.cache
         if cache is not None and reading.each is not None:
             return self.attend_each(q, k, v, cache, reading.each, reading.seen)
-        if cache is None and len(reading.documents) > 1 and len(v) == 1 and self.softcap is None and has_varlen(v):
+        if cache is None and len(reading.seqlens) > 1 and len(v) == 1 and self.softcap is None and has_varlen(v):
             return self.attend_together(q, k, v, reading)
-        documents = zip(*(t.split_with_sizes(reading.documents, dim=2) for t in (q, k, v)))
+        seqlens = zip(*(t.split_with_sizes(reading.seqlens, dim=2) for t in (q, k, v)))
         if cache is None:
-            return join([self.attend(q, k, v, reading) for q, k, v in documents])
+            return join([self.attend(q, k, v, reading) for q, k, v in seqlens])
         outputs = []
-        for row, (q, k, v) in zip(reading.rows, documents):
+        for row, (q, k, v) in zip(reading.rows, seqlens):
             keys, values = cache.append(self.layer, row, k, v)
             if keys.size(2) > k.size(2) or k.size(2) == 1:
                 k, v = keys, values
             outputs.append(self.attend(q.to(k.dtype), k, v, reading).to(q.dtype))
         return join(outputs)
 
-    def attend_together(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def attend_together(
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: ForwardContext
+    ) -> torch.Tensor:
         """All documents by one kernel. Shapes as in `attend`, B is 1."""
-        ends, longest = reading.ends(q.device), max(reading.documents)
+        ends, longest = reading.cu_seqlens(q.device), max(reading.seqlens)
         left = -1 if self.window is None else self.window - 1
         q, k, v = (t[0].transpose(0, 1).to(v.dtype) for t in (q, k, v))  # (T, n or g, hs)
         y = varlen()(  # type: ignore[misc]
@@ -189,7 +191,7 @@ class CausalSelfAttention(nn.Module):
         y = self.core(q.permute(2, 1, 0, 3).to(k.dtype), k, v, mask)  # (T, n, 1, hs)
         return y.permute(2, 1, 0, 3).to(q.dtype)
 
-    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
         """Causal attention of the last T of S tokens, within the window.
 
         Args:

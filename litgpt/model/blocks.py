@@ -13,7 +13,7 @@ from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
 from litgpt.model import GPT
-from litgpt.model.attention import CausalSelfAttention, Reading
+from litgpt.model.attention import CausalSelfAttention, ForwardContext
 
 
 def recompute(model: GPT) -> None:
@@ -44,14 +44,14 @@ def compile_blocks(model: GPT, decoding: bool = False) -> None:
     for block in model.transformer.h:
         attention = block.attn
         assert isinstance(attention, CausalSelfAttention)
-        attention.attend_within_documents = torch.compiler.disable(attention.attend_within_documents)  # type: ignore
+        attention.attend_within_sequences = torch.compiler.disable(attention.attend_within_sequences)  # type: ignore
         block.forward = compiled(block, decoding)
 
 
 def compiled(block: nn.Module, decoding: bool) -> Callable[..., torch.Tensor]:
     eager, fast = block.forward, torch.compile(block.forward, dynamic=True)
 
-    def wrapped(x: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def wrapped(x: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
         return fast(x, reading) if (reading.cache is not None) is decoding else eager(x, reading)
 
     return wrapped

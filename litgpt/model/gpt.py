@@ -9,14 +9,14 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-from litgpt.model.attention import CausalSelfAttention, Reading
+from litgpt.model.attention import CausalSelfAttention, ForwardContext
 from litgpt.model.config import Config
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.rope import make_ropes
-from litgpt.model.sharded import whole
+from litgpt.model.sharded import unsharded
 
 
 class Block(nn.Module):
@@ -37,7 +37,7 @@ class Block(nn.Module):
         self.parallel, self.shared = config.parallel_residual, config.shared_attention_norm
         self.multiplier = config.residual_multiplier
 
-    def forward(self, x: torch.Tensor, reading: Reading) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
         normed = self.norm_1(x)
         attended = self.post_attention_norm(self.attn(normed, reading))
         if self.parallel:
@@ -124,18 +124,18 @@ class GPT(nn.Module):
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):
                 writes = name.endswith(".proj")
                 std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
-                with whole(module):
+                with unsharded(module):
                     nn.init.normal_(module.weight, std=std)
                     if isinstance(module, nn.Linear) and module.bias is not None:
                         nn.init.zeros_(module.bias)
             elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm)):
-                with whole(module):
+                with unsharded(module):
                     module.reset_parameters()
 
     def forward(
         self,
         idx: torch.Tensor,
-        documents: Optional[list[int]] = None,
+        seqlens: Optional[list[int]] = None,
         cache: Optional[KVCache] = None,
         rows: Optional[Sequence[int]] = None,
     ) -> torch.Tensor:
@@ -151,25 +151,25 @@ class GPT(nn.Module):
         Returns:
             (B, T, V)
         """
-        return self.lm_head(self.hidden(idx, documents, cache, rows))
+        return self.lm_head(self.hidden(idx, seqlens, cache, rows))
 
     def hidden(
         self,
         idx: torch.Tensor,
-        documents: Optional[list[int]] = None,
+        seqlens: Optional[list[int]] = None,
         cache: Optional[KVCache] = None,
         rows: Optional[Sequence[int]] = None,
     ) -> torch.Tensor:
         """What the head reads, (B, T, C). Arguments as in `forward`."""
-        documents, wanted = documents or [idx.size(1)], documents
-        starts = [0] * len(documents)
+        seqlens, wanted = seqlens or [idx.size(1)], seqlens
+        starts = [0] * len(seqlens)
         if cache is not None:
             assert idx.size(0) == 1
-            rows, wanted = rows or [0], documents
+            rows, wanted = rows or [0], seqlens
             if self.switch is not None:
-                idx, documents = self.read_again(idx, documents, cache, rows)
+                idx, seqlens = self.read_again(idx, seqlens, cache, rows)
             starts = [cache.length(row) for row in rows]
-        positions = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, documents)])
+        positions = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, seqlens)])
         positions = positions.to(idx.device)
         x = self.transformer.wte(idx)
         if self.config.learned_positions:
@@ -178,17 +178,17 @@ class GPT(nn.Module):
             x = x * torch.tensor(
                 self.embedding_scale, dtype=x.dtype
             )  # rounded to the dtype, as the models were trained
-        lengths = [start + n for start, n in zip(starts, documents)]
-        ropes = [rope.table(positions, documents, lengths, x.dtype) for rope in self.ropes]
-        reading = Reading(documents, ropes, cache, rows or ())
+        lengths = [start + n for start, n in zip(starts, seqlens)]
+        ropes = [rope.table(positions, seqlens, lengths, x.dtype) for rope in self.ropes]
+        reading = ForwardContext(seqlens, ropes, cache, rows or ())
         reading.make_masks(self.config, x.device)
         for block in self.transformer.h:
             x = block(x, reading)
         x = self.transformer.ln_f(x)
         if cache is not None:
-            cache.advance(reading.rows, documents)
-            if documents != wanted:
-                x = torch.cat([part[:, -n:] for part, n in zip(x.split(documents, dim=1), wanted)], dim=1)
+            cache.advance(reading.rows, seqlens)
+            if seqlens != wanted:
+                x = torch.cat([part[:, -n:] for part, n in zip(x.split(seqlens, dim=1), wanted)], dim=1)
         return x
 
     @property
@@ -197,13 +197,13 @@ class GPT(nn.Module):
         return next((rope.switch for rope in self.ropes if rope.switch is not None), None)
 
     def read_again(
-        self, idx: torch.Tensor, documents: list[int], cache: KVCache, rows: Sequence[int]
+        self, idx: torch.Tensor, seqlens: list[int], cache: KVCache, rows: Sequence[int]
     ) -> tuple[torch.Tensor, list[int]]:
         """Where a text gets longer than the switch with its document, the cache forgets it and the document becomes the
         whole text. Returns what to read and its documents, and notes the tokens in the cache."""
         read: list[int] = []
         lengths = []
-        for row, ids in zip(rows, idx[0].split(documents)):
+        for row, ids in zip(rows, idx[0].split(seqlens)):
             known, new = cache.length(row), ids.tolist()
             if 0 < known <= self.switch < known + len(new):  # type: ignore[operator]
                 new = [*cache.ids[row], *new]

@@ -35,7 +35,7 @@ class Rope:
             self.switch = int(numbers["original_max_position_embeddings"])
 
     def table(
-        self, positions: torch.Tensor, documents: Sequence[int], lengths: Sequence[int], dtype: torch.dtype
+        self, positions: torch.Tensor, seqlens: Sequence[int], lengths: Sequence[int], dtype: torch.dtype
     ) -> CosSin:
         """Cosines and sines for `positions` (T,) as `apply_rope` takes them, each (T, 1, 2 p), computed in float32.
 
@@ -48,7 +48,7 @@ class Rope:
         inverse = self.inverse[0]
         if self.switch is not None:
             longer = torch.tensor([int(n > self.switch) for n in lengths], device=positions.device)
-            tokens = torch.tensor(documents, device=positions.device)
+            tokens = torch.tensor(seqlens, device=positions.device)
             inverse = self.inverse[longer.repeat_interleave(tokens)]
         angles = (positions.float()[:, None] * inverse)[:, None]
         cos, sin = angles.cos(), angles.sin()

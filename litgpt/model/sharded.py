@@ -18,7 +18,7 @@ def is_sharded(tensor: Any) -> bool:
     return hasattr(tensor, "device_mesh")
 
 
-def mine(tensor: torch.Tensor) -> torch.Tensor:
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
     """This rank's rows, in the tensor's own memory."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
@@ -38,10 +38,10 @@ def put(tensor: torch.Tensor, first: int, rows: torch.Tensor) -> None:
     own = my_rows(tensor)
     start, stop = max(first, own.start), min(first + len(rows), own.stop)
     if start < stop:
-        mine(tensor)[start - own.start : stop - own.start].copy_(rows[start - first : stop - first])
+        local_shard(tensor)[start - own.start : stop - own.start].copy_(rows[start - first : stop - first])
 
 
-def like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
+def shard_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     """A tensor that is sharded like `tensor`, of this rank's `rows`."""
     from torch.distributed.tensor import DTensor
 
@@ -51,7 +51,7 @@ def like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     )  # fmt: skip
 
 
-def full(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The whole tensor, on every rank that calls; a plain one as it is.
 
     All ranks have to call it alike, except within `on_first_rank`.
@@ -101,7 +101,7 @@ def on_first_rank(rank: int, tensors: Sequence[Any], work: Callable[[], None]) -
 
 
 @contextmanager
-def whole(module: nn.Module) -> Iterator[None]:
+def unsharded(module: nn.Module) -> Iterator[None]:
     """Within it the weights of a module are whole. What was changed in them stays, with each rank its rows."""
     slots = [
         (m, leaf, p) for m in module.modules() for leaf, p in m._parameters.items() if p is not None and is_sharded(p)
@@ -119,7 +119,7 @@ def whole(module: nn.Module) -> Iterator[None]:
 def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     """The norm of all tensors together; those that are sharded are added up over all ranks."""
     norm = torch.nn.utils.get_total_norm([t for t in tensors if not is_sharded(t)])
-    sharded = [mine(t) for t in tensors if is_sharded(t)]
+    sharded = [local_shard(t) for t in tensors if is_sharded(t)]
     if not sharded:
         return norm
     squares = torch.nn.utils.get_total_norm(sharded).square()

@@ -17,18 +17,19 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from litgpt.errors import UserError, nearest
-from litgpt.generate.engine import Engine, Text
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.engine import Engine
+from litgpt.generate.engine import Request as DecodeRequest
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.text import TextStream
 from litgpt.serve.failure import Failure
-from litgpt.serve.gate import Gate
+from litgpt.serve.guard import RequestGuard
 from litgpt.serve.lanes import Lanes
 from litgpt.serve.metrics import Metrics
-from litgpt.serve.models import Offer
-from litgpt.serve.schema import Chat, Completion, Drawing, Message, Passed, Predict, parse
-from litgpt.serve.shapes import Shape, usage
-from litgpt.serve.worker import Job, News, Piece, Worker, too_slow
+from litgpt.serve.models import ModelRegistry
+from litgpt.serve.responses import ResponseFormat, usage
+from litgpt.serve.schema import Chat, Completion, Message, Passed, Predict, SamplingParams, parse
+from litgpt.serve.worker import Job, Piece, TokenEvent, Worker, too_slow
 from litgpt.text.tokenizer import Tokenizer, TooLong
 
 PAGE = {"/": ("index.html", "text/html"), "/style.css": ("style.css", "text/css")}
@@ -43,7 +44,7 @@ OF_API = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/
 N_BODIES = 16  # of the largest size, which are kept at once
 ROWS_ONLY = ("input", "train")  # fields of messages that a template would show, and no client means
 REF = "#/components/schemas/{model}"
-D = TypeVar("D", bound=Drawing)
+D = TypeVar("D", bound=SamplingParams)
 STREAM = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
@@ -68,16 +69,16 @@ class Settings:
 class Service:
     """What the routes share."""
 
-    def __init__(self, offer: Offer, settings: Settings) -> None:
+    def __init__(self, offer: ModelRegistry, settings: Settings) -> None:
         self.offer, self.settings = offer, settings
         self.metrics = Metrics()
         self.most = settings.max_batch + settings.max_queue
         model = offer.models[offer.default].model
         self.worker = Worker(Engine(model, settings.max_batch, adapters=offer.adapters), self.most)
         self.lanes = Lanes()
-        self.gate: Optional[Gate] = None  # made with the application, before its first request
+        self.gate: Optional[RequestGuard] = None  # made with the application, before its first request
 
-    def find(self, name: Optional[str]) -> tuple[str, Loaded]:
+    def find(self, name: Optional[str]) -> tuple[str, InferenceModel]:
         """The model that a request names. Raises `Failure` where there is none."""
         found = self.offer.default if name is None else self.offer.find(name)
         if found is None:
@@ -88,7 +89,7 @@ class Service:
             )
         return found, self.offer.models[found]
 
-    def sampling(self, body: Drawing) -> Sampling:
+    def sampling(self, body: SamplingParams) -> Sampling:
         own, given = self.settings, body.model_fields_set
         return Sampling(
             own.temperature if body.temperature is None else body.temperature,
@@ -102,7 +103,7 @@ class Service:
         self,
         schema: type[D],
         request: Request,
-        prompts: Callable[[D, Loaded], list[list[int]]],
+        prompts: Callable[[D, InferenceModel], list[list[int]]],
         otherwise: Optional[int],
     ) -> tuple[Job, "Asked"]:
         """Read a request, and submit `n` answers to each prompt.
@@ -132,7 +133,7 @@ class Service:
         schema: type[D],
         content: bytes,
         content_type: str,
-        prompts: Callable[[D, Loaded], list[list[int]]],
+        prompts: Callable[[D, InferenceModel], list[list[int]]],
         otherwise: Optional[int],
     ) -> "Asked":
         """What a body asks for; runs in a thread of its own. Raises `Failure` where it cannot be answered."""
@@ -146,7 +147,7 @@ class Service:
         settings = body.length or otherwise or config.block_size, self.sampling(body), loaded.stop_ids
         try:
             texts = [
-                Text(prompt, *settings, seed + i, top, self.offer.adapter(name))
+                DecodeRequest(prompt, *settings, seed + i, top, self.offer.adapter(name))
                 for prompt in prompts(body, loaded)
                 for i in range(body.n)
             ]
@@ -164,7 +165,7 @@ class Service:
             name, loaded.tokenizer, texts, streams, n_prompt, body.n, body.stream, include_usage, top is not None
         )
 
-    def note(self, news: Sequence[News]) -> None:
+    def note(self, news: Sequence[TokenEvent]) -> None:
         """Count what a step of the engine made."""
         for n in news:
             job = n.job
@@ -184,7 +185,7 @@ class Asked:
 
     model: str
     tokenizer: Tokenizer
-    texts: list[Text]
+    texts: list[DecodeRequest]
     streams: list[TextStream]
     n_prompt: int
     n: int
@@ -200,7 +201,7 @@ async def collect(job: Job) -> list[list[Piece]]:
     return answers
 
 
-async def events(job: Job, shape: Shape, include_usage: bool) -> AsyncIterator[str]:
+async def events(job: Job, shape: ResponseFormat, include_usage: bool) -> AsyncIterator[str]:
     """Server-sent events."""
     more: dict[str, Any] = {"usage": None} if include_usage else {}
     try:
@@ -223,7 +224,7 @@ def event(fields: Any) -> str:
 
 
 async def respond(job: Job, asked: Asked, kind: str) -> Response:
-    shape = Shape(kind, asked.model, asked.tokenizer, asked.logprobs)
+    shape = ResponseFormat(kind, asked.model, asked.tokenizer, asked.logprobs)
     if asked.stream:
         return JobStream(job, events(job, shape, asked.include_usage), "text/event-stream")
     answers = await collect(job)
@@ -262,12 +263,12 @@ def fields_of(part: Passed) -> dict[str, Any]:
     return {name: value for name, value in {**named, **(part.model_extra or {})}.items() if value is not None}
 
 
-def chat_prompts(body: Chat, loaded: Loaded) -> list[list[int]]:
+def chat_prompts(body: Chat, loaded: InferenceModel) -> list[list[int]]:
     messages = [as_dict(m) for m in body.messages]
     return [loaded.render(messages, body.tools or None, loaded.model.config.block_size)[1]]
 
 
-def completion_prompts(body: Completion, loaded: Loaded) -> list[list[int]]:
+def completion_prompts(body: Completion, loaded: InferenceModel) -> list[list[int]]:
     known, limit = loaded.tokenizer.vocab_size, loaded.model.config.block_size
     for prompt in body.prompts:
         if not isinstance(prompt, str) and prompt and (largest := max(prompt)) >= known:
@@ -278,11 +279,11 @@ def completion_prompts(body: Completion, loaded: Loaded) -> list[list[int]]:
     return found
 
 
-def predict_prompts(body: Predict, loaded: Loaded) -> list[list[int]]:
+def predict_prompts(body: Predict, loaded: InferenceModel) -> list[list[int]]:
     return [loaded.render([{"role": "user", "content": body.prompt}], None, loaded.model.config.block_size)[1]]
 
 
-def make_app(offer: Offer, settings: Settings) -> FastAPI:
+def make_app(offer: ModelRegistry, settings: Settings) -> FastAPI:
     """The application; its `state.service` has all that it owns."""
     service = Service(offer, settings)
 
@@ -318,8 +319,8 @@ def make_app(offer: Offer, settings: Settings) -> FastAPI:
 
 
 def make_gate(service: Service) -> Any:
-    def make(app: Any, **options: Any) -> Gate:
-        service.gate = Gate(app, **options)
+    def make(app: Any, **options: Any) -> RequestGuard:
+        service.gate = RequestGuard(app, **options)
         return service.gate
 
     return make
@@ -350,7 +351,7 @@ def add_answers(app: FastAPI, service: Service) -> None:
         app.post(settings.api_path, openapi_extra=schema_of(Predict))(predict)
 
 
-def schema_of(schema: type[Drawing]) -> dict[str, Any]:
+def schema_of(schema: type[SamplingParams]) -> dict[str, Any]:
     """What /openapi.json says of a body, which `Service.read` reads."""
     found = {"schema": {"$ref": REF.format(model=schema.__name__)}}
     return {"requestBody": {"required": True, "content": {"application/json": found}}}

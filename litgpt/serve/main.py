@@ -91,12 +91,12 @@ def main(
     require("fastapi", "serve")
     require("uvicorn", "serve")
     from litgpt.serve.app import Settings, make_app
-    from litgpt.serve.models import Offer
+    from litgpt.serve.models import ModelRegistry
     from litgpt.serve.server import bind, serve
 
     listening = bind(host, port)
     options = {"base": base, "precision": precision, "quantize": quantize, "accelerator": accelerator}
-    offer = Offer.open(checkpoint_dir, adapters or {}, **options)
+    offer = ModelRegistry.open(checkpoint_dir, adapters or {}, **options)
     settings = Settings(
         temperature,
         top_k,

@@ -9,13 +9,13 @@ from typing import Any, Optional
 from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters, add_adapters
-from litgpt.generate.loaded import Loaded
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.adapter_folder import AdapterFolder
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 
 
 @dataclass
-class Offer:
+class ModelRegistry:
     """Everything that can be asked for.
 
     Args:
@@ -24,7 +24,7 @@ class Offer:
         other_names: For each model what else a request may call it.
     """
 
-    models: dict[str, Loaded]
+    models: dict[str, InferenceModel]
     adapters: Optional[Adapters] = None
     other_names: dict[str, set[str]] = field(default_factory=dict)
 
@@ -48,13 +48,13 @@ class Offer:
         return next(iter(self.models))
 
     @classmethod
-    def open(cls, folder: Path, adapters: Mapping[str, Path], **options: Any) -> "Offer":
+    def open(cls, folder: Path, adapters: Mapping[str, Path], **options: Any) -> "ModelRegistry":
         """Load everything. `options` are those of `Loaded.open`.
 
         Raises:
             UserError: a folder cannot be used, or two models would have one name.
         """
-        source = Source.open(folder, options.get("base"))
+        source = ModelSource.open(folder, options.get("base"))
         name = source.folder.resolve().name.encode(errors="replace").decode()  # bytes that are not UTF-8
         if adapters:
             for given in adapters:
@@ -64,11 +64,11 @@ class Offer:
                 raise UserError(f"--adapters {name}: the base has this name; choose another.")
             if source.adapter is not None:
                 raise UserError(f"--adapters wants a base model beside it; {folder} is an adapter. List it, too.")
-        first = Loaded.open(folder, **options)
+        first = InferenceModel.open(folder, **options)
         others = {name: other_names(folder, first.source)}
         if not adapters:
             return cls({name: first.prepare()}, other_names=others)
-        sources = {key: Source.open(path, first.source.folder) for key, path in adapters.items()}
+        sources = {key: ModelSource.open(path, first.source.folder) for key, path in adapters.items()}
         found: dict[str, AdapterFolder] = {key: source.adapter for key, source in sources.items() if source.adapter}
         for key, adapter in found.items():
             recorded = Path(adapter.base).name
@@ -83,7 +83,7 @@ class Offer:
         return cls({name: first.prepare(), **models}, together, others)
 
 
-def other_names(typed: Path, source: Source) -> set[str]:
+def other_names(typed: Path, source: ModelSource) -> set[str]:
     """What a model may be called beside the name that it is served under: as on the command line, as on the hub, and by
     its folder."""
     names = (typed.as_posix(), repository_id(source.folder), source.folder.resolve().name)

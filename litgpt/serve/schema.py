@@ -33,7 +33,7 @@ NEUTRAL: dict[str, tuple] = {  # fields that are not implemented, and the values
 MANY_FIELDS = 100
 SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a pair; a whole pair is a character
 Share = Annotated[float, Field(ge=0, le=1)]
-D = TypeVar("D", bound="Drawing")
+D = TypeVar("D", bound="SamplingParams")
 T = TypeVar("T")
 Quick = Annotated[list[T], Field(fail_fast=True)]  # a long list that is wrong is one error
 
@@ -90,7 +90,7 @@ class StreamOptions(Strict):
     include_obfuscation: bool = False  # there is nothing to hide: lengths show on the same machine only
 
 
-class Drawing(Strict):
+class SamplingParams(Strict):
     """What all requests share: the model, how tokens are drawn, and when to end."""
 
     model: Optional[Annotated[str, Field(max_length=4096)]] = None  # as long as a path can be
@@ -179,7 +179,7 @@ class Message(Passed):
         return self
 
 
-class Chat(Drawing):
+class Chat(SamplingParams):
     messages: Annotated[Quick[Message], Field(min_length=1)]
     max_completion_tokens: Optional[Annotated[int, Field(ge=1)]] = None
     logprobs: bool = False
@@ -201,7 +201,7 @@ class Chat(Drawing):
         return self.max_completion_tokens or self.max_tokens
 
 
-class Completion(Drawing):
+class Completion(SamplingParams):
     prompt: Union[str, Quick[str], Quick[int], Quick[Quick[int]]]
     logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
 
@@ -234,7 +234,7 @@ class Completion(Drawing):
         return self.logprobs
 
 
-class Predict(Drawing):
+class Predict(SamplingParams):
     """LitGPT's own form."""
 
     prompt: str

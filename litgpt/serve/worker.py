@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import NamedTuple, Optional
 
-from litgpt.generate.engine import Engine, Text
+from litgpt.generate.engine import Engine, Request
 from litgpt.generate.text import TextStream
 from litgpt.serve.failure import Failure
 
@@ -43,7 +43,7 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class News:
+class TokenEvent:
     """What a step of the engine did to one text."""
 
     job: "Job"
@@ -66,18 +66,18 @@ class Job:
 
     def __init__(
         self,
-        texts: Sequence[Text],
+        texts: Sequence[Request],
         streams: Sequence[TextStream],
         model: str,
         n_prompt: int,
         began: float,
         seconds: float,
     ) -> None:
-        self.texts: Sequence[Text] = texts
+        self.texts: Sequence[Request] = texts
         self.streams: Sequence[TextStream] = streams
         self.model, self.n_prompt, self.began, self.seconds = model, n_prompt, began, seconds
         self.loop = asyncio.get_running_loop()
-        self.news: asyncio.Queue[Optional[News]] = asyncio.Queue()  # None: time is over
+        self.news: asyncio.Queue[Optional[TokenEvent]] = asyncio.Queue()  # None: time is over
         self.sent = [0] * len(texts)  # of each text, the tokens that the worker has sent back
         self.closed = [False] * len(texts)  # whose end the worker has sent back
         self.n_new = 0  # tokens of all answers so far
@@ -119,7 +119,7 @@ class Job:
             timer.cancel()
             self.cancel()
 
-    def piece(self, news: News) -> Piece:
+    def piece(self, news: TokenEvent) -> Piece:
         stream, text, taken = self.streams[news.index], "", []
         for token in news.tokens:
             text += stream.push([token.id])
@@ -167,13 +167,13 @@ class Worker:
 
     def __init__(self, engine: Engine, most: int) -> None:
         self.engine, self.most = engine, most
-        self.inbox: queue.SimpleQueue[Optional[Sequence[Text]]] = queue.SimpleQueue()
+        self.inbox: queue.SimpleQueue[Optional[Sequence[Request]]] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
         self.texts = 0  # not ended yet; counted in the event loop
-        self.open: set[Text] = set()  # the same, as the thread knows them
+        self.open: set[Request] = set()  # the same, as the thread knows them
         self.failures, self.in_a_row, self.last = 0, 0, ""
         self.broken: Optional[str] = None
-        self.on_news: Callable[[Sequence[News]], None] = lambda news: None
+        self.on_news: Callable[[Sequence[TokenEvent]], None] = lambda news: None
 
     def start(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -264,7 +264,7 @@ class Worker:
     def answers(self) -> bool:
         """Whether the engine can still answer a small text."""
         try:
-            text = self.engine.submit(Text([0], 1))
+            text = self.engine.submit(Request([0], 1))
             while not text.finish:
                 self.engine.step()
         except BaseException as e:
@@ -281,12 +281,12 @@ class Worker:
             job, index = text.tag
             job.closed[index] = True
             text.tag = None
-            news.append(News(job, index, [], how))
+            news.append(TokenEvent(job, index, [], how))
         self.open.clear()
         self.send(news)
 
     @staticmethod
-    def news(text: Text) -> Optional[News]:
+    def news(text: Request) -> Optional[TokenEvent]:
         if text.tag is None:
             return None
         job, index = text.tag
@@ -302,14 +302,14 @@ class Worker:
         if finish is not None:
             job.closed[index] = True
             text.tag = None  # else both would wait for the collector of cycles
-        return News(job, index, tokens, finish)
+        return TokenEvent(job, index, tokens, finish)
 
-    def send(self, news: Sequence[Optional[News]]) -> None:
+    def send(self, news: Sequence[Optional[TokenEvent]]) -> None:
         known = [n for n in news if n is not None]
         if known and not self.loop.is_closed():
             self.loop.call_soon_threadsafe(self.deliver, known)
 
-    def deliver(self, news: Sequence[News]) -> None:
+    def deliver(self, news: Sequence[TokenEvent]) -> None:
         """In the event loop: hand on what came of a step."""
         for n in news:
             self.texts -= n.finish is not None

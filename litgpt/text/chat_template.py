@@ -274,7 +274,7 @@ class ChatTemplate(PromptStyle):
             return self.compiled.render(
                 messages=messages,
                 tools=tools,
-                documents=None,
+                seqlens=None,
                 add_generation_prompt=add_generation_prompt,
                 **self.variables,
             )

@@ -4,9 +4,9 @@ from typing import Any, Optional, Union
 
 from litgpt.errors import UserError
 from litgpt.train.args import EvalArgs, LogArgs, TrainArgs
+from litgpt.train.base_model import BaseModel
 from litgpt.train.loggers import check_logger
 from litgpt.train.method import Method
-from litgpt.train.start import Start
 
 
 def check_options(
@@ -43,7 +43,7 @@ def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
         raise UserError(f"--seed {seed} must be at least 0 and below 2^48.")
 
 
-def check_start(start: Start, train: TrainArgs) -> None:
+def check_start(start: BaseModel, train: TrainArgs) -> None:
     """Raise `UserError` where the options ask for another model."""
     if train.tie_embeddings not in (None, start.config.tie_embeddings):
         raise UserError(

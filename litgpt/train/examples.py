@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from litgpt.data.base import Loaded
+from litgpt.data.base import TokenizedDataset
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
 from litgpt.text.tokenizer import Tokenizer
@@ -38,7 +38,7 @@ class Examples:
 
     model: LossModel
     tokenizer: Tokenizer
-    loaded: Loaded
+    loaded: TokenizedDataset
     eval: EvalArgs
     scores: list[float] = field(default_factory=list)
     ranks: int = 1

@@ -16,7 +16,7 @@ import torch
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.errors import UserError, reason, remark
 from litgpt.methods.quantize import QuantizedLinear
-from litgpt.model.sharded import full
+from litgpt.model.sharded import full_tensor
 from litgpt.storage.outputs import free_name, is_ours, write_single
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import TrainArgs
@@ -62,12 +62,12 @@ def not_finite(
     found: list[dict[str, Any]] = []
     for number in numbers:
         batch = single.batch([number]).to(fabric.device)
-        own = float(model(batch)) / max(1, batch.n_trained)
+        own = float(model(batch)) / max(1, batch.n_target_tokens)
         text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
         found.append({"row": number, "tokens": int(single.lengths[number]), "loss": own, "text": text})
     bad = [row for row in found if not math.isfinite(row["loss"])]
     packed = ((f"{n}.weight", m.dequantized()) for n, m in model.gpt.named_modules() if isinstance(m, QuantizedLinear))
-    weights = itertools.chain(((name, full(p)) for name, p in model.gpt.named_parameters()), packed)
+    weights = itertools.chain(((name, full_tensor(p)) for name, p in model.gpt.named_parameters()), packed)
     broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
     file = out_dir / "crash" / f"step-{step:06d}.json"
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
@@ -123,8 +123,8 @@ def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[s
     shape = "a micro-batch"
     longest = 2
     if batch is not None:
-        longest = max(batch.documents)
-        shape += f" of {batch.ids.numel():,} tokens in {len(batch.documents)} rows, the longest {longest:,}"
+        longest = max(batch.seqlens)
+        shape += f" of {batch.ids.numel():,} tokens in {len(batch.seqlens)} rows, the longest {longest:,}"
     ideas = [
         (train.micro_batch_size > 1, f"--train.micro_batch_size {max(1, train.micro_batch_size // 2)}"),
         (not train.activation_checkpointing, "--train.activation_checkpointing true"),
@@ -177,5 +177,5 @@ def spared(what: str, ranks: int = 1) -> Iterator[None]:
         remark(f"{what}: {reason(e)}")
 
 
-def sound(*numbers: Any) -> bool:
+def all_finite(*numbers: Any) -> bool:
     return all(math.isfinite(float(n)) for n in numbers)

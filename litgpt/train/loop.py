@@ -15,14 +15,14 @@ from torch.optim import Optimizer
 
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory
-from litgpt.model.sharded import mine, total_norm
+from litgpt.model.sharded import local_shard, total_norm
 from litgpt.train.args import EvalArgs, TrainArgs
-from litgpt.train.faults import sound
+from litgpt.train.faults import all_finite
+from litgpt.train.flops import FlopCounter
 from litgpt.train.metrics import Metrics
 from litgpt.train.progress import Screen
 from litgpt.train.schedule import Schedule, learning_rate
 from litgpt.train.signals import Signals, Stopped
-from litgpt.train.speed import Work
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -158,7 +158,7 @@ def fit(
     signals: Signals,
     save: Callable[[str], None],
     fail: Callable[[int, list[int], float, float], BaseException],
-    work: Optional[Work],
+    work: Optional[FlopCounter],
     meet: Callable[[Batch], None] = lambda batch: None,
 ) -> Result:
     """Train.
@@ -230,7 +230,7 @@ def fit(
 
     longest = train_rows.batch(train_rows.longest(size))
     meet(longest)
-    rehearse(fabric, model, optimizer, longest.to(fabric.device))
+    memory_dry_run(fabric, model, optimizer, longest.to(fabric.device))
     if evaluate.initial_validation and len(val_rows) and not result.steps:
         judge()
     screen.start(plan.share(result))
@@ -245,7 +245,7 @@ def fit(
         step, began = result.steps + 1, time.perf_counter()
         lr = plan.rate(result, peak, train.min_lr, train.lr_schedule)
         # ------------------------------------------------------------------------------------------------ the step
-        counts = torch.tensor([sum(b.n_trained for b in parts), signals.code], device=fabric.device)
+        counts = torch.tensor([sum(b.n_target_tokens for b in parts), signals.code], device=fabric.device)
         trained, asked = summed(fabric, counts).tolist()
         loss = torch.zeros((), device=fabric.device)
         for i, batch in enumerate(met(parts)):
@@ -256,7 +256,7 @@ def fit(
         following = next(coming, None)  # while the device is at work
         norm = clip(fabric, model, optimizer, train.max_norm)
         result.loss = float(summed(fabric, loss))
-        if not sound(result.loss, norm):
+        if not all_finite(result.loss, norm):
             raise fail(step, rows, result.loss, float(norm))
         for group in optimizer.param_groups:
             group["lr"] = lr * group["lr_ratio"]
@@ -303,12 +303,12 @@ def peak_rate(optimizer: Optimizer, train: TrainArgs) -> float:
     return optimizer.param_groups[0]["lr"] if train.learning_rate is None else train.learning_rate
 
 
-def rehearse(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -> None:
+def memory_dry_run(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -> None:
     """Run the micro-batch of the longest rows forward and backward and forget it, so that a run that will not fit in
     memory fails at once. What dropout draws afterwards is as if it had not been."""
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices), fabric.no_backward_sync(model):
-        fabric.backward(model(batch) / max(1, batch.n_trained))
+        fabric.backward(model(batch) / max(1, batch.n_target_tokens))
     optimizer.zero_grad()
 
 
@@ -324,7 +324,7 @@ def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[
     if max_norm is not None:
         share = (max_norm / (norm + 1e-6)).clamp(max=1)
         for grad in grads:
-            mine(grad).mul_(share.to(grad.device))
+            local_shard(grad).mul_(share.to(grad.device))
     return norm
 
 
@@ -334,7 +334,7 @@ def validate(fabric: "Fabric", model: Any, batches: Iterator[Batch], signals: Si
     model.eval()
     sums = torch.zeros(2, dtype=torch.float64)
     for batch in batches:
-        sums += torch.tensor([float(model(batch)), batch.n_trained], dtype=torch.float64)
+        sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
         if signals.code and fabric.world_size == 1:
             break
     model.train()

@@ -28,10 +28,10 @@ class LossModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross-entropies of the trained targets, float32, a scalar."""
-        ids, documents = batch.ids, batch.documents
+        ids, seqlens = batch.ids, batch.seqlens
         if ids.device.type == "cpu" and (more := rounded(ids.size(1)) - ids.size(1)):
-            ids, documents = F.pad(ids, (0, more)), [*documents, more]  # a last row that nobody looks at
-        hidden = self.gpt.hidden(ids, documents)
+            ids, seqlens = F.pad(ids, (0, more)), [*seqlens, more]  # a last row that nobody looks at
+        hidden = self.gpt.hidden(ids, seqlens)
         return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0])
 
     def read(self, function: Callable[[GPT], T]) -> T:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from litgpt.model import GPT
-from litgpt.train.start import Start
+from litgpt.train.base_model import BaseModel
 
 ADAPTER_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
 
@@ -26,7 +26,7 @@ class Method:
 
     name: str
     apply: Callable[[GPT], None]
-    save: Callable[[GPT, Start, Path], None]
+    save: Callable[[GPT, BaseModel, Path], None]
     saves_style: bool = True
     next_commands: tuple[str, ...] = ()
     remark: str = ""

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from litgpt.errors import UserError
-from litgpt.model.sharded import full, is_sharded, like, mine, my_rows
+from litgpt.model.sharded import full_tensor, is_sharded, local_shard, my_rows, shard_like
 
 TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD".split()
 BITSANDBYTES = (
@@ -105,7 +105,7 @@ def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
     return lines
 
 
-class Dice:
+class StochasticRounding:
     """Throws numbers from 0 to 65,535, at a tenth of what torch's own generator takes for them on a CPU.
 
     Each lane is a linear congruential generator modulo 2^32 with the multiplier of PCG (https://www.pcg-random.org),
@@ -156,10 +156,10 @@ class Rounding(Optimizer):
             generators[device.type] = torch.Generator(device).manual_seed(self.seed)
         return generators[device.type]
 
-    def dice(self) -> dict[str, Dice]:
+    def dice(self) -> dict[str, StochasticRounding]:
         """Those of one step, for each kind of device."""
         devices = {p.device.type: p.device for group in self.param_groups for p in group["params"]}
-        return {kind: Dice(self.generator(device)) for kind, device in devices.items()}
+        return {kind: StochasticRounding(self.generator(device)) for kind, device in devices.items()}
 
     def state_dict(self) -> dict[str, Any]:
         states = {kind: g.get_state() for kind, g in self.__dict__.get("generators", {}).items()}
@@ -268,7 +268,9 @@ class Muon(Rounding):
         return loss
 
 
-def adamw_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], eps: float, dice: Dice) -> None:
+def adamw_step(
+    p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], eps: float, dice: StochasticRounding
+) -> None:
     """One step of AdamW, computed in float32; `p` and its moments keep the dtype of `p`."""
     if not state:
         state["step"] = torch.zeros(())  # on the CPU, as torch has it
@@ -290,27 +292,29 @@ def adamw_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], ep
 
 def in_chunks(*tensors: Optional[torch.Tensor]) -> Iterator[tuple[torch.Tensor, ...]]:
     """Tensors of one shape as views of their rows, about `CHUNK` elements at a time."""
-    some = [torch.atleast_1d(mine(t)) for t in tensors if t is not None]
+    some = [torch.atleast_1d(local_shard(t)) for t in tensors if t is not None]
     rows = max(1, CHUNK.get(some[0].device.type, CHUNK_ELSEWHERE) // max(1, some[0][:1].numel()))
     return zip(*(t.split(rows) for t in some))
 
 
-def muon_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], dice: Dice) -> None:
+def muon_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], dice: StochasticRounding) -> None:
     """One step of Muon; `p` and its momentum keep the dtype of `p`."""
     if not state:
         state["momentum_buffer"] = torch.zeros_like(p)
-    grad = mine(p.grad).float()  # type: ignore[arg-type]
-    momentum = mine(state["momentum_buffer"]).float().lerp_(grad, 1 - group["momentum"])
+    grad = local_shard(p.grad).float()  # type: ignore[arg-type]
+    momentum = local_shard(state["momentum_buffer"]).float().lerp_(grad, 1 - group["momentum"])
     update = grad.lerp(momentum, group["momentum"]) if group["nesterov"] else momentum
-    update = full(like(p, update)) if is_sharded(p) else update  # a part of a matrix says nothing about its own
-    weight = mine(p).float().mul_(1 - group["lr"] * group["weight_decay"])
+    update = (
+        full_tensor(shard_like(p, update)) if is_sharded(p) else update
+    )  # a part of a matrix says nothing about its own
+    weight = local_shard(p).float().mul_(1 - group["lr"] * group["weight_decay"])
     steps = []
     for u in update.split(p.row_blocks):  # type: ignore[attr-defined]
         m, n = u.shape
         scale = 0.2 * max(m, n) ** 0.5 if group["adjust_lr_fn"] == "match_rms_adamw" else max(1, m / n) ** 0.5
         steps.append(orthogonal(u, group["ns_coefficients"], group["ns_steps"], group["eps"]).mul_(scale))
     weight.sub_(torch.cat(steps)[my_rows(p)], alpha=group["lr"])
-    for old, new in ((mine(p), weight), (mine(state["momentum_buffer"]), momentum)):
+    for old, new in ((local_shard(p), weight), (local_shard(state["momentum_buffer"]), momentum)):
         for old_part, new_part in in_chunks(old, new):
             store(old_part, new_part, dice)
 
@@ -330,12 +334,12 @@ def orthogonal(x: torch.Tensor, coefficients: tuple[float, float, float], steps:
     return (wide if y.size(0) <= y.size(1) else wide.T).float()
 
 
-def store(old: torch.Tensor, new: torch.Tensor, dice: Dice) -> None:
+def store(old: torch.Tensor, new: torch.Tensor, dice: StochasticRounding) -> None:
     """Put the float32 values of `new` into `old`; those of `new` are lost."""
     old.copy_(round_stochastically_(new, dice) if old.dtype == torch.bfloat16 else new)
 
 
-def round_stochastically_(x: torch.Tensor, dice: Dice) -> torch.Tensor:
+def round_stochastically_(x: torch.Tensor, dice: StochasticRounding) -> torch.Tensor:
     """float32 to values of bfloat16 in place, up or down at random, with the odds that make the mean exact.
 
     bfloat16 is the upper half of float32: random lower bits are added, and what does not carry over is cut.

@@ -5,24 +5,24 @@ import shlex
 from pathlib import Path
 from typing import Optional
 
-from litgpt.data.base import Loaded
+from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.model import GPT
 from litgpt.train.args import EvalArgs, TrainArgs
+from litgpt.train.base_model import BaseModel
 from litgpt.train.loop import Plan, Result, perplexity
 from litgpt.train.method import Method
 from litgpt.train.progress import Screen, duration, gigabytes
-from litgpt.train.start import Start
 
 
-def introduce(
+def print_header(
     screen: Screen,
     method: Method,
-    start: Start,
+    start: BaseModel,
     model: GPT,
     n_all: int,
-    loaded: Loaded,
+    loaded: TokenizedDataset,
     train_rows: Rows,
     plan: Plan,
     train: TrainArgs,

@@ -13,9 +13,9 @@ from torch.optim import Optimizer
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
-from litgpt.data.base import Loaded
+from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import Batch, PackedRows, Rows
-from litgpt.data.check import check_ids, harm
+from litgpt.data.check import check_ids, data_problems
 from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
 from litgpt.methods.quantize import QuantizeName
@@ -37,6 +37,7 @@ from litgpt.text.chat_template import clock_at
 from litgpt.text.prompts import STYLE_FILE, load_style
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
+from litgpt.train.base_model import BaseModel
 from litgpt.train.checks import check_options, check_quantize, check_start
 from litgpt.train.devices.launch import (
     StrategyName,
@@ -50,6 +51,7 @@ from litgpt.train.devices.launch import (
 from litgpt.train.devices.ranks import is_first, together, watch
 from litgpt.train.examples import Examples
 from litgpt.train.faults import crash, in_words, spared
+from litgpt.train.flops import FlopCounter
 from litgpt.train.loggers import make_logger
 from litgpt.train.loop import Plan, Result, fit, peak_rate
 from litgpt.train.loss import LossModel
@@ -57,14 +59,20 @@ from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
-from litgpt.train.report import describe_rate, describe_stop, introduce, report
-from litgpt.train.resume.find import compare, farewell, first_start, is_finished, set_aside, to_resume, what_must_stay
+from litgpt.train.report import describe_rate, describe_stop, print_header, report
+from litgpt.train.resume.find import (
+    compare,
+    first_start,
+    is_finished,
+    resume_hint,
+    set_aside,
+    to_resume,
+    what_must_stay,
+)
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
 from litgpt.train.signals import Signals, Stopped
-from litgpt.train.speed import Work
-from litgpt.train.start import Start
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -72,7 +80,7 @@ if TYPE_CHECKING:
 
 def run(
     method: Method,
-    start: Start,
+    start: BaseModel,
     out_dir: Path,
     data: Optional[DataModule] = None,
     precision: Optional[PrecisionName] = None,
@@ -221,7 +229,7 @@ def run(
             form = f"{name}, {quantize}" if quantize else name
             n = torch.get_num_threads()
             on = f"{on_devices(fabric, shared)}, {form}, {n} thread{'s' * (n > 1)} each"
-            introduce(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
+            print_header(screen, method, start, model, n_all, loaded, train_rows, plan, train, on, out_dir, schedule)
             for note in notes:
                 screen.say(note)
             examples = Examples(whole, tokenizer, loaded, eval, result.scores, fabric.world_size)
@@ -239,9 +247,9 @@ def run(
             logger = make_logger(logger_name, log, out_dir, settings(name), resumed) if first else None
             if logger is not None:
                 screen.say(f"{logger_name}: {logger.where}")
-            work: Optional[Work] = None
+            work: Optional[FlopCounter] = None
             with spared("MFU cannot be measured", fabric.world_size):
-                work = Work.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name])
+                work = FlopCounter.of(model, fabric.device, torch.bfloat16 if name == "bf16-mixed" else DTYPES[name])
             with Metrics(out_dir / METRICS if first else None, logger, carried) as metrics:
                 if checkpoint is None:
                     examples.show(screen, "before")
@@ -259,7 +267,7 @@ def run(
                 if not fabric.broadcast(signals.code):  # a signal may have come to one rank alone
                     examples.show(screen, "after")
         except Stopped:
-            screen.say(f"The result is {out_dir / 'final'}." if done else farewell(out_dir))
+            screen.say(f"The result is {out_dir / 'final'}." if done else resume_hint(out_dir))
             raise
         finally:
             screen.stop()
@@ -272,7 +280,7 @@ def run(
     return result
 
 
-def empty_model(method: Method, start: Start, quantize: Optional[str], device: torch.device) -> GPT:
+def empty_model(method: Method, start: BaseModel, quantize: Optional[str], device: torch.device) -> GPT:
     """The model as the method changes it, without weights. Raises `UserError` where those to be read do not fit."""
     with torch.device("meta"):
         model = GPT(start.config)
@@ -293,7 +301,7 @@ def remarks_on_strategy(wanted: str, shared: str, world_size: int, offload: bool
     return lines
 
 
-def remarks_on_style(loaded: Loaded, start: Start) -> list[str]:
+def remarks_on_style(loaded: TokenizedDataset, start: BaseModel) -> list[str]:
     """What is said where the model was trained here with another prompt style."""
     if loaded.plain_text or not (start.tokenizer_folder / STYLE_FILE).is_file():
         return []
@@ -304,15 +312,15 @@ def remarks_on_style(loaded: Loaded, start: Start) -> list[str]:
 
 
 def load_rows(
-    data: DataModule, tokenizer: Tokenizer, start: Start, train: TrainArgs, eval: EvalArgs, screen: Screen
-) -> Loaded:
+    data: DataModule, tokenizer: Tokenizer, start: BaseModel, train: TrainArgs, eval: EvalArgs, screen: Screen
+) -> TokenizedDataset:
     """The rows as tokens. Raises `UserError` where they would spoil the run."""
     turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()  # the next one finds them in the cache
     with turn, screen.counting("rows tokenized") as say:
         limit = row_limit(train, start.config, data)
         loaded = data.load(tokenizer, start.tokenizer_folder, limit, say, start.config.block_size)
     check_ids(loaded, start.config.padded_vocab_size)
-    if problems := harm(loaded):
+    if problems := data_problems(loaded):
         raise UserError(" ".join(problems) + " See: litgpt data check, with the same options.")
     number = eval.evaluate_example
     if isinstance(number, int) and number >= len(loaded.val):

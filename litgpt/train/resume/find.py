@@ -10,7 +10,7 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch.optim import Optimizer
 
-from litgpt.data.base import Loaded
+from litgpt.data.base import TokenizedDataset
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError, without_secrets
 from litgpt.storage.files import read_yaml
@@ -118,7 +118,7 @@ def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -
     return not changed
 
 
-def farewell(out_dir: Path) -> str:
+def resume_hint(out_dir: Path) -> str:
     """What a run says that was asked to end."""
     saved = next(iter(all_checkpoints(out_dir)), None)
     return f"{f'Saved {saved}.' if saved else 'Nothing is saved yet.'} Go on with: {again(saved is not None)}"
@@ -153,7 +153,7 @@ def take_out(words: list[str], flag: str, is_value: Callable[[str], bool]) -> Op
 
 
 def what_must_stay(
-    precision: str, loaded: Loaded, plan: Plan, optimizer: Optimizer, devices: int, shared: str
+    precision: str, loaded: TokenizedDataset, plan: Plan, optimizer: Optimizer, devices: int, shared: str
 ) -> dict[str, Any]:
     """Everything that has to be the same when the run goes on, and the threads and the torch, which is said."""
     kind = type(optimizer)

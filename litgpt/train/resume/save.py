@@ -9,14 +9,15 @@ from torch.optim import Optimizer
 
 from litgpt.errors import UserError
 from litgpt.errors import kind as kind_of
-from litgpt.generate.parity import make_seal, stored_dtypes, write_seal
+from litgpt.generate.reference_outputs import make_seal, stored_dtypes, write_seal
 from litgpt.methods.adapter_folder import is_adapter
-from litgpt.methods.loading import Source
+from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
-from litgpt.model.sharded import full, is_sharded, like, my_rows, on_first_rank, put
+from litgpt.model.sharded import full_tensor, is_sharded, my_rows, on_first_rank, put, shard_like
 from litgpt.storage.outputs import discard, new_folder, write_sums
 from litgpt.text.prompts import PromptStyle, load_style, save_style
 from litgpt.text.tokenizer import Tokenizer, save_stop
+from litgpt.train.base_model import BaseModel
 from litgpt.train.faults import spared
 from litgpt.train.loop import Result
 from litgpt.train.loss import LossModel
@@ -31,7 +32,6 @@ from litgpt.train.resume.state import (
     set_random_state,
 )
 from litgpt.train.signals import Stopped
-from litgpt.train.start import Start
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -56,7 +56,7 @@ class Saver:
 
     fabric: "Fabric"
     method: Method
-    start: Start
+    start: BaseModel
     loss_model: LossModel
     optimizer: Optimizer
     tokenizer: Tokenizer
@@ -129,14 +129,14 @@ class Saver:
 
     def stored(self, folder: Path) -> list[str]:
         known = self.start.checkpoint if is_adapter(folder) else None
-        return stored_dtypes(Source.open(folder, base=known.folder if known else None).checkpoint)
+        return stored_dtypes(ModelSource.open(folder, base=known.folder if known else None).checkpoint)
 
     def state(self, randoms: list[dict[str, torch.Tensor]]) -> TrainingState:
         own = {} if self.saves_all else dict(self.model.named_parameters())
-        trained = {name: full(p).detach().cpu() for name, p in own.items() if p.requires_grad}
+        trained = {name: full_tensor(p).detach().cpu() for name, p in own.items() if p.requires_grad}
         optimizer = self.optimizer.state_dict()
         optimizer["state"] = {
-            number: {k: full(v).cpu() if is_sharded(v) else v for k, v in state.items()}
+            number: {k: full_tensor(v).cpu() if is_sharded(v) else v for k, v in state.items()}
             for number, state in optimizer["state"].items()
         }
         precision = self.fabric.strategy.precision.state_dict()
@@ -222,7 +222,7 @@ class Saver:
                 return value
             if not is_sharded(weight) or value.shape != weight.shape:
                 return value.clone()
-            return like(weight, value[my_rows(weight)].to(weight.device, copy=True))
+            return shard_like(weight, value[my_rows(weight)].to(weight.device, copy=True))
 
         states = optimizer["state"].items()
         return optimizer | {

@@ -31,7 +31,7 @@ from litgpt.text.tokenizer import Tokenizer
 
 
 @dataclass
-class Source:
+class ModelSource:
     """What a path or name given to a command turns out to be; nothing of the weights is read yet.
 
     Args:
@@ -50,7 +50,7 @@ class Source:
     replaced: list[str] = field(default_factory=list, init=False)
 
     @classmethod
-    def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "Source":
+    def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "ModelSource":
         """Look into a base folder, an adapter folder, or the folder of an adapter file.
 
         Args:

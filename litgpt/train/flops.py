@@ -24,7 +24,7 @@ SECONDS = 1.0  # for the timing, about: of larger models only the smaller produc
 
 
 @dataclass
-class Work:
+class FlopCounter:
     """The products of one model and one method.
 
     Args:
@@ -38,7 +38,7 @@ class Work:
     peak: float
 
     @classmethod
-    def of(cls, model: GPT, device: torch.device, dtype: torch.dtype) -> "Work":
+    def of(cls, model: GPT, device: torch.device, dtype: torch.dtype) -> "FlopCounter":
         """Count and time the products of a model whose weights are trained where they require gradients."""
         per_token = sum(needed(name, module, model) for name, module in linears(model) if "lm_head" not in name)
         per_target = sum(needed(name, module, model) for name, module in linears(model) if "lm_head" in name)

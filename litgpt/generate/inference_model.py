@@ -7,8 +7,8 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.generate.parity import stored_dtypes
-from litgpt.methods.loading import Source
+from litgpt.generate.reference_outputs import stored_dtypes
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler, compile_blocks
@@ -19,10 +19,10 @@ from litgpt.text.tokenizer import Tokenizer
 
 
 @dataclass
-class Loaded:
+class InferenceModel:
     """A model with its tokenizer and the style of its prompts, from a base folder or an adapter folder."""
 
-    source: Source
+    source: ModelSource
     model: GPT
     tokenizer: Tokenizer
     style: PromptStyle
@@ -35,7 +35,7 @@ class Loaded:
         precision: Optional[PrecisionName] = None,
         quantize: Optional[QuantizeName] = None,
         accelerator: Accelerator = "auto",
-    ) -> "Loaded":
+    ) -> "InferenceModel":
         """Load a folder, or the model of that name.
 
         Args:
@@ -46,13 +46,13 @@ class Loaded:
         Raises:
             UserError: the folder cannot be used.
         """
-        source = Source.open(path, base)
+        source = ModelSource.open(path, base)
         tokenizer, style = source.tokenizer(), source.style()
         device = pick_device(accelerator)
         dtype = DTYPES[precision or natural_precision(source, device)]
         return cls(source, source.model(dtype, device, quantize), tokenizer, style)
 
-    def prepare(self, compile: bool = False, devices: int = 1) -> "Loaded":
+    def prepare(self, compile: bool = False, devices: int = 1) -> "InferenceModel":
         """Make answers fast, at the price that the weights can only be multiplied with: compile the blocks, or lay the
         weights out for a CPU, with as many threads as the model needs.
 
@@ -87,6 +87,6 @@ class Loaded:
         return text, self.tokenizer.encode(text, not self.style.own_special_tokens, limit=limit)
 
 
-def natural_precision(source: Source, device: torch.device) -> str:
+def natural_precision(source: ModelSource, device: torch.device) -> str:
     """32-true for weights that are stored so, else bf16-true where the device computes it natively, else 32-true."""
     return "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)

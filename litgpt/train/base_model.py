@@ -23,7 +23,7 @@ from litgpt.text.tokenizer import Tokenizer, copy_files
 
 
 @dataclass
-class Start:
+class BaseModel:
     """The model before the first step.
 
     Args:
@@ -39,7 +39,7 @@ class Start:
     checkpoint: Optional[Weights] = None
 
     @classmethod
-    def from_folder(cls, path: Path) -> "Start":
+    def from_folder(cls, path: Path) -> "BaseModel":
         """A model folder, or the name of one under `checkpoints/`. Raises `UserError` if it cannot be used."""
         folder = find_folder(path)
         if is_adapter(folder):
@@ -48,7 +48,7 @@ class Start:
         return cls(checkpoint.fields, checkpoint.config, folder, checkpoint)
 
     @classmethod
-    def random(cls, fields: dict[str, Any], tokenizer_folder: Path) -> "Start":
+    def random(cls, fields: dict[str, Any], tokenizer_folder: Path) -> "BaseModel":
         """Random weights for a `config.json`; `vocab_size` is the tokenizer's where it is missing."""
         tokenizer = Tokenizer(tokenizer_folder)
         fields = {"vocab_size": tokenizer.vocab_size, "bos_token_id": tokenizer.bos_id, **fields}

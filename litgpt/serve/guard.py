@@ -30,7 +30,7 @@ class Gone(Exception):
     """The client went away."""
 
 
-class Gate:
+class RequestGuard:
     """ASGI middleware. Neither bodies nor queries are logged.
 
     Args:
@@ -162,7 +162,7 @@ class Body:
         gate: Counts the bytes.
     """
 
-    def __init__(self, gate: Gate, receive: Receive) -> None:
+    def __init__(self, gate: RequestGuard, receive: Receive) -> None:
         self.gate, self.receive = gate, receive
         self.parts, self.size, self.more = list[bytes](), 0, True
         self.end = time.monotonic() + BODY_SECONDS

@@ -12,7 +12,7 @@ from litgpt.text.tokenizer import Tokenizer
 Fields = dict[str, Any]
 
 
-class Shape:
+class ResponseFormat:
     """One answer of OpenAI's interface.
 
     Args:
