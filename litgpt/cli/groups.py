@@ -1,0 +1,66 @@
+"""Groups of options: the fields of a dataclass, written once, become options of every command that takes it."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, get_type_hints
+
+GROUP_ARGS = "\n\n    Args:\n"
+
+
+def option_group(parameter: str, kind: type, prefix: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Decorate a command so that the fields of a dataclass take the place of one of its parameters.
+
+    The decorated function has a parameter for each field, with the field's default, type, and help, and calls the
+    original with the dataclass made from them. A caller from Python may also pass the dataclass itself.
+
+    Args:
+        parameter: The parameter that is replaced.
+        kind: The dataclass. Its docstring describes the fields under `Args:`; a field without a description there, or
+            without `init`, is not an option.
+        prefix: Put before the names of the fields.
+    """
+    help_lines = docs_of_fields(kind)
+    hints = get_type_hints(kind)
+    options = {prefix + f.name: f for f in dataclasses.fields(kind) if f.init and f.name in help_lines}
+
+    def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
+        signature = inspect.signature(function)
+        added = [
+            inspect.Parameter(
+                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=f.default, annotation=hints[f.name]
+            )
+            for name, f in options.items()
+        ]
+        parameters: list[inspect.Parameter] = []
+        for p in signature.parameters.values():
+            parameters += added if p.name == parameter else [p]
+
+        @wraps(function)
+        def command(*args: Any, **kwargs: Any) -> Any:
+            if parameter not in kwargs:
+                given = {f.name: kwargs.pop(name) for name, f in options.items() if name in kwargs}
+                kwargs[parameter] = kind(**given)
+            return function(*args, **kwargs)
+
+        about, marker, args = (function.__doc__ or "").partition(GROUP_ARGS)
+        lines = "".join(f"        {name}: {help_lines[f.name]}\n" for name, f in options.items())
+        command.__doc__ = f"{about}{marker or GROUP_ARGS}{lines}{args}"
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        return command
+
+    return decorate
+
+
+def docs_of_fields(kind: type) -> dict[str, str]:
+    """The description of each field in the `Args:` section of a dataclass."""
+    lines: dict[str, str] = {}
+    name = ""
+    for line in inspect.getdoc(kind).partition("Args:\n")[2].partition("\n\n")[0].splitlines():  # type: ignore[union-attr]
+        if line.startswith("    ") and not line.startswith("     "):
+            name, _, text = line.strip().partition(": ")
+            lines[name] = text
+        elif name:
+            lines[name] += f" {line.strip()}"
+    return lines
