@@ -24,6 +24,7 @@ FLOORS = (  # a module imports from its own floor or from below
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_TORCH = ("errors", "text", "cli/legacy", "storage/files", "storage/fields", "storage/outputs", "storage/http")
+PUBLIC = {"litgpt.model.GPT": "litgpt.model.gpt", "litgpt.model.KVCache": "litgpt.model.kv_cache"}
 LATE = {  # modules that are imported within functions, and why
     "litgpt.cli.parser": "`litgpt -h` starts without the libraries that it needs",
     "litgpt.checkpoint.download": "a model that is here does not need the hub's library",
@@ -39,7 +40,7 @@ LATE = {  # modules that are imported within functions, and why
     "litgpt.train.optimizers": "read by a command that trains, and by no other",
     "litgpt.methods.quantize": "only `--quantize` needs it",
     "litgpt.data": "its modules are looked up by the name that an option gives",
-    "litgpt.model": "`litgpt doctor` says which of its parts cannot be imported",
+    "litgpt.model.gpt": "`litgpt doctor` says which of its parts cannot be imported",
     "litgpt.model.config": "`litgpt doctor` says which of its parts cannot be imported",
     "litgpt.model.devices": "`litgpt doctor` says which of its parts cannot be imported",
 }
@@ -64,7 +65,7 @@ def imports(source: str, modules: Mapping[str, object] = MODULES) -> Iterator[tu
             yield from ((alias.name, late) for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, "a relative import"
-            whole = [f"{node.module}.{alias.name}" for alias in node.names]
+            whole = [PUBLIC.get(name, name) for name in (f"{node.module}.{alias.name}" for alias in node.names)]
             yield from ((name if name in modules else str(node.module), late) for name in whole)
         for child in ast.iter_child_nodes(node):
             yield from walk(child, late or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)))
