@@ -14,19 +14,11 @@ from urllib.request import OpenerDirector
 
 import pytest
 
-from litgpt.data import download
-from litgpt.data.alpaca import Alpaca
-from litgpt.data.alpaca_2k import Alpaca2k
-from litgpt.data.alpaca_gpt4 import AlpacaGPT4
+from litgpt.data import FLAN, LIMA, Alpaca, Alpaca2k, AlpacaGPT4, Deita, Dolly, LongForm, TinyStories, download
 from litgpt.data.base import DataModule, RowSource
-from litgpt.data.deita import Deita
-from litgpt.data.dolly import Dolly
 from litgpt.data.download import fetch, hub_url, unpack
-from litgpt.data.flan import FLAN, SUBSETS
 from litgpt.data.forms import recognise, rename, to_row
-from litgpt.data.lima import LIMA
-from litgpt.data.longform import LongForm
-from litgpt.data.tinystories import TinyStories
+from litgpt.data.named import SUBSETS
 from litgpt.errors import UserError
 
 ALPACA = {"instruction": "Name a fox.", "input": "red", "output": "Reynard"}
@@ -310,7 +302,7 @@ def test_sets_without_network(tmp_path, monkeypatch, cls, failure):
     else:
         monkeypatch.setenv("HF_ENDPOINT", closed)
         if cls in (Alpaca, AlpacaGPT4, LongForm):
-            monkeypatch.setattr(f"{cls.__module__}.URL", closed)
+            monkeypatch.setattr(cls, "train", dict.fromkeys(cls.train, closed))
     folder = tmp_path / "data"
     with pytest.raises(UserError) as e:
         cls(download_dir=folder).sources()

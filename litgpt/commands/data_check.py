@@ -12,10 +12,10 @@ from rich.text import Text
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
-from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import check_ids, data_problems, duplicates, histogram
 from litgpt.data.lost import EARLIER
+from litgpt.data.named import or_alpaca
 from litgpt.data.tokens import TRAINED
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import TrainArgs
