@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.__main__ import main
-from litgpt.data.tokens import Counts, TokenWriter, kept_tokens
+from litgpt.data.tokens import Counts, TokenWriter, cached_tokens
 from tests.conftest import make_rows, save_llama
 
 
@@ -303,7 +303,7 @@ def test_errors_of_the_code_stay_what_they_are(place, error, run, llama, tmp_pat
 @pytest.mark.parametrize(
     "change",
     [
-        lambda tensors, counts: tensors.pop("marks"),
+        lambda tensors, counts: tensors.pop("loss_mask"),
         lambda tensors, counts: tensors.update(ids=tensors["ids"].long()),
         lambda tensors, counts: counts.clear(),
         lambda tensors, counts: counts.update(counts="[1]"),
@@ -315,9 +315,9 @@ def test_tokens_of_another_make_are_made_again(change, tmp_path):
     writer = TokenWriter(tmp_path / "tokens.safetensors")
     writer.add([1, 2, 3], b"\0\1\1")
     writer.close(Counts(rows=1))
-    assert kept_tokens(tmp_path / "tokens.safetensors") is not None
+    assert cached_tokens(tmp_path / "tokens.safetensors") is not None
     tensors = {k: v.clone() for k, v in load_file(tmp_path / "tokens.safetensors").items()}
     counts = {"counts": json.dumps(vars(Counts()))}
     change(tensors, counts)
     save_file(tensors, tmp_path / "other.safetensors", metadata=counts)
-    assert kept_tokens(tmp_path / "other.safetensors") is None
+    assert cached_tokens(tmp_path / "other.safetensors") is None

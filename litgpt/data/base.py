@@ -1,4 +1,4 @@
-"""From rows to token ids: the one path for every data set."""
+"""From rows to token ids: one path for every data set."""
 
 import contextlib
 import gc
@@ -19,17 +19,17 @@ from typing import Any, Literal, Optional, Union
 
 import torch
 
-from litgpt.data.forms import FORMS, recognise, rename, to_row
+from litgpt.data.forms import FORMS, SKIP, recognize, rename, to_row
 from litgpt.data.lost import Lookup
 from litgpt.data.row_files import read_rows, without_padding
 from litgpt.data.tokens import (
     ANSWER,
-    TRAINED,
+    IN_LOSS,
     Counts,
     TokenizedRows,
     TokenWriter,
     cache_folder,
-    kept_tokens,
+    cached_tokens,
     read_tokens,
 )
 from litgpt.errors import UserError, require
@@ -37,7 +37,7 @@ from litgpt.text.chat_template import clock_at
 from litgpt.text.prompts import PromptStyle, choose_style, style_fields
 from litgpt.text.tokenizer import Encoded, Tokenizer
 
-AT_ONCE, CHARACTERS = 4000, 4_000_000  # rows that are tokenized together, and characters after which it is enough
+AT_ONCE, CHARACTERS = 4000, 4_000_000  # limits of a batch for the tokenizer: rows and characters
 CHAT_FORMS = ("messages", "sharegpt", "history", "preference", "label")
 RawRows = Iterator[tuple[str, Any]]
 TrainOn = Literal["assistant", "last", "all"]
@@ -48,11 +48,11 @@ class RowSource:
     """Where rows come from.
 
     Args:
-        path: A file, or `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT` for a data set of the Hugging Face hub.
-        weight: How often its rows are seen in an epoch; a fraction takes that share of them.
-        columns: Our key to the file's, where they differ.
-        form: The form of the rows; by default it is recognised.
-        inherits: Whether columns and form are those of another file, and hold only if the first row has such columns.
+        path: A file, or `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT` for a data set on the Hugging Face hub.
+        weight: How often its rows are seen in an epoch. A fraction takes that share of the rows.
+        columns: Maps litgpt's columns to those of the file.
+        form: The form of the rows. If None, it is recognized.
+        inherits: `columns` and `form` are those of another file, and apply only if the first row has such columns.
     """
 
     path: Union[Path, str]
@@ -62,7 +62,7 @@ class RowSource:
     inherits: bool = False
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        """Where each row stands, and its value. Raises `UserError` for what spoils the whole file."""
+        """The position and the value of each row. Raises `UserError` if the file cannot be read."""
         if not str(self.path).startswith("hf:"):
             yield from read_rows(Path(self.path))
             return
@@ -70,7 +70,7 @@ class RowSource:
         yield from ((f"{self.path}, row {i + 1}", without_padding(fields)) for i, fields in enumerate(rows))
 
     def fitted(self, rows: RawRows) -> tuple["RowSource", RawRows]:
-        """The source with a mapping that is its own, and its rows."""
+        """The source with only those inherited options that fit its first row, and the rows."""
         if not self.inherits:
             return self, rows
         seen: list[tuple[str, Any]] = []
@@ -84,13 +84,13 @@ class RowSource:
         return self, iter(seen)
 
     def fingerprint(self) -> str:
-        """Changes when the rows do."""
+        """A hash of the rows."""
         if str(self.path).startswith("hf:"):
             return str(hub_data_set(str(self.path))._fingerprint)
         digest = hashlib.sha256()
         with open(self.path, "rb") as f:
-            while block := f.read(1 << 20):
-                digest.update(block)
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
         return digest.hexdigest()
 
 
@@ -103,12 +103,12 @@ def hub_data_set(path: str) -> Any:
     except (OSError, ValueError, RuntimeError) as e:
         if isinstance(e, UserError):
             raise
-        raise UserError(f"The data set {name!r} cannot be loaded: {e}") from e
+        raise UserError(f"Cannot load the data set {name!r}: {e}") from e
 
 
 @dataclass(frozen=True)
 class TextPiece:
-    """A part of a plain document: `first` begins it, `last` ends it."""
+    """A piece of a document. `first` and `last` mark its ends."""
 
     text: str
     first: bool
@@ -117,22 +117,19 @@ class TextPiece:
 
 @dataclass
 class TokenizedDataset:
-    """What a run trains on and is judged by.
+    """The rows that a run trains and validates on.
 
     Args:
-        train: The rows to train on.
-        val: The rows held back.
-        style: What rendered them.
-        turn_end: The text of the token that closes an answer.
-        counts: What became of the rows that were read; those of separate validation files are in `val_counts`.
-        mask_prompt: Whether only answers are trained.
-        cached: Whether the tokens were there already.
-        longer: Whether the model reads longer rows than were allowed.
-        plain_text: Whether the rows are plain texts without a prompt style.
-        files: How many rows of each file there are to train on, and of each separate validation file.
-
-    Attributes:
-        separate: Whether validation rows came from files of their own.
+        train: Training rows.
+        val: Validation rows.
+        style: The prompt style of the rows.
+        turn_end: The text of the token that ends an answer.
+        counts: What happened to the rows that were read; `val_counts` for separate validation files.
+        mask_prompt: Whether only answers are trained on.
+        cached: Whether the tokens came from the cache.
+        below_context: Whether the model could read longer rows than the limit.
+        plain_text: Whether the rows are texts without a prompt style.
+        files: The number of usable rows in each training file and each separate validation file.
     """
 
     train: TokenizedRows
@@ -143,35 +140,31 @@ class TokenizedDataset:
     val_counts: Optional[Counts]
     mask_prompt: bool
     cached: bool
-    longer: bool
+    below_context: bool
     plain_text: bool = False
     files: dict[str, int] = field(default_factory=dict)
 
-    @property
-    def separate(self) -> bool:
-        return self.val_counts is not None
-
 
 class DataModule(ABC):
-    """Rows to train on and rows to judge by. A data set is a subclass that implements `sources`.
+    """Training and validation rows. A data set is a subclass that implements `sources`.
 
     Args:
-        mask_prompt: Whether only the answers are trained, not the prompts. By default true for conversations and for
-            whatever a chat template renders, false for instruction rows in a named style.
-        val_split_fraction: The share of the rows that is held back for validation, at least 0 and below 1; 0.05 where
-            no validation rows are given.
+        mask_prompt: Train on the answers only, not on the prompts. If null: true for conversations and for rows
+            rendered by a chat template, false for instruction rows in a named style.
+        val_split_fraction: Fraction of the rows that is held out for validation, at least 0 and below 1. If null: 0.05
+            unless there are validation rows.
         prompt_style: auto for the checkpoint's chat template or, without one, alpaca for instruction rows and chatml
             for conversations; chat for the template; the name of a style; none; or a file with a Jinja template.
-        train_on: Which words are trained: assistant for those of all answers, last for the last answer's, all for
-            the prompts too; instead of mask_prompt.
-        too_long: What becomes of a row longer than train.max_seq_length: cut it, drop it, or end with an error.
-        on_bad_row: What happens to a row that cannot be used: stop with an error, or skip and count it.
-        ignore_index: Accepted for older recipes; tokens that are not trained carry no number here.
-        seed: Chooses the rows that are held back.
-        num_workers: Accepted for older recipes; the tokens are made once, before the first step.
+        train_on: What to train on: assistant for all answers, last for the last answer of each row, or all for
+            prompts too. Replaces mask_prompt.
+        too_long: What to do with rows longer than train.max_seq_length: cut (truncate), drop, or stop with an error.
+        on_bad_row: What to do with rows that cannot be used: stop with an error, or skip and count them.
+        ignore_index: No effect. Accepted for older recipes.
+        seed: Seed for the choice of held-out rows.
+        num_workers: No effect. Accepted for older recipes.
     """
 
-    packed = False  # whether packs are the default for this data
+    packed = False  # whether packing is on by default
 
     def __init__(
         self,
@@ -194,38 +187,38 @@ class DataModule(ABC):
 
     @abstractmethod
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
-        """Where the training rows come from, and the validation rows; None if those are to be held back."""
+        """The sources of the training rows and of the validation rows, or None to hold out training rows."""
 
     def places(self) -> list[Path]:
-        """The files and folders that the options name, as far as they are there."""
+        """The existing files and folders that the options name."""
         values = itertools.chain.from_iterable(v if isinstance(v, list) else [v] for v in vars(self).values())
         texts = (Path(v) for v in values if isinstance(v, (str, Path)) and v and "\0" not in str(v))
         return [path for path in texts if os.path.exists(path)]
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
-        """A raw row as one of the known forms; None to leave it out."""
+        """A raw row in one of the known forms, or None to skip it."""
         return fields
 
-    @clock_at()  # the texts have the time that is in their key
+    @clock_at()  # templates print the time that is part of the cache key
     def load(
         self,
         tokenizer: Tokenizer,
         folder: Path,
         max_seq_length: int,
-        say: Callable[[int], None] = lambda rows: None,
+        on_progress: Callable[[int], None] = lambda rows: None,
         context: Optional[int] = None,
     ) -> TokenizedDataset:
-        """Token ids of the training and the validation rows, and how they were made.
+        """Tokenize the training and validation rows, or load their tokens from the cache.
 
         Args:
-            tokenizer: The checkpoint's.
-            folder: The checkpoint, whose chat template may be wanted.
-            max_seq_length: The longest row that is allowed, in tokens.
-            say: Told how many rows were tokenized so far; never, if the tokens are kept from an earlier run.
-            context: The most tokens that the model reads, where that is known.
+            tokenizer: The checkpoint's tokenizer.
+            folder: The checkpoint, for its chat template.
+            max_seq_length: Maximum length of a row, in tokens.
+            on_progress: Called with the number of tokenized rows; never called if they come from the cache.
+            context: The model's context length in tokens, if known.
 
         Raises:
-            UserError: the rows cannot be read or used.
+            UserError: The rows cannot be read or used.
         """
         train_sources, val_sources = self.sources()
         form, opened = self.first_form(train_sources)
@@ -238,25 +231,34 @@ class DataModule(ABC):
             mask_prompt = self.train_on != "all"
         elif mask_prompt is None:
             mask_prompt = style.own_special_tokens or form in CHAT_FORMS
-        longer = context is None or max_seq_length < context
-        maker = TokenMaker(self, tokenizer, style, turn_end, mask_prompt, max_seq_length, longer)
-        train, counts, cached = maker.tokens(train_sources, say, opened)
+        below_context = context is None or max_seq_length < context
+        maker = TokenMaker(self, tokenizer, style, turn_end, mask_prompt, max_seq_length, below_context)
+        train, counts, cached = maker.tokens(train_sources, on_progress, opened)
+        files = {str(source.path): n for source, n in zip(train_sources, counts.sources)}
         val_counts = None
-        if val_sources is not None:
-            if self.val_split_fraction:
-                raise UserError("There are validation rows of their own: leave --data.val_split_fraction away.")
-            val, val_counts, _ = maker.tokens(val_sources, say)
-        else:
+        if val_sources is None:
             train, val = self.split(train)
-        files = kept_rows(train_sources, counts) | kept_rows(val_sources or [], val_counts)
-        train = weighted(train, train_sources, counts, self.seed)
+        elif self.val_split_fraction:
+            raise UserError("Remove --data.val_split_fraction: the data has separate validation rows.")
+        else:
+            val, val_counts, _ = maker.tokens(val_sources, on_progress)
+            files |= {str(source.path): n for source, n in zip(val_sources, val_counts.sources)}
         return TokenizedDataset(
-            train, val, style, turn_end, counts, val_counts, mask_prompt, cached, longer, plain_text, files
+            train=weighted(train, train_sources, counts, self.seed),
+            val=val,
+            style=style,
+            turn_end=turn_end,
+            counts=counts,
+            val_counts=val_counts,
+            mask_prompt=mask_prompt,
+            cached=cached,
+            below_context=below_context,
+            plain_text=plain_text,
+            files=files,
         )
 
     def first_form(self, sources: list[RowSource]) -> tuple[str, RawRows]:
-        """The form of the first row that can be used, which decides the style where none was chosen; and the rows of
-        the first source, opened."""
+        """The form of the first usable row, which decides the default style, and the rows of the first source."""
         for number, source in enumerate(sources):
             rows, seen = source.rows(), []
             for where, fields in rows:
@@ -264,15 +266,15 @@ class DataModule(ABC):
                 try:
                     adapted = self.fields(source, where, fields)
                     if adapted is not None:
-                        form = source.form or recognise(adapted, where)
+                        form = source.form or recognize(adapted, where)
                         return form, itertools.chain(seen, rows) if number == 0 else sources[0].rows()
                 except UserError as e:
                     if self.on_bad_row == "error":
                         raise with_remedy(e) from e
-        raise UserError(f"No row of {', '.join(str(s.path) for s in sources)} can be used.")
+        raise UserError(f"No usable rows in {', '.join(str(s.path) for s in sources)}.")
 
     def fields(self, source: RowSource, where: str, fields: Any) -> Optional[dict[str, Any]]:
-        """A raw row with our keys, or None to leave it out. Raises `UserError` if it could not even be read."""
+        """A raw row with litgpt's keys, or None to skip it. Raises `UserError` for a row that could not be parsed."""
         if isinstance(fields, UserError):
             raise fields
         if isinstance(fields, TextPiece):
@@ -284,9 +286,9 @@ class DataModule(ABC):
         return fields
 
     def split(self, rows: TokenizedRows) -> tuple[TokenizedRows, TokenizedRows]:
-        """Hold back a share of the rows, at random; equal rows stay on one side."""
+        """Hold out a random fraction of the rows. Equal rows stay on one side."""
         fraction = 0.05 if self.val_split_fraction is None else self.val_split_fraction
-        wanted = max(1, round(fraction * len(rows))) if fraction else 0
+        n_val = max(1, round(fraction * len(rows))) if fraction else 0
         _, group = rows.row_hashes().unique(return_inverse=True)
         held = torch.zeros(len(rows), dtype=torch.bool)
         if group.numel() and int(group.max()) > 0:
@@ -295,7 +297,7 @@ class DataModule(ABC):
             taken = torch.zeros(len(sizes), dtype=torch.bool)
             count = 0
             for g in group[order].tolist():
-                if count >= wanted:
+                if count >= n_val:
                     break
                 if not taken[g] and count + int(sizes[g]) < len(rows):
                     taken[g] = True
@@ -306,7 +308,7 @@ class DataModule(ABC):
 
 @cache
 def code_hash() -> str:
-    """Changes when the code that makes tokens does, or a package that it uses."""
+    """A hash of the code that makes tokens, and of the versions of the packages that it uses."""
     litgpt = Path(__file__).parent.parent
     digest = hashlib.sha256()
     for file in sorted([*(litgpt / "data").glob("*.py"), *(litgpt / "text").iterdir()]):
@@ -316,24 +318,22 @@ def code_hash() -> str:
 
 
 def class_hash(data_class: type) -> str:
-    """Changes when the files that hold a class of data, and those above it, do: it may be the user's own."""
+    """A hash of the source files of a data set, which may be the user's own, and of its base classes."""
     digest = hashlib.sha256()
-    for one in data_class.__mro__:
-        with contextlib.suppress(TypeError, OSError):  # built in, or typed into an interpreter
-            digest.update(Path(inspect.getfile(one)).read_bytes())
+    for base in data_class.__mro__:
+        with contextlib.suppress(TypeError, OSError):  # built in, or defined in an interactive session
+            digest.update(Path(inspect.getfile(base)).read_bytes())
     return digest.hexdigest()
 
 
 def with_remedy(error: UserError) -> UserError:
-    """What is wrong with a row, with what helps unless that is said."""
-    if "--data." in str(error):
-        return error
-    return UserError(f"{error} Mend the row; --data.on_bad_row skip leaves such rows out.")
+    """The error of a row, with a remedy unless it has one."""
+    return error if "--data." in str(error) else UserError(f"{error} Fix the row, or {SKIP}")
 
 
 @dataclass
 class TokenMaker:
-    """Renders and tokenizes rows, once, or finds that it was done before. `longer` as in `Loaded`."""
+    """Renders and tokenizes rows, or takes their tokens from the cache. See `TokenizedDataset` for the fields."""
 
     data: DataModule
     tokenizer: Tokenizer
@@ -341,7 +341,7 @@ class TokenMaker:
     turn_end: Optional[str]
     mask_prompt: bool
     max_length: int
-    longer: bool
+    below_context: bool
 
     def __post_init__(self) -> None:
         self.stops = self.tokenizer.stops(self.style)
@@ -349,20 +349,20 @@ class TokenMaker:
         self.lookup = Lookup(self.style)
 
     def tokens(
-        self, sources: list[RowSource], say: Callable[[int], None], opened: Optional[RawRows] = None
+        self, sources: list[RowSource], on_progress: Callable[[int], None], opened: Optional[RawRows] = None
     ) -> tuple[TokenizedRows, Counts, bool]:
-        """The tokens of all rows of `sources`, what became of them, and whether the cache had them."""
+        """The tokens of all rows of `sources`, their counts, and whether they came from the cache."""
         file = cache_folder() / f"{self.key(sources)}.safetensors"
-        if found := kept_tokens(file):
+        if found := cached_tokens(file):
             return *found, True
         writer, counts = TokenWriter(file), Counts()
         collecting = gc.isenabled()
-        gc.disable()  # nothing here refers to itself, and looking for it took a tenth of the time
+        gc.disable()  # there are no cycles to collect; searching for them takes a tenth of the time
         try:
             for number, source in enumerate(sources):
                 before = len(writer.hashes)
                 source, rows = source.fitted(opened if opened is not None and number == 0 else source.rows())
-                self.add(source, rows, writer, counts, say)
+                self.add(source, rows, writer, counts, on_progress)
                 counts.sources.append(len(writer.hashes) - before)
             writer.close(counts)
         finally:
@@ -387,7 +387,7 @@ class TokenMaker:
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=dict).encode()).hexdigest()[:32]
 
     def attempt(self, counts: Counts, make: Callable[..., Any], *args: Any) -> Any:
-        """`make(*args)`; None, and counted, where that fails and bad rows are to be skipped."""
+        """`make(*args)`. If it fails and bad rows are to be skipped, count the row and return None."""
         try:
             return make(*args)
         except UserError as e:
@@ -397,41 +397,41 @@ class TokenMaker:
             return None
 
     def add(
-        self, source: RowSource, rows: RawRows, writer: TokenWriter, counts: Counts, say: Callable[[int], None]
+        self, source: RowSource, rows: RawRows, writer: TokenWriter, counts: Counts, on_progress: Callable[[int], None]
     ) -> None:
-        """Write the rows of a source: while a batch of texts is tokenized, the next one is rendered."""
+        """Write the rows of a source. The next batch is rendered while one is tokenized."""
         with ThreadPoolExecutor(1) as pool:
-            waiting: deque = deque()
+            pending: deque = deque()
 
             def write_oldest() -> None:
-                texts, encoded = waiting.popleft()
-                for text, tokens in zip(texts, encoded.result()):
-                    self.attempt(counts, self.write, text, tokens, writer, counts)
+                examples, encoded = pending.popleft()
+                for example, tokens in zip(examples, encoded.result()):
+                    self.attempt(counts, self.write, example, tokens, writer, counts)
 
-            def tokenize(texts: list[RenderedExample]) -> None:
-                special = [not text.own_special_tokens for text in texts]
-                waiting.append((texts, pool.submit(self.tokenizer.encode_batch, [t.text for t in texts], special)))
-                if len(waiting) > 1:
+            def tokenize(examples: list[RenderedExample]) -> None:
+                texts, special = [e.text for e in examples], [not e.own_special_tokens for e in examples]
+                pending.append((examples, pool.submit(self.tokenizer.encode_batch, texts, special)))
+                if len(pending) > 1:
                     write_oldest()
 
-            texts: list[RenderedExample] = []
+            examples: list[RenderedExample] = []
             n_characters = 0
             for where, raw in rows:
                 counts.rows += not isinstance(raw, TextPiece) or raw.first
-                text = self.attempt(counts, self.render, source, where, raw, counts)
-                if text is not None:
-                    texts.append(text)
-                    n_characters += len(text.text)
-                    if len(texts) >= AT_ONCE or n_characters >= CHARACTERS:
-                        tokenize(texts)
-                        texts, n_characters = [], 0
-                        say(len(writer.hashes))
-            tokenize(texts)
-            while waiting:
+                example = self.attempt(counts, self.render, source, where, raw, counts)
+                if example is not None:
+                    examples.append(example)
+                    n_characters += len(example.text)
+                    if len(examples) >= AT_ONCE or n_characters >= CHARACTERS:
+                        tokenize(examples)
+                        examples, n_characters = [], 0
+                        on_progress(len(writer.hashes))
+            tokenize(examples)
+            while pending:
                 write_oldest()
 
     def render(self, source: RowSource, where: str, raw: Any, counts: Counts) -> Optional["RenderedExample"]:
-        """The text of a raw row; None, and counted, if its own label leaves it out."""
+        """The text of a raw row. If its label is false, count it and return None."""
         if isinstance(raw, TextPiece):
             counts.forms["document"] = counts.forms.get("document", 0) + raw.first
             span = (0, len(raw.text), True)
@@ -442,7 +442,7 @@ class TokenMaker:
         form = "" if fields is None else source.form or self.form(fields, where, counts)
         row = None if fields is None else to_row(fields, form, where)
         if row is None:
-            counts.left_out += 1
+            counts.skipped += 1
             return None
         counts.forms[form] = counts.forms.get(form, 0) + 1
         if row.text is not None:
@@ -450,7 +450,7 @@ class TokenMaker:
         try:
             text, answers = self.style.render_row(row.messages, row.tools, self.turn_end)
         except UserError as e:
-            raise UserError(f"{where}: {e}. Mend the row, or choose another --data.prompt_style.") from e
+            raise UserError(f"{where}: {e}. Fix the row, or choose another --data.prompt_style.") from e
         for kind in self.lookup.lost(row.messages, row.tools):
             counts.lost[kind] = counts.lost.get(kind, 0) + 1
             counts.lost_at.setdefault(kind, where)
@@ -459,19 +459,19 @@ class TokenMaker:
         for start, end, i in answers:
             if row.messages[i].get("_context"):
                 continue
-            wanted = bool(row.messages[i].get("train", True)) and (self.data.train_on != "last" or i == last)
-            spans.append((start, end, wanted))
+            in_loss = bool(row.messages[i].get("train", True)) and (self.data.train_on != "last" or i == last)
+            spans.append((start, end, in_loss))
         own = self.style.own_special_tokens
         closed = own and bool(self.turn_end) and text[: answers[-1][1]].endswith(str(self.turn_end))
         return RenderedExample(where, text, spans, own, closed)
 
     def form(self, fields: Any, where: str, counts: Counts) -> str:
-        """The form of a row; where it has none, that of the rows before, which then can say what it lacks."""
+        """The form of a row. If it has none, the most frequent one, whose error then names what is missing."""
         shape = tuple((key, value is None) for key, value in fields.items()) if isinstance(fields, dict) else None
         if shape is not None and shape in self.known_forms:
             return self.known_forms[shape]
         try:
-            form = recognise(fields, where)
+            form = recognize(fields, where)
         except UserError:
             if not counts.forms:
                 raise
@@ -480,76 +480,78 @@ class TokenMaker:
             self.known_forms[shape] = form
         return form
 
-    def write(self, text: "RenderedExample", tokens: Encoded, writer: TokenWriter, counts: Counts) -> None:
-        """Mark what is trained, see that the end is closed by a stop token, and write the row."""
+    def write(self, example: "RenderedExample", tokens: Encoded, writer: TokenWriter, counts: Counts) -> None:
+        """Make the loss mask, add a stop token if there is none, apply the length limit, and write the row."""
         ids = tokens.ids
-        marks = bytearray(b"\0" if self.mask_prompt else bytes([TRAINED])) * len(ids)
-        for start, end, wanted in text.spans:
-            first, behind = tokens.span(start, end)
-            mark = ANSWER | (TRAINED if wanted else 0)
-            marks[first:behind] = bytes([mark]) * (behind - first)
+        mask = bytearray(b"\0" if self.mask_prompt else bytes([IN_LOSS])) * len(ids)
+        for start, end, in_loss in example.spans:
+            first, stop = tokens.span(start, end)
+            mask[first:stop] = bytes([ANSWER | (IN_LOSS if in_loss else 0)]) * (stop - first)
         eos = self.tokenizer.eos_id
-        if not text.closed and eos is not None:
+        if not example.closed and eos is not None:
             if ids[-1:] != [eos]:  # some tokenizers add it by themselves
                 ids = [*ids, eos]
-                marks.append(0)
-            marks[-1] = ANSWER | (TRAINED if text.spans[-1][2] else 0)
-        if text.document:
-            self.check(text, ids)
+                mask.append(0)
+            mask[-1] = ANSWER | (IN_LOSS if example.spans[-1][2] else 0)
+        if example.document:
+            self.check_ids(example, ids)
             for start in range(0, len(ids), self.max_length):
                 part = slice(start, start + self.max_length)
                 if len(ids[part]) > 1:
-                    writer.add(ids[part], bytes(marks[part]))
+                    writer.add(ids[part], bytes(mask[part]))
             return
         if len(ids) > self.max_length:
             if self.data.too_long == "error":
-                own = f"--train.max_seq_length {self.max_length}: raise it"
-                of_model = f"the {self.max_length} that the model reads: shorten it"
+                fix = "Raise --train.max_seq_length" if self.below_context else "Shorten the row"
                 raise UserError(
-                    f"{text.where} has {len(ids)} tokens, more than {own if self.longer else of_model}, or choose "
+                    f"{example.where} has {len(ids)} tokens. The limit is {self.max_length}. {fix}, or choose "
                     "--data.too_long cut or drop."
                 )
             if self.data.too_long == "drop":
                 counts.too_long += 1
                 return
-            counts.cut += 1
-            ids, marks = ids[: self.max_length], marks[: self.max_length]
-        self.check(text, ids)
-        last = max(marks.rfind(TRAINED), marks.rfind(TRAINED | ANSWER))
-        if last < 1:  # the first token follows nothing, so it is never a target
-            counts.untrained += 1
+            counts.truncated += 1
+            ids, mask = ids[: self.max_length], mask[: self.max_length]
+        self.check_ids(example, ids)
+        last = max(mask.rfind(IN_LOSS), mask.rfind(IN_LOSS | ANSWER))
+        if last < 1:  # the first token is never a target
+            counts.no_targets += 1
             return
         if ids[last] not in self.stops:
-            counts.no_stop += not any(i in self.stops and mark & TRAINED for i, mark in zip(ids, marks))
+            counts.no_stop += not any(i in self.stops and bits & IN_LOSS for i, bits in zip(ids, mask))
         counts.two_bos += self.tokenizer.bos_id is not None and ids[:2] == [self.tokenizer.bos_id] * 2
-        writer.add(ids, bytes(marks))
+        writer.add(ids, bytes(mask))
 
-    def check(self, text: "RenderedExample", ids: list[int]) -> None:
+    def check_ids(self, example: "RenderedExample", ids: list[int]) -> None:
         try:
             self.tokenizer.check(ids)
         except UserError as e:
-            raise UserError(f"{text.where}: {e}") from e
+            raise UserError(f"{example.where}: {e}") from e
 
 
 @dataclass
 class RenderedExample:
-    """A rendered row: `spans` are its answers, each with whether it is trained; `closed`: no stop token is wanted at
-    its end, where there is one already or the text goes on."""
+    """The text of a row.
+
+    Args:
+        where: The position of the row.
+        text: Includes special tokens if `own_special_tokens`.
+        spans: Start and end of each answer in the text, and whether it is trained on.
+        own_special_tokens: Whether the prompt style writes the special tokens.
+        closed: Whether no stop token is to be added: there is one already, or the document continues.
+        document: Whether the text is split into as many rows as it needs.
+    """
 
     where: str
     text: str
     spans: list[tuple[int, int, bool]]
     own_special_tokens: bool
     closed: bool
-    document: bool = False  # of any length: it becomes as many rows as it needs
-
-
-def kept_rows(sources: list[RowSource], counts: Optional[Counts]) -> dict[str, int]:
-    return dict(zip([str(source.path) for source in sources], counts.sources if counts else []))
+    document: bool = False
 
 
 def weighted(rows: TokenizedRows, sources: list[RowSource], counts: Counts, seed: int) -> TokenizedRows:
-    """Rows of each source as often as its weight says; for the fraction of a weight a share of them, at random."""
+    """The rows of each source, repeated by its weight. A fraction of a weight takes a random share of the rows."""
     if all(s.weight == 1 for s in sources):
         return rows
     ends = torch.tensor(counts.sources).cumsum(0)

@@ -219,7 +219,7 @@ class Deita(
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         messages = fields.get("messages")
         if not isinstance(messages, list):
-            return fields  # not a conversation: `recognise` reports it
+            return fields  # not a conversation: `recognize` reports it
         if not self.include_multiturn_conversations:
             has_system = bool(messages) and isinstance(messages[0], dict) and messages[0].get("role") == "system"
             messages = messages[: 2 + has_system]
@@ -256,7 +256,7 @@ class LIMA(
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         texts = fields.get("conversations")
         if not isinstance(texts, list):
-            return fields  # not a conversation: `recognise` reports it
+            return fields  # not a conversation: `recognize` reports it
         if not self.include_multiturn_conversations:
             texts = texts[:2]
         messages = [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(texts)]

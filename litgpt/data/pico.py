@@ -1,4 +1,4 @@
-"""What the built-in model `pico` is made from and finetuned on: text and sums that are generated, not downloaded."""
+"""Generated data for the built-in model `pico`: texts for pretraining, and sums for finetuning."""
 
 import hashlib
 import inspect
@@ -12,7 +12,7 @@ from litgpt.data.base import DataModule, RowSource
 
 NAMES = "Anna Ben Carla David Emma Finn Greta Hugo Ida Jonas Lena Max Nora Oskar Paula Tim".split()
 PLACES = "forest garden kitchen village meadow harbour school library market barn".split()
-THINGS = {  # a thing: its colour, where it is found, what it does or is for
+THINGS = {  # its color, its place, and what it does
     "frog": ("green", "pond", "jumps from leaf to leaf"),
     "fox": ("red", "forest", "hunts at night"),
     "swan": ("white", "lake", "swims in silence"),
@@ -55,7 +55,7 @@ def in_words(n: int) -> str:
 
 
 def story(draw: random.Random) -> str:
-    """A few sentences about somebody, a thing and a number."""
+    """A few sentences about a person, a thing, and a number."""
     name, friend = draw.sample(NAMES, 2)
     thing, other = draw.sample(list(THINGS), 2)
     colour, home, does = THINGS[thing]
@@ -80,7 +80,7 @@ def story(draw: random.Random) -> str:
 
 
 def chat(draw: random.Random) -> tuple[str, str]:
-    """A question and its answer; never a sum."""
+    """A question and its answer, never a sum."""
     thing = draw.choice(list(THINGS))
     colour, home, does = THINGS[thing]
     name, start = draw.choice(NAMES), draw.randrange(1, 95)
@@ -101,7 +101,7 @@ def chat(draw: random.Random) -> tuple[str, str]:
 
 
 def sums() -> list[tuple[str, str]]:
-    """All sums of two numbers from ten to ninety-nine with a sum below one hundred, in words, in a fixed order."""
+    """All sums below one hundred of two numbers of two digits, in words, in a fixed order."""
     return [
         (f"What is {in_words(a)} plus {in_words(b)}?", f"{in_words(a + b)}.")
         for a in range(10, 90)
@@ -111,7 +111,7 @@ def sums() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Generated(RowSource):
-    """Rows that a function makes from a seed."""
+    """Rows from a function. `key` identifies them."""
 
     make: Optional[Callable[[], Iterator[dict[str, Any]]]] = None
     key: str = ""
@@ -129,10 +129,10 @@ def generated(name: str, make: Callable[[], Iterator[dict[str, Any]]], *key: int
 
 
 class PicoText(DataModule):
-    """Stories and conversations about a small world, for pretraining `pico`. There is no sum in them.
+    """Stories and conversations about a small world, for pretraining `pico`. They contain no sums.
 
     Args:
-        n_rows: How many, half of them stories, half conversations.
+        n_rows: Number of rows, half of them stories, half conversations.
     """
 
     packed = True
@@ -156,10 +156,10 @@ class PicoText(DataModule):
 
 
 class PicoSums(DataModule):
-    """Sums of two-digit numbers asked in words, the skill that `pico` is finetuned on.
+    """Sums of two-digit numbers in words, the skill that `pico` is finetuned on.
 
     Args:
-        n_val: How many sums are held back; none of them is trained on.
+        n_val: Number of sums that are held out for validation.
     """
 
     def __init__(self, n_val: int = 300, **kwargs: Any) -> None:
