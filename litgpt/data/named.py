@@ -28,7 +28,7 @@ SUBSETS = [
 class PublishedDataSet(DataModule):
     """A data set that is downloaded on first use. A subclass with class keywords is a row of the table.
 
-    The keywords are `train`, `val`, and `columns`, as below, and the defaults of the options.
+    The keywords are `train`, `val`, and `columns`, as below, and the defaults of inherited options.
 
     Args:
         download_dir: Folder for the files. Files that are already there are not downloaded again.
@@ -38,7 +38,7 @@ class PublishedDataSet(DataModule):
             on the Hugging Face hub, or `hf:ORG/NAME:SPLIT` for rows that the `datasets` package reads unless
             `download_dir` has a .parquet, .json, or .jsonl file of that name.
         val: The same for validation. If empty, some of the training rows are held out.
-        columns: Maps columns of the files to litgpt's names.
+        columns: Maps columns of the files to litgpt's columns.
         hint: Added to the error if a download fails.
     """
 
@@ -55,9 +55,10 @@ class PublishedDataSet(DataModule):
         **defaults: Any,
     ) -> None:
         super().__init_subclass__()
-        if defaults:  # a row of the table, not a subclass of one
-            cls.train, cls.val, cls.columns = train or {}, val or {}, columns or {}
-            set_defaults(cls, {"mask_prompt": False, **defaults})
+        if train is not None:
+            cls.train, cls.val, cls.columns = train, val or {}, columns or {}
+            folder = Path("data", cls.__name__.lower())
+            set_defaults(cls, {"mask_prompt": False, "prompt_style": "alpaca", "download_dir": folder, **defaults})
 
     def __init__(self, download_dir: Path = Path("data"), **kwargs: Any) -> None:
         super().__init__(**kwargs)
@@ -84,17 +85,21 @@ class PublishedDataSet(DataModule):
 
 
 def set_defaults(cls: type, defaults: Mapping[str, Any]) -> None:
-    """Give a class the defaults of its options. Its signature then has all options, those of `defaults` first."""
+    """Change the defaults of the options of a class. Its signature then has all options, its own before inherited."""
     init = cls.__init__  # type: ignore[misc]
+    inherited = inspect.signature(DataModule.__init__).parameters
     options: dict[str, inspect.Parameter] = {}
     docs = ["Args:"]
     for base in reversed(cls.__mro__[:-1]):
         options |= inspect.signature(vars(base).get("__init__", DataModule.__init__)).parameters
         docs.append(inspect.cleandoc(base.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0])
-    names = ["self", *defaults, *(name for name in options if name not in ("self", "kwargs", *defaults))]
-    signature = inspect.Signature(
-        [options[name].replace(default=defaults.get(name, options[name].default)) for name in names]
-    )
+    this, _ = options.pop("self"), options.pop("kwargs")
+
+    def rank(name: str) -> int:
+        return 2 if name == "download_dir" else 0 if name in defaults else 3 if name in inherited else 1
+
+    parameters = [options[n].replace(default=defaults.get(n, options[n].default)) for n in sorted(options, key=rank)]
+    signature = inspect.Signature([this, *parameters])
 
     @wraps(init)
     def __init__(*args: Any, **kwargs: Any) -> None:
@@ -114,19 +119,11 @@ class Alpaca(
         "alpaca_data_cleaned_archive.json"
     },
     val_split_fraction=0.03865,
-    prompt_style="alpaca",
-    download_dir=Path("data/alpaca"),
 ):
     """Alpaca: 52,000 instructions with answers by text-davinci-003, cleaned."""
 
 
-class Alpaca2k(
-    PublishedDataSet,
-    train={"alpaca2k": "hf:mhenrichsen/alpaca_2k_test"},
-    val_split_fraction=0.05,
-    prompt_style="alpaca",
-    download_dir=Path("data/alpaca2k"),
-):
+class Alpaca2k(PublishedDataSet, train={"alpaca2k": "hf:mhenrichsen/alpaca_2k_test"}, val_split_fraction=0.05):
     """2,000 rows of Alpaca, the data set of most recipes."""
 
 
@@ -137,8 +134,6 @@ class AlpacaGPT4(
         "alpaca_gpt4_data.json"
     },
     val_split_fraction=0.03847,
-    prompt_style="alpaca",
-    download_dir=Path("data/alpacagpt4"),
 ):
     """Alpaca's 52,000 instructions with answers by GPT-4."""
 
@@ -148,8 +143,6 @@ class Dolly(
     train={"databricks-dolly-15k.jsonl": "hub:databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl"},
     columns={"context": "input", "response": "output"},
     val_split_fraction=0.1,
-    prompt_style="alpaca",
-    download_dir=Path("data/dolly"),
 ):
     """Dolly: 15,000 instructions and answers, written by employees of Databricks."""
 
@@ -160,18 +153,11 @@ class LongForm(
     val={"val.json": "https://raw.githubusercontent.com/akoksal/LongForm/main/dataset/val.json"},
     columns={"input": "instruction"},
     prompt_style="longform",
-    download_dir=Path("data/longform"),
 ):
     """LongForm: human-written texts with generated instructions. It has validation rows of its own."""
 
 
-class FLAN(
-    PublishedDataSet,
-    columns={"inputs": "instruction", "targets": "output"},
-    prompt_style="flan",
-    subsets=None,
-    download_dir=Path("data/flan"),
-):
+class FLAN(PublishedDataSet, train={}, columns={"inputs": "instruction", "targets": "output"}, prompt_style="flan"):
     """FLAN: many language tasks, written as instructions. It has validation rows of its own.
 
     Args:
@@ -210,9 +196,6 @@ class Deita(
     Conversations,
     train={"train_sft": "hf:HuggingFaceH4/deita-10k-v0-sft:train_sft"},
     val={"test_sft": "hf:HuggingFaceH4/deita-10k-v0-sft:test_sft"},
-    prompt_style="alpaca",
-    include_multiturn_conversations=False,
-    download_dir=Path("data/deita"),
 ):
     """Deita: 10,000 conversations, selected for complexity and quality. It has validation rows of its own."""
 
@@ -226,15 +209,7 @@ class Deita(
         return {"messages": messages}
 
 
-class LIMA(
-    Conversations,
-    train={"train.jsonl": "hub:GAIR/lima/train.jsonl"},
-    val_split_fraction=0.1,
-    prompt_style="alpaca",
-    include_multiturn_conversations=False,
-    access_token=None,
-    download_dir=Path("data/lima"),
-):
+class LIMA(Conversations, train={"train.jsonl": "hub:GAIR/lima/train.jsonl"}, val_split_fraction=0.1):
     """LIMA: 1,030 curated conversations. The data set is gated: accept its terms on the Hugging Face hub first.
 
     Args:

@@ -35,7 +35,9 @@ def read_rows(path: Path) -> Rows:
     """
     if not path.is_file():
         raise no_file(path)
-    read = find_reader(path)
+    if (extension := endings(path)[0]) not in READERS:
+        known, packed = ", ".join(READERS), ", ".join(COMPRESSIONS)
+        raise UserError(f"{path} has an unknown extension. Expected {known}, optionally followed by {packed}.")
     any_row = False
     try:
         with open_stream(path) as stream:
@@ -44,7 +46,7 @@ def read_rows(path: Path) -> Rows:
                 raise UserError(f"{path} is empty.")
             if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
                 raise UserError(f"{path} is UTF-16 text. Save the file as UTF-8.")
-            for where, value in read(path, stream):
+            for where, value in READERS[extension](path, stream):
                 any_row = True
                 yield where, value
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
@@ -69,16 +71,6 @@ def no_file(path: Path, option: str = "--data.json_path") -> UserError:
     near = [p for p in siblings if endings(p)[0] in READERS]
     hint = nearest(str(path), map(str, near)) if nearest(path.name, [p.name for p in near]) else ""
     return UserError(f"No file {str(path)!r} ({option}).{hint}")
-
-
-def find_reader(path: Path) -> Reader:
-    form = endings(path)[0]
-    if form not in READERS:
-        raise UserError(
-            f"{path} has an unknown extension. Expected {', '.join(READERS)}, optionally followed by "
-            f"{', '.join(COMPRESSIONS)}."
-        )
-    return READERS[form]
 
 
 def open_stream(path: Path) -> io.BufferedReader:
