@@ -19,7 +19,7 @@ from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
 from litgpt.data.row_files import read_rows
-from litgpt.data.tokens import ANSWER, IN_LOSS, Counts, TokenizedRows, TokenWriter, read_tokens
+from litgpt.data.tokens import ANSWER, IN_LOSS, TokenizedRows, TokenWriter, read_tokens
 from litgpt.errors import UserError
 from tests.conftest import make_rows
 
@@ -44,7 +44,7 @@ def rows(tmp_path: Path) -> TokenizedRows:
     T, A = IN_LOSS, ANSWER
     for ids, marks in (([5, 6, 7, 8], [0, 0, T | A, T]), ([9, 10], [T, T]), ([11, 12, 13], [0, T | A, A])):
         writer.add(ids, bytes(marks))
-    writer.close(Counts())
+    writer.close()
     return read_tokens(tmp_path / "tokens.safetensors")[0]
 
 

@@ -478,7 +478,7 @@ def test_unlike_objects_in_a_table_are_not_padded(place, tmp_path, monkeypatch):
         found = list(read_rows(tmp_path / "a.parquet"))
     else:
         made = pytest.importorskip("datasets").Dataset.from_list(UNLIKE)
-        monkeypatch.setattr("litgpt.data.base.hub_data_set", lambda path: made)
+        monkeypatch.setattr("litgpt.data.sources.hub_data_set", lambda path: made)
         found = list(RowSource("hf:a/b").rows())
         assert "city" in made[1]["messages"][1]["tool_calls"][0]["function"]["arguments"], "padded in the table"
     assert [to_row(value, "messages", where) for where, value in found] == [

@@ -4,8 +4,9 @@ import math
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule, RowSource
+from litgpt.data.base import DataModule
 from litgpt.data.row_files import no_file
+from litgpt.data.sources import RowSource
 from litgpt.errors import UserError
 
 ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")

@@ -7,8 +7,9 @@ from functools import wraps
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, RowSource
+from litgpt.data.base import DataModule
 from litgpt.data.download import fetch, hub_url, placed, unpack
+from litgpt.data.sources import RowSource
 from litgpt.errors import UserError, nearest, remark
 
 SUBSETS = [

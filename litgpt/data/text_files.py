@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule, RowSource, TextPiece
+from litgpt.data.base import DataModule
+from litgpt.data.sources import RowSource, TextPiece
 from litgpt.errors import UserError
 
 PIECE = 1 << 20  # characters of a document that are tokenized together

@@ -146,6 +146,9 @@ class TokenWriter:
 
     Args:
         target: The file. It appears, complete, when `close` returns.
+
+    Attributes:
+        counts: What happened to the rows, written along with them.
     """
 
     def __init__(self, target: Path) -> None:
@@ -153,6 +156,7 @@ class TokenWriter:
         target.parent.mkdir(parents=True, exist_ok=True)
         self.parts: dict[str, BinaryIO] = {name: self.part() for name in ("ids", "loss_mask")}
         self.starts, self.hashes = array("q", [0]), array("q")
+        self.counts = Counts()
 
     def part(self) -> Any:
         return tempfile.TemporaryFile(dir=self.target.parent)
@@ -168,13 +172,13 @@ class TokenWriter:
         digest = hashlib.blake2b(id_bytes, digest_size=8).digest()
         self.hashes.append(struct.unpack("<q", digest)[0])
 
-    def close(self, counts: Counts) -> None:
+    def close(self) -> None:
         """Write the file: the safetensors header, then the parts."""
         for name in ("starts", "hashes"):
             self.parts[name] = self.part()
             self.parts[name].write(getattr(self, name).tobytes())
         order = sorted(DTYPES, key=lambda name: -DTYPES[name][1])  # largest elements first, so that all are aligned
-        header: dict[str, Any] = {"__metadata__": {"counts": json.dumps(vars(counts))}}
+        header: dict[str, Any] = {"__metadata__": {"counts": json.dumps(vars(self.counts))}}
         at = 0
         for name in order:
             dtype, size = DTYPES[name]
