@@ -87,38 +87,38 @@ def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
 def print_report(
     console: Console, loaded: TokenizedDataset, tokenizer: Tokenizer, limit: int, show: int, problems: list[str]
 ) -> None:
-    def say(name: str, text: str) -> None:
+    def line(name: str, text: str) -> None:
         console.print(f"{name:17} {text}", markup=False)
 
     counts = loaded.counts
     forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
-    say("rows", f"{counts.rows:,} read: {forms}")
-    say("prompt style", loaded.style.name)
-    say("trained on", "the answers" if loaded.mask_prompt else "prompts and answers")
-    say("limit", f"{limit:,} tokens: {counts.truncated:,} truncated, {counts.too_long:,} dropped")
-    say(
+    line("rows", f"{counts.rows:,} read: {forms}")
+    line("prompt style", loaded.style.name)
+    line("trained on", "the answers" if loaded.mask_prompt else "prompts and answers")
+    line("limit", f"{limit:,} tokens: {counts.truncated:,} truncated, {counts.too_long:,} dropped")
+    line(
         "skipped",
         f"{counts.no_targets:,} without a target token, {counts.bad:,} bad, {counts.skipped:,} by their label",
     )
     for name, rows in (("training", loaded.train), ("validation", loaded.val)):
         if len(rows):
-            say(
+            line(
                 name,
                 f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}, "
                 f"{rows.trained_share():.1%} trained on",
             )
     found = duplicates(loaded)
-    say(
+    line(
         "duplicates",
         f"{found.train:,} in training, {found.val:,} in validation, {found.across:,} in both",
     )
     bars = histogram(loaded.train)
     for start, end, n in bars:
-        say(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
+        line(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
     if counts.lost.get(EARLIER):
-        say("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
+        line("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
     if loaded.counts.no_stop:
-        say("note", f"{counts.no_stop:,} rows train no stop token (truncated rows lose theirs)")
+        line("note", f"{counts.no_stop:,} rows train no stop token (truncated rows lose theirs)")
     for i in range(min(show, len(loaded.train))):
         console.rule(
             f"row {i + 1}: target tokens are " + ("green" if console.is_terminal else "in [[ ]]"), align="left"

@@ -45,7 +45,7 @@ class Lookup:
         offered = [marked_tool(tool, mark) for tool in tools or ()]
         try:
             text = self.style.render_row(marked, offered or None).text
-        except UserError:  # the template reads the words: nothing can be said about what it shows
+        except UserError:  # the template depends on the words, so what it shows is unknown
             return frozenset()
         return frozenset(kind for marker, kind in markers.items() if marker not in text)
 

@@ -10,6 +10,7 @@ import lzma
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, BinaryIO, Optional, cast
@@ -232,10 +233,6 @@ def check_names(names: list[str], where: str) -> None:
         raise UserError(f"{where} names {twice!r} twice. Rename one of the columns.")
 
 
-def read_tsv(path: Path, stream: BinaryIO) -> Rows:
-    return read_csv(path, stream, "\t")
-
-
 def read_parquet(path: Path, stream: BinaryIO) -> Rows:
     pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
     row = 0
@@ -275,6 +272,6 @@ READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".tsv": partial(read_csv, delimiter="\t"),
     ".parquet": read_parquet,
 }
