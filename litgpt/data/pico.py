@@ -112,21 +112,17 @@ def sums() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Generated(RowSource):
-    """Rows from a function. `key` identifies them."""
+    """Rows from a function, which depend on `settings` alone."""
 
-    make: Optional[Callable[[], Iterator[dict[str, Any]]]] = None
-    key: str = ""
+    make: Callable[[], Iterator[dict[str, Any]]] = lambda: iter(())
+    settings: tuple[int, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        assert self.make is not None
         yield from ((f"{self.path}, row {i + 1}", fields) for i, fields in enumerate(self.make()))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256((self.key + inspect.getsource(sys.modules[__name__])).encode()).hexdigest()
-
-
-def generated(name: str, make: Callable[[], Iterator[dict[str, Any]]], *key: int) -> Generated:
-    return Generated(path=f"{name}", make=make, key=f"{name} {key}")
+        code = inspect.getsource(sys.modules[__name__])
+        return hashlib.sha256(f"{self.path} {self.settings} {code}".encode()).hexdigest()
 
 
 class PicoText(DataModule):
@@ -143,7 +139,7 @@ class PicoText(DataModule):
         self.n_rows = n_rows
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
-        return [generated("pico-text", self.make, self.n_rows, self.seed)], None
+        return [Generated("pico-text", make=self.make, settings=(self.n_rows, self.seed))], None
 
     def make(self) -> Iterator[dict[str, Any]]:
         draw = random.Random(self.seed)
@@ -168,8 +164,8 @@ class PicoSums(DataModule):
         self.n_val = n_val
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
-        key = (self.n_val, self.seed)
-        train, val = (generated(f"pico-sums-{name}", make, *key) for name, make in self.parts().items())
+        settings = (self.n_val, self.seed)
+        train, val = (Generated(f"pico-sums-{n}", make=make, settings=settings) for n, make in self.parts().items())
         return [train], [val]
 
     def parts(self) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:
