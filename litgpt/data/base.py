@@ -62,15 +62,16 @@ class DataModule(ABC):
             rendered by a chat template, false for instruction rows in a named style.
         val_split_fraction: Fraction of the rows that is held out for validation, at least 0 and below 1. If null: 0.05
             unless there are validation rows.
-        prompt_style: auto for the checkpoint's chat template or, without one, alpaca for instruction rows and chatml
-            for conversations; chat for the template; the name of a style; none; or a file with a Jinja template.
+        prompt_style: Prompt style of the rows: auto for the checkpoint's chat template or, without one, alpaca for
+            instruction rows and chatml for conversations; chat for the template; the name of a style; none; or a file
+            with a Jinja template.
         train_on: What to train on: assistant for all answers, last for the last answer of each row, or all for
             prompts too. Replaces mask_prompt.
         too_long: What to do with rows longer than train.max_seq_length: cut (truncate), drop, or stop with an error.
         on_bad_row: What to do with rows that cannot be used: stop with an error, or skip and count them.
-        ignore_index: No effect. Accepted for older recipes.
+        ignore_index: No effect; accepted for older recipes.
         seed: Seed for the choice of held-out rows.
-        num_workers: No effect. Accepted for older recipes.
+        num_workers: No effect; accepted for older recipes.
     """
 
     packed = False  # whether packing is on by default
