@@ -10,8 +10,8 @@ from transformers import AutoTokenizer
 
 from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
-from litgpt.data.forms import Row, recognise, to_row
-from litgpt.data.tokens import TRAINED
+from litgpt.data.forms import Row, recognize, to_row
+from litgpt.data.tokens import IN_LOSS
 from litgpt.errors import UserError
 from litgpt.text.chat_template import ChatTemplate, plain
 from litgpt.text.prompts import checkpoint_template, choose_style
@@ -27,7 +27,7 @@ def read(file: Path) -> list[Row]:
     """The first rows, those with several turns among them."""
     rows = json.loads(file.read_text())
     rows = [r for r in rows if r.get("history")][:10] + rows[:N]
-    return [row for r in rows if (row := to_row(r, recognise(r, "row"), "row"))]
+    return [row for r in rows if (row := to_row(r, recognize(r, "row"), "row"))]
 
 
 @pytest.fixture(scope="module", params=TOKENIZERS)
@@ -77,13 +77,13 @@ def test_trained_tokens(pair, file, real_data, tmp_path):
     path.write_text(json.dumps(rows[:N]))
     loaded = JSON(str(path), val_split_fraction=0).load(ours, ours.folder, 100_000)
     assert loaded.mask_prompt and loaded.style.name == "chat"
-    assert loaded.counts.no_stop == loaded.counts.two_bos == loaded.counts.cut == 0
+    assert loaded.counts.no_stop == loaded.counts.two_bos == loaded.counts.truncated == 0
     end = STOPS.get(name, "<|im_end|>")
     for i, fields in enumerate(rows[: len(loaded.train)]):
-        row = to_row(fields, recognise(fields, "row"), "row")
+        row = to_row(fields, recognize(fields, "row"), "row")
         expected = [m for m in row.messages if m["role"] == "assistant"]
         ids, marks = loaded.train.row(i)
-        text = ours.decode(ids[(marks & TRAINED).bool()].tolist(), skip_special=False)
+        text = ours.decode(ids[(marks & IN_LOSS).bool()].tolist(), skip_special=False)
         assert text.count(end) == len(expected) and text.endswith(end)
         for said, message in zip(text.split(end), expected):
             if not message.get("tool_calls"):
@@ -98,7 +98,7 @@ def load(rows: list[Any], folder: Path, path: Path, **options: Any) -> tuple[Tok
 
 def trained_text(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int = 0) -> str:
     ids, marks = loaded.train.row(i)
-    return tokenizer.decode(ids[(marks & TRAINED).bool()].tolist(), skip_special=False)
+    return tokenizer.decode(ids[(marks & IN_LOSS).bool()].tolist(), skip_special=False)
 
 
 TURNS = {

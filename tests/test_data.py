@@ -19,7 +19,7 @@ from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
 from litgpt.data.row_files import read_rows
-from litgpt.data.tokens import ANSWER, TRAINED, Counts, TokenizedRows, TokenWriter, read_tokens
+from litgpt.data.tokens import ANSWER, IN_LOSS, TokenizedRows, TokenWriter, read_tokens
 from litgpt.errors import UserError
 from tests.conftest import make_rows
 
@@ -41,10 +41,10 @@ def write_rows(path: Path, fields: list[dict]) -> Path:
 def rows(tmp_path: Path) -> TokenizedRows:
     """Three rows, read from their file."""
     writer = TokenWriter(tmp_path / "tokens.safetensors")
-    T, A = TRAINED, ANSWER
+    T, A = IN_LOSS, ANSWER
     for ids, marks in (([5, 6, 7, 8], [0, 0, T | A, T]), ([9, 10], [T, T]), ([11, 12, 13], [0, T | A, A])):
         writer.add(ids, bytes(marks))
-    writer.close(Counts())
+    writer.close()
     return read_tokens(tmp_path / "tokens.safetensors")[0]
 
 
@@ -84,12 +84,12 @@ def test_a_prompt_longer_than_the_limit(llama, tmp_path, mask_prompt):
         return data.load(Tokenizer(llama), llama, 100)
 
     loaded = load()
-    assert (len(loaded.train), loaded.counts.untrained) == ((6, 1) if mask_prompt else (7, 0))
-    assert loaded.counts.cut == 1 and loaded.counts.rows == 7 and len(loaded.val) == 0
+    assert (len(loaded.train), loaded.counts.no_targets) == ((6, 1) if mask_prompt else (7, 0))
+    assert loaded.counts.truncated == 1 and loaded.counts.rows == 7 and len(loaded.val) == 0
     assert int(loaded.train.lengths.max()) == (100 if not mask_prompt else max(loaded.train.lengths))
     dropped = load(too_long="drop")
-    assert (len(dropped.train), dropped.counts.too_long, dropped.counts.cut) == (6, 1, 0)
-    with pytest.raises(UserError, match=r"row 1\b.* more than --train.max_seq_length 100"):
+    assert (len(dropped.train), dropped.counts.too_long, dropped.counts.truncated) == (6, 1, 0)
+    with pytest.raises(UserError, match=r"row 1\b.* 100\b.*--train.max_seq_length"):
         load(too_long="error")
 
 
@@ -98,7 +98,7 @@ def test_no_row_is_cut_that_fits(llama, tmp_path):
     path = write_rows(tmp_path / "rows.json", fields)
     data = JSON(path, val_split_fraction=0, prompt_style="none")
     longest = int(data.load(Tokenizer(llama), llama, 256).train.lengths.max())
-    assert [data.load(Tokenizer(llama), llama, longest - less).counts.cut for less in (0, 1)] == [0, 1]
+    assert [data.load(Tokenizer(llama), llama, longest - less).counts.truncated for less in (0, 1)] == [0, 1]
 
 
 # steps
@@ -156,7 +156,7 @@ def outputs(llama: Path) -> Callable[..., tuple[list[str], list[str]]]:
 
 def answers(rows: TokenizedRows, tokenizer: Tokenizer, skip_special: bool = True) -> list[str]:
     """What is trained of each row."""
-    parts = (ids[(marks & TRAINED).bool()] for ids, marks in map(rows.row, range(len(rows))))
+    parts = (ids[(marks & IN_LOSS).bool()] for ids, marks in map(rows.row, range(len(rows))))
     return [tokenizer.decode(ids.tolist(), skip_special) for ids in parts]
 
 
@@ -258,7 +258,7 @@ def test_the_answers_and_eos_are_trained_and_nothing_else(request, folder, style
     path = write_rows(tmp_path / "rows.json", fields)
     loaded = JSON(path, mask_prompt=True, val_split_fraction=0, prompt_style=style).load(tokenizer, folder, 100_000)
     counts = loaded.counts
-    assert (len(loaded.train), counts.cut, counts.untrained, counts.no_stop, counts.two_bos) == (
+    assert (len(loaded.train), counts.truncated, counts.no_targets, counts.no_stop, counts.two_bos) == (
         len(fields),
         0,
         0,
@@ -303,7 +303,7 @@ def test_without_masking_everything_is_trained(llama, tmp_path):
     loaded = JSON(path, mask_prompt=False, val_split_fraction=0, prompt_style="none").load(Tokenizer(llama), llama, 99)
     ids, marks = loaded.train.row(0)
     text = loaded.style.render_row([{"role": "user", "content": "a b"}, {"role": "assistant", "content": "c"}])[0]
-    assert ids.tolist() == Tokenizer(llama).encode(text, eos=True) and (marks & TRAINED).bool().all()
+    assert ids.tolist() == Tokenizer(llama).encode(text, eos=True) and (marks & IN_LOSS).bool().all()
     assert loaded.train.batch([0]).n_target_tokens == len(ids) - 1
 
 

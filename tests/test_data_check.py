@@ -1,4 +1,4 @@
-"""`litgpt data check`: what it reports, what counts as harm, and how bad rows are named or skipped."""
+"""`litgpt data check`: what it reports, what counts as a problem, and how bad rows are named or skipped."""
 
 import json
 import math
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.data import JSON, base
+from litgpt.data import JSON, render
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import data_problems
 from litgpt.data.pico import sums
@@ -41,13 +41,13 @@ def test_report_and_json(tmp_path, capsys):
     words = ["pico", "--data", "JSON", "--data.json_path", file, "--show", 30]
     code, out, _ = check(capsys, *words)
     assert code == 0
-    assert "22 read: 22 messages" in out and "row 3" in out and "Nothing here would spoil a run." in out
+    assert "22 read: 22 messages" in out and "row 3" in out and "No problems found." in out
     shown = [answer for _, answer in sums()[:20] if f"[[{answer}<|end|>]]" in out]
-    assert len(shown) > 15 and out.count("<|end|>]]") == out.count(": trained tokens are")
+    assert len(shown) > 15 and out.count("<|end|>]]") == out.count(": target tokens are")
 
     code, out, _ = check(capsys, *words, "--json")
     report = json.loads(out)
-    assert code == 0 and report["harm"] == []
+    assert code == 0 and report["problems"] == []
     assert report["counts"]["rows"] == 22 and report["mask_prompt"] and report["prompt_style"] == "chat"
     assert report["train"]["rows"] + report["val"]["rows"] == 22
     duplicates = report["duplicates"]
@@ -63,11 +63,11 @@ def test_the_same_config_as_a_finetune(llama, tmp_path, rows_file, capsys):
     assert code == 0 and "40 read" in out
 
 
-def harmful(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture, *words: object) -> str:
-    """The harm that the check finds and exits with 1 for; a finetune stops on the same."""
+def problem(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture, *words: object) -> str:
+    """The problem that the check finds and exits with 1 for; a finetune stops on the same."""
     code, out, _ = check(capsys, llama, *words)
     assert code == 1
-    line = next(line for line in out.splitlines() if line.startswith("HARM: ")).removeprefix("HARM: ")
+    line = next(line for line in out.splitlines() if line.startswith("ERROR: ")).removeprefix("ERROR: ")
     with pytest.raises(SystemExit) as stop:
         main(["finetune", "lora", str(llama), *map(str, words), "--out_dir", str(tmp_path / "out")])
     assert stop.value.code == 2 and line in capsys.readouterr().err
@@ -78,22 +78,20 @@ def harmful(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture, *words: 
 def test_validation_rows_that_are_trained_on(llama, tmp_path, capsys):
     rows = make_rows(20)
     train, val = write(tmp_path / "train.jsonl", rows), write(tmp_path / "val.jsonl", [*make_rows(5, seed=9), rows[3]])
-    line = harmful(llama, tmp_path, capsys, "--data", "JSON", "--data.json_path", train, "--data.val_path", val)
-    assert "1 of 6 validation rows are also trained on" in line and "take them out" in line
+    line = problem(llama, tmp_path, capsys, "--data", "JSON", "--data.json_path", train, "--data.val_path", val)
+    assert "1 of 6 validation rows" in line
 
 
 def test_no_trained_token(llama, tmp_path, capsys):
     file = write(tmp_path / "rows.jsonl", [{"instruction": "word " * 60, "output": "x"}] * 3)
     words = ["--data", "JSON", "--data.json_path", file, "--data.mask_prompt", "true", "--train.max_seq_length", 20]
-    assert "No row is left to train on: of 3 rows are 3 without a trained token" in harmful(
-        llama, tmp_path, capsys, *words
-    )
+    assert "Of 3 rows: 3 without a target token" in problem(llama, tmp_path, capsys, *words)
 
 
 def test_stop_token_never_trained(llama, tmp_path, capsys):
     file = write(tmp_path / "rows.jsonl", [{"instruction": "a", "output": f"{i} " * 200} for i in range(5)])
     words = ["--data", "JSON", "--data.json_path", file, "--train.max_seq_length", 64]
-    assert "No row trains a stop token" in harmful(llama, tmp_path, capsys, *words)
+    assert "No row trains a stop token" in problem(llama, tmp_path, capsys, *words)
 
 
 def test_double_bos(llama, tmp_path, capsys):
@@ -103,7 +101,7 @@ def test_double_bos(llama, tmp_path, capsys):
     )
     words = ["--data", "JSON", "--data.json_path", write(tmp_path / "rows.jsonl", make_rows(5)),
              "--data.prompt_style", template]  # fmt: skip
-    assert "begin with two BOS" in harmful(llama, tmp_path, capsys, *words)
+    assert "two BOS" in problem(llama, tmp_path, capsys, *words)
 
 
 GOOD = {"messages": [{"role": "user", "content": "hi"}, {"role": "assistant", "content": "hello"}]}
@@ -168,7 +166,7 @@ def test_rows_that_are_too_long(llama, tmp_path, capsys, too_long, kept):
     else:
         report = json.loads(out)
         assert code == 0 and report["train"]["rows"] + report["val"]["rows"] == kept
-        assert report["counts"]["cut"] + report["counts"]["too_long"] == 1
+        assert report["counts"]["truncated"] + report["counts"]["too_long"] == 1
 
 
 def test_columns_weights_and_several_paths(llama, tmp_path, capsys):
@@ -179,7 +177,7 @@ def test_columns_weights_and_several_paths(llama, tmp_path, capsys):
     code, out, _ = check(capsys, *words, *columns, "--data.weights", "[2, 0.5]")
     assert code == 0 and json.loads(out)["train"]["rows"] == 25
     code, _, err = check(capsys, *words)
-    assert code == 2 and "no known form" in err
+    assert code == 2 and "a.jsonl" in err and "--data.columns" in err
 
 
 @pytest.mark.parametrize("skip", [False, True])
@@ -253,7 +251,7 @@ def test_what_the_cache_holds_is_whole_and_of_this_model(llama, tmp_path, monkey
 def test_long_rows_are_tokenized_a_few_at_a_time(llama, tmp_path, monkeypatch):
     """Memory depends on the length of a row and not on their number."""
     monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(base, "CHARACTERS", 1000)
+    monkeypatch.setattr(render, "CHARACTERS", 1000)
     sizes = []
     encode_batch = Tokenizer.encode_batch
 
@@ -309,9 +307,9 @@ def test_advice_that_works(limit, llama, tmp_path, capsys):
     for flags in ([], ["--data.too_long", "error"]):
         words = [llama, "--data", "JSON", "--data.json_path", file, "--train.max_seq_length", limit, *flags]
         code, out, err = check(capsys, *words)
-        line = next(line for line in (out + err).splitlines() if "HARM" in line or "error: " in line)
+        line = next(line for line in (out + err).splitlines() if "ERROR" in line or "error: " in line)
         assert code in (1, 2)
-        assert ("raise" in line) == (limit < 256) and ("shorten" in line) == (limit == 256), line
+        assert ("Raise" in line) == (limit < 256) and ("Shorten" in line) == (limit == 256), line
     rows = [{"instruction": "a", "output": "b"}] * 5
     file = write(tmp_path / "short.jsonl", rows)
     loaded = JSON(str(file), prompt_style="none").load(Tokenizer(llama), llama, limit, context=256)

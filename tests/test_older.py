@@ -352,7 +352,7 @@ def test_from_the_path_of_an_adapter_to_a_server(adapter, tmp_path, monkeypatch,
 
 def test_without_data_it_is_alpaca(monkeypatch, base, tmp_path, capsys):
     (tmp_path / "rows.json").write_text(json.dumps(make_rows(60)))
-    monkeypatch.setattr("litgpt.data.alpaca.fetch", lambda url, path: tmp_path / "rows.json")
+    monkeypatch.setattr("litgpt.data.named.fetch", lambda *args: tmp_path / "rows.json")
     main(["finetune_lora", str(base), "--out_dir", str(tmp_path / "out"), "--train.max_steps=1", *BATCH.split()])
-    assert "no --data: LitGPT's default is taken, Alpaca's 52,000 rows" in capsys.readouterr().err
+    assert "no --data: using LitGPT's default, Alpaca's 52,000 rows" in capsys.readouterr().err
     assert (tmp_path / "out" / "final" / "adapter_model.safetensors").is_file()

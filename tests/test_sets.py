@@ -14,19 +14,11 @@ from urllib.request import OpenerDirector
 
 import pytest
 
-from litgpt.data import download
-from litgpt.data.alpaca import Alpaca
-from litgpt.data.alpaca_2k import Alpaca2k
-from litgpt.data.alpaca_gpt4 import AlpacaGPT4
+from litgpt.data import FLAN, LIMA, Alpaca, Alpaca2k, AlpacaGPT4, Deita, Dolly, LongForm, TinyStories, download
 from litgpt.data.base import DataModule, RowSource
-from litgpt.data.deita import Deita
-from litgpt.data.dolly import Dolly
 from litgpt.data.download import fetch, hub_url, unpack
-from litgpt.data.flan import FLAN, SUBSETS
-from litgpt.data.forms import recognise, rename, to_row
-from litgpt.data.lima import LIMA
-from litgpt.data.longform import LongForm
-from litgpt.data.tinystories import TinyStories
+from litgpt.data.forms import recognize, rename, to_row
+from litgpt.data.named import SUBSETS
 from litgpt.errors import UserError
 
 ALPACA = {"instruction": "Name a fox.", "input": "red", "output": "Reynard"}
@@ -119,7 +111,7 @@ def test_files_that_were_put_there_by_hand(tmp_path, monkeypatch, cls, options, 
 def became(data: DataModule, source: RowSource, where: str, fields: dict) -> Any:
     adapted = data.adapt(rename(fields, source.columns, where) if source.columns else fields)
     assert adapted is not None
-    row = to_row(adapted, source.form or recognise(adapted, where), where)
+    row = to_row(adapted, source.form or recognize(adapted, where), where)
     assert row is not None
     return row.text or [(m["role"], m["content"]) for m in row.messages]
 
@@ -217,8 +209,8 @@ def refusal(url: str, target: Path, **options: Any) -> str:
     with pytest.raises(UserError) as e:
         fetch(url, target, **options)
     text = str(e.value)
-    assert "\n" not in text and text.startswith(f"Cannot fetch {url}: ")
-    assert text.endswith(f"Put it at {target} by hand.")
+    assert "\n" not in text and text.startswith(f"Cannot download {url}: ")
+    assert text.endswith(f"Put the file at {target} by hand.")
     assert not target.parent.exists() or not list(target.parent.iterdir())
     return text
 
@@ -230,7 +222,7 @@ def test_fetch(server, tmp_path, capsys):
     assert fetch(f"{address}/rows.json", target) == target
     assert target.read_bytes() == b"abc" * 100_000
     assert [p.name for p in target.parent.iterdir()] == ["rows.json"]
-    assert capsys.readouterr().err == f"litgpt: fetching {address}/rows.json to {target}\n"
+    assert capsys.readouterr().err == f"litgpt: downloading {address}/rows.json to {target}\n"
     assert fetch(f"{address}/rows.json", target) == target and len(asked) == 1
     assert asked == [("/rows.json", None)]
 
@@ -257,9 +249,9 @@ def test_fetch_fails(server, tmp_path, monkeypatch):
     target = tmp_path / "data" / "rows.json"
     assert "HTTP Error 404: Not Found" in refusal(f"{address}/none", target)
     assert "the connection ended after 3 of 10 bytes" in refusal(f"{address}/short", target)
-    assert "403: Forbidden. Ask first. Put it" in refusal(f"{address}/gated", target, hint="Ask first.")
+    assert "403: Forbidden. Ask first. Put the file" in refusal(f"{address}/gated", target, hint="Ask first.")
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match="Cannot fetch"):
+    with pytest.raises(UserError, match="Cannot download"):
         fetch(f"{address}/none", tmp_path / "file" / "rows.json")
 
     def interrupted(*args: Any) -> None:
@@ -310,13 +302,13 @@ def test_sets_without_network(tmp_path, monkeypatch, cls, failure):
     else:
         monkeypatch.setenv("HF_ENDPOINT", closed)
         if cls in (Alpaca, AlpacaGPT4, LongForm):
-            monkeypatch.setattr(f"{cls.__module__}.URL", closed)
+            monkeypatch.setattr(cls, "train", dict.fromkeys(cls.train, closed))
     folder = tmp_path / "data"
     with pytest.raises(UserError) as e:
         cls(download_dir=folder).sources()
     text = str(e.value)
     assert ("no network here. " if failure == "no network" else "refused. ") in text and "\n" not in text
-    assert f"Put it at {folder}/" in text and text.endswith(" by hand.")
+    assert f"Put the file at {folder}/" in text and text.endswith(" by hand.")
     assert not [p for p in tmp_path.rglob("*") if p.is_file()]
 
 
@@ -377,6 +369,6 @@ def test_a_broken_archive(tmp_path):
     for content in (b"no archive", whole.read_bytes()[:-300], gzip.compress(plain[:50_000]), b""):
         archive = tmp_path / "broken.tar.gz"
         archive.write_bytes(content)
-        with pytest.raises(UserError, match=r"^Cannot unpack .* remove it; then it is fetched again\.$"):
+        with pytest.raises(UserError, match=r"^Cannot unpack .* Remove the file to download it again\.$"):
             unpack(archive, tmp_path / "folder")
         assert sorted(p.name for p in tmp_path.iterdir()) == ["broken.tar.gz", "whole.tar.gz"]

@@ -12,9 +12,9 @@ from litgpt.__main__ import main
 from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import data_problems
-from litgpt.data.forms import recognise, to_row
+from litgpt.data.forms import recognize, to_row
 from litgpt.data.lost import Lookup
-from litgpt.data.tokens import TRAINED
+from litgpt.data.tokens import IN_LOSS
 from litgpt.text.chat_template import ChatTemplate
 from litgpt.text.prompts import STYLE_FILE, chat_templates, chatml, checkpoint_template, choose_style, load_style
 from litgpt.text.tokenizer import Tokenizer
@@ -217,7 +217,7 @@ def test_chatml_shows_tools_as_qwen_does(real_data):
     """The same text as Qwen's own template, which `transformers` renders."""
     folder = real_data / "tokenizers" / "qwen2.5"
     theirs, ours = AutoTokenizer.from_pretrained(folder), chatml(folder)
-    rows = [to_row(fields, recognise(fields, "row"), "row") for fields in glaive(real_data)[:40]]
+    rows = [to_row(fields, recognize(fields, "row"), "row") for fields in glaive(real_data)[:40]]
     wanted = [
         conversation("Be kind.", "", call(), call()),
         conversation("Be kind.", "Let me see.", call()),
@@ -348,7 +348,7 @@ def test_no_prompt_is_trained_where_the_stop_token_stands_at_the_end(template, e
 
 def trained(loaded: TokenizedDataset, tokenizer: Tokenizer) -> str:
     ids, marks = loaded.train.row(0)
-    return tokenizer.decode(ids[(marks & TRAINED).bool()].tolist(), skip_special=False)
+    return tokenizer.decode(ids[(marks & IN_LOSS).bool()].tolist(), skip_special=False)
 
 
 @pytest.mark.parametrize("trained_on", [None, "all"])

@@ -21,7 +21,7 @@ from litgpt import Tokenizer
 from litgpt.__main__ import main
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch, steps_of_rows
-from litgpt.data.tokens import TRAINED
+from litgpt.data.tokens import IN_LOSS
 from litgpt.model import attention, linear, norm
 from litgpt.train.loss import LossModel
 from litgpt.train.schedule import learning_rate
@@ -91,7 +91,7 @@ def reference(
         for i, number in enumerate(numbers):
             row, marks = rows.row(number)
             ids[i, : len(row)], mask[i, : len(row)] = row.long(), 1
-            labels[i, : len(row)] = torch.where((marks & TRAINED).bool(), row.long(), -100)
+            labels[i, : len(row)] = torch.where((marks & IN_LOSS).bool(), row.long(), -100)
         logits = model(input_ids=ids, attention_mask=mask).logits
         loss = F.cross_entropy(logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
         curve.append(float(loss))
@@ -290,7 +290,7 @@ def test_dropout_and_seed(llama, files, tmp_path):
 def test_tokenizing_is_shown_and_its_file_is_for_everybody(llama, files, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("litgpt.train.progress.SECONDS", 0)
-    monkeypatch.setattr("litgpt.data.base.AT_ONCE", 20)
+    monkeypatch.setattr("litgpt.data.render.AT_ONCE", 20)
     before = os.umask(0o022)
     try:
         finetune(llama, files, tmp_path / "a folder", "--train.max_steps", 1)

@@ -190,7 +190,7 @@ def test_a_data_set_that_does_not_come(kind, server, tmp_path, monkeypatch):
     server.answers["/" + kind.replace(" ", "")] = answers[kind]
     url = f"http://me:{SECRET}@{server.address}/{kind.replace(' ', '')}"
     began = time.monotonic()
-    with pytest.raises(UserError, match=f"Cannot fetch .*{server.address}") as e:
+    with pytest.raises(UserError, match=f"Cannot download .*{server.address}") as e:
         fetch(url, tmp_path / "rows.json", hint="")
     assert SECRET not in str(e.value) and time.monotonic() - began < 3 and not list(tmp_path.iterdir())
 

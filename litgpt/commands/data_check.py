@@ -12,11 +12,11 @@ from rich.text import Text
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
-from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import check_ids, data_problems, duplicates, histogram
 from litgpt.data.lost import EARLIER
-from litgpt.data.tokens import TRAINED
+from litgpt.data.named import or_alpaca
+from litgpt.data.tokens import IN_LOSS
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import TrainArgs
 from litgpt.train.run import row_limit
@@ -30,17 +30,17 @@ def main(
     show: int = 3,
     **finetune: Any,
 ) -> None:
-    """Look at the data of a finetune before the money is spent: rows, tokens, duplicates, and what is trained.
+    """Check the data of a finetuning run before you start it: rows, tokens, duplicates, and target tokens.
 
-    Takes the config and the options of a finetune; those that do not concern the data change nothing. Exits with 1
-    when the data would spoil the run.
+    Takes the config and the options of a finetuning command. Options that do not concern the data have no effect. Exits
+    with 1 if it finds a problem.
 
     Args:
         checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
         data: The rows, for example JSON with --data.json_path FILE.
-        train: How long, how much at a time, and how fast to learn.
-        json: Print one JSON object and nothing else.
-        show: How many rows to show, with their trained tokens marked.
+        train: Length, batch size, and learning rate of the run.
+        json: Print the report as a JSON object.
+        show: Number of rows to show, with their target tokens marked.
     """
     data = or_alpaca(data)
     checkpoint = open_checkpoint(find_folder(checkpoint_dir))
@@ -77,7 +77,7 @@ def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
                     for name, rows in sets.items()
                 },
                 "duplicates": asdict(duplicates(loaded)),
-                "harm": problems,
+                "problems": problems,
             },
             indent=2,
         )
@@ -87,60 +87,60 @@ def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
 def print_report(
     console: Console, loaded: TokenizedDataset, tokenizer: Tokenizer, limit: int, show: int, problems: list[str]
 ) -> None:
-    def say(name: str, text: str) -> None:
+    def line(name: str, text: str) -> None:
         console.print(f"{name:17} {text}", markup=False)
 
     counts = loaded.counts
     forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
-    say("rows", f"{counts.rows:,} read: {forms}")
-    say("prompt style", loaded.style.name)
-    say("trained", "the answers" if loaded.mask_prompt else "prompts and answers")
-    say("limit", f"{limit:,} tokens: {counts.cut:,} cut, {counts.too_long:,} dropped")
-    say(
-        "left out",
-        f"{counts.untrained:,} without a trained token, {counts.bad:,} bad, {counts.left_out:,} by their label",
+    line("rows", f"{counts.rows:,} read: {forms}")
+    line("prompt style", loaded.style.name)
+    line("trained on", "the answers" if loaded.mask_prompt else "prompts and answers")
+    line("limit", f"{limit:,} tokens: {counts.truncated:,} truncated, {counts.too_long:,} dropped")
+    line(
+        "skipped",
+        f"{counts.no_targets:,} without a target token, {counts.bad:,} bad, {counts.skipped:,} by their label",
     )
     for name, rows in (("training", loaded.train), ("validation", loaded.val)):
         if len(rows):
-            say(
+            line(
                 name,
                 f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}, "
-                f"{rows.trained_share():.1%} trained",
+                f"{rows.trained_share():.1%} trained on",
             )
     found = duplicates(loaded)
-    say(
+    line(
         "duplicates",
-        f"{found.train:,} in training, {found.val:,} in validation, {found.across:,} of validation in training",
+        f"{found.train:,} in training, {found.val:,} in validation, {found.across:,} in both",
     )
     bars = histogram(loaded.train)
     for start, end, n in bars:
-        say(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
+        line(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
     if counts.lost.get(EARLIER):
-        say("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
+        line("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
     if loaded.counts.no_stop:
-        say("note", f"{counts.no_stop:,} rows train no stop token (cut rows lose theirs)")
+        line("note", f"{counts.no_stop:,} rows train no stop token (truncated rows lose theirs)")
     for i in range(min(show, len(loaded.train))):
         console.rule(
-            f"row {i + 1}: trained tokens are " + ("green" if console.is_terminal else "in [[ ]]"), align="left"
+            f"row {i + 1}: target tokens are " + ("green" if console.is_terminal else "in [[ ]]"), align="left"
         )
         console.print(marked_row(loaded, tokenizer, i, console.is_terminal))
     console.rule()
     for problem in problems:
-        console.print(f"HARM: {problem}", markup=False, style="bold red")
+        console.print(f"ERROR: {problem}", markup=False, style="bold red")
     if not problems:
-        console.print("Nothing here would spoil a run.", markup=False)
+        console.print("No problems found.", markup=False)
 
 
-def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, colour: bool) -> Text:
-    """A row as text, special tokens included, with the runs of trained tokens marked."""
-    ids, marks = loaded.train.row(i)
-    trained = (marks & TRAINED).bool().tolist()
+def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, color: bool) -> Text:
+    """A row as text, including special tokens, with its target tokens marked."""
+    ids, mask = loaded.train.row(i)
+    in_loss = (mask & IN_LOSS).bool().tolist()
     text, start = Text(), 0
     for end in range(1, len(ids) + 1):
-        if end == len(ids) or trained[end] != trained[start]:
+        if end == len(ids) or in_loss[end] != in_loss[start]:
             run = tokenizer.decode(ids[start:end].tolist(), skip_special=False)
-            if trained[start]:
-                text.append(run if colour else f"[[{run}]]", style="green")
+            if in_loss[start]:
+                text.append(run if color else f"[[{run}]]", style="green")
             else:
                 text.append(run, style="dim")
             start = end

@@ -1,6 +1,6 @@
-"""Batches without padding: rows laid end to end, each a document of its own.
+"""Batches without padding: rows end to end, each with its own attention.
 
-Shapes: T tokens of all rows of a micro-batch.
+Shapes: T is the number of tokens in all rows of a micro-batch.
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,7 +9,7 @@ from typing import Protocol
 
 import torch
 
-UNTRAINED = -100  # the target of a token whose successor is not trained
+UNTRAINED = -100  # the target of a token whose successor is not in the loss
 
 
 @dataclass
@@ -18,9 +18,9 @@ class Batch:
 
     Args:
         ids: (1, T), int64
-        targets: (1, T), int64: the token that follows in the same row, or `UNTRAINED`.
-        documents: The length of each row.
-        n_trained: Targets that are trained.
+        targets: (1, T), int64: the next token in the same row, or `UNTRAINED`.
+        seqlens: The length of each row.
+        n_target_tokens: The number of targets that are not `UNTRAINED`.
     """
 
     ids: torch.Tensor
@@ -30,7 +30,7 @@ class Batch:
 
     def to(self, device: torch.device) -> "Batch":
         ids, targets = self.ids, self.targets
-        if device.type == "cuda":  # else the copy would wait for the work that the device has
+        if device.type == "cuda":  # a copy from pageable memory would wait for the device
             ids, targets = (t.pin_memory().to(device, non_blocking=True) for t in (ids, targets))
         else:
             ids, targets = ids.to(device), targets.to(device)
@@ -38,7 +38,7 @@ class Batch:
 
 
 class Rows(Protocol):
-    """Rows, or packs of them, by number. `lengths` are in tokens, int64."""
+    """Rows, or packs of rows, by number. `lengths` are in tokens, int64."""
 
     lengths: torch.Tensor
 
@@ -50,10 +50,10 @@ class Rows(Protocol):
 
 
 def steps_of_rows(n_rows: int, rows_per_step: int, epochs: int | None, seed: int) -> Iterator[list[int]]:
-    """The row numbers of each optimizer step: every epoch in an order of its own, no row left out.
+    """The row numbers of each optimizer step. Every epoch has all rows, in its own order.
 
-    A step may begin in one epoch and end in the next; only the last one may be smaller. The order depends on the seed
-    and nothing else.
+    A step may start in one epoch and end in the next. Only the last step may be smaller. The order depends on the seed
+    alone.
     """
     waiting: list[int] = []
     epoch = 0
@@ -69,19 +69,18 @@ def steps_of_rows(n_rows: int, rows_per_step: int, epochs: int | None, seed: int
 
 
 def micro_batches(rows: Sequence[int], size: int, rank: int = 0, world_size: int = 1) -> list[list[int]]:
-    """This rank's share of a step, `size` rows at a time. Every rank gets as many, the last of them may be empty."""
-    mine = list(rows[rank::world_size])
+    """This rank's share of a step, `size` rows at a time. All ranks get the same number; the last may be empty."""
+    share = list(rows[rank::world_size])
     count = -(-len(rows) // (size * world_size))
-    return [mine[i * size : (i + 1) * size] for i in range(count)]
+    return [share[i * size : (i + 1) * size] for i in range(count)]
 
 
 class PackedRows:
-    """Packs of rows, in the place of rows: what `TokenizedRows` offers to the loop, with packs as its units. Rows of a
-    pack stay documents of their own.
+    """Packs of rows, with the interface of rows. Rows of a pack keep their own attention.
 
     Args:
         rows: The rows.
-        capacity: Tokens that a pack holds at most.
+        capacity: Maximum number of tokens in a pack.
     """
 
     def __init__(self, rows: Rows, capacity: int) -> None:
@@ -100,13 +99,13 @@ class PackedRows:
 
 
 def best_fit(lengths: Sequence[int], capacity: int) -> list[list[int]]:
-    """Rows put into packs of at most `capacity` tokens: the longest first, each into the pack that it fills best.
+    """Best-fit decreasing bin packing: the longest rows first, each into the fullest pack that has room.
 
     Returns:
-        The row numbers of each pack. A row of more than `capacity` tokens has a pack of its own.
+        The row numbers of each pack. A row of more than `capacity` tokens has its own pack.
     """
-    room: list[list[list[int]]] = [[] for _ in range(capacity + 1)]  # by free tokens: the packs that have so many
-    some = 0  # a bit for each number of free tokens that some pack has
+    room: list[list[list[int]]] = [[] for _ in range(capacity + 1)]  # packs by their number of free tokens
+    some = 0  # a bit for each number of free tokens that a pack has
     packs = []
     for row in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
         length = min(lengths[row], capacity)

@@ -1,4 +1,4 @@
-"""Fetching the files of a data set, once."""
+"""Downloads of data sets."""
 
 import os
 import shutil
@@ -15,20 +15,20 @@ from litgpt.storage.outputs import new_folder
 
 
 def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -> Path:
-    """The file `target`, fetched from `url` unless it is there already. It appears whole or not at all.
+    """Download `url` to `target`, unless that exists. The file appears complete or not at all.
 
     Args:
-        url: Where it is published.
-        target: Where it is kept.
-        token: For a server that wants to know who asks; it is sent to no other one.
-        hint: A sentence for the message if the file cannot be fetched.
+        url: The address.
+        target: The path of the file.
+        token: Access token, sent to this server only.
+        hint: A sentence for the error message.
 
     Raises:
-        UserError: it cannot be fetched; the message says where to put it by hand.
+        UserError: The download failed. The message says where to put the file by hand.
     """
     if target.is_file():
         return target
-    remark(f"fetching {url} to {target}")
+    remark(f"downloading {url} to {target}")
     part: Optional[Path] = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -41,7 +41,7 @@ def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -
         os.replace(part, target)
     except (OSError, HTTPException, ValueError) as e:
         raise UserError(
-            f"Cannot fetch {url}: {reason_of(e)}. {hint}{' ' if hint else ''}Put it at {target} by hand."
+            f"Cannot download {url}: {reason_of(e)}. {hint}{' ' if hint else ''}Put the file at {target} by hand."
         ) from e
     finally:
         if part is not None:
@@ -50,21 +50,21 @@ def fetch(url: str, target: Path, token: Optional[str] = None, hint: str = "") -
 
 
 def hub_url(repository: str, file: str) -> str:
-    """Where a file of a data set lies on the Hugging Face hub, or on the one that `HF_ENDPOINT` names."""
+    """The URL of a data set's file on the Hugging Face hub, or on the hub that `HF_ENDPOINT` names."""
     endpoint = os.environ.get("HF_ENDPOINT") or "https://huggingface.co"
     return f"{endpoint.rstrip('/')}/datasets/{repository}/resolve/main/{file}"
 
 
 def placed(folder: Path, stem: str) -> Optional[Path]:
-    """The file of that name that somebody put into `folder`, if any."""
+    """The file of that name in `folder`, if any."""
     return next((p for end in (".parquet", ".json", ".jsonl") if (p := folder / (stem + end)).is_file()), None)
 
 
 def unpack(archive: Path, folder: Path) -> Path:
-    """The folder with the files of a .tar.gz archive, unpacked unless it is there already. Links are passed over.
+    """Unpack a .tar.gz archive into `folder`, unless that exists. Links are skipped.
 
     Raises:
-        UserError: the archive is broken, or a name in it leads out of the folder.
+        UserError: The archive is broken, or has a file outside the folder.
     """
     if folder.is_dir():
         return folder
@@ -74,12 +74,12 @@ def unpack(archive: Path, folder: Path) -> Path:
             for member in tar:
                 target = (temporary / member.name).resolve()
                 if not target.is_relative_to(temporary.resolve()):
-                    raise UserError(f"{archive} is not safe: its file {member.name!r} would lie outside {folder}.")
+                    raise UserError(f"{archive} is not safe: its file {member.name!r} is outside {folder}.")
                 source = tar.extractfile(member) if member.isfile() else None
                 if source is not None:
                     target.parent.mkdir(parents=True, exist_ok=True)
                     with open(target, "wb") as f:
                         shutil.copyfileobj(source, f, 1 << 20)
     except (tarfile.TarError, OSError, EOFError, zlib.error) as e:
-        raise UserError(f"Cannot unpack {archive}: {e}. If it is broken, remove it; then it is fetched again.") from e
+        raise UserError(f"Cannot unpack {archive}: {e}. Remove the file to download it again.") from e
     return folder

@@ -1,6 +1,6 @@
-"""The forms that a row of a data set may have, recognised from its keys, and their way into messages."""
+"""The forms of a row, recognized by their keys, and how each becomes a conversation."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from itertools import takewhile
 from typing import Any, Optional, Union
@@ -23,41 +23,45 @@ EXAMPLES = {
     "messages": '{"messages": [{"role": "user", "content": "..."}, {"role": "assistant", "content": "..."}]}',
     "conversations": '{"conversations": [{"from": "human", "value": "..."}, {"from": "gpt", "value": "..."}]}',
 }
-TEXTS = ("name", "tool_call_id")  # fields of a message that must be text
-READ = ("role", "from", "content", "value", "tool_calls", "function_call", "weight", "train")  # by `message` itself
-SHARED = ("system", "tools", "input", "context", *REASONING)  # what a conversation of any form may have beside it
+TEXTS = ("name", "tool_call_id")  # fields of a message that must be strings
+READ = ("role", "from", "content", "value", "tool_calls", "function_call", "weight", "train")  # read by `message`
+SHARED = ("system", "tools", "input", "context", *REASONING)  # keys that a conversation of any form may have
+SKIP = "skip such rows with --data.on_bad_row skip."
+
+Fields = Mapping[str, Any]
+Messages = list[dict[str, Any]]
 
 
 @dataclass
 class Row:
-    """A conversation that ends with the assistant, or a plain text.
+    """A conversation that ends with the assistant, or a text.
 
     Args:
-        messages: Each has `role` (system, user, assistant or tool) and `content`, a text. A user's message may have
-            `input`, a text that belongs to it; an assistant's may have `tool_calls` in OpenAI's form, with the
-            arguments as an object. Any message may have `train`, true or false, and further fields as the file has
-            them. An assistant's message with `_context` belongs to the prompt.
-        tools: What the assistant may call, as the file has it.
-        text: Instead of messages, a plain text, all of it trained.
+        messages: Each has `role` (system, user, assistant, or tool) and `content`, a string. A user message may have
+            `input`, a string. An assistant message may have `tool_calls` in OpenAI's format, with the arguments as an
+            object, and `_context` if it is part of the prompt. Any message may have `train`, true or false, and
+            further fields of the file.
+        tools: The tools that the assistant may call, as in the file.
+        text: A text in place of messages. All of it is trained on.
     """
 
-    messages: list[dict[str, Any]]
+    messages: Messages
     tools: Optional[list[Any]] = None
     text: Optional[str] = None
 
 
 @dataclass(frozen=True)
 class Form:
-    """How a form of rows is recognised and read.
+    """How a form is recognized and read.
 
     Args:
-        keys: What a row of this form must have; `a|b` is satisfied by either key.
-        read: Makes the messages of an object that has these keys, or its text; None if the row is to be skipped.
-        also: Further keys that `read` reads, beside those that every conversation may have.
+        keys: The keys of a row of this form; `a|b` means either.
+        read: Returns the messages of a row with these keys, its text, or None to skip the row.
+        also: Further keys that `read` uses, besides those that every conversation may have.
     """
 
     keys: tuple[str, ...]
-    read: Callable[[Mapping[str, Any], str], Union[list[dict[str, Any]], str, None]]
+    read: Callable[[Fields, str], Union[Messages, str, None]]
     also: tuple[str, ...] = ()
 
     def lacking(self, present: Any) -> list[str]:
@@ -65,19 +69,19 @@ class Form:
 
     def uses(self, key: str) -> bool:
         """Whether a row of this form is made from this key."""
-        own = [k for several in self.keys for k in several.split("|")]
+        own = "|".join(self.keys).split("|")
         return key in (*own, *self.also) or (own != ["text"] and key in SHARED)
 
 
-def recognise(fields: Any, where: str) -> str:
-    """The name of the form of a row. A key whose value is null counts only where no form is found without it.
+def recognize(fields: Any, where: str) -> str:
+    """The name of a row's form. A key whose value is null counts only if no form is found without it.
 
     Args:
         fields: The row, with its keys renamed.
-        where: Where it stands, as `read_rows` says it; the error begins with it.
+        where: The position of the row, as `read_rows` gives it. Errors start with it.
 
     Raises:
-        UserError: the row is of no known form; its keys and the known forms with theirs are shown.
+        UserError: The row has no known form. The message lists its keys and the known forms.
     """
     check_object(fields, where, "instruction and output")
     filled = {key for key, value in fields.items() if value is not None}
@@ -88,39 +92,36 @@ def recognise(fields: Any, where: str) -> str:
     hint = next((h for k in fields if k not in KEYS and (h := nearest(str(k), KEYS))), "")
     known = "; ".join(f"{name} ({', '.join(form.keys)})" for name, form in FORMS.items())
     raise UserError(
-        f"{where}, is of no known form; it has {key_names(fields)}.{hint} The forms are: {known}. "
-        "--data.columns says which of the file's keys stands for which of these."
+        f"{where}, has no columns that litgpt recognizes. Found: {key_names(fields)}.{hint} Known formats: {known}. "
+        "Map the columns of the file to these with --data.columns."
     )
 
 
 def to_row(fields: Any, form: str, where: str, columns: Optional[Mapping[str, str]] = None) -> Optional[Row]:
-    """A row of the file as a conversation or a text.
+    """A row of a file as a conversation or a text.
 
     Args:
-        fields: The row as the file has it.
-        form: A name of `FORMS`.
-        where: Where it stands, as `read_rows` says it; errors begin with it.
+        fields: The row as in the file.
+        form: A name in `FORMS`.
+        where: The position of the row, as `read_rows` gives it. Errors start with it.
         columns: As for `rename`.
 
     Returns:
-        The row; None if it is meant to be left out, as its `label` is false.
+        The row, or None if its `label` is false.
 
     Raises:
-        UserError: the row is not of that form, or a text in it cannot be trained.
+        UserError: The row does not have that form, or a text in it cannot be used.
     """
     if form not in FORMS:
-        raise UserError(f"There is no form {form!r}; the forms are {', '.join(FORMS)}.{nearest(form, FORMS)}")
-    needed = " and ".join(key.split("|")[0] for key in FORMS[form].keys)
-    check_object(fields, where, needed)
+        raise UserError(f"--data.format {form} is not known. Choose from {', '.join(FORMS)}.{nearest(form, FORMS)}")
+    check_object(fields, where, " and ".join(key.split("|")[0] for key in FORMS[form].keys))
     if columns:
         fields = rename(fields, columns, where)
-    missing = FORMS[form].lacking(fields)
-    if missing:
-        raise UserError(f"{where}, lacks {' and '.join(missing)}; it has {key_names(fields)}.")
+    check_keys(fields, form, where)
     unused = [key for key in columns or () if fields.get(key) is not None and not FORMS[form].uses(key)]
     if unused:
         raise UserError(
-            f"--data.columns {unused[0]}: rows of the form {form} do not use it. Remove it from the mapping."
+            f"--data.columns {unused[0]}: the {form} format has no such column. Remove it from the mapping."
         )
     made = FORMS[form].read(fields, where)
     if isinstance(made, str):
@@ -129,87 +130,91 @@ def to_row(fields: Any, form: str, where: str, columns: Optional[Mapping[str, st
 
 
 def rename(fields: Any, columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """The fields of a row under the keys that the forms know.
+    """The fields of a row under the keys of the forms.
 
     Args:
-        fields: The row as the file has it.
-        columns: The file's key for keys of the forms, as {"instruction": "question", "output": "answer"}.
-        where: Where the row stands.
+        fields: The row as in the file.
+        columns: Maps keys of the forms to keys of the file, such as {"instruction": "question", "output": "answer"}.
+        where: The position of the row.
 
     Raises:
-        UserError: the row lacks such a key, or no form has a key that is to be filled.
+        UserError: The row lacks such a key, or no form has a key of `columns`.
     """
     check_object(fields, where, " and ".join(columns.values()))
     renamed = {key: value for key, value in fields.items() if key not in columns.values()}
     for ours, theirs in columns.items():
         if ours not in KEYS:
             hint = nearest(ours, KEYS)
-            raise UserError(f"--data.columns {ours}: no form has this key; choose from {', '.join(KEYS)}.{hint}")
+            raise UserError(f"--data.columns {ours}: no format has this column. Choose from {', '.join(KEYS)}.{hint}")
         if theirs not in fields:
             raise UserError(
-                f"{where}, lacks {theirs}, which --data.columns names for {ours}; it has {key_names(fields)}."
+                f"{where}, is missing {theirs}, which --data.columns maps to {ours}. Found: {key_names(fields)}."
                 f"{nearest(theirs, map(str, fields))}"
             )
         renamed[ours] = fields[theirs]
     return renamed
 
 
-def read_alpaca(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    output = text_of(fields, "output" if "output" in fields else "response", where)
-    return turn(text_of(fields, "instruction", where), output)
-
-
-def turn(prompt: str, answer: str) -> list[dict[str, Any]]:
+def turn(prompt: str, answer: str) -> Messages:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
-def read_history(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def pair(prompt: str, *answers: str) -> Callable[[Fields, str], Messages]:
+    """A reader of one turn: the prompt, and the first of the answers that the row has."""
+
+    def read(fields: Fields, where: str) -> Messages:
+        answer = next(key for key in answers if key in fields)
+        return turn(text_of(fields, prompt, where), text_of(fields, answer, where))
+
+    return read
+
+
+read_alpaca = pair("instruction", "output", "response")
+
+
+def read_history(fields: Fields, where: str) -> Messages:
     messages = []
-    for i, pair in enumerate(list_of(fields, "history", where), 1):
-        if not isinstance(pair, list) or len(pair) != 2:
-            raise UserError(f"{where}, has history whose turn {i} is not a list of two texts, a prompt and its answer.")
-        for content in pair:
+    for i, texts in enumerate(list_of(fields, "history", where), 1):
+        if not isinstance(texts, list) or len(texts) != 2:
+            raise UserError(f"{where}, has history whose turn {i} is not a list of two strings, prompt and answer.")
+        for content in texts:
             check_text(content, f"turn {i} of history", where)
-        messages += turn(*pair)
+        messages += turn(*texts)
     return messages + read_alpaca(fields, where)
 
 
-def read_question_answer(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
-    return turn(text_of(fields, "question", where), text_of(fields, "answer", where))
-
-
-def read_prompt_completion(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def read_prompt_completion(fields: Fields, where: str) -> Messages:
     return as_context(as_messages(fields["prompt"], "prompt", "user", where)) + answer(fields, "completion", where)
 
 
-def read_messages(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def read_messages(fields: Fields, where: str) -> Messages:
     key = "messages" if fields.get("messages") is not None else "conversations"
     if not (values := list_of(fields, key, where)):
-        raise UserError(f"{where}, has no messages in {key}. Its form is {EXAMPLES[key]}.")
+        raise UserError(f"{where}, has no messages in {key}. Expected {EXAMPLES[key]}.")
     return as_messages(values, key, "user", where)
 
 
-def read_preference(fields: Mapping[str, Any], where: str) -> list[dict[str, Any]]:
+def read_preference(fields: Fields, where: str) -> Messages:
     chosen = answer(fields, "chosen", where)
     if fields.get("prompt") is not None:
         before = as_messages(fields["prompt"], "prompt", "user", where)
-    elif any(fields.get(key) is not None for key in ("messages", "conversations")):
+    elif has_messages(fields):
         before = read_messages(fields, where)
     elif chosen[0]["role"] == "assistant":
-        raise UserError(f"{where}, lacks prompt, messages or conversations; it has {key_names(fields)}.")
+        raise missing(fields, "prompt, messages, or conversations", where)
     else:
         before = []
-    if chosen[0]["role"] == "user":  # the whole conversation
+    if chosen[0]["role"] == "user":  # the complete conversation
         before = [m for m in before[:1] if m["role"] == "system"]
     elif chosen[0]["role"] == "system":
         before = []
     both = [value if isinstance(value, list) else [] for value in (fields["chosen"], fields["rejected"])]
-    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*both)))  # they share a prompt
+    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*both)))  # their common prompt
     n = min(n, len(up_to_answer(chosen, where)) - 1)
     return as_context(before + chosen[:n]) + chosen[n:]
 
 
-def read_label(fields: Mapping[str, Any], where: str) -> Optional[list[dict[str, Any]]]:
+def read_label(fields: Fields, where: str) -> Optional[Messages]:
     key = "label" if fields.get("label") is not None else "kto_tag"
     label = fields.get(key)
     if isinstance(label, str) and label.lower() in ("true", "false"):  # from CSV
@@ -218,21 +223,19 @@ def read_label(fields: Mapping[str, Any], where: str) -> Optional[list[dict[str,
         raise UserError(f"{where}, has {key} {shown(label)}. Expected true (a good answer) or false.")
     if not label:
         return None
-    if any(fields.get(key) is not None for key in ("messages", "conversations")):
+    if has_messages(fields):
         messages = up_to_answer(read_messages(fields, where), where)
         return as_context(messages[:-1]) + messages[-1:]
-    missing = FORMS["prompt_completion"].lacking(fields)
-    if missing:
-        raise UserError(f"{where}, lacks {' and '.join(missing)}; it has {key_names(fields)}.")
+    check_keys(fields, "prompt_completion", where)
     return read_prompt_completion(fields, where)
 
 
-def read_text(fields: Mapping[str, Any], where: str) -> str:
+def read_text(fields: Fields, where: str) -> str:
     check_text(fields["text"], "text", where, at_most=None)
     return fields["text"]
 
 
-FORMS: dict[str, Form] = {  # the order decides
+FORMS: dict[str, Form] = {  # a row has the first form that matches
     "preference": Form(("chosen", "rejected"), read_preference, ("prompt", "messages", "conversations")),
     "label": Form(("messages|conversations|completion", "label|kto_tag"), read_label, ("prompt",)),
     "messages": Form(("messages",), read_messages),
@@ -240,16 +243,18 @@ FORMS: dict[str, Form] = {  # the order decides
     "history": Form(("instruction", "output|response", "history"), read_history),
     "alpaca": Form(("instruction", "output|response"), read_alpaca),
     "prompt_completion": Form(("prompt", "completion"), read_prompt_completion),
-    "question_answer": Form(("question", "answer"), read_question_answer),
+    "question_answer": Form(("question", "answer"), pair("question", "answer")),
     "text": Form(("text",), read_text),
 }
 KEYS = list(dict.fromkeys(k for form in FORMS.values() for key in form.keys for k in key.split("|")))
 KEYS += SHARED
 
 
-def conversation(messages: list[dict[str, Any]], fields: Mapping[str, Any], where: str) -> Row:
-    """The messages as a row, up to the last of the assistant, with what the row has beside them. Reasoning belongs to
-    the last answer, unless that holds it already."""
+def conversation(messages: Messages, fields: Fields, where: str) -> Row:
+    """The messages up to the last answer, with the shared keys of the row.
+
+    Reasoning belongs to the last answer, unless that contains it already.
+    """
     messages = up_to_answer(messages, where)
     texts = {key: fields[key] for key in REASONING if isinstance(fields.get(key), str)}
     thoughts = {key: text for key, text in texts.items() if text.strip() not in messages[-1]["content"]}
@@ -259,86 +264,86 @@ def conversation(messages: list[dict[str, Any]], fields: Mapping[str, Any], wher
     return Row(*with_shared(messages, fields, where))
 
 
-def with_shared(
-    messages: list[dict[str, Any]], fields: Mapping[str, Any], where: str
-) -> tuple[list[dict[str, Any]], Optional[list[Any]]]:
-    """The messages with the `system`, `input` and `context` of a row, and the row's tools.
+def with_shared(messages: Messages, fields: Fields, where: str) -> tuple[Messages, Optional[list[Any]]]:
+    """The messages with the `system`, `input`, and `context` of a row, and the row's tools.
 
-    `input` and `context` belong to the last prompt; in a whole conversation to the first one, unless it holds their
-    text already.
+    `input` and `context` belong to the last prompt. In a conversation they belong to the first one, unless a prompt
+    contains their text already.
     """
     prompts = [m for m in messages if m["role"] == "user"]
-    whole = any(fields.get(key) is not None for key in ("messages", "conversations"))
-    said = "\n".join(m["content"] for m in prompts) if whole else ""
+    in_prompts = "\n".join(m["content"] for m in prompts) if has_messages(fields) else ""
     beside = [key for key in ("input", "context") if fields.get(key) is not None]
-    extra = [text for key in beside if (text := text_of(fields, key, where)).strip() and text.strip() not in said]
+    extra = [text for key in beside if (text := text_of(fields, key, where)).strip() and text.strip() not in in_prompts]
     if extra:
         if not prompts:
-            raise UserError(f"{where}, has input or context, but no message of the user that it could belong to.")
-        prompts[0 if whole else -1]["input"] = "\n\n".join(extra)
+            raise UserError(f"{where}, has input or context, but no user message that it could belong to.")
+        prompts[0 if has_messages(fields) else -1]["input"] = "\n\n".join(extra)
     if fields.get("system"):
         system = text_of(fields, "system", where)
         if messages[0]["role"] != "system":
             messages = [{"role": "system", "content": system}, *messages]
         elif messages[0]["content"] != system:
-            raise UserError(f"{where}, has system and another text in its system message. Leave one of them out.")
+            raise UserError(f"{where}, has system and a different system message. Remove one of them.")
     tools = [parsed(tool) for tool in list_of(fields, "tools", where)]
     check_texts(tools, "tools", where)
     return messages, tools or None
 
 
-def up_to_answer(messages: list[dict[str, Any]], where: str) -> list[dict[str, Any]]:
-    """The messages up to the last of the assistant."""
+def has_messages(fields: Fields) -> bool:
+    return any(fields.get(key) is not None for key in ("messages", "conversations"))
+
+
+def up_to_answer(messages: Messages, where: str) -> Messages:
+    """The messages up to the last answer."""
     n = max((i for i, m in enumerate(messages, 1) if m["role"] == "assistant"), default=0)
     if not n:
-        raise UserError(f"{where}, has no message of the assistant, so nothing could be trained.")
+        raise UserError(f"{where}, has no assistant message, so there is nothing to train on.")
     return messages[:n]
 
 
-def as_context(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The messages of a prompt: answers among them are not trained unless they say so themselves."""
+def as_context(messages: Messages) -> Messages:
+    """The messages of a prompt. Answers among them are not trained on unless their `train` is true."""
     return [{**m, "_context": True} if m["role"] == "assistant" and not m.get("train") else m for m in messages]
 
 
-def answer(fields: Mapping[str, Any], key: str, where: str) -> list[dict[str, Any]]:
-    """The messages under `chosen` or `completion`, one of them the assistant's."""
+def answer(fields: Fields, key: str, where: str) -> Messages:
+    """The messages of `chosen` or `completion`, which must include an answer."""
     messages = as_messages(fields[key], key, "assistant", where)
     if all(m["role"] != "assistant" for m in messages):
-        raise UserError(f"{where}, has {key} without a message of the assistant.")
+        raise UserError(f"{where}, has {key} without an assistant message.")
     return messages
 
 
-def as_messages(value: Any, key: str, role: str, where: str) -> list[dict[str, Any]]:
-    """A text (of `role`), a message or a list of messages, as a list."""
+def as_messages(value: Any, key: str, role: str, where: str) -> Messages:
+    """A string (by `role`), a message, or a list of messages, as a list."""
     if isinstance(value, str):
         check_text(value, key, where)
         return [{"role": role, "content": value}]
     values = [value] if isinstance(value, dict) else value
     if not isinstance(values, list) or not values:
         found = "an empty list" if values == [] else kind(value)
-        raise UserError(f"{where}, has {key} that is {found}; a text or messages are wanted.")
+        raise UserError(f"{where}, has {key} that is {found}. Expected a string or messages.")
     place = "" if key in ("messages", "conversations") else f" of {key}"
     return [message(m, f"{where}, message {i}{place}") for i, m in enumerate(values, 1)]
 
 
 def message(fields: Any, where: str) -> dict[str, Any]:
-    """One message, in OpenAI's spelling (role, content) or ShareGPT's (from, value)."""
+    """A message in OpenAI's format (role, content) or ShareGPT's (from, value)."""
     check_object(fields, where, "role and content")
     role_key = "role" if fields.get("role") is not None else "from"
     content_key = "content" if fields.get("content") is not None else "value"
-    spoken = fields.get(role_key)
-    if spoken is None:
-        raise UserError(f"{where}, lacks role; it has {key_names(fields)}.")
-    role = ROLES.get(spoken.lower()) if isinstance(spoken, str) else None
+    speaker = fields.get(role_key)
+    if speaker is None:
+        raise missing(fields, "role", where)
+    role = ROLES.get(speaker.lower()) if isinstance(speaker, str) else None
     if role is None:
-        hint = nearest(str(spoken), ROLES)
-        known = "user, assistant, system or tool"
-        raise UserError(f"{where}, has {role_key} {shown(spoken)}, which is unknown; {known} is wanted.{hint}")
+        hint = nearest(str(speaker), ROLES)
+        raise UserError(f"{where}, has {role_key} {shown(speaker)}. Expected user, assistant, system, or tool.{hint}")
     content = fields.get(content_key)
     calls: Any = fields.get("tool_calls") or []
-    if fields.get("function_call"):  # OpenAI's older spelling
+    if fields.get("function_call"):  # OpenAI's older format
         calls = [fields["function_call"]]
-    if spoken.lower() in ("function_call", "tool_call"):
+    if speaker.lower() in ("function_call", "tool_call"):
         calls, content = parsed(content), ""
         calls = calls if isinstance(calls, list) else [calls]
     elif isinstance(content, list):
@@ -346,46 +351,44 @@ def message(fields: Any, where: str) -> dict[str, Any]:
     elif content is None and calls:
         content = ""
     if content is None and not {"content", "value"} & fields.keys():
-        raise UserError(f"{where}, lacks content; it has {key_names(fields)}.")
+        raise missing(fields, "content", where)
     check_text(content, "content" if "content" in fields else content_key, where)
     made: dict[str, Any] = {"role": role, "content": content}
     if calls:
         if not isinstance(calls, list):
-            raise UserError(f"{where}, has tool_calls that is {kind(calls)} and not a list.")
+            raise UserError(f"{where}, has tool_calls that is {kind(calls)}, not a list.")
         made["tool_calls"] = [tool_call(call, where) for call in calls]
         check_texts(made["tool_calls"], "tool_calls", where)
-    beside = {str(key): value for key, value in fields.items() if key not in READ and value is not None}
-    for key, value in beside.items():
-        check_texts(value, key, where)
-        if key in TEXTS:
-            check_text(value, key, where)
-    made |= beside
-    for key in ("weight", "train"):
+    for key, value in fields.items():
+        if key not in READ and value is not None:
+            check_texts(value, key, where)
+            if key in TEXTS:
+                check_text(value, key, where)
+            made[str(key)] = value
+    for key, expected in (("weight", "0 or 1"), ("train", "true or false")):
         if (value := fields.get(key)) is not None:
             if value not in (0, 1):
-                wanted = "0 or 1" if key == "weight" else "true or false"
-                raise UserError(f"{where}, has {key} {shown(value)}; {wanted} is wanted.")
+                raise UserError(f"{where}, has {key} {shown(value)}. Expected {expected}.")
             made["train"] = bool(value)
     return made
 
 
 def text_part(part: Any, where: str) -> str:
-    """The text of a part of a content."""
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         found = f"of type {part.get('type')!r}" if isinstance(part, dict) else kind(part)
         raise UserError(
-            f"{where}, has a part of its content that is {found}; only "
-            '{"type": "text", "text": "..."} is known. Leave such rows out (--data.on_bad_row skip).'
+            f'{where}, has a part of its content that is {found}. Only {{"type": "text", "text": "..."}} is supported. '
+            f"Remove it, or {SKIP}"
         )
     return part["text"]
 
 
 def tool_call(call: Any, where: str) -> dict[str, Any]:
-    """A call in OpenAI's form, with the arguments as an object where they are one."""
+    """A call in OpenAI's format. Arguments that are the JSON of an object are parsed."""
     function = call.get("function") or call if isinstance(call, dict) else None
     if not isinstance(function, dict) or not isinstance(function.get("name"), str):
         raise UserError(
-            f"{where}, has a tool call {shown(call)}; its form is "
+            f"{where}, has a tool call {shown(call)}. Expected "
             '{"function": {"name": "...", "arguments": {...}}} or {"name": "...", "arguments": {...}}.'
         )
     arguments = function.get("arguments")
@@ -395,7 +398,7 @@ def tool_call(call: Any, where: str) -> dict[str, Any]:
 
 
 def parsed(value: Any) -> Any:
-    """The list or object that a text of JSON holds; anything else as it is."""
+    """The list or object in a JSON string. Other values are returned as they are."""
     if isinstance(value, str):
         try:
             inner = parse_json(value)
@@ -405,69 +408,69 @@ def parsed(value: Any) -> Any:
     return value
 
 
-def list_of(fields: Mapping[str, Any], key: str, where: str) -> list[Any]:
-    """A list, or the JSON of one as CSV files have it; empty where the key is missing or null."""
+def list_of(fields: Fields, key: str, where: str) -> list[Any]:
+    """A list, or the JSON of one, as in CSV files. Empty if the key is missing or null."""
     value = fields.get(key)
     if value is None or value == "":
         return []
     value = parsed(value)
     if not isinstance(value, list):
-        raise UserError(f"{where}, has {key} {shown(value)}, which is {kind(value)} and not a list.")
+        raise UserError(f"{where}, has {key} {shown(value)}, which is {kind(value)}, not a list.")
     return value
 
 
-def text_of(fields: Mapping[str, Any], key: str, where: str) -> str:
+def text_of(fields: Fields, key: str, where: str) -> str:
     check_text(fields[key], key, where)
     return fields[key]
 
 
 def check_text(value: Any, key: str, where: str, at_most: Optional[int] = MAX_CHARACTERS) -> None:
-    """Raises:
-    UserError: the value is not text, or a text that no tokenizer takes or that is beyond all measure.
-    """
-    remedy = "Mend the row; --data.on_bad_row skip leaves such rows out."
+    """Raise `UserError` if the value is not a string, is too long, or has characters that no tokenizer accepts."""
     if not isinstance(value, str):
-        raise UserError(f"{where}, has {key} {shown(value)}, which is {kind(value)} and not text.")
+        raise UserError(f"{where}, has {key} {shown(value)}, which is {kind(value)}, not a string.")
     if at_most and len(value) > at_most:
-        remedy = "--data.on_bad_row skip leaves such rows out."
-        raise UserError(f"{where}, has {key} of {len(value):,} characters, more than {at_most:,}. {remedy}")
+        raise UserError(
+            f"{where}, has {key} of {len(value):,} characters. The limit is {at_most:,}. Shorten it, or {SKIP}"
+        )
     if "\0" in value:
-        raise UserError(f"{where}, has {key} with a NUL character (character {value.index(chr(0)) + 1}). {remedy}")
+        raise UserError(f"{where}, has {key} with a NUL character (character {value.index(chr(0)) + 1}).")
     try:
         value.encode()
     except UnicodeEncodeError as e:
-        raise UserError(
-            f"{where}, has {key} with half a surrogate pair (character {e.start + 1}), which is no text. {remedy}"
-        ) from e
+        raise UserError(f"{where}, has {key} with an unpaired surrogate (character {e.start + 1}).") from e
 
 
 def check_texts(value: Any, key: str, where: str) -> None:
-    """Check every text in nested lists and objects."""
-    for text in texts_in(value):
-        check_text(text, key, where)
-
-
-def texts_in(value: Any) -> Iterator[str]:
+    """Check every string in nested lists and objects."""
     waiting = [value]
     while waiting:
         value = waiting.pop()
         if isinstance(value, str):
-            yield value
+            check_text(value, key, where)
         elif isinstance(value, dict):
             waiting += [*value, *value.values()]
         elif isinstance(value, list):
             waiting += value
 
 
-def check_object(value: Any, where: str, wanted: str) -> None:
+def check_object(value: Any, where: str, expected: str) -> None:
     if not isinstance(value, dict):
-        example = EXAMPLES.get(wanted.split()[0])
+        example = EXAMPLES.get(expected.split()[0])
         form = f" (as {example})" if example else ""
-        raise UserError(f"{where}, is {kind(value)}, not an object with {wanted}{form}.")
+        raise UserError(f"{where}, is {kind(value)}, not an object with {expected}{form}.")
 
 
-def key_names(fields: Mapping[str, Any]) -> str:
-    """The keys, in one line of bearable length."""
+def check_keys(fields: Fields, form: str, where: str) -> None:
+    if lacking := FORMS[form].lacking(fields):
+        raise missing(fields, " and ".join(lacking), where)
+
+
+def missing(fields: Fields, keys: str, where: str) -> UserError:
+    return UserError(f"{where}, is missing {keys}. Found: {key_names(fields)}.")
+
+
+def key_names(fields: Fields) -> str:
+    """The keys, in one line of limited length."""
     names = [" ".join(str(key)[:40].split()) for key in list(fields)[:20]]
     return ", ".join(names + ["..."] * (len(fields) > 20)) or "no keys"
 

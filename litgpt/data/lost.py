@@ -1,4 +1,4 @@
-"""What a prompt style does not show of a conversation."""
+"""Parts of a conversation that a prompt style does not show."""
 
 import json
 from collections.abc import Callable, Mapping, Sequence
@@ -7,14 +7,14 @@ from typing import Any, Optional
 from litgpt.errors import UserError
 from litgpt.text.chat_template import REASONING, Message, PromptStyle
 
-EARLIER = "reasoning of earlier turns"  # which many templates drop on purpose
+EARLIER = "reasoning of earlier turns"  # many templates drop it on purpose
 KINDS = {"system": "system messages", "user": "prompts", "assistant": "answers", "tool": "tool results"}
 
 
 class Lookup:
-    """Renders conversations whose texts are replaced by marks, and tells which of the marks do not appear.
+    """Renders conversations with markers in place of their texts, and finds the markers that do not appear.
 
-    What a template shows depends on the shape of a conversation (roles, calls, tools), hardly ever on its words: each
+    What a template shows depends on the shape of a conversation (roles, calls, tools), rarely on its words, so each
     shape is rendered once.
     """
 
@@ -23,7 +23,7 @@ class Lookup:
         self.known: dict[tuple, frozenset[str]] = {}
 
     def lost(self, messages: Sequence[Message], tools: Optional[list] = None) -> frozenset[str]:
-        """The kinds of parts of a conversation that do not appear in its text, in words."""
+        """Names of the kinds of parts that do not appear in the text of a conversation."""
         calls = [m["tool_calls"] for m in messages if m.get("tool_calls")]
         shape = (*((m["role"], *(key for key, value in m.items() if value)) for m in messages), bool(tools))
         if calls or tools:
@@ -33,20 +33,21 @@ class Lookup:
         return self.known[shape]
 
     def find(self, messages: Sequence[Message], tools: Optional[list]) -> frozenset[str]:
-        marks: dict[str, str] = {}
+        markers: dict[str, str] = {}
 
         def mark(kind: str) -> str:
-            marks[f"qz{len(marks):03d}zq"] = kind
-            return list(marks)[-1]
+            marker = f"qz{len(markers):03d}zq"
+            markers[marker] = kind
+            return marker
 
         last = max((i for i, m in enumerate(messages) if m["role"] == "user"), default=0)
         marked = [self.marked(m, mark, earlier=i < last) for i, m in enumerate(messages)]
         offered = [marked_tool(tool, mark) for tool in tools or ()]
         try:
             text = self.style.render_row(marked, offered or None).text
-        except UserError:  # it looks at the words themselves: what it shows of them cannot be told
+        except UserError:  # the template depends on the words, so what it shows is unknown
             return frozenset()
-        return frozenset(kind for found, kind in marks.items() if found not in text)
+        return frozenset(kind for marker, kind in markers.items() if marker not in text)
 
     def marked(self, message: Message, mark: Callable[[str], str], earlier: bool) -> dict[str, Any]:
         made = dict(message)
@@ -77,7 +78,7 @@ def marked_tool(tool: Any, mark: Callable[[str], str]) -> Any:
 
 
 def with_marks(value: Any, mark: Callable[[], str]) -> Any:
-    """Every text within arguments replaced by a mark; the names of arguments stay."""
+    """Arguments with a marker in place of each text. Their names stay."""
     if isinstance(value, Mapping):
         return {key: with_marks(inner, mark) for key, inner in value.items()}
     if isinstance(value, list):

@@ -1,4 +1,4 @@
-"""What the built-in model `pico` is made from and finetuned on: text and sums that are generated, not downloaded."""
+"""Generated data for the built-in model `pico`: texts for pretraining, and sums for finetuning."""
 
 import hashlib
 import inspect
@@ -8,11 +8,12 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule, RowSource
+from litgpt.data.base import DataModule
+from litgpt.data.sources import RowSource
 
 NAMES = "Anna Ben Carla David Emma Finn Greta Hugo Ida Jonas Lena Max Nora Oskar Paula Tim".split()
 PLACES = "forest garden kitchen village meadow harbour school library market barn".split()
-THINGS = {  # a thing: its colour, where it is found, what it does or is for
+THINGS = {  # its color, its place, and what it does
     "frog": ("green", "pond", "jumps from leaf to leaf"),
     "fox": ("red", "forest", "hunts at night"),
     "swan": ("white", "lake", "swims in silence"),
@@ -55,7 +56,7 @@ def in_words(n: int) -> str:
 
 
 def story(draw: random.Random) -> str:
-    """A few sentences about somebody, a thing and a number."""
+    """A few sentences about a person, a thing, and a number."""
     name, friend = draw.sample(NAMES, 2)
     thing, other = draw.sample(list(THINGS), 2)
     colour, home, does = THINGS[thing]
@@ -80,7 +81,7 @@ def story(draw: random.Random) -> str:
 
 
 def chat(draw: random.Random) -> tuple[str, str]:
-    """A question and its answer; never a sum."""
+    """A question and its answer, never a sum."""
     thing = draw.choice(list(THINGS))
     colour, home, does = THINGS[thing]
     name, start = draw.choice(NAMES), draw.randrange(1, 95)
@@ -101,7 +102,7 @@ def chat(draw: random.Random) -> tuple[str, str]:
 
 
 def sums() -> list[tuple[str, str]]:
-    """All sums of two numbers from ten to ninety-nine with a sum below one hundred, in words, in a fixed order."""
+    """All sums below one hundred of two numbers of two digits, in words, in a fixed order."""
     return [
         (f"What is {in_words(a)} plus {in_words(b)}?", f"{in_words(a + b)}.")
         for a in range(10, 90)
@@ -111,28 +112,24 @@ def sums() -> list[tuple[str, str]]:
 
 @dataclass(frozen=True)
 class Generated(RowSource):
-    """Rows that a function makes from a seed."""
+    """Rows from a function, which depend on `settings` alone."""
 
-    make: Optional[Callable[[], Iterator[dict[str, Any]]]] = None
-    key: str = ""
+    make: Callable[[], Iterator[dict[str, Any]]] = lambda: iter(())
+    settings: tuple[int, ...] = ()
 
     def rows(self) -> Iterator[tuple[str, Any]]:
-        assert self.make is not None
         yield from ((f"{self.path}, row {i + 1}", fields) for i, fields in enumerate(self.make()))
 
     def fingerprint(self) -> str:
-        return hashlib.sha256((self.key + inspect.getsource(sys.modules[__name__])).encode()).hexdigest()
-
-
-def generated(name: str, make: Callable[[], Iterator[dict[str, Any]]], *key: int) -> Generated:
-    return Generated(path=f"{name}", make=make, key=f"{name} {key}")
+        code = inspect.getsource(sys.modules[__name__])
+        return hashlib.sha256(f"{self.path} {self.settings} {code}".encode()).hexdigest()
 
 
 class PicoText(DataModule):
-    """Stories and conversations about a small world, for pretraining `pico`. There is no sum in them.
+    """Stories and conversations about a small world, for pretraining `pico`. They contain no sums.
 
     Args:
-        n_rows: How many, half of them stories, half conversations.
+        n_rows: Number of rows, half of them stories, half conversations.
     """
 
     packed = True
@@ -142,7 +139,7 @@ class PicoText(DataModule):
         self.n_rows = n_rows
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
-        return [generated("pico-text", self.make, self.n_rows, self.seed)], None
+        return [Generated("pico-text", make=self.make, settings=(self.n_rows, self.seed))], None
 
     def make(self) -> Iterator[dict[str, Any]]:
         draw = random.Random(self.seed)
@@ -156,10 +153,10 @@ class PicoText(DataModule):
 
 
 class PicoSums(DataModule):
-    """Sums of two-digit numbers asked in words, the skill that `pico` is finetuned on.
+    """Sums of two-digit numbers in words, the skill that `pico` is finetuned on.
 
     Args:
-        n_val: How many sums are held back; none of them is trained on.
+        n_val: Number of sums that are held out for validation.
     """
 
     def __init__(self, n_val: int = 300, **kwargs: Any) -> None:
@@ -167,8 +164,8 @@ class PicoSums(DataModule):
         self.n_val = n_val
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
-        key = (self.n_val, self.seed)
-        train, val = (generated(f"pico-sums-{name}", make, *key) for name, make in self.parts().items())
+        settings = (self.n_val, self.seed)
+        train, val = (Generated(f"pico-sums-{n}", make=make, settings=settings) for n, make in self.parts().items())
         return [train], [val]
 
     def parts(self) -> dict[str, Callable[[], Iterator[dict[str, Any]]]]:

@@ -1,4 +1,4 @@
-"""Reading any usual file of rows, as a stream."""
+"""Readers for files of rows: JSON, JSONL, CSV, TSV, and Parquet, compressed or not."""
 
 import bz2
 import codecs
@@ -10,6 +10,7 @@ import lzma
 import tempfile
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from shutil import copyfileobj
 from typing import Any, BinaryIO, Optional, cast
@@ -20,43 +21,45 @@ from litgpt.storage.files import check_depth, parse_json, whole_number
 Rows = Iterator[tuple[str, Any]]
 Reader = Callable[[Path, BinaryIO], Rows]
 
-LINE = 2**26  # bytes of a line, at most
+LINE = 2**26  # maximum number of bytes in a line
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
 def read_rows(path: Path) -> Rows:
-    """Yield where each row stands ("rows.jsonl, line 731"; "rows.json, row 17 (index 16)") and its value.
+    """Yield the position of each row ("rows.jsonl, line 731"; "rows.json, row 17 (index 16)") and its value.
 
-    The value of a row that cannot be parsed is a `UserError` that says why, so that the caller can leave it out.
-    Every kind of file but .json is streamed.
+    The value of a row that cannot be parsed is a `UserError`, so that the caller can skip it. All files but .json are
+    streamed.
 
     Raises:
-        UserError: the whole file cannot be used; the message names it, the cause and what helps.
+        UserError: The file cannot be read.
     """
     if not path.is_file():
         raise no_file(path)
-    read = find_reader(path)
+    if (extension := endings(path)[0]) not in READERS:
+        known, packed = ", ".join(READERS), ", ".join(COMPRESSIONS)
+        raise UserError(f"{path} has an unknown extension. Expected {known}, optionally followed by {packed}.")
     any_row = False
     try:
-        with open_plain(path) as stream:
+        with open_stream(path) as stream:
             start = stream.peek(2)[:2]
             if not start:
                 raise UserError(f"{path} is empty.")
             if start in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise UserError(f"{path} is UTF-16 text; save it as UTF-8.")
-            for where, value in read(path, stream):
+                raise UserError(f"{path} is UTF-16 text. Save the file as UTF-8.")
+            for where, value in READERS[extension](path, stream):
                 any_row = True
                 yield where, value
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as e:
         if isinstance(e, OSError) and e.strerror:
             raise UserError(f"Cannot read {path}: {e.strerror}.") from e
-        raise UserError(f"{path} cannot be unpacked: {e}. Fetch or compress the file again.") from e
+        raise UserError(f"{path} cannot be decompressed: {e}. Download or compress the file again.") from e
     if not any_row:
         raise UserError(f"{path} has no rows.")
 
 
 def endings(path: Path) -> tuple[str, str]:
-    """The ending that tells the form and the one that tells the compression, both in lower case."""
+    """The extension of the format and the extension of the compression, in lowercase."""
     name = Path(path.name.lower())
     compression = name.suffix if name.suffix in COMPRESSIONS else ""
     return (Path(name.stem).suffix if compression else name.suffix), compression
@@ -64,25 +67,15 @@ def endings(path: Path) -> tuple[str, str]:
 
 def no_file(path: Path, option: str = "--data.json_path") -> UserError:
     if path.is_dir():
-        return UserError(f"{path} is a folder; a file of rows is wanted.")
+        return UserError(f"{path} is a folder. Expected a file of rows.")
     siblings = path.parent.iterdir() if path.parent.is_dir() else iter(())
     near = [p for p in siblings if endings(p)[0] in READERS]
     hint = nearest(str(path), map(str, near)) if nearest(path.name, [p.name for p in near]) else ""
     return UserError(f"No file {str(path)!r} ({option}).{hint}")
 
 
-def find_reader(path: Path) -> Reader:
-    form = endings(path)[0]
-    if form not in READERS:
-        raise UserError(
-            f"{path} is no .json, .jsonl, .csv, .tsv or .parquet file "
-            f"(.ndjson is read as .jsonl; each may be compressed: {', '.join(COMPRESSIONS)})."
-        )
-    return READERS[form]
-
-
-def open_plain(path: Path) -> io.BufferedReader:
-    """The bytes of a file, unpacked while they are read."""
+def open_stream(path: Path) -> io.BufferedReader:
+    """A stream of the decompressed bytes of a file."""
     compression = endings(path)[1]
     if compression == ".zst":
         return io.BufferedReader(Chunks(unpack_zst(path)))
@@ -91,7 +84,7 @@ def open_plain(path: Path) -> io.BufferedReader:
 
 
 class Chunks(io.RawIOBase):
-    """An iterator of bytes as a file."""
+    """An iterator of bytes as a stream."""
 
     def __init__(self, chunks: Iterator[bytes]) -> None:
         self.chunks, self.rest = chunks, memoryview(b"")
@@ -111,7 +104,7 @@ class Chunks(io.RawIOBase):
 
 
 def unpack_zst(path: Path) -> Iterator[bytes]:
-    """The frames of a .zst file. (The package's own reader takes a file that was cut short for a whole one.)"""
+    """The content of a .zst file. (The package's own reader accepts a truncated file.)"""
     zstandard = require("zstandard", "data")
     frame = None
     with open(path, "rb") as f:
@@ -124,11 +117,11 @@ def unpack_zst(path: Path) -> Iterator[bytes]:
                     raise EOFError(str(e)) from e
                 data, frame = (frame.unused_data, None) if frame.eof else (b"", frame)
     if frame:
-        raise EOFError("it ends in the midst of a frame")
+        raise EOFError("the last frame is truncated")
 
 
 def parse_line(line: bytes, path: Path, number: int) -> Any:
-    """The value of a line of JSONL, or a UserError."""
+    """The value of a line of JSONL, or a `UserError`."""
     where = f"{path}, line {number},"
     try:
         return parse_json(line.decode("utf-8").rstrip("\r\n"))
@@ -137,7 +130,7 @@ def parse_line(line: bytes, path: Path, number: int) -> Any:
     except UnicodeDecodeError as e:
         return UserError(f"{where} is not UTF-8 text (byte {e.start} of the line). Save the file as UTF-8.")
     except ValueError as e:
-        return UserError(f"{where} is JSON that cannot be read: {e}.")
+        return UserError(f"{where} is JSON that litgpt cannot read: {e}.")
 
 
 def read_jsonl(path: Path, stream: BinaryIO) -> Rows:
@@ -152,7 +145,7 @@ def read_jsonl(path: Path, stream: BinaryIO) -> Rows:
 
 
 def lines_of(stream: BinaryIO) -> Iterator[bytes]:
-    """The lines of a stream; of one that is too long no more than shows it."""
+    """The lines of a stream. A line over the limit is yielded as its first `LINE + 1` bytes."""
     while line := stream.readline(LINE + 1):
         yield line
         while len(line) > LINE and not line.endswith(b"\n"):
@@ -178,33 +171,33 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
                 f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}."
             ) from e
     except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is JSON that cannot be read: {e}.") from e
+        raise UserError(f"{path} is JSON that litgpt cannot read: {e}.") from e
     del text
-    if lines:  # JSONL under the name of JSON
-        with open_plain(path) as again:
+    if lines:  # JSONL in a .json file
+        with open_stream(path) as again:
             yield from read_jsonl(path, again)
         return
     if isinstance(values, dict) and len(values) == 1 and isinstance(next(iter(values.values())), list):
         values = next(iter(values.values()))  # {"data": [...]}
     if not isinstance(values, list):
-        raise UserError(f"{path} holds {kind(values)}; a list of rows is wanted.")
+        raise UserError(f"{path} holds {kind(values)}. Expected a list of rows.")
     for i, value in enumerate(values):
         where = f"{path}, row {i + 1} (index {i})"
         try:
             check_depth(value)
         except ValueError as e:
-            value = UserError(f"{where}, is JSON that cannot be read: {e}.")
+            value = UserError(f"{where}, is JSON that litgpt cannot read: {e}.")
         yield where, value
 
 
 def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
     csv.field_size_limit(LINE)
-    # bytes that are not UTF-8 become halves of surrogates, which nothing else in UTF-8 text can
+    # bytes that are not UTF-8 become surrogates, which UTF-8 text cannot contain
     text = io.TextIOWrapper(stream, encoding="utf-8-sig", errors="surrogateescape", newline="")
     reader = csv.reader(text, delimiter=delimiter, strict=True)
     header: Optional[list[str]] = None
     while True:
-        number = reader.line_num + 1  # where the row begins; its cells may hold line ends
+        number = reader.line_num + 1  # the first line of the row; its cells may contain line breaks
         where = f"{path}, line {number}"
         problem = None
         try:
@@ -214,7 +207,7 @@ def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
             break
         except csv.Error as e:
             if "unexpected end" in str(e):
-                raise UserError(f'{where}, opens a cell with " that is never closed.') from e
+                raise UserError(f'{where}, opens a cell with " and never closes it.') from e
             problem = UserError(f"{where}, is not {'TSV' if delimiter != ',' else 'CSV'}: {e}.")
         except UnicodeEncodeError:
             problem = UserError(f"{where}, is not UTF-8 text. Save the file as UTF-8.")
@@ -228,8 +221,8 @@ def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
             continue
         if problem is None and len(cells) != len(header):
             problem = UserError(
-                f"{where}, has {len(cells)} cells where the header has {len(header)}. "
-                'Put a cell that holds the delimiter or a line end between ".'
+                f"{where}, has {len(cells)} cells, but the header has {len(header)}. "
+                'Put a cell that contains the delimiter or a line break between quotes (").'
             )
         yield where, problem or dict(zip(header, cells))
 
@@ -240,17 +233,13 @@ def check_names(names: list[str], where: str) -> None:
         raise UserError(f"{where} names {twice!r} twice. Rename one of the columns.")
 
 
-def read_tsv(path: Path, stream: BinaryIO) -> Rows:
-    return read_csv(path, stream, "\t")
-
-
 def read_parquet(path: Path, stream: BinaryIO) -> Rows:
     pyarrow, parquet = require("pyarrow", "data"), require("pyarrow.parquet", "data")
     row = 0
-    with tempfile.TemporaryFile() as plain:
+    with tempfile.TemporaryFile() as decompressed:
         if endings(path)[1]:  # Parquet is read from its end
-            copyfileobj(stream, plain)
-            stream = cast(BinaryIO, plain)
+            copyfileobj(stream, decompressed)
+            stream = cast(BinaryIO, decompressed)
         try:
             file = parquet.ParquetFile(stream)
             check_names(file.schema_arrow.names, str(path))
@@ -259,14 +248,16 @@ def read_parquet(path: Path, stream: BinaryIO) -> Rows:
                     yield f"{path}, row {row + 1} (index {row})", without_padding(value)
                     row += 1
         except UnicodeDecodeError as e:
-            raise UserError(f"{path} holds text that is not UTF-8, in row {row + 1} or soon after.") from e
+            raise UserError(f"{path} has text that is not UTF-8, in row {row + 1} or soon after.") from e
         except (pyarrow.ArrowException, OSError) as e:
-            raise UserError(f"{path} is not a Parquet file that can be read: {' '.join(str(e).split())}") from e
+            raise UserError(f"{path} cannot be read as Parquet: {' '.join(str(e).split())}") from e
 
 
 def without_padding(fields: Any) -> Any:
-    """A row of a table without the nulls within its columns: unlike objects, such as tools, share one type there, in
-    which each has the keys of all others."""
+    """A row of a table without the nulls inside its columns.
+
+    Objects in a column share one type, so each has the keys of all others.
+    """
     return {key: filled(value) for key, value in fields.items()}
 
 
@@ -281,6 +272,6 @@ READERS: dict[str, Reader] = {
     ".jsonl": read_jsonl,
     ".ndjson": read_jsonl,
     ".csv": read_csv,
-    ".tsv": read_tsv,
+    ".tsv": partial(read_csv, delimiter="\t"),
     ".parquet": read_parquet,
 }

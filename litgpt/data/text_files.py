@@ -1,14 +1,15 @@
-"""Plain text, for continued pretraining."""
+"""Text files, for pretraining."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule, RowSource, TextPiece
+from litgpt.data.base import DataModule
+from litgpt.data.sources import RowSource, TextPiece
 from litgpt.errors import UserError
 
-PIECE = 1 << 20  # characters of a long document that are tokenized at once
+PIECE = 1 << 20  # characters of a document that are tokenized together
 
 
 @dataclass(frozen=True)
@@ -24,15 +25,15 @@ class TextSource(RowSource):
                     yield str(self.path), TextPiece(piece, first, last=not following)
                     piece, first = following, False
             except UnicodeDecodeError as e:
-                raise UserError(f"{self.path} is not UTF-8 text ({e.reason}). Save it as UTF-8.") from e
+                raise UserError(f"{self.path} is not UTF-8 text ({e.reason}). Save the file as UTF-8.") from e
 
 
 class TextFiles(DataModule):
-    """Text files, each a document: every token is trained, and documents are cut into rows and packed.
+    """Text files. Each is a document, split into rows and packed. All tokens are trained on.
 
     Args:
         train_data_path: A text file, a folder of .txt files, or a list of them.
-        val_data_path: The same for validation; by default a share of the rows is held back.
+        val_data_path: The same for validation. Default: hold out some of the training rows.
     """
 
     packed = True
@@ -56,6 +57,6 @@ def text_sources(paths: Union[str, list[str]], option: str) -> list[RowSource]:
     for path in [Path(p) for p in ([paths] if isinstance(paths, (str, Path)) else paths)]:
         files = sorted(path.rglob("*.txt")) if path.is_dir() else [path] if path.is_file() else []
         if not files:
-            raise UserError(f"--data.{option}: {path} is no text file and no folder with .txt files.")
+            raise UserError(f"--data.{option}: {path} is neither a text file nor a folder with .txt files.")
         found += [TextSource(file) for file in files]
     return found

@@ -14,7 +14,7 @@ from litgpt.storage.files import whole_number
 
 OURS = ("answer", "answers", "finish_reason", "finish_reasons", "error")  # what a row of answers has of us
 PROMPTS = ("prompt", "instruction", "question")  # keys that a row's prompt may have
-REMEDY = re.compile(r" (Mend the row; |Leave such rows out \()?--data\.on_bad_row skip.*$")  # of training data
+SKIP_ROW = re.compile(r", or skip such rows with --data\.on_bad_row skip")  # advice for training data
 
 
 def open_prompts(path: Path) -> Rows:
@@ -43,7 +43,7 @@ def to_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[lis
     try:
         return read_messages(fields, where, sys_prompt)
     except UserError as e:
-        raise UserError(REMEDY.sub("", str(e))) from e
+        raise UserError(SKIP_ROW.sub("", str(e))) from e
 
 
 def read_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[list[dict[str, Any]], Optional[list]]:

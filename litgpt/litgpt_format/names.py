@@ -12,6 +12,13 @@ MODULES = {
     "litgpt.adapter_v2": "litgpt.methods.adapter_v2",
     "litgpt.args": "litgpt.train.args",
     "litgpt.config": "litgpt.model.config",
+    **dict.fromkeys(
+        (
+            f"litgpt.data.{name}"
+            for name in "alpaca alpaca_2k alpaca_gpt4 deita dolly flan lima longform tinystories".split()
+        ),
+        "litgpt.data.named",
+    ),
     "litgpt.lora": "litgpt.methods.lora",
     "litgpt.pretrain": "litgpt.finetune.pretrain",
     "litgpt.prompts": "litgpt.text.prompts",

@@ -96,10 +96,12 @@ def describe_counts(counts: Counts) -> str:
     others = {
         "dropped as too long": counts.too_long,
         "bad and skipped": counts.bad,
-        "left out by their label": counts.left_out,
+        "skipped by their label": counts.skipped,
     }
     more = "".join(f", {n:,} {what}" for what, n in others.items() if n)
-    return f"{counts.rows:,} read ({forms}): {counts.cut:,} cut, {counts.untrained:,} left out{more}"
+    return (
+        f"{counts.rows:,} read ({forms}): {counts.truncated:,} truncated, {counts.no_targets:,} without targets{more}"
+    )
 
 
 def report(

@@ -12,10 +12,10 @@ from torch.optim import Optimizer
 
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
-from litgpt.data.alpaca import or_alpaca
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.data.check import check_ids, data_problems
+from litgpt.data.named import or_alpaca
 from litgpt.data.tokens import TokenizedRows, cache_folder
 from litgpt.errors import UserError
 from litgpt.methods.quantize import QuantizeName

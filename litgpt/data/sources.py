@@ -1,0 +1,85 @@
+"""Where rows come from: files, and data sets on the Hugging Face hub."""
+
+import hashlib
+import itertools
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Optional, Union
+
+from litgpt.data.forms import FORMS, rename
+from litgpt.data.row_files import Rows, read_rows, without_padding
+from litgpt.errors import UserError, require
+
+
+@dataclass(frozen=True)
+class RowSource:
+    """Where rows come from.
+
+    Args:
+        path: A file, or `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT` for a data set on the Hugging Face hub.
+        weight: How often its rows are seen in an epoch. A fraction takes that share of the rows.
+        columns: Maps litgpt's columns to those of the file.
+        form: The form of the rows. If None, it is recognized.
+        inherits: `columns` and `form` are those of another file, and apply only if the first row has such columns.
+    """
+
+    path: Union[Path, str]
+    weight: float = 1.0
+    columns: Optional[Mapping[str, str]] = None
+    form: Optional[str] = None
+    inherits: bool = False
+
+    def rows(self) -> Rows:
+        """The position and the value of each row. Raises `UserError` if the file cannot be read."""
+        if not str(self.path).startswith("hf:"):
+            yield from read_rows(Path(self.path))
+            return
+        rows = hub_data_set(str(self.path))
+        yield from ((f"{self.path}, row {i + 1}", without_padding(fields)) for i, fields in enumerate(rows))
+
+    def fitted(self, rows: Rows) -> tuple["RowSource", Rows]:
+        """The source with only those inherited options that fit its first row, and the rows."""
+        if not self.inherits:
+            return self, rows
+        seen: list[tuple[str, Any]] = []
+        for where, fields in rows:
+            seen.append((where, fields))
+            if isinstance(fields, dict):
+                columns = self.columns if set((self.columns or {}).values()) <= fields.keys() else None
+                known = rename(fields, columns, where) if columns else fields
+                form = self.form if self.form in FORMS and not FORMS[self.form].lacking(known) else None
+                return replace(self, columns=columns, form=form), itertools.chain(seen, rows)
+        return self, iter(seen)
+
+    def fingerprint(self) -> str:
+        """A hash of the rows."""
+        if str(self.path).startswith("hf:"):
+            return str(hub_data_set(str(self.path))._fingerprint)
+        digest = hashlib.sha256()
+        with open(self.path, "rb") as f:
+            while chunk := f.read(1 << 20):
+                digest.update(chunk)
+        return digest.hexdigest()
+
+
+@lru_cache
+def hub_data_set(path: str) -> Any:
+    """The rows of `hf:ORG/NAME` or `hf:ORG/NAME:SPLIT`, memory-mapped by the `datasets` package."""
+    name, _, split = path.removeprefix("hf:").partition(":")
+    try:
+        return require("datasets", "data").load_dataset(name, split=split or "train")
+    except (OSError, ValueError, RuntimeError) as e:
+        if isinstance(e, UserError):
+            raise
+        raise UserError(f"Cannot load the data set {name!r}: {e}") from e
+
+
+@dataclass(frozen=True)
+class TextPiece:
+    """A piece of a document. `first` and `last` mark its ends."""
+
+    text: str
+    first: bool
+    last: bool
