@@ -256,7 +256,8 @@ def test_out_of_memory_names_shape_and_settings(base, rows_file, tmp_path, monke
         (TrainArgs(activation_checkpointing=True), "bnb.nf4", False, 1000,
          ["--train.max_seq_length 500", "--optimizer SGD, which stores no moments"]),
         (TrainArgs(), None, True, 1000,
-         ["--train.activation_checkpointing true", "--train.max_seq_length 500", "finetune lora, which trains fewer weights"]),
+         ["--train.activation_checkpointing true", "--train.max_seq_length 500",
+          "finetune lora, which trains fewer weights"]),
     ],
 )  # fmt: skip
 def test_what_helps(train, quantize, all_trained, longest, expected):

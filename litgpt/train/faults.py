@@ -1,7 +1,6 @@
 """Errors for runs that cannot continue: a loss or gradient that is not finite, not enough memory, a full disk."""
 
 import errno
-import itertools
 import json
 import math
 import os
@@ -16,6 +15,7 @@ import torch
 from litgpt.data.batches import Batch, PackedRows, Rows
 from litgpt.errors import UserError, reason, remark
 from litgpt.methods.quantize import QuantizedLinear
+from litgpt.model import GPT
 from litgpt.model.sharded import full_tensor
 from litgpt.storage.outputs import free_name, is_ours, write_single
 from litgpt.text.tokenizer import Tokenizer
@@ -30,52 +30,30 @@ if TYPE_CHECKING:
 TEXT, NAMED = 300, 5  # in messages: characters of a row, and number of rows
 
 
-def crash(fabric: "Fabric", *step: Any) -> BaseException:
-    """`not_finite` on the first rank. The others run the model too, but end silently."""
-    error = not_finite(fabric, *step)
-    fabric.barrier()
-    return error if fabric.is_global_zero else Stopped(0)
-
-
 @torch.no_grad()
-def not_finite(
-    fabric: "Fabric",
-    model: LossModel,
-    rows: Rows,
-    tokenizer: Tokenizer,
-    out_dir: Path,
-    step: int,
-    units: list[int],
-    loss: float,
-    norm: float,
-) -> UserError:
+def crash(
+    fabric: "Fabric", model: LossModel, rows: Rows, tokenizer: Tokenizer, out_dir: Path, *failure: Any
+) -> BaseException:
     """The error for a step whose loss or gradient is not finite. Writes the step's rows to `crash/`.
 
+    All ranks must call this, because all of them run the model; only the first gets a `UserError`.
+
     Args:
-        units: The indices of the step's rows or packs.
-        loss: The mean loss of the step.
-        norm: The norm of its gradient.
+        failure: The step, the indices of its rows or packs, its mean loss, and the norm of its gradient.
     """
-    numbers = [row for unit in units for row in rows.packs[unit]] if isinstance(rows, PackedRows) else list(units)
-    single = rows.rows if isinstance(rows, PackedRows) else rows
+    step, units, loss, norm = failure
     model.eval()
-    found: list[dict[str, Any]] = []
-    for number in numbers:
-        batch = single.batch([number]).to(fabric.device)
-        own = float(model(batch)) / max(1, batch.n_target_tokens)
-        text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
-        found.append({"row": number, "tokens": int(single.lengths[number]), "loss": own, "text": text})
+    found = losses_of_rows(fabric, model, rows, units, tokenizer)
     bad = [row for row in found if not math.isfinite(row["loss"])]
-    layers = [(n, m) for n, m in model.gpt.named_modules() if isinstance(m, QuantizedLinear)]
-    quantized = ((f"{name}.weight", layer.dequantized()) for name, layer in layers)
-    weights = itertools.chain(((name, full_tensor(p)) for name, p in model.gpt.named_parameters()), quantized)
-    broken = [name for name, weight in weights if not bool(weight.isfinite().all())]
+    broken = [name for name, weight in all_weights(model.gpt) if not bool(weight.isfinite().all())]
+    fabric.barrier()
+    if not fabric.is_global_zero:
+        return Stopped(0)
     file = out_dir / "crash" / f"step-{step:06d}.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file = file if is_ours(file) else free_name(file)
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
-    if fabric.is_global_zero:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file = file if is_ours(file) else free_name(file)
-        write_single(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
+    write_single(file, json.dumps(report, indent=1, ensure_ascii=False) + "\n")
     if broken:
         why = f"Weights that are not finite: {', '.join(broken[:NAMED])}."
     elif bad:
@@ -87,8 +65,31 @@ def not_finite(
             f"({found[0]['text'][:TEXT]!r}). Try a lower --train.learning_rate, or --train.max_norm 1."
         )
     what, value = ("Gradient norm", norm) if math.isfinite(loss) else ("Loss", loss)
-    shown = "NaN" if math.isnan(value) else "infinite"
-    return UserError(f"{what} is {shown} at step {step}. Stopping before the weights are updated. {why} See {file}.")
+    kind = "NaN" if math.isnan(value) else "infinite"
+    return UserError(f"{what} is {kind} at step {step}. Stopping before the weights are updated. {why} See {file}.")
+
+
+def losses_of_rows(
+    fabric: "Fabric", model: LossModel, rows: Rows, units: list[int], tokenizer: Tokenizer
+) -> list[dict[str, Any]]:
+    """The text and loss of each row of a step."""
+    numbers = [row for unit in units for row in rows.packs[unit]] if isinstance(rows, PackedRows) else list(units)
+    single = rows.rows if isinstance(rows, PackedRows) else rows
+    found = []
+    for number in numbers:
+        batch = single.batch([number]).to(fabric.device)
+        loss = float(model(batch)) / max(1, batch.n_target_tokens)
+        text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
+        found.append({"row": number, "tokens": int(single.lengths[number]), "loss": loss, "text": text})
+    return found
+
+
+def all_weights(gpt: GPT) -> Iterator[tuple[str, torch.Tensor]]:
+    """The full weights of a model by name, quantized ones dequantized."""
+    yield from ((name, full_tensor(p)) for name, p in gpt.named_parameters())
+    for name, layer in gpt.named_modules():
+        if isinstance(layer, QuantizedLinear):
+            yield f"{name}.weight", layer.dequantized()
 
 
 @contextmanager
@@ -103,9 +104,9 @@ def in_words(
     """
     try:
         yield
+    except UserError:
+        raise
     except Exception as e:
-        if isinstance(e, UserError):
-            raise
         if is_out_of_memory(e):
             raise out_of_memory(next(iter(last), None), train, quantize, all_trained) from e
         if is_disk_full(e):
