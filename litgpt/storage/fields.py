@@ -25,18 +25,18 @@ class Each(NamedTuple):
 
     Args:
         names: A regular expression that the field names match.
-        spoken: What the names are, for messages.
+        label: What the names are, for messages.
     """
 
     shape: "Shape"
     names: str = r"[\s\S]*"
-    spoken: str = "text"
+    label: str = "text"
 
 
 class Text(NamedTuple):
-    """A string of at most `most` characters."""
+    """A string of at most `max_chars` characters."""
 
-    most: int
+    max_chars: int
 
 
 Shape = Union[type, range, frozenset, None, list, dict, tuple, Each, Text]
@@ -118,7 +118,7 @@ def misfit(value: Any, shape: Shape, name: str = "") -> Optional[str]:
     if None in problems:
         return None
     inner = [p for p in problems if p]
-    expected = " or ".join(dict.fromkeys(map(spoken, shapes)))
+    expected = " or ".join(dict.fromkeys(map(describe, shapes)))
     return inner[0] if len(inner) == 1 else f"{prefix(name)}expected {expected}, got {brief(value)}."
 
 
@@ -131,7 +131,7 @@ def problem(value: Any, shape: Shape, name: str) -> Optional[str]:
     if isinstance(shape, frozenset):
         fits = isinstance(value, str) and value in shape
     elif isinstance(shape, Text):
-        fits = isinstance(value, str) and len(value) <= shape.most
+        fits = isinstance(value, str) and len(value) <= shape.max_chars
     elif isinstance(shape, range):
         fits = type(value) is int and value in shape
     elif shape is float:
@@ -153,7 +153,7 @@ def in_object(value: dict, shape: Union[dict, Each], name: str) -> Iterator[Opti
         return
     for key, inner in value.items():
         if not isinstance(key, str) or not re.fullmatch(shape.names, key):
-            yield f"{prefix(name)}expected {shape.spoken} as a field name, got {brief(key)}."
+            yield f"{prefix(name)}expected {shape.label} as a field name, got {brief(key)}."
         yield misfit(inner, shape.shape, f"{name}.{brief(key)}".lstrip("."))
 
 
@@ -179,14 +179,14 @@ def prefix(name: str) -> str:
     return f"{name}: " if name else ""
 
 
-def spoken(shape: Shape) -> str:
+def describe(shape: Shape) -> str:
     """Describe a shape for messages."""
     if isinstance(shape, range):
         return f"an integer from {shape.start} to {shape.stop - 1}"
     if isinstance(shape, frozenset):
         return f"one of {', '.join(sorted(shape))}"
     if isinstance(shape, Text):
-        return f"text of at most {shape.most} characters"
+        return f"text of at most {shape.max_chars} characters"
     kinds = {Each: "an object", dict: "an object", list: "a list"}
     words = {None: "null", str: "text", bool: "true or false", int: "an integer", float: "a number"}
     return kinds.get(type(shape)) or words[shape]  # type: ignore[call-overload, index]

@@ -43,21 +43,21 @@ def is_there(path: Path) -> bool:
     return False
 
 
-def check_size(path: Path, most: int) -> None:
-    """Raise `UserError` unless `path` is a regular file (reading a pipe would block) of at most `most` bytes."""
+def check_size(path: Path, max_bytes: int) -> None:
+    """Raise `UserError` unless `path` is a regular file (reading a pipe would block) of at most `max_bytes` bytes."""
     try:
         found = os.stat(path)
     except OSError as e:
         raise UserError(f"Cannot read {path}: {e.strerror}.") from e
     if not stat.S_ISREG(found.st_mode):
         is_there(path)
-    if found.st_size > most:
-        raise UserError(f"{path} has {found.st_size:,} bytes. The limit for such a file is {most:,}.")
+    if found.st_size > max_bytes:
+        raise UserError(f"{path} has {found.st_size:,} bytes. The limit for such a file is {max_bytes:,}.")
 
 
-def read_text(path: Path, most: int = TEMPLATE, encoding: str = "utf-8") -> str:
-    """Read a text file. Raises `UserError` if it cannot be read, has more than `most` bytes, or is not UTF-8."""
-    check_size(path, most)
+def read_text(path: Path, max_bytes: int = TEMPLATE, encoding: str = "utf-8") -> str:
+    """Read a text file. Raises `UserError` if it cannot be read, has more than `max_bytes` bytes, or is not UTF-8."""
+    check_size(path, max_bytes)
     try:
         return path.read_text(encoding)
     except OSError as e:

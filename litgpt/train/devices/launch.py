@@ -61,7 +61,7 @@ def started_by() -> Optional[tuple[str, int, int]]:
 
 
 def pick_strategy(
-    wanted: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
+    requested: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
 ) -> Literal["ddp", "fsdp"]:
     """Pick the strategy for several devices. The help of `--strategy` has the rule for `auto`.
 
@@ -72,12 +72,12 @@ def pick_strategy(
     Raises:
         UserError: fsdp does not support the quantization or the precision.
     """
-    if quantize is not None and wanted == "fsdp":
+    if quantize is not None and requested == "fsdp":
         raise UserError(f"--strategy fsdp does not support --quantize {quantize}. Use --strategy ddp.")
-    if precision == "16-mixed" and wanted == "fsdp":
+    if precision == "16-mixed" and requested == "fsdp":
         raise UserError("--strategy fsdp does not support --precision 16-mixed. Use bf16-mixed.")
-    if wanted != "auto":
-        return wanted
+    if requested != "auto":
+        return requested
     memory = device_memory(device, devices)
     if quantize is not None or precision == "16-mixed" or memory is None:
         return "ddp"

@@ -2,6 +2,7 @@
 
 import atexit
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -60,12 +61,12 @@ def end_with_parent(parent: int) -> None:
 
 def end_with_children(launcher: Any) -> None:
     """End with the exit code of the first launched process that fails."""
+    processes: list[subprocess.Popen] = []
     while True:
         time.sleep(0.2)
-        for thread in threading.enumerate():
-            if thread.name == "child-process-observer":  # Lightning's, which would kill this process without a message
-                thread._child_processes = []  # type: ignore[attr-defined]
-        codes = [process.poll() for process in list(launcher.procs)]
+        while launcher.procs:  # empty the list, or Lightning's observer kills this process without a message
+            processes.append(launcher.procs.pop(0))
+        codes = [process.poll() for process in processes]
         if codes and not any(codes) and None not in codes:
             return
         for rank, code in enumerate(codes, start=1):
@@ -73,7 +74,7 @@ def end_with_children(launcher: Any) -> None:
                 time.sleep(PATIENCE)  # a signal, which this process got too and reports
             if code:
                 how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
-                for process in launcher.procs:
+                for process in processes:
                     process.kill()
                 with suppress(OSError, ValueError):  # the stream is closed
                     sys.stdout.flush()
@@ -116,5 +117,5 @@ def together(fabric: "Fabric", signals: Signals) -> Iterator[None]:
 def is_lost_connection(error: BaseException) -> bool:
     """Whether a collective operation failed because another rank has ended."""
     text = str(error).lower()
-    network = tuple(getattr(torch.distributed, name) for name in ("DistNetworkError", "DistBackendError"))
+    network = (torch.distributed.DistNetworkError, torch.distributed.DistBackendError)
     return isinstance(error, network) or (isinstance(error, RuntimeError) and any(words in text for words in LOST))

@@ -81,7 +81,7 @@ def wrong_parts(state: Any) -> list[str]:
         "settings": lambda v: is_dict(v, str),
     }
     if not is_dict(state, str):
-        return ["the whole file"]
+        return ["the file"]
     return [k for k, good in kinds.items() if k not in state or not good(state[k])] + sorted(state.keys() - kinds)
 
 
@@ -132,19 +132,15 @@ def flat(settings: dict[str, Any], above: str = "") -> dict[str, Any]:
 def random_state(device: torch.device) -> dict[str, torch.Tensor]:
     """The states of this process's random generators."""
     states = {"cpu": torch.get_rng_state()}
-    if device.type == "cuda":
-        states["cuda"] = torch.cuda.get_rng_state(device)
-    if device.type == "mps":
-        states["mps"] = torch.mps.get_rng_state()
+    if device.type in ("cuda", "mps"):
+        states[device.type] = torch.get_device_module(device).get_rng_state()
     return states
 
 
 def set_random_state(states: dict[str, torch.Tensor], device: torch.device) -> None:
     torch.set_rng_state(states["cpu"].clone())  # torch crashes on a view
-    if device.type == "cuda" and "cuda" in states:
-        torch.cuda.set_rng_state(states["cuda"], device)
-    if device.type == "mps" and "mps" in states:
-        torch.mps.set_rng_state(states["mps"])
+    if device.type in ("cuda", "mps") and device.type in states:
+        torch.get_device_module(device).set_rng_state(states[device.type])
 
 
 def damage(folder: Path) -> Optional[str]:
