@@ -14,16 +14,14 @@ from torch.optim import Optimizer
 from litgpt.errors import UserError
 from litgpt.model.sharded import full_tensor, is_sharded, local_shard, my_rows, shard_like
 
-TORCH = "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD".split()
-BITSANDBYTES = (
-    "Adam8bit AdamW8bit PagedAdam PagedAdam8bit PagedAdamW PagedAdamW8bit Lion Lion8bit PagedLion PagedLion8bit "
-    "AdEMAMix AdEMAMix8bit PagedAdEMAMix PagedAdEMAMix8bit LAMB LAMB8bit LARS LARS8bit Adagrad8bit RMSprop8bit SGD8bit"
-).split()
-SHORT_NAMES = {
-    **{name: f"torch.optim.{name}" for name in TORCH},
-    **{name: f"bitsandbytes.optim.{name}" for name in BITSANDBYTES},
-    "Muon": "litgpt.train.optimizers.Muon",
+OPTIMIZERS = {  # module: the classes with a short name
+    "torch.optim": "Adadelta Adafactor Adagrad Adam Adamax AdamW ASGD NAdam RAdam RMSprop Rprop SGD",
+    "bitsandbytes.optim": "Adam8bit AdamW8bit PagedAdam PagedAdam8bit PagedAdamW PagedAdamW8bit Lion Lion8bit "
+    "PagedLion PagedLion8bit AdEMAMix AdEMAMix8bit PagedAdEMAMix PagedAdEMAMix8bit LAMB LAMB8bit LARS LARS8bit "
+    "Adagrad8bit RMSprop8bit SGD8bit",
+    "litgpt.train.optimizers": "Muon",
 }
+SHORT_NAMES = {name: f"{module}.{name}" for module, names in OPTIMIZERS.items() for name in names.split()}
 UNSHARDED = ("Adafactor", "Rprop")  # torch's; they fail on sharded weights
 # Elements per update: limits the memory of float32 copies. On a CPU they should fit in the cache.
 CHUNK = {"cpu": 2**18}

@@ -28,17 +28,12 @@ def check_out_dir(out_dir: Path, overwrite: bool, resume: bool = False, sources:
     """
     check_place(out_dir, sources)
     refuse_others(out_dir, in_the_way(out_dir, resume))
-    found = [path for path in outputs(out_dir) if path.exists()]
-    if found and not (overwrite or resume):
+    paths = [*(out_dir / name for name in FOLDERS), *checkpoints(out_dir), *(out_dir / name for name in FILES)]
+    if not (overwrite or resume) and (found := [path for path in paths if path.exists()]):
         raise UserError(
             f"--out_dir {out_dir} contains an earlier run ({found[0].name}). Pass --resume true to resume it, or "
             "--overwrite true to start over."
         )
-
-
-def outputs(out_dir: Path) -> list[Path]:
-    """The paths that a run writes."""
-    return [*(out_dir / name for name in FOLDERS), *checkpoints(out_dir), *(out_dir / name for name in FILES)]
 
 
 def in_the_way(out_dir: Path, resume: bool) -> list[Path]:
