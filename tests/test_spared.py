@@ -87,7 +87,11 @@ FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], list[str], list[s
         ["--eval.max_new_tokens", "4", "--eval.exact_match", "2", "--eval.examples", "2"],
         ["examples, before", "exact answers, before", "examples, after", "exact answers, after"],
     ),
-    "the reference answers": (lambda m: m.setattr(save, "make_seal", failing(RuntimeError())), [], ["reference outputs"]),
+    "the reference answers": (
+        lambda m: m.setattr(save, "make_seal", failing(RuntimeError())),
+        [],
+        ["reference outputs"],
+    ),
     "their types": (lambda m: m.setattr(save, "stored_dtypes", failing(KeyError())), [], ["reference outputs"]),
     "the report": (lambda m: m.setattr(run, "report", failing(ZeroDivisionError())), [], ["report"]),
     "MFU": (lambda m: m.setattr(flops, "gemm_throughput", failing(RuntimeError("busy"))), [], ["MFU"]),
