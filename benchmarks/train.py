@@ -57,14 +57,14 @@ def over_f_linear(folder: Path, precision: str) -> float:
     from litgpt.checkpoint.folder import Checkpoint
     from litgpt.model import GPT
     from litgpt.model.devices import DTYPES, pick_device
-    from litgpt.train.flops import products_per_second
+    from litgpt.train.flops import gemm_throughput
 
     with torch.device("meta"):
         model = GPT(Checkpoint(folder).config)
     device = pick_device("auto")
     dtype = torch.bfloat16 if precision == "bf16-mixed" else DTYPES[precision]
-    theirs = products_per_second(model, device, dtype, torch.nn.functional.linear)
-    return products_per_second(model, device, dtype) / theirs
+    theirs = gemm_throughput(model, device, dtype, torch.nn.functional.linear)
+    return gemm_throughput(model, device, dtype) / theirs
 
 
 def command(args: argparse.Namespace, model: Path, rows: Path, out: Path, more: list[str]) -> list[Any]:

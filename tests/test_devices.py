@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from litgpt.checkpoint.writing import write_file
 from litgpt.errors import UserError, remark
 from litgpt.families.weights import Outline
-from litgpt.model import GPT
+from litgpt.model import GPT, devices
 from litgpt.model.config import Config
 from litgpt.model.sharded import full_tensor, local_shard, my_rows, put, total_norm
 from litgpt.train import run
@@ -108,7 +108,7 @@ def test_layout(monkeypatch):
     for name in ("SLURM_NTASKS", "TORCHELASTIC_RUN_ID"):
         monkeypatch.delenv(name, raising=False)
     assert launch.layout(CPU, 3, 2) == (3, 2) and launch.layout(CPU, "auto", 1) == (1, 1)
-    with pytest.raises(UserError, match=r"--devices 3: this machine has \d+ of kind cuda"):
+    with pytest.raises(UserError, match="--devices 3"):
         monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
         launch.layout(torch.device("cuda"), 3, 1)
     assert launch.layout(torch.device("cuda"), "auto", 1) == (2, 1)
@@ -118,9 +118,9 @@ def test_layout_of_torchrun(monkeypatch):
     for name, value in {"TORCHELASTIC_RUN_ID": "x", "LOCAL_WORLD_SIZE": "4", "WORLD_SIZE": "8"}.items():
         monkeypatch.setenv(name, value)
     assert launch.layout(CPU, 1, 1) == launch.layout(CPU, 4, 2) == launch.layout(CPU, "auto", 1) == (4, 2)
-    with pytest.raises(UserError, match="--devices 2, but torchrun has started 4 on each machine"):
+    with pytest.raises(UserError, match="--devices 2, but torchrun started 4"):
         launch.layout(CPU, 2, 1)
-    with pytest.raises(UserError, match="--num_nodes 3, but torchrun has started 2"):
+    with pytest.raises(UserError, match="--num_nodes 3, but torchrun"):
         launch.layout(CPU, 1, 3)
 
 
@@ -159,7 +159,7 @@ def test_strategy(monkeypatch):
     assert picked(4 * size, "ddp") == "ddp" and picked(6 * size, "fsdp") == "fsdp"
     model.requires_grad_(False)
     assert picked(2 * size) == "ddp" and picked(size) == "fsdp" and picked(size, quantize="bnb.nf4") == "ddp"
-    with pytest.raises(UserError, match=r"--strategy fsdp cannot shard what --quantize bnb\.nf4 packs"):
+    with pytest.raises(UserError, match=r"--strategy fsdp .*--quantize bnb\.nf4"):
         picked(size, "fsdp", "bnb.nf4")
     with pytest.raises(UserError, match="--precision 16-mixed"):
         picked(size, "fsdp", precision="16-mixed")
@@ -200,13 +200,13 @@ def test_a_file_of_two_widths(tmp_path):
 
 def test_a_small_model_takes_few_threads(monkeypatch):
     wanted: list[int] = []
-    monkeypatch.setattr(launch, "THREADS", 8)
-    monkeypatch.setattr(launch, "CHOSEN", False)
+    monkeypatch.setattr(devices, "THREADS", 8)
+    monkeypatch.setattr(devices, "CHOSEN", False)
     monkeypatch.setattr(torch, "set_num_threads", wanted.append)
-    for size, devices in ((1, 1), (3, 1), (3, 2), (50, 1), (50, 2), (50, 16)):
+    for size, n in ((1, 1), (3, 1), (3, 2), (50, 1), (50, 2), (50, 16)):
         model = torch.nn.Linear(1000, 1000 * size, device="meta")
-        launch.share_threads(model, torch.device("cpu"), devices)
-    launch.share_threads(model, torch.device("cuda"))
-    monkeypatch.setattr(launch, "CHOSEN", True)
-    launch.share_threads(model, torch.device("cpu"))
+        devices.share_threads(model, torch.device("cpu"), n)
+    devices.share_threads(model, torch.device("cuda"))
+    monkeypatch.setattr(devices, "CHOSEN", True)
+    devices.share_threads(model, torch.device("cpu"))
     assert wanted == [1, 3, 3, 8, 4, 1]

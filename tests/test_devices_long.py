@@ -108,7 +108,7 @@ def test_resume_with_another_strategy(base, rows_file, tmp_path):
     run = words("full", base, rows_file, tmp_path / "out", "--devices", 2)
     ended(start(tmp_path, [*run, "--strategy", "fsdp", "--train.pause_after", "7"]), code=75)
     text = ended(start(tmp_path, [*run, "--strategy", "ddp", "--resume", "true"]), code=2)
-    assert "the strategy was 'fsdp', is 'ddp'" in text and text.count("litgpt: error") == 1
+    assert "the strategy was 'fsdp', is now 'ddp'" in text and text.count("litgpt: error") == 1
     more = ["--strategy", "ddp", "--resume", "true", "--resume_with_changes", "true"]
     ended(start(tmp_path, [*run, *more]))
     ended(start(tmp_path, words("full", base, rows_file, tmp_path / "one")))
@@ -147,7 +147,7 @@ def test_a_killed_rank_leaves_nobody(rank, base, rows_file, tmp_path):
 def test_an_error_that_all_have_is_told_once(base, rows_file, tmp_path):
     out = words("full", base, rows_file, tmp_path / "out", "--devices", 2, "--optimizer", "AdamW8bit")
     text = ended(start(tmp_path, [*out, "--strategy", "fsdp"]), code=2)
-    assert text.count("litgpt: error") == 1 and "AdamW8bit does not know sharded weights" in text
+    assert text.count("litgpt: error") == 1 and "--optimizer AdamW8bit" in text
 
 
 def test_torchrun_passes_an_error_on(base, rows_file, tmp_path):
@@ -160,7 +160,7 @@ def test_torchrun_passes_an_error_on(base, rows_file, tmp_path):
 def test_not_finite_while_sharded(base, rows_file, tmp_path):
     out = words("full", base, rows_file, tmp_path / "out", "--devices", 2, "--strategy", "fsdp", "--optimizer.lr", 1e30)
     text = ended(start(tmp_path, out), code=2)
-    assert text.count("litgpt: error") == 1 and "so the run stops before it is learned" in text
+    assert text.count("litgpt: error") == 1 and "Stopping before the weights are updated" in text
     assert len(list((tmp_path / "out" / "crash").iterdir())) == 1
 
 

@@ -224,7 +224,7 @@ def test_damage(lit, capsys):
         file.write_bytes(whole[:size])
         assert "damaged" in message()
     torch.save({"model": Wants()}, file)
-    assert "is not read: it asks for builtins.print" in message() or "print" in message()
+    assert "print" in message()
     file.write_bytes(pickle.dumps({"a": Wants()}))
     message()
     for thing in ([1], {}, {"a": 1}, {"model": {}}, torch.ones(2)):

@@ -65,7 +65,7 @@ def test_tensorboard(finetune, tmp_path, capsys):
     assert {("val_loss", 0), ("val_loss", 2), ("loss", 4), ("peak_memory", 1)} <= set(found)
     (settings,) = events.Tensors("settings/text_summary")
     assert b"    lora_r: 5\n" in settings.tensor_proto.string_val[0]
-    assert "Without effect with --logger_name tensorboard: --log.run." in capsys.readouterr().out
+    assert "--logger_name tensorboard ignores --log.run." in capsys.readouterr().out
 
 
 def test_mlflow(finetune, tmp_path):
@@ -91,7 +91,7 @@ def test_wandb_without_a_login_is_offline(finetune, tmp_path, capsys):
     assert b"llamas" in content and b"run 1" in content and b"max_steps" in content
     printed = capsys.readouterr().out
     assert f"wandb sync {folder}" in printed
-    assert "Without effect with --logger_name wandb: --log.teamspace." in printed
+    assert "--logger_name wandb ignores --log.teamspace." in printed
 
 
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])

@@ -110,9 +110,9 @@ def test_two_devices(base, rows_file, tmp_path, capsys):
             assert "Traceback" not in said
     same(tmp_path / "out", tmp_path / "whole")
     assert go("lora", base, rows_file, tmp_path / "out", "--resume", "true", "--train.max_steps", 13) == 2
+    error = capsys.readouterr().err
     assert (
-        "--train.max_steps was 12, is 13; the number of devices was 2, is 1; the number of steps was 12, is 13"
-        in capsys.readouterr().err
+        "--train.max_steps was 12, is now 13; the number of devices was 2, is now 1; the number of steps was" in error
     )
 
 
@@ -137,7 +137,7 @@ def test_what_resume_takes(where, paused, whole, base, rows_file, capsys):
         out, value = paused.with_name("another"), str(paused / "step-000005")
     assert go("lora", base, rows_file, out, "--resume", value) == 0
     printed = capsys.readouterr().out
-    assert f"Going on with {paused / ('step-000005' if where == 'elsewhere' else 'step-000007')}." in printed
+    assert f"Resuming from {paused / ('step-000005' if where == 'elsewhere' else 'step-000007')}." in printed
     same(out, whole("lora"))
     if where == "elsewhere":
         assert len(lines(paused)) == 7 + 2, "the run that it came from has changed"
@@ -150,7 +150,7 @@ def test_best_is_a_checkpoint_too(base, rows_file, tmp_path, whole, capsys):
     assert json.loads((tmp_path / "out" / "best" / SUMS).read_text())["step"] == int(best)
     shutil.rmtree(tmp_path / "out" / "step-000009")
     assert go("lora", base, rows_file, tmp_path / "out", *flags, "--resume", "true") == 0
-    assert f"Going on with {tmp_path / 'out' / 'best'}." in capsys.readouterr().out
+    assert f"Resuming from {tmp_path / 'out' / 'best'}." in capsys.readouterr().out
     same(tmp_path / "out", whole("lora"))
     main(["generate", str(tmp_path / "out" / "best"), "--max_new_tokens", "1", "--accelerator", "cpu"])
     main(["merge_lora", str(tmp_path / "out" / "best")])
@@ -167,15 +167,15 @@ def test_an_older_checkpoint_beside_newer_ones_is_refused(paused, base, rows_fil
 def test_a_folder_of_another_run_is_refused(paused, whole, base, rows_file, tmp_path, capsys):
     shutil.copytree(whole("full"), tmp_path / "full")
     assert go("lora", base, rows_file, tmp_path / "full", "--resume", paused) == 2
-    assert "holds another run" in capsys.readouterr().err
+    assert "contains another run" in capsys.readouterr().err
     assert lines(tmp_path / "full") == lines(whole("full"))
 
 
 def test_afresh_where_nothing_is(base, rows_file, tmp_path, whole, capsys):
     assert go("lora", base, rows_file, tmp_path / "out", "--resume", "auto") == 0
-    assert f"There is no whole checkpoint in {tmp_path / 'out'}: the run starts afresh." in capsys.readouterr().out
+    assert f"{tmp_path / 'out'} has no complete checkpoint." in capsys.readouterr().out
     same(tmp_path / "out", whole("lora"))
-    for value, message in ((tmp_path / "nowhere", "there is no such folder"), (tmp_path, "no whole checkpoint")):
+    for value, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "no complete checkpoint")):
         assert go("lora", base, rows_file, tmp_path / "new", "--resume", value) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
@@ -204,11 +204,11 @@ def test_a_finished_run(whole, base, rows_file, tmp_path, capsys):
     assert f"The run in {out} is finished: its result is {out / 'final'}." in capsys.readouterr().out
     assert (out / "metrics.csv").read_bytes() == before
     assert go("lora", base, rows_file, out, "--resume", "true", "--seed", 8) == 2
-    assert "--seed was 1337, is 8" in capsys.readouterr().err
+    assert "--seed was 1337, is now 8" in capsys.readouterr().err
     for step in out.glob("step-*"):
         shutil.rmtree(step)
     assert go("lora", base, rows_file, out, "--resume", "true", "--seed", 8) == 2
-    assert "is finished and left no checkpoint, and --seed was 1337, is 8" in capsys.readouterr().err
+    assert "--seed was 1337, is now 8" in capsys.readouterr().err
     assert (out / "final").is_dir() and (out / "metrics.csv").read_bytes() == before
     (out / "final" / "hyperparameters.yaml").write_text("a: [")
     assert go("lora", base, rows_file, out, "--resume", "true") == 2  # whose it is cannot be told
@@ -221,10 +221,10 @@ def test_changed_settings_are_named(paused, base, rows_file, capsys):
     flags = ["--resume", "true", "--train.global_batch_size", 4, "--lora_dropout", 0.3, "--eval.interval", 3]
     assert go("lora", base, rows_file, paused, *flags) == 2
     error = capsys.readouterr().err
-    assert "--lora_dropout was 0.2, is 0.3; --train.global_batch_size was 8, is 4." in error
+    assert "--lora_dropout was 0.2, is now 0.3; --train.global_batch_size was 8, is now 4." in error
     assert "--resume_with_changes true" in error and error.count("\n") == 1 and "eval" not in error
     assert go("lora", base, rows_file, paused, *flags, "--resume_with_changes", "true") == 0
-    assert "Changed since the checkpoint: --lora_dropout was 0.2, is 0.3" in capsys.readouterr().out
+    assert "Changed since the checkpoint: --lora_dropout was 0.2, is now 0.3" in capsys.readouterr().out
     assert "lora_dropout: 0.3" in (paused / "hyperparameters.yaml").read_text()
 
 
@@ -255,7 +255,7 @@ def test_options_of_the_optimizer_change_and_another_one_begins_anew(paused, bas
     assert groups[0]["weight_decay"] == 0.5 and groups[0]["lr"] == 0.01 and states > 0
     assert go("lora", base, rows_file, paused, *changed, "--optimizer", "SGD") == 75
     assert seen[3][1] == 0
-    assert "The optimizer begins anew" in capsys.readouterr().out
+    assert "The optimizer starts without state" in capsys.readouterr().out
 
 
 # damage
@@ -289,7 +289,7 @@ def test_a_damaged_checkpoint_is_passed_over(kind, paused):
     do(paused / "step-000007")
     checkpoint, said = to_resume(paused, True)
     assert checkpoint == paused / "step-000005"
-    assert f"{paused / 'step-000007'} is damaged and is passed over: {message}" in said[0]
+    assert f"{paused / 'step-000007'}, which is damaged: {message}" in said[0]
 
 
 # a state that is whole, and not of this run, or not of our making; by what is said
@@ -353,7 +353,7 @@ def test_a_state_that_is_not_of_this_run(kind, paused_once, base, rows_file, tmp
     assert go("lora", base, rows_file, out, "--resume", "true") == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and (named in error or kind == "a list"), error
-    assert "does not fit this run" in error or STATE in error
+    assert "does not match this run" in error or STATE in error
 
 
 @pytest.fixture(scope="module")
@@ -384,14 +384,14 @@ def test_goes_on_with_an_older_one_or_afresh(paused, whole, base, rows_file, cap
         == 75
     )
     printed = capsys.readouterr().out
-    assert "step-000007 is damaged and is passed over" in printed and f"Saved {paused / 'step-000006'}." in printed
+    assert "step-000007, which is damaged" in printed and f"Saved {paused / 'step-000006'}." in printed
     assert {p.name for p in paused.glob("*step*")} == {"step-000006", "damaged-step-000007"}
     for step in paused.glob("step-*"):
         flip(step / STATE)
     assert go("lora", base, rows_file, paused, "--resume", paused) == 2
     assert "step-000006 is damaged" in capsys.readouterr().err
     assert go("lora", base, rows_file, paused, "--resume", "true") == 0
-    assert "the run starts afresh" in capsys.readouterr().out
+    assert "Starting from the beginning" in capsys.readouterr().out
     same(paused, whole("lora"))
     assert {p.name for p in paused.glob("damaged-*")} == {f"damaged-step-00000{n}" for n in (6, 7)}
 
@@ -503,5 +503,5 @@ def test_two_runs_in_one_folder(base, rows_file, tmp_path, capsys):
     runs = [start("lora", base, rows_file, out) for _ in range(2)]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 2], said
-    assert any("another run" in text or "holds an earlier run" in text for text in said)
+    assert any("another run" in text or "contains an earlier run" in text for text in said)
     assert len(lines(out)) == 12 + 4

@@ -64,9 +64,9 @@ def test_in_a_step(number, base, whole, rows_file, tmp_path, monkeypatch, capfd)
     assert go("lora", base, rows_file, tmp_path / "out") == CODES[number]
     assert signal.getsignal(number) is before
     printed, error = capfd.readouterr()
-    assert f"litgpt: {number.name}: saving after this step. Ctrl-C again stops at once." in error
+    assert f"litgpt: {number.name}: saving after this step." in error
     assert damage(tmp_path / "out" / "step-000006") is None, "the step was not finished"
-    command = re.search(r"Saved (\S+)\. Go on with: (litgpt .*)", printed)
+    command = re.search(r"Saved (\S+)\. To resume: (litgpt .*)", printed)
     assert command and command[1] == str(tmp_path / "out" / "step-000006")
     assert resumed(command[2]) == 0
     same(tmp_path / "out", whole("lora"))
@@ -126,7 +126,7 @@ def test_before_the_first_step(where, number, base, whole, rows_file, tmp_path, 
         if where != "the first validation":
             patched.setattr(run, "fit", lambda *args, **more: pytest.fail("the run did not end at once"))
         assert go("lora", base, rows_file, tmp_path / "out") == CODES[number]
-    command = re.search(r"Nothing is saved yet\. Go on with: (litgpt .*)", capfd.readouterr().out)
+    command = re.search(r"No checkpoint was saved\. To resume: (litgpt .*)", capfd.readouterr().out)
     assert command and not checkpoints(tmp_path / "out")
     if number == signal.SIGUSR1:
         assert resumed(command[1]) == 0
@@ -169,7 +169,7 @@ def test_a_process_and_its_shell(base, rows_file, tmp_path):
     process = start("lora", base, rows_file, out, *long)
     said = struck(process, out, 3, signal.SIGUSR1)
     assert process.returncode == 75, said
-    command = re.search(r"Go on with: litgpt (.*)", said)
+    command = re.search(r"To resume: litgpt (.*)", said)
     assert command
     newest = checkpoints(out)[0]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
@@ -179,7 +179,7 @@ def test_a_process_and_its_shell(base, rows_file, tmp_path):
     )  # fmt: skip
     said = struck(process, out, 2 + len(lines(out)), signal.SIGTERM)
     assert process.returncode == 143, said
-    assert f"Going on with {newest}." in said and checkpoints(out)[0] != newest
+    assert f"Resuming from {newest}." in said and checkpoints(out)[0] != newest
     steps = [int(line["step"]) for line in lines(out)]
     assert steps == list(range(len(steps)))
 

@@ -167,7 +167,7 @@ FIELDS: list[tuple[str, str, list, list]] = [  # file, field, values that are re
     ("adapter_config.json", "adapter_prompt_length", NOT_COUNT, [10, None]),
     ("adapter_config.json", "adapter_start_layer", NOT_ID, [0, None]),
     ("parity.json", "computed", [*NOT_TEXT, TEXT, None], ["F32", "BF16"]),
-    ("parity.json", "quantize", [*NOT_TEXT, TEXT], ["bnb.nf4", None]),
+    ("parity.json", "quantize", NOT_TEXT, ["bnb.nf4", None]),
     ("parity.json", "special", [NUMBER, TEXT, None], [True]),
     ("parity.json", "time", NOT_TEXT, ["2026-01-01", None]),
     *(("parity.json", f"prompts.0.{f}", [NUMBER, TEXT, [TEXT], [-1], [1.5], None], [[1]]) for f in ("ids", "greedy")),

@@ -13,7 +13,7 @@ import torch
 from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.model.devices import peak_memory
-from litgpt.train import examples, run, speed
+from litgpt.train import examples, flops, run
 from litgpt.train.metrics import FIELDS, Metrics, plot
 from litgpt.train.progress import Screen
 from litgpt.train.resume import save
@@ -87,10 +87,14 @@ FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], list[str], list[s
         ["--eval.max_new_tokens", "4", "--eval.exact_match", "2", "--eval.examples", "2"],
         ["examples, before", "exact answers, before", "examples, after", "exact answers, after"],
     ),
-    "the reference answers": (lambda m: m.setattr(save, "make_seal", failing(RuntimeError())), [], ["reference answ"]),
-    "their types": (lambda m: m.setattr(save, "stored_dtypes", failing(KeyError())), [], ["reference answ"]),
+    "the reference answers": (
+        lambda m: m.setattr(save, "make_seal", failing(RuntimeError())),
+        [],
+        ["reference outputs"],
+    ),
+    "their types": (lambda m: m.setattr(save, "stored_dtypes", failing(KeyError())), [], ["reference outputs"]),
     "the report": (lambda m: m.setattr(run, "report", failing(ZeroDivisionError())), [], ["report"]),
-    "MFU": (lambda m: m.setattr(speed, "products_per_second", failing(RuntimeError("busy"))), [], ["MFU"]),
+    "MFU": (lambda m: m.setattr(flops, "gemm_throughput", failing(RuntimeError("busy"))), [], ["MFU"]),
     "metrics that wait": (metrics_that_wait, [], ["metrics.csv"]),
     "a reader that is gone": (set_stdout(Broken(BrokenPipeError())), [], ["output ends here"]),
     "a log on a full disk": (set_stdout(Broken(OSError(28, "No space left"))), [], ["output ends here"]),
@@ -185,15 +189,15 @@ def test_a_memory_that_is_not_told(monkeypatch):
 
 def test_more_than_the_machine_can_is_not_shown(base, rows_file, tmp_path, monkeypatch, capsys):
     """A utilization above 100 %: the products were timed while the machine was busy."""
-    monkeypatch.setattr(speed, "products_per_second", lambda *args: 1.0)
+    monkeypatch.setattr(flops, "gemm_throughput", lambda *args: 1.0)
     assert go("lora", base, rows_file, tmp_path / "busy", "--train.max_steps", 2) == 0
     assert [m["mfu"] for m in read_metrics(tmp_path / "busy")] == [""] * len(read_metrics(tmp_path / "busy"))
     assert "MFU - |" in capsys.readouterr().out
-    monkeypatch.setattr(speed, "products_per_second", lambda *args: 1e15)
+    monkeypatch.setattr(flops, "gemm_throughput", lambda *args: 1e15)
     assert go("lora", base, rows_file, tmp_path / "idle", "--train.max_steps", 2) == 0
     found = [float(m["mfu"]) for m in read_metrics(tmp_path / "idle") if m["loss"]]
     assert len(found) == 2 and all(0 <= mfu <= 1 for mfu in found)
-    work = speed.FlopCounter(per_token=100, per_target=50, peak=1000)
+    work = flops.FlopCounter(per_token=100, per_target=50, peak=1000)
     assert work.share(8, 4, seconds=2, devices=1) == (8 * 100 + 4 * 50) / 2000
     assert work.share(8, 4, seconds=0.5, devices=2) == 1.0 and work.share(8, 4, seconds=0.4, devices=2) is None
     assert work.share(8, 4, seconds=0, devices=1) is None

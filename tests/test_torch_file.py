@@ -65,7 +65,7 @@ class Harm:
 def test_code_is_not_run(zipped, folder, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     torch.save({"a": Harm()}, folder / "pytorch_model.bin", _use_new_zipfile_serialization=zipped)
-    with pytest.raises(UserError, match="weights need no code"):
+    with pytest.raises(UserError, match="requires code"):
         Checkpoint(folder)
     assert not Path("harm").exists()
 
@@ -76,10 +76,10 @@ def test_damaged_files(folder, llama):
     whole = file.read_bytes()
     for data in (whole[:-200], whole[:100], b"", pickle.dumps([1]), b"version https://git-lfs.github.com/spec/v1\n"):
         file.write_bytes(data)
-        with pytest.raises(UserError, match=r"pytorch_model\.bin (is damaged|holds)"):
+        with pytest.raises(UserError, match=r"pytorch_model\.bin (is damaged|does not contain)"):
             Checkpoint(folder)
     torch.save([torch.ones(2)], file)
-    with pytest.raises(UserError, match="holds no tensors by name"):
+    with pytest.raises(UserError, match="does not contain named tensors"):
         Checkpoint(folder)
     file.unlink()
     with pytest.raises(UserError, match=r"has no model\.safetensors: the download is not complete"):

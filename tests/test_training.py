@@ -316,5 +316,5 @@ def test_a_loss_that_is_not_finite_stops_the_run(llama, files, tmp_path, capsys)
     save_file(weights, broken / "model.safetensors", metadata={"format": "pt"})
     with pytest.raises(SystemExit) as stop:
         finetune(broken, files, tmp_path / "out")
-    assert stop.value.code == 2 and "The loss of step 1 is nan" in capsys.readouterr().err
+    assert stop.value.code == 2 and "Loss is NaN at step 1" in capsys.readouterr().err
     assert not (tmp_path / "out" / "final").exists()

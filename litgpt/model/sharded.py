@@ -1,7 +1,7 @@
-"""Weights of which each rank holds some rows (FSDP2), and plain ones alike.
+"""Operations on weights that may be sharded (FSDP2).
 
-A sharded tensor is torch's `DTensor`, cut along its rows as `torch.chunk` does. torch's module for it takes a second to
-import, so it is imported where there are such tensors.
+A sharded tensor is a `DTensor`; each rank holds a chunk of its rows, as `torch.chunk` splits them. Importing torch's
+module for it takes a second, so functions import it only when they need it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -11,7 +11,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
-asking: Optional[Callable[[torch.Tensor], None]] = None  # while the first rank works alone: how it asks for a weight
+asking: Optional[Callable[[torch.Tensor], object]] = None  # within `on_first_rank`: asks for a tensor's shards
 
 
 def is_sharded(tensor: Any) -> bool:
@@ -19,12 +19,12 @@ def is_sharded(tensor: Any) -> bool:
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:
-    """This rank's rows, in the tensor's own memory."""
+    """This rank's rows, as a view."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
 def my_rows(tensor: torch.Tensor) -> slice:
-    """Which rows of the whole tensor they are."""
+    """Which rows of the full tensor this rank holds."""
     if not is_sharded(tensor):
         return slice(0, len(tensor))
     mesh: Any = tensor.device_mesh  # type: ignore[attr-defined]
@@ -34,7 +34,7 @@ def my_rows(tensor: torch.Tensor) -> slice:
 
 
 def put(tensor: torch.Tensor, first: int, rows: torch.Tensor) -> None:
-    """Copy `rows` into a tensor from row `first` on; each rank what falls among its own."""
+    """Copy `rows` into a tensor from row `first` on. Each rank copies those that it holds."""
     own = my_rows(tensor)
     start, stop = max(first, own.start), min(first + len(rows), own.stop)
     if start < stop:
@@ -42,20 +42,16 @@ def put(tensor: torch.Tensor, first: int, rows: torch.Tensor) -> None:
 
 
 def shard_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
-    """A tensor that is sharded like `tensor`, of this rank's `rows`."""
+    """A tensor that is sharded like `tensor` and whose rows on this rank are `rows`."""
     from torch.distributed.tensor import DTensor
 
     mesh, placements = tensor.device_mesh, tensor.placements  # type: ignore[attr-defined]
-    return DTensor.from_local(
-        rows, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride()
-    )  # fmt: skip
+    return DTensor.from_local(rows, mesh, placements, run_check=False, shape=tensor.shape, stride=tensor.stride())
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """The whole tensor, on every rank that calls; a plain one as it is.
-
-    All ranks have to call it alike, except within `on_first_rank`.
-    """
+    """All rows of a tensor. A collective operation if it is sharded: all ranks must call it, except within
+    `on_first_rank`."""
     if not is_sharded(tensor):
         return tensor
     if asking is not None:
@@ -65,59 +61,60 @@ def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
 
 def gathered(tensor: Any) -> torch.Tensor:
     with torch.no_grad():
-        return tensor.full_tensor().to(tensor.device_mesh.device_type)  # its rows may lie elsewhere
+        return tensor.full_tensor().to(tensor.device_mesh.device_type)  # shards may be offloaded
 
 
 def on_first_rank(rank: int, tensors: Sequence[Any], work: Callable[[], None]) -> None:
-    """Run `work` on the first rank alone. The others wait where something is sharded, and give their rows of the
-    `tensors` that it wants to have whole, in whatever order; so `work` need not know of them."""
+    """Run `work` on rank 0. Wherever it calls `full_tensor` for one of `tensors`, the other ranks send their shards.
+
+    So `work` can be written for one process, in any order of tensors, and holds one full tensor at a time.
+    """
     global asking
     sharded = [t for t in tensors if is_sharded(t)]
 
-    def tell(number: int) -> int:
-        told = torch.tensor(number, device=sharded[0].device_mesh.device_type)
-        torch.distributed.broadcast(told, 0)
-        return int(told)
+    def broadcast(number: int) -> int:
+        sent = torch.tensor(number, device=sharded[0].device_mesh.device_type)
+        torch.distributed.broadcast(sent, 0)
+        return int(sent)
 
     if not sharded:
         if rank == 0:
             work()
         return
     if rank:
-        while (number := tell(-1)) >= 0:
+        while (number := broadcast(-1)) >= 0:
             gathered(sharded[number])
         return
     numbers = {id(t): number for number, t in enumerate(sharded)}
-
-    def ask(tensor: torch.Tensor) -> None:
-        tell(numbers[id(tensor)])
-
-    asking = ask
+    asking = lambda tensor: broadcast(numbers[id(tensor)])  # noqa: E731
     try:
         work()
     finally:
         asking = None
-        tell(-1)
+        broadcast(-1)
 
 
 @contextmanager
 def unsharded(module: nn.Module) -> Iterator[None]:
-    """Within it the weights of a module are whole. What was changed in them stays, with each rank its rows."""
+    """Within this context the weights of a module are full tensors. Changes to them are kept."""
     slots = [
-        (m, leaf, p) for m in module.modules() for leaf, p in m._parameters.items() if p is not None and is_sharded(p)
+        (m, name, p)
+        for m in module.modules()
+        for name, p in m.named_parameters(recurse=False, remove_duplicate=False)
+        if is_sharded(p)
     ]
-    for m, leaf, p in slots:
-        setattr(m, leaf, nn.Parameter(gathered(p), requires_grad=p.requires_grad))
+    for m, name, p in slots:
+        setattr(m, name, nn.Parameter(gathered(p), requires_grad=p.requires_grad))
     try:
         yield
     finally:
-        for m, leaf, p in slots:
-            put(p.detach(), 0, getattr(m, leaf).detach())
-            setattr(m, leaf, p)
+        for m, name, p in slots:
+            put(p.detach(), 0, getattr(m, name).detach())
+            setattr(m, name, p)
 
 
 def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The norm of all tensors together; those that are sharded are added up over all ranks."""
+    """The norm of all tensors together, over all ranks."""
     norm = torch.nn.utils.get_total_norm([t for t in tensors if not is_sharded(t)])
     sharded = [local_shard(t) for t in tensors if is_sharded(t)]
     if not sharded:

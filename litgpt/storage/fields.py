@@ -1,16 +1,16 @@
-"""What the fields of small files may hold, by the name of the file, and the check that compares a file with it.
+"""Schemas of small files by file name, and the check of a value against a schema.
 
-A shape is one of these:
+A `Shape` is one of:
 
-- a type (`float` is any number that float32 can hold),
-- a `range` of whole numbers,
-- a `frozenset` of texts to choose from,
-- None: null, or a missing field,
+- a type (`float` is any number within float32's range),
+- a `range` of integers,
+- a `frozenset` of strings to choose from,
+- None: null or a missing field,
 - `[shape]`: a list,
-- `{name: shape}`: an object, whose other fields may hold anything,
-- an `Each`: an object of any fields,
-- a `Text`: a short text,
-- a tuple of shapes, one of which has to fit.
+- `{name: shape}`: an object; its other fields are not checked,
+- an `Each`: an object with any fields,
+- a `Text`: a string of limited length,
+- a tuple: any of several shapes.
 """
 
 import re
@@ -21,33 +21,32 @@ from litgpt.errors import brief
 
 
 class Each(NamedTuple):
-    """An object of which every field has the same shape.
+    """An object whose fields all have the same shape.
 
     Args:
-        shape: The shape of the values.
-        names: What the names match, a regular expression.
-        spoken: A word for the names.
+        names: A regular expression that the field names match.
+        label: What the names are, for messages.
     """
 
     shape: "Shape"
     names: str = r"[\s\S]*"
-    spoken: str = "text"
+    label: str = "text"
 
 
 class Text(NamedTuple):
-    """A text with at most so many characters."""
+    """A string of at most `max_chars` characters."""
 
-    most: int
+    max_chars: int
 
 
 Shape = Union[type, range, frozenset, None, list, dict, tuple, Each, Text]
 
 SPECIAL_TOKENS = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-TEMPLATE = 2**18  # characters of a chat template: `prompt_style.yaml` holds two
+TEMPLATE = 2**18  # maximum characters of a chat template
 LARGEST = 3.4e38
 REPEATS = 4
 COUNT, ID = range(1, 2**31), range(2**31)
-IDS = (range(-1, 2**31), [ID], None)  # some files write -1 for none
+IDS = (range(-1, 2**31), [ID], None)  # some files use -1 for none
 FLAG = (bool, None)
 TEXT = (str, None)
 ADDED_FLAGS = ("single_word", "lstrip", "rstrip", "normalized", "special")
@@ -59,10 +58,10 @@ TOKEN_TABLES: dict[str, Shape] = {
     **dict.fromkeys(("additional_special_tokens", "extra_special_tokens"), ([TOKEN], Each(TOKEN), None)),
 }
 TOKEN_IDS: dict[str, Shape] = dict.fromkeys(("bos_token_id", "eos_token_id"), IDS)
-SUM = [int]  # size, CRC-32 and maybe the time of a file
+SUM = [int]  # size, CRC-32 and, in newer files, modification time
 INDEX: Shape = {"weight_map": Each(str)}
 SHAPES: dict[str, Shape] = {
-    "config.json": TOKEN_IDS,  # its other fields are the families' to check
+    "config.json": TOKEN_IDS,  # families check the other fields
     "generation_config.json": TOKEN_IDS,
     "model.safetensors.index.json": INDEX,
     "pytorch_model.bin.index.json": INDEX,
@@ -113,18 +112,18 @@ SHAPES: dict[str, Shape] = {
 
 
 def misfit(value: Any, shape: Shape, name: str = "") -> Optional[str]:
-    """What is wrong with a value that does not have a shape, with the name of the field; None if it has the shape."""
+    """What is wrong with a value, with the path of the field; None if it has the shape."""
     shapes = shape if type(shape) is tuple else (shape,)
     problems = [problem(value, one, name) for one in shapes]
     if None in problems:
         return None
     inner = [p for p in problems if p]
-    expected = " or ".join(dict.fromkeys(map(spoken, shapes)))
+    expected = " or ".join(dict.fromkeys(map(describe, shapes)))
     return inner[0] if len(inner) == 1 else f"{prefix(name)}expected {expected}, got {brief(value)}."
 
 
 def problem(value: Any, shape: Shape, name: str) -> Optional[str]:
-    """None where a value has one shape, a sentence where something within it does not fit, else an empty text."""
+    """None if a value has one shape, a sentence if a part of it does not, else an empty string."""
     if isinstance(shape, (dict, Each)) and isinstance(value, dict):
         return next(filter(None, in_object(value, shape, name)), None)
     if isinstance(shape, list) and isinstance(value, list):
@@ -132,7 +131,7 @@ def problem(value: Any, shape: Shape, name: str) -> Optional[str]:
     if isinstance(shape, frozenset):
         fits = isinstance(value, str) and value in shape
     elif isinstance(shape, Text):
-        fits = isinstance(value, str) and len(value) <= shape.most
+        fits = isinstance(value, str) and len(value) <= shape.max_chars
     elif isinstance(shape, range):
         fits = type(value) is int and value in shape
     elif shape is float:
@@ -143,29 +142,29 @@ def problem(value: Any, shape: Shape, name: str) -> Optional[str]:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number that torch's float32 can hold."""
+    """Whether a value is a number within float32's range."""
     return type(value) in (int, float) and abs(value) <= LARGEST
 
 
 def in_object(value: dict, shape: Union[dict, Each], name: str) -> Iterator[Optional[str]]:
-    """For each field what is wrong with it, or None."""
+    """For each field, what is wrong with it, or None."""
     if isinstance(shape, dict):
         yield from (misfit(value.get(key), inner, f"{name}.{key}".lstrip(".")) for key, inner in shape.items())
         return
     for key, inner in value.items():
         if not isinstance(key, str) or not re.fullmatch(shape.names, key):
-            yield f"{prefix(name)}expected {shape.spoken} as the name of a field, got {brief(key)}."
+            yield f"{prefix(name)}expected {shape.label} as a field name, got {brief(key)}."
         yield misfit(inner, shape.shape, f"{name}.{brief(key)}".lstrip("."))
 
 
 def pattern(text: str, around: str = "{}") -> re.Pattern:
-    """A regular expression that was read from a file.
+    """Compile a regular expression from a file.
 
     Args:
-        around: What stands around it; its place is {}.
+        around: The expression around it, with {} in its place.
 
     Raises:
-        ValueError: it is not one, or it could take forever: it repeats a group, or has many repeats.
+        ValueError: it is invalid, or could take exponential time because it repeats a group or has many repeats.
     """
     try:
         compiled = re.compile(around.format(text))
@@ -180,14 +179,14 @@ def prefix(name: str) -> str:
     return f"{name}: " if name else ""
 
 
-def spoken(shape: Shape) -> str:
-    """A shape in words."""
+def describe(shape: Shape) -> str:
+    """Describe a shape for messages."""
     if isinstance(shape, range):
-        return f"a whole number from {shape.start} to {shape.stop - 1}"
+        return f"an integer from {shape.start} to {shape.stop - 1}"
     if isinstance(shape, frozenset):
         return f"one of {', '.join(sorted(shape))}"
     if isinstance(shape, Text):
-        return f"text of at most {shape.most} characters"
+        return f"text of at most {shape.max_chars} characters"
     kinds = {Each: "an object", dict: "an object", list: "a list"}
-    words = {None: "null", str: "text", bool: "true or false", int: "a whole number", float: "a number"}
+    words = {None: "null", str: "text", bool: "true or false", int: "an integer", float: "a number"}
     return kinds.get(type(shape)) or words[shape]  # type: ignore[call-overload, index]

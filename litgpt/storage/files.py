@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and readers that say what is wrong."""
+"""Read small files with clear errors, and write files that are complete or absent."""
 
 import filecmp
 import json
@@ -17,49 +17,47 @@ import yaml
 from litgpt.errors import UserError
 from litgpt.storage.fields import SHAPES, TEMPLATE, misfit
 
-# what a small file may have at most
+# limits of a small file
 JSON_BYTES, YAML_BYTES, TOKENIZER_BYTES = 2**25, 2**22, 2**28
-DEPTH = 100  # objects and lists within each other
-DIGITS = 100  # of a whole number
-NODES = 100_000  # values of a YAML file, with those that aliases repeat
+DEPTH = 100  # nested objects and lists
+DIGITS = 100  # of an integer
+NODES = 100_000  # values of a YAML file, aliases expanded
 NUMBER = re.compile(r"[-+]?(0[xb][0-9a-fA-F_]+|[0-9_:.]+)")  # in YAML
-HALF = re.compile(r"\\[uU](0000)?[dD][89a-fA-F]")  # what may write half a surrogate pair
+SURROGATE = re.compile(r"\\[uU](0000)?[dD][89a-fA-F]")  # an escape that may be half a surrogate pair
+TOO_DEEP = f"it is nested more than {DEPTH} levels deep"
+TOO_LONG = f"it has a number of more than {DIGITS} digits"
 
 
 def is_there(path: Path) -> bool:
-    """Whether there is a file of this name.
+    """Whether the file exists.
 
     Raises:
-        UserError: something else has the name: a folder, a pipe, a link to nothing.
+        UserError: the path is a folder, a pipe or a broken link.
     """
     if path.is_file():
         return True
     if path.is_symlink() and not path.exists():
         raise UserError(f"{path} is a link to a file that does not exist. Restore the file or remove the link.")
     if path.exists():
-        raise UserError(
-            f"{path} is {'a folder' if path.is_dir() else 'not an ordinary file'}. Put a file in its place."
-        )
+        raise UserError(f"{path} is {'a folder' if path.is_dir() else 'not a regular file'}. Replace it with a file.")
     return False
 
 
-def check_size(path: Path, most: int) -> None:
-    """Raise `UserError` unless this is an ordinary file of at most `most` bytes. Reading a pipe would never end."""
+def check_size(path: Path, max_bytes: int) -> None:
+    """Raise `UserError` unless `path` is a regular file (reading a pipe would block) of at most `max_bytes` bytes."""
     try:
         found = os.stat(path)
     except OSError as e:
         raise UserError(f"Cannot read {path}: {e.strerror}.") from e
     if not stat.S_ISREG(found.st_mode):
         is_there(path)
-    if found.st_size > most:
-        raise UserError(f"{path} has {found.st_size:,} bytes. A file of its kind has at most {most:,}.")
+    if found.st_size > max_bytes:
+        raise UserError(f"{path} has {found.st_size:,} bytes. The limit for such a file is {max_bytes:,}.")
 
 
-def read_text(path: Path, most: int = TEMPLATE, encoding: str = "utf-8") -> str:
-    """Raises:
-    UserError: the file cannot be read, is too large, or is not UTF-8.
-    """
-    check_size(path, most)
+def read_text(path: Path, max_bytes: int = TEMPLATE, encoding: str = "utf-8") -> str:
+    """Read a text file. Raises `UserError` if it cannot be read, has more than `max_bytes` bytes, or is not UTF-8."""
+    check_size(path, max_bytes)
     try:
         return path.read_text(encoding)
     except OSError as e:
@@ -69,11 +67,10 @@ def read_text(path: Path, most: int = TEMPLATE, encoding: str = "utf-8") -> str:
 
 
 def read_json(path: Path) -> Any:
-    """The value in a JSON file, whose fields are checked where files of this name have known ones.
+    """Read a JSON file and check the fields that `SHAPES` lists for files of this name.
 
     Raises:
-        UserError: the file cannot be read, is too large, is empty, is not JSON (with line and column), or a field has
-            another type.
+        UserError: the file cannot be read, is too large, is empty, is not JSON, or has a field of the wrong type.
     """
     text = read_text(path, JSON_BYTES, "utf-8-sig")
     if not text.strip():
@@ -88,14 +85,16 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Raises:
-    json.JSONDecodeError: it is not JSON.
-    ValueError: it is nested too deeply, or has a number with too many digits.
+    """Parse JSON.
+
+    Raises:
+        json.JSONDecodeError: the text is not JSON.
+        ValueError: it is nested too deeply, or a number has too many digits.
     """
     try:
         value = json.loads(text, parse_int=whole_number)
     except RecursionError as e:
-        raise ValueError(f"it is nested more than {DEPTH} levels deep") from e
+        raise ValueError(TOO_DEEP) from e
     if text.count("[") + text.count("{") > DEPTH:
         check_depth(value)
     return value
@@ -103,12 +102,12 @@ def parse_json(text: str) -> Any:
 
 def whole_number(text: str) -> int:
     if len(text) > DIGITS:
-        raise ValueError(f"it has a number of more than {DIGITS} digits")
+        raise ValueError(TOO_LONG)
     return int(text)
 
 
 def check_depth(value: Any) -> None:
-    """Raise `ValueError` where lists and objects lie too deep in each other."""
+    """Raise `ValueError` if lists and objects are nested too deeply."""
     level = [value]
     for _ in range(DEPTH + 1):
         level = [
@@ -116,50 +115,46 @@ def check_depth(value: Any) -> None:
         ]
         if not level:
             return
-    raise ValueError(f"it is nested more than {DEPTH} levels deep")
+    raise ValueError(TOO_DEEP)
 
 
 def checked_value(value: Any, text: str, path: Path) -> Any:
-    """A value that was read, if it is of the shape that files of this name have."""
-    if HALF.search(text):
+    """Return a parsed value if it is valid Unicode and has the shape of files of this name."""
+    if SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
         except UnicodeEncodeError as e:
-            behind = e.object[max(0, e.start - 20) : e.start]
-            raise UserError(f"{path} has half a surrogate pair, which is not text, behind {behind!r}.") from e
+            before = e.object[max(0, e.start - 20) : e.start]
+            raise UserError(f"{path} has half of a surrogate pair, which is not valid text, after {before!r}.") from e
     if wrong := misfit(value, SHAPES[path.name]) if path.name in SHAPES else None:
         raise UserError(f"{path}: {wrong}")
     return value
 
 
 class PlainSafeLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """The safe loader, the fast one where it is there. A date is text, as it is in JSON."""
+    """YAML's safe loader, in C if available. Dates stay text, as in JSON."""
 
 
 PlainSafeLoader.yaml_implicit_resolvers = {
-    first: [(tag, pattern) for tag, pattern in several if not tag.endswith(":timestamp")]
-    for first, several in PlainSafeLoader.yaml_implicit_resolvers.items()
+    first: [(tag, pattern) for tag, pattern in resolvers if not tag.endswith(":timestamp")]
+    for first, resolvers in PlainSafeLoader.yaml_implicit_resolvers.items()
 }
 
 
 def read_yaml(path: Path) -> Any:
-    """The value in a YAML file, whose fields are checked where files of this name have known ones.
-
-    Raises:
-        UserError: as `read_json` and `parse_yaml`.
-    """
+    """Read a YAML file and check the fields that `SHAPES` lists for files of this name. Raises as `read_json` does."""
     text = read_text(path, YAML_BYTES)
     return checked_value(parse_yaml(text, path), text, path)
 
 
 def parse_yaml(text: str, where: Any) -> Any:
-    """The value of a YAML text, of the types that JSON has.
+    """Parse YAML into the types that JSON has.
 
     Args:
-        where: What the text is, for messages.
+        where: The origin of the text, for messages.
 
     Raises:
-        UserError: it is not YAML, has a tag, is nested too deeply, or its aliases repeat too much.
+        UserError: the text is not YAML, has a tag, is nested too deeply, or its aliases expand to too many values.
     """
     try:
         check_events(text)
@@ -177,16 +172,16 @@ def parse_yaml(text: str, where: Any) -> Any:
 
 
 def check_events(text: str) -> None:
-    """Raise `ValueError` for a YAML text that takes more time or memory than its length shows, or has tags."""
+    """Raise `ValueError` for YAML with tags, or whose aliases expand to far more than its length suggests."""
     sizes: dict[str, int] = {}  # values below each anchor
-    above: list[tuple[Optional[str], int]] = []  # what the value lies in: the anchor, and the values before it
+    above: list[tuple[Optional[str], int]] = []  # open collections: the anchor, and the values before it
     n = 0
     for event in yaml.parse(text, PlainSafeLoader):
         if (tag := getattr(event, "tag", None)) is not None and tag.startswith("tag:yaml.org"):
             raise ValueError(f"it has the tag {tag!r}, which is not supported")
         if isinstance(event, yaml.AliasEvent):
             if event.anchor not in sizes:
-                raise ValueError(f"the alias *{event.anchor} stands for nothing that is complete")
+                raise ValueError(f"the alias *{event.anchor} has no complete anchor before it")
             n += sizes[event.anchor]
         elif isinstance(event, yaml.CollectionEndEvent):
             anchor, before = above.pop()
@@ -194,28 +189,28 @@ def check_events(text: str) -> None:
         elif isinstance(event, yaml.NodeEvent):
             if isinstance(event, yaml.ScalarEvent):
                 if event.implicit[0] and len(event.value) > DIGITS and NUMBER.fullmatch(event.value):
-                    raise ValueError(f"it has a number of more than {DIGITS} digits")
+                    raise ValueError(TOO_LONG)
                 sizes[event.anchor or ""] = 1
             else:
                 sizes.pop(event.anchor or "", None)
                 above.append((event.anchor, n))
             n += 1
         if len(above) > DEPTH:
-            raise ValueError(f"it is nested more than {DEPTH} levels deep")
+            raise ValueError(TOO_DEEP)
         if n > NODES:
-            raise ValueError(f"it has more than {NODES:,} values, with those that aliases repeat")
+            raise ValueError(f"it has more than {NODES:,} values after its aliases are expanded")
 
 
 def home() -> Optional[Path]:
-    """The user's home folder, if there is one."""
+    """The user's home folder, if known."""
     try:
         return Path.home()
-    except RuntimeError:  # no HOME, and a user whom the system does not know
+    except RuntimeError:  # HOME is not set, and the system does not know the user
         return None
 
 
 def cache_place() -> Optional[Path]:
-    """The folder that `LITGPT_CACHE` names, by default `~/.cache/litgpt`; None where there is no home."""
+    """The folder in `LITGPT_CACHE`, by default `~/.cache/litgpt`; None without a home folder."""
     if given := os.environ.get("LITGPT_CACHE"):
         return Path(given)
     own = home()
@@ -223,7 +218,7 @@ def cache_place() -> Optional[Path]:
 
 
 def link(source: Any, target: Any) -> None:
-    """A second name for a file, or a copy where the disk has none."""
+    """Hard-link a file, or copy it where the file system cannot."""
     try:
         os.link(source, target)
     except OSError:
@@ -231,12 +226,12 @@ def link(source: Any, target: Any) -> None:
 
 
 def same(a: Path, b: Path) -> bool:
-    """Whether two names stand for the same content."""
+    """Whether two paths have the same content."""
     return b.is_file() and (os.path.samefile(a, b) or filecmp.cmp(a, b, shallow=False))
 
 
 def flush_names(folder: Path) -> None:
-    """Have the names in a folder on the disk, where the system has a way to ask for it."""
+    """Flush a folder's entries to the disk, where the system can."""
     if hasattr(os, "O_DIRECTORY"):
         handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
         try:
@@ -246,7 +241,7 @@ def flush_names(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file that is there whole or not at all."""
+    """Write a file atomically."""
     temporary = path.with_name(f".{path.name}.tmp")
     with open(temporary, "w", encoding="utf-8", newline="\n") as f:
         f.write(text)
@@ -257,8 +252,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def part_of(target: Path) -> Path:
-    """A name beside `target` to write under until the file is complete. What processes left that were killed while they
-    wrote is removed."""
+    """A name beside `target` to write to until the file is complete. Removes the partial files of killed processes."""
     begin = f".{target.name}.{platform.node()}."
     for part in target.parent.glob(f"{escape(begin)}*.part"):
         number = part.name[len(begin) : -len(".part")]
@@ -270,7 +264,7 @@ def part_of(target: Path) -> Path:
 def is_running(process: int, part: Path) -> bool:
     if process == os.getpid():
         return True
-    if os.name == "nt":  # there is no harmless signal
+    if os.name == "nt":  # has no harmless signal
         return time.time() - part.stat().st_mtime < 24 * 3600
     try:
         os.kill(process, 0)

@@ -1,4 +1,4 @@
-"""Requests over HTTP: what one may ask for, how long one waits, and what of an address is shown."""
+"""HTTP requests with time limits, size limits and credentials that stay with their server."""
 
 import base64
 import queue
@@ -11,16 +11,12 @@ from urllib.parse import unquote, urlsplit, urlunsplit
 
 from litgpt.errors import UserError
 
-SECONDS, MOST = 30, 2**20  # for a small file: the time that it may take in all, and its bytes
-SILENCE = 60  # seconds without a byte
+SECONDS, MOST = 30, 2**20  # limits of a small file: total time, bytes
+SILENCE = 60  # seconds without data
 
 
 def fetch_text(url: str) -> str:
-    """A small text file.
-
-    Raises:
-        UserError: it cannot be fetched, takes too long, is too large or is not UTF-8.
-    """
+    """Fetch a small text file. Raises `UserError` if that fails or takes too long, or it is too large or not UTF-8."""
 
     def fetch() -> bytes:
         with open_url(url, timeout=SECONDS) as response:
@@ -28,8 +24,8 @@ def fetch_text(url: str) -> str:
 
     try:
         data = within(SECONDS, fetch)
-    except Exception as e:  # of the network and of what a server may send
-        raise UserError(f"{url} cannot be fetched: {reason_of(e)}.") from e
+    except Exception as e:  # the network and the server can cause any kind
+        raise UserError(f"Cannot fetch {url}: {reason_of(e)}.") from e
     if len(data) > MOST:
         raise UserError(f"{url} has more than {MOST:,} bytes.")
     try:
@@ -39,11 +35,10 @@ def fetch_text(url: str) -> str:
 
 
 def open_url(url: str, token: Optional[str] = None, timeout: Optional[float] = None) -> Any:
-    """The answer of a server. User and password in the address are sent as HTTP has it, and to this server alone, as is
-    the token.
+    """Open a URL. A user and password in it, or the token, are sent in a header and to this server only.
 
     Args:
-        timeout: Seconds without a byte; `SILENCE` by default.
+        timeout: Maximum seconds without data, by default `SILENCE`.
     """
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
@@ -57,11 +52,10 @@ def open_url(url: str, token: Optional[str] = None, timeout: Optional[float] = N
 
 
 def checked_token(token: str) -> str:
-    """A token without the white space around it. Raises `UserError` for one that no header can hold, whose text the
-    library would show."""
+    """Strip a token. Raises `UserError` if a header cannot hold it; the library's own error would show it."""
     token = token.strip()
     if not token.isascii() or not token.isprintable() or " " in token:
-        raise UserError("The access token has characters that no token has. Copy it again.")
+        raise UserError("The access token contains characters that are not allowed. Copy it again.")
     return token
 
 
@@ -71,12 +65,12 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
             raise URLError(f"the server redirects to {newurl}, which is not http")
         request = super().redirect_request(req, fp, code, msg, headers, newurl)
         if request is not None and (request.type, request.host) != (req.type, req.host):
-            request.remove_header("Authorization")  # for the first server alone
+            request.remove_header("Authorization")  # only for the first server
         return request
 
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
-    """The result of some work. Raises `TimeoutError` if it does not come in time, whatever the work waits for."""
+    """The result of `work`. Raises `TimeoutError` if it takes longer, whatever it waits for."""
     results: queue.SimpleQueue = queue.SimpleQueue()
 
     def run() -> None:
@@ -89,13 +83,13 @@ def within(seconds: float, work: Callable[[], Any]) -> Any:
     try:
         value, error = results.get(timeout=seconds)
     except queue.Empty:
-        raise TimeoutError(f"it takes more than {seconds:g} seconds") from None
+        raise TimeoutError(f"it took more than {seconds:g} seconds") from None
     if error is not None:
         raise error
     return value
 
 
 def reason_of(error: BaseException) -> str:
-    """Why a request failed, in words."""
+    """Why a request failed, for messages."""
     reason: Any = error.reason if isinstance(error, URLError) and not isinstance(error, HTTPError) else error
     return " ".join(str(getattr(reason, "strerror", None) or reason).split()) or type(error).__name__

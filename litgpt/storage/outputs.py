@@ -1,9 +1,8 @@
-"""What commands write, and what of it a later command may remove: nothing but files that a list of ours names and that
-have not changed since.
+"""Output files and folders. Commands remove only files that they recorded and that have not changed since.
 
-A folder that is written as a whole has `checksums.json`, which lists all of its files. Files that are written one by
-one, where other files may be too, are listed in `.litgpt.json` beside them. Both hold the size, the CRC-32 and the time
-of modification of each file.
+A folder that is written at once has a `checksums.json` with all of its files. Files that are written one by one, maybe
+next to files of others, are recorded in `.litgpt.json` beside them. Both store the size, the CRC-32 and the time of
+modification of each file.
 """
 
 import itertools
@@ -24,15 +23,15 @@ from litgpt.errors import UserError, remark
 from litgpt.storage.files import current_umask, flush_names, home, read_json, write_text
 
 SUMS, SINGLE = "checksums.json", ".litgpt.json"
-NAMED = 3  # files that a message names
-Entry = list[int]  # size in bytes, CRC-32, nanoseconds
+NAMED = 3  # files named in a message
+Entry = list[int]  # size in bytes, CRC-32, modification time in ns
 
 
-# lists of files
+# records of files
 
 
 def entry(path: Path, crc: bool = True) -> Entry:
-    """What a list holds of a file; without its CRC-32, a copy of the file is not taken for it."""
+    """The record of a file. Without the CRC-32, a copy of the file does not match it."""
     stat = path.stat()
     return [stat.st_size, checksum(path) if crc else -1, stat.st_mtime_ns]
 
@@ -46,7 +45,7 @@ def checksum(path: Path) -> int:
 
 
 def unchanged(path: Path, then: Entry) -> bool:
-    """Whether a file is as it was when it was listed. A copy of it is, too."""
+    """Whether a file, or a copy of it, still matches its record."""
     stat = path.stat()
     if stat.st_size != then[0]:
         return False
@@ -54,30 +53,30 @@ def unchanged(path: Path, then: Entry) -> bool:
 
 
 def write_sums(folder: Path, **more: Any) -> None:
-    """List all files of a folder in its `checksums.json`; `more` stands there too."""
+    """Record all files of a folder in its `checksums.json`, together with the fields `more`."""
     files = {p.relative_to(folder).as_posix(): entry(p) for p in sorted(files_below(folder)) if p.name != SUMS}
     (folder / SUMS).write_text(json.dumps({**more, "files": files}, indent=1) + "\n", encoding="utf-8")
 
 
 def listed(file: Path) -> dict[Path, list[Entry]]:
-    """The files that a list names, each with what it may look like; nothing where the list is not one of ours."""
+    """The files that `file` records, each with the records that it may match; empty if `file` is not valid."""
     try:
         found = read_json(file)["files"]
     except UserError:
         return {}
-    several = {file.parent / name: e if e and isinstance(e[0], list) else [e] for name, e in found.items()}
-    return {path: entries for path, entries in several.items() if all(len(e) in (2, 3) for e in entries)}
+    records = {file.parent / name: e if e and isinstance(e[0], list) else [e] for name, e in found.items()}
+    return {path: entries for path, entries in records.items() if all(len(e) in (2, 3) for e in entries)}
 
 
 def is_ours(path: Path, file: Optional[Path] = None) -> bool:
-    """Whether a single file is unchanged since it was listed: beside it, or in another list."""
+    """Whether a file is unchanged since litgpt recorded it in `file`, by default `.litgpt.json` beside it."""
     known = listed(file or path.with_name(SINGLE)).get(path, [])
     return path.is_file() and not path.is_symlink() and any(unchanged(path, then) for then in known)
 
 
 def put_single(temporary: Path, path: Path) -> None:
-    """Move a finished file to its place and list it there. The list goes on to name the former file, so that a kill
-    between the two steps leaves one that is known."""
+    """Move a complete file to `path` and record it. The record keeps the previous file too, so that a kill between the
+    two steps leaves a known file."""
     known = listed(path.with_name(SINGLE))
     known[path] = [entry(temporary), *known.get(path, [])][:2]
     write_singles(path.with_name(SINGLE), known)
@@ -86,60 +85,57 @@ def put_single(temporary: Path, path: Path) -> None:
 
 
 def write_singles(file: Path, known: dict[Path, list[Entry]]) -> None:
-    names = {path.relative_to(file.parent).as_posix(): several for path, several in known.items()}
+    names = {path.relative_to(file.parent).as_posix(): entries for path, entries in known.items()}
     write_text(file, json.dumps({"files": names}, indent=1) + "\n")
 
 
 def write_single(path: Path, text: str) -> None:
-    """Write a text file that is there whole or not at all, and list it."""
+    """Write a text file atomically and record it."""
     temporary = path.with_name(f".{path.name}.tmp")
     write_text(temporary, text)
     put_single(temporary, path)
 
 
 def files_below(folder: Path) -> Iterator[Path]:
-    """Every file and every link in a folder and below. Links are not followed."""
+    """All files and links in a folder and its subfolders. Links are not followed."""
     for place, folders, files in os.walk(folder):
         yield from (Path(place, name) for name in files)
         yield from (Path(place, name) for name in folders if Path(place, name).is_symlink())
 
 
 def split(folder: Path) -> tuple[list[Path], list[Path]]:
-    """The files in a folder that are listed and unchanged, and all others. Lists of ours belong to the former."""
-    known: dict[Path, list[Entry]] = {}
-    lists = set()
-    for path in files_below(folder):
-        if path.name in (SUMS, SINGLE) and (found := listed(path)):
-            known |= found
-            lists.add(path)
+    """The recorded, unchanged files of a folder (and the records themselves), and all others."""
+    paths = sorted(files_below(folder))
+    records = {path: found for path in paths if path.name in (SUMS, SINGLE) and (found := listed(path))}
+    known = {path: entries for found in records.values() for path, entries in found.items()}
     ours: list[Path] = []
     others: list[Path] = []
-    for path in sorted(files_below(folder)):
+    for path in paths:
         same = not path.is_symlink() and any(unchanged(path, then) for then in known.get(path, []))
-        (ours if same or path in lists else others).append(path)
+        (ours if same or path in records else others).append(path)
     return ours, others
 
 
 def discard(folder: Path) -> bool:
-    """Remove the files of ours from a folder, and the folder once it is empty. Returns whether it is gone."""
+    """Remove our files from a folder, and the folder if it is then empty. Returns whether it is gone."""
     ours, _ = split(folder)
     for path in ours:
         path.unlink()
     for place, _, _ in os.walk(folder, topdown=False):
-        with suppress(OSError):  # something else is in it
+        with suppress(OSError):  # not empty
             os.rmdir(place)
     return not folder.exists()
 
 
-# where a command may write
+# checks before writing
 
 
 def check_place(out: Path, sources: Iterable[Path] = (), option: str = "--out_dir") -> None:
-    """Raise `UserError` for a folder that no command writes its results to.
+    """Raise `UserError` if results must not be written to a folder.
 
     Args:
         sources: Files and folders that the command reads.
-        option: The option that names the folder.
+        option: The option that names the folder, for messages.
     """
     place = out.resolve()
     taken = {"the current folder": Path.cwd(), **{str(source): source.resolve() for source in sources}}
@@ -147,12 +143,12 @@ def check_place(out: Path, sources: Iterable[Path] = (), option: str = "--out_di
         taken["your home folder"] = own
     for what, path in taken.items():
         if place in (path, *path.parents):
-            raise UserError(f"{option} {out} {'is' if place == path else 'holds'} {what}. Choose another folder.")
+            raise UserError(f"{option} {out} {'is' if place == path else 'contains'} {what}. Choose another folder.")
     if (place / ".git").exists():
         raise UserError(f"{option} {out} is a git repository. Choose another folder.")
     above = next(p for p in (out, *out.parents) if p.exists() or p.is_symlink())
     if not above.is_dir():
-        raise UserError(f"{option} {out}: {above} is not a folder. Choose another place.")
+        raise UserError(f"{option} {out}: {above} is not a folder. Choose another path.")
     if not os.access(above, os.W_OK | os.X_OK):
         raise UserError(f"{option} {out}: {above} is not writable. Choose another folder.")
 
@@ -160,8 +156,8 @@ def check_place(out: Path, sources: Iterable[Path] = (), option: str = "--out_di
 def check_replaceable(
     out: Path, overwrite: Optional[bool], sources: Iterable[Path] = (), option: str = "--out_dir"
 ) -> None:
-    """Raise `UserError` unless a folder may take the place of `out`: nothing is there, or what is there is all of our
-    making and `overwrite` is set (None where the command has no such option). Other arguments as for `check_place`."""
+    """Raise `UserError` unless `out` is empty, or contains only our files and `overwrite` is set (None for commands
+    without this option). Other arguments as for `check_place`."""
     check_place(out, sources, option)
     if not out.exists() or not any(out.iterdir()):
         return
@@ -172,20 +168,22 @@ def check_replaceable(
 
 
 def check_file(out: Path, overwrite: bool, option: str) -> None:
-    """Raise `UserError` unless a file may be replaced: it is of our making, or `overwrite` is set."""
+    """Raise `UserError` if a file exists that litgpt did not write, unless `overwrite` is set."""
     if out.is_dir():
-        raise UserError(f"{option} {out} is a folder. Name a file.")
+        raise UserError(f"{option} {out} is a folder. Pass the path of a file.")
     if out.exists() and not overwrite and not is_ours(out):
-        raise UserError(f"{option} {out} exists and litgpt did not write it. Choose another, or pass --overwrite true.")
+        raise UserError(
+            f"{option} {out} exists, and litgpt did not write it. Choose another path, or pass --overwrite true."
+        )
 
 
 def refuse_others(out: Path, others: list[Path], option: str = "--out_dir") -> None:
-    """Raise `UserError` where files that are not ours are in the way."""
+    """Raise `UserError` if there are files that litgpt must not remove."""
     if others:
         names = ", ".join(str(path) for path in others[:NAMED]) + (", ..." if len(others) > NAMED else "")
         raise UserError(
-            f"{option} {out} has files in the way that litgpt did not write, or that changed since: {names}. Choose "
-            "another folder, or move them."
+            f"{option} {out} contains files that litgpt did not write, or that have changed: {names}. Choose another "
+            "folder, or move them."
         )
 
 
@@ -194,12 +192,8 @@ def refuse_others(out: Path, others: list[Path], option: str = "--out_dir") -> N
 
 @contextmanager
 def exclusive(out: Path, option: str = "--out_dir") -> Iterator[None]:
-    """Keep other commands from writing to the same file or folder. What a killed one left beside it is removed, or put
-    back where it was about to be replaced.
-
-    Raises:
-        UserError: another process is writing there.
-    """
+    """Lock a file or folder for writing, and clean up after killed processes. Raises `UserError` if another process
+    holds the lock."""
     place = out.resolve()
     with locked(place.with_name(f".{place.name}.lock"), f"{option} {out}"):
         tidy(place)
@@ -208,7 +202,7 @@ def exclusive(out: Path, option: str = "--out_dir") -> Iterator[None]:
 
 @contextmanager
 def locked(file: Path, what: str) -> Iterator[None]:
-    """Hold a lock file, which is gone afterwards. Raises `UserError` if another process holds it."""
+    """Hold a lock file, then remove it. Raises `UserError` if another process holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
     lock = FileLock(file, timeout=0)
     try:
@@ -224,7 +218,7 @@ def locked(file: Path, what: str) -> Iterator[None]:
 
 
 def tidy(out: Path) -> None:
-    """Remove what a killed `new_folder` left beside a folder, or undo what it had not finished."""
+    """Finish or undo what a killed `new_folder` left beside a folder."""
     for path in out.parent.glob(f"{escape(marked(out, 'old'))}*"):
         put_back(path, out)
     for path in out.parent.glob(f"{escape(marked(out, 'new'))}*"):
@@ -232,16 +226,16 @@ def tidy(out: Path) -> None:
 
 
 def marked(out: Path, what: str) -> str:
-    """The beginning of the name of a temporary folder."""
+    """The prefix of the names of temporary folders."""
     return f".{out.name}.litgpt-{what}-"
 
 
 @contextmanager
 def new_folder(target: Path, sums: bool = True) -> Iterator[Path]:
-    """A temporary folder beside `target` to write into; it takes the place of `target` when all went well.
+    """A temporary folder that replaces `target` if the block succeeds.
 
     Args:
-        sums: Whether its files are listed in it, unless they are already.
+        sums: Write `checksums.json`, unless the block did.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=marked(target, "new"), dir=target.parent))
@@ -251,7 +245,7 @@ def new_folder(target: Path, sums: bool = True) -> Iterator[Path]:
             write_sums(temporary)
         mask = current_umask()
         for file in temporary.rglob("*"):
-            file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)  # some writers make theirs for the owner alone
+            file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)  # some writers allow only the owner
             if file.is_file():
                 with open(file, "rb+") as f:
                     os.fsync(f.fileno())
@@ -267,8 +261,7 @@ def new_folder(target: Path, sums: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path, carried: bool = False) -> None:
-    """Rename `source` to `target`. What was there is removed once the new folder is in place; a folder that holds
-    anything else than files of ours gets another name instead.
+    """Rename `source` to `target`, then remove the previous folder, or rename it if it contains files of others.
 
     Args:
         carried: Whether the new folder has those files too.
@@ -289,7 +282,7 @@ def replace_folder(source: Path, target: Path, carried: bool = False) -> None:
 
 
 def put_back(old: Path, target: Path, carried: bool = False) -> None:
-    """End a `replace_folder` that did not come to its end, here or in a process that was killed."""
+    """Finish or undo an interrupted `replace_folder`."""
     if (old / target.name).is_dir() and not target.exists():
         (old / target.name).rename(target)
     elif (old / target.name).is_dir() and not carried:
@@ -298,14 +291,14 @@ def put_back(old: Path, target: Path, carried: bool = False) -> None:
 
 
 def keep_others(folder: Path, target: Path) -> None:
-    """Remove a folder that was replaced; what is not ours in it is put beside the new one."""
+    """Remove a replaced folder, or move what is not ours in it beside the new one."""
     if not discard(folder):
         kept = free_name(target.with_name(f"{target.name}-kept"))
         folder.rename(kept)
-        remark(f"{target} was replaced; the files in it that litgpt did not write are in {kept}.")
+        remark(f"Replaced {target}. Its files that litgpt did not write are now in {kept}.")
 
 
 def free_name(path: Path) -> Path:
-    """The path itself, or with a number behind it if the name is taken."""
+    """The path itself, or with a number appended if it exists."""
     names = itertools.chain([path], (path.with_name(f"{path.name}-{n}") for n in itertools.count(2)))
     return next(name for name in names if not name.exists() and not name.is_symlink())

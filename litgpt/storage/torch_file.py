@@ -1,5 +1,4 @@
-"""A file of `torch.save`, such as `pytorch_model.bin`, read as a file of safetensors is: lazily, and without running
-what may be in it."""
+"""Read files of `torch.save`, such as `pytorch_model.bin`, like safetensors: lazily, and without running code."""
 
 import re
 from pathlib import Path
@@ -10,7 +9,7 @@ import torch
 
 from litgpt.errors import UserError
 
-NAMES = {  # as safetensors names them
+NAMES = {  # safetensors' names
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -22,14 +21,16 @@ NAMES = {  # as safetensors names them
     torch.bool: "BOOL",
 }
 TYPES = {name: dtype for dtype, name in NAMES.items()}
-_old_form: dict[Path, tuple[int, dict[str, torch.Tensor]]] = {}  # the last one that was read
+_legacy: dict[
+    Path, tuple[int, dict[str, torch.Tensor]]
+] = {}  # the last file that cannot be mapped: its time, its tensors
 
 
 class TorchFile:
-    """The tensors of a file, with the methods of `safetensors.safe_open` that are used here.
+    """The tensors of a file, with the methods of `safetensors.safe_open` that litgpt uses.
 
     Raises:
-        UserError: it is damaged, or holds something else than tensors by name.
+        UserError: the file is damaged, or does not contain named tensors.
     """
 
     def __init__(self, file: Path) -> None:
@@ -40,7 +41,7 @@ class TorchFile:
             {k: t for k, t in found.items() if isinstance(t, torch.Tensor)} if isinstance(found, dict) else {}
         )
         if not self.tensors:
-            raise UserError(f"{file} holds no tensors by name.")
+            raise UserError(f"{file} does not contain named tensors.")
 
     def __enter__(self) -> "TorchFile":
         return self
@@ -52,14 +53,14 @@ class TorchFile:
         return list(self.tensors)
 
     def get_tensor(self, name: str) -> torch.Tensor:
-        return self.tensors[name].detach().clone()  # the file is not kept open for it
+        return self.tensors[name].detach().clone()  # does not keep the file open
 
     def get_slice(self, name: str) -> "TorchSlice":
         return TorchSlice(self.tensors[name])
 
 
 class TorchSlice:
-    """A tensor of which only a part may be wanted."""
+    """A tensor to read a part of."""
 
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
@@ -75,35 +76,28 @@ class TorchSlice:
 
 
 def read(file: Path) -> Any:
-    """What is in a file that `torch.save` wrote, as long as it is tensors and plain values; mapped into memory. One of
-    the form before torch 1.6 is read whole and kept.
+    """Load a file of `torch.save`, mapped into memory. Files of the format before torch 1.6 are read and cached.
 
     Raises:
-        UserError: it is damaged, or asks for more than that.
+        UserError: the file is damaged, or contains more than tensors and plain values.
     """
     try:
-        return mapped_or_kept(file)
+        with open(file, "rb") as f:
+            if f.read(4) == b"PK\x03\x04":
+                return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        stamp = file.stat().st_mtime_ns
+        if _legacy.get(file, (None,))[0] != stamp:
+            found = torch.load(file, map_location="cpu", weights_only=True)
+            _legacy.clear()
+            _legacy[file] = (stamp, found)
+        return _legacy[file][1]
     except UnpicklingError as e:
         if found := re.search(r"GLOBAL ([\w.]+)", str(e)):
             raise UserError(
-                f"{file} is not read: it asks for {found[1]}, and weights need no code. "
-                "Convert it to safetensors, or find a folder that has them."
+                f"{file} requires code ({found[1]}), which litgpt does not run. Convert it to safetensors, or use a "
+                "folder with safetensors files."
             ) from e
-        raise UserError(f"{file} is damaged, or no file of weights.") from e
+        raise UserError(f"{file} is damaged, or not a file of weights.") from e
     except (RuntimeError, OSError, EOFError, ValueError, KeyError, TypeError, AttributeError, IndexError) as e:
         reason = " ".join((str(e) or type(e).__name__).split())[:80]
-        raise UserError(f"{file} is damaged or cut short ({reason}). Download it again.") from e
-
-
-def mapped_or_kept(file: Path) -> Any:
-    stamp = file.stat().st_mtime_ns
-    if file in _old_form and _old_form[file][0] == stamp:
-        return _old_form[file][1]
-    with open(file, "rb") as f:
-        is_zip = f.read(4) == b"PK\x03\x04"
-    if is_zip:
-        return torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-    found = torch.load(file, map_location="cpu", weights_only=True)
-    _old_form.clear()
-    _old_form[file] = (stamp, found)
-    return found
+        raise UserError(f"{file} is damaged or truncated ({reason}). Download it again.") from e

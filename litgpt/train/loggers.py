@@ -1,12 +1,11 @@
-"""Where the numbers of a run go besides `metrics.csv`: TensorBoard, Weights & Biases, MLflow.
+"""Loggers that receive a run's metrics in addition to `metrics.csv`: TensorBoard, Weights & Biases, MLflow.
 
-Each library is imported only when it is asked for. What they, and others, send home by themselves is switched off in
-`litgpt/__init__.py`.
+Each library is imported only if it is selected. `litgpt/__init__.py` turns their telemetry off.
 """
 
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional, Protocol
 
@@ -15,20 +14,21 @@ import yaml
 from litgpt.errors import UserError, require, without_secrets
 from litgpt.storage.outputs import free_name
 from litgpt.train.args import LogArgs
+from litgpt.train.resume.state import flat
 
 Settings = dict[str, Any]
-PROJECT = "litgpt"  # where none is named
+PROJECT = "litgpt"  # by default
 
 
 class Logger(Protocol):
-    """Takes the same numbers as `metrics.csv`. `where` says in a few words where to look at them."""
+    """Receives the same metrics as `metrics.csv`. `where` says where to view them."""
 
     where: str
 
     def write(self, step: int, values: dict[str, float]) -> None: ...
 
     def close(self, status: str) -> None:
-        """`status` is finished, failed or interrupted."""
+        """End the logger's run as finished, failed or interrupted."""
 
 
 class TensorBoard:
@@ -39,7 +39,7 @@ class TensorBoard:
 
         self.writer = SummaryWriter(str(folder), flush_secs=10)
         text = yaml.safe_dump(settings, sort_keys=False, allow_unicode=True)
-        self.writer.add_text("settings", "".join(f"    {line}\n" for line in text.splitlines()))  # shown as code
+        self.writer.add_text("settings", "".join(f"    {line}\n" for line in text.splitlines()))  # Markdown code
         self.where = f"tensorboard --logdir {folder}"
 
     def write(self, step: int, values: dict[str, float]) -> None:
@@ -51,7 +51,7 @@ class TensorBoard:
 
 
 class WandB:
-    """A run of Weights & Biases, in files under `folder` where nobody is logged in: no prompt stops a script."""
+    """A run of Weights & Biases; offline in `folder`, without a prompt, if nobody is logged in."""
 
     def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings) -> None:
         import wandb
@@ -78,10 +78,10 @@ class WandB:
 
 
 class MLflow:
-    """A run of MLflow: on the server that MLFLOW_TRACKING_URI names, else in files in `folder`."""
+    """A run of MLflow, on the server in MLFLOW_TRACKING_URI or in `folder`."""
 
     def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings) -> None:
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a newer MLflow refuses folders without it
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions require it for folders
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
 
@@ -92,8 +92,8 @@ class MLflow:
         number = experiment.experiment_id if experiment else self.client.create_experiment(project)
         tags = {"group": log.group} if log.group else {}
         self.run = self.client.create_run(number, tags=tags, run_name=log.run or name).info.run_id
-        params = [Param(key, str(value)[:500]) for key, value in flat(settings)]
-        for start in range(0, len(params), 100):  # so many at once
+        params = [Param(key, str(value)[:500]) for key, value in flat(settings).items()]
+        for start in range(0, len(params), 100):  # MLflow's limit per call
             self.client.log_batch(self.run, params=params[start : start + 100])
         self.where = f"{without_secrets(uri)}, experiment {project}, run {log.run or name}"
 
@@ -108,7 +108,7 @@ class MLflow:
         self.client.set_terminated(self.run, status=names[status])
 
 
-# name: (the class, the module that must be there, the extra that brings it, what it uses of --log)
+# name: (class, required module, extra that installs it, options of --log that it uses)
 LOGGERS: dict[str, tuple[Callable[..., Logger], str, str, tuple[str, ...]]] = {
     "tensorboard": (TensorBoard, "torch.utils.tensorboard", "tensorboard", ()),
     "wandb": (WandB, "wandb", "wandb", ("project", "run", "group")),
@@ -117,26 +117,22 @@ LOGGERS: dict[str, tuple[Callable[..., Logger], str, str, tuple[str, ...]]] = {
 
 
 def check_logger(name: str, log: LogArgs) -> list[str]:
-    """Sentences about options that have no effect with this logger.
-
-    Raises:
-        UserError: its package is not installed.
-    """
+    """Warnings about options that this logger ignores. Raises `UserError` if its package is not installed."""
     used: tuple[str, ...] = ()
     if name in LOGGERS:
         _, module, extra, used = LOGGERS[name]
         require(module, extra)
     idle = [f"--log.{key}" for key, value in vars(log).items() if key not in used and value != getattr(LogArgs, key)]
-    return [f"Without effect with --logger_name {name}: {', '.join(idle)}."] if idle else []
+    return [f"--logger_name {name} ignores {', '.join(idle)}."] if idle else []
 
 
 def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings, resumed: bool = False) -> Optional[Logger]:
-    """Begin a run of the logger `name`; None for csv, which is always written.
+    """Start the logger `name`; None for csv, which is always written.
 
-    Its files go to a folder in `logs`: that of the last run if this one goes on with it, else a new one.
+    Its files go to a folder in `logs`: a new one, or that of the previous run if this run resumes it.
 
     Raises:
-        UserError: it cannot, for example because no server answers.
+        UserError: the logger cannot start, for example because its server does not respond.
     """
     if name not in LOGGERS:
         return None
@@ -146,14 +142,5 @@ def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings, resu
         folder = used[-1] if resumed else free_name(folder)
     try:
         return LOGGERS[name][0](folder, log, str(out_dir), settings)
-    except Exception as e:  # of a library or of the network: any kind
+    except Exception as e:  # libraries and the network can cause any kind
         raise UserError(f"--logger_name {name}: {' '.join(str(e).split()) or type(e).__name__}") from e
-
-
-def flat(settings: Settings, above: str = "") -> Iterator[tuple[str, Any]]:
-    """Nested settings with dotted names."""
-    for key, value in settings.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{above}{key}.")
-        else:
-            yield f"{above}{key}", value

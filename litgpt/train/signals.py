@@ -1,4 +1,4 @@
-"""Signals that end a run after the step it is in."""
+"""Signals that stop a run after the current step."""
 
 import os
 import signal
@@ -7,49 +7,49 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, Optional
 
-CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # signal to exit code: 128 and its number, as shells have it
-if hasattr(signal, "SIGUSR1"):  # what a queue sends before it takes the machine away
-    CODES[signal.SIGUSR1] = 75  # EX_TEMPFAIL: to be tried again
+CODES = {signal.SIGINT: 130, signal.SIGTERM: 143}  # signal: exit code, 128 + its number as in shells
+if hasattr(signal, "SIGUSR1"):  # schedulers send it before they reclaim a machine
+    CODES[signal.SIGUSR1] = 75  # EX_TEMPFAIL: try again
 
 
 class Stopped(SystemExit):
-    """A run that was asked to end, with nothing left to save, ends with this exit code."""
+    """Ends a run that was asked to stop and has saved."""
 
 
 class Signals:
-    """While it is entered, the signals of `CODES` end the run: at once, or after the step where it holds them.
+    """A context in which the signals of `CODES` stop the run: at once, or after the current step if `holds` is set.
 
     A second SIGINT always stops at once.
 
     Args:
-        speaks: Whether a signal is answered on stderr: on the first rank alone.
+        speaks: Whether to acknowledge signals on stderr; only the first rank does.
 
     Attributes:
-        code: The exit code that was asked for, if any.
-        holds: Whether a signal is noted instead of obeyed, because the run has something to save.
+        code: The requested exit code; 0 if there was no signal.
+        holds: Whether to defer signals, because the run has something to save.
     """
 
     def __init__(self, speaks: bool) -> None:
         self.speaks, self.code, self.holds, self.interrupts = speaks, 0, False, 0
-        self.before: dict[int, Any] = {}
+        self.previous: dict[int, Any] = {}
 
-    def note(self, number: int, frame: Optional[FrameType]) -> None:
+    def handle(self, number: int, frame: Optional[FrameType]) -> None:
         self.interrupts += number == signal.SIGINT
         if self.interrupts > 1:
             raise KeyboardInterrupt
         self.code = self.code or CODES[signal.Signals(number)]
         if not self.holds:
             raise Stopped(self.code)
-        if self.speaks:  # not by print, which may be what the signal has interrupted
+        if self.speaks:  # the signal may have interrupted a print, so write directly
             name = signal.Signals(number).name
             with suppress(OSError):  # stderr is closed
-                os.write(2, f"\nlitgpt: {name}: saving after this step. Ctrl-C again stops at once.\n".encode())
+                os.write(2, f"\nlitgpt: {name}: saving after this step. Press Ctrl-C again to stop at once.\n".encode())
 
     def __enter__(self) -> "Signals":
         if threading.current_thread() is threading.main_thread():
-            self.before = {number: signal.signal(number, self.note) for number in CODES}
+            self.previous = {number: signal.signal(number, self.handle) for number in CODES}
         return self
 
     def __exit__(self, *error: Any) -> None:
-        for number, handler in self.before.items():
+        for number, handler in self.previous.items():
             signal.signal(number, handler)

@@ -1,19 +1,19 @@
-"""Fully sharded training (FSDP2): of every pretrained weight each device keeps some rows, and so of its gradient and of
-what the optimizer knows about it. A block is put together on all devices when it is needed, and taken apart after that.
+"""Fully sharded training (FSDP2): each device holds some rows of every pretrained weight, of its gradient and of its
+optimizer state. The devices gather a block when they need it.
 
-What a method added, such as LoRA's factors, is small and of another dtype: every device has it whole, and its gradients
-are averaged as in DDP. Of the sharded weights the frozen ones have no gradient, and none is sent around.
+The weights that a method adds, such as LoRA's factors, are small and may have another dtype. They are replicated, and
+their gradients averaged as in DDP.
 
 torch's `fully_shard`: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Any, Optional
 
 import torch
+from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
-from lightning.fabric.strategies.strategy import _BackwardSyncControl
 from torch import nn
 
 from litgpt.families.weights import base_parameters
@@ -22,28 +22,27 @@ from litgpt.train.loss import LossModel
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's, over one group of all devices, for a model that `shard` has sharded.
+    """Lightning's strategy for FSDP2 over one group of all devices.
 
     Args:
-        world_size: The number of devices on all machines.
-        backend: How they talk to each other.
-        offload: Whether each device's rows stay in the memory of its processor.
+        world_size: The number of devices of all machines.
+        backend: The backend of the process group.
+        offload: Keep the shards in CPU memory.
     """
 
     def __init__(self, world_size: int, backend: str, offload: bool) -> None:
         super().__init__(
-            parallelize_fn=lambda module, mesh: module,  # `shard` comes before the weights are read
+            parallelize_fn=lambda module, mesh: module,  # `shard` runs before the weights are read
             data_parallel_size=world_size,
             tensor_parallel_size=1,
             process_group_backend=backend,
         )
         self.offload = offload
         self.replicated: list[nn.Parameter] = []
-        self.waits = False  # whether more micro-batches of the step follow
-        self._backward_sync_control = WaitingControl(self)
+        self.accumulating = False  # whether more micro-batches of the step follow
 
     def shard(self, model: LossModel) -> None:
-        """Shard a model on the meta device, where it takes no memory."""
+        """Shard a model that is on the meta device."""
         from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
 
         gpt = model.gpt
@@ -62,45 +61,41 @@ class ShardedStrategy(ModelParallelStrategy):
         assert isinstance(module, LossModel)
         self.replicated = [p for p in added_parameters(module.gpt) if p.requires_grad]
         for p in self.replicated:
-            torch.distributed.broadcast(p.detach(), 0)  # they were drawn alike, up to what the hardware does
+            torch.distributed.broadcast(p.detach(), 0)  # drawn from one seed, but hardware may differ
         return super().setup_module(module)
 
     def backward(self, tensor: torch.Tensor, module: Optional[nn.Module], *args: Any, **kwargs: Any) -> None:
         super().backward(tensor, module, *args, **kwargs)
-        if not self.waits and self.replicated:
+        if not self.accumulating and self.replicated:
             average(self.replicated)
 
 
-class WaitingControl(_BackwardSyncControl):
-    """Gradients that every device has whole wait for the last micro-batch of a step. Those of sharded weights do not:
-    each device would hold all of them until then."""
-
-    def __init__(self, strategy: ShardedStrategy) -> None:
-        self.strategy = strategy
-
-    def no_backward_sync(self, module: nn.Module, enabled: bool) -> AbstractContextManager:
-        return self.waiting(enabled)
+class ShardedFabric(Fabric):
+    """A Fabric with a `ShardedStrategy`."""
 
     @contextmanager
-    def waiting(self, enabled: bool) -> Iterator[None]:
-        self.strategy.waits = enabled
+    def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> Iterator[None]:  # type: ignore[override]
+        """Defer averaging replicated gradients to the last micro-batch. Sharded gradients are reduced at once, because
+        each device would have to hold all of them until then."""
+        assert isinstance(self.strategy, ShardedStrategy)
+        self.strategy.accumulating = enabled
         try:
             yield
         finally:
-            self.strategy.waits = False
+            self.strategy.accumulating = False
 
 
 def added_parameters(gpt: GPT) -> list[nn.Parameter]:
-    """What a method added to the pretrained weights."""
+    """The parameters that a method added to the pretrained weights."""
     pretrained = {id(getattr(*slot)) for slot in base_parameters(gpt).values()}
     return [p for p in gpt.parameters() if id(p) not in pretrained]
 
 
 def average(parameters: list[nn.Parameter]) -> None:
-    """Average the gradients over all devices, at once for each dtype.
+    """Average the gradients over all devices, with one all-reduce per dtype.
 
-    One that a device does not have counts as zero, and the device gets the mean as well, or its parameter would no
-    longer be that of the others. One that no device has stays away, as on a single device.
+    A gradient that is missing on some devices counts as zero there, and they get the mean too, so that replicas stay
+    equal. A gradient that is missing on all devices stays missing, as on a single device.
     """
     for dtype in sorted({p.dtype for p in parameters}, key=str):
         some = [p for p in parameters if p.dtype == dtype]
@@ -116,5 +111,5 @@ def average(parameters: list[nn.Parameter]) -> None:
         for grad, mean in zip(grads, means):
             grad.copy_(mean.view_as(grad))
         for i in missing:
-            if there[i]:  # a GPU is waited for, but only here
+            if there[i]:  # synchronizes, but is rare
                 some[i].grad = grads[i]

@@ -1,10 +1,10 @@
-"""Devices, how they share the work, and precision, as a Fabric or what does its work on one device."""
+"""The devices of a run, their strategy and precision, as a Fabric."""
 
 import ctypes
 import logging
 import os
 import sys
-from contextlib import AbstractContextManager, nullcontext, suppress
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
@@ -18,36 +18,33 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
-FITS = 0.8  # of a device's memory: the rest is for what a micro-batch takes
+FITS = 0.8  # share of a device's memory for weights and optimizer; the rest is for activations
 
 
 def layout(device: torch.device, devices: Union[int, Literal["auto"]], num_nodes: int) -> tuple[int, int]:
-    """The devices of each machine, and the number of machines: as torchrun or SLURM has started the processes, or as
-    they are asked for.
+    """The devices per machine and the number of machines, from the options or from torchrun or SLURM.
 
     Raises:
-        UserError: the two contradict each other, or the machine has fewer devices.
+        UserError: the two disagree, or the machine has fewer devices.
     """
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type)
     started = started_by()
     if started is not None:
         who, local, nodes = started
         if devices not in (1, "auto", local):
-            raise UserError(
-                f"--devices {devices}, but {who} has started {local} on each machine: leave the option away."
-            )
+            raise UserError(f"--devices {devices}, but {who} started {local} processes per machine. Omit --devices.")
         if num_nodes not in (1, nodes):
-            raise UserError(f"--num_nodes {num_nodes}, but {who} has started {nodes}: leave the option away.")
+            raise UserError(f"--num_nodes {num_nodes}, but {who} runs on {nodes} machines. Omit --num_nodes.")
         devices, num_nodes = local, nodes
     elif devices == "auto":
         devices = there or 1
     if there is not None and devices > there:
-        raise UserError(f"--devices {devices}: this machine has {there} of kind {device.type}.")
+        raise UserError(f"--devices {devices}, but this machine has {there} {device.type} device{'s' * (there != 1)}.")
     return devices, num_nodes
 
 
 def started_by() -> Optional[tuple[str, int, int]]:
-    """Who has started several processes of this run, how many on each machine, and on how many machines."""
+    """The launcher of this run's processes, if any: its name, processes per machine, and machines."""
     if torch.distributed.is_available() and torch.distributed.is_torchelastic_launched():
         local = int(os.environ["LOCAL_WORLD_SIZE"])
         return "torchrun", local, int(os.environ["WORLD_SIZE"]) // local
@@ -56,43 +53,41 @@ def started_by() -> Optional[tuple[str, int, int]]:
         nodes = int(os.environ.get("SLURM_NNODES", 1))
         if tasks % nodes:
             raise UserError(
-                f"SLURM runs {tasks} tasks on {nodes} machines: ask for as many on each (--ntasks-per-node)."
+                f"SLURM runs {tasks} tasks on {nodes} machines. Set --ntasks-per-node to use equal numbers."
             )
-        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))  # without it Lightning refuses
+        os.environ.setdefault("SLURM_NTASKS_PER_NODE", str(tasks // nodes))  # required by Lightning
         return "SLURM", tasks // nodes, nodes
     return None
 
 
 def pick_strategy(
-    wanted: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
+    requested: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
 ) -> Literal["ddp", "fsdp"]:
-    """How several devices share the work; the rule for `auto` is in the help of `--strategy`.
+    """Pick the strategy for several devices. The help of `--strategy` has the rule for `auto`.
 
     Args:
-        model: On the meta device, as it will be trained.
-        devices: On this machine.
+        model: The model to train, on the meta device.
+        devices: The number of devices of this machine.
 
     Raises:
-        UserError: quantized weights cannot be sharded, and sharded gradients cannot be scaled.
+        UserError: fsdp does not support the quantization or the precision.
     """
-    if quantize is not None and wanted == "fsdp":
-        raise UserError(f"--strategy fsdp cannot shard what --quantize {quantize} packs: --strategy ddp does without.")
-    if precision == "16-mixed" and wanted == "fsdp":
-        raise UserError("--strategy fsdp does not scale gradients, as --precision 16-mixed wants: take bf16-mixed.")
-    if wanted != "auto":
-        return wanted
+    if quantize is not None and requested == "fsdp":
+        raise UserError(f"--strategy fsdp does not support --quantize {quantize}. Use --strategy ddp.")
+    if precision == "16-mixed" and requested == "fsdp":
+        raise UserError("--strategy fsdp does not support --precision 16-mixed. Use bf16-mixed.")
+    if requested != "auto":
+        return requested
     memory = device_memory(device, devices)
-    whole = quantize is not None or precision == "16-mixed" or memory is None
-    return "ddp" if whole or needed(model, DTYPES[precision]) <= FITS * memory else "fsdp"  # type: ignore[operator]
-
-
-def needed(model: GPT, dtype: torch.dtype) -> int:
-    """The bytes of weights, gradients and AdamW's two moments."""
-    return dtype.itemsize * sum(p.numel() * (4 if p.requires_grad else 1) for p in model.parameters())
+    if quantize is not None or precision == "16-mixed" or memory is None:
+        return "ddp"
+    # weights, and the gradients and two moments of those that are trained
+    n = sum(p.numel() * (4 if p.requires_grad else 1) for p in model.parameters())
+    return "ddp" if DTYPES[precision].itemsize * n <= FITS * memory else "fsdp"
 
 
 def device_memory(device: torch.device, devices: int) -> Optional[int]:
-    """The bytes of one device, for CPUs of one process's share of the machine; None if the system does not tell."""
+    """The bytes of memory per device, on CPUs per process; None if unknown."""
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
@@ -104,14 +99,21 @@ def device_memory(device: torch.device, devices: int) -> Optional[int]:
 def make_fabric(
     device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool = False
 ) -> "Fabric":
-    """A Fabric that is not launched yet, or a `OneDevice`, which has what the loop uses of it.
+    """A Fabric before its launch; a `OneDevice` where one process needs no more than that.
 
     Args:
-        strategy: `ddp` or `fsdp`; for a single device that does not offload there is none.
-        offload: Keep sharded weights in the processor's memory.
+        strategy: `ddp` or `fsdp`; ignored for one device without offloading.
+        offload: Keep the shards in CPU memory.
     """
     if devices * num_nodes == 1 and not offload and precision.endswith("-true"):
         return OneDevice(device)  # type: ignore[return-value]
+    return make_lightning(device, devices, num_nodes, precision, strategy, offload)
+
+
+def make_lightning(
+    device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool
+) -> "Fabric":
+    """Lightning's Fabric; arguments as for `make_fabric`."""
     from lightning.fabric import Fabric
     from lightning.fabric.plugins import MixedPrecision, Precision
     from lightning.fabric.plugins.environments import LightningEnvironment
@@ -119,46 +121,33 @@ def make_fabric(
     from lightning_utilities.core import rank_zero
 
     for logger in (rank_zero.log, logging.getLogger("lightning.fabric")):
-        logger.setLevel(logging.WARNING)  # which ranks there are is said once, by us
+        logger.setLevel(logging.WARNING)  # litgpt reports the devices itself
 
-    class TruePrecision(Precision):
-        """Leaves every weight in the dtype that it was made with: trained ones may be finer than the frozen base."""
-
-        def convert_input(self, data: Any) -> Any:
-            return data
-
-        def convert_output(self, data: Any) -> Any:
-            return data
-
-        def forward_context(self) -> AbstractContextManager:
-            return nullcontext()
-
-    plugins: list[Any] = [TruePrecision()]
+    plugins: list[Any] = [Precision()]  # converts nothing: trained weights may be more precise than the base
     if precision.endswith("-mixed"):
         plugins = [MixedPrecision(precision, device.type)]  # type: ignore[arg-type]
-    if started_by() is None and "SLURM_NTASKS" in os.environ:  # a job of one task is a machine like any other
+    if started_by() is None and "SLURM_NTASKS" in os.environ:  # a SLURM job with one task
         plugins.append(LightningEnvironment())
     backend = "nccl" if device.type == "cuda" else "gloo"
-    chosen: Any = "auto"
+    options: dict[str, Any] = dict(accelerator=device.type, devices=devices, num_nodes=num_nodes, plugins=plugins)
     if strategy == "fsdp" and (devices * num_nodes > 1 or offload):
-        from litgpt.train.devices.fsdp import ShardedStrategy
+        from litgpt.train.devices.fsdp import ShardedFabric, ShardedStrategy
 
-        chosen = ShardedStrategy(devices * num_nodes, "cpu:gloo,cuda:nccl" if offload else backend, offload)
-    elif devices * num_nodes > 1:
-        chosen = DDPStrategy(process_group_backend=backend)
-    return Fabric(accelerator=device.type, devices=devices, num_nodes=num_nodes, strategy=chosen, plugins=plugins)
+        backend = "cpu:gloo,cuda:nccl" if offload else backend
+        return ShardedFabric(strategy=ShardedStrategy(devices * num_nodes, backend, offload), **options)
+    ddp = DDPStrategy(process_group_backend=backend)
+    return Fabric(strategy=ddp if devices * num_nodes > 1 else "auto", **options)
 
 
 def give_memory_back() -> None:
-    """Have freed tensors go back to the system at once. On CPUs a sharded run makes and frees whole blocks all along.
-    glibc, which would raise the size from which on it does not keep memory, kept them in pieces that fitted nothing: a
-    rank needed more than a run on one device."""
+    """Make glibc return freed blocks of 128 KiB and more to the system at once. It raises this threshold by default;
+    fragmentation then makes a rank of a sharded CPU run use more memory than an unsharded run."""
     threshold = -3  # M_MMAP_THRESHOLD
     if sys.platform == "linux":
-        with suppress(AttributeError, OSError):  # another C library
+        with suppress(AttributeError, OSError):  # not glibc
             ctypes.CDLL(None).mallopt(threshold, 2**17)
 
 
 def seed_everything(seed: int, rank: int = 0) -> None:
-    """Seed what the run draws from: the weights (on every rank alike), then dropout (on every rank its own)."""
+    """Seed torch: with rank 0 for the weights, which are the same on all ranks, and with the rank for dropout."""
     torch.manual_seed(seed + rank)

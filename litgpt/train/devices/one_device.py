@@ -1,7 +1,8 @@
-"""What the loop uses of Lightning's Fabric, for a run on one device: there it would do nothing, and its import takes a
+"""The part of Lightning's Fabric that the training loop uses, for a run on one device. Importing Lightning would take a
 third of the time to the first step."""
 
 from contextlib import AbstractContextManager, nullcontext
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -9,37 +10,27 @@ from torch import nn
 from torch.optim import Optimizer
 
 
-class AsItIs:
-    """The precision of a model that computes in the dtypes of its weights: nothing is converted, and nothing scaled."""
+class NoPrecision:
+    """The precision plugin of a model that computes in the dtypes of its weights."""
 
     def state_dict(self) -> dict[str, Any]:
         return {}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Nothing: what another precision has saved has no meaning here."""
-
-
-class Alone:
-    """The strategy where there is nobody to share with."""
-
-    precision = AsItIs()
+        """Ignore the state of another precision."""
 
 
 class OneDevice:
-    """One process with one device.
+    """One process with one device."""
 
-    Args:
-        device: Where the model is to be, and the batches.
-    """
-
-    strategy = Alone()
+    strategy = SimpleNamespace(precision=NoPrecision())
     world_size, global_rank, is_global_zero = 1, 0, True
 
     def __init__(self, device: torch.device) -> None:
         self.device = device if device.type == "cpu" else torch.device(device.type, 0)
 
     def launch(self) -> None:
-        """Nothing: this is the process."""
+        pass
 
     def setup(self, model: nn.Module, optimizer: Optimizer, move_to_device: bool = True) -> tuple[nn.Module, Optimizer]:
         return (model.to(self.device) if move_to_device else model), optimizer
@@ -57,4 +48,4 @@ class OneDevice:
         return value
 
     def barrier(self) -> None:
-        """Nothing: there is nobody to wait for."""
+        pass

@@ -1,7 +1,8 @@
-"""The processes of a run, one for each device: which of them is the first, and that all of them end when one does."""
+"""The processes of a run, one per device: which is the first, and how all of them end when one does."""
 
 import atexit
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -17,21 +18,21 @@ from litgpt.train.signals import CODES, Signals, Stopped
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-exit_code: Optional[int] = None  # with which a process of several ends, once its run is over
-PATIENCE = 3.0  # seconds that a process with an error waits for another one to name the reason
+exit_code: Optional[int] = None  # of this process, once its run is over
+PATIENCE = 3.0  # seconds that a process with an error waits for the first rank to report it
 LOST = ("connection closed by peer", "connection reset by peer", "connection refused", "broken pipe", "socket closed")
 
 
 def is_first(fabric: "Fabric") -> bool:
-    """Whether this is the process that prints and writes; known before the launch."""
+    """Whether this is the process that prints and writes. Known before the launch."""
     environment = getattr(fabric.strategy, "cluster_environment", None)
     return environment is None or (environment.node_rank() == 0 and environment.local_rank() == 0)
 
 
 def watch(fabric: "Fabric") -> None:
-    """Have threads look after the processes that this one will start, and after the one that has started it.
+    """Start threads that end this process when its parent or one of its children has died.
 
-    A process that waits for another one in a collective operation may do so for hours; nothing but a thread can end it.
+    A process may wait for hours in a collective operation; only a thread can end it.
     """
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if environment is None:
@@ -44,11 +45,10 @@ def watch(fabric: "Fabric") -> None:
 
 
 def leave() -> None:
-    """End at once, when everything else is done. While Python takes itself apart, the threads of the connections may
-    stop the process by a crash, and closing the connections before may wait for such a thread for ever."""
+    """Skip the interpreter's shutdown, where the threads of the process group may crash, or hang if it is destroyed."""
     if exit_code is not None:
         for stream in (sys.stdout, sys.stderr):
-            with suppress(OSError, ValueError):  # nobody reads it any more
+            with suppress(OSError, ValueError):  # the stream is closed
                 stream.flush()
         os._exit(exit_code)
 
@@ -60,34 +60,34 @@ def end_with_parent(parent: int) -> None:
 
 
 def end_with_children(launcher: Any) -> None:
-    """End as soon as one of the launched processes ended with an error, with its exit code."""
+    """End with the exit code of the first launched process that fails."""
+    processes: list[subprocess.Popen] = []
     while True:
         time.sleep(0.2)
-        for thread in threading.enumerate():
-            if thread.name == "child-process-observer":  # Lightning's: it kills this process without a word
-                thread._child_processes = []  # type: ignore[attr-defined]
-        codes = [process.poll() for process in list(launcher.procs)]
+        while launcher.procs:  # empty the list, or Lightning's observer kills this process without a message
+            processes.append(launcher.procs.pop(0))
+        codes = [process.poll() for process in processes]
         if codes and not any(codes) and None not in codes:
             return
         for rank, code in enumerate(codes, start=1):
             if code in CODES.values():
-                time.sleep(PATIENCE)  # asked to end, as this process was too, which has something to say about it
+                time.sleep(PATIENCE)  # a signal, which this process got too and reports
             if code:
                 how = f"ended with exit code {code}" if code > 0 else f"was killed by signal {-code}"
-                for process in launcher.procs:
+                for process in processes:
                     process.kill()
-                with suppress(OSError, ValueError):  # nobody reads it any more
+                with suppress(OSError, ValueError):  # the stream is closed
                     sys.stdout.flush()
-                    os.write(2, f"litgpt: error: the process of device {rank} {how}, so the run ends.\n".encode())
+                    os.write(2, f"litgpt: error: Stopping: the process of device {rank} {how}.\n".encode())
                 os._exit(code if code > 0 else 1)
 
 
 @contextmanager
 def together(fabric: "Fabric", signals: Signals) -> Iterator[None]:
-    """Within it an error on one rank ends all of them, and the message is the first cause's.
+    """A context in which an error on one rank ends all of them, with the message of the original cause.
 
-    An error that all ranks have is told by the first alone: the others wait until it has ended them. The same goes for
-    a lost connection, which says that another rank has ended before.
+    The first rank reports an error that all ranks have; the others wait for it to end them. They also wait after a lost
+    connection, which means that another rank has failed before.
     """
     global exit_code
     try:
@@ -108,14 +108,14 @@ def together(fabric: "Fabric", signals: Signals) -> Iterator[None]:
             exit_code = signals.code
             raise Stopped(signals.code) from e
         if lost:
-            raise UserError("The connection to the process of another device is lost: it has ended.") from e
+            raise UserError("Lost the connection to the process of another device, which has ended.") from e
         if isinstance(e, UserError):
             raise UserError(f"Device {fabric.global_rank}: {e}") from e
         raise
 
 
 def is_lost_connection(error: BaseException) -> bool:
-    """Whether a collective operation failed because a rank is gone."""
+    """Whether a collective operation failed because another rank has ended."""
     text = str(error).lower()
-    network = tuple(getattr(torch.distributed, name) for name in ("DistNetworkError", "DistBackendError"))
+    network = (torch.distributed.DistNetworkError, torch.distributed.DistBackendError)
     return isinstance(error, network) or (isinstance(error, RuntimeError) and any(words in text for words in LOST))

@@ -1,4 +1,4 @@
-"""The output folder of a run: whether it may be used, what is in it, and the settings that are written there."""
+"""The output folder of a run: what may be written and removed there, and the settings file."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -15,33 +15,30 @@ from litgpt.train.metrics import FIELDS, LINE, METRICS
 from litgpt.train.resume.state import checkpoints, is_checkpoint
 
 HYPERPARAMETERS = "hyperparameters.yaml"
-FOLDERS, FILES = ("final", "best"), (METRICS, "loss.png", HYPERPARAMETERS)  # of a run, beside its checkpoints
+FOLDERS, FILES = ("final", "best"), (METRICS, "loss.png", HYPERPARAMETERS)  # besides checkpoints
 
 
 def check_out_dir(out_dir: Path, overwrite: bool, resume: bool = False, sources: Iterable[Path] = ()) -> None:
-    """Raise `UserError` if a run may not write there.
+    """Raise `UserError` if a run must not write to `out_dir`.
 
     Args:
         overwrite: Whether an earlier run may be removed.
-        resume: Whether the run goes on with an earlier one.
+        resume: Whether the run resumes an earlier one.
         sources: Files and folders that the run reads.
     """
     check_place(out_dir, sources)
     refuse_others(out_dir, in_the_way(out_dir, resume))
-    if not (overwrite or resume) and (found := earlier(out_dir)):
-        more = "Go on with it: --resume true. Start over: --overwrite true."
-        raise UserError(f"--out_dir {out_dir} holds an earlier run ({found[0].name}). {more}")
-
-
-def earlier(out_dir: Path) -> list[Path]:
-    """What earlier runs left in `out_dir`."""
-    folders = [out_dir / name for name in FOLDERS]
-    return [p for p in [*folders, *checkpoints(out_dir), *(out_dir / name for name in FILES)] if p.exists()]
+    paths = [*(out_dir / name for name in FOLDERS), *checkpoints(out_dir), *(out_dir / name for name in FILES)]
+    if not (overwrite or resume) and (found := [path for path in paths if path.exists()]):
+        raise UserError(
+            f"--out_dir {out_dir} contains an earlier run ({found[0].name}). Pass --resume true to resume it, or "
+            "--overwrite true to start over."
+        )
 
 
 def in_the_way(out_dir: Path, resume: bool) -> list[Path]:
-    """The files where the run would write, or that it would remove, and that are not ours. A damaged checkpoint is no
-    such thing: a run that goes on gives it another name."""
+    """The files that the run would replace or remove but that are not ours. A run that resumes keeps damaged
+    checkpoints, under another name."""
     others = []
     for path in [out_dir / name for name in FOLDERS] + ([] if resume else checkpoints(out_dir)):
         if path.is_dir() and not path.is_symlink():
@@ -52,8 +49,8 @@ def in_the_way(out_dir: Path, resume: bool) -> list[Path]:
 
 
 def is_of_run(path: Path) -> bool:
-    """Whether one of a run's `FILES` is ours. The metrics grow, so they are known by their header. Runs of earlier
-    releases did not list their files: there a checkpoint with the same settings tells."""
+    """Whether one of a run's `FILES` is ours. The metrics grow, so their header identifies them. Earlier releases did
+    not record their files; a checkpoint with the same settings identifies them."""
     if path.name == METRICS and path in listed(path.with_name(SINGLE)):
         with open(path, encoding="utf-8", errors="replace") as f:
             return f.readline(LINE).strip() == ",".join(FIELDS)
@@ -66,12 +63,8 @@ def is_of_run(path: Path) -> bool:
 
 @contextmanager
 def taken(out_dir: Path) -> Iterator[None]:
-    """Make the folder and keep other runs out of it. What a killed writer left is removed, or put back where it was
-    about to replace a folder.
-
-    Raises:
-        UserError: another run has it.
-    """
+    """Create and lock the folder of a run, and clean up after killed processes. Raises `UserError` if another run
+    holds the lock."""
     with locked(out_dir / ".lock", f"--out_dir {out_dir}"):
         for path in [*out_dir.glob(".*.litgpt-new-*"), *out_dir.glob(".*.litgpt-old-*")]:
             tidy(out_dir / path.name[1:].partition(".litgpt-")[0])
@@ -79,31 +72,27 @@ def taken(out_dir: Path) -> Iterator[None]:
 
 
 def clear(out_dir: Path) -> None:
-    """Remove what an earlier run left. The files of its logger stay: they are the logger's."""
+    """Remove an earlier run, but not the files of its logger."""
     for folder in [out_dir / "crash", *(out_dir / name for name in FOLDERS), *checkpoints(out_dir)]:
         discard(folder)
-    for path in [out_dir / name for name in FILES]:
-        if path.exists():
-            path.unlink()
-    (out_dir / SINGLE).unlink(missing_ok=True)
+    for name in (*FILES, SINGLE):
+        (out_dir / name).unlink(missing_ok=True)
 
 
 def settings(precision: str) -> dict[str, Any]:
-    """The run's settings as the command line parsed them; empty for a run from Python."""
-    parsed = run_settings.get() or {}
-    return (
-        {k: v for k, v in parsed.items() if k not in ("overwrite", "resume", "resume_with_changes")}
-        | {"precision": precision}
-        if parsed
-        else {}
-    )
+    """The run's settings as parsed from the command line; empty for a run from Python."""
+    parsed = run_settings.get()
+    if not parsed:
+        return {}
+    kept = {k: v for k, v in parsed.items() if k not in ("overwrite", "resume", "resume_with_changes")}
+    return kept | {"precision": precision}
 
 
 def write_settings(folder: Path, precision: str, write: Callable[[Path, str], None] = write_text) -> None:
-    """The run's settings as a file for `--config` that makes the same run again.
+    """Write the run's settings to a file with which `--config` repeats the run.
 
     Args:
-        write: Writes a file, given its path and text.
+        write: Writes text to a path.
     """
     if found := settings(precision):
         write(folder / HYPERPARAMETERS, yaml.safe_dump(found, sort_keys=False, allow_unicode=True))
