@@ -41,7 +41,7 @@ def test_report_and_json(tmp_path, capsys):
     words = ["pico", "--data", "JSON", "--data.json_path", file, "--show", 30]
     code, out, _ = check(capsys, *words)
     assert code == 0
-    assert "22 read: 22 messages" in out and "row 3" in out and "Nothing here would spoil a run." in out
+    assert "22 read: 22 messages" in out and "row 3" in out and "No problems found." in out
     shown = [answer for _, answer in sums()[:20] if f"[[{answer}<|end|>]]" in out]
     assert len(shown) > 15 and out.count("<|end|>]]") == out.count(": trained tokens are")
 
@@ -67,7 +67,7 @@ def harmful(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture, *words: 
     """The harm that the check finds and exits with 1 for; a finetune stops on the same."""
     code, out, _ = check(capsys, llama, *words)
     assert code == 1
-    line = next(line for line in out.splitlines() if line.startswith("HARM: ")).removeprefix("HARM: ")
+    line = next(line for line in out.splitlines() if line.startswith("PROBLEM: ")).removeprefix("PROBLEM: ")
     with pytest.raises(SystemExit) as stop:
         main(["finetune", "lora", str(llama), *map(str, words), "--out_dir", str(tmp_path / "out")])
     assert stop.value.code == 2 and line in capsys.readouterr().err
@@ -309,7 +309,7 @@ def test_advice_that_works(limit, llama, tmp_path, capsys):
     for flags in ([], ["--data.too_long", "error"]):
         words = [llama, "--data", "JSON", "--data.json_path", file, "--train.max_seq_length", limit, *flags]
         code, out, err = check(capsys, *words)
-        line = next(line for line in (out + err).splitlines() if "HARM" in line or "error: " in line)
+        line = next(line for line in (out + err).splitlines() if "PROBLEM" in line or "error: " in line)
         assert code in (1, 2)
         assert ("raise" in line) == (limit < 256) and ("shorten" in line) == (limit == 256), line
     rows = [{"instruction": "a", "output": "b"}] * 5

@@ -56,9 +56,9 @@ def moved(capsys: pytest.CaptureFixture) -> Callable[..., dict[str, str]]:
         with pytest.raises(SystemExit) as stop:
             main(["validate", str(folder), "--accelerator", "cpu", *flags])
         out, err = capsys.readouterr()
-        found = dict(re.findall(r"^moved {7}(\w+): (.+)", out, re.M))
-        assert stop.value.code == 2 and "whole and usable" not in out
-        assert err.endswith(f"no longer answers as when it was written: {', '.join(sorted(found))} moved.\n")
+        found = dict(re.findall(r"^changed {5}(\w+): (.+)", out, re.M))
+        assert stop.value.code == 2 and "complete and usable" not in out
+        assert str(folder) in err and err.endswith(f": {', '.join(sorted(found))}.\n")
         return found
 
     return run
@@ -72,7 +72,9 @@ def valid(capsys: pytest.CaptureFixture) -> Callable[..., str]:
         capsys.readouterr()
         main(["validate", str(folder), "--accelerator", "cpu", *flags])
         out, err = capsys.readouterr()
-        assert err == "" and not re.search("^moved", out, re.M) and out.endswith("The folder is whole and usable.\n")
+        assert (
+            err == "" and not re.search("^changed", out, re.M) and out.endswith("The folder is complete and usable.\n")
+        )
         return out
 
     return run
@@ -111,7 +113,7 @@ def test_fresh_folders(finetuned, valid):
 
 
 def test_folder_without_a_seal(finetuned, valid):
-    assert "no seal in this folder" in valid(finetuned.parent / "base")
+    assert "no reference outputs in this folder" in valid(finetuned.parent / "base")
 
 
 @pytest.mark.parametrize(

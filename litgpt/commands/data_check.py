@@ -30,17 +30,17 @@ def main(
     show: int = 3,
     **finetune: Any,
 ) -> None:
-    """Look at the data of a finetune before the money is spent: rows, tokens, duplicates, and what is trained.
+    """Check the data of a finetune before it runs: rows, tokens, duplicates, and which tokens are trained.
 
-    Takes the config and the options of a finetune; those that do not concern the data change nothing. Exits with 1
-    when the data would spoil the run.
+    Takes the config and the options of a finetune, and ignores those that do not affect the data. Exits with 1 if the
+    data has problems.
 
     Args:
         checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
-        data: The rows, for example JSON with --data.json_path FILE.
-        train: How long, how much at a time, and how fast to learn.
+        data: The data set, for example JSON with --data.json_path FILE.
+        train: Options of the training, of which the length of the rows matters here.
         json: Print one JSON object and nothing else.
-        show: How many rows to show, with their trained tokens marked.
+        show: Number of rows to show, with their trained tokens marked.
     """
     data = or_alpaca(data)
     checkpoint = open_checkpoint(find_folder(checkpoint_dir))
@@ -87,38 +87,38 @@ def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
 def print_report(
     console: Console, loaded: TokenizedDataset, tokenizer: Tokenizer, limit: int, show: int, problems: list[str]
 ) -> None:
-    def say(name: str, text: str) -> None:
+    def entry(name: str, text: str) -> None:
         console.print(f"{name:17} {text}", markup=False)
 
     counts = loaded.counts
     forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
-    say("rows", f"{counts.rows:,} read: {forms}")
-    say("prompt style", loaded.style.name)
-    say("trained", "the answers" if loaded.mask_prompt else "prompts and answers")
-    say("limit", f"{limit:,} tokens: {counts.cut:,} cut, {counts.too_long:,} dropped")
-    say(
-        "left out",
-        f"{counts.untrained:,} without a trained token, {counts.bad:,} bad, {counts.left_out:,} by their label",
+    entry("rows", f"{counts.rows:,} read: {forms}")
+    entry("prompt style", loaded.style.name)
+    entry("trained", "the answers" if loaded.mask_prompt else "prompts and answers")
+    entry("limit", f"{limit:,} tokens: {counts.cut:,} truncated, {counts.too_long:,} dropped")
+    entry(
+        "skipped",
+        f"{counts.untrained:,} without a trained token, {counts.bad:,} invalid, {counts.left_out:,} by their label",
     )
     for name, rows in (("training", loaded.train), ("validation", loaded.val)):
         if len(rows):
-            say(
+            entry(
                 name,
                 f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}, "
                 f"{rows.trained_share():.1%} trained",
             )
     found = duplicates(loaded)
-    say(
+    entry(
         "duplicates",
         f"{found.train:,} in training, {found.val:,} in validation, {found.across:,} of validation in training",
     )
     bars = histogram(loaded.train)
     for start, end, n in bars:
-        say(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
+        entry(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
     if counts.lost.get(EARLIER):
-        say("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
+        entry("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
     if loaded.counts.no_stop:
-        say("note", f"{counts.no_stop:,} rows train no stop token (cut rows lose theirs)")
+        entry("note", f"{counts.no_stop:,} rows have no trained stop token (truncated rows lose theirs)")
     for i in range(min(show, len(loaded.train))):
         console.rule(
             f"row {i + 1}: trained tokens are " + ("green" if console.is_terminal else "in [[ ]]"), align="left"
@@ -126,13 +126,13 @@ def print_report(
         console.print(marked_row(loaded, tokenizer, i, console.is_terminal))
     console.rule()
     for problem in problems:
-        console.print(f"HARM: {problem}", markup=False, style="bold red")
+        console.print(f"PROBLEM: {problem}", markup=False, style="bold red")
     if not problems:
-        console.print("Nothing here would spoil a run.", markup=False)
+        console.print("No problems found.", markup=False)
 
 
-def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, colour: bool) -> Text:
-    """A row as text, special tokens included, with the runs of trained tokens marked."""
+def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, color: bool) -> Text:
+    """A row as text, including special tokens, with the trained tokens marked."""
     ids, marks = loaded.train.row(i)
     trained = (marks & TRAINED).bool().tolist()
     text, start = Text(), 0
@@ -140,7 +140,7 @@ def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, colour: b
         if end == len(ids) or trained[end] != trained[start]:
             run = tokenizer.decode(ids[start:end].tolist(), skip_special=False)
             if trained[start]:
-                text.append(run if colour else f"[[{run}]]", style="green")
+                text.append(run if color else f"[[{run}]]", style="green")
             else:
                 text.append(run, style="dim")
             start = end

@@ -1,0 +1,110 @@
+"""The names and types of the options: of a command, and of the classes that `--data` and `--optimizer` name."""
+
+import argparse
+import importlib
+import inspect
+import re
+from functools import cache
+from pathlib import Path
+
+from jsonargparse import ArgumentParser
+
+from litgpt.cli.legacy import NAMES
+from litgpt.errors import UserError, nearest
+
+CLASSES = ("data", "optimizer")  # options whose value is a class, which brings options of its own
+NO_CLOSURE = ("LBFGS", "SparseAdam")  # optimizers of torch that the training loop cannot drive
+SYNONYMS = {"lr": "optimizer.lr", "model": "checkpoint_dir", "rank": "lora_r"}  # names that other programs use
+
+
+def option_names(parser: argparse.ArgumentParser) -> list[str]:
+    """The dotted names of a parser's options, without those of the chosen classes."""
+    names = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    return [n for n in names if not n.startswith("-") and not n.endswith(".help")]
+
+
+def option_actions(parser: argparse.ArgumentParser) -> dict[str, argparse.Action]:
+    """The typed options of a parser by their dotted names."""
+    actions = (a for a in parser._actions if hasattr(a, "_typehint"))
+    return {a.dest: a for a in actions if not a.dest.endswith(".help")}
+
+
+def current_name(name: str, parser: argparse.ArgumentParser) -> str:
+    """The dotted name of an option that LitGPT has at the top level or calls otherwise; any other name as it is."""
+    known = option_names(parser)
+    if name in known or "." in name:
+        return name
+    if NAMES.get(name) in known:
+        return NAMES[name]
+    homes = [k for k in known if k.rpartition(".")[2] == name]
+    return homes[0] if len(homes) == 1 else name
+
+
+def option_hint(name: str, known: list[str]) -> str:
+    """What an unknown option may have meant."""
+    if (target := SYNONYMS.get(name)) and target.partition(".")[0] in known:
+        return f" Did you mean '--{target}'?"
+    hint = nearest(name, known)
+    if not hint:  # perhaps the option of a group, without the group
+        leaves = {n.rpartition(".")[2]: n for n in known}
+        hint = re.sub("'(.*)'", lambda found: f"'{leaves[found[1]]}'", nearest(name, leaves))
+    return hint.replace("'", "'--", 1) if hint else " See -h for all options."
+
+
+# classes
+
+
+def class_choices(option: str) -> tuple[type, dict[str, str]]:
+    """The base of the classes that an option may name, and the paths of those with a short name."""
+    if option == "optimizer":
+        from torch.optim import Optimizer
+
+        from litgpt.train.optimizers import SHORT_NAMES
+
+        return Optimizer, SHORT_NAMES
+    import litgpt.data
+
+    return litgpt.data.DataModule, {name: f"litgpt.data.{name}" for name in litgpt.data.__all__}
+
+
+def class_path(option: str, name: str) -> str:
+    """The dotted path of a class from its short name or path. Raises `UserError` as `load_class`."""
+    path = class_choices(option)[1].get(name, name)
+    load_class(option, path)
+    return path
+
+
+def load_class(option: str, path: str) -> type:
+    """The class at a dotted path.
+
+    Raises:
+        UserError: there is none, it is not of the option's kind, or the training loop cannot use it.
+    """
+    from litgpt.methods.quantize import bitsandbytes
+
+    base, names = class_choices(option)
+    module, _, name = path.rpartition(".")
+    if module.partition(".")[0] == "bitsandbytes":
+        bitsandbytes()
+    try:
+        found = getattr(importlib.import_module(module), name, None) if module else None
+    except (ImportError, TypeError, ValueError):  # no such module, or not the name of one
+        found = None
+    if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
+        kind = "optimizer" if option == "optimizer" else "data set"
+        hint = nearest(path, names) or nearest(path, names.values()) or f" Choose from {', '.join(names)}."
+        if option == "data" and (Path(path).exists() or Path(path).suffix in (".json", ".jsonl", ".csv")):
+            hint = f" To train on a file, use --data JSON --data.json_path {path}"
+        raise UserError(f"--{option} {path}: no such {kind}.{hint}")
+    if name in NO_CLOSURE and module.startswith("torch."):
+        raise UserError(f"--{option} {path} does not work with this training loop. Use AdamW.")
+    return found
+
+
+@cache
+def class_parser(option: str, path: str) -> ArgumentParser:
+    """A parser whose options are the arguments of a class, as `data.json_path`."""
+    parser = ArgumentParser()
+    skip = {1} if option == "optimizer" else None  # its first argument is what it trains
+    parser.add_class_arguments(load_class(option, path), option, skip=skip)  # type: ignore[arg-type]
+    return parser
