@@ -93,8 +93,9 @@ class LLM(nn.Module):
         """
         if access_token is not None:
             os.environ["HF_TOKEN"] = access_token
-        check_choices(init=(init, Literal["pretrained", "random"]), distribute=(distribute, Literal["auto"]))
         check_choices(
+            init=(init, Literal["pretrained", "random"]),
+            distribute=(distribute, Literal["auto"]),
             precision=(precision, PrecisionName),
             quantize=(quantize, QuantizeName),
             accelerator=(accelerator, Accelerator),
@@ -102,9 +103,7 @@ class LLM(nn.Module):
         accelerator = (accelerator or "auto") if distribute else "cpu"
         if init == "pretrained":
             if tokenizer_dir is not None:
-                raise UserError(
-                    "tokenizer_dir is for random weights (init='random'). A model folder has its own tokenizer."
-                )
+                raise UserError("tokenizer_dir is for random weights (init='random'). A folder has its own tokenizer.")
             loaded = InferenceModel.open(Path(model), Path(base) if base else None, precision, quantize, accelerator)
             made = cls(loaded.model, loaded.tokenizer, loaded.style, loaded.source.checkpoint.fields, loaded.source)
             made.scheme = quantize
@@ -315,9 +314,7 @@ class LLM(nn.Module):
             loaded = open_spread(self.source.folder, base, chosen_precision, quantize, accelerator, n)
             self.model, self.source, self.scheme = loaded.model, loaded.source, quantize
         elif quantize is not None:
-            raise UserError(
-                "Random or trained weights cannot be quantized. Save them, then load the folder with quantize."
-            )
+            raise UserError("Random or trained weights cannot be quantized. Save them, and load them with quantize.")
         else:
             self.model.to(chosen[0], DTYPES[chosen_precision] if chosen_precision else self.model.dtype)
             self.model.tie_weights()

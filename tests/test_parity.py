@@ -108,8 +108,8 @@ def change_weights(file: Path, change: Callable[[str, torch.Tensor], torch.Tenso
 def test_fresh_folders(finetuned, valid):
     text = valid(finetuned / "final")
     assert "LoRA of rank 8 over" in text and "prompts     alpaca" in text
-    assert "8 prompts answered as when the folder was written" in text
-    assert "8 prompts answered as when the folder was written" in valid(finetuned / "final-merged")
+    assert "8 prompts give their recorded outputs" in text
+    assert "8 prompts give their recorded outputs" in valid(finetuned / "final-merged")
 
 
 def test_folder_without_a_seal(finetuned, valid):
@@ -210,7 +210,7 @@ def test_several_at_once(adapter, moved):
 
 def test_weights_that_are_no_numbers(adapter, fails):
     change_weights(adapter / "adapter_model.safetensors", lambda name, w: w * float("nan"))
-    assert "answers with NaN or infinity" in fails("validate", adapter)
+    assert "gives NaN or infinite logits" in fails("validate", adapter)
 
 
 def test_base_that_moved(adapter, fails, valid, finetuned):
@@ -244,7 +244,7 @@ def test_greedy_text_and_damaged_seals(adapter, capsys):
     file = adapter / "parity.json"
     seal = json.loads(file.read_text())
     changes = {
-        "weights moved": {"prompts": [seal["prompts"][0] | {"greedy": [7] * 8}]},
+        "Changed: weights": {"prompts": [seal["prompts"][0] | {"greedy": [7] * 8}]},
         "damaged parity seal": {"prompts": []},
         "parity.json: prompts[0].prompt": {"prompts": [{}]},
         "parity.json: computed": {"computed": "F64"},

@@ -59,7 +59,7 @@ def test_what_goes_wrong_is_told(inside, base, rows_file, capsys):
         (["verify-resume"], "Missing: the model and the options of a finetune."),
         (["verify-resume", "x", "--steps", "0"], "--steps 0 must be above 0."),
         (["verify-resume", "full", "nowhere"], "The finetune failed: what is wrong"),
-        (["verify-resume", str(base), *options(rows_file), "--train.max_tokens", "10"], "give a lower --steps"),
+        (["verify-resume", str(base), *options(rows_file), "--train.max_tokens", "10"], "lower --steps"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(words)

@@ -4,6 +4,7 @@ A later level beats an earlier one: the defaults, one `--config` after the other
 flat dictionaries by their dotted names, `train.epochs`; values of flags are text until jsonargparse reads them by type.
 """
 
+from argparse import Action
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,9 +44,16 @@ class Level:
 
 @dataclass
 class Resolved:
-    """The final options, and the names of the optimizer's arguments that were not left at their defaults."""
+    """The options after all levels.
+
+    Args:
+        options: Their values.
+        actions: What the parser knows about each of them.
+        optimizer_arguments: The names of the optimizer's arguments that a level sets.
+    """
 
     options: Options
+    actions: dict[str, Action]
     optimizer_arguments: set[str]
 
     def nested(self) -> dict[str, Any]:
@@ -79,7 +87,7 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
     Raises:
         UserError: an option is unknown, or two flags contradict each other.
     """
-    defaults = default_options(parser)
+    defaults = read_options(parser.get_defaults().as_dict().items(), parser, "")
     merged: Options = {}
     for level in levels:
         for name in CLASSES:
@@ -95,28 +103,13 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
         if path := merged.get(name, defaults.get(name)):
             own = class_parser(name, path)
             actions |= option_actions(own)
-            defaults |= {f"{name}.{k}": v for k, v in own.get_defaults().as_dict().get(name, {}).items()}
+            defaults |= read_options(own.get_defaults().as_dict().items(), own, "")
     merged = join_entries(merged, actions)
     check_known(merged, levels, actions, parser)
     for pair in PAIRS:
         merged |= pair.resolve(levels, defaults | merged)
-    return Resolved(defaults | merged, {name for name in merged if name.startswith("optimizer.")})
-
-
-def default_options(parser: ArgumentParser) -> Options:
-    """The defaults of a command, without those of its classes' arguments."""
-    options: Options = {}
-    groups = option_groups(option_names(parser))
-    for name, value in parser.get_defaults().as_dict().items():
-        if name in groups:
-            options |= {f"{name}.{k}": v for k, v in value.items()}
-        elif name != "config":
-            options[name] = value["class_path"] if name in CLASSES and value else value
-    return options
-
-
-def option_groups(names: list[str]) -> set[str]:
-    return {name.partition(".")[0] for name in names if "." in name}
+    options = {name: value for name, value in (defaults | merged).items() if name in actions}
+    return Resolved(options, actions, {name for name in merged if name.startswith("optimizer.")})
 
 
 def change_class(options: Options, name: str, level: Level) -> Options:
@@ -127,11 +120,12 @@ def change_class(options: Options, name: str, level: Level) -> Options:
     if given and path:
         kept = [f"{k.partition('.')[2]} {v}" for k, v in given.items() if k in known]
         dropped = [k.partition(".")[2] for k in given if k not in known]
-        words = [f"keeps {', '.join(kept)}"] if kept else []
-        words += [f"does not take {', '.join(dropped)}"] if dropped else []
+        words = f"keeps {', '.join(kept) or 'nothing'}" + (
+            f" and does not take {', '.join(dropped)}" if dropped else ""
+        )
         source = "" if level.source == FLAGS else f"{level.source}: "
         kind = "optimizer" if name == "optimizer" else "data set"
-        remark(f"{source}--{name} {path.rpartition('.')[2]} {' and '.join(words)} (set for another {kind}).")
+        remark(f"{source}--{name} {path.rpartition('.')[2]} {words} (set for another {kind}).")
     return {k: v for k, v in options.items() if k not in given or k in known}
 
 
@@ -155,17 +149,14 @@ def join_entries(options: Options, actions: Mapping[str, Any]) -> Options:
 
 
 def check_known(options: Options, levels: list[Level], actions: Mapping[str, Any], parser: ArgumentParser) -> None:
-    for name in options:
-        if name not in actions:
-            head = name.partition(".")[0]
-            if head == "data" and head in actions and not options.get(head):
-                raise UserError(
-                    f"--{name} needs a data set. Choose one with --data: {', '.join(class_choices(head)[1])}."
-                )
-            source = next((level.source for level in levels if name in level.options), FLAGS)
-            where = "" if source == FLAGS else f"--config {source}: "
-            hint = option_hint(name, [*option_names(parser), *(n for n in actions if "." in n)])
-            raise UserError(f"{where}{'u' if where else 'U'}nknown option --{name}.{hint}")
+    for name in options.keys() - actions.keys():
+        source = next((level.source for level in levels if name in level.options), FLAGS)
+        where = "" if source == FLAGS else f"--config {source}: "
+        if name.startswith("data.") and "data" in actions and not options.get("data"):
+            names = ", ".join(class_choices("data")[1])
+            raise UserError(f"{where}--{name} needs a data set. Choose one with --data: {names}.")
+        hint = option_hint(name, [*option_names(parser), *(n for n in actions if "." in n)])
+        raise UserError(f"{where}Unknown option --{name}.{hint}")
 
 
 # what a level sets
@@ -195,7 +186,7 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
         UserError: a group has a value that is not a mapping of its options, or there is no such class.
     """
     known = option_names(parser)
-    groups = option_groups(known)
+    groups = {name.partition(".")[0] for name in known if "." in name}
     options: Options = {}
     for name, value in items:
         head, _, leaf = name.partition(".")

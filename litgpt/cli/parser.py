@@ -6,27 +6,27 @@ import inspect
 import itertools
 import re
 import sys
-import types
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NoReturn, Optional, Union, get_args, get_origin
+from typing import Any, NoReturn, Optional, get_origin
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentError, ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
 
 from litgpt.cli.legacy import translate, without_refused
-from litgpt.cli.options import FLAGS, Level, Options, config_options, read_options, resolve_options
+from litgpt.cli.options import FLAGS, Level, config_options, read_options, resolve_options
 from litgpt.cli.recipes import find_recipe
 from litgpt.cli.schema import (
     CLASSES,
-    class_parser,
+    check_required,
     class_path,
     current_name,
     option_actions,
     option_hint,
     option_names,
+    wrong_value,
 )
-from litgpt.errors import UserError, nearest, remark, without_secrets
+from litgpt.errors import UserError, remark, without_secrets
 from litgpt.storage.files import YAML_BYTES, check_events, parse_yaml, read_text
 from litgpt.train.args import run_settings, run_words
 
@@ -35,20 +35,6 @@ ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the f
 HANDS_ON = ("verify_resume",)  # commands that take the options of another command as a list
 HIDDEN = ("Ignored", "Has no effect", "Without effect", "Not supported")  # the help of options that only LitGPT has
 TRUTH = ("true", "false", "yes", "no", "null")
-REQUIRED = {  # what an option stands for, where its name says too little
-    "checkpoint_dir": "the model folder, or ORG/NAME, or pico, which is built in",
-    "finetune": "the model and the options of a finetune",
-    "repo_id": "the model as ORG/NAME, or: list",
-}
-KINDS = {
-    int: "an integer",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    list: "a list",
-    dict: "a mapping like {a: b}",
-    Path: "a path",
-}
 
 library_load = get_loader("yaml")
 
@@ -90,13 +76,13 @@ def run(where: str, command: str, args: list[str]) -> None:
     levels, printed = read_words(words, parser, others)
     resolved = resolve_options(levels, parser)
     if printed is None:
-        check_required(resolved.options, parser)
+        check_required(resolved.options, resolved.actions)
     else:  # the library prints the config once it has parsed the options, and exits
         parser._option_string_actions["--print_config"](parser, Namespace(), [printed], "--print_config")
     try:
         settings = parser.parse_object(resolved.nested(), defaults=False)
     except UserError as e:
-        raise UserError(wrong_value(resolved.options, parser) or e) from None
+        raise UserError(wrong_value(resolved.options, resolved.actions) or e) from None
     check_classes(settings.as_dict())
     first_words = command.split("_", 1) if command.startswith("finetune") else [command]
     run_words.set(("litgpt", *first_words, *args))
@@ -306,53 +292,3 @@ def read_config(value: str) -> dict[str, Any]:
     if not isinstance(fields, dict):
         raise UserError(f"--config {value} has no options.")
     return fields
-
-
-# values
-
-
-def all_actions(options: Options, parser: Parser) -> Mapping[str, argparse.Action]:
-    """The options of a command and of the classes that it uses."""
-    actions = option_actions(parser)
-    for name in CLASSES:
-        if path := options.get(name):
-            actions |= option_actions(class_parser(name, path))
-    return actions
-
-
-def check_required(options: Options, parser: Parser) -> None:
-    required = [name for name, action in all_actions(options, parser).items() if action.required]
-    if missing := [REQUIRED.get(name, f"--{name}") for name in required if options.get(name) is None]:
-        raise UserError(f"Missing: {', '.join(missing)}.")
-
-
-def wrong_value(options: Options, parser: Parser) -> str:
-    """What is wrong with the first option whose value does not have its type; empty if all have theirs."""
-    for name, action in all_actions(options, parser).items():
-        hint, value = action._typehint, options.get(name)  # type: ignore[attr-defined]
-        may_be_wrong = name not in CLASSES and not (action.required and value is None)
-        if may_be_wrong and not fits(value, hint):
-            *others, last = expected = type_words(hint) or [str(hint)]
-            phrase = f"{', '.join(others)} or {last}" if others else last
-            return f"--{name} {value}: expected {phrase}.{nearest(str(value), expected)}"
-    return ""
-
-
-def fits(value: Any, hint: Any) -> bool:
-    parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--value", type=hint)
-    try:
-        parser.parse_object({"value": value})
-    except (ArgumentError, ValueError):
-        return False
-    return True
-
-
-def type_words(hint: Any) -> list[str]:
-    """The values that a type allows, in words."""
-    origin = get_origin(hint) or hint
-    if origin is Literal:
-        return [str(choice) for choice in get_args(hint)]
-    if origin in (Union, types.UnionType):
-        return [word for part in get_args(hint) for word in type_words(part)]
-    return [KINDS[origin]] if origin in KINDS else []

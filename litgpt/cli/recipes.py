@@ -69,8 +69,8 @@ def find_recipe(name: str) -> Recipe:
     found = recipes.get(f"{SPELLINGS.get(model, model)}{slash}{method}")
     if found is None:
         names = [r.name for r in recipes.values() if not slash and simplified(r.model) == simplified(model)]
-        hint = f" There are: {', '.join(names)}." if names else nearest(short, [r.name for r in recipes.values()])
-        raise UserError(f"No recipe is called {name!r}.{hint or ' See: litgpt recipes'}")
+        hint = f" Available: {', '.join(names)}." if names else nearest(short, [r.name for r in recipes.values()])
+        raise UserError(f"No recipe named {name!r}.{hint or ' See: litgpt recipes'}")
     return found
 
 

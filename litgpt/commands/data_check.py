@@ -1,5 +1,6 @@
 """`litgpt data check`"""
 
+import itertools
 import json
 import sys
 from dataclasses import asdict
@@ -58,30 +59,21 @@ def main(
 
 
 def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
-    sets = {"train": loaded.train, "val": loaded.val}
-    print(
-        json.dumps(
-            {
-                "prompt_style": loaded.style.name,
-                "mask_prompt": loaded.mask_prompt,
-                "counts": asdict(loaded.counts),
-                "val_counts": asdict(loaded.val_counts) if loaded.val_counts else None,
-                **{
-                    name: {
-                        "rows": len(rows),
-                        "tokens": int(rows.lengths.sum()),
-                        "longest": int(rows.lengths.max()) if len(rows) else 0,
-                        "trained_share": rows.trained_share(),
-                        "histogram": histogram(rows),
-                    }
-                    for name, rows in sets.items()
-                },
-                "duplicates": asdict(duplicates(loaded)),
-                "harm": problems,
-            },
-            indent=2,
-        )
-    )
+    report: dict[str, Any] = {
+        "prompt_style": loaded.style.name,
+        "mask_prompt": loaded.mask_prompt,
+        "counts": asdict(loaded.counts),
+        "val_counts": asdict(loaded.val_counts) if loaded.val_counts else None,
+    }
+    for name, rows in (("train", loaded.train), ("val", loaded.val)):
+        report[name] = {
+            "rows": len(rows),
+            "tokens": int(rows.lengths.sum()),
+            "longest": int(rows.lengths.max()) if len(rows) else 0,
+            "trained_share": rows.trained_share(),
+            "histogram": histogram(rows),
+        }
+    print(json.dumps({**report, "duplicates": asdict(duplicates(loaded)), "harm": problems}, indent=2))
 
 
 def print_report(
@@ -91,27 +83,21 @@ def print_report(
         console.print(f"{name:17} {text}", markup=False)
 
     counts = loaded.counts
-    forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
-    entry("rows", f"{counts.rows:,} read: {forms}")
+    entry("rows", f"{counts.rows:,} read: {', '.join(f'{n:,} {form}' for form, n in counts.forms.items())}")
     entry("prompt style", loaded.style.name)
     entry("trained", "the answers" if loaded.mask_prompt else "prompts and answers")
     entry("limit", f"{limit:,} tokens: {counts.cut:,} truncated, {counts.too_long:,} dropped")
-    entry(
-        "skipped",
-        f"{counts.untrained:,} without a trained token, {counts.bad:,} invalid, {counts.left_out:,} by their label",
+    skipped = (
+        f"{counts.untrained:,} without a trained token, {counts.bad:,} invalid, {counts.left_out:,} by their label"
     )
+    entry("skipped", skipped)
     for name, rows in (("training", loaded.train), ("validation", loaded.val)):
         if len(rows):
-            entry(
-                name,
-                f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}, "
-                f"{rows.trained_share():.1%} trained",
-            )
-    found = duplicates(loaded)
-    entry(
-        "duplicates",
-        f"{found.train:,} in training, {found.val:,} in validation, {found.across:,} of validation in training",
-    )
+            lengths = f"{int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}"
+            entry(name, f"{len(rows):,} rows, {lengths}, {rows.trained_share():.1%} trained")
+    twice = duplicates(loaded)
+    across = f"{twice.across:,} of validation in training"
+    entry("duplicates", f"{twice.train:,} in training, {twice.val:,} in validation, {across}")
     bars = histogram(loaded.train)
     for start, end, n in bars:
         entry(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
@@ -119,10 +105,9 @@ def print_report(
         entry("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
     if loaded.counts.no_stop:
         entry("note", f"{counts.no_stop:,} rows have no trained stop token (truncated rows lose theirs)")
+    marking = "green" if console.is_terminal else "in [[ ]]"
     for i in range(min(show, len(loaded.train))):
-        console.rule(
-            f"row {i + 1}: trained tokens are " + ("green" if console.is_terminal else "in [[ ]]"), align="left"
-        )
+        console.rule(f"row {i + 1}: trained tokens are {marking}", align="left")
         console.print(marked_row(loaded, tokenizer, i, console.is_terminal))
     console.rule()
     for problem in problems:
@@ -134,14 +119,13 @@ def print_report(
 def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, color: bool) -> Text:
     """A row as text, including special tokens, with the trained tokens marked."""
     ids, marks = loaded.train.row(i)
-    trained = (marks & TRAINED).bool().tolist()
-    text, start = Text(), 0
-    for end in range(1, len(ids) + 1):
-        if end == len(ids) or trained[end] != trained[start]:
-            run = tokenizer.decode(ids[start:end].tolist(), skip_special=False)
-            if trained[start]:
-                text.append(run if color else f"[[{run}]]", style="green")
-            else:
-                text.append(run, style="dim")
-            start = end
+    text, position = Text(), 0
+    for is_trained, run in itertools.groupby((marks & TRAINED).bool().tolist()):
+        n = len(list(run))
+        words = tokenizer.decode(ids[position : position + n].tolist(), skip_special=False)
+        position += n
+        if is_trained:
+            text.append(words if color else f"[[{words}]]", style="green")
+        else:
+            text.append(words, style="dim")
     return text

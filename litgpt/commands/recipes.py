@@ -57,7 +57,9 @@ def show_table(words: list[str]) -> None:
     found = [r for r, text in rows if all(word.lower() in text for word in words)]
     if not found:
         names = {r.model for r in recipes} | {r.method for r in recipes} | {r.name for r in recipes}
-        raise UserError(f"No recipe has {' and '.join(words)}.{nearest(' '.join(words), names)} See: litgpt recipes")
+        raise UserError(
+            f"No recipe matches {' and '.join(words)}.{nearest(' '.join(words), names)} See: litgpt recipes"
+        )
     print(ROW.format("MODEL", "METHOD", "PARAMETERS", "TRAINED", "MACHINE: GPUs AND THEIR MEMORY"))
     for recipe in found:
         fields = recipe.fields()
