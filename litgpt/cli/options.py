@@ -115,18 +115,18 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
 def change_class(options: Options, name: str, level: Level) -> Options:
     """The options without the arguments of an earlier class that the class of `level` does not know."""
     path = level.options[name]
-    given = {k: v for k, v in options.items() if k.startswith(f"{name}.")}
+    arguments = {k: v for k, v in options.items() if k.startswith(f"{name}.")}
     known = option_actions(class_parser(name, path)) if path else {}
-    if given and path:
-        kept = [f"{k.partition('.')[2]} {v}" for k, v in given.items() if k in known]
-        dropped = [k.partition(".")[2] for k in given if k not in known]
+    if arguments and path:
+        kept = [f"{k.partition('.')[2]} {v}" for k, v in arguments.items() if k in known]
+        dropped = [k.partition(".")[2] for k in arguments if k not in known]
         words = f"keeps {', '.join(kept) or 'nothing'}" + (
             f" and does not take {', '.join(dropped)}" if dropped else ""
         )
         source = "" if level.source == FLAGS else f"{level.source}: "
         kind = "optimizer" if name == "optimizer" else "data set"
         remark(f"{source}--{name} {path.rpartition('.')[2]} {words} (set for another {kind}).")
-    return {k: v for k, v in options.items() if k not in given or k in known}
+    return {k: v for k, v in options.items() if k not in arguments or k in known}
 
 
 def as_list(value: Any) -> list[Any]:

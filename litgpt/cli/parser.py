@@ -52,12 +52,11 @@ class Parser(ArgumentParser):
     """Raises `UserError` where the library would print its usage.
 
     Attributes:
-        positional: The option that takes a word without a flag: the first parameter of the command's function.
-        positionals: The same with the required parameters that follow it, for further words.
-        takes_many: Whether that option takes a list.
+        positionals: The options that take words without a flag: the first parameter of the command's function, and the
+            required ones that follow it.
+        takes_many: Whether the first of them takes a list.
     """
 
-    positional: str
     positionals: list[str]
     takes_many: bool
 
@@ -134,7 +133,7 @@ def make_parser(where: str, command: str) -> Parser:
     about = (function.__doc__ or "").split("\n\n    Args:")[0]
     parser = Parser(prog=f"litgpt {command}", description=about, allow_abbrev=False)
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or the name of a recipe.")
-    parser.positional, parser.takes_many = first.name, get_origin(first.annotation) is list
+    parser.takes_many = get_origin(first.annotation) is list
     required = itertools.takewhile(lambda p: p.default is p.empty and p.kind is not p.VAR_KEYWORD, others)
     parser.positionals = [first.name, *(p.name for p in required)]
     own = parser.add_function_arguments(function, as_positional=False)
@@ -190,7 +189,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
                 levels.append(Level(value, config_options(fields, parser, value)))
             elif name.endswith(".help"):
                 parser.parse_args([f"--{name}={class_path(name.removesuffix('.help'), value)}"])
-            elif parser.takes_many and name == parser.positional and not value.startswith("["):
+            elif parser.takes_many and name == parser.positionals[0] and not value.startswith("["):
                 positional.append(value)
             elif takes_entries(name, parser) and is_entry(value):
                 entries = [value]
@@ -216,12 +215,12 @@ def flag_name(flag: str, parser: Parser) -> str:
 def name_positionals(words: list[str], named: list[str], parser: Parser) -> list[tuple[str, Any]]:
     """The options that words without a flag set, beside those that have a flag."""
     if parser.takes_many:
-        return [(parser.positional, words)] if words else []
+        return [(parser.positionals[0], words)] if words else []
     names = [name for name in parser.positionals if name not in named]
     if len(words) > max(len(names), 1):
         expected = {1: "one model", 2: "two folders"}[len(parser.positionals)]
         raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{word_hint(words[1:], parser)}")
-    return list(zip(names or [parser.positional], words))
+    return list(zip(names or parser.positionals, words))
 
 
 def word_hint(words: list[str], parser: Parser) -> str:
@@ -237,7 +236,7 @@ def word_hint(words: list[str], parser: Parser) -> str:
 
 def hand_on(args: list[str], parser: Parser) -> tuple[list[str], list[str]]:
     """The words that belong to this command, and those that belong to the command that it runs."""
-    own = [f"--{name}" for name in option_names(parser) if name not in ("config", parser.positional)]
+    own = [f"--{name}" for name in option_names(parser) if name not in ("config", parser.positionals[0])]
     kept, others, words = list[str](), list[str](), list(args)
     while words:
         word = words.pop(0)
