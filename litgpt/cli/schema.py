@@ -12,7 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 from jsonargparse import ArgumentError, ArgumentParser
 
 from litgpt.cli.legacy import NAMES
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, reason
 
 CLASSES = ("data", "optimizer")  # options whose value is a class, which brings options of its own
 NO_CLOSURE = ("LBFGS", "SparseAdam")  # optimizers of torch that the training loop cannot drive
@@ -102,10 +102,14 @@ def load_class(option: str, path: str) -> type:
     module, _, name = path.rpartition(".")
     if module.partition(".")[0] == "bitsandbytes":
         bitsandbytes()
+    found: Any = None
     try:
-        found = getattr(importlib.import_module(module), name, None) if module else None
-    except (ImportError, TypeError, ValueError):  # no such module, or not the name of one
-        found = None
+        found = getattr(importlib.import_module(module), name, None)
+    except (TypeError, ValueError):  # not the name of a module
+        pass
+    except ImportError as e:
+        if not (isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}.")):
+            raise UserError(f"--{option} {path}: {module} cannot be imported. {reason(e)}.") from e
     if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
         kind = "optimizer" if option == "optimizer" else "data set"
         hint = nearest(path, names) or nearest(path, names.values()) or f" Choose from {', '.join(names)}."

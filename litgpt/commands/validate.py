@@ -11,13 +11,13 @@ from litgpt.generate.engine import Request
 from litgpt.generate.reference_outputs import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
-from litgpt.model.devices import DTYPES, Accelerator, default_precision, pick_device
+from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device
 from litgpt.storage.files import is_there
 
 
 def main(
     checkpoint_dir: Path,
-    precision: Optional[str] = None,
+    precision: Optional[PrecisionName] = None,
     accelerator: Accelerator = "auto",
     base: Optional[Path] = None,
 ) -> None:
@@ -29,8 +29,6 @@ def main(
         accelerator: The kind of device.
         base: The base model of an adapter, instead of the recorded one.
     """
-    if precision is not None and precision not in DTYPES:
-        raise UserError(f"--precision {precision}: choose from {', '.join(DTYPES)}.")
     source = ModelSource.open(checkpoint_dir, base)
     weights = source.weights()
     config = weights.config
