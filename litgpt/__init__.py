@@ -6,17 +6,17 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# Libraries that we use report home unless told not to. Nothing is reported; a user's own setting wins.
+# Turn off the telemetry of libraries, unless the user has set these variables.
 for _name, _value in {
     "DO_NOT_TRACK": "true",
     "HF_HUB_DISABLE_TELEMETRY": "1",
-    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # of datasets, at every load of one
+    "HF_UPDATE_DOWNLOAD_COUNTS": "0",  # of `datasets`
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "WANDB_ERROR_REPORTING": "false",
 }.items():
     os.environ.setdefault(_name, _value)
 
-_WHERE = {  # public names, imported on first use so that `litgpt -h` starts without torch
+_MODULES = {  # public names and their modules, imported on first use so that `litgpt -h` starts without torch
     "Config": "litgpt.model.config",
     "GPT": "litgpt.model",
     "LLM": "litgpt.api",
@@ -24,12 +24,12 @@ _WHERE = {  # public names, imported on first use so that `litgpt -h` starts wit
     "Tokenizer": "litgpt.text.tokenizer",
     "UserError": "litgpt.errors",
 }
-__all__ = [*_WHERE, "__version__"]
+__all__ = [*_MODULES, "__version__"]
 
-importlib.import_module("litgpt.litgpt_format.names")  # lets LitGPT's names of modules be imported
+importlib.import_module("litgpt.litgpt_format.names")  # makes LitGPT's module names importable
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _WHERE:
+    if name not in _MODULES:
         raise AttributeError(f"module 'litgpt' has no attribute {name!r}")
-    return getattr(importlib.import_module(_WHERE[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -35,13 +35,13 @@ from litgpt.train.base_model import BaseModel, model_fields
 
 
 class LLM(nn.Module):
-    """A model that answers, and that can be trained by a loop of your own. Made by `LLM.load`.
+    """A model that generates text, and that you can train in your own loop. Create one with `LLM.load`.
 
     Attributes:
         model: The `GPT`.
         tokenizer: Its `Tokenizer`.
-        prompt_style: How a prompt becomes text; may be replaced, for example by `PromptStyle.from_name("alpaca")`.
-        checkpoint_dir: Where the weights came from; None if they were drawn.
+        prompt_style: How a prompt becomes text. You can replace it, for example by `PromptStyle.from_name("alpaca")`.
+        checkpoint_dir: The folder of the weights; None for random weights.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class LLM(nn.Module):
         super().__init__()
         self.model, self.tokenizer, self.prompt_style = model, tokenizer, style
         self.fields, self.source = fields, source
-        self.changed = source is None  # whether the weights may be others than those of the folder
+        self.changed = source is None  # whether the weights may differ from those of the folder
         self.max_length: Optional[int] = None
         self.scheme: Optional[str] = None
         self.eval()
@@ -74,18 +74,18 @@ class LLM(nn.Module):
         quantize: Optional[QuantizeName] = None,
         accelerator: Accelerator = "auto",
     ) -> "LLM":
-        """Load a model, or draw the weights of one.
+        """Load a model, or initialize one with random weights.
 
         Args:
-            model: A base folder or an adapter folder, or the name of one under checkpoints/.
-            init: `random` draws the weights: of the model that the folder's config.json describes.
-            tokenizer_dir: The folder of the tokenizer, where the weights are drawn; by default that of the model.
-            access_token: Of the Hugging Face hub, for a model that is downloaded; by default what HF_TOKEN holds.
-            distribute: `auto` for the best device there is; None for the CPU, until `distribute` is called.
+            model: A model folder or an adapter folder, or the name of one under checkpoints/.
+            init: `random` initializes the model that the folder's config.json describes.
+            tokenizer_dir: The folder of the tokenizer for random weights. Default: the model's.
+            access_token: Hugging Face token, to download a model. Default: the value of HF_TOKEN.
+            distribute: `auto` uses the best available device; None the CPU, until you call `distribute`.
             base: The base model of an adapter, instead of the recorded one.
-            precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
-                natively, else 32-true; 32-true for drawn weights.
-            quantize: Keep the weights of the blocks in 4 or 8 bits.
+            precision: Default: 32-true for random weights and for weights stored in float32; otherwise bf16-true if the
+                device supports it natively, else 32-true.
+            quantize: Quantize the weights of the blocks to 4 or 8 bits.
             accelerator: The kind of device.
 
         Raises:
@@ -93,8 +93,9 @@ class LLM(nn.Module):
         """
         if access_token is not None:
             os.environ["HF_TOKEN"] = access_token
-        check_choices(init=(init, Literal["pretrained", "random"]), distribute=(distribute, Literal["auto"]))
         check_choices(
+            init=(init, Literal["pretrained", "random"]),
+            distribute=(distribute, Literal["auto"]),
             precision=(precision, PrecisionName),
             quantize=(quantize, QuantizeName),
             accelerator=(accelerator, Accelerator),
@@ -102,13 +103,13 @@ class LLM(nn.Module):
         accelerator = (accelerator or "auto") if distribute else "cpu"
         if init == "pretrained":
             if tokenizer_dir is not None:
-                raise UserError("tokenizer_dir is for drawn weights (init='random'); a folder has its own tokenizer.")
+                raise UserError("tokenizer_dir is for random weights (init='random'). A folder has its own tokenizer.")
             loaded = InferenceModel.open(Path(model), Path(base) if base else None, precision, quantize, accelerator)
             made = cls(loaded.model, loaded.tokenizer, loaded.style, loaded.source.checkpoint.fields, loaded.source)
             made.scheme = quantize
             return made
         if quantize is not None or base is not None:
-            raise UserError("Drawn weights (init='random') have no base and are not quantized.")
+            raise UserError("Random weights (init='random') take no base and cannot be quantized.")
         folder = find_folder(Path(tokenizer_dir or model))
         start = BaseModel.random(model_fields(Path(model), None), folder)
         with torch.device("meta"):
@@ -128,7 +129,7 @@ class LLM(nn.Module):
     def checkpoint_dir(self) -> Optional[Path]:
         return self.source.folder if self.source is not None else None
 
-    # answering
+    # generating
 
     def generate(
         self,
@@ -147,116 +148,117 @@ class LLM(nn.Module):
         seed: Optional[int] = None,
         batch_size: int = 16,
     ) -> Any:
-        """Answer a prompt, or several.
+        """Generate answers to a prompt, or to several.
 
         Args:
-            prompt: A text, or a list of messages; or a list of texts, whose answers come as a list, decoded together.
-            sys_prompt: A system message before each.
-            max_new_tokens: The length of an answer, at most.
-            temperature: Below 1 the likely tokens become likelier; 0 always takes the most likely one.
-            top_k: Draw from so many of the most likely tokens; None for all.
-            top_p: Draw from the most likely tokens whose probabilities sum up to this.
-            return_as_token_ids: Token ids (n,), on the CPU, instead of texts.
-            stream: An iterator over the pieces of the answer as they come; of one prompt only.
-            min_p: Draw from tokens that are at least this likely, as a share of the most likely one.
-            repetition_penalty: Above 1 tokens that the text has already become less likely.
+            prompt: A text or a list of messages. For a list of texts the answers are a list, generated in batches.
+            sys_prompt: A system message before each prompt.
+            max_new_tokens: The maximum length of an answer.
+            temperature: Below 1 likely tokens become more likely; 0 is greedy.
+            top_k: Sample from this many of the most likely tokens; None for all.
+            top_p: Sample from the most likely tokens whose probabilities sum up to this.
+            return_as_token_ids: Return token ids (n,) on the CPU instead of text.
+            stream: Return an iterator over parts of the answer as they are generated, for one prompt only.
+            min_p: Sample from tokens at least this likely, as a fraction of the most likely token's probability.
+            repetition_penalty: Above 1 tokens that are already in the text become less likely.
             stop: A text that ends the answer, or several.
-            seed: The same seed draws the same answers; by default torch's own generator says which.
-            batch_size: How many answers are decoded at once.
+            seed: Makes the answers reproducible. Default: drawn from torch's generator.
+            batch_size: How many answers to generate at once.
 
         Returns:
-            The answer without the prompt: a text, ids, a list of either or an iterator over either.
+            The answer without the prompt: text, ids, a list of either, or an iterator over either.
         """
-        options = max_new_tokens, Sampling(temperature, top_k, top_p, min_p, repetition_penalty), seed
-        words, system = stop_strings(stop), [{"role": "system", "content": sys_prompt}] if sys_prompt else []
         check_numbers(max_new_tokens=max_new_tokens, batch_size=batch_size)
         if not isinstance(prompt, (str, Sequence)):
-            raise UserError(f"prompt is {kind(prompt)}: a text, a list of texts or a list of messages is wanted.")
-        alone = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
-        if stream and not alone:
-            raise UserError("stream=True is for one prompt, not for a list.")
-        given: list[Any] = [prompt] if alone else list(prompt)
-        wanted = [[*system, *to_messages(p)] for p in given]
-        answers = self.decode(self.texts(wanted, *options), words, return_as_token_ids, batch_size)
+            raise UserError(f"Expected a text, a list of texts or a list of messages as prompt, got {kind(prompt)}.")
+        single = isinstance(prompt, str) or (len(prompt) > 0 and isinstance(prompt[0], Mapping))
+        if stream and not single:
+            raise UserError("stream=True takes one prompt, not a list.")
+        prompts: list[Any] = [prompt] if single else list(prompt)
+        system = [{"role": "system", "content": sys_prompt}] if sys_prompt else []
+        sampling = Sampling(temperature, top_k, top_p, min_p, repetition_penalty)
+        requests = self.requests([[*system, *to_messages(p)] for p in prompts], max_new_tokens, sampling, seed)
+        parts = self.decode(requests, stop_strings(stop), return_as_token_ids, batch_size)
         if stream:
-            return (piece for _, piece, _ in answers if len(piece))
-        whole: dict[int, list[Any]] = defaultdict(list)
-        for number, piece, _ in answers:
-            whole[number].append(piece)
-        joined = [torch.cat(whole[i]) if return_as_token_ids else "".join(whole[i]) for i in range(len(given))]
-        return joined[0] if alone else joined
+            return (part for _, part in parts if len(part))
+        answers: dict[int, list[Any]] = defaultdict(list)
+        for number, part in parts:
+            answers[number].append(part)
+        joined = [torch.cat(answers[i]) if return_as_token_ids else "".join(answers[i]) for i in range(len(prompts))]
+        return joined[0] if single else joined
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        """Answer the last message of a conversation, whose messages have `role` and `content`.
+        """Answer the last message of a conversation.
 
         Args:
-            options: As in `generate`.
+            messages: Mappings with `role` and `content`.
+            options: As for `generate`.
         """
         if isinstance(messages, (str, Mapping)) or not messages or not isinstance(messages[0], Mapping):
-            raise UserError('messages is a list of messages, as [{"role": "user", "content": "..."}].')
+            raise UserError('Expected a list of messages like [{"role": "user", "content": "..."}].')
         return self.generate(messages, **options)
 
-    def texts(
-        self, wanted: list[list[dict[str, Any]]], max_new_tokens: int, sampling: Sampling, seed: Optional[int]
+    def requests(
+        self, conversations: list[list[dict[str, Any]]], max_new_tokens: int, sampling: Sampling, seed: Optional[int]
     ) -> list[Request]:
         first = int(torch.randint(2**31, ())) if seed is None else seed
         loaded = InferenceModel(self.source, self.model, self.tokenizer, self.prompt_style)  # type: ignore[arg-type]
-        texts = []
-        for i, messages in enumerate(wanted):
-            texts.append(Request(loaded.render(messages)[1], max_new_tokens, sampling, loaded.stop_ids, first + i))
-            texts[-1].check(self.model)
-            if self.max_length is not None and len(texts[-1].prompt) >= self.max_length:
-                n = len(texts[-1].prompt)
-                raise UserError(f"The prompt has {n} tokens; with its answer it must fit into {self.max_length}.")
-        return texts
+        requests = []
+        for i, messages in enumerate(conversations):
+            request = Request(loaded.render(messages)[1], max_new_tokens, sampling, loaded.stop_ids, first + i)
+            request.check(self.model)
+            if self.max_length is not None and (n := len(request.prompt)) >= self.max_length:
+                raise UserError(f"The prompt has {n} tokens. With its answer it must fit into {self.max_length}.")
+            requests.append(request)
+        return requests
 
     def decode(
-        self, texts: list[Request], stop: list[str], as_ids: bool, batch_size: int
-    ) -> Iterator[tuple[int, Any, Request]]:
-        """The number of each text with its pieces as they come: of the answer's words, or of its ids."""
+        self, requests: list[Request], stop: list[str], as_ids: bool, batch_size: int
+    ) -> Iterator[tuple[int, Any]]:
+        """Yield the number of a request with a part of its answer, as text or ids."""
         if not self.changed:
             pack(self.model)
-        engine = Engine(self.model, max(1, min(len(texts), batch_size)), self.max_length)
-        training, shown = self.model.training, dict.fromkeys(texts, 0)
+        engine = Engine(self.model, max(1, min(len(requests), batch_size)), self.max_length)
+        training, n_sent = self.model.training, dict.fromkeys(requests, 0)
         self.model.eval()
         try:
-            for answer, piece in decode(engine, self.tokenizer, texts, stop):
-                new = answer.text.ids[shown[answer.text] :]
-                shown[answer.text] += len(new)
-                yield answer.number, torch.tensor(new, dtype=torch.long) if as_ids else piece, answer.text
+            for answer, part in decode(engine, self.tokenizer, requests, stop):
+                new = answer.text.ids[n_sent[answer.text] :]
+                n_sent[answer.text] += len(new)
+                yield answer.number, torch.tensor(new, dtype=torch.long) if as_ids else part
         finally:
             self.model.train(training)
 
     def benchmark(self, num_iterations: int = 1, **options: Any) -> tuple[str, dict[str, list[float]]]:
-        """Answer a prompt several times with a clock.
+        """Measure the speed of generation.
 
         Args:
-            num_iterations: How many times.
-            options: As in `generate`, with one prompt.
+            num_iterations: How many times to answer the prompt.
+            options: As for `generate`, with one prompt.
 
         Returns:
-            The last answer; and for each figure its value at each time: `Seconds total`, `Seconds to first token`,
+            The last answer, and for each metric its value in each iteration: `Seconds total`, `Seconds to first token`,
             `Tokens generated`, `Inference speed in tokens/sec` and, on a GPU, `Total GPU memory allocated in GB`.
         """
         check_numbers(num_iterations=num_iterations)
-        found: dict[str, list[float]] = defaultdict(list)
+        metrics: dict[str, list[float]] = defaultdict(list)
         options = {**options, "stream": True, "return_as_token_ids": True}
         ids: list[int] = []
         for _ in range(num_iterations):
-            began, first, ids = time.perf_counter(), None, []
-            for piece in self.generate(**options):
-                ids += piece.tolist()
-                first = first or time.perf_counter() - began
-            seconds = time.perf_counter() - began
-            found["Seconds total"].append(seconds)
-            found["Seconds to first token"].append(first or seconds)
-            found["Tokens generated"].append(len(ids))
-            found["Inference speed in tokens/sec"].append(len(ids) / seconds)
+            start, first, ids = time.perf_counter(), None, []
+            for part in self.generate(**options):
+                ids += part.tolist()
+                first = first or time.perf_counter() - start
+            seconds = time.perf_counter() - start
+            metrics["Seconds total"].append(seconds)
+            metrics["Seconds to first token"].append(first or seconds)
+            metrics["Tokens generated"].append(len(ids))
+            metrics["Inference speed in tokens/sec"].append(len(ids) / seconds)
             if self.device.type == "cuda":
-                found["Total GPU memory allocated in GB"].append(torch.cuda.max_memory_allocated() / 1e9)
-        return self.tokenizer.decode(ids), dict(found)
+                metrics["Total GPU memory allocated in GB"].append(torch.cuda.max_memory_allocated() / 1e9)
+        return self.tokenizer.decode(ids), dict(metrics)
 
-    # where it runs
+    # devices
 
     def distribute(
         self,
@@ -267,71 +269,70 @@ class LLM(nn.Module):
         generate_strategy: Optional[Literal["sequential", "tensor_parallel"]] = None,
         fixed_kv_cache_size: Optional[Union[int, Literal["max_model_supported"]]] = None,
     ) -> "LLM":
-        """Put the model on devices, in some precision.
+        """Move the model to devices, in a given precision.
 
-        Weights that were not trained here are read from the folder again.
+        Weights that are unchanged since they were loaded are read from the folder again.
 
         Args:
             accelerator: The kind of device.
-            devices: How many. By default one, and with a strategy all.
-            precision: By default as in `load`; that of now for weights that were drawn or trained here.
-            quantize: Keep the weights of the blocks in 4 or 8 bits.
-            generate_strategy: `sequential` spreads the layers over the devices. `tensor_parallel` wants a process for
-                each device: `litgpt generate_tp` starts them.
-            fixed_kv_cache_size: The longest text, prompt and answer, in tokens; by default what the model reads. The
-                cache grows with the text.
+            devices: The number of devices. Default: one, or all with a strategy.
+            precision: Default: as for `load`; for random or trained weights, their current precision.
+            quantize: Quantize the weights of the blocks to 4 or 8 bits.
+            generate_strategy: `sequential` spreads the layers over the devices. `tensor_parallel` needs a process for
+                each device; use `litgpt generate_tp`.
+            fixed_kv_cache_size: The maximum number of tokens in prompt and answer. Default: the context length of the
+                model. The cache grows with the text.
 
         Returns:
             This model.
 
         Raises:
-            UserError: there are no such devices, or weights of this process are to be quantized.
+            UserError: there are no such devices, or random or trained weights cannot be quantized.
         """
         if generate_strategy == "tensor_parallel":
-            raise UserError("tensor_parallel wants a process for each device: use litgpt generate_tp in a shell.")
-        wanted = None if precision == "auto" else precision
+            raise UserError("tensor_parallel needs a process for each device. Use litgpt generate_tp in a shell.")
+        chosen_precision = None if precision == "auto" else precision
         size = None if fixed_kv_cache_size == "max_model_supported" else fixed_kv_cache_size
         check_choices(
             generate_strategy=(generate_strategy, Literal["sequential", "tensor_parallel"]),
-            precision=(wanted, PrecisionName),
+            precision=(chosen_precision, PrecisionName),
             quantize=(quantize, QuantizeName),
             accelerator=(accelerator, Accelerator),
         )
         numbers = {"devices": devices, "fixed_kv_cache_size": size}
         check_numbers(**{name: n for name, n in numbers.items() if n not in ("auto", None)})
         if size is not None and size > self.model.config.block_size:
-            most = self.model.config.block_size
-            raise UserError(f"fixed_kv_cache_size={size} is longer than what this model reads: at most {most} tokens.")
+            raise UserError(f"fixed_kv_cache_size={size}: this model reads at most {self.config.block_size} tokens.")
         n = 1 if devices == "auto" and generate_strategy is None else devices
         chosen = usable_devices(accelerator, n)
         if len(chosen) > 1 and generate_strategy is None:
-            raise UserError(f"devices={devices} wants a strategy: generate_strategy='sequential' spreads the layers.")
+            raise UserError(f"devices={devices} needs a strategy. generate_strategy='sequential' spreads the layers.")
         if not self.changed:
             assert self.source is not None
             adapter = self.source.adapter is not None
             base = self.source.checkpoint.folder if adapter else None
-            loaded = open_spread(self.source.folder, base, wanted, quantize, accelerator, n)
+            loaded = open_spread(self.source.folder, base, chosen_precision, quantize, accelerator, n)
             self.model, self.source, self.scheme = loaded.model, loaded.source, quantize
         elif quantize is not None:
-            raise UserError("These weights were drawn or trained here: save them, and load the folder with quantize.")
+            raise UserError("Random or trained weights cannot be quantized. Save them, and load them with quantize.")
         else:
-            self.model.to(chosen[0], DTYPES[wanted] if wanted else self.model.dtype)
+            self.model.to(chosen[0], DTYPES[chosen_precision] if chosen_precision else self.model.dtype)
             self.model.tie_weights()
             if len(chosen) > 1:
                 spread(self.model, chosen)
         self.max_length = size
         return self
 
-    # training it, and saving it
+    # training and saving
 
     def trainer_setup(self, trainer_ckpt: Optional[Union[str, Path]] = None) -> None:
-        """Make the weights trainable, for a loop of your own.
+        """Make the weights trainable, for your own training loop.
 
         Args:
-            trainer_ckpt: A checkpoint of PyTorch Lightning, whose `state_dict` has this model's weights.
+            trainer_ckpt: A PyTorch Lightning checkpoint whose `state_dict` has this model's weights.
 
         Raises:
-            UserError: quantized weights are not trained, or the checkpoint has other weights.
+            UserError: the weights are quantized, or the checkpoint has other weights.
         """
         self.train()
         if trainer_ckpt is not None:
@@ -339,13 +340,13 @@ class LLM(nn.Module):
             state = saved.get("state_dict", saved)
             prefix = next((n.partition("model.transformer")[0] for n in state if "model.transformer" in n), None)
             if prefix is None:
-                raise UserError(f"{trainer_ckpt} has no weights of such a model.")
+                raise UserError(f"{trainer_ckpt} has no weights for this model.")
             self.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
         self.model.requires_grad_(True)
 
     def unpack(self) -> "LLM":
-        """Undo what answering does to the weights on a CPU (`litgpt.model.linear.pack`): for whoever holds tensors of
-        `.model` over an answer. What this class itself does with them needs no such call."""
+        """Undo the packing of weights that speeds up generation on a CPU (`litgpt.model.linear.pack`). You only need
+        this to use tensors of `.model` directly after generating."""
         if unpack(self.model):
             self.model.tie_weights()
         return self
@@ -353,7 +354,7 @@ class LLM(nn.Module):
     def train(self, mode: bool = True) -> "LLM":
         if mode:
             if self.scheme is not None:
-                raise UserError("Quantized weights are not trained: load the model without quantize.")
+                raise UserError("Quantized weights cannot be trained. Load the model without quantize.")
             self.unpack().changed = True
         return super().train(mode)
 
@@ -376,15 +377,15 @@ class LLM(nn.Module):
         target_ids: Optional[torch.Tensor] = None,
         loss_fn: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
     ) -> Any:
-        """Logits for the token after each, and the loss against targets.
+        """Compute the logits of the next tokens, and the loss against targets.
 
         Args:
             input_ids: (B, T)
-            target_ids: The same tokens (B, T), with -100 where nothing is learned; they are shifted by one here.
-            loss_fn: Takes logits (B, T - 1, V) and targets (B, T - 1); by default the mean cross-entropy.
+            target_ids: The same tokens (B, T), with -100 for those to ignore. They are shifted by one here.
+            loss_fn: Takes logits (B, T - 1, V) and targets (B, T - 1). Default: mean cross-entropy.
 
         Returns:
-            The logits (B, T, V); with targets also the loss.
+            The logits (B, T, V), with targets also the loss.
         """
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             self.unpack()
@@ -398,22 +399,23 @@ class LLM(nn.Module):
         )
 
     def save(self, out_dir: Union[str, Path], prompt_style: Optional[PromptStyle] = None) -> None:
-        """Write a Hugging Face folder, with tokenizer and prompt style.
+        """Write a Hugging Face folder with tokenizer and prompt style.
 
         Args:
-            prompt_style: Instead of the model's own.
+            out_dir: The folder, which must be empty or missing.
+            prompt_style: Replaces the model's own.
 
         Raises:
-            UserError: the folder is not empty, the weights are quantized, or the adapter on them was trained here.
+            UserError: the folder is not empty, the weights are quantized, or an adapter was trained here.
         """
         out, style = Path(out_dir), prompt_style or self.prompt_style
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
-            raise UserError(f"{out} is there already: name another folder.")
+            raise UserError(f"{out} already exists. Choose another folder.")
         adapter = self.source is not None and self.source.adapter is not None
         if adapter and self.changed:
-            raise UserError("An adapter that was trained here cannot be saved: train it with litgpt finetune.")
+            raise UserError("An adapter that was trained here cannot be saved. Train it with litgpt finetune.")
         if self.scheme is not None and not adapter:
-            raise UserError("Quantized weights are not saved: load the model without quantize.")
+            raise UserError("Quantized weights cannot be saved. Load the model without quantize.")
         with new_folder(out) as temporary:
             if adapter:
                 assert self.source is not None
@@ -427,42 +429,36 @@ class LLM(nn.Module):
 
 
 def to_messages(prompt: Any) -> list[dict[str, Any]]:
-    """A text, or a list of messages, as messages.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """A text, or a list of messages, as messages. Raises `UserError` if it is neither."""
     if isinstance(prompt, str):
         return [{"role": "user", "content": prompt}]
     messages = list(prompt) if isinstance(prompt, Iterable) and not isinstance(prompt, Mapping) else []
     if not messages or any(not isinstance(m, Mapping) or "role" not in m for m in messages):
         raise UserError(
-            f"The prompt {str(prompt)[:60]!r} is neither a text nor a list of messages, as "
+            f"The prompt {str(prompt)[:60]!r} is neither a text nor a list of messages like "
             '[{"role": "user", "content": "..."}].'
         )
     return [dict(m) for m in messages]
 
 
 def check_numbers(**numbers: Any) -> None:
-    wrong = [
-        f"{name} {n!r}" for name, n in numbers.items() if not isinstance(n, Integral) or isinstance(n, bool) or n < 1
-    ]
-    if wrong:
-        raise UserError(f"{', '.join(wrong)}: a whole number above 0 is wanted.")
+    for name, n in numbers.items():
+        if not isinstance(n, Integral) or isinstance(n, bool) or n < 1:
+            raise UserError(f"Expected an integer above 0 for {name}, got {n!r}.")
 
 
-def check_choices(**given: tuple[Any, Any]) -> None:
-    """For each name a value and the `Literal` that says what it may be; None always may."""
-    for name, (value, allowed) in given.items():
-        words = [word for word in get_args(allowed) if isinstance(word, str)]
+def check_choices(**choices: tuple[Any, Any]) -> None:
+    """Check a value against the `Literal` type of its name. None is always allowed."""
+    for name, (value, literal) in choices.items():
+        words = [word for word in get_args(literal) if isinstance(word, str)]
         if value is not None and value not in words:
             raise UserError(f"{name} {value!r}: choose from {', '.join(words)}.{nearest(str(value), words)}")
 
 
-def benchmark_dict_to_markdown_table(figures: Mapping[str, Iterable[float]]) -> str:
-    """The figures of `LLM.benchmark` as a table: mean and standard deviation of each."""
+def benchmark_dict_to_markdown_table(metrics: Mapping[str, Iterable[float]]) -> str:
+    """The metrics of `LLM.benchmark` as a table with mean and standard deviation."""
     lines = ["| Metric | Mean | Std Dev |", "|---|---|---|"]
-    for name, values in figures.items():
+    for name, values in metrics.items():
         numbers = list(values)
         lines.append(f"| {name} | {mean(numbers):.2f} | {stdev(numbers) if len(numbers) > 1 else 0.0:.2f} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""Errors that a user can cause, and the words that help to mend them."""
+"""Errors that a user can cause, and helpers for their messages."""
 
 import difflib
 import importlib
@@ -11,11 +11,9 @@ from contextlib import suppress
 from types import ModuleType
 from typing import Any
 
-BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # what wrong code raises, not a user
-
-
-SECRETS = {  # what no message shows, and what it shows instead
-    re.compile(r"(?<=://)[^/?#\s'\"]*@"): "***@",  # the user and the password in an address
+BUGS = (AssertionError, AttributeError, LookupError, NameError, TypeError)  # errors of the code, not of a user
+SECRETS = {  # patterns that no message may show, and their replacements
+    re.compile(r"(?<=://)[^/?#\s'\"]*@"): "***@",  # user and password in a URL
     re.compile(r"(?<=[?&;])([\w.-]*(?:token|key|secret|sig|pass|auth|cred)[\w.-]*=)[^&;#\s'\"]+", re.I): r"\1***",
     re.compile(r"\b(Bearer|Basic) +[^\s'\"]+"): r"\1 ***",
     re.compile(r"\bhf_[A-Za-z0-9]{16,}"): "hf_***",
@@ -24,14 +22,14 @@ SECRETS = {  # what no message shows, and what it shows instead
 
 
 def without_secrets(text: str) -> str:
-    """A text without passwords and access tokens."""
+    """The text with passwords and access tokens masked."""
     for pattern, shown in SECRETS.items():
         text = pattern.sub(shown, text)
     return text
 
 
 class UserError(ValueError):
-    """Something in a command, a file or a folder has to change. The shell shows it in one line and exits with 2."""
+    """An error that the user can fix. The command line shows its message in one line and exits with 2."""
 
     def __init__(self, message: object = "") -> None:
         super().__init__(without_secrets(str(message)))
@@ -40,42 +38,38 @@ class UserError(ValueError):
 def nearest(word: str, known: Iterable[str]) -> str:
     """` Did you mean 'x'?` for the known word that is closest to `word`, or an empty string."""
     by_lower = {k.lower(): k for k in known}
-    close = 0.6 if len(word) > 3 else 0.7  # of three letters none may be wrong: gpu is not cpu
+    close = 0.6 if len(word) > 3 else 0.7  # gpu must not suggest cpu
     match = difflib.get_close_matches(word.lower(), list(by_lower), n=1, cutoff=close)
     return f" Did you mean {by_lower[match[0]]!r}?" if match else ""
 
 
 def remark(text: str) -> None:
-    """Say something on stderr; of the processes of a run that has several, the first alone."""
+    """Print a remark on stderr, only from the first process of a run."""
     if all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID")):
-        with suppress(OSError, ValueError):  # stderr is closed: nobody can be told
+        with suppress(OSError, ValueError):  # stderr may be closed
             print(f"litgpt: {without_secrets(text)}", file=sys.stderr, flush=True)
 
 
 def reason(error: BaseException) -> str:
-    """An error in one line: its words, with its kind where they alone say too little."""
+    """An error in one line, with its type where the message alone is not meant for users."""
     words = " ".join(str(error).split())
     return words if words and isinstance(error, (OSError, UserError)) else f"{type(error).__name__}: {words}"
 
 
 def kind(value: Any) -> str:
-    """What a value from JSON or YAML is, in words."""
+    """The type of a value from JSON or YAML, in words."""
     names = {str: "text", bool: "true or false", int: "a number", float: "a number", list: "a list", dict: "an object"}
     return "null" if value is None else names.get(type(value), type(value).__name__)
 
 
 def brief(value: Any) -> str:
-    """A value from JSON or YAML as it is written there, cut to a bearable length."""
+    """A value as JSON, truncated to 40 characters."""
     text = json.dumps(value, ensure_ascii=False, default=str)
     return text if len(text) <= 40 else f"{text[:40]}..."
 
 
 def require(module: str, extra: str) -> ModuleType:
-    """Import what belongs to an optional extra.
-
-    Raises:
-        UserError: it is not installed; the message holds the pip command that installs it.
-    """
+    """Import a module that an optional extra installs. Raises `UserError` with the pip command if it is missing."""
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:

@@ -158,13 +158,13 @@ def test_wrong_choices(llm, options, words):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"prompt": None}, "prompt is null: a text, a list"),
-        ({"prompt": {"role": "user", "content": "Hello"}}, "prompt is an object"),
+        ({"prompt": None}, "as prompt, got null"),
+        ({"prompt": {"role": "user", "content": "Hello"}}, "as prompt, got an object"),
         ({"prompt": ["Hello", 5]}, "prompt '5' is neither a text nor a list of messages"),
         ({"prompt": [{"content": "Hello"}]}, "is neither a text nor a list of messages"),
         ({"prompt": [["Hello"]]}, "is neither a text nor a list of messages"),
-        ({"prompt": "Hello", "max_new_tokens": 2.5}, "max_new_tokens 2.5: a whole number above 0"),
-        ({"prompt": "Hello", "batch_size": 0}, "batch_size 0: a whole number above 0"),
+        ({"prompt": "Hello", "max_new_tokens": 2.5}, "max_new_tokens, got 2.5"),
+        ({"prompt": "Hello", "batch_size": 0}, "batch_size, got 0"),
     ],
 )
 def test_wrong_prompts(llm, options, words):
@@ -183,14 +183,14 @@ def test_distribute(llm):
     assert llm.model.dtype == torch.float32 and llm.generate("Hello", top_k=1) == text
     llm.distribute(accelerator="cpu", precision="32-true", generate_strategy="sequential", fixed_kv_cache_size=12)
     assert llm.generate("Hello", top_k=1) == text[: len(llm.generate("Hello", top_k=1))] != text
-    with pytest.raises(UserError, match="tokens; with its answer it must fit into 12"):
+    with pytest.raises(UserError, match="it must fit into 12"):
         llm.generate("Hello " * 12)
     for wrong, words in (
         ({"devices": 7}, "this machine has 1"),
-        ({"devices": "two"}, "devices 'two': a whole number"),
+        ({"devices": "two"}, "devices, got 'two'"),
         ({"generate_strategy": "tensor_parallel"}, "litgpt generate_tp"),
         ({"generate_strategy": "other"}, "choose from sequential"),
-        ({"fixed_kv_cache_size": 0}, "fixed_kv_cache_size 0: a whole number"),
+        ({"fixed_kv_cache_size": 0}, "fixed_kv_cache_size, got 0"),
         ({"fixed_kv_cache_size": 10**6}, "fixed_kv_cache_size=1000000"),
     ):
         with pytest.raises(UserError, match=words):
@@ -204,9 +204,9 @@ def test_quantized(base):
     llm.distribute(accelerator="cpu", quantize="bnb.nf4")
     same = LLM.load(base, quantize="bnb.nf4", accelerator="cpu").generate("the quick", top_k=1)
     assert llm.generate("the quick", top_k=1) == same != text
-    with pytest.raises(UserError, match="not trained"):
+    with pytest.raises(UserError, match="cannot be trained"):
         llm.trainer_setup()
-    with pytest.raises(UserError, match="not saved"):
+    with pytest.raises(UserError, match="cannot be saved"):
         llm.save("x")
 
 
@@ -250,9 +250,9 @@ def test_random_weights_are_trained_and_saved(tmp_path):
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[k], theirs[k]) for k in ours)
     llm.distribute(accelerator="cpu", precision="32-true")
     assert all(torch.equal(t, theirs[k]) for k, t in llm.state_dict().items()), "what was trained is not read again"
-    with pytest.raises(UserError, match="is there already"):
+    with pytest.raises(UserError, match="already exists"):
         llm.save(tmp_path / "out")
-    with pytest.raises(UserError, match="drawn or trained here"):
+    with pytest.raises(UserError, match="cannot be quantized"):
         llm.distribute(accelerator="cpu", quantize="bnb.nf4")
     checkpoint = {"state_dict": {f"llm.{k}": v for k, v in llm.state_dict().items()}}
     torch.save(checkpoint, tmp_path / "last.ckpt")

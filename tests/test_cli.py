@@ -182,6 +182,31 @@ def write(path: Path, text: str) -> Path:
     return path
 
 
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["--data", "JSON", "--data.json_path", "a", "--data.columns.output", "b"], {"columns": {"output": "b"}}),
+        (["--config", "DATA", "--data", "JSON", "--data.seed", "3"], {"json_path": "q", "seed": 3}),
+        (["--config", "DATA", "--data", "Alpaca"], {"seed": 9, "mask_prompt": False}),
+        (["--config", "DATA", "--data.init_args", "{json_path: r}"], {"json_path": "r", "seed": 9}),
+        (["--data.json_path", "z", "--data.class_path", "JSON"], {"json_path": "z"}),
+    ],
+)
+def test_arguments_of_a_class(settings, config, words, expected):
+    file = config("data.yaml", data={"class_path": "JSON", "init_args": {"json_path": "q", "seed": 9}})
+    got = settings(*LORA, "X", *(str(file) if word == "DATA" else word for word in words))["data"]["init_args"]
+    assert got | expected == got
+    assert settings.err.count("does not take json_path") == ("Alpaca" in words)
+
+
+def test_groups_entries_and_lists(settings, config):
+    train, layers = config("train.yaml", epochs=7, max_steps=8), config("layers.yaml", lora_layers=[1])
+    got = settings(*LORA, "X", "--train", train, "--train.epochs", 9, "--config", layers, "--lora_layers+", 3,
+                   "--log.metadata.team", "a", "--log.metadata.place", "b")  # fmt: skip
+    assert (got["train"]["epochs"], got["train"]["max_steps"], got["lora_layers"]) == (9, 8, [1, 3])
+    assert got["log"]["metadata"] == {"team": "a", "place": "b"}
+
+
 # recipes and URLs
 
 

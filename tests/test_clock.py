@@ -176,7 +176,9 @@ def validate(folder: Path, capsys: pytest.CaptureFixture) -> str:
     try:
         main(["validate", str(folder), "--accelerator", "cpu"])
     except SystemExit:
-        return ", ".join(line.split()[1] for line in capsys.readouterr().out.splitlines() if line[:5] == "moved")
+        return ", ".join(
+            line.split()[1] for line in capsys.readouterr().out.splitlines() if line.startswith("changed ")
+        )
     return ""
 
 

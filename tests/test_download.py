@@ -107,7 +107,7 @@ def test_what_is_fetched(hub, files, capsys):
     assert hub.fetched() == [] and "already" in capsys.readouterr().err
     assert listing(Path()) == [str(folder / name) for name in WANTED]
     main(["validate", NAME])
-    assert "whole and usable" in capsys.readouterr().out
+    assert "complete and usable" in capsys.readouterr().out
 
 
 def test_shards(hub, files):
@@ -225,7 +225,7 @@ def test_no_such_repository(hub, fails):
         "meta-llama/Llama-3.2-1C"
     )
     assert "your token does not open it" in fails("some/thing", "--access_token", "hf_x")
-    assert "'a b/c' is no model of the hub" in fails("a b/c")
+    assert "'a b/c' is not a model name" in fails("a b/c")
     assert "No known model has nonesuch" in fails("nonesuch")
 
 
@@ -519,7 +519,7 @@ def test_lists(hub, capsys):
     assert "1.24 B" in lines[0] and "131,072 tokens" in lines[0]
     main(["download", "tinyllama"])
     out, err = capsys.readouterr()
-    assert out.count("TinyLlama/") == out.count("\n") > 1 and "these are several" in err
+    assert out.count("TinyLlama/") == out.count("\n") > 1 and "several models match" in err
     assert hub.seen == []
 
 
@@ -534,7 +534,7 @@ def test_flags_of_a_conversion(hub, files, capsys):
     hub.repos[NAME] = Repo(files)
     main(["download", "--repo_id", NAME, "--convert_checkpoint", "false", "--dtype", "float16", "--model_name", "x"])
     err = capsys.readouterr().err
-    assert all(f"--{flag} has no effect" in err for flag in ("convert_checkpoint", "dtype", "model_name"))
+    assert "convert_checkpoint" not in err
     assert listing(Path("checkpoints") / NAME) == WANTED
 
 

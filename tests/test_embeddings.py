@@ -143,7 +143,7 @@ def test_training(command, folder, tmp_path, refused):
 def test_validate_notes_it(folder, capsys):
     main(["validate", str(folder)])
     out = capsys.readouterr().out
-    assert "note" in out and "whole and usable" in out
+    assert "note" in out and "complete and usable" in out
 
 
 def test_a_smaller_tokenizer_is_as_good(tmp_path, llama, tokenizer_file, capsys):

@@ -258,7 +258,7 @@ def test_convert_pretrained_checkpoint(lit, tmp_path, capsys):
     code, _, err = command(capsys, "convert_pretrained_checkpoint", folder, tmp_path / "out")
     assert code == 2 and "is not empty" in err
     code, _, err = command(capsys, "convert_from_litgpt", folder, tmp_path / "a", tmp_path / "b")
-    assert code == 2 and "Two folders are wanted, got 3" in err
+    assert code == 2 and "Expected two folders, got 3" in err
 
 
 def test_options_of_convert_to_litgpt(tmp_path, tokenizer_file, capsys):

@@ -136,7 +136,7 @@ def test_full_writes_a_model_that_transformers_reads(base, rows_file, tmp_path):
     [
         ("full", ["--quantize", "bnb.nf4"], "--quantize bnb.nf4 is for frozen weights, and finetune full trains all"),
         ("lora", ["--quantize", "bnb.nf4", "--precision", "bf16-mixed"], "not bf16-mixed"),
-        ("lora", ["--quantize", "bnb.int4"], "--quantize bnb.int4: choose from bnb.nf4"),
+        ("lora", ["--quantize", "bnb.int4"], "--quantize bnb.int4: expected bnb.nf4"),
         ("pissa", ["--quantize", "bnb.nf4"], "--lora_init pissa changes the frozen weights"),
         ("adapter", ["--adapter_start_layer", "4"], "The model has 4 layers"),
         ("adapter", ["--adapter_prompt_length", "0"], "--adapter_prompt_length 0 must be above 0"),

@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from litgpt.__main__ import COMMANDS, main
-from litgpt.cli.legacy import adapter_folder, refusals, translate
-from litgpt.cli.parser import make_parser, new_home, option_names
+from litgpt.cli.legacy import adapter_folder, refused_options, translate
+from litgpt.cli.parser import make_parser
+from litgpt.cli.schema import current_name, option_names
 from litgpt.methods.lora import LoRA
 from litgpt.methods.peft_export import write_lora
 from tests.conftest import make_rows, save_llama
@@ -71,14 +72,14 @@ def test_every_flag_is_known_or_refused_with_the_reason(command, capsys):
     parser = make_parser(COMMANDS[command][0], command)
     known = option_names(parser)
     for name in FLAGS[command]:
-        if name not in refusals(command):
-            assert new_home(name, parser) in known or name in TRANSLATED.get(command, []), name
+        if name not in refused_options(command):
+            assert current_name(name, parser) in known or name in TRANSLATED.get(command, []), name
             continue
         for words in (["X", f"--{name}", "a"], [f"--{name}=a", "X"]):
             with pytest.raises(SystemExit) as stop:
                 main([command, *words])
             error = capsys.readouterr().err
-            assert stop.value.code == 2 and f"--{name} is not needed: {refusals(command)[name]}" in error
+            assert stop.value.code == 2 and f"--{name} is not needed: {refused_options(command)[name]}" in error
 
 
 def test_a_refused_key_that_is_off_may_stand_in_a_config(settings, config, capsys):

@@ -12,7 +12,7 @@ from torch import nn
 
 import litgpt.train.optimizers as optimizers
 from litgpt.__main__ import main
-from litgpt.cli.options import load_class
+from litgpt.cli.schema import load_class
 from litgpt.families import read_config
 from litgpt.methods.lora import LoRA, lora_layers
 from litgpt.model import GPT
@@ -340,7 +340,7 @@ def test_every_short_name_steps(name):
     params = [nn.Parameter(torch.randn(64, 80)), nn.Parameter(torch.randn(5))]
     before = [p.detach().clone() for p in params]
     options = {"momentum": 0.9} if name.startswith(("LARS", "SGD8bit")) else {}
-    optimizer = load_class(SHORT_NAMES[name])([{"params": params, "lr_ratio": 1.0}], lr=0.01, **options)
+    optimizer = load_class("optimizer", SHORT_NAMES[name])([{"params": params, "lr_ratio": 1.0}], lr=0.01, **options)
     for step in range(2):
         give_gradients(params, step)
         optimizer.step()

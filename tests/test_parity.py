@@ -56,9 +56,9 @@ def moved(capsys: pytest.CaptureFixture) -> Callable[..., dict[str, str]]:
         with pytest.raises(SystemExit) as stop:
             main(["validate", str(folder), "--accelerator", "cpu", *flags])
         out, err = capsys.readouterr()
-        found = dict(re.findall(r"^moved {7}(\w+): (.+)", out, re.M))
-        assert stop.value.code == 2 and "whole and usable" not in out
-        assert err.endswith(f"no longer answers as when it was written: {', '.join(sorted(found))} moved.\n")
+        found = dict(re.findall(r"^changed {5}(\w+): (.+)", out, re.M))
+        assert stop.value.code == 2 and "complete and usable" not in out
+        assert str(folder) in err and err.endswith(f": {', '.join(sorted(found))}.\n")
         return found
 
     return run
@@ -72,7 +72,9 @@ def valid(capsys: pytest.CaptureFixture) -> Callable[..., str]:
         capsys.readouterr()
         main(["validate", str(folder), "--accelerator", "cpu", *flags])
         out, err = capsys.readouterr()
-        assert err == "" and not re.search("^moved", out, re.M) and out.endswith("The folder is whole and usable.\n")
+        assert (
+            err == "" and not re.search("^changed", out, re.M) and out.endswith("The folder is complete and usable.\n")
+        )
         return out
 
     return run
@@ -106,12 +108,12 @@ def change_weights(file: Path, change: Callable[[str, torch.Tensor], torch.Tenso
 def test_fresh_folders(finetuned, valid):
     text = valid(finetuned / "final")
     assert "LoRA of rank 8 over" in text and "prompts     alpaca" in text
-    assert "8 prompts answered as when the folder was written" in text
-    assert "8 prompts answered as when the folder was written" in valid(finetuned / "final-merged")
+    assert "8 prompts give their recorded outputs" in text
+    assert "8 prompts give their recorded outputs" in valid(finetuned / "final-merged")
 
 
 def test_folder_without_a_seal(finetuned, valid):
-    assert "no seal in this folder" in valid(finetuned.parent / "base")
+    assert "no reference outputs in this folder" in valid(finetuned.parent / "base")
 
 
 @pytest.mark.parametrize(
@@ -208,7 +210,7 @@ def test_several_at_once(adapter, moved):
 
 def test_weights_that_are_no_numbers(adapter, fails):
     change_weights(adapter / "adapter_model.safetensors", lambda name, w: w * float("nan"))
-    assert "answers with NaN or infinity" in fails("validate", adapter)
+    assert "gives NaN or infinite logits" in fails("validate", adapter)
 
 
 def test_base_that_moved(adapter, fails, valid, finetuned):
@@ -242,7 +244,7 @@ def test_greedy_text_and_damaged_seals(adapter, capsys):
     file = adapter / "parity.json"
     seal = json.loads(file.read_text())
     changes = {
-        "weights moved": {"prompts": [seal["prompts"][0] | {"greedy": [7] * 8}]},
+        "Changed: weights": {"prompts": [seal["prompts"][0] | {"greedy": [7] * 8}]},
         "damaged parity seal": {"prompts": []},
         "parity.json: prompts[0].prompt": {"prompts": [{}]},
         "parity.json: computed": {"computed": "F64"},

@@ -224,7 +224,7 @@ def test_more_tokens_everywhere(larger, bases, tmp_path, capsys):
     assert LLM.load(larger, base=bases["llama"]).generate("the tool", max_new_tokens=2) is not None
     assert ModelRegistry.open(larger, {}, base=bases["llama"]).models["larger"].model.config.padded_vocab_size == 204
     main(["validate", str(larger), "--base", str(bases["llama"])])
-    assert "whole and usable" in capsys.readouterr().out
+    assert "complete and usable" in capsys.readouterr().out
     main(["merge_lora", str(larger), "--base", str(bases["llama"])])
     merged = tmp_path / "larger-merged"
     assert json.loads((merged / "config.json").read_text())["vocab_size"] == 204

@@ -308,7 +308,7 @@ def test_the_list(capsys):
     assert shown(capsys, "list", "phi-2") == shown(capsys, "phi-2")
     with pytest.raises(SystemExit):
         main(["recipes", "phi-2", "8x7b"])
-    assert "No recipe has phi-2 and 8x7b." in capsys.readouterr().err
+    assert "No recipe matches phi-2 and 8x7b." in capsys.readouterr().err
 
 
 def test_show_and_copy(capsys, tmp_path, monkeypatch, settings):
@@ -350,9 +350,9 @@ def test_spellings(typed, meant):
 @pytest.mark.parametrize(
     ("typed", "hint"),
     [
-        ("phi-2", "There are: phi-2/full, phi-2/lora, phi-2/qlora."),
+        ("phi-2", "Available: phi-2/full, phi-2/lora, phi-2/qlora."),
         ("phi-2/lorra", "Did you mean 'phi-2/lora'?"),
-        ("phi2", "There are: phi-2/full, phi-2/lora, phi-2/qlora."),
+        ("phi2", "Available: phi-2/full, phi-2/lora, phi-2/qlora."),
         ("fhi-2/lora", "Did you mean 'phi-2/lora'?"),
         ("", "See: litgpt recipes"),
     ],

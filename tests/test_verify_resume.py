@@ -59,7 +59,7 @@ def test_what_goes_wrong_is_told(inside, base, rows_file, capsys):
         (["verify-resume"], "Missing: the model and the options of a finetune."),
         (["verify-resume", "x", "--steps", "0"], "--steps 0 must be above 0."),
         (["verify-resume", "full", "nowhere"], "The finetune failed: what is wrong"),
-        (["verify-resume", str(base), *options(rows_file), "--train.max_tokens", "10"], "give a lower --steps"),
+        (["verify-resume", str(base), *options(rows_file), "--train.max_tokens", "10"], "lower --steps"),
     ):
         with pytest.raises(SystemExit) as stop:
             main(words)
@@ -80,8 +80,8 @@ def test_weights_are_compared_bit_by_bit(tmp_path):
     weights = load_file(b / "final" / "m.safetensors")
     weights["w"][1, 2] = 1e-30
     save_file(weights, b / "final" / "m.safetensors")
-    assert first_difference(a, b) == "w[1, 2]: 0.0 in one go, 1.0000000031710769e-30 after the stop."
+    assert first_difference(a, b) == "w[1, 2]: 0.0 without a stop, 1.0000000031710769e-30 with one."
     (b / "metrics.csv").write_text("step,loss,seconds\n1,2.25,0\n")
-    assert first_difference(a, b) == "Step 1: loss is 2.5 in one go, 2.25 after the stop."
+    assert first_difference(a, b) == "Step 1: loss is 2.5 without a stop, 2.25 with one."
     (b / "metrics.csv").write_text("step,loss,seconds\n")
-    assert first_difference(a, b) == "metrics.csv has 1 lines in one go, 0 after the stop."
+    assert first_difference(a, b) == "metrics.csv has 1 lines without a stop, 0 with one."

@@ -40,8 +40,8 @@ def option_group(parameter: str, kind: type, prefix: str = "") -> Callable[[Call
         @wraps(function)
         def command(*args: Any, **kwargs: Any) -> Any:
             if parameter not in kwargs:
-                given = {f.name: kwargs.pop(name) for name, f in options.items() if name in kwargs}
-                kwargs[parameter] = kind(**given)
+                fields = {f.name: kwargs.pop(name) for name, f in options.items() if name in kwargs}
+                kwargs[parameter] = kind(**fields)
             return function(*args, **kwargs)
 
         about, marker, args = (function.__doc__ or "").partition(GROUP_ARGS)

@@ -1,84 +1,80 @@
-"""What people typed for LitGPT, and what it is called here. Each translation is said, with the name of today.
+"""Options of LitGPT and of its older versions that have another name here. Each translation is reported on stderr.
 
-Options that older recipes have at the top level (`--max_seq_length`) are found by `cli.new_home` without a table.
+Options that LitGPT has at the top level (`--max_seq_length`) need no table: `schema.current_name` finds their group.
 """
 
-import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, remark
 
-NAMES = {"pretrained_checkpoint_dir": "base"}  # where an option is only called otherwise
-TOKEN = "put the token into the environment variable HF_TOKEN, since the command line is recorded with the result"
-REFUSED = {  # by the first word of a command: options that have no counterpart, and why
-    "finetune": {"access_token": TOKEN},
+NAMES = {"pretrained_checkpoint_dir": "base"}  # options with the same values and another name
+PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
+FLAGS: dict[str, dict[str, Callable[[str], list[str]]]] = {  # by the beginning of a command: a flag, and its new words
+    "validate": {"--dtype": lambda dtype: ["--precision", PRECISIONS.get(dtype, dtype)]},
+    "evaluate": {
+        "--eval_tasks": lambda tasks: ["--tasks", ",".join(t.strip(" '\"") for t in tasks.strip("[] ").split(","))]
+    },
+    "finetune": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path]},
+    "data": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path]},
+}
+REFUSED = {  # by the first word of a command: options without a counterpart, and why they are not needed
+    "finetune": {"access_token": "set the environment variable HF_TOKEN, as the result records the command line"},
     "validate": {
-        "model_filename": "which files hold the weights is found out from the folder",
-        "training": "a folder is validated as it is used, without dropout",
+        "model_filename": "the folder itself tells which files have the weights",
+        "training": "a model is validated as it is used, without dropout",
     },
 }
-PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
 ADAPTER_FILES = ("adapter_config.json", "lit_model.pth.lora")
-WEIGHTS = (".pth", ".pth.lora", ".ckpt")  # endings of files that are folders now
-FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # of merge_lora, beside the adapter
+WEIGHTS = (".pth", ".pth.lora", ".ckpt")  # endings of files in whose place there are folders now
+FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # paths of merge_lora beside the adapter
 
 
 def translate(args: list[str], command: str) -> list[str]:
-    """The words of a command line with those of LitGPT's past exchanged.
+    """A command line in today's words.
 
     Raises:
-        UserError: one of them has no counterpart; the reason is in the message.
+        UserError: an option has no counterpart; the message has the reason.
     """
-    words = [part for word in args for part in (word.split("=", 1) if word.startswith("--") else [word])]
-    for name, reason in refusals(command).items():
-        if f"--{name}" in words:
+    flags = {word.partition("=")[0] for word in args}
+    for name, reason in refused_options(command).items():
+        if f"--{name}" in flags:
             raise UserError(f"--{name} is not needed: {reason}.")
     if command == "merge_lora":
-        return merge_words(args)
-    if command == "validate":
-        args, dtype = taken(args, "--dtype")
-        if dtype is not None:
-            say(f"--dtype {dtype} is called --precision {PRECISIONS.get(dtype, dtype)}")
-            return [*args, "--precision", PRECISIONS.get(dtype, dtype)]
-    if command == "evaluate":
-        args, tasks = taken(args, "--eval_tasks")
-        if tasks is not None:
-            names = ",".join(name.strip(" '\"") for name in tasks.strip("[] ").split(","))
-            say(f"--eval_tasks {tasks!r} is called --tasks {names}")
-            return [*args, "--tasks", names]
-    if command.startswith(("finetune", "data_check")):
-        args, rows = taken(args, "--csv_dir")
-        if rows is not None:
-            say(f"--csv_dir {rows} is called --data JSON --data.json_path {rows}")
-            named = any(word.partition("=")[0] == "--data" for word in args)
-            return [*args, *([] if named else ["--data", "JSON"]), "--data.json_path", rows]
+        return translate_merge(args)
+    for flag, new_words in FLAGS.get(command.partition("_")[0], {}).items():
+        args, value = take_flag(args, flag)
+        if value is not None:
+            words = new_words(value)
+            remark(f"{flag} {value} is called {' '.join(words)}.")
+            args = [*args, *words]
     return args
 
 
-def merge_words(args: list[str]) -> list[str]:
-    """Of `merge_lora`: the file of an adapter stands for its folder; with `--lora_path` for it, `--checkpoint_dir` was
-    the base."""
-    args, lora = taken(args, "--lora_path")
+def translate_merge(args: list[str]) -> list[str]:
+    """The words of `merge_lora` with the folder of an adapter where LitGPT has a file. Beside `--lora_path`, the model
+    of `--checkpoint_dir` is the base."""
+    args, lora = take_flag(args, "--lora_path")
     if lora is not None:
-        args, base = taken(args, "--checkpoint_dir")
+        args, base = take_flag(args, "--checkpoint_dir")
         if base is None and args and not args[0].startswith("-"):
             base, args = args[0], args[1:]
         folder = adapter_folder(lora)
-        say(f"--lora_path {lora} is called {folder}" + (f", and its model, {base}, --base {base}" if base else ""))
+        remark(f"--lora_path {lora} is called {folder}{f', and its model, {base}, --base {base}' if base else ''}.")
         return [folder, *(["--base", base] if base else []), *args]
     words = []
     for before, word in zip(["", *args], args):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
         folder = value if (flag or before) in FOLDERS else adapter_folder(value)
         if folder != value:
-            say(f"{value} is a folder now, {folder}")
+            remark(f"{value} is a folder now, {folder}.")
         words.append(flag + equals + folder)
     return words
 
 
 def adapter_folder(path: str) -> str:
-    """The folder of an adapter from the path of a file that it may no longer have; anything else as it is."""
+    """The folder of an adapter from the path of a file that it may no longer have; any other path as it is."""
     file = Path(path)
     known = file.name == ADAPTER_FILES[1] and file.is_file()
     if known or file.is_dir() or not file.name.endswith(WEIGHTS):
@@ -87,8 +83,8 @@ def adapter_folder(path: str) -> str:
     return str(next((p for p in places if any((p / name).is_file() for name in ADAPTER_FILES)), file.parent))
 
 
-def taken(args: list[str], flag: str) -> tuple[list[str], Optional[str]]:
-    """The words without a flag, and its value; None if it is not there."""
+def take_flag(args: list[str], flag: str) -> tuple[list[str], Optional[str]]:
+    """The words without a flag, and its value; None without the flag."""
     for i, word in enumerate(args):
         name, equals, value = word.partition("=")
         if name == flag and equals:
@@ -98,22 +94,18 @@ def taken(args: list[str], flag: str) -> tuple[list[str], Optional[str]]:
     return args, None
 
 
-def refusals(command: str) -> dict[str, str]:
+def refused_options(command: str) -> dict[str, str]:
     return REFUSED.get(command.partition("_")[0], {})
 
 
 def without_refused(fields: dict[str, Any], command: str, source: str) -> dict[str, Any]:
-    """What a config holds, without options that have no counterpart and that are off in it.
+    """The fields of a config without options that have no counterpart.
 
     Raises:
-        UserError: such an option is on; the reason is in the message.
+        UserError: such an option is set; the message has the reason.
     """
-    refused = refusals(command)
+    refused = refused_options(command)
     for name in refused.keys() & fields.keys():
         if fields[name] not in (None, False):
             raise UserError(f"--config {source}: {name} is not needed: {refused[name]}.")
     return {name: value for name, value in fields.items() if name not in refused}
-
-
-def say(text: str) -> None:
-    print(f"litgpt: {text}.", file=sys.stderr)

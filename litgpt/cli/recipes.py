@@ -1,4 +1,4 @@
-"""The recipes that are shipped: their files, found by name, and what they say on themselves."""
+"""The recipes that come with the package."""
 
 import re
 from collections.abc import Iterator
@@ -12,16 +12,16 @@ import litgpt
 from litgpt.errors import UserError, nearest
 from litgpt.storage.files import PlainSafeLoader
 
-SPELLINGS = {"gemma2b": "gemma2-2b"}  # of LitGPT's table, where they are not those of its folders
+SPELLINGS = {"gemma2b": "gemma2-2b"}  # names in LitGPT's documentation that differ from its folders
 
 
 @dataclass
 class Recipe:
-    """One file of `config_hub`.
+    """A file in `config_hub`.
 
     Args:
-        name: As `--config` takes it, in any case: `falcon-7b/lora`, or `tinystories` for one of pretraining.
-        file: Where it lies.
+        name: The name for `--config`, in any case: `falcon-7b/lora`, or `tinystories` for pretraining.
+        file: Its path.
     """
 
     name: str
@@ -37,22 +37,20 @@ class Recipe:
 
     @property
     def command(self) -> str:
-        """As it is typed."""
         methods = {"pretrain": "litgpt pretrain", "full": "litgpt finetune full", "adapter": "litgpt finetune adapter"}
         return f"{methods.get(self.method, 'litgpt finetune lora')} --config {self.name}"
 
     def machine(self) -> str:
-        """What it runs on, as the comment on top says."""
+        """The machine that it needs, from the comment on top."""
         found = re.search(r"^# Machine: (.*)", self.file.read_text(encoding="utf-8"), re.M)
         return found[1] if found else ""
 
     def fields(self) -> dict[str, Any]:
-        text = self.file.read_text(encoding="utf-8")
-        return yaml.load(text, PlainSafeLoader)
+        return yaml.load(self.file.read_text(encoding="utf-8"), PlainSafeLoader)
 
 
 def shipped_recipes() -> Iterator[Recipe]:
-    """All recipes, in the installed package or, in a clone, beside it."""
+    """All recipes, from the installed package or, in a clone, from beside it."""
     package = Path(litgpt.__file__).parent
     for hub in (package / "config_hub", package.parent / "config_hub"):
         for file in sorted(hub.glob("*/**/*.yaml")):
@@ -60,22 +58,22 @@ def shipped_recipes() -> Iterator[Recipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and ending.
+    """A recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and suffix.
 
     Raises:
-        UserError: there is none; the nearest name is in the message.
+        UserError: there is none; the message has the nearest name.
     """
     recipes = {recipe.name.lower(): recipe for recipe in shipped_recipes()}
     short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/")).removesuffix(".yaml")
     model, slash, method = short.lower().partition("/")
     found = recipes.get(f"{SPELLINGS.get(model, model)}{slash}{method}")
     if found is None:
-        names = [r.name for r in recipes.values() if not slash and plain(r.model) == plain(model)]
-        hint = f" There are: {', '.join(names)}." if names else nearest(short, [r.name for r in recipes.values()])
-        raise UserError(f"No recipe is called {name!r}.{hint or ' See: litgpt recipes'}")
+        names = [r.name for r in recipes.values() if not slash and simplified(r.model) == simplified(model)]
+        hint = f" Available: {', '.join(names)}." if names else nearest(short, [r.name for r in recipes.values()])
+        raise UserError(f"No recipe named {name!r}.{hint or ' See: litgpt recipes'}")
     return found
 
 
-def plain(name: str) -> str:
-    """A name without what is easily typed otherwise."""
+def simplified(name: str) -> str:
+    """A name without case and punctuation."""
     return re.sub(r"[-_. ]", "", name.lower())

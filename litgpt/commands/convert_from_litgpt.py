@@ -15,22 +15,20 @@ from litgpt.text.tokenizer import Tokenizer, copy_files
 
 
 def main(checkpoint_dir: Path, output_dir: Path) -> None:
-    """Write a model of LitGPT's as a Hugging Face folder: config.json, safetensors and the tokenizer's files.
+    """Convert a LitGPT model to a Hugging Face folder: config.json, safetensors and the tokenizer files.
 
-    Every command reads LitGPT's folders as they are; this is for other programs.
+    All commands read LitGPT's folders directly; this is for other programs.
 
     Args:
         checkpoint_dir: The folder with lit_model.pth and model_config.yaml, or the name of one under checkpoints/.
-        output_dir: The folder to write; it must be empty or missing.
+        output_dir: The output folder, which must be empty or missing.
     """
     folder = find_folder(checkpoint_dir)
     check_replaceable(output_dir, None, [folder], "--output_dir")
     if not (folder / MODEL).is_file():
         if lit_adapter_file(folder):
-            raise UserError(
-                f"{folder} is an adapter: merge a LoRA with litgpt merge_lora; others cannot become a model."
-            )
-        raise UserError(f"{folder} has no {MODEL}: it is no model folder of LitGPT's.")
+            raise UserError(f"{folder} is an adapter. Only LoRA can become a model: use litgpt merge_lora.")
+        raise UserError(f"{folder} has no {MODEL}, so it is not a LitGPT model folder.")
     checkpoint = LitCheckpoint(folder)
     fields, weights = checkpoint.fields, widest_first(map(checkpoint.outline, checkpoint.files))
     with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:

@@ -13,19 +13,19 @@ from litgpt.text.tokenizer import copy_files
 
 
 def main(checkpoint_dir: Path, output_dir: Path) -> None:
-    """Take the weights out of a checkpoint of LitGPT's pretraining, which holds the optimizer's state as well.
+    """Extract the weights from a LitGPT pretraining checkpoint, which also has the state of the optimizer.
 
-    What `litgpt pretrain` writes here needs no conversion, and every command reads LitGPT's checkpoints as they are;
-    this makes a smaller folder of the same form.
+    All commands read LitGPT's checkpoints directly, and the folders of `litgpt pretrain` need no conversion. This makes
+    a smaller folder in LitGPT's format.
 
     Args:
         checkpoint_dir: The folder with lit_model.pth and model_config.yaml.
-        output_dir: The folder to write; it must be empty or missing.
+        output_dir: The output folder, which must be empty or missing.
     """
     folder = find_folder(checkpoint_dir)
     check_replaceable(output_dir, None, [folder], "--output_dir")
     if not (folder / MODEL).is_file():
-        raise UserError(f"{folder} has no {MODEL}: it is no checkpoint of LitGPT's, and needs no conversion.")
+        raise UserError(f"{folder} has no {MODEL}. It is not a LitGPT checkpoint and needs no conversion.")
     weights = read_pth(folder / MODEL)
     with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:
         torch.save(weights, target / MODEL)

@@ -16,7 +16,7 @@ from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, to_lit
 from litgpt.model.config import Config, to_litgpt
 from litgpt.storage.outputs import check_file, put_single, write_single
 
-LITGPT_NAMES = {  # by family, how the names begin by which LitGPT knows it
+LITGPT_NAMES = {  # by family, the prefix of its names in LitGPT
     "gemma": "Gemma-",
     "gemma2": "Gemma-2-",
     "gemma3": "Gemma-3-",
@@ -38,17 +38,17 @@ def main(
     debug_mode: bool = False,
     overwrite: bool = False,
 ) -> None:
-    """Write a model in LitGPT's form too: lit_model.pth and model_config.yaml, into its own folder.
+    """Convert a model to LitGPT's format: adds lit_model.pth and model_config.yaml to its folder.
 
-    No command here needs that; it is for LitGPT.
+    Only LitGPT needs these files.
 
     Args:
         checkpoint_dir: The Hugging Face folder of a model, or the name of one under checkpoints/.
-        model_name: The name in model_config.yaml, by which LitGPT chooses some of a model's math; by default the
-            folder's, with the family's before it where LitGPT would not know it otherwise.
-        dtype: The type of the weights; by default that of the folder.
-        debug_mode: Show each tensor as it is converted.
-        overwrite: Replace files of these names that litgpt did not write.
+        model_name: The name in model_config.yaml, from which LitGPT derives some of the architecture. Default: the name
+            of the folder, with a prefix for its family if LitGPT needs one.
+        dtype: The type of the weights. Default: that of the folder.
+        debug_mode: Print each tensor as it is converted.
+        overwrite: Replace files with these names that litgpt did not write.
     """
     folder = find_folder(checkpoint_dir)
     for file in (MODEL, MODEL_CONFIG):
@@ -67,8 +67,8 @@ def main(
         if debug_mode:
             print(f"{theirs} {tuple(tensor.shape)} {weights[theirs].dtype}")
     kept = name_table(config).kept
-    if left_out := [n for n in checkpoint.files if kept.search(n)]:
-        print(f"left out   {len(left_out)} tensors of a part that LitGPT does not have, like {left_out[0]}")
+    if skipped := [n for n in checkpoint.files if kept.search(n)]:
+        print(f"skipped    {len(skipped)} tensors of a part that LitGPT does not have, such as {skipped[0]}")
     temporary = folder / f".{MODEL}.tmp"
     try:
         torch.save(weights, temporary)
@@ -83,7 +83,7 @@ def main(
 
 
 def lit_name(config: Config, folder: str) -> str:
-    """The folder's name, if LitGPT knows the family by it; else with the family's before it."""
+    """The name of the folder, with the prefix that LitGPT needs to recognize the family."""
     if config.model_type == "falcon" and "falcon" not in folder:
         return f"falcon-{'7b' if config.shared_attention_norm else '40b'}-{folder}"
     begin = LITGPT_NAMES.get(config.model_type, "")

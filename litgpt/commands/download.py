@@ -10,7 +10,7 @@ from litgpt.checkpoint.hub import CHECKPOINTS, PICO, repositories, repository_na
 from litgpt.errors import UserError, nearest
 from litgpt.model.config import Config, known_models
 
-TIED = re.compile(  # models whose published head is the embedding; the rows of models.yaml have a head of its own
+TIED = re.compile(  # models whose published head is the embedding; in models.yaml they have a separate head
     r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini"
 )
 
@@ -28,51 +28,47 @@ def main(
 ) -> None:
     """Download a model from the Hugging Face hub to checkpoints/ORG/NAME, or list the known models.
 
-    `litgpt download list` lists all of them, `litgpt download list llama 8b` those with these words in their name.
+    `litgpt download list` lists all known models, `litgpt download list llama 8b` those whose name has these words.
 
     Args:
-        repo_id: The model as ORG/NAME, or words of its name; or `list` and words.
-        revision: A branch, a tag or a commit.
-        tokenizer_only: Leave the weights away.
-        access_token: For private and gated models; by default that of HF_TOKEN, or of `hf auth login`.
-        checkpoint_dir: Where the folder ORG/NAME is made.
-        overwrite: Replace files of the model that were changed since they were downloaded.
-        convert_checkpoint: Has no effect: a folder is used as it was downloaded.
-        dtype: Has no effect: weights stay as they are published; --precision of the other commands casts them.
-        model_name: Has no effect: the model is what its config.json says.
+        repo_id: The model as ORG/NAME, or words from its name; or `list`, and words to search for.
+        revision: A branch, tag or commit.
+        tokenizer_only: Download everything but the weights.
+        access_token: Token for private and gated models. Default: HF_TOKEN, or the token of `hf auth login`.
+        checkpoint_dir: Create the folder ORG/NAME in this folder.
+        overwrite: Replace downloaded files that were changed afterwards.
+        convert_checkpoint: Ignored. Folders are used as they are downloaded.
+        dtype: Ignored. Weights keep their published type.
+        model_name: Ignored. The config.json tells the model.
     """
-    given = {"convert_checkpoint": convert_checkpoint, "dtype": dtype, "model_name": model_name}
-    for name in (name for name, value in given.items() if value is not None):
-        print(f"litgpt: --{name} has no effect: nothing is converted, the folder is used as it is.", file=sys.stderr)
     if repo_id[:1] == ["list"]:
         show(matching(repo_id[1:]), repo_id[1:])
         return
     if repo_id == [PICO.name]:
-        raise UserError("pico comes with the package: there is nothing to download.")
+        raise UserError("pico is built in. There is nothing to download.")
     only = repository_named(repo_id[0]) if len(repo_id) == 1 else None
     if only is None and len(repo_id) == 1 and "/" in repo_id[0]:
         if not re.fullmatch(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*", repo_id[0]):
-            raise UserError(f"{repo_id[0]!r} is no model of the hub: ORG/NAME is wanted.{near(repo_id[0])}")
-        only = repo_id[0]  # also where a folder ORG is here
+            raise UserError(f"{repo_id[0]!r} is not a model name. Expected ORG/NAME.{near(repo_id[0])}")
+        only = repo_id[0]
     found = [only] if only else matching(repo_id)
     if len(found) != 1:
         show(found, repo_id)
-        print("litgpt: these are several; download one by its full name.", file=sys.stderr)
+        print("litgpt: several models match. Download one by its full name.", file=sys.stderr)
         return
     download(found[0], checkpoint_dir, revision, access_token, tokenizer_only, overwrite)
 
 
 def matching(words: list[str]) -> list[str]:
-    """The known repositories that have all words in their name, in any case."""
+    """The known repositories whose names have all words, in any case."""
     return [r for r in dict.fromkeys(repositories()) if all(word.lower() in r.lower() for word in words)]
 
 
 def show(found: list[str], words: list[str]) -> None:
-    """Print the models, each with its size and context length. Raises `UserError` if there are none."""
+    """Print the models with their sizes and context lengths. Raises `UserError` if there are none."""
     if not found:
-        raise UserError(
-            f"No known model has {' and '.join(words)} in its name.{near(' '.join(words))} Another one is ORG/NAME."
-        )
+        hint = near(" ".join(words))
+        raise UserError(f"No known model has {' and '.join(words)} in its name.{hint} Name any other as ORG/NAME.")
     rows = {row["repo_id"]: row for row in known_models().values()}
     for repo_id in found:
         config = Config(**rows[repo_id])
@@ -84,10 +80,10 @@ def near(word: str) -> str:
 
 
 def parameters(config: Config) -> int:
-    """How many numbers the weights of a published model have, without those of norms and biases, which are few."""
+    """The approximate number of parameters of a published model, without norms and biases."""
     width, layers = config.n_embd, config.n_layer
     n = config.padded_vocab_size * width * (1 if TIED.match(config.name) else 2)
-    n += layers * width * (sum(config.qkv_sizes) + config.qkv_sizes[0])  # and the projection after attention
+    n += layers * width * (sum(config.qkv_sizes) + config.qkv_sizes[0])  # with the output projection
     dense = width * (config.intermediate_size or 0) * (2 if config.mlp_class_name == "GptNeoxMLP" else 3)
     experts = sum(config.mlp_class(i) != "LLaMAMLP" for i in range(layers)) if config.n_expert else 0
     inner = config.moe_intermediate_size or config.intermediate_size or 0

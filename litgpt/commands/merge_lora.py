@@ -32,22 +32,21 @@ def main(
     precision: Optional[Literal["32-true", "bf16-true", "16-true"]] = None,
     overwrite: bool = False,
 ) -> None:
-    """Fold a LoRA adapter into its base model and write an ordinary Hugging Face folder.
+    """Merge a LoRA adapter into its base model and write a Hugging Face folder.
 
     Args:
         checkpoint_dir: The adapter folder, or the path of its adapter_model.safetensors.
-        out_dir: The folder to write; by default the adapter's with -merged behind it.
-        base: The base model, instead of the one that the adapter records.
-        precision: The type of the merged weights; by default that of the base.
-        overwrite: Whether out_dir may be replaced.
+        out_dir: The output folder. Default: the name of the adapter folder with -merged appended.
+        base: The base model, instead of the recorded one.
+        precision: Type of the merged weights. Default: that of the base.
+        overwrite: Replace out_dir if it exists.
     """
     source = ModelSource.open(checkpoint_dir, base, merged=False)
     if source.adapter is None:
-        raise UserError(f"{source.folder} is no adapter folder: there is nothing to merge.")
+        raise UserError(f"{source.folder} is not an adapter folder. There is nothing to merge.")
     if not isinstance(source.adapter, LoRAFolder):
         raise UserError(
-            f"{source.folder} holds a {source.adapter.description}, which cannot be folded into weights: use the "
-            "folder as it is."
+            f"{source.folder} has a {source.adapter.description}, which cannot be merged. Use the folder as it is."
         )
     folder = source.folder.resolve()
     out_dir = out_dir or folder.with_name(folder.name + "-merged")
@@ -70,7 +69,7 @@ def main(
 
 
 def copy_small_files(source: ModelSource, target: Path) -> None:
-    """What is not weights: the base's files, and over them what belongs to the adapter's prompts."""
+    """Copy the files of the base that are not weights, then those of the adapter for tokenizer and prompts."""
     for file in source.checkpoint.folder.iterdir():
         about_weights = file.name in (CONFIG, SUMS) or file.name.endswith(".index.json")
         if file.suffix in (".json", ".txt", ".model", ".jinja", ".md") and not about_weights and file.is_file():
@@ -85,8 +84,8 @@ def copy_small_files(source: ModelSource, target: Path) -> None:
 
 
 def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]) -> None:
-    """The base's weights one after the other, each module's update added in float32; and `config.json`. A tied head is
-    not written, unless the adapter updates it: then it becomes a weight of its own."""
+    """Write the weights of the base one by one, with the updates added in float32, and `config.json`. A tied head is
+    only written if the adapter updates it, which unties it."""
     assert isinstance(source.adapter, LoRAFolder)
     base = source.weights()
     table, tied, fields = name_table(base.config), tied_head(base.config), dict(base.fields)
@@ -97,7 +96,7 @@ def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]
         fields = with_changes(fields, base.config, replace(base.config, tie_embeddings=False))
     missing = sorted({f"{module}.weight" for module in deltas} - set(origins))
     if missing:
-        raise UserError(f"The base has no weights for this of the adapter: {', '.join(missing)}.")
+        raise UserError(f"The adapter updates weights that the base does not have: {', '.join(missing)}.")
 
     def outline(name: str) -> Outline:
         found = base.outline(origins[name])

@@ -15,49 +15,51 @@ ROW = "{:28} {:9} {:>10}  {:>10}  {}"
 
 
 def main(words: list[str] = [], overwrite: bool = False) -> None:  # noqa: B006
-    """List the recipes that --config takes by name, show one, or copy one to a file of your own.
+    """List the recipes that --config takes by name, show one, or copy one to a file.
 
-    `litgpt recipes` lists all, `litgpt recipes llama qlora` those with these words in their name, model or machine;
-    `litgpt recipes show phi-2/lora` prints one, `litgpt recipes copy phi-2/lora my.yaml` copies it.
+    `litgpt recipes` lists all, `litgpt recipes llama qlora` those with these words in their name, model or machine.
+    `litgpt recipes show phi-2/lora` prints a recipe, `litgpt recipes copy phi-2/lora my.yaml` copies it.
 
     Args:
-        words: Words to look for; or show NAME; or copy NAME [FILE].
-        overwrite: Whether copy may replace a file.
+        words: Words to search for; or show NAME; or copy NAME [FILE].
+        overwrite: Let copy replace an existing file.
     """
     command, *rest = words or [""]
     if command == "show":
         if len(rest) != 1:
-            raise UserError("litgpt recipes show takes the name of one recipe, as phi-2/lora.")
+            raise UserError("litgpt recipes show takes the name of one recipe, such as phi-2/lora.")
         print(find_recipe(rest[0]).file.read_text(encoding="utf-8"), end="")
     elif command == "copy":
         if len(rest) not in (1, 2):
-            raise UserError("litgpt recipes copy takes the name of a recipe and that of a file, as phi-2/lora my.yaml.")
+            raise UserError("litgpt recipes copy takes a recipe and a file, such as phi-2/lora my.yaml.")
         copy(find_recipe(rest[0]), rest[1] if len(rest) == 2 else None, overwrite)
     else:
         show_table(rest if command == "list" else words)
 
 
 def copy(recipe: Recipe, to: Optional[str], overwrite: bool) -> None:
-    """Copy a recipe to a file, by default one of its name here. Raises `UserError` if that is there already."""
+    """Copy a recipe to a file, by default NAME.yaml. Raises `UserError` if the file exists."""
     name = f"{recipe.name.replace('/', '-')}.yaml"
     target = Path(to or name)
     if target.is_dir() or (to or "").endswith("/"):
         target = target / name
     if target.exists() and not overwrite:
-        raise UserError(f"{target} exists: name another file, or give --overwrite true.")
+        raise UserError(f"{target} already exists. Choose another file, or pass --overwrite true.")
     target.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(recipe.file, target)
-    print(f"{target} is yours to change. To run it: {recipe.command.replace(recipe.name, str(target))}")
+    print(f"Copied to {target}. To run it: {recipe.command.replace(recipe.name, str(target))}")
 
 
 def show_table(words: list[str]) -> None:
-    """Print the recipes that have all words. Raises `UserError` if there are none."""
+    """Print the recipes that match all words. Raises `UserError` if there are none."""
     recipes = list(shipped_recipes())
     rows = [(r, f"{r.name} {r.method} {r.machine()} {repository(r.fields())}".lower()) for r in recipes]
     found = [r for r, text in rows if all(word.lower() in text for word in words)]
     if not found:
         names = {r.model for r in recipes} | {r.method for r in recipes} | {r.name for r in recipes}
-        raise UserError(f"No recipe has {' and '.join(words)}.{nearest(' '.join(words), names)} See: litgpt recipes")
+        raise UserError(
+            f"No recipe matches {' and '.join(words)}.{nearest(' '.join(words), names)} See: litgpt recipes"
+        )
     print(ROW.format("MODEL", "METHOD", "PARAMETERS", "TRAINED", "MACHINE: GPUs AND THEIR MEMORY"))
     for recipe in found:
         fields = recipe.fields()
@@ -72,12 +74,12 @@ def spoken(n: int) -> str:
 
 
 def repository(fields: dict[str, Any]) -> str:
-    """The model as ORG/NAME, `pico`, or nothing where the recipe itself says what the model is."""
+    """The model as ORG/NAME or `pico`; empty for a recipe that defines its own model."""
     return str(fields.get("checkpoint_dir") or fields.get("model_name") or "").removeprefix("checkpoints/")
 
 
 def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
-    """The model of a recipe, and its number of parameters, without those of norms and biases, which are few."""
+    """The model of a recipe and its approximate number of parameters, without norms and biases."""
     name = repository(fields)
     row = next((row for row in known_models().values() if row["repo_id"] == name), None)
     if row is not None:
@@ -97,12 +99,12 @@ def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
 
 
 def lora_parameters(config: Config, fields: dict[str, Any]) -> int:
-    """How many numbers LoRA trains with the options of a recipe: for each layer its rank times inputs and outputs."""
+    """The number of parameters that LoRA trains with the options of a recipe."""
     width, inner, q = config.n_embd, config.intermediate_size or 0, config.qkv_sizes[0]
     on = {"query": True, "value": True} | {k.removeprefix("lora_"): v for k, v in fields.items() if "lora_" in k}
     n = sum(width + size for name, size in zip(("query", "key", "value"), config.qkv_sizes) if on.get(name))
     n += (width + q) if on.get("projection") else 0
-    products = 2 if config.mlp_class_name == "GptNeoxMLP" else 3
-    n += products * (width + inner) * max(config.n_expert, 1) if on.get("mlp") else 0
+    n_matrices = 2 if config.mlp_class_name == "GptNeoxMLP" else 3
+    n += n_matrices * (width + inner) * max(config.n_expert, 1) if on.get("mlp") else 0
     head = width + config.padded_vocab_size if on.get("head") else 0
     return on.get("r", 8) * (config.n_layer * n + head)

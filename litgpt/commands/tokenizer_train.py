@@ -19,21 +19,20 @@ def main(
     special_tokens: list[str] = [],  # noqa: B006
     overwrite: bool = False,
 ) -> None:
-    """Train a byte-level BPE tokenizer on text files and write `tokenizer.json` and `tokenizer_config.json`.
+    """Train a byte-level BPE tokenizer on text files. Writes `tokenizer.json` and `tokenizer_config.json`.
 
     Args:
         files: Text files, or folders with .txt files.
-        vocab_size: Tokens in all, those for the 256 bytes and the special ones included.
-        out_dir: The folder to write.
-        special_tokens: More tokens that stand for themselves, beside the begin and the end of a text.
-        overwrite: Whether out_dir may be replaced.
+        vocab_size: Number of tokens, including the 256 bytes and the special tokens.
+        out_dir: The output folder.
+        special_tokens: More special tokens, beside the beginning and the end of a text.
+        overwrite: Replace out_dir if it exists.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
     special = [BOS, EOS, *special_tokens]
-    least = 256 + len(special)
-    if vocab_size < least:
-        raise UserError(f"--vocab_size {vocab_size} is below the {least} tokens for the bytes and the special tokens.")
+    if vocab_size < (smallest := 256 + len(special)):
+        raise UserError(f"--vocab_size {vocab_size} must be at least {smallest}, for the bytes and the special tokens.")
     check_replaceable(out_dir, overwrite, map(Path, files))
     sources = text_sources(files, "files")
 

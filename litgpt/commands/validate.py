@@ -11,26 +11,24 @@ from litgpt.generate.engine import Request
 from litgpt.generate.reference_outputs import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
-from litgpt.model.devices import DTYPES, Accelerator, default_precision, pick_device
+from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device
 from litgpt.storage.files import is_there
 
 
 def main(
     checkpoint_dir: Path,
-    precision: Optional[str] = None,
+    precision: Optional[PrecisionName] = None,
     accelerator: Accelerator = "auto",
     base: Optional[Path] = None,
 ) -> None:
-    """Say whether a folder is whole and usable, and whether it still answers as when it was written.
+    """Check that a model folder is complete and still gives its recorded outputs.
 
     Args:
-        checkpoint_dir: A base folder, an adapter folder or a merged folder, or the name of one under checkpoints/.
-        precision: By default that of the parity seal, if the folder has one.
+        checkpoint_dir: A model folder or an adapter folder, or the name of one under checkpoints/.
+        precision: Default: the precision of the recorded outputs, if the folder has any.
         accelerator: The kind of device.
         base: The base model of an adapter, instead of the recorded one.
     """
-    if precision is not None and precision not in DTYPES:
-        raise UserError(f"--precision {precision}: choose from {', '.join(DTYPES)}.")
     source = ModelSource.open(checkpoint_dir, base)
     weights = source.weights()
     config = weights.config
@@ -42,29 +40,31 @@ def main(
     print(f"folder      {source.folder}")
     if source.adapter is not None:
         print(f"adapter     {source.adapter.description} over {source.checkpoint.folder}")
-    print(f"model       {config.model_type}, {sum(p.numel() for p in empty.parameters()):,} parameters, ", end="")
-    print(f"{len(source.checkpoint.shapes)} tensors of type {', '.join(stored_dtypes(source.checkpoint))}")
+    n_parameters = sum(p.numel() for p in empty.parameters())
+    tensors = f"{len(source.checkpoint.shapes)} tensors of type {', '.join(stored_dtypes(source.checkpoint))}"
+    print(f"model       {config.model_type}, {n_parameters:,} parameters, {tensors}")
     print(f"tokenizer   {tokenizer.vocab_size:,} tokens, stops at {sorted(tokenizer.stop_ids)}")
     print(f"prompts     {style.name}")
     if (beyond := tokenizer.vocab_size - config.padded_vocab_size) > 0:
-        print(f"note        the model has no embedding for {beyond:,} of these tokens: texts with them are refused")
-    seal = read_seal(source.folder) if is_there(source.folder / FILE) else None
+        print(f"note        the model has no embedding for {beyond:,} of these tokens and refuses texts with them")
+    reference = read_seal(source.folder) if is_there(source.folder / FILE) else None
     device = pick_device(accelerator)
-    sealed = PRECISIONS[seal["computed"]] if seal else None
-    scheme = seal.get("quantize") if seal else None
-    model = source.model(DTYPES[precision or sealed or default_precision(device)], device, scheme)
+    recorded = PRECISIONS[reference["computed"]] if reference else None
+    scheme = reference.get("quantize") if reference else None
+    model = source.model(DTYPES[precision or recorded or default_precision(device)], device, scheme)
     ids = tokenizer.encode("Once upon a time")
     Request(ids, 1).check(model)
     if not bool(last_logits(model, ids).isfinite().all()):
-        raise UserError(f"The model in {source.folder} answers with NaN or infinity: its weights are damaged.")
-    if seal is None:
-        print("parity      no seal in this folder")
-        print("The folder is whole and usable.")
-        return
-    found = moved(seal, model, tokenizer, style, stored_dtypes(source.checkpoint))
-    for what, detail in found.items():
-        print(f"moved       {what}: {detail}")
-    if found:
-        raise UserError(f"{source.folder} no longer answers as when it was written: {', '.join(sorted(found))} moved.")
-    print(f"parity      {len(seal['prompts'])} prompts answered as when the folder was written")
-    print("The folder is whole and usable.")
+        raise UserError(f"The model in {source.folder} gives NaN or infinite logits. Its weights are damaged.")
+    if reference is None:
+        print("parity      no reference outputs in this folder")
+    else:
+        changes = moved(reference, model, tokenizer, style, stored_dtypes(source.checkpoint))
+        for part, detail in changes.items():
+            print(f"changed     {part}: {detail}")
+        if changes:
+            raise UserError(
+                f"{source.folder} no longer gives its recorded outputs. Changed: {', '.join(sorted(changes))}."
+            )
+        print(f"parity      {len(reference['prompts'])} prompts give their recorded outputs")
+    print("The folder is complete and usable.")

@@ -1,4 +1,4 @@
-"""The modules of LitGPT's Python interface, found under the names that LitGPT has for them."""
+"""LitGPT's module names, such as `litgpt.lora`, as aliases of the modules here."""
 
 import importlib
 import sys
@@ -27,7 +27,7 @@ MODULES = {
 
 
 class OtherNames(MetaPathFinder, Loader):
-    """Imports one of `MODULES` when the ordinary lookup has failed. Both names mean the same module object."""
+    """Imports one of `MODULES` after the ordinary lookup has failed. Both names refer to the same module object."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
         return ModuleSpec(name, self) if name in MODULES else None
@@ -38,7 +38,7 @@ class OtherNames(MetaPathFinder, Loader):
         return module
 
     def exec_module(self, module: ModuleType) -> None:
-        module.__spec__ = self.spec  # which the import system has replaced
+        module.__spec__ = self.spec  # the import system has replaced it
 
 
 sys.meta_path.append(OtherNames())

@@ -1,0 +1,171 @@
+"""The names and types of the options: of a command, and of the classes that `--data` and `--optimizer` name."""
+
+import importlib
+import inspect
+import re
+import types
+from argparse import Action
+from functools import cache
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from jsonargparse import ArgumentError, ArgumentParser
+
+from litgpt.cli.legacy import NAMES
+from litgpt.errors import UserError, nearest, reason
+
+CLASSES = ("data", "optimizer")  # options whose value is a class, which brings options of its own
+NO_CLOSURE = ("LBFGS", "SparseAdam")  # optimizers of torch that the training loop cannot drive
+REQUIRED = {  # what an option stands for, where its name says too little
+    "checkpoint_dir": "the model folder, or ORG/NAME, or pico, which is built in",
+    "finetune": "the model and the options of a finetune",
+    "repo_id": "the model as ORG/NAME, or: list",
+}
+KINDS = {
+    int: "an integer",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    list: "a list",
+    dict: "a mapping like {a: b}",
+    Path: "a path",
+}
+SYNONYMS = {"lr": "optimizer.lr", "model": "checkpoint_dir", "rank": "lora_r"}  # names that other programs use
+
+
+def option_names(parser: ArgumentParser) -> list[str]:
+    """The dotted names of a parser's options, without those of the chosen classes."""
+    names = [option.removeprefix("--") for action in parser._actions for option in action.option_strings]
+    return [n for n in names if not n.startswith("-") and not n.endswith(".help")]
+
+
+def option_actions(parser: ArgumentParser) -> dict[str, Action]:
+    """The typed options of a parser by their dotted names."""
+    actions = (a for a in parser._actions if hasattr(a, "_typehint"))
+    return {a.dest: a for a in actions if not a.dest.endswith(".help")}
+
+
+def current_name(name: str, parser: ArgumentParser) -> str:
+    """The dotted name of an option that LitGPT has at the top level or calls otherwise; any other name as it is."""
+    known = option_names(parser)
+    if name in known or "." in name:
+        return name
+    if NAMES.get(name) in known:
+        return NAMES[name]
+    homes = [k for k in known if k.rpartition(".")[2] == name]
+    return homes[0] if len(homes) == 1 else name
+
+
+def option_hint(name: str, known: list[str]) -> str:
+    """What an unknown option may have meant."""
+    if (target := SYNONYMS.get(name)) and target.partition(".")[0] in known:
+        return f" Did you mean '--{target}'?"
+    hint = nearest(name, known)
+    if not hint:  # perhaps the option of a group, without the group
+        leaves = {n.rpartition(".")[2]: n for n in known}
+        hint = re.sub("'(.*)'", lambda found: f"'{leaves[found[1]]}'", nearest(name, leaves))
+    return hint.replace("'", "'--", 1) if hint else " See -h for all options."
+
+
+# classes
+
+
+def class_choices(option: str) -> tuple[type, dict[str, str]]:
+    """The base of the classes that an option may name, and the paths of those with a short name."""
+    if option == "optimizer":
+        from torch.optim import Optimizer
+
+        from litgpt.train.optimizers import SHORT_NAMES
+
+        return Optimizer, SHORT_NAMES
+    import litgpt.data
+
+    return litgpt.data.DataModule, {name: f"litgpt.data.{name}" for name in litgpt.data.__all__}
+
+
+def class_path(option: str, name: str) -> str:
+    """The dotted path of a class from its short name or path. Raises `UserError` as `load_class`."""
+    path = class_choices(option)[1].get(name, name)
+    load_class(option, path)
+    return path
+
+
+def load_class(option: str, path: str) -> type:
+    """The class at a dotted path.
+
+    Raises:
+        UserError: there is none, it is not of the option's kind, or the training loop cannot use it.
+    """
+    from litgpt.methods.quantize import bitsandbytes
+
+    base, names = class_choices(option)
+    module, _, name = path.rpartition(".")
+    if module.partition(".")[0] == "bitsandbytes":
+        bitsandbytes()
+    found: Any = None
+    try:
+        found = getattr(importlib.import_module(module), name, None)
+    except (TypeError, ValueError):  # not the name of a module
+        pass
+    except ImportError as e:
+        if not (isinstance(e, ModuleNotFoundError) and f"{module}.".startswith(f"{e.name}.")):
+            raise UserError(f"--{option} {path}: {module} cannot be imported. {reason(e)}.") from e
+    if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
+        kind = "optimizer" if option == "optimizer" else "data set"
+        hint = nearest(path, names) or nearest(path, names.values()) or f" Choose from {', '.join(names)}."
+        if option == "data" and (Path(path).exists() or Path(path).suffix in (".json", ".jsonl", ".csv")):
+            hint = f" To train on a file, use --data JSON --data.json_path {path}"
+        raise UserError(f"--{option} {path}: no such {kind}.{hint}")
+    if name in NO_CLOSURE and module.startswith("torch."):
+        raise UserError(f"--{option} {path} does not work with this training loop. Use AdamW.")
+    return found
+
+
+@cache
+def class_parser(option: str, path: str) -> ArgumentParser:
+    """A parser whose options are the arguments of a class, as `data.json_path`."""
+    parser = ArgumentParser()
+    skip = {1} if option == "optimizer" else None  # its first argument is what it trains
+    parser.add_class_arguments(load_class(option, path), option, skip=skip)  # type: ignore[arg-type]
+    return parser
+
+
+# values
+
+
+def check_required(options: dict[str, Any], actions: dict[str, Action]) -> None:
+    required = [name for name, action in actions.items() if action.required]
+    if missing := [REQUIRED.get(name, f"--{name}") for name in required if options.get(name) is None]:
+        raise UserError(f"Missing: {', '.join(missing)}.")
+
+
+def wrong_value(options: dict[str, Any], actions: dict[str, Action]) -> str:
+    """What is wrong with the first option whose value does not have its type; empty if all have theirs."""
+    for name, action in actions.items():
+        hint, value = action._typehint, options.get(name)  # type: ignore[attr-defined]
+        may_be_wrong = name not in CLASSES and not (action.required and value is None)
+        if may_be_wrong and not fits(value, hint):
+            *others, last = expected = type_words(hint) or [str(hint)]
+            phrase = f"{', '.join(others)} or {last}" if others else last
+            return f"--{name} {value}: expected {phrase}.{nearest(str(value), expected)}"
+    return ""
+
+
+def fits(value: Any, hint: Any) -> bool:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--value", type=hint)
+    try:
+        parser.parse_object({"value": value})
+    except (ArgumentError, ValueError):
+        return False
+    return True
+
+
+def type_words(hint: Any) -> list[str]:
+    """The values that a type allows, in words."""
+    origin = get_origin(hint) or hint
+    if origin is Literal:
+        return [str(choice) for choice in get_args(hint)]
+    if origin in (Union, types.UnionType):
+        return [word for part in get_args(hint) for word in type_words(part)]
+    return [KINDS[origin]] if origin in KINDS else []
