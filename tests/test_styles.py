@@ -99,7 +99,7 @@ def test_every_known_style(real_data):
         if "with_system" in row:
             assert style.prompt([system("<<SYSTEM>>"), user("<<PROMPT>>")]) == row["with_system"], style.name
         else:
-            with pytest.raises(UserError, match="shows no system message"):
+            with pytest.raises(UserError, match="system message"):
                 style.prompt([system("<<SYSTEM>>"), user("<<PROMPT>>")])
         if "multi_turn" in row:
             assert style.prompt(several) == row["multi_turn"], style.name
@@ -194,9 +194,9 @@ def test_refused(name, messages, words):
 
 
 def test_tools_are_refused():
-    with pytest.raises(UserError, match="shows no tools"):
+    with pytest.raises(UserError, match="tools"):
         STYLES["qwen3"].prompt([user("a")], tools=[{"name": "search"}])
-    with pytest.raises(UserError, match="shows no tools"):
+    with pytest.raises(UserError, match="tools"):
         STYLES["qwen3"].render_row([user("a"), {**assistant(""), "tool_calls": [{}]}])
 
 

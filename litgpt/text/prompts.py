@@ -173,7 +173,7 @@ def load_style(folder: Path) -> PromptStyle:
 
 def litgpt_style(class_path: str) -> Optional[PromptStyle]:
     """The style that LitGPT means by one of its classes, which have our names but for case, dots and dashes."""
-    if not class_path.startswith("litgpt.text.prompts."):
+    if not class_path.startswith("litgpt.prompts."):
         return None
 
     def letters(name: str) -> str:
