@@ -1,4 +1,4 @@
-"""Whether an adapter made its base better: differences of the scores of the same questions."""
+"""Whether an adapter is better than its base: paired differences of their scores on the same questions."""
 
 import math
 import random
@@ -10,9 +10,9 @@ from lm_eval.api.metrics import mean
 
 from litgpt.errors import UserError
 
-Z = 1.96  # of a normal distribution, 95 % lie within so many standard deviations
+Z = 1.96  # standard deviations around the mean that contain 95 % of a normal distribution
 RESAMPLES = 1000
-SLOW_RESAMPLES = 100  # for metrics that are computed over all texts together and take long, as in lm-eval
+SLOW_RESAMPLES = 100  # for slow metrics, as in lm-eval
 SLOW = ("bleu", "chrf", "chrf++", "ter")
 
 
@@ -21,14 +21,13 @@ class Difference:
     """A metric of a task with and without the adapter.
 
     Args:
-        difference: With the adapter less without it.
-        low: The lower end of its 95 % confidence interval; None where a single sample says nothing of it.
+        difference: With the adapter minus without it.
+        low: The lower end of its 95 % confidence interval; None for a single sample.
         high: The upper end.
-        n: Samples.
-        method: How the interval was made: `paired normal`, from the mean and the standard error of the differences of
-            each sample, or, for metrics that are no mean, `paired bootstrap`, from samples drawn again with
-            replacement, the same ones for both.
-        higher_is_better: None where neither is.
+        n: Number of samples.
+        method: How the interval was computed: `paired normal`, from the mean and the standard error of the differences
+            of the samples, or, for metrics that are not means, `paired bootstrap`, from resampled pairs.
+        higher_is_better: None if neither is.
     """
 
     task: str
@@ -49,7 +48,7 @@ class Difference:
 
     @property
     def drop(self) -> float:
-        """How much worse the adapter is, as a share of the base's score; below 0 where it is better."""
+        """How much worse the adapter is, as a share of the base's score; negative if it is better."""
         if self.higher_is_better is None or self.difference == 0:
             return 0.0
         worse = -self.difference if self.higher_is_better else self.difference
@@ -59,11 +58,11 @@ class Difference:
 def compare(
     base: dict[str, Any], adapter: dict[str, Any], tasks: dict[str, Any], groups: dict[str, Any], seed: int
 ) -> list[Difference]:
-    """The differences between two results of lm-eval over the same tasks, both with their samples.
+    """The differences between two of lm-eval's results for the same tasks, both with their samples.
 
     Args:
-        tasks: lm-eval's tasks by their names.
-        groups: Its groups by theirs.
+        tasks: lm-eval's tasks by name.
+        groups: Its groups by name.
     """
     found = []
     for name, task in tasks.items():
@@ -97,7 +96,7 @@ def compare(
 
 
 def group_difference(group: Any, key: str, before: float, after: float, found: Sequence[Difference]) -> Difference:
-    """The difference of a group's score, which is a mean of its tasks' scores, from those of its tasks."""
+    """The difference of a group's score, which is a mean of the scores of its tasks."""
     metric, _, kind = key.partition(",")
     label = metric if kind == "none" else key
     names = {task.task_name for task in group.get_all_tasks()}
@@ -116,7 +115,7 @@ def group_difference(group: Any, key: str, before: float, after: float, found: S
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
-    """What each sample adds to a metric, by its number."""
+    """The values of a metric by sample."""
     return {s["doc_id"]: s[metric] for s in samples if s["filter"] == kind and metric in s}
 
 
@@ -132,13 +131,13 @@ def normal_interval(differences: Sequence[float]) -> tuple[Optional[float], Opti
 def bootstrap_interval(
     pairs: Sequence[tuple[Any, Any]], aggregate: Any, draws: int, seed: int
 ) -> tuple[Optional[float], Optional[float]]:
-    """The middle 95 % of the differences that samples drawn with replacement give."""
+    """The middle 95 % of the differences of resampled pairs."""
     if len(pairs) < 2:
         return None, None
-    draw, found = random.Random(seed), []
+    rng, found = random.Random(seed), []
     for _ in range(draws):
-        some = draw.choices(pairs, k=len(pairs))
-        found.append(float(aggregate([b for _, b in some])) - float(aggregate([a for a, _ in some])))
+        resampled = rng.choices(pairs, k=len(pairs))
+        found.append(float(aggregate([b for _, b in resampled])) - float(aggregate([a for a, _ in resampled])))
     found.sort()
     tail = round(0.025 * draws)
     return found[tail], found[-1 - tail]
@@ -157,7 +156,7 @@ def table(differences: Sequence[Difference]) -> str:
 
 
 def as_fields(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
-    """For each task its metrics, as `results.json` has them."""
+    """The metrics of each task, as in `results.json`."""
     found: dict[str, dict[str, Any]] = {}
     for d in differences:
         found.setdefault(d.task, {})[d.metric] = {k: v for k, v in asdict(d).items() if k not in ("task", "metric")}
@@ -165,15 +164,11 @@ def as_fields(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
 
 
 def read_share(text: str) -> float:
-    """A share, as `2%` or `0.02`.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Parse a share such as `2%` or `0.02`. Raises `UserError` for anything else."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = -1.0
     if not 0 <= share < math.inf:
-        raise UserError(f"--fail_if_drop {text}: a share of the base's score is wanted, as 2% or 0.02.")
+        raise UserError(f"--fail_if_drop {text} is not a share of the base's score, such as 2% or 0.02.")
     return share

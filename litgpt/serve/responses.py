@@ -1,4 +1,4 @@
-"""Responses in OpenAI's format, complete and in parts (https://platform.openai.com/docs/api-reference), and in LitGPT's."""
+"""Responses in the format of OpenAI (https://platform.openai.com/docs/api-reference) and in that of LitGPT."""
 
 import asyncio
 import json
