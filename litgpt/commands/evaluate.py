@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -92,7 +93,8 @@ def main(
     if checkpoint_dir is None or not words:
         raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate --tasks list.")
     share = compare.read_share(fail_if_drop) if fail_if_drop is not None else None
-    batch = parse_batch_size(num_fewshot, batch_size, limit, vs, share)
+    check_options(num_fewshot, batch_size, limit, missing_base=share is not None and vs is None)
+    batch = None if str(batch_size).startswith("auto") else int(batch_size)
     precision, accelerator = precision_of(precision, dtype), accelerator_of(device)
     if force_conversion:
         print("litgpt: --force_conversion is ignored: models are not converted.", file=sys.stderr)
@@ -105,7 +107,9 @@ def main(
     manager, names = find_tasks(split_names(words), include, {"pretrained": str(source.checkpoint.folder)})
     loaded_tasks = load_tasks(manager, names)
 
-    loaded = InferenceModel.open(checkpoint_dir, base, precision, quantize, accelerator)
+    loaded = InferenceModel.open(
+        checkpoint_dir, base=base, precision=precision, quantize=quantize, accelerator=accelerator
+    )
     if vs:
         loaded.source.check_base()
     share_threads(loaded.model, loaded.device)
@@ -115,7 +119,7 @@ def main(
 
     def score(source: ModelSource) -> dict[str, Any]:
         with clock_at(clock):  # the same questions for adapter and base
-            results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, limit, seed, apply_chat_template)
+            results = run.evaluate(lm, manager, loaded_tasks, num_fewshot=num_fewshot, limit=limit, seed=seed)
         run.describe(results, source, hashes, time.perf_counter() - began)
         return results
 
@@ -126,7 +130,7 @@ def main(
         with loaded.source.without_adapter(loaded.model):
             base_results = score(ModelSource.open(loaded.source.checkpoint.folder))
         known = manager.load(loaded_tasks)
-        differences = compare.compare(base_results, results, known["tasks"], known["groups"], seed)
+        differences = compare.compare(base_results, results, tasks=known["tasks"], groups=known["groups"], seed=seed)
         results["vs_base"] = compare.as_fields(differences)
         print(compare.table(differences))
         run.write_results(base_results, file.with_stem(f"{file.stem}_base"))
@@ -151,27 +155,21 @@ def silence_libraries() -> None:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
-def parse_batch_size(
-    num_fewshot: Optional[int], batch_size: Union[int, str], limit: Optional[float], vs: Optional[str], share: Any
-) -> Optional[int]:
-    """The batch size as a number; None for auto.
-
-    Raises:
-        UserError: Options are out of range. The message lists all of them.
-    """
+def check_options(
+    num_fewshot: Optional[int], batch_size: Union[int, str], limit: Optional[float], missing_base: bool
+) -> None:
+    """Raise one `UserError` for all options that are out of range."""
     wrong = []
-    text = str(batch_size).partition(":")[0]  # lm-eval's auto:N
-    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+    if not re.fullmatch(r"auto(:.*)?|0*[1-9][0-9]*", str(batch_size)):  # lm-eval has auto:N
         wrong.append(f"--batch_size {batch_size} must be above 0, or auto")
     if num_fewshot is not None and num_fewshot < 0:
         wrong.append(f"--num_fewshot {num_fewshot} must not be negative")
     if limit is not None and (limit <= 0 or (limit > 1 and limit != int(limit))):
         wrong.append(f"--limit {limit} must be an integer or a share between 0 and 1")
-    if share is not None and vs is None:
+    if missing_base:
         wrong.append("--fail_if_drop requires --vs base")
     if wrong:
         raise UserError("; ".join(wrong) + ".")
-    return None if text == "auto" else int(text)
 
 
 def precision_of(precision: Optional[PrecisionName], dtype: Optional[str]) -> Optional[PrecisionName]:

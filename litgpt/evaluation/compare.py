@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 from lm_eval.api.metrics import mean
+from pytablewriter import MarkdownTableWriter
 
 from litgpt.errors import UserError
 
@@ -66,27 +67,9 @@ def compare(
     """
     found = []
     for name, task in tasks.items():
-        better = task.higher_is_better()
         for key in adapter["results"][name]:
-            metric, comma, kind = key.partition(",")
-            values = [per_sample(r["samples"][name], metric, kind) for r in (base, adapter)]
-            if not comma or metric.endswith("_stderr") or not values[0]:
-                continue
-            shared = sorted(set(values[0]) & set(values[1]))
-            pairs = [(values[0][i], values[1][i]) for i in shared]
-            before, after = (float(r["results"][name][key]) for r in (base, adapter))
-            aggregate = task.aggregation().get(metric, mean)
-            if aggregate is mean:
-                low, high = normal_interval([float(b) - float(a) for a, b in pairs])
-            else:
-                draws = SLOW_RESAMPLES if metric in SLOW else RESAMPLES
-                low, high = bootstrap_interval(pairs, aggregate, draws, seed)
-            method = "paired normal" if aggregate is mean else "paired bootstrap"
-            label = metric if kind == "none" else key
-            difference = after - before
-            found.append(
-                Difference(name, label, before, after, difference, low, high, len(pairs), method, better.get(metric))
-            )
+            if "," in key and not key.partition(",")[0].endswith("_stderr"):
+                found += task_difference(task, name, key, (base, adapter), seed)
     for name, group in groups.items():
         for key in adapter.get("groups", {}).get(name, {}):
             if "," in key and "_stderr" not in key:
@@ -95,23 +78,71 @@ def compare(
     return found
 
 
+def task_difference(
+    task: Any, name: str, key: str, results: tuple[dict[str, Any], dict[str, Any]], seed: int
+) -> list[Difference]:
+    """The difference of one metric of a task, unless the metric has no values by sample.
+
+    Args:
+        key: The metric and the filter of its answers, as in lm-eval's results.
+        results: Without and with the adapter.
+    """
+    metric, _, kind = key.partition(",")
+    values = [per_sample(r["samples"][name], metric, kind) for r in results]
+    if not values[0]:
+        return []
+    pairs = [(values[0][i], values[1][i]) for i in sorted(set(values[0]) & set(values[1]))]
+    before, after = (float(r["results"][name][key]) for r in results)
+    aggregate = task.aggregation().get(metric, mean)
+    if aggregate is mean:
+        low, high = normal_interval([float(b) - float(a) for a, b in pairs])
+    else:
+        low, high = bootstrap_interval(pairs, aggregate, SLOW_RESAMPLES if metric in SLOW else RESAMPLES, seed)
+    difference = Difference(
+        task=name,
+        metric=label(key),
+        base=before,
+        adapter=after,
+        difference=after - before,
+        low=low,
+        high=high,
+        n=len(pairs),
+        method="paired normal" if aggregate is mean else "paired bootstrap",
+        higher_is_better=task.higher_is_better().get(metric),
+    )
+    return [difference]
+
+
 def group_difference(group: Any, key: str, before: float, after: float, found: Sequence[Difference]) -> Difference:
     """The difference of a group's score, which is a mean of the scores of its tasks."""
-    metric, _, kind = key.partition(",")
-    label = metric if kind == "none" else key
     names = {task.task_name for task in group.get_all_tasks()}
-    parts = [d for d in found if d.task in names and d.metric == label]
+    parts = [d for d in found if d.task in names and d.metric == label(key)]
+    metric = key.partition(",")[0]
     by_size = next((m.weight_by_size for m in group.aggregate_metric_list if m.metric == metric), True)
     total = sum(d.n for d in parts)
     weights = [d.n / total if by_size else 1 / len(parts) for d in parts]
     low = high = None
-    difference = after - before
     halves = [(d.high - d.low) / 2 for d in parts if d.low is not None and d.high is not None]
     if len(halves) == len(parts) and all(d.method == "paired normal" for d in parts):
         half = math.sqrt(sum((w * h) ** 2 for w, h in zip(weights, halves)))
-        low, high = difference - half, difference + half
-    better = parts[0].higher_is_better if parts else None
-    return Difference(group.name, label, before, after, difference, low, high, total, "paired normal", better)
+        low, high = after - before - half, after - before + half
+    return Difference(
+        task=group.name,
+        metric=label(key),
+        base=before,
+        adapter=after,
+        difference=after - before,
+        low=low,
+        high=high,
+        n=total,
+        method="paired normal",
+        higher_is_better=parts[0].higher_is_better if parts else None,
+    )
+
+
+def label(key: str) -> str:
+    """How a metric is shown: without the filter if there is none."""
+    return key.removesuffix(",none")
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
@@ -144,15 +175,13 @@ def bootstrap_interval(
 
 
 def table(differences: Sequence[Difference]) -> str:
-    rows = [("task", "metric", "base", "adapter", "difference", "95 % interval", "n", "interval by")]
+    rows = []
     for d in differences:
-        span = "-" if d.low is None or d.high is None else f"{d.low:+.4f} to {d.high:+.4f}"
-        mark = " *" if d.clear else ""
-        scores = (f"{d.base:.4f}", f"{d.adapter:.4f}", f"{d.difference:+.4f}", span + mark)
-        rows.append((d.task, d.metric, *scores, str(d.n), d.method))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "* the interval excludes zero"])
+        interval = "-" if d.low is None or d.high is None else f"{d.low:+.4f} to {d.high:+.4f}"
+        scores = (f"{d.base:.4f}", f"{d.adapter:.4f}", f"{d.difference:+.4f}", interval + (" *" if d.clear else ""))
+        rows.append((d.task, d.metric, *scores, d.n, d.method))
+    headers = ["task", "metric", "base", "adapter", "difference", "95 % interval", "n", "interval by"]
+    return MarkdownTableWriter(headers=headers, value_matrix=rows).dumps() + "* the interval excludes zero"
 
 
 def as_fields(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:

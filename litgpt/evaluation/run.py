@@ -35,14 +35,12 @@ def evaluate(
     num_fewshot: Optional[int],
     limit: Optional[float],
     seed: int,
-    chat: bool,
 ) -> dict[str, Any]:
     """lm-eval's results with the samples.
 
     Args:
         manager: The manager that loaded the tasks.
         tasks: lm-eval's tasks and groups. They can be reused.
-        chat: Whether prompts are rendered as conversations.
 
     Raises:
         UserError: lm-eval refuses the tasks.
@@ -58,8 +56,8 @@ def evaluate(
                 batch_size=lm.batch or "auto",  # for the record
                 device=str(lm.device),
                 limit=limit,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=True if chat else None,
+                apply_chat_template=lm.chat,
+                fewshot_as_multiturn=True if lm.chat else None,
                 gen_kwargs={},
                 evaluation_tracker=tracker,
                 random_seed=seed,

@@ -56,12 +56,14 @@ class Server(uvicorn.Server):
 
 def bind(host: str, port: int) -> socket.socket:
     """A socket at an address. Raises `UserError` if the address cannot be used."""
+    if not 0 <= port <= 65535:  # glibc would wrap around
+        raise UserError(f"--port {port} is not between 0 and 65535.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
         listening = socket.socket(family, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listening.bind(address)
-    except (OSError, OverflowError, UnicodeError) as e:
+    except (OSError, UnicodeError) as e:
         raise UserError(f"Cannot listen on --host {host} --port {port}: {getattr(e, 'strerror', None) or e}.") from e
     return listening
 

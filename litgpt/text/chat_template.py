@@ -221,7 +221,7 @@ class ChatTemplate(PromptStyle):
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
                 start = self.answer_start(text, messages, i, tools)
-                answers.append((start, self.answer_end(text, start, messages, i, tools, turn_end), i))
+                answers.append((start, self.answer_end(text, start, messages, i, tools=tools, turn_end=turn_end), i))
         return Rendered(text, answers)
 
     def answer_start(self, text: str, messages: Sequence[Message], i: int, tools: Optional[list]) -> int:
@@ -261,7 +261,7 @@ class ChatTemplate(PromptStyle):
             part = ""
             with suppress(UserError):
                 part = self.render(messages[: i + 1], False, tools)
-            limit = self.next_message_start(text, start, messages, i, tools)
+            limit = self.next_message_start(text, start, messages, i, tools=tools)
         if turn_end:  # the answer itself may contain one: the last one in the message closes it
             is_prefix = bool(part) and text.startswith(part)
             found = text.rfind(turn_end, start, len(part) if is_prefix else limit)

@@ -92,9 +92,8 @@ class Tokenizer:
 
     def stops(self, style: PromptStyle) -> frozenset[int]:
         """The tokens that end an answer: those that the model folder names, and the one that the style writes."""
-        end = style.turn_end(self.special_tokens)
-        found = self.backend.token_id(end) if end else None
-        return self.stop_ids if found is None else self.stop_ids | {found}
+        stop = self.trained_stop(style)
+        return self.stop_ids if stop is None else self.stop_ids | {stop}
 
     def trained_stop(self, style: PromptStyle) -> Optional[int]:
         """The token that ends an answer in training: the one that the style writes, else EOS."""
