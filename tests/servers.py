@@ -13,16 +13,22 @@ from typing import Any, Optional
 
 import httpx
 
-from litgpt.serve.app import Service, Settings, make_app
+from litgpt.serve.app import App
 from litgpt.serve.models import ModelRegistry
-from litgpt.serve.server import Server, bind, configure
+from litgpt.serve.server import Server, bind
+from litgpt.serve.service import Service
+from litgpt.serve.settings import Settings
 
 
 @dataclass
 class Running:
     url: str
-    service: Service
+    app: App
     server: Server
+
+    @property
+    def service(self) -> Service:
+        return self.app.service
 
     def figure(self, name: str) -> float:
         """One line of /metrics."""
@@ -31,7 +37,7 @@ class Running:
 
     def wait_idle(self, seconds: float = 10) -> None:
         end = time.monotonic() + seconds
-        while self.service.worker.texts or self.service.worker.load.running:
+        while self.service.worker.n_sequences or self.service.worker.running:
             assert time.monotonic() < end, "texts are still decoded"
             time.sleep(0.01)
 
@@ -39,10 +45,10 @@ class Running:
 @contextlib.contextmanager
 def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **settings: Any) -> Iterator[Running]:
     """A server in this process."""
-    offer = ModelRegistry.open(folder, adapters or {}, precision="32-true")
-    app = make_app(offer, Settings(**settings))
+    registry = ModelRegistry.open(folder, adapters or {}, precision="32-true")
+    app = App(registry, Settings(**settings))
     listening = bind("127.0.0.1", 0)
-    server = Server(configure(app), app.state.service)
+    server = Server(app)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
     thread.start()
     url = f"http://127.0.0.1:{listening.getsockname()[1]}"
@@ -50,7 +56,7 @@ def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **set
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield Running(url, app.state.service, server)
+        yield Running(url, app, server)
     finally:
         server.should_exit = True
         thread.join(20)

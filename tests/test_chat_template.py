@@ -13,7 +13,7 @@ from litgpt.data.base import TokenizedDataset
 from litgpt.data.forms import Row, recognize, to_row
 from litgpt.data.tokens import IN_LOSS
 from litgpt.errors import UserError
-from litgpt.text.chat_template import ChatTemplate, plain
+from litgpt.text.chat_template import ChatTemplate, template_message
 from litgpt.text.prompts import checkpoint_template, choose_style
 from litgpt.text.tokenizer import Tokenizer
 
@@ -44,7 +44,7 @@ def test_ids_and_refusals(pair, file, real_data):
     assert end == STOPS.get(name, "<|im_end|>")
     refused = 0
     for row in read(real_data / "instruct" / file):
-        messages = [plain(m) for m in row.messages]
+        messages = [template_message(m) for m in row.messages]
         try:
             expected = theirs.apply_chat_template(messages, tools=row.tools, tokenize=True, return_dict=False)
         except Exception as e:

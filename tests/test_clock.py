@@ -296,9 +296,9 @@ def test_adapter_and_base_are_asked_the_same(clock, sealed, tmp_path, monkeypatc
 
     tasks, evaluate = write_tasks(tmp_path / "tasks", made_rows(3)), run.evaluate
 
-    def slow(*args: Any) -> Any:
+    def slow(*args: Any, **options: Any) -> Any:
         clock.tomorrow()
-        return evaluate(*args)
+        return evaluate(*args, **options)
 
     monkeypatch.setattr(run, "evaluate", slow)
     flags = ["--apply_chat_template", "--log_samples", "--vs", "base", "--out_dir", tmp_path / "out", "--device", "cpu"]

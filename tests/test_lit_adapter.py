@@ -115,7 +115,7 @@ def test_merge_lora(beside, tmp_path, tokenizer_file, capsys):
     (folder / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
     merged = save_lora(tmp_path / "lora", folder, weights, fields, {"query", "value", "mlp", "head"})
     (tmp_path / "lora" / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
-    (tmp_path / "lora" / "prompt_style.yaml").write_text("class_path: litgpt.text.prompts.Alpaca\n")
+    (tmp_path / "lora" / "prompt_style.yaml").write_text("class_path: litgpt.prompts.Alpaca\n")
     if beside:
         torch.save({n: t * 0.5 for n, t in merged.items()}, tmp_path / "lora" / "lit_model.pth")
         (tmp_path / "lora" / "model_config.yaml").write_text(yaml.safe_dump(fields))

@@ -251,7 +251,7 @@ def test_every_template_takes_it(client, running, real_data, monkeypatch, name, 
     texts, original = [], InferenceModel.render
     monkeypatch.setattr(InferenceModel, "render", lambda self, *a: texts.append(original(self, *a)) or texts[-1])
     folder = real_data / "tokenizers" / template
-    monkeypatch.setattr(running.service.offer.models["pico"], "style", checkpoint_template(folder))
+    monkeypatch.setattr(running.service.registry.models["pico"], "style", checkpoint_template(folder))
     messages, with_tools = HISTORIES[name]
     options: dict[str, Any] = {"tools": TOOLS} if with_tools else {}
     tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -329,12 +329,14 @@ def test_figures(running, client):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--host", "0.0.0.0"], "--host 0.0.0.0 lets other machines in: set --api_key"),
-        (["--devices", "2"], "--devices 2: a model is served from one device"),
-        (["--generate_strategy", "sequential"], "--generate_strategy sequential: a model is"),
-        (["--port", "70000", "--max_batch", "0"], "--port 70000 is not between 0 and 65535; --max_batch 0 must"),
-        (["--api_key", " "], "--api_key (or LITGPT_API_KEY) is empty"),
-        (["--adapters", "pico=x"], "--adapters pico: the base has this name"),
+        (["--host", "0.0.0.0"], "--api_key"),
+        (["--devices", "2"], "--devices 2"),
+        (["--generate_strategy", "sequential"], "--generate_strategy sequential"),
+        (["--port", "70000"], "--port 70000"),
+        (["--port", "-1"], "--port -1"),
+        (["--max_queue", "-1", "--max_batch", "0"], "--max_batch 0 must be above 0; --max_queue -1"),
+        (["--api_key", " "], "--api_key"),
+        (["--adapters", "pico=x"], "--adapters pico: the base model has this name"),
         (["--adapters", "a=nowhere", "b=x"], "No model folder 'nowhere'"),
     ],
 )
@@ -412,7 +414,7 @@ def test_paths_that_work(path, monkeypatch):
     made = []
     monkeypatch.setattr("litgpt.serve.server.serve", lambda app, *_: made.append(app))
     main(["serve", str(PICO), "--port", "0", "--api_path", path])
-    with TestClient(made[0], base_url="http://localhost") as client:
+    with TestClient(made[0].guard, base_url="http://localhost") as client:
         for url in {path, path.rstrip("/"), path.rstrip("/") + "/"}:
             answer = client.post(url, json={"prompt": "Hi", "max_tokens": 1})
             assert answer.status_code == 200 and answer.json().keys() == {"output"}, url

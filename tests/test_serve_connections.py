@@ -24,9 +24,9 @@ from litgpt.checkpoint.hub import PICO
 from litgpt.generate.engine import Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.text import TextStream
-from litgpt.serve import app as app_module
-from litgpt.serve import gate as gate_module
+from litgpt.serve import body as body_module
 from litgpt.serve import protocol
+from litgpt.serve import service as service_module
 from tests.conftest import save_llama
 from tests.servers import in_process, in_thread, n_files
 
@@ -150,7 +150,7 @@ def test_a_body_is_freed_with_its_answer(name, traced, monkeypatch):
             answer = client.post(path, content=body, headers=headers, timeout=60)
             assert answer.status_code == status
             del answer
-        until(lambda: running.service.gate.held == 0 and kept() < before + BIG // 10)
+        until(lambda: running.app.guard.bodies.held == 0 and kept() < before + BIG // 10)
 
 
 def test_a_body_is_not_kept_while_its_answer_is_made(talker, traced):
@@ -162,7 +162,7 @@ def test_a_body_is_not_kept_while_its_answer_is_made(talker, traced):
         with connect(running.url) as made:
             made.sendall(sent)
             made.recv(100)
-            assert running.service.worker.texts == 1
+            assert running.service.worker.n_sequences == 1
             until(lambda: kept() < before + BIG // 3, 5)
         running.wait_idle()
 
@@ -195,8 +195,8 @@ def test_a_prompt_is_freed_when_its_answer_ends(talker, traced):
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> Iterator[threading.Event]:
     """Reading takes as long as the event is not set."""
-    go_on, parse = threading.Event(), app_module.parse
-    monkeypatch.setattr(app_module, "parse", lambda *a: go_on.wait(30) and parse(*a))
+    go_on, parse = threading.Event(), service_module.parse
+    monkeypatch.setattr(service_module, "parse", lambda *a: go_on.wait(30) and parse(*a))
     yield go_on
     go_on.set()
 
@@ -209,21 +209,21 @@ def test_small_bodies_do_not_wait_for_large_ones(slow):
             made = [stack.enter_context(connect(running.url)) for _ in range(5)]
             for each in made:
                 each.sendall(large)
-            until(lambda: running.service.gate.active == 5)
-            original, app_module.parse = app_module.parse, app_module.parse.__closure__ and _parse
+            until(lambda: running.app.guard.active == 5)
+            original, service_module.parse = service_module.parse, service_module.parse.__closure__ and _parse
             assert httpx.post(running.url + "/v1/completions", json=small).status_code == 200
-            app_module.parse = original
+            service_module.parse = original
             for each in made[1:4]:  # who waits in the queue may leave it
                 reset(each)
-            until(lambda: running.service.gate.active == 2)
-            assert running.service.gate.held < 3 * len(large)
+            until(lambda: running.app.guard.active == 2)
+            assert running.app.guard.bodies.held < 3 * len(large)
             slow.set()
             assert [read(made[i])[0] for i in (0, 4)] == [200, 200]
-        until(lambda: running.service.gate.active == 0 and running.service.gate.held == 0)
+        until(lambda: running.app.guard.active == 0 and running.app.guard.bodies.held == 0)
         assert running.service.lanes.large._value == 1 and running.service.lanes.small._value == 2
 
 
-_parse = app_module.parse
+_parse = service_module.parse
 
 
 def test_time_in_the_queue_counts(slow):
@@ -236,26 +236,26 @@ def test_time_in_the_queue_counts(slow):
 
 def test_bodies_that_are_large_together(monkeypatch):
     """Bytes that came are counted, whoever has sent all of them; small bodies are never refused for that."""
-    monkeypatch.setattr(app_module, "N_BODIES", 2)
+    monkeypatch.setattr(body_module, "N_BODIES", 2)
     body = post("/v1/completions", {"prompt": "x" * 190_000})
     with in_thread(PICO, max_body=200_000) as running, contextlib.ExitStack() as stack:
         made = [stack.enter_context(connect(running.url)) for _ in range(3)]
         for i, each in enumerate(made[:2]):
             each.sendall(body[:-1])
-            until(lambda i=i: running.service.gate.held > 189_000 * (i + 1))
+            until(lambda i=i: running.app.guard.bodies.held > 189_000 * (i + 1))
         made[2].sendall(body)
         status, content = read(made[2])
         assert status == 429 and content["error"]["code"] == "queue_full"
-        assert running.service.gate.held < 390_000
+        assert running.app.guard.bodies.held < 390_000
         assert httpx.post(running.url + "/v1/completions", json={"prompt": "Hi", "max_tokens": 1}).status_code == 200
         reset(made[1])
         made[0].sendall(body[-1:])
         assert read(made[0])[0] == 400
-        until(lambda: running.service.gate.held == 0)
+        until(lambda: running.app.guard.bodies.held == 0)
 
 
 def test_who_sends_slowly_takes_no_place(monkeypatch):
-    monkeypatch.setattr(gate_module, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(body_module, "BODY_SECONDS", 1.0)
     body = post("/v1/completions", {"prompt": "Hi", "max_tokens": 1})
     with in_thread(PICO, max_batch=1, max_queue=1) as running, contextlib.ExitStack() as stack:
         made = [stack.enter_context(connect(running.url)) for _ in range(5)]
@@ -280,7 +280,7 @@ def test_refusals_are_heard_by_who_still_sends():
 
 def test_prompts_are_counted_before_they_are_read(monkeypatch):
     with in_thread(PICO) as running:
-        monkeypatch.setattr(type(running.service.offer.models["pico"].tokenizer), "encode", None)
+        monkeypatch.setattr(type(running.service.registry.models["pico"].tokenizer), "encode", None)
         answer = httpx.post(running.url + "/v1/completions", json={"prompt": ["Hi"] * 81})
         assert answer.status_code == 400 and answer.json()["error"]["param"] == "n"
 
@@ -290,7 +290,7 @@ def test_a_long_prompt_is_not_tokenized(path, monkeypatch):
     body = {"prompt": "x" * 100_000, "messages": [{"role": "user", "content": "x" * 100_000}]}
     del body["messages" if path != "/v1/chat/completions" else "prompt"]
     with in_thread(PICO) as running:
-        monkeypatch.setattr(type(running.service.offer.models["pico"].tokenizer.backend), "encode", None)
+        monkeypatch.setattr(type(running.service.registry.models["pico"].tokenizer.backend), "encode", None)
         answer = httpx.post(running.url + path, json=body)
     assert answer.status_code == 400 and answer.json()["error"]["code"] == "context_length_exceeded"
 
@@ -327,13 +327,13 @@ def test_who_takes_nothing_is_left(talker, monkeypatch):
     body = {**LONG, "n": 8, "logprobs": 20, "stream": True}
     with in_thread(talker, timeout=60) as running, connect(running.url, buffer=4096) as made:
         made.sendall(post("/v1/completions", body))
-        until(lambda: running.service.gate.active == 1)
-        until(lambda: running.service.gate.active == 0 and not running.service.worker.texts, 60)
+        until(lambda: running.app.guard.active == 1)
+        until(lambda: running.app.guard.active == 0 and not running.service.worker.n_sequences, 60)
         until(lambda: not running.server.server_state.connections)
 
 
 def test_one_connection_too_many(monkeypatch):
-    monkeypatch.setattr(protocol.Protocol, "most", 3)
+    monkeypatch.setattr(protocol.Protocol, "limit", 3)
     with in_thread(PICO) as running:
         with contextlib.ExitStack() as stack:
             made = [stack.enter_context(connect(running.url)) for _ in range(3)]
@@ -370,7 +370,7 @@ def test_what_is_not_http(name, caplog):
             time.sleep(0.05)
         status, content = read(made)
         assert status == 400 and content["error"]["code"] == "invalid_http"
-        until(lambda: running.service.gate.active == 0 and running.service.gate.held == 0)
+        until(lambda: running.app.guard.active == 0 and running.app.guard.bodies.held == 0)
         assert httpx.get(running.url + "/health").status_code == 200
     assert len(caplog.records) == 1 and caplog.records[0].exc_info is None
 
@@ -386,7 +386,7 @@ def test_what_is_not_http_in_mid_answer(talker, caplog, stream):
         while made.recv(65536):
             pass
         running.wait_idle()
-        until(lambda: running.service.gate.active == 0)
+        until(lambda: running.app.guard.active == 0)
         assert httpx.get(running.url + "/health").status_code == 200
     assert all(record.exc_info is None for record in caplog.records)
 
@@ -396,5 +396,5 @@ def test_a_failure_of_the_program_is_still_a_traceback(monkeypatch, caplog):
     with in_thread(PICO) as running:
         answer = httpx.post(running.url + "/predict", json={"prompt": "Hi"})
         assert answer.status_code == 500 and answer.json()["error"]["type"] == "server_error"
-        assert running.service.gate.active == 0
+        assert running.app.guard.active == 0
     assert any(record.exc_info for record in caplog.records)

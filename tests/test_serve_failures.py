@@ -24,7 +24,7 @@ from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
-from litgpt.serve.worker import IN_A_ROW, Worker
+from litgpt.serve.worker import MAX_FAILURES, Worker
 from tests.servers import Running, in_thread
 
 BODY = {"prompt": "The cat", "max_tokens": 6, "temperature": 0}
@@ -87,7 +87,7 @@ class Fault:
                     raise self.error
             return original(*args, **kwargs)
 
-        patch.setattr(owner, name, staticmethod(faulty) if name == "news" else faulty)
+        patch.setattr(owner, name, staticmethod(faulty) if name == "event" else faulty)
 
     def spared(self, args: Any) -> bool:
         """The small text of the worker is answered."""
@@ -105,7 +105,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {  # where it fails, after how many ca
     "model": (GPT, "hidden", 2),
     "sampling": (Engine, "draw", 2),
     "between a token and its log-probability": (Engine, "extend", 2),
-    "news": (Worker, "news", 2),
+    "event": (Worker, "event", 2),
 }
 
 
@@ -132,7 +132,7 @@ def test_a_failure_is_survived(running, tensors, monkeypatch, capfd, place):
 
 def test_a_failure_in_the_event_loop_is_survived(running, monkeypatch):
     figures = running.service.metrics
-    monkeypatch.setattr(running.service.worker, "on_news", lambda news: figures.nothing)
+    monkeypatch.setattr(running.service.worker, "on_events", lambda news: figures.nothing)
     assert httpx.post(running.url + "/v1/completions", json=BODY).status_code == 200
     running.wait_idle()
 
@@ -151,7 +151,7 @@ def test_a_text_that_was_cancelled_while_it_waited_is_counted(monkeypatch):
         monkeypatch.setattr(GPT, "hidden", slow)
         with contextlib.suppress(httpx.ReadTimeout):
             httpx.post(running.url + "/v1/completions", json={**BODY, "n": 2}, timeout=0.5)
-        assert began.is_set() and running.service.worker.texts == 2
+        assert began.is_set() and running.service.worker.n_sequences == 2
         fault = Fault(monkeypatch, Engine, "enter", RuntimeError("it failed"))
         fault.on = True
         time.sleep(0.2)  # the client has gone
@@ -218,20 +218,20 @@ def test_requests_that_wait_are_refused_too(monkeypatch):
         assert began.wait(10)
         for thread in threads[1:]:
             thread.start()
-        while running.service.worker.texts < 4:
+        while running.service.worker.n_sequences < 4:
             time.sleep(0.01)
         go_on.set()
         for thread in threads:
             thread.join(10)
-        assert codes == [503] * 4 and running.service.worker.texts == 0
+        assert codes == [503] * 4 and running.service.worker.n_sequences == 0
 
 
 def test_failures_in_a_row(running, monkeypatch):
     """A small text is answered, and nothing else is: the server tries on, and does not call itself healthy."""
     fault = Fault(monkeypatch, GPT, "hidden", torch.OutOfMemoryError("CUDA out of memory"))
     fault.on = True
-    for i in range(IN_A_ROW + 1):
-        assert httpx.get(running.url + "/health").status_code == (200 if i < IN_A_ROW else 503)
+    for i in range(MAX_FAILURES + 1):
+        assert httpx.get(running.url + "/health").status_code == (200 if i < MAX_FAILURES else 503)
         assert httpx.post(running.url + "/v1/completions", json=BODY).status_code == 500
     assert "OutOfMemoryError" in httpx.get(running.url + "/health").json()["reason"]
     assert running.figure("litgpt_engine_up") == 0

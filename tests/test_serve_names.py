@@ -48,15 +48,15 @@ ALONE: list[tuple[str, list[str], list[str]]] = [  # typed; names that mean it; 
 @pytest.mark.parametrize(("typed", "names", "others"), ALONE, ids=[typed for typed, _, _ in ALONE])
 def test_a_model(place, monkeypatch, typed, names, others):
     monkeypatch.chdir(place)
-    offer = ModelRegistry.open(Path(typed), {}, precision="32-true")
-    (served,) = offer.models
-    assert [offer.find(name) for name in names] == [served] * len(names)
-    assert [offer.find(name) for name in others] == [None] * len(others)
+    registry = ModelRegistry.open(Path(typed), {}, precision="32-true")
+    (served,) = registry.models
+    assert [registry.find(name) for name in names] == [served] * len(names)
+    assert [registry.find(name) for name in others] == [None] * len(others)
 
 
 def test_an_absolute_path(place):
-    offer = ModelRegistry.open(place / FOLDER, {}, precision="32-true")
-    assert offer.find(str(place / FOLDER)) == offer.find(HUB) == NAME
+    registry = ModelRegistry.open(place / FOLDER, {}, precision="32-true")
+    assert registry.find(str(place / FOLDER)) == registry.find(HUB) == NAME
 
 
 ADAPTERS: dict[str, Any] = {  # name, and the model that it means

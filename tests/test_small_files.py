@@ -393,7 +393,7 @@ def test_templates_that_would_take_all_time_or_memory(template):
 
 @pytest.mark.parametrize("template", SLOW)
 def test_templates_that_do_not_end(template, monkeypatch):
-    monkeypatch.setattr("litgpt.text.chat_template.SECONDS", 0.1)
+    monkeypatch.setattr("litgpt.text.sandbox.SECONDS", 0.1)
     with pytest.raises(UserError, match="template"):
         ChatTemplate(template, {}).render([{"role": "user", "content": "a"}], True)
 

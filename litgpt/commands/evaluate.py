@@ -2,6 +2,7 @@
 
 import logging
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -41,43 +42,43 @@ def main(
     quantize: Optional[QuantizeName] = None,
     base: Optional[Path] = None,
 ) -> None:
-    """Score a model on the tasks of lm-eval, by lm-eval's own harness. Nothing is converted.
+    """Evaluate a model on the tasks of lm-eval, with lm-eval's own harness.
 
-    If the data of a task cannot be had, nothing is run.
+    If the data of a task are not available, nothing is run.
 
     Args:
-        checkpoint_dir: A base folder, an adapter folder or a merged folder, or the name of one under checkpoints/.
-        tasks: Names of tasks, groups or tags, as a,b, or patterns such as blimp_*, or YAML files with tasks; `list`
-            shows all, and `"list WORD WORD"` those with these words in their names.
-        out_dir: Where results.json goes; by default the folder `evaluate` in the model folder.
-        force_conversion: Without effect: no model is converted.
-        num_fewshot: Examples before each question, instead of the task's own number.
-        batch_size: Texts that are read or answered at once, or auto for as many as make good use of the device. The
-            scores do not depend on it, so that the default is auto, not 1.
-        device: cpu, cuda or mps; by default the best there is.
+        checkpoint_dir: A base, adapter or merged folder, or its name under checkpoints/.
+        tasks: Tasks, groups or tags, as a,b; patterns such as blimp_*; or YAML files that define tasks. `list` shows
+            all tasks, `"list WORD WORD"` those whose names contain the words.
+        out_dir: Folder for results.json; by default the folder `evaluate` in the model folder.
+        force_conversion: Ignored: models are not converted.
+        num_fewshot: Examples before each question, instead of the task's default.
+        batch_size: Number of texts that are read or answered at once, or auto to choose by the device. It does not
+            change the scores, so the default is auto instead of LitGPT's 1.
+        device: cpu, cuda or mps; by default the best available.
         dtype: float32, bfloat16 or float16: the same as --precision 32-true, bf16-true or 16-true.
-        limit: Only so many questions of each task, or, below 1, this share of them.
-        seed: Of the examples before a question, and of answers that are drawn.
-        save_filepath: The file for the results, instead of results.json in the out_dir.
-        overwrite: Replace results that litgpt did not write.
-        access_token: The token for data sets of the Hugging Face Hub that want one.
-        include_path: A folder, or a list of folders, with YAML files of tasks of one's own.
+        limit: Use only this many questions of each task, or this share of them if it is below 1.
+        seed: Seed of the few-shot examples and of sampled answers.
+        save_filepath: File for the results, instead of results.json in the out_dir.
+        overwrite: Replace files that litgpt did not write.
+        access_token: Token of the Hugging Face Hub for gated data sets.
+        include_path: Folder or list of folders with YAML files that define custom tasks.
         apply_chat_template: Render the questions as conversations, in the style that the model was trained with or by
             its chat template.
-        log_samples: Write samples_TASK.jsonl as well: every question with its answers and their scores.
-        vs: `base` scores the base of an adapter too, on the same questions, and shows the differences with paired 95 %
-            confidence intervals.
-        fail_if_drop: With --vs base, end with 1 if a metric of the adapter is worse than the base's by more than this
-            share of it, as 2%.
-        precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
-            natively, else 32-true.
-        quantize: Keep the weights of the blocks in 4 or 8 bits, by bitsandbytes.
-        base: The base model of an adapter, instead of the recorded one.
+        log_samples: Also write samples_TASK.jsonl: each question with its answers and their scores.
+        vs: `base` also evaluates the base of an adapter on the same questions, and prints the differences with paired
+            95 % confidence intervals.
+        fail_if_drop: With --vs base, exit with 1 if a metric of the adapter is worse than the base's by more than this
+            share, for example 2%.
+        precision: By default 32-true for weights that are stored so, else bf16-true if the device supports it, else
+            32-true.
+        quantize: Store the weights of the blocks in 4 or 8 bits with bitsandbytes.
+        base: Base model of an adapter, instead of the recorded one.
     """
     require("lm_eval", "evaluate")
     if access_token:
-        os.environ["HF_TOKEN"] = access_token  # read when the hub's library is imported
-    quieten()
+        os.environ["HF_TOKEN"] = access_token  # before the hub's library is imported
+    silence_libraries()
     from litgpt.evaluation import compare, run
     from litgpt.evaluation.lm import LitGPT
     from litgpt.evaluation.tasks import find_tasks, listing, load_tasks, split_names
@@ -90,23 +91,25 @@ def main(
         print(listing([*words[1:], *named], include))
         return
     if checkpoint_dir is None or not words:
-        raise UserError("Missing: the model folder and --tasks. litgpt evaluate --tasks list shows the tasks.")
+        raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate --tasks list.")
     share = compare.read_share(fail_if_drop) if fail_if_drop is not None else None
-    batch = check(num_fewshot, batch_size, limit, vs, share)
-    precision = pick_precision(precision, dtype)
-    accelerator = pick_accelerator(device)
+    check_options(num_fewshot, batch_size, limit, missing_base=share is not None and vs is None)
+    batch = None if str(batch_size).startswith("auto") else int(batch_size)
+    precision, accelerator = precision_of(precision, dtype), accelerator_of(device)
     if force_conversion:
-        print("litgpt: --force_conversion has no effect: no model is converted.", file=sys.stderr)
+        print("litgpt: --force_conversion is ignored: models are not converted.", file=sys.stderr)
     source = ModelSource.open(find_folder(checkpoint_dir), base)
     if vs and source.adapter is None:
-        raise UserError(f"--vs base wants an adapter folder; {source.folder} is a whole model.")
+        raise UserError(f"--vs base requires an adapter folder; {source.folder} is a complete model.")
     folder = run.writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
     file = save_filepath or folder / "results.json"
     run.check_outputs(file, log_samples, overwrite)
     manager, names = find_tasks(split_names(words), include, {"pretrained": str(source.checkpoint.folder)})
     loaded_tasks = load_tasks(manager, names)
 
-    loaded = InferenceModel.open(checkpoint_dir, base, precision, quantize, accelerator)
+    loaded = InferenceModel.open(
+        checkpoint_dir, base=base, precision=precision, quantize=quantize, accelerator=accelerator
+    )
     if vs:
         loaded.source.check_base()
     share_threads(loaded.model, loaded.device)
@@ -116,7 +119,7 @@ def main(
 
     def score(source: ModelSource) -> dict[str, Any]:
         with clock_at(clock):  # the same questions for adapter and base
-            results = run.evaluate(lm, manager, loaded_tasks, num_fewshot, limit, seed, apply_chat_template)
+            results = run.evaluate(lm, manager, loaded_tasks, num_fewshot=num_fewshot, limit=limit, seed=seed)
         run.describe(results, source, hashes, time.perf_counter() - began)
         return results
 
@@ -127,7 +130,7 @@ def main(
         with loaded.source.without_adapter(loaded.model):
             base_results = score(ModelSource.open(loaded.source.checkpoint.folder))
         known = manager.load(loaded_tasks)
-        differences = compare.compare(base_results, results, known["tasks"], known["groups"], seed)
+        differences = compare.compare(base_results, results, tasks=known["tasks"], groups=known["groups"], seed=seed)
         results["vs_base"] = compare.as_fields(differences)
         print(compare.table(differences))
         run.write_results(base_results, file.with_stem(f"{file.stem}_base"))
@@ -144,50 +147,44 @@ def main(
         sys.exit(1)
 
 
-def quieten() -> None:
-    """Let lm-eval and its libraries be silent about what is shown here anyway."""
+def silence_libraries() -> None:
+    """Hide messages and progress bars of lm-eval and its libraries."""
     for name in ("lm_eval", "huggingface_hub"):
         logging.getLogger(name).setLevel(logging.ERROR)
     os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "0" if sys.stderr.isatty() else "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "true")
 
 
-def check(
-    num_fewshot: Optional[int], batch_size: Union[int, str], limit: Optional[float], vs: Optional[str], share: Any
-) -> Optional[int]:
-    """The batch size as a number; None for auto.
-
-    Raises:
-        UserError: options are out of range; all at once.
-    """
+def check_options(
+    num_fewshot: Optional[int], batch_size: Union[int, str], limit: Optional[float], missing_base: bool
+) -> None:
+    """Raise one `UserError` for all options that are out of range."""
     wrong = []
-    text = str(batch_size).partition(":")[0]  # lm-eval's auto:N
-    if text != "auto" and (not text.isdecimal() or int(text) < 1):
+    if not re.fullmatch(r"auto(:.*)?|0*[1-9][0-9]*", str(batch_size)):  # lm-eval has auto:N
         wrong.append(f"--batch_size {batch_size} must be above 0, or auto")
     if num_fewshot is not None and num_fewshot < 0:
-        wrong.append(f"--num_fewshot {num_fewshot} is below 0")
+        wrong.append(f"--num_fewshot {num_fewshot} must not be negative")
     if limit is not None and (limit <= 0 or (limit > 1 and limit != int(limit))):
-        wrong.append(f"--limit {limit} must be a share between 0 and 1, or a whole number")
-    if share is not None and vs is None:
-        wrong.append("--fail_if_drop compares with --vs base, which is not given")
+        wrong.append(f"--limit {limit} must be an integer or a share between 0 and 1")
+    if missing_base:
+        wrong.append("--fail_if_drop requires --vs base")
     if wrong:
         raise UserError("; ".join(wrong) + ".")
-    return None if text == "auto" else int(text)
 
 
-def pick_precision(precision: Optional[PrecisionName], dtype: Optional[str]) -> Optional[PrecisionName]:
+def precision_of(precision: Optional[PrecisionName], dtype: Optional[str]) -> Optional[PrecisionName]:
     if dtype is None:
         return precision
     name = dtype.removeprefix("torch.")
     if name not in DTYPES:
         raise UserError(f"--dtype {dtype}: choose from {', '.join(DTYPES)}.{nearest(name, DTYPES)}")
     if precision not in (None, DTYPES[name]):
-        raise UserError(f"--dtype {dtype} and --precision {precision} contradict each other: give one.")
+        raise UserError(f"--dtype {dtype} and --precision {precision} contradict each other. Pass one of them.")
     return DTYPES[name]
 
 
-def pick_accelerator(device: Optional[str]) -> Accelerator:
+def accelerator_of(device: Optional[str]) -> Accelerator:
     kind, _, number = (device or "auto").partition(":")
     if kind not in ("auto", "cpu", "cuda", "mps") or number not in ("", "0"):
-        raise UserError(f"--device {device}: choose from cpu, cuda, mps; for another GPU set CUDA_VISIBLE_DEVICES.")
+        raise UserError(f"--device {device}: choose from cpu, cuda, mps. To use another GPU, set CUDA_VISIBLE_DEVICES.")
     return kind  # type: ignore[return-value]

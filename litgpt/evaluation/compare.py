@@ -1,4 +1,4 @@
-"""Whether an adapter made its base better: differences of the scores of the same questions."""
+"""Whether an adapter is better than its base: paired differences of their scores on the same questions."""
 
 import math
 import random
@@ -7,12 +7,13 @@ from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
 from lm_eval.api.metrics import mean
+from pytablewriter import MarkdownTableWriter
 
 from litgpt.errors import UserError
 
-Z = 1.96  # of a normal distribution, 95 % lie within so many standard deviations
+Z = 1.96  # standard deviations around the mean that contain 95 % of a normal distribution
 RESAMPLES = 1000
-SLOW_RESAMPLES = 100  # for metrics that are computed over all texts together and take long, as in lm-eval
+SLOW_RESAMPLES = 100  # for slow metrics, as in lm-eval
 SLOW = ("bleu", "chrf", "chrf++", "ter")
 
 
@@ -21,14 +22,13 @@ class Difference:
     """A metric of a task with and without the adapter.
 
     Args:
-        difference: With the adapter less without it.
-        low: The lower end of its 95 % confidence interval; None where a single sample says nothing of it.
+        difference: With the adapter minus without it.
+        low: The lower end of its 95 % confidence interval; None for a single sample.
         high: The upper end.
-        n: Samples.
-        method: How the interval was made: `paired normal`, from the mean and the standard error of the differences of
-            each sample, or, for metrics that are no mean, `paired bootstrap`, from samples drawn again with
-            replacement, the same ones for both.
-        higher_is_better: None where neither is.
+        n: Number of samples.
+        method: How the interval was computed: `paired normal`, from the mean and the standard error of the differences
+            of the samples, or, for metrics that are not means, `paired bootstrap`, from resampled pairs.
+        higher_is_better: None if neither is.
     """
 
     task: str
@@ -49,7 +49,7 @@ class Difference:
 
     @property
     def drop(self) -> float:
-        """How much worse the adapter is, as a share of the base's score; below 0 where it is better."""
+        """How much worse the adapter is, as a share of the base's score; negative if it is better."""
         if self.higher_is_better is None or self.difference == 0:
             return 0.0
         worse = -self.difference if self.higher_is_better else self.difference
@@ -59,35 +59,17 @@ class Difference:
 def compare(
     base: dict[str, Any], adapter: dict[str, Any], tasks: dict[str, Any], groups: dict[str, Any], seed: int
 ) -> list[Difference]:
-    """The differences between two results of lm-eval over the same tasks, both with their samples.
+    """The differences between two of lm-eval's results for the same tasks, both with their samples.
 
     Args:
-        tasks: lm-eval's tasks by their names.
-        groups: Its groups by theirs.
+        tasks: lm-eval's tasks by name.
+        groups: Its groups by name.
     """
     found = []
     for name, task in tasks.items():
-        better = task.higher_is_better()
         for key in adapter["results"][name]:
-            metric, comma, kind = key.partition(",")
-            values = [per_sample(r["samples"][name], metric, kind) for r in (base, adapter)]
-            if not comma or metric.endswith("_stderr") or not values[0]:
-                continue
-            shared = sorted(set(values[0]) & set(values[1]))
-            pairs = [(values[0][i], values[1][i]) for i in shared]
-            before, after = (float(r["results"][name][key]) for r in (base, adapter))
-            aggregate = task.aggregation().get(metric, mean)
-            if aggregate is mean:
-                low, high = normal_interval([float(b) - float(a) for a, b in pairs])
-            else:
-                draws = SLOW_RESAMPLES if metric in SLOW else RESAMPLES
-                low, high = bootstrap_interval(pairs, aggregate, draws, seed)
-            method = "paired normal" if aggregate is mean else "paired bootstrap"
-            label = metric if kind == "none" else key
-            difference = after - before
-            found.append(
-                Difference(name, label, before, after, difference, low, high, len(pairs), method, better.get(metric))
-            )
+            if "," in key and not key.partition(",")[0].endswith("_stderr"):
+                found += task_difference(task, name, key, (base, adapter), seed)
     for name, group in groups.items():
         for key in adapter.get("groups", {}).get(name, {}):
             if "," in key and "_stderr" not in key:
@@ -96,27 +78,75 @@ def compare(
     return found
 
 
-def group_difference(group: Any, key: str, before: float, after: float, found: Sequence[Difference]) -> Difference:
-    """The difference of a group's score, which is a mean of its tasks' scores, from those of its tasks."""
+def task_difference(
+    task: Any, name: str, key: str, results: tuple[dict[str, Any], dict[str, Any]], seed: int
+) -> list[Difference]:
+    """The difference of one metric of a task, unless the metric has no values by sample.
+
+    Args:
+        key: The metric and the filter of its answers, as in lm-eval's results.
+        results: Without and with the adapter.
+    """
     metric, _, kind = key.partition(",")
-    label = metric if kind == "none" else key
+    values = [per_sample(r["samples"][name], metric, kind) for r in results]
+    if not values[0]:
+        return []
+    pairs = [(values[0][i], values[1][i]) for i in sorted(set(values[0]) & set(values[1]))]
+    before, after = (float(r["results"][name][key]) for r in results)
+    aggregate = task.aggregation().get(metric, mean)
+    if aggregate is mean:
+        low, high = normal_interval([float(b) - float(a) for a, b in pairs])
+    else:
+        low, high = bootstrap_interval(pairs, aggregate, SLOW_RESAMPLES if metric in SLOW else RESAMPLES, seed)
+    difference = Difference(
+        task=name,
+        metric=label(key),
+        base=before,
+        adapter=after,
+        difference=after - before,
+        low=low,
+        high=high,
+        n=len(pairs),
+        method="paired normal" if aggregate is mean else "paired bootstrap",
+        higher_is_better=task.higher_is_better().get(metric),
+    )
+    return [difference]
+
+
+def group_difference(group: Any, key: str, before: float, after: float, found: Sequence[Difference]) -> Difference:
+    """The difference of a group's score, which is a mean of the scores of its tasks."""
     names = {task.task_name for task in group.get_all_tasks()}
-    parts = [d for d in found if d.task in names and d.metric == label]
+    parts = [d for d in found if d.task in names and d.metric == label(key)]
+    metric = key.partition(",")[0]
     by_size = next((m.weight_by_size for m in group.aggregate_metric_list if m.metric == metric), True)
     total = sum(d.n for d in parts)
     weights = [d.n / total if by_size else 1 / len(parts) for d in parts]
     low = high = None
-    difference = after - before
     halves = [(d.high - d.low) / 2 for d in parts if d.low is not None and d.high is not None]
     if len(halves) == len(parts) and all(d.method == "paired normal" for d in parts):
         half = math.sqrt(sum((w * h) ** 2 for w, h in zip(weights, halves)))
-        low, high = difference - half, difference + half
-    better = parts[0].higher_is_better if parts else None
-    return Difference(group.name, label, before, after, difference, low, high, total, "paired normal", better)
+        low, high = after - before - half, after - before + half
+    return Difference(
+        task=group.name,
+        metric=label(key),
+        base=before,
+        adapter=after,
+        difference=after - before,
+        low=low,
+        high=high,
+        n=total,
+        method="paired normal",
+        higher_is_better=parts[0].higher_is_better if parts else None,
+    )
+
+
+def label(key: str) -> str:
+    """How a metric is shown: without the filter if there is none."""
+    return key.removesuffix(",none")
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
-    """What each sample adds to a metric, by its number."""
+    """The values of a metric by sample."""
     return {s["doc_id"]: s[metric] for s in samples if s["filter"] == kind and metric in s}
 
 
@@ -132,32 +162,30 @@ def normal_interval(differences: Sequence[float]) -> tuple[Optional[float], Opti
 def bootstrap_interval(
     pairs: Sequence[tuple[Any, Any]], aggregate: Any, draws: int, seed: int
 ) -> tuple[Optional[float], Optional[float]]:
-    """The middle 95 % of the differences that samples drawn with replacement give."""
+    """The middle 95 % of the differences of resampled pairs."""
     if len(pairs) < 2:
         return None, None
-    draw, found = random.Random(seed), []
+    rng, found = random.Random(seed), []
     for _ in range(draws):
-        some = draw.choices(pairs, k=len(pairs))
-        found.append(float(aggregate([b for _, b in some])) - float(aggregate([a for a, _ in some])))
+        resampled = rng.choices(pairs, k=len(pairs))
+        found.append(float(aggregate([b for _, b in resampled])) - float(aggregate([a for a, _ in resampled])))
     found.sort()
     tail = round(0.025 * draws)
     return found[tail], found[-1 - tail]
 
 
 def table(differences: Sequence[Difference]) -> str:
-    rows = [("task", "metric", "base", "adapter", "difference", "95 % interval", "n", "interval by")]
+    rows = []
     for d in differences:
-        span = "-" if d.low is None or d.high is None else f"{d.low:+.4f} to {d.high:+.4f}"
-        mark = " *" if d.clear else ""
-        scores = (f"{d.base:.4f}", f"{d.adapter:.4f}", f"{d.difference:+.4f}", span + mark)
-        rows.append((d.task, d.metric, *scores, str(d.n), d.method))
-    widths = [max(map(len, column)) for column in zip(*rows)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
-    return "\n".join([*lines, "* the interval excludes zero"])
+        interval = "-" if d.low is None or d.high is None else f"{d.low:+.4f} to {d.high:+.4f}"
+        scores = (f"{d.base:.4f}", f"{d.adapter:.4f}", f"{d.difference:+.4f}", interval + (" *" if d.clear else ""))
+        rows.append((d.task, d.metric, *scores, d.n, d.method))
+    headers = ["task", "metric", "base", "adapter", "difference", "95 % interval", "n", "interval by"]
+    return MarkdownTableWriter(headers=headers, value_matrix=rows).dumps() + "* the interval excludes zero"
 
 
 def as_fields(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
-    """For each task its metrics, as `results.json` has them."""
+    """The metrics of each task, as in `results.json`."""
     found: dict[str, dict[str, Any]] = {}
     for d in differences:
         found.setdefault(d.task, {})[d.metric] = {k: v for k, v in asdict(d).items() if k not in ("task", "metric")}
@@ -165,15 +193,11 @@ def as_fields(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:
 
 
 def read_share(text: str) -> float:
-    """A share, as `2%` or `0.02`.
-
-    Raises:
-        UserError: it is neither.
-    """
+    """Parse a share such as `2%` or `0.02`. Raises `UserError` for anything else."""
     try:
         share = float(text.removesuffix("%")) / (100 if text.endswith("%") else 1)
     except ValueError:
         share = -1.0
     if not 0 <= share < math.inf:
-        raise UserError(f"--fail_if_drop {text}: a share of the base's score is wanted, as 2% or 0.02.")
+        raise UserError(f"--fail_if_drop {text} is not a share of the base's score, such as 2% or 0.02.")
     return share

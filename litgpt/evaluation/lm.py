@@ -1,6 +1,6 @@
-"""Our model as lm-eval asks it: text goes in, numbers and text come out.
+"""The interface between lm-eval and our models.
 
-Tokens are made as by lm-eval's own class for `transformers`, so that scores can be compared.
+Texts are tokenized as in lm-eval's own class for `transformers`, so that scores are comparable.
 """
 
 import sys
@@ -26,16 +26,16 @@ from litgpt.text.chat_template import ChatTemplate
 from litgpt.text.prompts import template_variables
 from litgpt.train.progress import SECONDS, duration
 
-MAX_NEW = 256  # tokens of an answer where a task does not say how many, as in lm-eval
-ROWS = 32  # answers that are decoded at once by default
-MARK = "\uffff "  # the blank shows whether a template strips what it stands behind
-KNOWN = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks", "repetition_penalty"}
+MAX_NEW_TOKENS = 256  # for tasks that set no limit, as in lm-eval
+DEFAULT_BATCH = 32  # answers that are decoded at once
+MARK = "\uffff "  # its blank shows whether a template strips the content
+SUPPORTED = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_toks", "repetition_penalty"}
 
 Pair = tuple[list[int], list[int]]
 
 
-def remembered(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Note an error of this method, so that it can be told from what lm-eval says about its tasks."""
+def record_error(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Record an error of this method, to distinguish it from lm-eval's own errors about tasks."""
 
     @wraps(method)
     def call(self: "LitGPT", *args: Any, **kwargs: Any) -> Any:
@@ -49,12 +49,11 @@ def remembered(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class LitGPT(LM):
-    """A loaded folder.
+    """A loaded model, as lm-eval uses it.
 
     Args:
-        batch: Different texts that are read, or answers that are decoded, at once; None for as many as make good use of
-            the device.
-        seed: Of answers that are drawn.
+        batch: How many different texts are read, or answers decoded, at once; None to choose by the device.
+        seed: Seed of sampled answers.
         chat: Whether prompts are rendered as conversations.
     """
 
@@ -64,7 +63,7 @@ class LitGPT(LM):
         super().__init__()
         self.loaded, self.batch, self.seed, self.chat = loaded, batch, seed, chat
         self._device = loaded.device
-        self.said: set[str] = set()
+        self.notes: set[str] = set()
         self.failed: Optional[Exception] = None
 
     @property
@@ -73,15 +72,14 @@ class LitGPT(LM):
 
     @property
     def prefix_token_id(self) -> int:
-        """What the first token of a text follows: BOS, else EOS, as far as the tokenizer has them."""
+        """The token before the first token of a text: BOS, else EOS, if the tokenizer has them."""
         tokenizer = self.loaded.tokenizer
         named = [tokenizer.token_id(token, None) for token in (tokenizer.bos_token, tokenizer.eos_token) if token]
-        found = next((i for i in (*named, tokenizer.bos_id, tokenizer.eos_id) if i is not None), 0)
-        return found
+        return next((i for i in (*named, tokenizer.bos_id, tokenizer.eos_id) if i is not None), 0)
 
     @property
     def tokenizer(self) -> SimpleNamespace:
-        """What lm-eval notes of a tokenizer. Nothing is padded here; it is the padding token that lm-eval takes."""
+        """What lm-eval records of a tokenizer. Nothing is padded; the padding token is the one lm-eval would use."""
         ours = self.loaded.tokenizer
         named = template_variables(ours.folder)
         pad = named.get("pad_token") or named.get("unk_token") or ours.eos_token
@@ -102,145 +100,141 @@ class LitGPT(LM):
         """Ids of texts.
 
         Args:
-            special: Whether special tokens are added as the tokenizer does it; as in lm-eval, never to a text that
-                begins with BOS.
-            rendered: Whether the texts are prompts. Those of a style that is not in the folder's own template, which
-                lm-eval does not know, have the tokens that they had in training: none but what is written.
+            special: Whether to add the tokenizer's special tokens; as in lm-eval, not if a text begins with BOS.
+            rendered: Whether the texts are rendered prompts. If their style is not the folder's own template, which
+                lm-eval would use, they are tokenized as in training: without special tokens beyond those in the text.
         """
         style = self.loaded.style
         as_trained = rendered and self.chat and style.own_special_tokens and style.name != "chat"
         start = self.loaded.tokenizer.decode([self.prefix_token_id], skip_special=False)
-        different = list(dict.fromkeys(texts))
-        wanted = [special and not as_trained and not text.startswith(start) for text in different]
-        encoded = self.loaded.tokenizer.encode_batch(different, wanted)
-        ids = {text: list(e.ids) for text, e in zip(different, encoded)}
+        unique = list(dict.fromkeys(texts))
+        add_special = [special and not as_trained and not text.startswith(start) for text in unique]
+        encoded = self.loaded.tokenizer.encode_batch(unique, add_special)
+        ids = {text: list(e.ids) for text, e in zip(unique, encoded)}
         return [ids[text] for text in texts]
 
     def pairs(self, requests: Sequence[Instance]) -> list[Pair]:
-        """Contexts and continuations as ids; a blank between them belongs to the continuation."""
-        prefix = self.prefix_token_id
-        texts = []
-        for request in requests:
-            context, continuation = request.args
-            bare = context.rstrip()
-            texts.append((bare, context[len(bare) :] + continuation, context == ""))
-        contexts = iter(self.encode([bare for bare, _, empty in texts if not empty], rendered=True))
-        wholes = iter(self.encode([bare + after for bare, after, empty in texts if not empty], rendered=True))
-        alone = iter(self.encode([after for _, after, empty in texts if empty], special=False))
+        """Contexts and continuations as ids. Blanks between them belong to the continuation."""
+        prefix, args = self.prefix_token_id, [request.args for request in requests]
+        contexts = iter(self.encode([context.rstrip() for context, _ in args if context], rendered=True))
+        complete = iter(self.encode([context + after for context, after in args if context], rendered=True))
+        alone = iter(self.encode([after for context, after in args if not context], special=False))
         found: list[Pair] = []
-        for _, _, empty in texts:
-            if empty:
+        for context, _ in args:
+            if context:
+                before = next(contexts)
+                found.append((before or [prefix], next(complete)[len(before) :]))
+            else:
                 ids = next(alone)
                 found.append((ids[:1], ids[1:]) if ids[:1] == [prefix] else ([prefix], ids))
-            else:
-                before = next(contexts)
-                found.append((before or [prefix], next(wholes)[len(before) :]))
-        self.check(found)
+        self.check_pairs(found)
         return found
 
-    def check(self, pairs: Sequence[Pair]) -> None:
-        """Raise `UserError` for a token that the model has no embedding for."""
+    def check_pairs(self, pairs: Sequence[Pair]) -> None:
+        """Raise `UserError` for a token without an embedding."""
         for context, continuation in pairs:
             self.loaded.tokenizer.check([*context, *continuation])
 
-    @remembered
+    @record_error
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
-        """For each pair the log-probability of the continuation, and whether it is what the model would say."""
+        """The log-probability of each continuation, and whether greedy decoding would produce it."""
         pairs = self.pairs(requests)
         long = sum(len(context) + len(continuation) > self.max_length + 1 for context, continuation in pairs)
-        self.say_truncated([self.max_length] * long, len(pairs))
-        return score(self.loaded.model, pairs, self.batch, Left("log-likelihoods: tokens").show)
+        self.note_truncated([self.max_length] * long, len(pairs))
+        return score(self.loaded.model, pairs, self.batch, ProgressLine("log-likelihoods: tokens").show)
 
-    @remembered
+    @record_error
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
-        """For each text its log-probability, in windows of what the model reads."""
+        """The log-probability of each text, in windows of the model's context."""
         numbers, windows = list[int](), list[Pair]()
         for i, ids in enumerate(self.encode([request.args[0] for request in requests])):
             for window in get_rolling_token_windows(ids, self.prefix_token_id, self.max_length, 1):
                 numbers.append(i)
                 windows.append(make_disjoint_window(window))
-        self.check(windows)
+        self.check_pairs(windows)
         sums = [0.0] * len(requests)
-        for i, (logprob, _) in zip(numbers, score(self.loaded.model, windows, self.batch, Left("texts: tokens").show)):
+        for i, (logprob, _) in zip(
+            numbers, score(self.loaded.model, windows, self.batch, ProgressLine("texts: tokens").show)
+        ):
             sums[i] += logprob
         return sums
 
-    @remembered
+    @record_error
     def generate_until(self, requests: list[Instance]) -> list[str]:
-        """For each prompt what the model answers, up to one of the task's stop strings."""
+        """The answer to each prompt, up to one of the task's stop strings."""
         prompts = self.encode([request.args[0] for request in requests], rendered=True)
-        texts = [self.question(i, ids, r.args[1]) for i, (ids, r) in enumerate(zip(prompts, requests))]
+        texts = [self.request(i, ids, r.args[1]) for i, (ids, r) in enumerate(zip(prompts, requests))]
         kept = [len(text.prompt) for text, ids in zip(texts, prompts) if len(text.prompt) < len(ids)]
-        self.say_truncated(kept, len(texts))
-        rows = min(self.batch or ROWS, max(1, len(texts)))
+        self.note_truncated(kept, len(texts))
+        rows = min(self.batch or DEFAULT_BATCH, max(1, len(texts)))
         engine = Engine(self.loaded.model, rows)
         for text in sorted(texts, key=lambda text: (-len(text.prompt).bit_length(), list(text.prompt))):
-            engine.submit(text)  # the longest first, and what begins alike together
-        left = Left("answers")
+            engine.submit(text)  # the longest first, and those with a shared prefix together
+        progress = ProgressLine("answers")
         while engine.busy:
             for text in engine.step():
-                text.tag.take(text)
-            left.show(sum(text.finish is not None for text in texts), len(texts))
+                text.tag.update(text)
+            progress.show(sum(text.finish is not None for text in texts), len(texts))
         decode = self.loaded.tokenizer.decode
         return [postprocess_generated_text(decode(text.ids), text.tag.until, None) for text in texts]
 
-    def question(self, number: int, prompt: list[int], options: dict[str, Any]) -> Request:
-        """A prompt as a request to the engine; it loses its beginning where there would be no room for the answer."""
+    def request(self, number: int, prompt: list[int], options: dict[str, Any]) -> Request:
+        """A prompt as a request to the engine, truncated on the left to leave room for the answer."""
         tokenizer = self.loaded.tokenizer
         try:
-            wanted = normalize_gen_kwargs(options, MAX_NEW)
+            wanted = normalize_gen_kwargs(options, MAX_NEW_TOKENS)
             until = handle_stop_sequences(wanted["until"], eos=tokenizer.eos_token)
         except ValueError as e:
             raise UserError(f"A task's generation_kwargs cannot be used: {e}.") from e
-        self.say_once(
-            f"generation options without effect: {', '.join(sorted(set(wanted) - KNOWN))}", set(wanted) - KNOWN
-        )
+        if ignored := sorted(set(wanted) - SUPPORTED):
+            self.note(f"ignoring unsupported generation options: {', '.join(ignored)}")
         new = max(1, min(wanted["max_gen_toks"], self.max_length // 2))
-        self.say_once(
-            f"answers are limited to {new} tokens, half of what the model reads", new < wanted["max_gen_toks"]
-        )
+        if new < wanted["max_gen_toks"]:
+            self.note(f"answers are limited to {new} tokens, half of the model's context")
         sampling = Sampling(temperature=0.0)
         if wanted.get("do_sample"):
-            top_k = wanted.get("top_k", 50) or None
-            penalty = float(wanted.get("repetition_penalty", 1.0))
-            temperature, top_p = float(options.get("temperature", 1.0)), float(wanted.get("top_p", 1.0))
-            sampling = Sampling(temperature, top_k, top_p, repetition_penalty=penalty)
+            sampling = Sampling(
+                temperature=float(options.get("temperature", 1.0)),
+                top_k=wanted.get("top_k", 50) or None,
+                top_p=float(wanted.get("top_p", 1.0)),
+                repetition_penalty=float(wanted.get("repetition_penalty", 1.0)),
+            )
         stops = self.loaded.stop_ids if self.chat else tokenizer.stop_ids
         kept = prompt[-(self.max_length - new) :] or [self.prefix_token_id]
         tokenizer.check(kept)
-        answer = Answer(until, TextStream(tokenizer, [], until))
-        return Request(kept, new, sampling, stops, self.seed + number, tag=answer)
+        watcher = StopWatcher(until, TextStream(tokenizer, [], until))
+        return Request(kept, new, sampling=sampling, stop_ids=stops, seed=self.seed + number, tag=watcher)
 
-    def say_once(self, words: str, wanted: Any) -> None:
-        if wanted and words not in self.said:
-            self.said.add(words)
-            print(f"litgpt: {words}.", file=sys.stderr)
+    def note(self, text: str) -> None:
+        """Print a message, once."""
+        if text not in self.notes:
+            self.notes.add(text)
+            print(f"litgpt: {text}.", file=sys.stderr)
 
-    def say_truncated(self, kept: Sequence[int], total: int) -> None:
-        """Say once how many prompts lost their beginning, given the tokens that were kept of each."""
-        lengths = sorted(set(kept))
-        to = f"{lengths[0]}" if len(lengths) == 1 else f"{lengths[0]} to {lengths[-1]}" if lengths else ""
-        self.say_once(
-            f"{len(kept):,} of {total:,} prompts are too long and were truncated to their last {to} tokens "
-            f"(the model reads {self.max_length})",
-            kept,
-        )
+    def note_truncated(self, kept: Sequence[int], total: int) -> None:
+        """Report truncated prompts, given the number of tokens kept of each."""
+        if kept:
+            length = f"{min(kept)}" if min(kept) == max(kept) else f"{min(kept)} to {max(kept)}"
+            self.note(
+                f"{len(kept):,} of {total:,} prompts were truncated to their last {length} tokens, because the model's "
+                f"context has {self.max_length}"
+            )
 
-    @remembered
+    @record_error
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """A conversation as text, by the style that the model was trained with or its template; as in lm-eval without
-        the system message, if it is refused with it."""
+        """A conversation as text, in the style that the model was trained with or by its template. As in lm-eval, the
+        system message is dropped if the style does not support it."""
         try:
             return self.rendered(chat_history, add_generation_prompt)
         except UserError:
             others = [message for message in chat_history if message["role"] != "system"]
             if len(others) == len(chat_history):
                 raise
-            self.say_once("the chat template refuses system messages, so they are left out", True)
+            self.note("the chat template refuses system messages; they are dropped")
             return self.rendered(others, add_generation_prompt)
 
     def rendered(self, chat: list[dict[str, str]], add_generation_prompt: bool) -> str:
-        """A conversation as text; without a generation prompt, up to the end of its last message, which goes on."""
+        """A conversation as text. Without a generation prompt, it ends after the last message's content, unclosed."""
         style, last = self.loaded.style, chat[-1]
         if add_generation_prompt:
             return style.prompt(chat)
@@ -258,7 +252,7 @@ class LitGPT(LM):
         return str(self.loaded.source.folder).replace("/", "__")
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval notes of a model."""
+        """What lm-eval records of a model."""
         model = self.loaded.model
         return {
             "model_num_parameters": sum(p.numel() for p in model.parameters()),
@@ -269,22 +263,22 @@ class LitGPT(LM):
 
 
 @dataclass
-class Answer:
-    """Follows a text until it says a stop string."""
+class StopWatcher:
+    """Cancels a sequence when its text contains a stop string."""
 
     until: list[str]
     stream: TextStream
     seen: int = 0
 
-    def take(self, text: Request) -> None:
+    def update(self, text: Request) -> None:
         self.stream.push(text.ids[self.seen :])
         self.seen = len(text.ids)
         if self.stream.stopped:
             text.cancel()
 
 
-class Left:
-    """Says every few seconds how far something is and how long it will still take; at once in a terminal."""
+class ProgressLine:
+    """A line about the progress and the time left, printed every few seconds, or updated in place in a terminal."""
 
     def __init__(self, what: str) -> None:
         self.what, self.began, self.last, self.shown = what, time.perf_counter(), 0.0, False

@@ -1,4 +1,4 @@
-"""A run of lm-eval's harness over one loaded folder, and what it leaves behind."""
+"""Runs lm-eval's harness on one model, and writes its results."""
 
 import hashlib
 import io
@@ -35,31 +35,29 @@ def evaluate(
     num_fewshot: Optional[int],
     limit: Optional[float],
     seed: int,
-    chat: bool,
 ) -> dict[str, Any]:
-    """lm-eval's results, with the samples.
+    """lm-eval's results with the samples.
 
     Args:
-        manager: What the tasks were found with.
-        tasks: lm-eval's tasks and groups; they are used again as they are.
-        chat: Whether prompts are rendered as conversations.
+        manager: The manager that loaded the tasks.
+        tasks: lm-eval's tasks and groups. They can be reused.
 
     Raises:
         UserError: lm-eval refuses the tasks.
     """
     tracker = EvaluationTracker()
     try:
-        with silence():
+        with quiet():
             results = evaluator.simple_evaluate(
                 lm,
                 tasks=list(tasks),
                 task_manager=manager,
                 num_fewshot=num_fewshot,
-                batch_size=lm.batch or "auto",  # only noted
+                batch_size=lm.batch or "auto",  # for the record
                 device=str(lm.device),
                 limit=limit,
-                apply_chat_template=chat,
-                fewshot_as_multiturn=True if chat else None,
+                apply_chat_template=lm.chat,
+                fewshot_as_multiturn=True if lm.chat else None,
                 gen_kwargs={},
                 evaluation_tracker=tracker,
                 random_seed=seed,
@@ -68,7 +66,7 @@ def evaluate(
                 fewshot_random_seed=seed,
             )
     except (ValueError, AssertionError) as e:
-        if e is lm.failed:
+        if e is lm.failed:  # an error of the model, not of the tasks
             raise
         raise UserError(f"lm-eval refuses: {' '.join(str(e).split()) or type(e).__name__}.") from e
     results["task_hashes"] = {
@@ -79,22 +77,21 @@ def evaluate(
 
 
 @contextmanager
-def silence() -> Iterator[None]:
-    """Keep lm-eval from drawing bars and printing what it does, and git from saying that there is no repository; the
-    table and our line of progress say enough."""
-    draw, commit = tqdm.__init__, evaluator.get_git_commit_hash
-    tqdm.__init__ = partialmethod(draw, disable=True)  # type: ignore[method-assign]
+def quiet() -> Iterator[None]:
+    """Suppress lm-eval's progress bars and messages, and git's complaint about a missing repository."""
+    original_bar, original_commit = tqdm.__init__, evaluator.get_git_commit_hash
+    tqdm.__init__ = partialmethod(original_bar, disable=True)  # type: ignore[method-assign]
     evaluator.get_git_commit_hash = git_commit
     try:
         with redirect_stdout(io.StringIO()):
             yield
     finally:
-        tqdm.__init__ = draw  # type: ignore[method-assign]
-        evaluator.get_git_commit_hash = commit
+        tqdm.__init__ = original_bar  # type: ignore[method-assign]
+        evaluator.get_git_commit_hash = original_commit
 
 
 def git_commit() -> Optional[str]:
-    """The commit of the working directory, as lm-eval notes it; None where there is none."""
+    """The commit of the working directory, as lm-eval records it; None if there is none."""
     try:
         done = subprocess.run(["git", "describe", "--always"], capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
@@ -103,7 +100,7 @@ def git_commit() -> Optional[str]:
 
 
 def describe(results: dict[str, Any], source: ModelSource, hashes: dict[str, str], seconds: float) -> None:
-    """Add to the results what was evaluated, by name and by hash."""
+    """Add to the results which model was evaluated, by name and by hash."""
     name = str(source.folder)
     results |= {"model_source": "litgpt", "model_name": name, "model_name_sanitized": sanitize_model_name(name)}
     dtype = results["config"]["model_dtype"].removeprefix("torch.")
@@ -119,7 +116,7 @@ def describe(results: dict[str, Any], source: ModelSource, hashes: dict[str, str
 
 
 def model_hashes(source: ModelSource) -> dict[str, str]:
-    """The SHA-256 of every file with weights, of the configurations and of the tokenizer."""
+    """SHA-256 hashes of the weight files, the configurations, and the tokenizer."""
     files = [*source.checkpoint.shards(), *(source.checkpoint.folder / n for n in ("config.json", MODEL_CONFIG))]
     if source.adapter is not None:
         files += [source.adapter.file, source.folder / CONFIG]
@@ -130,26 +127,26 @@ def model_hashes(source: ModelSource) -> dict[str, str]:
 def file_hash(file: Path) -> str:
     digest = hashlib.sha256()
     with open(file, "rb") as f:
-        while block := f.read(2**24):
-            digest.update(block)
+        while chunk := f.read(2**24):
+            digest.update(chunk)
     return digest.hexdigest()
 
 
 def write_results(results: dict[str, Any], file: Path) -> None:
-    """Write lm-eval's results as JSON, without the samples."""
+    """Write the results as JSON, without the samples."""
     write_single(file, as_json({name: value for name, value in results.items() if name != "samples"}, 2) + "\n")
 
 
 def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> None:
-    """Write `samples_TASK.jsonl` for every task: a question a line, with the answers and their scores, in the form in
-    which lm-eval writes them."""
+    """Write `samples_TASK.jsonl` for each task in lm-eval's format: one question per line, with its answers and their
+    scores."""
     for name, samples in results["samples"].items():
-        lines = [as_json(as_written(sample), None) for sample in samples]
+        lines = [as_json(uniform(sample), None) for sample in samples]
         write_single(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")
 
 
-def as_written(sample: dict[str, Any]) -> dict[str, Any]:
-    """A sample of which no field has values of several types, so that it can be loaded as a table."""
+def uniform(sample: dict[str, Any]) -> dict[str, Any]:
+    """A sample whose fields have one type each, so that the file can be loaded as a table."""
     arguments = {
         f"gen_args_{i}": {f"arg_{j}": value for j, value in enumerate(request)}
         for i, request in enumerate(sample["arguments"])
@@ -168,7 +165,7 @@ def tables(results: dict[str, Any]) -> str:
 
 
 def check_outputs(file: Path, samples: bool, overwrite: bool) -> None:
-    """Raise `UserError` where files that litgpt did not write are in the way of the results."""
+    """Raise `UserError` if the results would replace files that litgpt did not write."""
     check_file(file, overwrite, "--out_dir:")
     check_file(file.with_stem(f"{file.stem}_base"), overwrite, "--out_dir:")
     for path in file.parent.glob("samples_*.jsonl") if samples else ():
@@ -176,15 +173,11 @@ def check_outputs(file: Path, samples: bool, overwrite: bool) -> None:
 
 
 def writable(folder: Path) -> Path:
-    """The folder, made if need be.
-
-    Raises:
-        UserError: nothing can be written there.
-    """
+    """Create the folder if it does not exist. Raises `UserError` if it is not writable."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise UserError(f"--out_dir {folder}: {e.strerror}.") from e
     if not os.access(folder, os.W_OK):
-        raise UserError(f"--out_dir {folder}: nothing can be written there.")
+        raise UserError(f"--out_dir {folder}: the folder is not writable.")
     return folder

@@ -1,4 +1,4 @@
-"""Finding lm-eval's tasks, and their data."""
+"""Finds lm-eval's tasks, and loads their data."""
 
 import re
 import sys
@@ -10,11 +10,11 @@ from lm_eval.tasks import TaskManager
 
 from litgpt.errors import UserError, nearest
 
-FILES = ("json", "csv", "parquet", "text", "arrow")  # what a task names as its data set when its data are files
+FILES = ("json", "csv", "parquet", "text", "arrow")  # names of data sets that stand for files
 
 
 def new_names(name: str) -> list[str]:
-    """What a task of an older lm-eval is called now; the name itself where that did not change."""
+    """The current names of a task of an older lm-eval; usually the name itself."""
     if name == "truthfulqa_mc":
         return ["truthfulqa_mc1", "truthfulqa_mc2"]
     if name in ("hendrycksTest", "hendrycksTest-*", "hendrycksTest*"):
@@ -23,49 +23,51 @@ def new_names(name: str) -> list[str]:
 
 
 def split_names(tasks: str | Iterable[str]) -> list[str]:
-    """The names in `a,b`, `[a, b]` or a list, by their present names; what was renamed is said once.
+    """The names in `a,b`, `[a, b]` or a list. Renamed tasks are replaced, with a message.
 
     Raises:
-        UserError: there is none.
+        UserError: There is none.
     """
-    words = tasks if isinstance(tasks, str) else ",".join(tasks)
-    given = [word for word in re.split(r"[\s,]+", words.strip().removeprefix("[").removesuffix("]")) if word]
-    names = [name.strip("'\"") for name in given]
+    text = tasks if isinstance(tasks, str) else ",".join(tasks)
+    words = re.split(r"[\s,]+", text.strip().removeprefix("[").removesuffix("]"))
+    names = [word.strip("'\"") for word in words if word]
     if not names:
-        raise UserError("--tasks is empty: name one or several tasks, as --tasks a,b; --tasks list shows them.")
+        raise UserError("--tasks is empty. Name the tasks, for example --tasks a,b; --tasks list shows all of them.")
     renamed = {name: new_names(name) for name in names if new_names(name) != [name]}
     if renamed:
-        said = ", ".join(f"{old} is {' and '.join(new)}" for old, new in renamed.items())
-        print(f"litgpt: tasks were renamed: {said}.", file=sys.stderr)
+        changes = ", ".join(f"{old} is {' and '.join(new)}" for old, new in renamed.items())
+        print(f"litgpt: tasks were renamed: {changes}.", file=sys.stderr)
     return list(dict.fromkeys(new for name in names for new in renamed.get(name, [name])))
 
 
 def find_tasks(
     names: Sequence[str], include: Sequence[Path], metadata: Optional[dict[str, Any]] = None
 ) -> tuple[TaskManager, list[str]]:
-    """What knows the tasks, and their names with patterns such as `blimp_*` filled in.
+    """A manager of the tasks, and their names with patterns such as `blimp_*` expanded.
 
     Args:
-        include: Folders with tasks of one's own, which come before those of the same name in lm-eval.
-        metadata: What tasks are told of the model; some make their texts with its tokenizer.
+        include: Folders with custom tasks, which override lm-eval's tasks of the same name.
+        metadata: What tasks may know about the model; some create their texts with its tokenizer.
 
     Raises:
-        UserError: there are no such tasks, or no such folder.
+        UserError: A task or a folder does not exist.
     """
     missing = [str(folder) for folder in include if not folder.is_dir()]
     if missing:
-        raise UserError(f"--include_path {', '.join(missing)}: no such folder.")
+        raise UserError(f"--include_path {', '.join(missing)}: the folder does not exist.")
     folders: list[Any] = [str(folder) for folder in include]
-    # reading all of lm-eval's own takes seconds
+    # without lm-eval's own tasks, which take seconds to read
     manager = TaskManager(include_path=folders, include_defaults=False, metadata=metadata)
     if any(not matches(manager, name) for name in names):
         manager = TaskManager(include_path=folders, metadata=metadata)
     found = {name: matches(manager, name) for name in names}
-    unknown = [name for name, those in found.items() if not those]
+    unknown = [name for name, matching in found.items() if not matching]
     if unknown:
         hints = "".join(nearest(name, manager.all_tasks) for name in unknown[:1])
-        raise UserError(f"Unknown tasks: {', '.join(unknown)}.{hints} litgpt evaluate --tasks list shows all.")
-    return manager, list(dict.fromkeys(task for those in found.values() for task in those))
+        raise UserError(
+            f"Unknown tasks: {', '.join(unknown)}.{hints} To show all tasks, use litgpt evaluate --tasks list."
+        )
+    return manager, list(dict.fromkeys(task for matching in found.values() for task in matching))
 
 
 def matches(manager: TaskManager, name: str) -> list[str]:
@@ -78,8 +80,8 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
     """The tasks and groups with their data.
 
     Raises:
-        UserError: data cannot be had; all of them at once. No task is run without the others. Or a task would be run
-            twice, by itself and in a group.
+        UserError: Data are not available (the message lists all of them), or a task would run twice, by itself and in
+            a group.
     """
     loaded, missing = list[Any](), list[str]()
     for name in names:
@@ -88,13 +90,12 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
             loaded += found if isinstance(found, list) else [found]
         except UserError:
             raise
-        except Exception as e:  # each data set fails in its own way
-            missing.append(f"{name}: {what_is_missing(manager, name, e)}")
+        except Exception as e:  # data sets raise anything
+            missing.append(f"{name}: {problem_of(manager, name, e)}")
             stay_offline(e)
     if missing:
-        raise UserError(
-            f"Nothing was run, for {len(missing)} of {len(names)} tasks lack their data: {'; '.join(missing)}."
-        )
+        tasks = f"{len(missing)} of {len(names)} tasks"
+        raise UserError(f"Nothing was run, because {tasks} cannot be loaded: {'; '.join(missing)}.")
     try:
         manager.load(loaded)
     except ValueError as e:
@@ -102,16 +103,16 @@ def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
     return loaded
 
 
-def what_is_missing(manager: TaskManager, name: str, error: Exception) -> str:
+def problem_of(manager: TaskManager, name: str, error: Exception) -> str:
     reason = (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")
     data = data_of(manager, name)
     if isinstance(error, (ImportError, KeyError, TypeError, AttributeError)) or not data:
-        return f"cannot be made ({type(error).__name__}: {reason})"
-    return f"the data set {data} cannot be had ({reason})"
+        return f"the task is not valid ({type(error).__name__}: {reason})"
+    return f"the data set {data} is not available ({reason})"
 
 
 def data_of(manager: TaskManager, name: str) -> str:
-    """The data set of a task, or of a group's first task, as its definition names it."""
+    """The data set of a task, or of the first task of a group, as named in its definition."""
     entry = manager.task_index.get(name)
     fields = (entry.cfg or {}) if entry is not None else {}
     path = fields.get("dataset_path")
@@ -122,19 +123,20 @@ def data_of(manager: TaskManager, name: str) -> str:
         return next((found for task in below if task != name and (found := data_of(manager, task))), "")
     if path in FILES:
         files = (fields.get("dataset_kwargs") or {}).get("data_files")
-        return ", ".join(flat(files)) or path
+        return ", ".join(texts_in(files)) or path
     return f"{path} ({fields['dataset_name']})" if fields.get("dataset_name") else str(path)
 
 
-def flat(value: Any) -> list[str]:
+def texts_in(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
-    return [text for inner in value for text in flat(inner)] if isinstance(value, list) else [str(value)] * bool(value)
+    return (
+        [text for inner in value for text in texts_in(inner)] if isinstance(value, list) else [str(value)] * bool(value)
+    )
 
 
 def stay_offline(error: Exception) -> None:
-    """Where there is no connection, let the next data sets fail at once instead of trying again and again; what is in
-    the cache is still found."""
+    """Without a connection, let further data sets fail at once instead of retrying. Cached ones are still found."""
     if "Connect" in type(error).__name__ or isinstance(error, ConnectionError):
         import datasets
         import huggingface_hub
@@ -143,11 +145,11 @@ def stay_offline(error: Exception) -> None:
 
 
 def listing(words: Sequence[str], include: Sequence[Path], limit: Optional[int] = None) -> str:
-    """The names of tasks, groups and tags with all of these words in them, one on a line."""
+    """The names of tasks, groups and tags that contain all of these words, one per line."""
     manager = TaskManager(include_path=[str(folder) for folder in include])
     kinds = {name: entry.kind.name.lower().removeprefix("py_") for name, entry in manager.task_index.items()}
     chosen = sorted(name for name in kinds if all(word.lower() in name.lower() for word in words))
     if not chosen:
-        raise UserError(f"No task has {' and '.join(words)} in its name.{nearest(words[0], kinds)}")
+        raise UserError(f"No task name contains {' and '.join(words)}.{nearest(words[0], kinds)}")
     lines = [f"{name}  ({kinds[name]})" if kinds[name] != "task" else name for name in chosen[:limit]]
     return "\n".join(lines)

@@ -1,1 +1,1 @@
-"""`litgpt serve`: models and adapters behind OpenAI's HTTP interface, and a page to chat."""
+"""`litgpt serve`: models and adapters behind OpenAI's HTTP API, with a chat page."""

@@ -1,8 +1,10 @@
-"""Errors as OpenAI's interface reports them."""
+"""Errors as OpenAI's API reports them."""
 
 from typing import Any, Optional
 
-KINDS = {
+from starlette.responses import JSONResponse
+
+KINDS = {  # by status: the type, and the default code
     400: ("invalid_request_error", None),
     401: ("invalid_request_error", "invalid_api_key"),
     403: ("invalid_request_error", "forbidden_host"),
@@ -15,34 +17,35 @@ KINDS = {
     503: ("server_error", "stopping"),
     504: ("server_error", "timeout"),
 }
-AGAIN = {429: "1", 503: "5"}  # seconds, as Retry-After
+HEADERS = {
+    401: {"WWW-Authenticate": "Bearer"},
+    429: {"Retry-After": "1"},
+    503: {"Retry-After": "5"},
+    504: {"x-should-retry": "false"},  # the same request would take as long again
+}
 
 
 class Failure(Exception):
-    """A request that is not answered.
+    """A request that is refused or fails.
 
     Args:
-        status: Of the response.
-        message: For people, in one line.
-        param: The field of the request that is to blame.
+        status: Status of the response.
+        message: One line for people.
+        param: The field of the request that caused it.
         code: For programs; by default that of the status.
     """
 
     def __init__(self, status: int, message: str, param: Optional[str] = None, code: Optional[str] = None) -> None:
         super().__init__(message)
         self.status, self.message, self.param = status, message, param
-        self.type, usual = KINDS.get(status, KINDS[400])
-        self.code = code or usual
+        self.type, default_code = KINDS.get(status, KINDS[400])
+        self.code = code or default_code
+        self.headers = HEADERS.get(status, {})
 
     @property
     def body(self) -> dict[str, Any]:
         fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": fields}
 
-    @property
-    def headers(self) -> dict[str, str]:
-        if self.status == 504:
-            return {"x-should-retry": "false"}  # the same question would take as long again
-        if self.status == 401:
-            return {"WWW-Authenticate": "Bearer"}
-        return {"Retry-After": AGAIN[self.status]} if self.status in AGAIN else {}
+    def response(self) -> JSONResponse:
+        return JSONResponse(self.body, self.status, self.headers)

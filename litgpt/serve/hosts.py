@@ -1,7 +1,7 @@
-"""Whether a request means this machine, or a page of another site had a browser send it here.
+"""Whether a request is meant for this machine, or a page of another site made a browser send it here.
 
-A name of another site may be made to point here (DNS rebinding); then the browser takes the server for that site. An
-address cannot.
+The domain of another site may resolve to this machine (DNS rebinding); the browser then takes the server for that
+site. An address cannot.
 """
 
 import ipaddress
@@ -14,9 +14,8 @@ ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^/]*)", re.IGNORECASE)
 Host = Union[str, ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 
-def host_of(authority: str) -> Optional[Host]:
-    """The host of `HOST:PORT`: an address, or a name in lower case without the dot at its end. None for what is not
-    just that."""
+def parse_host(authority: str) -> Optional[Host]:
+    """The host in `HOST:PORT`: an address, or a name in lower case without a final dot. None for anything else."""
     found = AUTHORITY.fullmatch(authority)
     if found is None:
         return None
@@ -28,20 +27,20 @@ def host_of(authority: str) -> Optional[Host]:
 
 
 def is_local(authority: str) -> bool:
-    """Whether a Host header is an address or `localhost`, and no other name."""
-    host = host_of(authority)
+    """Whether a Host header is an address or `localhost`."""
+    host = parse_host(authority)
     return host is not None and (host == "localhost" or not isinstance(host, str))
 
 
 def is_own(origin: str, hosts: Sequence[str]) -> bool:
-    """Whether an Origin header is of a page of this machine, on whatever port.
+    """Whether an Origin header belongs to a page of this machine, on any port.
 
     Args:
         hosts: The Host headers of the request.
     """
     found = ORIGIN.fullmatch(origin)
-    host = host_of(found[1]) if found else None
+    host = parse_host(found[1]) if found else None
     if host is None:
         return False
-    own = host == "localhost" if isinstance(host, str) else host.is_loopback
-    return own or host in [host_of(name) for name in hosts]
+    loopback = host == "localhost" if isinstance(host, str) else host.is_loopback
+    return loopback or host in map(parse_host, hosts)

@@ -1,4 +1,4 @@
-"""Threads that read requests, so that a large one holds up neither the event loop nor the small ones."""
+"""Threads that parse requests, so that a large one delays neither the event loop nor the small ones."""
 
 import asyncio
 import gc
@@ -9,14 +9,14 @@ from typing import TypeVar, Union
 from litgpt.serve.failure import Failure
 
 T = TypeVar("T")
-SMALL = 65_536  # bytes of a body that count as few
-N_SMALL, N_LARGE = 2, 1  # bodies that are read at once
+SMALL = 65_536  # the largest small body, in bytes
+N_SMALL, N_LARGE = 2, 1  # bodies that are parsed at once
 
 
 class Lanes:
     """A queue for small bodies and one for large ones. Belongs to the event loop.
 
-    What is read takes many times the memory of the body: one large body at a time keeps it within bounds.
+    Parsing takes many times the memory of a body; one large body at a time bounds it.
     """
 
     def __init__(self) -> None:
@@ -24,27 +24,31 @@ class Lanes:
         self.small, self.large = asyncio.Semaphore(N_SMALL), asyncio.Semaphore(N_LARGE)
 
     async def run(self, size: int, work: Callable[[], T]) -> T:
-        """The result of work in a thread, for a body of so many bytes. Whoever is cancelled while it waits leaves the
-        queue; what has begun is finished, and keeps its place until then."""
-        lane, how = (self.small, caught) if size <= SMALL else (self.large, uncollected)
+        """Run `work` in a thread and return its result. A caller that is cancelled while it waits leaves the queue;
+        work that has begun is finished, and keeps its place until then.
+
+        Args:
+            size: Bytes of the body.
+        """
+        lane, run = (self.small, catch_failure) if size <= SMALL else (self.large, without_garbage_collector)
         await lane.acquire()
         try:
-            future = asyncio.get_running_loop().run_in_executor(self.pool, how, work)
+            future = asyncio.get_running_loop().run_in_executor(self.pool, run, work)
         except BaseException:
             lane.release()
             raise
         future.add_done_callback(lambda _: lane.release())
-        found = await asyncio.shield(future)
-        if isinstance(found, Failure):
-            raise found
-        return found
+        result = await asyncio.shield(future)
+        if isinstance(result, Failure):
+            raise result
+        return result
 
     def close(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
 
-def caught(work: Callable[[], T]) -> Union[T, Failure]:
-    """A failure as a result: without the traceback, whose frames hold what was read."""
+def catch_failure(work: Callable[[], T]) -> Union[T, Failure]:
+    """Return a failure instead of raising it, without its traceback, whose frames hold the body."""
     try:
         return work()
     except Failure as e:
@@ -52,10 +56,10 @@ def caught(work: Callable[[], T]) -> Union[T, Failure]:
         return e.with_traceback(None)
 
 
-def uncollected(work: Callable[[], T]) -> Union[T, Failure]:
-    """Without the collector of cycles: it would look at millions of new objects, and hold up all threads meanwhile."""
+def without_garbage_collector(work: Callable[[], T]) -> Union[T, Failure]:
+    """For a large body: the collector would scan millions of new objects, and block all threads meanwhile."""
     gc.disable()
     try:
-        return caught(work)
+        return catch_failure(work)
     finally:
         gc.enable()

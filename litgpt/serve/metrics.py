@@ -1,7 +1,9 @@
-"""Figures in the text format of Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
+"""Metrics in the text format of Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from litgpt.serve.generation import TokenEvent
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # upper bounds of the buckets
 
@@ -18,49 +20,73 @@ class Histogram:
         for i, bound in enumerate(self.bounds):
             self.counts[i] += value <= bound
 
-    def lines(self, name: str) -> list[str]:
-        rows = [f'{name}_bucket{{le="{bound:g}"}} {count}' for bound, count in zip(self.bounds, self.counts)]
-        return [*rows, f'{name}_bucket{{le="+Inf"}} {self.n}', f"{name}_sum {self.sum:.6f}", f"{name}_count {self.n}"]
+    def samples(self) -> list[tuple[str, str]]:
+        rows = [(f'_bucket{{le="{bound:g}"}}', str(count)) for bound, count in zip(self.bounds, self.counts)]
+        return [*rows, ('_bucket{le="+Inf"}', str(self.n)), ("_sum", f"{self.sum:.6f}"), ("_count", str(self.n))]
 
 
 class Metrics:
-    """What the server did so far. Belongs to the event loop."""
+    """What the server has done so far. Belongs to the event loop."""
 
     def __init__(self) -> None:
         self.requests: Counter[tuple[str, int]] = Counter()  # by path and status
         self.tokens: Counter[tuple[str, str]] = Counter()  # by model and kind
-        self.first, self.whole = Histogram(), Histogram()
+        self.first_token, self.request = Histogram(), Histogram()
+
+    def count(self, events: Iterable[TokenEvent]) -> None:
+        """Count what a step of the engine produced."""
+        for event in events:
+            generation = event.generation
+            model, seconds = generation.request.model, generation.loop.time() - generation.began
+            self.tokens[model, "answer"] += len(event.tokens)
+            if event.tokens and not generation.started:
+                generation.started = True
+                self.tokens[model, "prompt"] += generation.request.n_prompt
+                self.first_token.add(seconds)
+            if event.finish and all(generation.closed) and not generation.ended:
+                generation.ended = True
+                self.request.add(seconds)
 
     def text(self, running: int, waiting: int, failures: int, up: bool) -> str:
-        """Everything.
+        """All metrics.
 
         Args:
-            running: Texts that are decoded at this moment.
-            waiting: Texts that wait.
+            running: Sequences that are being decoded.
+            waiting: Sequences that wait.
             failures: How often the engine has failed.
-            up: Whether it answers.
+            up: Whether the engine answers.
         """
-        lines = head("litgpt_requests_total", "counter", "Requests by path and status.")
-        for (path, status), n in sorted(self.requests.items()):
-            lines.append(f'litgpt_requests_total{{path="{label(path)}",status="{status}"}} {n}')
-        lines += head("litgpt_tokens_total", "counter", "Tokens that were read (prompt) and made (answer).")
-        for (model, kind), n in sorted(self.tokens.items()):
-            lines.append(f'litgpt_tokens_total{{model="{label(model)}",kind="{kind}"}} {n}')
-        lines += [*head("litgpt_texts_running", "gauge", "Texts that are decoded."), f"litgpt_texts_running {running}"]
-        lines += [*head("litgpt_texts_waiting", "gauge", "Texts that wait."), f"litgpt_texts_waiting {waiting}"]
-        lines += [*head("litgpt_engine_up", "gauge", "1 if the model answers, else 0."), f"litgpt_engine_up {up:d}"]
-        lines += head("litgpt_engine_failures_total", "counter", "Failures, each of which ends all requests.")
-        lines += [f"litgpt_engine_failures_total {failures}"]
-        lines += head("litgpt_first_token_seconds", "histogram", "From the request to its first token.")
-        lines += self.first.lines("litgpt_first_token_seconds")
-        lines += head("litgpt_request_seconds", "histogram", "From the request to the end of its answer.")
-        lines += self.whole.lines("litgpt_request_seconds")
-        return "\n".join(lines) + "\n"
+        requests = [
+            (f'{{path="{escaped(path)}",status="{status}"}}', str(n))
+            for (path, status), n in sorted(self.requests.items())
+        ]
+        tokens = [
+            (f'{{model="{escaped(model)}",kind="{kind}"}}', str(n)) for (model, kind), n in sorted(self.tokens.items())
+        ]
+        return "".join(
+            (
+                metric("requests_total", "counter", "Requests by path and status.", requests),
+                metric("tokens_total", "counter", "Tokens of prompts and of answers.", tokens),
+                metric("texts_running", "gauge", "Sequences that are being decoded.", [("", str(running))]),
+                metric("texts_waiting", "gauge", "Sequences that wait.", [("", str(waiting))]),
+                metric("engine_up", "gauge", "1 if the model answers, else 0.", [("", f"{up:d}")]),
+                metric("engine_failures_total", "counter", "Failures of the engine.", [("", str(failures))]),
+                metric("first_token_seconds", "histogram", "Time to the first token.", self.first_token.samples()),
+                metric("request_seconds", "histogram", "Time to the end of the answer.", self.request.samples()),
+            )
+        )
 
 
-def head(name: str, kind: str, about: str) -> list[str]:
-    return [f"# HELP {name} {about}", f"# TYPE {name} {kind}"]
+def metric(name: str, kind: str, about: str, samples: Iterable[tuple[str, str]]) -> str:
+    """One metric.
+
+    Args:
+        samples: For each sample what follows the name, and the value.
+    """
+    name = f"litgpt_{name}"
+    lines = [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *(f"{name}{rest} {value}" for rest, value in samples)]
+    return "\n".join(lines) + "\n"
 
 
-def label(value: str) -> str:
+def escaped(value: str) -> str:
     return value.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")

@@ -1,4 +1,4 @@
-"""The models that a server offers: a base or an adapter, and further adapters over the same base."""
+"""The models of a server: a base model or an adapter, and more adapters on the same base."""
 
 import sys
 from collections.abc import Mapping
@@ -16,31 +16,31 @@ from litgpt.methods.model_source import ModelSource
 
 @dataclass
 class ModelRegistry:
-    """Everything that can be asked for.
+    """The models of a server.
 
     Args:
-        models: By the name that a request gives; the first is the default. They share one `GPT`.
-        adapters: What the engine needs to know of those over the base.
-        other_names: For each model what else a request may call it.
+        models: By the name that requests use; the first one is the default. They share one `GPT`.
+        adapters: The adapters on the base, for the engine.
+        aliases: Other names that requests may use for a model.
     """
 
     models: dict[str, InferenceModel]
     adapters: Optional[Adapters] = None
-    other_names: dict[str, set[str]] = field(default_factory=dict)
+    aliases: dict[str, set[str]] = field(default_factory=dict)
 
     def find(self, name: str) -> Optional[str]:
-        """The model that a request means: by its own name, else by another one, else without regard to case. None where
-        there is no such model, or more than one."""
+        """The name of the model that a request means: by name, else by alias, else ignoring case. None if no model
+        matches, or several do."""
         if name in self.models:
             return name
-        given = PurePath(name).as_posix()  # as the other names are written
-        names = {model: {model, *self.other_names.get(model, ())} for model in self.models}
-        exact = [model for model, own in names.items() if given in own]
-        found = exact or [m for m, own in names.items() if given.lower() in {n.lower() for n in own}]
+        normalized = PurePath(name).as_posix()
+        names = {model: {model, *self.aliases.get(model, ())} for model in self.models}
+        exact = [model for model, own in names.items() if normalized in own]
+        found = exact or [m for m, own in names.items() if normalized.lower() in {n.lower() for n in own}]
         return found[0] if name and len(found) == 1 else None
 
     def adapter(self, name: str) -> Optional[str]:
-        """The adapter that a text of this model names to the engine."""
+        """The engine's adapter for a model."""
         return None if name == self.default else name
 
     @property
@@ -49,42 +49,41 @@ class ModelRegistry:
 
     @classmethod
     def open(cls, folder: Path, adapters: Mapping[str, Path], **options: Any) -> "ModelRegistry":
-        """Load everything. `options` are those of `Loaded.open`.
+        """Load a folder and adapters. `options` are those of `InferenceModel.open`.
 
         Raises:
-            UserError: a folder cannot be used, or two models would have one name.
+            UserError: A folder cannot be used, or two models would have the same name.
         """
         source = ModelSource.open(folder, options.get("base"))
-        name = source.folder.resolve().name.encode(errors="replace").decode()  # bytes that are not UTF-8
+        name = source.folder.resolve().name.encode(errors="replace").decode()  # it may not be UTF-8
         if adapters:
-            for given in adapters:
-                if not given or any("\ud800" <= c <= "\udfff" for c in given):
-                    raise UserError(f"--adapters {given!r}: a request cannot give this name; choose another.")
+            for adapter_name in adapters:
+                if not adapter_name or any("\ud800" <= c <= "\udfff" for c in adapter_name):
+                    raise UserError(f"--adapters {adapter_name!r}: requests cannot use this name; choose another.")
             if name in adapters:
-                raise UserError(f"--adapters {name}: the base has this name; choose another.")
+                raise UserError(f"--adapters {name}: the base model has this name; choose another.")
             if source.adapter is not None:
-                raise UserError(f"--adapters wants a base model beside it; {folder} is an adapter. List it, too.")
+                raise UserError(f"{folder} is an adapter. With --adapters, pass the base model and list all adapters.")
         first = InferenceModel.open(folder, **options)
-        others = {name: other_names(folder, first.source)}
+        aliases = {name: aliases_of(folder, first.source)}
         if not adapters:
-            return cls({name: first.prepare()}, other_names=others)
+            return cls({name: first.prepare()}, aliases=aliases)
         sources = {key: ModelSource.open(path, first.source.folder) for key, path in adapters.items()}
         found: dict[str, AdapterFolder] = {key: source.adapter for key, source in sources.items() if source.adapter}
         for key, adapter in found.items():
             recorded = Path(adapter.base).name
             if recorded and recorded != first.source.folder.resolve().name:
-                print(f"litgpt: the adapter {key} says that its base is {adapter.base}.", file=sys.stderr)
-        together = add_adapters(first.model, found)
+                print(f"litgpt: the adapter {key} was made for the base {adapter.base}.", file=sys.stderr)
+        engine_adapters = add_adapters(first.model, found)
         models = {
             key: replace(first, source=source, tokenizer=source.tokenizer(), style=source.style())
             for key, source in sources.items()
         }
-        others |= {key: other_names(path, sources[key]) for key, path in adapters.items()}
-        return cls({name: first.prepare(), **models}, together, others)
+        aliases |= {key: aliases_of(path, sources[key]) for key, path in adapters.items()}
+        return cls({name: first.prepare(), **models}, engine_adapters, aliases)
 
 
-def other_names(typed: Path, source: ModelSource) -> set[str]:
-    """What a model may be called beside the name that it is served under: as on the command line, as on the hub, and by
-    its folder."""
+def aliases_of(typed: Path, source: ModelSource) -> set[str]:
+    """Other names of a model: as on the command line, as on the hub, and its folder."""
     names = (typed.as_posix(), repository_id(source.folder), source.folder.resolve().name)
     return {name for name in names if name}

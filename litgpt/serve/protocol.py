@@ -1,4 +1,4 @@
-"""How connections are treated: uvicorn's protocol, with limits of time and number."""
+"""Connections: uvicorn's protocol with limits on their number and on how long a client may stall."""
 
 import asyncio
 import json
@@ -9,24 +9,24 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from litgpt.serve.failure import Failure
 
-HEAD_SECONDS = 30.0  # in which the head of a request must have come, and the rest of what was answered early must end
-STALL_SECONDS = 60.0  # for which a client may take nothing of an answer
-MOST = 500  # connections
-MANY_CHUNKS, TINY_CHUNK = 1000, 16  # bytes of a chunk, on average, that so many must have at least
+HEAD_SECONDS = 30.0  # time limit for the head of a request, and for the rest of a body that was answered early
+STALL_SECONDS = 60.0  # how long a client may receive nothing of its response
+MAX_CONNECTIONS = 500
+MANY_CHUNKS, TINY_CHUNK = 1000, 16  # more than MANY_CHUNKS must have TINY_CHUNK bytes each, on average
 
 
-def most_connections() -> int:
-    """As many as there can be with half of the file descriptors."""
+def connection_limit() -> int:
+    """At most half of the file descriptors."""
     try:
         import resource
     except ImportError:  # on Windows
-        return MOST
+        return MAX_CONNECTIONS
     soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
-    return MOST if soft == resource.RLIM_INFINITY else min(MOST, soft // 2)
+    return MAX_CONNECTIONS if soft == resource.RLIM_INFINITY else min(MAX_CONNECTIONS, soft // 2)
 
 
 class Connection(h11.Connection):
-    """Refuses a body in thousands of tiny chunks: reading one takes as long as reading a megabyte."""
+    """Refuses a body in thousands of tiny chunks, each of which takes as long to parse as a megabyte."""
 
     n_chunks = n_bytes = 0
 
@@ -43,9 +43,9 @@ class Connection(h11.Connection):
 
 
 class Protocol(H11Protocol):
-    """Refuses in OpenAI's form what is not HTTP, or one connection too many, and leaves clients that do not go on."""
+    """Refuses invalid HTTP and too many connections with OpenAI's errors, and drops clients that stall."""
 
-    most = most_connections()
+    limit = connection_limit()
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -53,47 +53,47 @@ class Protocol(H11Protocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        self.waiting: Optional[asyncio.TimerHandle] = None
-        self.stalled: Optional[asyncio.TimerHandle] = None
-        if len(self.connections) > self.most:
+        self.idle_timer: Optional[asyncio.TimerHandle] = None
+        self.stall_timer: Optional[asyncio.TimerHandle] = None
+        if len(self.connections) > self.limit:
             self.refuse(Failure(503, "Too many connections. Try again soon.", code="too_many_connections"))
         else:
-            self.wait()
+            self.await_request()
 
     def connection_lost(self, exc: Optional[Exception]) -> None:
         super().connection_lost(exc)
-        for timer in (self.waiting, self.stalled):
+        for timer in (self.idle_timer, self.stall_timer):
             if timer is not None:
                 timer.cancel()
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        self.wait()
+        self.await_request()
 
-    def wait(self) -> None:
-        """Give the client some seconds for its next request."""
-        if self.waiting is not None:
-            self.waiting.cancel()
-        self.waiting = self.loop.call_later(HEAD_SECONDS, self.waited)
+    def await_request(self) -> None:
+        """Drop the client unless its next request arrives in time."""
+        if self.idle_timer is not None:
+            self.idle_timer.cancel()
+        self.idle_timer = self.loop.call_later(HEAD_SECONDS, self.drop_idle)
 
-    def waited(self) -> None:
+    def drop_idle(self) -> None:
         if self.cycle is None or self.cycle.response_complete:
             self.transport.abort()
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self.stalled = self.loop.call_later(STALL_SECONDS, self.transport.abort)
+        self.stall_timer = self.loop.call_later(STALL_SECONDS, self.transport.abort)
 
     def resume_writing(self) -> None:
         super().resume_writing()
-        if self.stalled is not None:
-            self.stalled.cancel()
+        if self.stall_timer is not None:
+            self.stall_timer.cancel()
 
     def _should_upgrade(self) -> bool:
-        return False  # to websockets, which there are none of
+        return False  # websockets are not supported
 
     def send_400_response(self, msg: str) -> None:
-        """What the client sends is not HTTP; it may be in the midst of a request that is being answered."""
+        """Invalid HTTP may follow a request that is being answered."""
         if self.cycle is not None and not self.cycle.response_complete:
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -1,104 +1,170 @@
-"""The bodies of OpenAI's answers, whole and in parts (https://platform.openai.com/docs/api-reference)."""
+"""Responses in the format of OpenAI (https://platform.openai.com/docs/api-reference) and in that of LitGPT."""
 
+import asyncio
+import json
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from itertools import accumulate
 from typing import Any, Optional
 
-from litgpt.serve.worker import Piece, Token
-from litgpt.text.tokenizer import Tokenizer
+from starlette.responses import JSONResponse, Response, StreamingResponse
+
+from litgpt.serve.failure import Failure
+from litgpt.serve.generation import Delta, Generation, GenerationRequest, Token
 
 Fields = dict[str, Any]
+STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class ResponseFormat:
-    """One answer of OpenAI's interface.
+    """The format of one response of OpenAI's API.
 
     Args:
-        kind: The path below `/v1`: `chat/completions` or `completions`.
-        model: The name that was asked for.
-        tokenizer: Of the model.
-        logprobs: Whether log-probabilities are wanted.
+        chat: Whether the request is for chat completions, else for completions.
     """
 
-    def __init__(self, kind: str, model: str, tokenizer: Tokenizer, logprobs: bool) -> None:
-        self.chat = kind == "chat/completions"
-        self.model, self.tokenizer, self.logprobs = model, tokenizer, logprobs
-        self.id = ("chatcmpl-" if self.chat else "cmpl-") + uuid.uuid4().hex
+    def __init__(self, chat: bool, request: GenerationRequest) -> None:
+        self.chat, self.model, self.tokenizer = chat, request.model, request.tokenizer
+        self.with_logprobs = request.logprobs
+        self.id = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
+        self.kind = "chat.completion" if chat else "text_completion"
+        self.chunk_kind = "chat.completion.chunk" if chat else self.kind
 
-    def frame(self, choices: Sequence[Fields], part: bool, **more: Any) -> Fields:
-        kind = "chat.completion" if self.chat else "text_completion"
-        kind += ".chunk" if self.chat and part else ""
-        return {
-            "id": self.id,
-            "object": kind,
-            "created": self.created,
-            "model": self.model,
-            "choices": choices,
-            **more,
-        }
+    def envelope(self, choices: Sequence[Fields], kind: str, **more: Any) -> Fields:
+        fields = {"id": self.id, "object": kind, "created": self.created, "model": self.model}
+        return {**fields, "choices": choices, **more}
 
-    def whole(self, answers: Sequence[Sequence[Piece]], prompt: int, new: int) -> Fields:
-        """All answers, each from its pieces."""
+    def complete(self, answers: Sequence[Sequence[Delta]], usage: Fields) -> Fields:
+        """The complete response, from the parts of each answer."""
         choices = []
-        for i, pieces in enumerate(answers):
-            text, tokens = "".join(p.text for p in pieces), [t for p in pieces for t in p.tokens]
-            if self.chat:
-                said: Fields = {"message": {"role": "assistant", "content": text, "refusal": None}}
-            else:
-                said = {"text": text}
-            finish = pieces[-1].finish if pieces else None
-            choices.append({"index": i, **said, "logprobs": self.about(tokens), "finish_reason": finish})
-        return self.frame(choices, part=False, usage=usage(prompt, new))
+        for i, deltas in enumerate(answers):
+            text, tokens = "".join(d.text for d in deltas), [token for d in deltas for token in d.tokens]
+            message = {"role": "assistant", "content": text, "refusal": None}
+            content: Fields = {"message": message} if self.chat else {"text": text}
+            choices.append(choice(i, content, self.logprobs(tokens), deltas[-1].finish if deltas else None))
+        return self.envelope(choices, self.kind, usage=usage)
 
-    def opening(self, n: int) -> list[Fields]:
-        """What stands before the first token of each answer."""
-        if not self.chat:
-            return []
-        said = {"role": "assistant", "content": "", "refusal": None}
-        return [
-            self.frame([{"index": i, "delta": said, "logprobs": None, "finish_reason": None}], part=True)
-            for i in range(n)
-        ]
+    def first_chunks(self, n: int) -> list[Fields]:
+        """The chunks before the first token of each of `n` answers."""
+        delta = {"role": "assistant", "content": "", "refusal": None}
+        return [self.chunk(choice(i, {"delta": delta})) for i in range(n if self.chat else 0)]
 
-    def parts(self, piece: Piece) -> list[Fields]:
-        """A piece as chunks: its text, and a chunk of its own for the end."""
-        made = []
-        if piece.text or (self.logprobs and piece.tokens):
-            said = {"delta": {"content": piece.text}} if self.chat else {"text": piece.text}
-            made.append({"index": piece.index, **said, "logprobs": self.about(piece.tokens), "finish_reason": None})
-        if piece.finish:
-            said = {"delta": dict[str, str]()} if self.chat else {"text": ""}
-            made.append({"index": piece.index, **said, "logprobs": None, "finish_reason": piece.finish})
-        return [self.frame([choice], part=True) for choice in made]
+    def chunks(self, delta: Delta) -> list[Fields]:
+        """A chunk for the text, and another one for the end."""
+        found = []
+        if delta.text or (self.with_logprobs and delta.tokens):
+            content: Fields = {"delta": {"content": delta.text}} if self.chat else {"text": delta.text}
+            found.append(choice(delta.index, content, self.logprobs(delta.tokens)))
+        if delta.finish:
+            found.append(choice(delta.index, {"delta": {}} if self.chat else {"text": ""}, finish=delta.finish))
+        return [self.chunk(each) for each in found]
 
-    def about(self, tokens: Sequence[Token]) -> Optional[Fields]:
-        """The log-probabilities of tokens; None where they are not wanted."""
-        if not self.logprobs:
+    def chunk(self, *choices: Fields, **more: Any) -> Fields:
+        return self.envelope(choices, self.chunk_kind, **more)
+
+    def logprobs(self, tokens: Sequence[Token]) -> Optional[Fields]:
+        if not self.with_logprobs:
             return None
         if self.chat:
             content = [
                 {**self.entry(t.id, t.logprob), "top_logprobs": [self.entry(*pair) for pair in t.top]} for t in tokens
             ]
             return {"content": content, "refusal": None}
-        words = [self.word(t.id) for t in tokens]
+        texts = [self.token_text(t.id) for t in tokens]
         return {
-            "tokens": words,
+            "tokens": texts,
             "token_logprobs": [t.logprob for t in tokens],
-            "top_logprobs": [{self.word(i): logprob for i, logprob in t.top} for t in tokens],
-            "text_offset": list(accumulate(map(len, words[:-1]), initial=0)) if words else [],
+            "top_logprobs": [{self.token_text(i): logprob for i, logprob in t.top} for t in tokens],
+            "text_offset": list(accumulate(map(len, texts[:-1]), initial=0)) if texts else [],
         }
 
     def entry(self, token: int, logprob: Optional[float]) -> Fields:
-        word = self.word(token)
-        whole = "\ufffd" not in word  # else a part of a character
-        return {"token": word, "logprob": logprob, "bytes": list(word.encode()) if whole else None}
+        text = self.token_text(token)
+        is_text = "\ufffd" not in text  # otherwise a part of a character
+        return {"token": text, "logprob": logprob, "bytes": list(text.encode()) if is_text else None}
 
-    def word(self, token: int) -> str:
+    def token_text(self, token: int) -> str:
         return self.tokenizer.decode([token], skip_special=False)
 
 
-def usage(prompt: int, new: int) -> Fields:
+def choice(index: int, content: Fields, logprobs: Optional[Fields] = None, finish: Optional[str] = None) -> Fields:
+    return {"index": index, **content, "logprobs": logprobs, "finish_reason": finish}
+
+
+def usage_of(generation: Generation) -> Fields:
+    prompt, new = generation.request.n_prompt, generation.n_new
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
+
+
+async def openai_response(generation: Generation, chat: bool) -> Response:
+    format = ResponseFormat(chat, generation.request)
+    if generation.request.stream:
+        return GenerationStream(generation, server_sent_events(generation, format), "text/event-stream")
+    answers = await collect(generation)
+    # in a thread: the log-probabilities of a long answer take a while
+    return await asyncio.to_thread(lambda: JSONResponse(format.complete(answers, usage_of(generation))))
+
+
+async def litgpt_response(generation: Generation, stream: bool) -> Response:
+    request = generation.request
+    if stream or request.stream:
+        return GenerationStream(generation, json_lines(generation), "application/x-ndjson")
+    outputs = ["".join(delta.text for delta in deltas) for deltas in await collect(generation)]
+    return JSONResponse({"output": outputs[0] if request.n == 1 else outputs})
+
+
+class GenerationStream(StreamingResponse):
+    """A response in parts. However it ends, the generation ends with it."""
+
+    def __init__(self, generation: Generation, parts: AsyncIterator[str], media_type: str) -> None:
+        super().__init__(parts, media_type=media_type, headers=STREAM_HEADERS)
+        self.generation = generation
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self.generation.cancel()
+
+
+async def collect(generation: Generation) -> list[list[Delta]]:
+    answers: list[list[Delta]] = [[] for _ in generation.request.sequences]
+    async for delta in generation.deltas():
+        answers[delta.index].append(delta)
+    return answers
+
+
+async def server_sent_events(generation: Generation, format: ResponseFormat) -> AsyncIterator[str]:
+    include_usage = generation.request.include_usage
+    more: Fields = {"usage": None} if include_usage else {}
+    try:
+        for chunk in format.first_chunks(len(generation.request.sequences)):
+            yield sse({**chunk, **more})
+        async for delta in generation.deltas():
+            for chunk in format.chunks(delta):
+                yield sse({**chunk, **more})
+        if include_usage:
+            yield sse(format.chunk(usage=usage_of(generation)))
+    except Failure as e:
+        yield sse(e.body)
+    finally:
+        generation.cancel()
+    yield "data: [DONE]\n\n"
+
+
+def sse(fields: Fields) -> str:
+    return f"data: {json.dumps(fields, ensure_ascii=False, separators=(',', ':'))}\n\n"
+
+
+async def json_lines(generation: Generation) -> AsyncIterator[str]:
+    """LitGPT's stream: a line of JSON for each part of the answer."""
+    try:
+        async for delta in generation.deltas():
+            if delta.text:
+                yield json.dumps({"output": delta.text}) + "\n"
+    except Failure as e:
+        yield json.dumps(e.body) + "\n"
+    finally:
+        generation.cancel()

@@ -1,22 +1,24 @@
-"""What a request may hold: OpenAI's fields, and a few more for drawing tokens.
+"""The bodies of requests: OpenAI's fields, and more sampling parameters.
 
-A field that would change the answer and is not implemented is refused, by name; what only concerns OpenAI's own house
-(`user`, `store`, ...) is taken and ignored.
+An unsupported field that would change the answer is refused by name. Fields that concern OpenAI's own service (`user`,
+`store`, ...) are ignored.
 """
 
 import json
 import re
-from typing import Annotated, Any, Literal, Optional, TypeVar, Union
+from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from litgpt.errors import UserError
+from litgpt.generate.inference_model import InferenceModel
 from litgpt.serve.failure import Failure
 
 IGNORED = (
     "user metadata store service_tier safety_identifier prompt_cache_key prompt_cache_retention parallel_tool_calls "
     "prediction verbosity"
 ).split()
-NEUTRAL: dict[str, tuple] = {  # fields that are not implemented, and the values that ask for nothing
+NEUTRAL: dict[str, tuple] = {  # unsupported fields, and the values that change nothing
     "frequency_penalty": (0,),
     "presence_penalty": (0,),
     "logit_bias": ({},),
@@ -30,18 +32,19 @@ NEUTRAL: dict[str, tuple] = {  # fields that are not implemented, and the values
     "best_of": (1,),
     "reasoning_effort": ("none",),
 }
-MANY_FIELDS = 100
-SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # how JSON writes half a pair; a whole pair is a character
+MAX_FIELDS = 100
+TRAINING_FIELDS = ("input", "train")  # of messages in training data; clients that send them mean something else
+SURROGATE = re.compile(r"\\u[dD][89a-fA-F]")  # the first half of a surrogate pair in JSON
 Share = Annotated[float, Field(ge=0, le=1)]
 D = TypeVar("D", bound="SamplingParams")
 T = TypeVar("T")
-Quick = Annotated[list[T], Field(fail_fast=True)]  # a long list that is wrong is one error
+FailFast = Annotated[list[T], Field(fail_fast=True)]  # one error for a long list
 
 
 def parse(schema: type[D], body: bytes, content_type: str) -> D:
-    """What a body asks for. Raises `Failure` for what is not JSON, or not of this form."""
+    """Validate a body. Raises `Failure` if it is not JSON or does not match the schema."""
     kind = content_type.partition(";")[0].strip().lower()
-    if not re.fullmatch(r"application/(.+\+)?json", kind):  # what a page of another site cannot send without asking
+    if not re.fullmatch(r"application/(.+\+)?json", kind):  # a page of another site cannot send it without permission
         raise Failure(
             400, "The body must be JSON, with the header Content-Type: application/json.", None, "invalid_body"
         )
@@ -53,8 +56,10 @@ def parse(schema: type[D], body: bytes, content_type: str) -> D:
     except RecursionError:
         raise Failure(400, "The body is nested too deeply.", None, "invalid_body") from None
     except UnicodeEncodeError:
-        raise Failure(400, "A text has half a surrogate pair, which is no text.", None, "invalid_body") from None
-    except ValueError:  # also of bytes that are not Unicode, and of numbers with thousands of digits
+        raise Failure(
+            400, "A string contains half a surrogate pair, which is not text.", None, "invalid_body"
+        ) from None
+    except ValueError:  # also for bytes that are not Unicode, and for numbers with thousands of digits
         raise Failure(400, "The body is not JSON.", None, "invalid_body") from None
     try:
         return schema.model_validate(fields)
@@ -63,14 +68,14 @@ def parse(schema: type[D], body: bytes, content_type: str) -> D:
 
 
 def wrong_fields(e: ValidationError) -> Failure:
-    """All that is wrong with a body, in one line."""
-    said, param = [], None
+    """All errors of a body in one line."""
+    messages, param = [], None
     for error in e.errors(include_url=False, include_context=False, include_input=False)[:8]:
         message = str(error["msg"]).removeprefix("Value error, ")
-        place = [str(part) for part in error["loc"]]
-        param = param or (".".join(place) or None)
-        said.append(f"{'.'.join(place)[:80]}: {message}" if place else message)
-    return Failure(400, "; ".join(said)[:1000] + ".", param and param[:80], "invalid_body")
+        field = ".".join(map(str, error["loc"]))
+        param = param or field or None
+        messages.append(f"{field[:80]}: {message}" if field else message)
+    return Failure(400, "; ".join(messages)[:1000] + ".", param and param[:80], "invalid_body")
 
 
 class Strict(BaseModel):
@@ -79,19 +84,21 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def not_too_many(cls, fields: Any) -> Any:
-        """Else each that is unknown would be an error of its own."""
-        if isinstance(fields, dict) and len(fields) > MANY_FIELDS:
-            raise ValueError(f"more than {MANY_FIELDS} fields")
+        """Otherwise each unknown field would be a separate error."""
+        if isinstance(fields, dict) and len(fields) > MAX_FIELDS:
+            raise ValueError(f"more than {MAX_FIELDS} fields")
         return fields
 
 
 class StreamOptions(Strict):
     include_usage: bool = False
-    include_obfuscation: bool = False  # there is nothing to hide: lengths show on the same machine only
+    include_obfuscation: bool = False  # ignored
 
 
 class SamplingParams(Strict):
-    """What all requests share: the model, how tokens are drawn, and when to end."""
+    """Fields of all requests: the model, how tokens are sampled, and when to stop."""
+
+    default_length: ClassVar[Optional[int]] = None  # where neither the request nor the server limits the answer
 
     model: Optional[Annotated[str, Field(max_length=4096)]] = None  # as long as a path can be
     max_tokens: Optional[Annotated[int, Field(ge=1)]] = None
@@ -108,8 +115,8 @@ class SamplingParams(Strict):
 
     @model_validator(mode="before")
     @classmethod
-    def without_the_rest(cls, fields: Any) -> Any:
-        """Leave out what says nothing. Raises `ValueError` for what is not implemented."""
+    def drop_neutral(cls, fields: Any) -> Any:
+        """Drop fields without effect. Raises `ValueError` for unsupported ones."""
         if not isinstance(fields, dict):
             return fields
         given = {k: v for k, v in fields.items() if v is not None and k not in IGNORED}
@@ -117,7 +124,7 @@ class SamplingParams(Strict):
         if fields.get("tool_choice") == "none":
             given.pop("tools", None)
         if wrong:
-            raise ValueError(f"not supported here: {', '.join(wrong)}")
+            raise ValueError(f"not supported: {', '.join(wrong)}")
         return given
 
     @field_validator("stop", mode="before")
@@ -126,18 +133,22 @@ class SamplingParams(Strict):
         return [value] if isinstance(value, str) else value
 
     @property
-    def top(self) -> Optional[int]:
-        """For how many likely tokens at each place log-probabilities are wanted; None for none at all."""
+    def n_logprobs(self) -> Optional[int]:
+        """How many of the most likely tokens to return with log-probabilities; None for no log-probabilities."""
         return None
 
     @property
-    def length(self) -> Optional[int]:
-        """Tokens of an answer, at most."""
+    def max_length(self) -> Optional[int]:
+        """The most tokens of an answer."""
         return self.max_tokens
 
     @property
     def n_prompts(self) -> int:
         return 1
+
+    def token_ids(self, model: InferenceModel) -> list[list[int]]:
+        """The prompts. Raises `UserError` if the model cannot read them."""
+        raise NotImplementedError
 
 
 class TextPart(BaseModel):
@@ -145,78 +156,99 @@ class TextPart(BaseModel):
     text: str
 
 
-class Passed(BaseModel):
-    """A part of a message. Fields that are not named here are passed on to the chat template."""
+class TemplateFields(BaseModel):
+    """A part of a message. Unknown fields are passed on to the chat template."""
 
     model_config = ConfigDict(strict=True, extra="allow")
 
+    def present(self) -> dict[str, Any]:
+        """All fields that are not null."""
+        named = {name: getattr(self, name) for name in type(self).model_fields}
+        return {name: value for name, value in {**named, **(self.model_extra or {})}.items() if value is not None}
 
-class Function(Passed):
+
+class Function(TemplateFields):
     name: str
-    arguments: Any = ""  # as OpenAI's clients have it, a text of JSON
+    arguments: Any = ""  # JSON text, in OpenAI's API
 
 
-class ToolCall(Passed):
+class ToolCall(TemplateFields):
     id: Optional[str] = None
     type: Literal["function"] = "function"
     function: Function
 
 
-class Message(Passed):
-    """One message, also as clients return it, with null for what it does not have."""
+class Message(TemplateFields):
+    """A message. Clients send back the server's own with null for missing fields."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: Union[str, Quick[TextPart], None] = None
-    tool_calls: Optional[Quick[ToolCall]] = None
+    content: Union[str, FailFast[TextPart], None] = None
+    tool_calls: Optional[FailFast[ToolCall]] = None
     tool_call_id: Optional[str] = None
     name: Optional[str] = None
     reasoning_content: Optional[str] = None
 
     @model_validator(mode="after")
-    def has_words(self) -> "Message":
+    def has_content(self) -> "Message":
         if self.content is None and self.role != "assistant":
             raise ValueError("content is missing")
         return self
 
+    def for_template(self) -> dict[str, Any]:
+        """The message for the chat template: the text of all parts, and its other fields without the empty ones."""
+        fields = {k: v for k, v in self.present().items() if v != [] and k not in TRAINING_FIELDS}
+        if self.tool_calls:
+            fields["tool_calls"] = [{**c.present(), "function": c.function.present()} for c in self.tool_calls]
+        fields["role"] = "system" if self.role == "developer" else self.role
+        if not isinstance(self.content, str):
+            fields["content"] = "".join(part.text for part in self.content or ())
+        return fields
+
 
 class Chat(SamplingParams):
-    messages: Annotated[Quick[Message], Field(min_length=1)]
+    messages: Annotated[FailFast[Message], Field(min_length=1)]
     max_completion_tokens: Optional[Annotated[int, Field(ge=1)]] = None
     logprobs: bool = False
     top_logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
-    tools: Quick[dict[str, Any]] = []
+    tools: FailFast[dict[str, Any]] = []
 
     @model_validator(mode="after")
-    def agrees(self) -> "Chat":
+    def check_logprobs(self) -> "Chat":
         if self.top_logprobs is not None and not self.logprobs:
-            raise ValueError("top_logprobs wants logprobs to be true")
+            raise ValueError("top_logprobs requires logprobs: true")
         return self
 
+    def token_ids(self, model: InferenceModel) -> list[list[int]]:
+        messages = [message.for_template() for message in self.messages]
+        return [model.render(messages, self.tools or None, model.model.config.block_size)[1]]
+
     @property
-    def top(self) -> Optional[int]:
+    def n_logprobs(self) -> Optional[int]:
         return (self.top_logprobs or 0) if self.logprobs else None
 
     @property
-    def length(self) -> Optional[int]:
+    def max_length(self) -> Optional[int]:
         return self.max_completion_tokens or self.max_tokens
 
 
 class Completion(SamplingParams):
-    prompt: Union[str, Quick[str], Quick[int], Quick[Quick[int]]]
+    prompt: Union[str, FailFast[str], FailFast[int], FailFast[FailFast[int]]]
     logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
 
     @field_validator("prompt", mode="before")
     @classmethod
     def one_kind(cls, value: Any) -> Any:
-        """One message instead of four, where it is none of the kinds."""
+        """One error instead of one for each member of the union."""
         if isinstance(value, str):
             return value
+        expected = ValueError("expected a string, a list of strings, or token ids")
         if not isinstance(value, list) or not value or len(value) > 1_000_000:
-            raise ValueError("a text, a list of texts, or token ids are wanted")
-        flat = [i for part in value for i in part] if all(isinstance(part, list) for part in value) else value
+            raise expected
+        nested = all(isinstance(part, list) for part in value)
+        flat = [i for part in value for i in part] if nested else value
         kinds = {type(item) for item in flat}
-        if kinds not in ({str}, {int}) or (flat is not value and kinds == {str}) or (kinds == {int} and min(flat) < 0):
-            raise ValueError("a text, a list of texts, or token ids are wanted")
+        if not ((kinds == {str} and not nested) or (kinds == {int} and min(flat) >= 0)):
+            raise expected
         return value
 
     @property
@@ -230,16 +262,33 @@ class Completion(SamplingParams):
         return len(self.prompts)
 
     @property
-    def top(self) -> Optional[int]:
+    def n_logprobs(self) -> Optional[int]:
         return self.logprobs
+
+    def token_ids(self, model: InferenceModel) -> list[list[int]]:
+        tokenizer, limit = model.tokenizer, model.model.config.block_size
+        for prompt in self.prompts:
+            if not isinstance(prompt, str) and prompt and (largest := max(prompt)) >= tokenizer.vocab_size:
+                raise UserError(
+                    f"The prompt has the token id {largest}; the tokenizer's ids are below {tokenizer.vocab_size}."
+                )
+        found = [tokenizer.encode(p, limit=limit) if isinstance(p, str) else p for p in self.prompts]
+        for ids in found:
+            tokenizer.check(ids)
+        return found
 
 
 class Predict(SamplingParams):
-    """LitGPT's own form."""
+    """LitGPT's own API."""
 
+    default_length: ClassVar[Optional[int]] = 50
     prompt: str
     max_new_tokens: Optional[Annotated[int, Field(ge=1)]] = None
 
     @property
-    def length(self) -> Optional[int]:
+    def max_length(self) -> Optional[int]:
         return self.max_new_tokens or self.max_tokens
+
+    def token_ids(self, model: InferenceModel) -> list[list[int]]:
+        messages = [{"role": "user", "content": self.prompt}]
+        return [model.render(messages, None, model.model.config.block_size)[1]]

@@ -1,4 +1,4 @@
-"""uvicorn, and how it stops: what is under way is finished, new requests hear 503, then the process ends with 0."""
+"""uvicorn, and how it stops: running requests are finished, new ones get a 503, then the process ends with 0."""
 
 import logging
 import socket
@@ -10,71 +10,67 @@ from typing import Optional
 import uvicorn
 
 from litgpt.errors import UserError
-from litgpt.serve.app import Service
+from litgpt.serve.app import App
 from litgpt.serve.protocol import Protocol
 
-GRACE = 5.0  # seconds for a client to take the rest of an answer that is finished
-SWITCH = 0.0005  # seconds after which Python's threads take turns; the loop and the engine ask for one at every call
+GRACE = 5.0  # seconds for a client to receive the rest of a finished answer
+SWITCH_SECONDS = 0.0005  # how long a Python thread may run; the event loop and the engine alternate at every call
 
 
 class Server(uvicorn.Server):
-    """A server that drains.
+    """A server that finishes running requests before it stops."""
 
-    Args:
-        service: Knows what is under way.
-    """
-
-    def __init__(self, config: uvicorn.Config, service: Service) -> None:
-        super().__init__(config)
-        self.service = service
+    def __init__(self, app: App) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app.guard,  # type: ignore[arg-type]
+                http=Protocol,
+                log_config=None,
+                access_log=False,
+                proxy_headers=False,
+                ws="none",
+                timeout_graceful_shutdown=round(GRACE),
+                server_header=False,
+            )
+        )
+        self.app = app
         self.idle_since: Optional[float] = None
 
     def handle_exit(self, sig: int, frame: Optional[FrameType]) -> None:
-        """The first signal lets what is under way finish, a second one does not."""
-        gate = self.service.gate
-        if gate is None or gate.stopping:
+        """The first signal lets running requests finish, a second one does not."""
+        guard = self.app.guard
+        if guard.stopping:
             self.force_exit = self.should_exit = True
         else:
-            gate.stopping = True
-            print(f"litgpt: stopping; {gate.active} requests are under way", file=sys.stderr, flush=True)
+            guard.stopping = True
+            print(f"litgpt: stopping after {guard.active} running requests", file=sys.stderr, flush=True)
 
     async def on_tick(self, counter: int) -> bool:
-        gate = self.service.gate
-        if gate is not None and gate.stopping and not self.service.worker.texts:
+        guard = self.app.guard
+        if guard.stopping and not self.app.service.worker.n_sequences:
             self.idle_since = self.idle_since or time.monotonic()
-            if not gate.active or time.monotonic() - self.idle_since > GRACE:
+            if not guard.active or time.monotonic() - self.idle_since > GRACE:
                 self.should_exit = True
         return await super().on_tick(counter)
 
 
 def bind(host: str, port: int) -> socket.socket:
-    """A socket at an address; nobody is answered yet. Raises `UserError` where it cannot be had."""
+    """A socket at an address. Raises `UserError` if the address cannot be used."""
+    if not 0 <= port <= 65535:  # glibc would wrap around
+        raise UserError(f"--port {port} is not between 0 and 65535.")
     try:
         family, _, _, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
-        made = socket.socket(family, socket.SOCK_STREAM)
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-    except (OSError, OverflowError, UnicodeError) as e:
-        raise UserError(f"--host {host} --port {port} cannot be used: {getattr(e, 'strerror', None) or e}.") from e
-    return made
+        listening = socket.socket(family, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listening.bind(address)
+    except (OSError, UnicodeError) as e:
+        raise UserError(f"Cannot listen on --host {host} --port {port}: {getattr(e, 'strerror', None) or e}.") from e
+    return listening
 
 
-def configure(app: object) -> uvicorn.Config:
-    return uvicorn.Config(
-        app,  # type: ignore[arg-type]
-        http=Protocol,
-        log_config=None,
-        access_log=False,
-        proxy_headers=False,
-        ws="none",
-        timeout_graceful_shutdown=round(GRACE),
-        server_header=False,
-    )
-
-
-def serve(app: object, service: Service, listening: socket.socket) -> None:
-    """Answer until a signal comes."""
+def serve(app: App, listening: socket.socket) -> None:
+    """Answer until a signal arrives."""
     logging.basicConfig(format="%(asctime)s %(message)s", level=logging.WARNING)
     logging.getLogger("litgpt.serve").setLevel(logging.INFO)
-    sys.setswitchinterval(SWITCH)
-    Server(configure(app), service).run(sockets=[listening])
+    sys.setswitchinterval(SWITCH_SECONDS)
+    Server(app).run(sockets=[listening])

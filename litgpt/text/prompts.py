@@ -24,7 +24,7 @@ TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 
 def template_variables(folder: Path) -> dict[str, str]:
-    """The special tokens of a model folder, as a chat template may use them."""
+    """The special tokens of a model folder, for its chat template."""
     found: dict[str, str] = {}
     for name in ("special_tokens_map.json", "tokenizer_config.json"):
         fields = read_json(folder / name) if is_there(folder / name) else {}
@@ -35,8 +35,8 @@ def template_variables(folder: Path) -> dict[str, str]:
 
 
 def chat_templates(folder: Path) -> dict[str, str]:
-    """The chat templates of a model folder by their names, as `transformers` reads them: `default`, and maybe
-    `tool_use` for conversations with tools. Files win over `tokenizer_config.json`."""
+    """The chat templates of a model folder by name, as `transformers` reads them: `default`, and maybe `tool_use` for
+    conversations with tools. Files take precedence over `tokenizer_config.json`."""
     files = [folder / TEMPLATE, *sorted((folder / MORE_TEMPLATES).glob("*.jinja"))]
     found = {file.stem: read_text(file) for file in files if is_there(file)}
     if found:
@@ -63,7 +63,7 @@ def make_template(
 
 
 def chatml(folder: Path) -> ChatTemplate:
-    """ChatML for a checkpoint without a template; turns end with `<|im_end|>` if that is a token, else with EOS."""
+    """ChatML for a checkpoint without a template. Turns end with `<|im_end|>` if that is a token, else with EOS."""
     variables = template_variables(folder)
     files = [folder / name for name in ("tokenizer.json", "tokenizer_config.json", "added_tokens.json")]
     tokens = "".join(read_text(file, TOKENIZER_BYTES) for file in files if is_there(file))
@@ -73,17 +73,17 @@ def chatml(folder: Path) -> ChatTemplate:
 
 
 def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
-    """The style that `--data.prompt_style` means for a checkpoint.
+    """The style that `--data.prompt_style` selects for a checkpoint.
 
     Args:
-        name: `auto` for the style that the checkpoint was trained with here; else its template; else chatml for
+        name: `auto` for the style that the checkpoint was trained with, else its template, else chatml for
             conversations and alpaca for instruction rows. `chat` for the template; `chatml`; a named style; or the
             path of a Jinja template.
         folder: The checkpoint.
         chat: Whether the rows are conversations.
 
     Raises:
-        UserError: unknown, or `chat` where the checkpoint has no template.
+        UserError: The style is unknown, or it is `chat` and the checkpoint has no template.
     """
     if name in STYLES:
         return STYLES[name]
@@ -94,18 +94,18 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
     if name in ("auto", "chat"):
         template = checkpoint_template(folder)
         if template is None and name == "chat":
-            raise UserError(f"{folder} has no chat template; choose another --data.prompt_style, chatml for example.")
+            raise UserError(f"{folder} has no chat template. Pass another --data.prompt_style, such as chatml.")
         return template or (chatml(folder) if chat else STYLES["alpaca"])
     if Path(name).is_file():
         return ChatTemplate(read_text(Path(name)), template_variables(folder), name=Path(name).name)
     known = ("auto", "chat", "chatml", *STYLES)
     raise UserError(
-        f"Unknown --data.prompt_style {name!r}, and no such file.{nearest(name, known)} Known: {', '.join(known)}."
+        f"--data.prompt_style {name!r} is not a style or a file.{nearest(name, known)} Known: {', '.join(known)}."
     )
 
 
 def style_fields(style: PromptStyle) -> dict[str, Any]:
-    """What `prompt_style.yaml` holds: enough to make the style again."""
+    """The content of `prompt_style.yaml`, which is enough to restore the style."""
     fields: dict[str, Any] = {"prompt_style": style.name}
     if isinstance(style, ChatTemplate):
         fields |= {"template": style.template, "variables": dict(style.variables)}
@@ -117,8 +117,8 @@ def save_style(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
     """Write `prompt_style.yaml`, and the style as the chat template of the folder.
 
     Args:
-        bos: What the tokenizer puts before a text by itself.
-        eos: The token that ends answers where the style writes none.
+        bos: What the tokenizer adds before a text by itself.
+        eos: The token that ends answers if the style writes none.
     """
     text = yaml.safe_dump(style_fields(style), sort_keys=False, allow_unicode=True)
     (folder / STYLE_FILE).write_text(text, encoding="utf-8", newline="\n")
@@ -126,13 +126,13 @@ def save_style(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
 
 
 def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
-    """Make a style the chat template of a model folder, so that other programs render what was trained. The folder's
-    other templates are removed; one that is the same already stays as it is. Arguments as for `save_style`."""
+    """Make a style the chat template of a model folder, so that other programs render prompts as in training. Other
+    templates in the folder are removed; an identical one is kept. Arguments as for `save_style`."""
     if isinstance(style, NamedStyle):
         templates = {"default": style.jinja(bos, eos)}
     elif isinstance(style, ChatTemplate):
         templates = {"default": style.template} | ({"tool_use": style.for_tools.template} if style.for_tools else {})
-    else:  # made in Python
+    else:  # written in Python
         return
     found = chat_templates(folder)
     if templates.items() <= found.items() and ("tool_use" in found) == ("tool_use" in templates):
@@ -143,17 +143,17 @@ def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
         (folder / MORE_TEMPLATES).mkdir()
         (folder / MORE_TEMPLATES / "tool_use.jinja").write_text(templates["tool_use"], encoding="utf-8", newline="\n")
     config = folder / "tokenizer_config.json"
-    if config.is_file():  # read by programs that do not know the files
+    if config.is_file():  # for programs that do not read the files
         listed = [{"name": name, "template": template} for name, template in templates.items()]
         fields = read_json(config) | {"chat_template": listed if len(listed) > 1 else templates["default"]}
         config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def load_style(folder: Path) -> PromptStyle:
-    """The style for prompts to the model in `folder`: what it was trained with, else its chat template, else none.
+    """The style for prompts to a model: what it was trained with, else its chat template, else none.
 
     Raises:
-        UserError: `prompt_style.yaml` is not of our making.
+        UserError: `prompt_style.yaml` does not name a style.
     """
     path = folder / STYLE_FILE
     if not is_there(path):
@@ -172,12 +172,12 @@ def load_style(folder: Path) -> PromptStyle:
 
 
 def litgpt_style(class_path: str) -> Optional[PromptStyle]:
-    """The style that LitGPT means by one of its classes, which have our names but for case, dots and dashes."""
-    if not class_path.startswith("litgpt.text.prompts."):
+    """The style of a LitGPT class. Their names differ from ours in case, dots and dashes only."""
+    if not class_path.startswith("litgpt.prompts."):
         return None
 
     def letters(name: str) -> str:
         return re.sub(r"[^a-z0-9]", "", name.lower())
 
-    wanted = letters(class_path.rpartition(".")[2].replace("Default", "none"))
-    return next((style for name, style in STYLES.items() if letters(name) == wanted), None)
+    name_of_class = letters(class_path.rpartition(".")[2].replace("Default", "none"))
+    return next((style for name, style in STYLES.items() if letters(name) == name_of_class), None)

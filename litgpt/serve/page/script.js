@@ -1,15 +1,15 @@
 "use strict";
 
-// The whole conversation is sent with each question: the server remembers nothing.
-// What the model says only ever becomes the textContent of an element.
+// Each request contains the complete conversation: the server keeps no state.
+// The model's output only ever becomes the textContent of an element.
 
 const at = (id) => document.getElementById(id);
-let messages = []; // {role, content}, as they are sent
-let running = null; // the AbortController of the answer under way
+let messages = []; // {role, content}
+let running = null; // the AbortController of the current answer
 
 const key = () => (at("key").value ? { Authorization: `Bearer ${at("key").value}` } : {});
 
-function say(text, bad = false) {
+function setStatus(text, bad = false) {
   at("status").textContent = text;
   at("status").classList.toggle("bad", bad);
 }
@@ -21,13 +21,13 @@ function show(who, name, text) {
   const label = document.createElement("div");
   label.className = "who";
   label.textContent = name;
-  const said = document.createElement("div");
-  said.className = "said";
-  said.textContent = text;
-  turn.append(label, said);
+  const output = document.createElement("div");
+  output.className = "said";
+  output.textContent = text;
+  turn.append(label, output);
   at("talk").append(turn);
   at("talk").scrollTop = at("talk").scrollHeight;
-  return said;
+  return output;
 }
 
 async function failure(response) {
@@ -40,20 +40,20 @@ async function loadModels() {
     const response = await fetch("v1/models", { headers: key() });
     if (response.status === 401) {
       at("settings").open = true;
-      say("This server wants an API key: put it into the settings.", true);
+      setStatus("This server requires an API key. Enter it in the settings.", true);
       return;
     }
     if (!response.ok) throw await failure(response);
     const chosen = at("model").value;
     const names = (await response.json()).data.map((model) => model.id);
     at("model").replaceChildren(...names.map((name) => new Option(name, name, false, name === chosen)));
-    say("");
+    setStatus("");
   } catch (error) {
-    say(error.message, true);
+    setStatus(error.message, true);
   }
 }
 
-/** The objects of a stream of server-sent events. */
+/** Parse a stream of server-sent events. */
 async function* events(response) {
   const reader = response.body.pipeThrough(new TextDecoderStream()).getReader();
   let rest = "";
@@ -70,7 +70,7 @@ async function* events(response) {
   }
 }
 
-async function answer(said) {
+async function answer(output) {
   const system = at("system").value.trim();
   const body = {
     model: at("model").value || undefined,
@@ -91,9 +91,9 @@ async function answer(said) {
     if (part.error) throw new Error(part.error.message);
     const choice = part.choices[0];
     const follow = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 40;
-    said.textContent += choice?.delta?.content ?? "";
+    output.textContent += choice?.delta?.content ?? "";
     if (follow) talk.scrollTop = talk.scrollHeight;
-    if (choice?.finish_reason === "length") say("The answer was cut at its longest length.");
+    if (choice?.finish_reason === "length") setStatus("The answer was truncated at the maximum length.");
   }
 }
 
@@ -104,37 +104,37 @@ async function ask(event) {
   for (const field of [at("temperature"), at("most")]) {
     if (!field.checkValidity() || Number.isNaN(field.valueAsNumber)) {
       at("settings").open = true;
-      say(`${field.labels[0].textContent.trim()}: this number cannot be.`, true);
+      setStatus(`${field.labels[0].textContent.trim()}: the number is out of range.`, true);
       field.focus();
       return;
     }
   }
-  say("");
+  setStatus("");
   at("question").value = "";
   messages.push({ role: "user", content: question });
   const asked = show("user", "You", question);
-  const said = show("assistant", at("model").value || "Model", "");
-  const mine = (running = new AbortController());
-  said.parentElement.classList.add("answering");
+  const output = show("assistant", at("model").value || "Model", "");
+  const controller = (running = new AbortController());
+  output.parentElement.classList.add("answering");
   at("send").hidden = true;
   at("stop").hidden = false;
   try {
-    await answer(said);
+    await answer(output);
   } catch (error) {
-    if (error.name !== "AbortError") say(error.message, true);
+    if (error.name !== "AbortError") setStatus(error.message, true);
   }
-  said.parentElement.classList.remove("answering");
-  if (running === mine) {
+  output.parentElement.classList.remove("answering");
+  if (running === controller) {
     running = null;
     at("send").hidden = false;
     at("stop").hidden = true;
-    if (said.textContent) {
-      messages.push({ role: "assistant", content: said.textContent });
-    } else if (at("status").classList.contains("bad") || mine.signal.aborted) {
-      messages.pop(); // nothing was answered: the question may be mended and sent again
+    if (output.textContent) {
+      messages.push({ role: "assistant", content: output.textContent });
+    } else if (at("status").classList.contains("bad") || controller.signal.aborted) {
+      messages.pop(); // there is no answer: the question can be changed and sent again
       at("question").value ||= question;
       asked.parentElement.remove();
-      said.parentElement.remove();
+      output.parentElement.remove();
     } else {
       messages.push({ role: "assistant", content: "" });
     }
@@ -149,7 +149,7 @@ function fresh() {
   at("talk").replaceChildren();
   at("send").hidden = false;
   at("stop").hidden = true;
-  say("");
+  setStatus("");
   at("question").focus();
 }
 

@@ -1,0 +1,122 @@
+"""From the body of a request to sequences for the engine."""
+
+import asyncio
+import random
+from functools import partial
+from typing import Optional
+
+from fastapi import Request
+
+from litgpt.errors import UserError, nearest
+from litgpt.generate.engine import Engine
+from litgpt.generate.engine import Request as Sequence
+from litgpt.generate.inference_model import InferenceModel
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.text import TextStream
+from litgpt.serve.failure import Failure
+from litgpt.serve.generation import Generation, GenerationRequest, timed_out
+from litgpt.serve.lanes import Lanes
+from litgpt.serve.metrics import Metrics
+from litgpt.serve.models import ModelRegistry
+from litgpt.serve.schema import Chat, SamplingParams, parse
+from litgpt.serve.settings import Settings
+from litgpt.serve.worker import Worker
+from litgpt.text.tokenizer import TooLong
+
+
+class Service:
+    """What the routes share: the models, the engine, and the threads that parse requests."""
+
+    def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
+        self.registry, self.settings = registry, settings
+        self.metrics, self.lanes = Metrics(), Lanes()
+        engine = Engine(registry.models[registry.default].model, settings.max_batch, adapters=registry.adapters)
+        self.worker = Worker(engine, settings.max_sequences, self.metrics.count)
+
+    def find(self, name: Optional[str]) -> tuple[str, InferenceModel]:
+        """The model that a request names. Raises `Failure` if there is none."""
+        registry = self.registry
+        found = registry.default if name is None else registry.find(name)
+        if found is None:
+            hint = nearest(str(name), registry.models)
+            message = f"Unknown model {str(name)[:80]!r}.{hint} Available: {', '.join(registry.models)}."
+            raise Failure(404, message, "model", "model_not_found")
+        return found, registry.models[found]
+
+    async def start(self, schema: type[SamplingParams], request: Request) -> Generation:
+        """Parse a request and start to answer it.
+
+        Raises:
+            Failure: The request cannot be parsed in time, or too many requests wait.
+        """
+        began, body = asyncio.get_running_loop().time(), (await request.receive())["body"]
+        size, content_type = len(body), request.headers.get("content-type", "")
+        parsing = self.lanes.run(size, partial(self.parse, schema, body, content_type))
+        del body  # otherwise it would stay in memory while others are parsed
+        try:
+            parsed = await asyncio.wait_for(parsing, self.settings.timeout)
+        except asyncio.TimeoutError:
+            raise timed_out(self.settings.timeout) from None
+        generation = Generation(parsed, began, self.settings.timeout)
+        self.worker.submit(generation)
+        return generation
+
+    def parse(self, schema: type[SamplingParams], content: bytes, content_type: str) -> GenerationRequest:
+        """What a body asks for; runs in a thread. Raises `Failure` if it cannot be answered."""
+        body = parse(schema, content, content_type)
+        name, model = self.find(body.model)
+        if body.n_prompts * body.n > self.settings.max_sequences:
+            limit = f"this server handles at most {self.settings.max_sequences} at once"
+            raise Failure(400, f"The request asks for {body.n_prompts * body.n} answers; {limit}.", "n")
+        try:
+            sequences = self.sequences(body, name, model)
+        except UserError as e:
+            code = "context_length_exceeded" if isinstance(e, TooLong) else None
+            raise Failure(400, str(e), "messages" if isinstance(body, Chat) else "prompt", code) from e
+        except RecursionError as e:
+            raise Failure(400, "The body is nested too deeply.") from e
+        return GenerationRequest(
+            model=name,
+            tokenizer=model.tokenizer,
+            sequences=sequences,
+            streams=[TextStream(model.tokenizer, sequence.prompt, body.stop) for sequence in sequences],
+            n_prompt=sum(len(sequence.prompt) for sequence in sequences[:: body.n]),
+            n=body.n,
+            stream=body.stream,
+            include_usage=body.stream_options.include_usage,
+            logprobs=body.n_logprobs is not None,
+        )
+
+    def sequences(self, body: SamplingParams, name: str, model: InferenceModel) -> list[Sequence]:
+        """`n` sequences for each prompt. Raises `UserError` if the model cannot read them."""
+        config = model.model.config
+        length = body.max_length or self.settings.max_new_tokens or body.default_length or config.block_size
+        n_logprobs = None if body.n_logprobs is None else min(body.n_logprobs, config.padded_vocab_size)
+        seed = random.getrandbits(48) if body.seed is None else body.seed
+        sampling, stop_ids = self.sampling(body), model.stop_ids
+        sequences = [
+            Sequence(
+                prompt,
+                length,
+                sampling=sampling,
+                stop_ids=stop_ids,
+                seed=seed + i,
+                logprobs=n_logprobs,
+                adapter=self.registry.adapter(name),
+            )
+            for prompt in body.token_ids(model)
+            for i in range(body.n)
+        ]
+        for sequence in sequences:
+            sequence.check(model.model)
+        return sequences
+
+    def sampling(self, body: SamplingParams) -> Sampling:
+        defaults = self.settings
+        return Sampling(
+            temperature=defaults.temperature if body.temperature is None else body.temperature,
+            top_k=body.top_k if "top_k" in body.model_fields_set else defaults.top_k,
+            top_p=defaults.top_p if body.top_p is None else body.top_p,
+            min_p=body.min_p,
+            repetition_penalty=body.repetition_penalty,
+        )
