@@ -26,11 +26,11 @@ COMMANDS = {  # name: (where, one line for `litgpt -h`)
     "generate_adapter_v2": ("litgpt.commands.generate:with_100", "The same, as LitGPT calls it for an adapter V2."),
     "generate_sequentially": ("litgpt.commands.generate:sequentially", "The same, with the layers on several devices."),
     "generate_speculatively": (
-        "litgpt.commands.generate_speculatively:main",
+        "litgpt.commands.generate:speculatively",
         "Continue a prompt with the help of a smaller model of the same tokenizer.",
     ),
     "generate_tp": (
-        "litgpt.commands.generate_tp:main",
+        "litgpt.commands.generate:tensor_parallel",
         "Continue a prompt with a part of each layer on every device.",
     ),
     "chat": ("litgpt.commands.chat:main", "Talk with a model or an adapter."),

@@ -221,9 +221,9 @@ class LLM(nn.Module):
         self.model.eval()
         try:
             for answer, piece in decode(engine, self.tokenizer, texts, stop):
-                new = answer.text.ids[shown[answer.text] :]
-                shown[answer.text] += len(new)
-                yield answer.number, torch.tensor(new, dtype=torch.long) if as_ids else piece, answer.text
+                new = answer.request.ids[shown[answer.request] :]
+                shown[answer.request] += len(new)
+                yield answer.number, torch.tensor(new, dtype=torch.long) if as_ids else piece, answer.request
         finally:
             self.model.train(training)
 

@@ -8,7 +8,14 @@ import torch
 from litgpt.errors import UserError
 from litgpt.families.weights import check_weights
 from litgpt.generate.engine import Request
-from litgpt.generate.reference_outputs import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
+from litgpt.generate.reference_outputs import (
+    FILE,
+    PRECISIONS,
+    changes,
+    last_logits,
+    read_reference_outputs,
+    stored_dtypes,
+)
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from litgpt.model.devices import DTYPES, Accelerator, default_precision, pick_device
@@ -25,7 +32,7 @@ def main(
 
     Args:
         checkpoint_dir: A base folder, an adapter folder or a merged folder, or the name of one under checkpoints/.
-        precision: By default that of the parity seal, if the folder has one.
+        precision: By default the one of the reference outputs, if the folder has any.
         accelerator: The kind of device.
         base: The base model of an adapter, instead of the recorded one.
     """
@@ -48,23 +55,23 @@ def main(
     print(f"prompts     {style.name}")
     if (beyond := tokenizer.vocab_size - config.padded_vocab_size) > 0:
         print(f"note        the model has no embedding for {beyond:,} of these tokens: texts with them are refused")
-    seal = read_seal(source.folder) if is_there(source.folder / FILE) else None
+    reference = read_reference_outputs(source.folder) if is_there(source.folder / FILE) else None
     device = pick_device(accelerator)
-    sealed = PRECISIONS[seal["computed"]] if seal else None
-    scheme = seal.get("quantize") if seal else None
-    model = source.model(DTYPES[precision or sealed or default_precision(device)], device, scheme)
+    recorded = PRECISIONS[reference["computed"]] if reference else None
+    scheme = reference.get("quantize") if reference else None
+    model = source.model(DTYPES[precision or recorded or default_precision(device)], device, scheme)
     ids = tokenizer.encode("Once upon a time")
     Request(ids, 1).check(model)
     if not bool(last_logits(model, ids).isfinite().all()):
         raise UserError(f"The model in {source.folder} answers with NaN or infinity: its weights are damaged.")
-    if seal is None:
-        print("parity      no seal in this folder")
+    if reference is None:
+        print("parity      no reference outputs in this folder")
         print("The folder is whole and usable.")
         return
-    found = moved(seal, model, tokenizer, style, stored_dtypes(source.checkpoint))
+    found = changes(reference, model, tokenizer, style, stored_dtypes(source.checkpoint))
     for what, detail in found.items():
         print(f"moved       {what}: {detail}")
     if found:
         raise UserError(f"{source.folder} no longer answers as when it was written: {', '.join(sorted(found))} moved.")
-    print(f"parity      {len(seal['prompts'])} prompts answered as when the folder was written")
+    print(f"parity      {len(reference['prompts'])} prompts answered as when the folder was written")
     print("The folder is whole and usable.")

@@ -9,7 +9,7 @@ from torch.optim import Optimizer
 
 from litgpt.errors import UserError
 from litgpt.errors import kind as kind_of
-from litgpt.generate.reference_outputs import make_seal, stored_dtypes, write_seal
+from litgpt.generate.reference_outputs import make_reference_outputs, stored_dtypes, write_reference_outputs
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
@@ -81,7 +81,7 @@ class Saver:
                 discard(old)
 
     def final(self) -> None:
-        """Write and seal the result. To be called on all ranks."""
+        """Write the result and its reference outputs. To be called on all ranks."""
         self.write("final", None)
 
     @property
@@ -90,10 +90,10 @@ class Saver:
 
     def write(self, name: str, randoms: Optional[list[dict[str, torch.Tensor]]]) -> None:
         error: Optional[BaseException] = None
-        seal: Optional[dict[str, Any]] = None
+        reference: Optional[dict[str, Any]] = None
         if randoms is None:
             with spared("The reference answers of the result cannot be made", self.fabric.world_size):
-                seal = self.answers()
+                reference = self.answers()
 
         def work() -> None:
             nonlocal error
@@ -106,11 +106,11 @@ class Saver:
                         save_stop(folder, self.tokenizer.trained_stop(self.style), self.start.fields)
                     write_settings(folder, self.precision)
                     stored: list[str] = []
-                    if seal is not None:
+                    if reference is not None:
                         with spared("The reference answers of the result cannot be kept"):
                             stored = self.stored(folder)
-                    if seal is not None and stored:
-                        write_seal({**seal, "stored": stored}, folder)
+                    if reference is not None and stored:
+                        write_reference_outputs({**reference, "stored": stored}, folder)
                     if randoms is not None:
                         self.state(randoms).write(folder)
                         write_sums(folder, step=self.result.steps)
@@ -123,9 +123,9 @@ class Saver:
             raise error or Stopped(0)
 
     def answers(self) -> dict[str, Any]:
-        """The seal, but for the types of the weights in the folder."""
+        """The reference outputs, without the types of the weights in the folder."""
         style = self.style or load_style(self.start.tokenizer_folder)
-        return self.loss_model.read(lambda gpt: make_seal(gpt, self.tokenizer, style, [], self.quantize))
+        return self.loss_model.read(lambda gpt: make_reference_outputs(gpt, self.tokenizer, style, [], self.quantize))
 
     def stored(self, folder: Path) -> list[str]:
         known = self.start.checkpoint if is_adapter(folder) else None
