@@ -310,13 +310,13 @@ def make_terminal() -> None:
 
 @pytest.mark.long  # a race with the terminal on a busy machine
 def test_keys_of_a_terminal(terminal):
-    assert "Ctrl-D ends" in terminal(b"", b">> ")
+    assert "Ctrl-D exits" in terminal(b"", b">> ")
     terminal(b"Once upon\r", b"time")
     assert "Stopped the answer." in terminal(b"\x03", b">> ")
     terminal(b"half a wo", b"wo")
     time.sleep(0.5)  # a Ctrl-C that comes before readline waits for a key is only seen with the next key
-    assert "Ctrl-D ends." in terminal(b"\x03", b">> ")
-    assert "An empty prompt is not sent" in terminal(b"\r", b">> ")
+    assert "Ctrl-D exits." in terminal(b"\x03", b">> ")
+    assert "Empty prompts are not sent" in terminal(b"\r", b">> ")
     terminal(b"/reset\r", b"new conversation")
     terminal(b"", b">> ")  # before that, Ctrl-D would be taken out of the line by the terminal itself
     terminal(b"\x04", b"never")
