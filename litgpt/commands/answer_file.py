@@ -75,11 +75,15 @@ class PromptFile:
 
     def answer(self, model: InferenceModel, engine: Engine, sampling: Sampling) -> int:
         """Answer the remaining prompts. Returns the number of generated tokens."""
-        with self.writer() as file, progress(self.total, self.n_done) as show_progress:
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            output: AbstractContextManager[IO[str]] = open(self.out, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        else:
+            output = nullcontext(sys.stdout)
+        requests, stop = self.requests(model, sampling), self.options.stop_strings
+        with output as file, progress(self.total, self.n_done) as show_progress:
             try:
-                for answer, _ in decode(
-                    engine, model.tokenizer, self.requests(model, sampling), self.options.stop_strings
-                ):
+                for answer, _ in decode(engine, model.tokenizer, requests, stop):
                     if answer.finish:
                         row, number = answer.request.tag
                         row.answers[number] = answer
@@ -108,7 +112,9 @@ class PromptFile:
                 messages, tools = to_messages(fields, where, options.sys_prompt)
                 ids = self.render(model, messages, tools, where)
             except UserError as e:
-                self.report(str(e))
+                self.n_broken += 1
+                if self.n_broken <= N_REPORTED:
+                    print(e, file=sys.stderr)
                 self.pending.append(PendingRow({**output_fields(fields), "error": str(e)}, 0))
                 continue
             row = PendingRow(output_fields(fields), options.num_samples)
@@ -126,23 +132,12 @@ class PromptFile:
             raise UserError(f"{where}: {e}") from e
         return ids
 
-    def report(self, problem: str) -> None:
-        self.n_broken += 1
-        if self.n_broken <= N_REPORTED:
-            print(problem, file=sys.stderr)
-
     def write(self, file: IO[str]) -> None:
         """Write the rows at the front that are complete."""
         while self.pending and self.pending[0].complete:
             file.write(self.pending.popleft().line())
             self.n_done += 1
         file.flush()
-
-    def writer(self) -> AbstractContextManager[IO[str]]:
-        if self.out is None:
-            return nullcontext(sys.stdout)
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        return open(self.out, "a", encoding="utf-8", newline="\n")
 
 
 @contextmanager

@@ -235,7 +235,7 @@ def tensor_parallel_process(rank: int, job: TensorParallelJob) -> None:
     loaded.prepare(job.model.compile, job.world_size)
     began = time.perf_counter()
     n_new = print_answers(engine_answers(loaded, job.options, job.sampling, job.ids), job.rendered, loaded)
-    print_metrics(n_new, began, device, f"{job.world_size} processes", " in the first")
+    print_metrics(n_new, began, device, f"rank 0 of {job.world_size} processes")
     distributed.destroy_process_group()
 
 
@@ -267,11 +267,11 @@ def print_answers(answers: Iterator[tuple[Answer, str]], rendered: str, model: I
     return n_new
 
 
-def print_metrics(n_new: int, began: float, device: torch.device, note: str = "", where: str = "") -> None:
+def print_metrics(n_new: int, began: float, device: torch.device, note: str = "") -> None:
     """Print the speed since `began` and the peak memory."""
     seconds = time.perf_counter() - began
     speed = f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s"
-    memory = f"peak memory {gigabytes(peak_memory(device))}{where}"
+    memory = f"peak memory {gigabytes(peak_memory(device))}"
     print(", ".join(filter(None, (speed, note, memory))), file=sys.stderr)
 
 

@@ -54,23 +54,20 @@ def decode(
     Raises:
         UserError: as `Request.check`.
     """
-    source, running, n_begun, more = iter(requests), dict[Request, Answer](), 0, True
-    while more or engine.busy:
-        while more and len(running) < len(engine.rows):
-            request = next(source, None)
-            if request is None:
-                more = False
-            else:
-                stream = TextStream(tokenizer, request.prompt, stop)
-                running[engine.submit(request)] = Answer(n_begun, request, stream)
-                n_begun += 1
-        for request in engine.step() if engine.busy else ():
-            if request in running:  # a canceled one comes back once more
-                answer = running[request]
-                text = answer.new_text()
-                if answer.finish:
-                    del running[request]
-                yield answer, text
+    running: dict[Request, Answer] = {}
+
+    def started() -> Iterator[Request]:
+        for number, request in enumerate(requests):
+            running[request] = Answer(number, request, TextStream(tokenizer, request.prompt, stop))
+            yield request
+
+    for request in engine.grow(started()):
+        if request in running:  # a canceled one comes back once more
+            answer = running[request]
+            text = answer.new_text()
+            if answer.finish:
+                del running[request]
+            yield answer, text
 
 
 def in_order(decoded: Iterable[tuple[Answer, str]]) -> Iterator[tuple[Answer, str]]:

@@ -7,6 +7,7 @@ import random
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal, Optional
 
 import torch
@@ -129,18 +130,20 @@ class Engine:
         return bool(self.waiting) or any(self.rows)
 
     def run(self, requests: Iterable[Request]) -> Iterator[Request]:
-        """Decode requests, and yield each when it is finished. They are taken from the iterable as rows become free."""
+        """Decode requests, and yield each when it is finished."""
+        return (request for request in self.grow(requests) if request.finish)
+
+    def grow(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """Decode requests, and yield each whenever it got a token or ended. They are taken from the iterable as rows
+        become free."""
         source = iter(requests)
-        more = True
-        while more or self.busy:
-            while more and len(self.waiting) + sum(request is not None for request in self.rows) < len(self.rows):
-                request = next(source, None)
-                if request is None:
-                    more = False
-                else:
-                    self.submit(request)
-            if self.busy:
-                yield from (request for request in self.step() if request.finish)
+        while True:
+            n_running = len(self.waiting) + sum(request is not None and not request.finish for request in self.rows)
+            for request in islice(source, max(0, len(self.rows) - n_running)):
+                self.submit(request)
+            if not self.busy:
+                return
+            yield from self.step()
 
     @torch.no_grad()
     def step(self) -> list[Request]:
@@ -291,15 +294,12 @@ def generate(
         UserError: as `Request.check`; at once, not with the first id.
     """
     engine = Engine(model, rows=1)
-    return stream_ids(engine, engine.submit(Request(prompt, max_new_tokens, sampling, stop_ids, seed)))
+    request = engine.submit(Request(prompt, max_new_tokens, sampling, stop_ids, seed))
 
-
-def stream_ids(engine: Engine, request: Request) -> Iterator[int]:
-    """The ids of a submitted request as they come."""
-    n_streamed = 0
-    while n_streamed < len(request.ids) or not request.finish:
-        if n_streamed == len(request.ids):
+    def new_ids() -> Iterator[int]:
+        while not request.finish:
+            n = len(request.ids)
             engine.step()
-            continue
-        yield request.ids[n_streamed]
-        n_streamed += 1
+            yield from request.ids[n:]
+
+    return new_ids()

@@ -3,7 +3,6 @@
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -86,32 +85,27 @@ def n_answered(out: Path, prompts: Path, num_samples: int) -> int:
         return 0
     if not out.is_file():
         raise UserError(f"--out {out} is not a file.")
-    rows, n, end = open_prompts(prompts), 0, 0
-    for line in complete_lines(out):
-        n, end = n + 1, end + len(line)
-        row, saved = next(rows, None), read_answers(line)
-        if row is None or saved is None or not answers_to(saved, row[1]):
-            raise UserError(f"--out {out}: line {n} is not an answer to row {n} of {prompts}. {remedy}")
-        n_saved = len(saved["answers"]) if isinstance(saved.get("answers"), list) else 1
-        if "error" not in saved and n_saved != num_samples:
-            raise UserError(
-                f"--num_samples {num_samples}: an earlier run wrote --out {out} with --num_samples {n_saved}. {remedy}"
-            )
-    if end < out.stat().st_size:
-        with open(out, "rb") as f:
-            f.seek(end)
-            incomplete = f.read()
+    rows, n, end, incomplete = open_prompts(prompts), 0, 0, b""
+    with open(out, "rb") as f:
+        for line in f:
+            if not line.endswith(b"\n"):
+                incomplete = line
+                break
+            n, end = n + 1, end + len(line)
+            row, saved = next(rows, None), read_answers(line)
+            if row is None or saved is None or not answers_to(saved, row[1]):
+                raise UserError(f"--out {out}: line {n} is not an answer to row {n} of {prompts}. {remedy}")
+            n_saved = len(saved["answers"]) if isinstance(saved.get("answers"), list) else 1
+            if "error" not in saved and n_saved != num_samples:
+                was = f"an earlier run wrote --out {out} with --num_samples {n_saved}"
+                raise UserError(f"--num_samples {num_samples}: {was}. {remedy}")
+    if incomplete:
         row = next(rows, None)
         expected = to_line(output_fields(row[1])).rstrip("}\n").encode() if row is not None else b""
         if row is None or not (incomplete.startswith(expected) or expected.startswith(incomplete)):
             raise UserError(f"--out {out}: its end is not an answer to row {n + 1} of {prompts}. {remedy}")
         os.truncate(out, end)
     return n
-
-
-def complete_lines(file: Path) -> Iterator[bytes]:
-    with open(file, "rb") as f:
-        yield from (line for line in f if line.endswith(b"\n"))
 
 
 def read_answers(line: bytes) -> Optional[dict[str, Any]]:
