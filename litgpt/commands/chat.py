@@ -82,21 +82,20 @@ def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> 
     """Answer prompts and run commands until there are no more."""
     saved: set[Path] = set()
     for prompt in prompts:
-        if re.fullmatch(r"/[a-zA-Z]+( .*)?", prompt.rstrip(), re.DOTALL):
-            if not run_command(conversation, prompt.strip(), saved):
-                return
-        elif not prompt.strip():
-            if terminal:
-                inform("Empty prompts are not sent. /quit or Ctrl-D exits.")
-        else:
-            try:
+        try:
+            if re.fullmatch(r"/[a-zA-Z]+( .*)?", prompt.rstrip(), re.DOTALL):
+                if not run_command(conversation, prompt.strip(), saved):
+                    return
+            elif prompt.strip():
                 print_answer(conversation, prompt, terminal)
-            except UserError as e:
-                inform(str(e))
-            except KeyboardInterrupt:  # just before the answer began, or just after its end
-                if not terminal:
-                    raise
-                inform("")
+            elif terminal:
+                inform("Empty prompts are not sent. /quit or Ctrl-D exits.")
+        except UserError as e:
+            inform(str(e))
+        except KeyboardInterrupt:  # just before the answer began, or just after its end
+            if not terminal:
+                raise
+            inform("")
 
 
 def run_command(conversation: Conversation, line: str, saved: set[Path]) -> bool:
@@ -111,37 +110,35 @@ def run_command(conversation: Conversation, line: str, saved: set[Path]) -> bool
         conversation.reset()
         inform("Started a new conversation.")
     elif command == "/system":
-        try:
-            conversation.set_system(argument or None)
-            inform("Set the system message." if argument else "Removed the system message.")
-        except UserError as e:
-            inform(str(e))
+        conversation.set_system(argument or None)
+        inform("Set the system message." if argument else "Removed the system message.")
     elif command == "/save":
         save(conversation, argument, saved)
     else:
-        inform(f"Unknown command {command}.{nearest(command, COMMANDS)} /help lists the commands.")
+        raise UserError(f"Unknown command {command}.{nearest(command, COMMANDS)} /help lists the commands.")
     return True
 
 
 def save(conversation: Conversation, name: str, saved: set[Path]) -> None:
-    """Write the conversation. A file that existed before this chat is not replaced."""
+    """Write the conversation. A file that existed before this chat is not replaced.
+
+    Raises:
+        UserError: there is nothing to write, or the file cannot be written.
+    """
     if not name:
-        inform("Usage: /save FILE")
-        return
+        raise UserError("Usage: /save FILE")
     if not conversation.messages:
-        inform("The conversation is empty. Nothing was saved.")
-        return
-    path = Path(os.path.expanduser(name))  # Path's own raises where there is no such user
+        raise UserError("The conversation is empty. Nothing was saved.")
+    path = Path(os.path.expanduser(name))  # Path's own raises if there is no such user
     try:
         with open(path, "w" if path.resolve() in saved else "x", encoding="utf-8", newline="\n") as f:
             f.write(to_line({"messages": conversation.messages}))
     except FileExistsError:
-        inform(f"{path} already exists. Choose another name.")
+        raise UserError(f"{path} already exists. Choose another name.") from None
     except OSError as e:
-        inform(f"Cannot write {path}: {e.strerror}.")
-    else:
-        saved.add(path.resolve())
-        inform(f"Saved {len(conversation.messages)} messages to {path}.")
+        raise UserError(f"Cannot write {path}: {e.strerror}.") from e
+    saved.add(path.resolve())
+    inform(f"Saved {len(conversation.messages)} messages to {path}.")
 
 
 def print_answer(conversation: Conversation, prompt: str, terminal: bool) -> None:
