@@ -4,10 +4,9 @@ import dataclasses
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from textwrap import indent
 from types import MappingProxyType
 from typing import Any, get_type_hints
-
-ARGS = "\n\n    Args:\n"
 
 
 def option_group(
@@ -59,9 +58,9 @@ def option_group(
             return function(*args, **kwargs)
 
         own = docs_of_fields(function)
-        about, marker, args = (function.__doc__ or "").partition(ARGS)
-        lines = "".join(f"        {name}: {help_lines[f.name]}\n" for name, f in options.items() if name not in own)
-        command.__doc__ = f"{about}{marker or ARGS}{lines}{args}"
+        about, _, args = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
+        lines = "".join(f"    {name}: {help_lines[f.name]}\n" for name, f in options.items() if name not in own)
+        command.__doc__ = indent(f"{about}\n\nArgs:\n{lines}{args}", "    ").lstrip()
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
