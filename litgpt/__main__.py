@@ -29,10 +29,10 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
         "Generate text with the layers split across devices.",
     ),
     "generate_speculatively": (
-        "litgpt.commands.generate_speculatively:main",
+        "litgpt.commands.generate:speculatively",
         "Generate text faster with a small draft model.",
     ),
-    "generate_tp": ("litgpt.commands.generate_tp:main", "Generate text with each layer split across devices."),
+    "generate_tp": ("litgpt.commands.generate:tensor_parallel", "Generate text with each layer split across devices."),
     "chat": ("litgpt.commands.chat:main", "Chat with a model or an adapter."),
     "serve": ("litgpt.serve.main:main", "Serve a model with an OpenAI-compatible API and a chat page."),
     "evaluate": ("litgpt.commands.evaluate:main", "Evaluate a model or an adapter on lm-eval tasks."),

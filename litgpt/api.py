@@ -223,8 +223,8 @@ class LLM(nn.Module):
         self.model.eval()
         try:
             for answer, part in decode(engine, self.tokenizer, requests, stop):
-                new = answer.text.ids[n_sent[answer.text] :]
-                n_sent[answer.text] += len(new)
+                new = answer.request.ids[n_sent[answer.request] :]
+                n_sent[answer.request] += len(new)
                 yield answer.number, torch.tensor(new, dtype=torch.long) if as_ids else part
         finally:
             self.model.train(training)

@@ -77,7 +77,7 @@ def test_places_of_tokens():
 def test_what_cannot_share_a_base(base, folders, tmp_path, tokenizer_file):
     model = ModelSource.open(base).model(torch.float32, CPU)
     whole = save(with_lora(base, LoRA(train_embeddings=True)), LoRA(train_embeddings=True), base, tmp_path / "whole")
-    with pytest.raises(UserError, match=r"w: .*whole replaces whole weights") as error:
+    with pytest.raises(UserError, match=r"w: .*whole replaces complete weights") as error:
         add_adapters(model, {"w": open_adapter(whole), "qv": open_adapter(folders["qv"])})
     assert "qv" not in str(error.value)
     other = save_llama(tmp_path / "other", tokenizer_file, hidden_size=48)

@@ -38,14 +38,14 @@ def start(loaded: InferenceModel, n: int = 8, **more: object) -> Conversation:
 
 
 def test_ten_turns_are_one_rendering(pico, monkeypatch):
-    conversation, read, add = start(pico), list[int](), Engine.add
+    conversation, read, forward = start(pico), list[int](), Engine.forward
 
     def counted(self: Engine, rows: list[int], lengths: list[int]) -> list:
         if self is conversation.engine:
             read.append(sum(lengths))
-        return add(self, rows, lengths)
+        return forward(self, rows, lengths)
 
-    monkeypatch.setattr(Engine, "add", counted)
+    monkeypatch.setattr(Engine, "forward", counted)
     for turn in TURNS:
         before = [*conversation.messages, {"role": "user", "content": turn}]
         said = "".join(conversation.ask(turn))
@@ -86,10 +86,10 @@ def test_an_answer_at_the_end_of_the_context(llama):
     loaded = InferenceModel.open(llama, precision="32-true", accelerator="cpu")
     conversation = start(loaded, 200)
     "".join(conversation.ask("é" * 110))
-    assert conversation.full and conversation.finish == "length" and conversation.n_new < 40
+    assert conversation.context_full and conversation.finish == "length" and conversation.n_new < 40
     "".join(conversation.ask("a"))
-    assert not conversation.full, "the style is for one prompt: what came before is not sent"
-    assert conversation.alone and len(conversation.messages) == 4
+    assert not conversation.context_full, "the style is for one prompt: what came before is not sent"
+    assert conversation.single_turn and len(conversation.messages) == 4
 
 
 def test_an_answer_that_is_stopped(pico):
@@ -142,18 +142,18 @@ def test_what_can_be_typed(chat, pico, tmp_path):
     assert out == "".join(text + "\n" for text in said)
     assert json.loads(new.read_text()) == {"messages": two.messages} and old.read_text() == "mine"
     said_of_commands = (
-        "A new conversation.",
-        "4 messages are in",
-        "3 messages are in",
-        "is there already",
-        "wants the",
+        "a new conversation",
+        "4 messages",
+        "3 messages",
+        "already exists",
+        "Usage: /save",
     )
     for words in (
         *said_of_commands,
-        "no system message",
+        "Removed the system message",
         "Did you mean '/reset'?",
         "/reset  ",
-        "conversation goes on",
+        "Set the system message",
     ):
         assert words in err, words
     assert "empty prompt" not in err, "blank lines of a pipe mean nothing"
@@ -162,7 +162,7 @@ def test_what_can_be_typed(chat, pico, tmp_path):
 def test_what_is_mistyped(chat, tmp_path):
     out, err = chat(f"/save {tmp_path / 'new'}\nHello\n/Reset\n/save ~nobody-of-this-name/x\n", "--max_new_tokens", "3")
     assert out.count("\n") == 1 and not (tmp_path / "new").exists()
-    for words in ("Nothing was said yet", "There is no /Reset. Did you mean '/reset'?", "x cannot be written"):
+    for words in ("Nothing was saved", "/Reset. Did you mean '/reset'?", "Cannot write"):
         assert words in err, words
 
 
@@ -203,9 +203,9 @@ def test_several_lines(chat, pico):
 
 def test_words_about_the_end(chat, llama):
     _, err = chat("é\n" + "é" * 110 + "\n" + "é" * 300 + "\n", "--max_new_tokens", "50", folder=llama)
-    assert "prompt style 'none' is for one prompt" in err
-    assert "cut at --max_new_tokens 50" in err
-    assert "context of 256 tokens is full: /reset" in err and "It was not sent" in err
+    assert "prompt style 'none'" in err
+    assert "truncated at --max_new_tokens 50" in err
+    assert "context is full (256 tokens)" in err and "It was not sent" in err
 
 
 def test_what_is_refused(capsys):
@@ -310,13 +310,13 @@ def make_terminal() -> None:
 
 @pytest.mark.long  # a race with the terminal on a busy machine
 def test_keys_of_a_terminal(terminal):
-    assert "Ctrl-D ends" in terminal(b"", b">> ")
+    assert "Ctrl-D exits" in terminal(b"", b">> ")
     terminal(b"Once upon\r", b"time")
-    assert "The answer was stopped." in terminal(b"\x03", b">> ")
+    assert "Stopped the answer." in terminal(b"\x03", b">> ")
     terminal(b"half a wo", b"wo")
     time.sleep(0.5)  # a Ctrl-C that comes before readline waits for a key is only seen with the next key
-    assert "Ctrl-D ends." in terminal(b"\x03", b">> ")
-    assert "An empty prompt is not sent" in terminal(b"\r", b">> ")
+    assert "Ctrl-D exits." in terminal(b"\x03", b">> ")
+    assert "Empty prompts are not sent" in terminal(b"\r", b">> ")
     terminal(b"/reset\r", b"new conversation")
     terminal(b"", b">> ")  # before that, Ctrl-D would be taken out of the line by the terminal itself
     terminal(b"\x04", b"never")

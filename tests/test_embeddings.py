@@ -18,7 +18,7 @@ from litgpt.data import JSON, TextFiles
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
 from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.reference_outputs import make_seal
+from litgpt.generate.reference_outputs import make_reference_outputs
 from litgpt.methods.lora import LoRA
 from litgpt.text.prompts import load_style
 from litgpt.text.tokenizer import Tokenizer
@@ -225,7 +225,7 @@ def test_evaluate(kind, args, folder):
 
 
 def test_the_template_uses_one(folder, tmp_path):
-    """Then no conversation can be rendered, and there is no seal either."""
+    """Then no conversation can be rendered, and there are no reference outputs either."""
     copy = shutil.copytree(folder, tmp_path / "model")
     fields = json.loads((copy / "tokenizer_config.json").read_text())
     template = "{% for m in messages %}" + BEYOND + "{{ m.content }}{% endfor %}"
@@ -234,7 +234,7 @@ def test_the_template_uses_one(folder, tmp_path):
     with pytest.raises(UserError, match=REFUSED):
         loaded.render([said("user", "a")])
     with pytest.raises(UserError, match=REFUSED):
-        make_seal(loaded.model, loaded.tokenizer, load_style(copy), ["F32"])
+        make_reference_outputs(loaded.model, loaded.tokenizer, load_style(copy), ["F32"])
 
 
 def test_an_end_of_text_beyond_the_embedding(folder, tmp_path, refused):

@@ -155,7 +155,7 @@ def test_the_end_of_the_context(llama, capsys):
         generate(model, [5] * 256, 1)
     with pytest.raises(UserError, match="empty"):
         generate(model, [], 1)
-    with pytest.raises(UserError, match="the tokenizer belongs to another model"):
+    with pytest.raises(UserError, match="tokenizer belongs to another model"):
         generate(model, [5, 300], 1)
     capsys.readouterr()
     with pytest.raises(SystemExit) as stop:

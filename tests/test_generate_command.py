@@ -15,12 +15,12 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.checkpoint.hub import PICO
-from litgpt.commands import generate as generate_module
-from litgpt.commands.generate import LLAMAS
+from litgpt.commands import answer_file
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import InferenceModel
+from litgpt.generate.options import DEFAULT_PROMPT
 from litgpt.model.blocks import check_compiler
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
@@ -101,7 +101,7 @@ def test_a_file_row_for_row(prompts, pico, ran, tmp_path):
         else:
             assert "answer" not in row and "error" in row
     assert "line 5, is not JSON" in rows[3]["error"] and "line 5, is not JSON" in ran.err
-    assert "has no prompt, messages, instruction or question; it has foo" in rows[4]["error"]
+    assert "Found: foo" in rows[4]["error"]
     assert "line 8: The prompt has 1205 tokens; the model reads at most 256" in rows[6]["error"]
     assert "3 of 8 rows have no answer" in ran.err
 
@@ -117,13 +117,13 @@ def test_a_torn_file_goes_on(prompts, ran, tmp_path, cut):
     before = out.stat().st_mtime_ns
     assert ran(*words, "--out", out) == "" and "has all 8 answers" in ran.err
     ran(*words, "--out", out, "--num_samples", 2, code=2)
-    assert "--num_samples 2: --out" in ran.err and "has 1 to a prompt" in ran.err
+    assert "--num_samples 2:" in ran.err and "--num_samples 1" in ran.err
     assert out.stat().st_mtime_ns == before
 
 
 def test_an_interrupt_says_what_is_written(prompts, ran, tmp_path, monkeypatch):
     out, words = tmp_path / "out.jsonl", ["generate", "pico", "--prompts", prompts, *GREEDY, "--batch_size", 1]
-    lines, line = [], generate_module.to_line
+    lines, line = [], answer_file.to_line
 
     def interrupted(fields: dict[str, Any]) -> str:
         lines.append(fields)
@@ -132,11 +132,11 @@ def test_an_interrupt_says_what_is_written(prompts, ran, tmp_path, monkeypatch):
         return line(fields)
 
     with monkeypatch.context() as patch:
-        patch.setattr(generate_module, "to_line", interrupted)
+        patch.setattr(answer_file, "to_line", interrupted)
         ran(*words, "--out", out, code=130)
-    assert f"Stopped: {out} has 2 of 8 answers; the same command goes on." in ran.err
+    assert f"{out} has 2 of 8 answers" in ran.err
     ran(*words, "--out", out)
-    assert "has 2 of 8 answers; the others follow" in ran.err and len(out.read_text().splitlines()) == 8
+    assert "has 2 of 8 answers" in ran.err and len(out.read_text().splitlines()) == 8
 
 
 @pytest.mark.long
@@ -156,7 +156,7 @@ def test_ten_thousand_prompts(pico, ran, tmp_path):
     n = out.read_bytes().count(b"\n")
     assert 500 < n < broken
     ran(*words)
-    assert f"has {n:,} of 10,000 answers; the others follow" in ran.err
+    assert f"has {n:,} of 10,000 answers" in ran.err
     assert f"line {broken + 1}, is not JSON" in ran.err and "1 of 10,000 rows have no answer" in ran.err
     rows = [json.loads(line) for line in out.read_text(encoding="utf-8").splitlines()]
     assert [row.get("id") for row in rows] == [i if i != broken else None for i in range(10_000)]
@@ -173,18 +173,18 @@ def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):
     other.write_text('{"prompt": "Bye"}\n')
     before = out.read_bytes()
     ran("generate", "pico", "--prompts", other, "--out", out, code=2)
-    assert "has a line 1 that is no answer to row 1 of" in ran.err and out.read_bytes() == before
+    assert "line 1 is not an answer to row 1 of" in ran.err and out.read_bytes() == before
     out.write_text('{"prompt": "Hello", "id": 7, "x": NaN}\n')
     ran("generate", "pico", "--prompts", prompts, "--out", out, code=2)
     ran("generate", "pico", "--prompts", prompts, "--out", prompts, code=2)
     assert "is the file of the prompts itself" in ran.err
     ran("generate", "pico", "--prompts", prompts, "--out", tmp_path, code=2)
-    assert "is no file" in ran.err
+    assert "is not a file" in ran.err
     ran("generate", "pico", "--prompts", tmp_path / "promptss.jsonl", code=2)
     assert "(--prompts)" in ran.err and "Did you mean" in ran.err
     ran("generate", "pico", "--out", out, code=2)
     ran("generate", "pico", "--prompts", prompts, "--prompt", "Hi", code=2)
-    assert "give one of them" in ran.err
+    assert "--prompts" in ran.err and "--prompt " in ran.err
 
 
 def test_samples_of_a_file_on_stdout(ran, tmp_path):
@@ -261,8 +261,9 @@ def test_penalty_and_min_p(ran):
     words = ["generate", "pico", "--prompt", "Tell me a story", "--max_new_tokens", 30]
     assert ran(*words, *GREEDY) != ran(*words, *GREEDY, "--repetition_penalty", 1.5)
     assert ran(*words, "--min_p", 1.0) == ran(*words, "--temperature", 0)
-    ran(*words, "--min_p", 2, "--batch_size", 0, code=2)
-    assert "--batch_size 0" in ran.err
+    for option, value in (("--min_p", 2), ("--batch_size", 0), ("--num_samples", 0)):
+        ran(*words, option, value, code=2)
+        assert f"{option} {value}" in ran.err
 
 
 @pytest.mark.long
@@ -289,11 +290,11 @@ def test_a_prompt_from_stdin(pico):
 STDIN: dict[str, tuple[Any, Optional[str]]] = {
     "a pipe": (b"Hi\nyou\n", "Hi\nyou"),
     "a file": ("Hi\n", "Hi"),
-    "an empty pipe": (b"", LLAMAS),
-    "an empty file": ("", LLAMAS),
-    "/dev/null": (os.devnull, LLAMAS),
-    "closed": (None, LLAMAS),
-    "a terminal": ("pty", LLAMAS),
+    "an empty pipe": (b"", DEFAULT_PROMPT),
+    "an empty file": ("", DEFAULT_PROMPT),
+    "/dev/null": (os.devnull, DEFAULT_PROMPT),
+    "closed": (None, DEFAULT_PROMPT),
+    "a terminal": ("pty", DEFAULT_PROMPT),
     "a blank line": (b" \n", None),
     "binary": (b"\xff\xfe\0", None),
 }
@@ -365,8 +366,8 @@ def test_a_dash_reads_stdin(option, kind, rendered, ran, tmp_path):
     with stdin(kind, tmp_path):
         ran("generate", "pico", option, "-", *(["--prompt", "Sum up:"] if option == "--input" else []), code=2)
     field = "content" if option == "--prompt" else "input"
-    assert [m[field] for m in rendered] == ([] if expected in (None, LLAMAS) else [expected])
-    if expected == LLAMAS:
+    assert [m[field] for m in rendered] == ([] if expected in (None, DEFAULT_PROMPT) else [expected])
+    if expected == DEFAULT_PROMPT:
         assert f"{option} -: stdin is empty" in ran.err
 
 
@@ -377,7 +378,7 @@ def test_stdin_is_read_once(rendered, ran, tmp_path):
     for words in (["--input", "-"], ["--prompt", "Hello"]):  # the default prompt with an input; and nothing is read
         with stdin("a pipe", tmp_path):
             ran("generate", "pico", *words, code=2)
-    assert [(m["content"], m["input"]) for m in rendered] == [(LLAMAS, "Hi\nyou"), ("Hello", "")]
+    assert [(m["content"], m["input"]) for m in rendered] == [(DEFAULT_PROMPT, "Hi\nyou"), ("Hello", "")]
 
 
 # LitGPT's names
@@ -396,7 +397,7 @@ def test_older_paths(whole, base, ran, tmp_path):
     weights = adapter / "adapter_model.safetensors"
     for path in (adapter, weights):
         assert ran("generate_adapter", base, "--adapter_path", path, *words) == expected
-        assert f"--adapter_path is an older spelling of: litgpt generate {adapter} --base {base}" in ran.err
+        assert f"litgpt generate {adapter} --base {base}" in ran.err
     folder = shutil.copytree(base, tmp_path / "full")
     path = folder / "model.safetensors"
     assert ran("generate_full", PICO, "--finetuned_path", path, *words) == ran("generate", base, *words)

@@ -112,8 +112,8 @@ def test_fresh_folders(finetuned, valid):
     assert "8 prompts give their recorded outputs" in valid(finetuned / "final-merged")
 
 
-def test_folder_without_a_seal(finetuned, valid):
-    assert "no reference outputs in this folder" in valid(finetuned.parent / "base")
+def test_folder_without_reference_outputs(finetuned, valid):
+    assert "no reference outputs" in valid(finetuned.parent / "base")
 
 
 @pytest.mark.parametrize(
@@ -245,7 +245,7 @@ def test_greedy_text_and_damaged_seals(adapter, capsys):
     seal = json.loads(file.read_text())
     changes = {
         "Changed: weights": {"prompts": [seal["prompts"][0] | {"greedy": [7] * 8}]},
-        "damaged parity seal": {"prompts": []},
+        "parity.json is damaged": {"prompts": []},
         "parity.json: prompts[0].prompt": {"prompts": [{}]},
         "parity.json: computed": {"computed": "F64"},
     }

@@ -18,10 +18,11 @@ httpx = pytest.importorskip("httpx")
 
 from litgpt import LLM
 from litgpt.checkpoint.hub import PICO
-from litgpt.commands import generate as generate_module
+from litgpt.commands.answer_file import PromptFile
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import InferenceModel
+from litgpt.generate.options import PromptOptions
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
 from litgpt.serve.worker import MAX_FAILURES, Worker
@@ -104,7 +105,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {  # where it fails, after how many ca
     "step": (Engine, "step", 2),
     "model": (GPT, "hidden", 2),
     "sampling": (Engine, "draw", 2),
-    "between a token and its log-probability": (Engine, "extend", 2),
+    "between a token and its log-probability": (Engine, "append", 2),
     "event": (Worker, "event", 2),
 }
 
@@ -152,7 +153,7 @@ def test_a_text_that_was_cancelled_while_it_waited_is_counted(monkeypatch):
         with contextlib.suppress(httpx.ReadTimeout):
             httpx.post(running.url + "/v1/completions", json={**BODY, "n": 2}, timeout=0.5)
         assert began.is_set() and running.service.worker.n_sequences == 2
-        fault = Fault(monkeypatch, Engine, "enter", RuntimeError("it failed"))
+        fault = Fault(monkeypatch, Engine, "fill_rows", RuntimeError("it failed"))
         fault.on = True
         time.sleep(0.2)  # the client has gone
         go_on.set()
@@ -273,8 +274,8 @@ def by_file(folder: Path) -> Callable[[InferenceModel], Iterator[Any]]:
     (folder / "p.jsonl").write_text('{"prompt": "Hello"}\n' * 3)
 
     def answer(pico: InferenceModel) -> Iterator[Any]:
-        file = generate_module.PromptFile(folder / "p.jsonl", None, 1)
-        yield file.answer(pico, Engine(pico.model, 2), lambda ids, i: Request(ids, 20), [], None)
+        file = PromptFile(folder / "p.jsonl", None, PromptOptions(max_new_tokens=20))
+        yield file.answer(pico, Engine(pico.model, 2), Sampling(0.0))
 
     return answer
 

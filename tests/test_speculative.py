@@ -11,7 +11,7 @@ from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.speculative import Reader, Speculation, judge, pick
+from litgpt.generate.speculative import Reader, Speculation, accept, draw
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from tests.conftest import save_llama
@@ -120,8 +120,8 @@ P = torch.tensor([0.1, 0.4, 0.0, 0.3, 0.2])
 def test_what_is_drawn_has_the_targets_distribution(q):
     numbers, draft, counts = random.Random(0), torch.tensor(q), torch.zeros(2, 5)
     for _ in range(6000):
-        drafted = [pick(draft, numbers), pick(draft, numbers)]
-        n, last = judge([P, P.flip(0), P], [draft, draft], drafted, numbers)
+        drafted = [draw(draft, numbers), draw(draft, numbers)]
+        n, last = accept([P, P.flip(0), P], [draft, draft], drafted, numbers)
         text = [*drafted[:n], last]
         counts[0, text[0]] += 1
         if len(text) > 1:
@@ -147,7 +147,7 @@ def test_the_command(llama, other, capsys):
     expected = capsys.readouterr().out
     main(["generate_speculatively", str(other), str(llama), *flags, "--speculative_k", "4"])
     out, err = capsys.readouterr()
-    assert out == expected and re.search(r"\d+% of \d+ drafted tokens kept", err)
+    assert out == expected and re.search(r"\d+% of \d+ drafted tokens accepted", err)
     words = [f"--draft_model_checkpoint_dir={other}", f"--target_model_checkpoint_dir={llama}", "--num_samples", "2"]
     main(["generate_speculatively", *words, *flags, "--stop", "zzz"])
     assert capsys.readouterr().out == expected * 2

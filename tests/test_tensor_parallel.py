@@ -10,7 +10,7 @@ import torch
 from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
-from litgpt.generate.tensor_parallel import check_parts, keep_part
+from litgpt.generate.tensor_parallel import check_divisible, keep_part
 from litgpt.model import GPT
 from litgpt.model.config import Config
 
@@ -77,14 +77,14 @@ def test_the_parts_add_up(name):
         assert all(torch.equal(parts[0], logits) for logits in parts), "all processes draw the same"
 
 
-def test_what_cannot_be_cut():
+def test_what_cannot_be_split():
     for fields, world, words in (
         (dict(n_query_groups=2), 4, "n_query_groups 2"),
         (dict(n_query_groups=4, intermediate_size=50), 4, "intermediate_size 50"),
         (dict(norm_qk=True, norm_qk_type="olmo2"), 2, "generate_sequentially"),
     ):
         with pytest.raises(UserError, match=words):
-            check_parts(Config(**{**SIZES, **fields}), world)
+            check_divisible(Config(**{**SIZES, **fields}), world)
 
 
 def test_two_processes(llama: Path, capfd: pytest.CaptureFixture):

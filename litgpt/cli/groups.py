@@ -2,34 +2,47 @@
 
 import dataclasses
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from functools import wraps
+from textwrap import indent
+from types import MappingProxyType
 from typing import Any, get_type_hints
 
-GROUP_ARGS = "\n\n    Args:\n"
 
-
-def option_group(parameter: str, kind: type, prefix: str = "") -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def option_group(
+    parameter: str,
+    kind: type,
+    prefix: str = "",
+    defaults: Mapping[str, Any] = MappingProxyType({}),
+    skip: Collection[str] = (),
+) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorate a command so that the fields of a dataclass take the place of one of its parameters.
 
     The decorated function has a parameter for each field, with the field's default, type, and help, and calls the
-    original with the dataclass made from them. A caller from Python may also pass the dataclass itself.
+    original with the dataclass made from them. A caller from Python may also pass the dataclass itself. A description
+    in the function's own docstring takes precedence over the dataclass's.
 
     Args:
         parameter: The parameter that is replaced.
         kind: The dataclass. Its docstring describes the fields under `Args:`; a field without a description there, or
             without `init`, is not an option.
         prefix: Put before the names of the fields.
+        defaults: Defaults of this command that differ from the dataclass's, by field.
+        skip: Fields that are not options of this command.
     """
     help_lines = docs_of_fields(kind)
     hints = get_type_hints(kind)
-    options = {prefix + f.name: f for f in dataclasses.fields(kind) if f.init and f.name in help_lines}
+    fields = [f for f in dataclasses.fields(kind) if f.init and f.name in help_lines and f.name not in skip]
+    options = {prefix + f.name: f for f in fields}
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
         added = [
             inspect.Parameter(
-                name, inspect.Parameter.POSITIONAL_OR_KEYWORD, default=f.default, annotation=hints[f.name]
+                name,
+                inspect.Parameter.POSITIONAL_OR_KEYWORD,
+                default=defaults.get(f.name, f.default),
+                annotation=hints[f.name],
             )
             for name, f in options.items()
         ]
@@ -41,23 +54,24 @@ def option_group(parameter: str, kind: type, prefix: str = "") -> Callable[[Call
         def command(*args: Any, **kwargs: Any) -> Any:
             if parameter not in kwargs:
                 fields = {f.name: kwargs.pop(name) for name, f in options.items() if name in kwargs}
-                kwargs[parameter] = kind(**fields)
+                kwargs[parameter] = kind(**{**defaults, **fields})
             return function(*args, **kwargs)
 
-        about, marker, args = (function.__doc__ or "").partition(GROUP_ARGS)
-        lines = "".join(f"        {name}: {help_lines[f.name]}\n" for name, f in options.items())
-        command.__doc__ = f"{about}{marker or GROUP_ARGS}{lines}{args}"
+        own = docs_of_fields(function)
+        about, _, args = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
+        lines = "".join(f"    {name}: {help_lines[f.name]}\n" for name, f in options.items() if name not in own)
+        command.__doc__ = indent(f"{about}\n\nArgs:\n{lines}{args}", "    ").lstrip()
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
 
     return decorate
 
 
-def docs_of_fields(kind: type) -> dict[str, str]:
-    """The description of each field in the `Args:` section of a dataclass."""
+def docs_of_fields(described: Callable[..., Any]) -> dict[str, str]:
+    """The description of each field or parameter in the `Args:` section of a docstring."""
     lines: dict[str, str] = {}
     name = ""
-    for line in inspect.getdoc(kind).partition("Args:\n")[2].partition("\n\n")[0].splitlines():  # type: ignore[union-attr]
+    for line in (inspect.getdoc(described) or "").partition("Args:\n")[2].partition("\n\n")[0].splitlines():
         if line.startswith("    ") and not line.startswith("     "):
             name, _, text = line.strip().partition(": ")
             lines[name] = text

@@ -14,7 +14,13 @@ from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.families.table import NameTable
 from litgpt.families.weights import NUMBERS, Outline, tied_head
-from litgpt.generate.reference_outputs import PRECISIONS, difference, make_seal, stored_dtypes, write_seal
+from litgpt.generate.reference_outputs import (
+    PRECISIONS,
+    difference,
+    make_reference_outputs,
+    stored_dtypes,
+    write_reference_outputs,
+)
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import CONFIG, LoRAFolder
 from litgpt.model.devices import DTYPES, default_precision, pick_device
@@ -53,14 +59,14 @@ def main(
     check_replaceable(out_dir, overwrite, (folder, source.checkpoint.folder))
     device = pick_device("auto")
     computed = PRECISIONS.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
-    before = make_seal(source.model(DTYPES[computed], device), source.tokenizer(), source.style(), [])
+    before = make_reference_outputs(source.model(DTYPES[computed], device), source.tokenizer(), source.style(), [])
     with exclusive(out_dir), new_folder(out_dir.resolve()) as temporary:
         copy_small_files(source, temporary)
         write_merged(source, temporary, DTYPES[precision] if precision else None)
         merged = ModelSource.open(temporary)
         model = merged.model(DTYPES[computed], device)
         stored = stored_dtypes(merged.checkpoint)
-        write_seal(make_seal(model, merged.tokenizer(), merged.style(), stored), temporary)
+        write_reference_outputs(make_reference_outputs(model, merged.tokenizer(), merged.style(), stored), temporary)
     worst, _ = difference(before, model)
     print(f"base       {source.checkpoint.folder}")
     print(f"adapter    {source.folder}")

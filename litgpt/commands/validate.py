@@ -8,7 +8,14 @@ import torch
 from litgpt.errors import UserError
 from litgpt.families.weights import check_weights
 from litgpt.generate.engine import Request
-from litgpt.generate.reference_outputs import FILE, PRECISIONS, last_logits, moved, read_seal, stored_dtypes
+from litgpt.generate.reference_outputs import (
+    FILE,
+    PRECISIONS,
+    changes,
+    last_logits,
+    read_reference_outputs,
+    stored_dtypes,
+)
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device
@@ -47,7 +54,7 @@ def main(
     print(f"prompts     {style.name}")
     if (beyond := tokenizer.vocab_size - config.padded_vocab_size) > 0:
         print(f"note        the model has no embedding for {beyond:,} of these tokens and refuses texts with them")
-    reference = read_seal(source.folder) if is_there(source.folder / FILE) else None
+    reference = read_reference_outputs(source.folder) if is_there(source.folder / FILE) else None
     device = pick_device(accelerator)
     recorded = PRECISIONS[reference["computed"]] if reference else None
     scheme = reference.get("quantize") if reference else None
@@ -59,12 +66,12 @@ def main(
     if reference is None:
         print("parity      no reference outputs in this folder")
     else:
-        changes = moved(reference, model, tokenizer, style, stored_dtypes(source.checkpoint))
-        for part, detail in changes.items():
+        found = changes(reference, model, tokenizer, style, stored_dtypes(source.checkpoint))
+        for part, detail in found.items():
             print(f"changed     {part}: {detail}")
-        if changes:
+        if found:
             raise UserError(
-                f"{source.folder} no longer gives its recorded outputs. Changed: {', '.join(sorted(changes))}."
+                f"{source.folder} no longer gives its recorded outputs. Changed: {', '.join(sorted(found))}."
             )
         print(f"parity      {len(reference['prompts'])} prompts give their recorded outputs")
     print("The folder is complete and usable.")

@@ -1,4 +1,4 @@
-"""Several LoRA adapters over one model, in one batch: each token gets the update of its own text's adapter.
+"""Several LoRA adapters on one model, in one batch: each token gets the update of its own request's adapter.
 
 Shapes: N tokens of a forward pass, in_features and out_features of a layer.
 """
@@ -18,18 +18,17 @@ from litgpt.model import GPT
 
 
 class Adapters:
-    """Which tokens of the forward pass that comes next have which adapter. All layers look at the same one.
+    """Which tokens of the next forward pass have which adapter. All layers share one object.
 
     Attributes:
-        parts: Names, and for each the places of its tokens.
+        parts: For each adapter its name and the index of its tokens.
     """
 
     def __init__(self) -> None:
         self.parts: list[tuple[str, Union[slice, torch.Tensor]]] = []
 
     def choose(self, names: Sequence[Optional[str]], lengths: Sequence[int]) -> None:
-        """Say what comes next: texts that lie end to end, the adapter of each (None for the model as it is) and the
-        number of its tokens."""
+        """Set the adapter (None for the base model) and the number of tokens of each sequence that is read next."""
         places: dict[str, list[int]] = {}
         start = 0
         for name, n in zip(names, lengths):
@@ -38,8 +37,8 @@ class Adapters:
             start += n
         self.parts = []
         for name, at in places.items():
-            together = at[-1] + 1 - at[0] == len(at)
-            self.parts.append((name, slice(at[0], at[-1] + 1) if together else torch.tensor(at)))
+            contiguous = at[-1] + 1 - at[0] == len(at)
+            self.parts.append((name, slice(at[0], at[-1] + 1) if contiguous else torch.tensor(at)))
 
 
 class AdaptedLinear(nn.Module):
@@ -57,7 +56,7 @@ class AdaptedLinear(nn.Module):
         self.updates: dict[str, LoRALinear] = {}  # each around the same linear
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "AdaptedLinear":
-        """Also what `.to` and the like do to parameters. The updates share the layer, which follows by itself."""
+        """Include the updates, which `.to` and the like do not see. They share the layer, which is moved once."""
         super()._apply(fn, recurse)
         for update in self.updates.values():
             update._apply(fn, recurse=False)
@@ -66,58 +65,58 @@ class AdaptedLinear(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x)
-        flat, seen = y.view(-1, y.size(-1)), x.reshape(-1, x.size(-1))  # (N, out_features), (N, in_features)
+        flat_y, flat_x = y.view(-1, y.size(-1)), x.reshape(-1, x.size(-1))  # (N, out_features), (N, in_features)
         for name, at in self.adapters.parts:
             if (layer := self.updates.get(name)) is not None:
-                flat[at] = layer.update(flat[at], seen[at])
+                flat_y[at] = layer.update(flat_y[at], flat_x[at])
         return y
 
 
 @torch.no_grad()
 def add_adapters(model: GPT, folders: Mapping[str, AdapterFolder]) -> Adapters:
-    """Put LoRA adapters beside each other on a base model, in place.
+    """Put several LoRA adapters on a base model, in place.
 
     Returns:
-        What says, before each forward pass, which tokens have which; at first none have any.
+        What says, before each forward pass, which tokens have which adapter; at first none has any.
 
     Raises:
-        UserError: an adapter does not fit the model, or changes what the others need as it is; all of them at once.
+        UserError: adapters do not fit the model, or change what the others need unchanged; all of them at once.
     """
-    wrong = [f"{name}: {reason}" for name, folder in folders.items() if (reason := unfit(model, folder))]
+    wrong = [f"{name}: {reason}" for name, folder in folders.items() if (reason := misfit(model, folder))]
     if wrong:
         raise UserError(f"--adapters {'; '.join(wrong)}. Serve such an adapter alone, or merge it first.")
     adapters = Adapters()
     for name, folder in folders.items():
         with torch.device("meta"):
-            apart = GPT(model.config)  # takes no memory: only what the adapter adds is filled
-        folder.apply(apart)
-        layers = lora_layers(apart)
+            empty = GPT(model.config)  # takes no memory: only what the adapter adds is filled
+        folder.apply(empty)
+        layers = lora_layers(empty)
         for layer in layers.values():
             for leaf, parameter in layer.named_parameters(recurse=False):
                 setattr(layer, leaf, nn.Parameter(torch.zeros_like(parameter, device=model.device), False))
-        folder.load_into(apart)
+        folder.load_into(empty)
         for path, layer in layers.items():
-            place = model.get_submodule(path)
-            if not isinstance(place, AdaptedLinear):
+            adapted = model.get_submodule(path)
+            if not isinstance(adapted, AdaptedLinear):
                 parent, _, leaf = path.rpartition(".")
-                place = AdaptedLinear(place, adapters)
-                setattr(model.get_submodule(parent), leaf, place)
-            place.linear.read |= layer.linear.read  # type: ignore[assignment,operator]
-            layer.linear = place.linear  # type: ignore[assignment]
-            place.updates[name] = layer.eval()
+                adapted = AdaptedLinear(adapted, adapters)
+                setattr(model.get_submodule(parent), leaf, adapted)
+            adapted.linear.read |= layer.linear.read  # type: ignore[assignment,operator]
+            layer.linear = adapted.linear  # type: ignore[assignment]
+            adapted.updates[name] = layer.eval()
     return adapters
 
 
-def unfit(model: GPT, folder: AdapterFolder) -> str:
-    """Why an adapter cannot share a model with others; nothing if it can."""
+def misfit(model: GPT, folder: AdapterFolder) -> str:
+    """Why an adapter cannot share a model with others; empty if it can."""
     if not isinstance(folder, LoRAFolder):
-        return f"{folder.folder} is a {folder.description}, only LoRA can share a base"
+        return f"{folder.folder} is a {folder.description}, and only LoRA adapters can share a base"
     if folder.in_full:
-        return f"{folder.folder} replaces whole weights ({folder.in_full[0]})"
+        return f"{folder.folder} replaces complete weights ({folder.in_full[0]})"
     if model.switch is not None:
         return f"the model reads a text again once it is longer than {model.switch} tokens"
     table = name_table(model.config)
     ours = [(table.from_hf(module) or (module,))[0] for module in folder.places(model.config)]
     if model.config.n_expert and any(".mlp." in module for module in ours):
-        return f"{folder.folder} updates experts, which see tokens in another order"
+        return f"{folder.folder} updates experts, which see the tokens in another order"
     return ""

@@ -1,4 +1,4 @@
-"""A conversation with a model: each answer is what one rendering of everything before it gives."""
+"""A conversation with a model: each answer follows from one rendering of everything before it."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
@@ -15,17 +15,17 @@ class Conversation:
     """Messages, and an engine that still has most of them in its cache when the next one comes.
 
     Args:
-        sampling: How tokens are drawn.
-        max_new_tokens: The length of an answer, at most.
+        max_new_tokens: Maximum number of tokens in an answer.
         stop: Strings that end an answer.
         seed: The same seed draws the same answers to the same messages.
+        system: The system message.
 
     Attributes:
-        messages: What was said, the system message first if there is one.
-        alone: Whether the prompt style is for one prompt, so that the model sees none of what came before.
+        messages: The conversation so far, the system message first if there is one.
+        single_turn: Whether the prompt style is for a single prompt, so that the model sees no earlier messages.
         finish: Why the last answer ended.
-        full: Whether that was because the context is full.
-        n_new: Tokens of the last answer.
+        context_full: Whether it ended because the context is full.
+        n_new: Number of tokens in the last answer.
     """
 
     def __init__(
@@ -40,9 +40,9 @@ class Conversation:
         self.loaded, self.sampling, self.max_new_tokens = loaded, sampling, max_new_tokens
         self.stop, self.seed = stop, seed
         self.messages: list[dict[str, Any]] = []
-        self.alone = isinstance(loaded.style, NamedStyle) and loaded.style.close is None
+        self.single_turn = isinstance(loaded.style, NamedStyle) and loaded.style.close is None
         self.finish: Optional[Finish] = None
-        self.full, self.n_new = False, 0
+        self.context_full, self.n_new = False, 0
         self.engine = Engine(loaded.model, rows=1)
         self.set_system(system)
 
@@ -52,10 +52,10 @@ class Conversation:
         return [m for m in self.messages[:1] if m["role"] == "system"]
 
     def set_system(self, text: Optional[str]) -> None:
-        """Put another system message before the conversation, or none.
+        """Replace the system message, or remove it.
 
         Raises:
-            UserError: the prompt style shows none.
+            UserError: the prompt style has no place for one.
         """
         system = [{"role": "system", "content": text}] if text else []
         if system:
@@ -66,50 +66,53 @@ class Conversation:
         """Forget everything but the system message."""
         self.messages = self.system
 
-    def ask(self, text: str) -> Iterator[str]:
-        """Say something; the answer, piece by piece.
+    def ask(self, prompt: str) -> Iterator[str]:
+        """The answer to a prompt, as text that comes while it grows.
 
-        Prompt and answer join the conversation when the iterator ends, or is closed: then with what was said so far.
+        Prompt and answer join the conversation when the iterator ends or is closed; then with the text so far.
 
         Raises:
-            UserError: the conversation does not fit into the context with this prompt; it stays as it was. At once.
+            UserError: the conversation with this prompt does not fit into the context. It stays as it was. Raised at
+                once, not with the first text.
         """
-        said = [*(self.system if self.alone else self.messages), {"role": "user", "content": text}]
-        _, ids = self.loaded.render(said)
-        self.check(ids, text)
+        messages = [*(self.system if self.single_turn else self.messages), {"role": "user", "content": prompt}]
+        _, ids = self.loaded.render(messages)
+        self.check_length(ids, prompt)
         turn = sum(m["role"] == "user" for m in self.messages)
-        new = Request(ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, self.seed + turn)
-        return self.answer(new, text)
+        request = Request(ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, self.seed + turn)
+        return self.answer(request, prompt)
 
-    def check(self, ids: Sequence[int], text: str) -> None:
-        most = self.loaded.model.config.block_size
-        if len(ids) < most:
+    def check_length(self, ids: Sequence[int], prompt: str) -> None:
+        limit = self.loaded.model.config.block_size
+        if len(ids) < limit:
             return
-        alone = self.loaded.render([*self.system, {"role": "user", "content": text}])[1]
-        if len(alone) >= most:
-            raise UserError(f"The prompt has {len(alone)} tokens; the model reads at most {most}. It was not sent.")
+        prompt_ids = self.loaded.render([*self.system, {"role": "user", "content": prompt}])[1]
+        if len(prompt_ids) >= limit:
+            raise UserError(
+                f"The prompt has {len(prompt_ids)} tokens; the model reads at most {limit}. It was not sent."
+            )
         raise UserError(
-            f"The context is full: the conversation has {len(ids)} tokens with this prompt, the model reads at most "
-            f"{most}. It was not sent; /reset begins a new conversation."
+            f"The context is full: with this prompt, the conversation has {len(ids)} tokens; the model reads at most "
+            f"{limit}. It was not sent. /reset starts a new conversation."
         )
 
-    def answer(self, new: Request, text: str) -> Iterator[str]:
-        pieces, last, whole = list[str](), None, False
-        self.finish, self.full, self.n_new = None, False, 0
+    def answer(self, request: Request, prompt: str) -> Iterator[str]:
+        texts, answer, complete = list[str](), None, False
+        self.finish, self.context_full, self.n_new = None, False, 0
         try:
-            for last, piece in decode(self.engine, self.loaded.tokenizer, [new], self.stop):  # noqa: B007
-                pieces.append(piece)
-                yield piece
-            whole = True
+            for answer, text in decode(self.engine, self.loaded.tokenizer, [request], self.stop):  # noqa: B007
+                texts.append(text)
+                yield text
+            complete = True
         finally:
-            if not whole:
+            if not complete:
                 self.engine.clear()
-            self.end(last, text, "".join(pieces))
+            self.record(answer, prompt, "".join(texts))
 
-    def end(self, answer: Optional[Answer], text: str, said: str) -> None:
+    def record(self, answer: Optional[Answer], prompt: str, text: str) -> None:
         self.finish, self.n_new = "cancelled", 0
         if answer is not None:
-            self.finish, self.n_new = answer.finish or "cancelled", len(answer.text.ids)
-            self.full = self.finish == "length" and self.n_new < self.max_new_tokens
-        if said or self.finish != "cancelled":
-            self.messages += [{"role": "user", "content": text}, {"role": "assistant", "content": said}]
+            self.finish, self.n_new = answer.finish or "cancelled", len(answer.request.ids)
+            self.context_full = self.finish == "length" and self.n_new < self.max_new_tokens
+        if text or self.finish != "cancelled":
+            self.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]

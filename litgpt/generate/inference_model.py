@@ -1,4 +1,4 @@
-"""A folder as something that answers."""
+"""A folder as a model that answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from litgpt.text.tokenizer import Tokenizer
 
 @dataclass
 class InferenceModel:
-    """A model with its tokenizer and the style of its prompts, from a base folder or an adapter folder."""
+    """A model with its tokenizer and its prompt style, from a model folder or an adapter folder."""
 
     source: ModelSource
     model: GPT
@@ -39,9 +39,8 @@ class InferenceModel:
         """Load a folder, or the model of that name.
 
         Args:
-            base: The base model of an adapter, instead of the recorded one.
-            precision: By default 32-true for weights that are stored so, else bf16-true where the device computes it
-                natively, else 32-true.
+            base: Base model of the adapter, instead of the recorded one.
+            precision: By default as `natural_precision`.
 
         Raises:
             UserError: the folder cannot be used.
@@ -53,11 +52,11 @@ class InferenceModel:
         return cls(source, source.model(dtype, device, quantize), tokenizer, style)
 
     def prepare(self, compile: bool = False, devices: int = 1) -> "InferenceModel":
-        """Make answers fast, at the price that the weights can only be multiplied with: compile the blocks, or lay the
-        weights out for a CPU, with as many threads as the model needs.
+        """Make inference fast: compile the blocks, or on a CPU change the layout of the weights and use as many threads
+        as the model needs. The weights can then only be multiplied with.
 
         Args:
-            devices: Processes that share the machine.
+            devices: Number of processes that share the machine.
 
         Raises:
             UserError: what the compiler needs is not installed.
@@ -88,5 +87,5 @@ class InferenceModel:
 
 
 def natural_precision(source: ModelSource, device: torch.device) -> str:
-    """32-true for weights that are stored so, else bf16-true where the device computes it natively, else 32-true."""
+    """32-true for weights stored in float32, else bf16-true if the device computes it natively, else 32-true."""
     return "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)

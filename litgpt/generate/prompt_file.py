@@ -1,9 +1,8 @@
-"""A file of prompts, and the file of their answers: row for row, in the same order, and resumable."""
+"""A file of prompts, and the file of their answers: row by row, in the same order, and resumable."""
 
 import json
 import os
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,9 +11,9 @@ from litgpt.data.row_files import Rows, no_file, read_rows
 from litgpt.errors import UserError
 from litgpt.storage.files import whole_number
 
-OURS = ("answer", "answers", "finish_reason", "finish_reasons", "error")  # what a row of answers has of us
-PROMPTS = ("prompt", "instruction", "question")  # keys that a row's prompt may have
-SKIP_ROW = re.compile(r", or skip such rows with --data\.on_bad_row skip")  # advice for training data
+OUTPUT_KEYS = ("answer", "answers", "finish_reason", "finish_reasons", "error")
+PROMPT_KEYS = ("prompt", "instruction", "question")
+TRAINING_HINT = re.compile(r" [^.]*--data\.on_bad_row skip[^.]*\.$")  # the last sentence of errors in training data
 
 
 def open_prompts(path: Path) -> Rows:
@@ -25,48 +24,45 @@ def open_prompts(path: Path) -> Rows:
 
 
 def to_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[list[dict[str, Any]], Optional[list]]:
-    """The messages of a row whose answer is wanted, and the tools that it offers.
+    """The messages of a row that is to be answered, and the tools that it offers.
 
-    A row has `messages` (or `conversations`), of which what stands behind the last one that is not the assistant's is
-    left out, or `prompt` (or `instruction`, or `question`) and maybe `input`, or `context`; and maybe `system`.
+    A row has `messages` (or `conversations`), without the assistant's messages at the end; or `prompt` (or
+    `instruction`, or `question`) with an optional `input` or `context`. It may have `system`.
 
     Args:
         fields: The row, or the error of a row that could not be read.
-        where: Where it stands; errors begin with it.
+        where: Where it is. Errors begin with it.
         sys_prompt: The system message of a row that has none.
 
     Raises:
-        UserError: it is no such row.
+        UserError: the row has neither, or cannot be used.
     """
     if isinstance(fields, UserError):
         raise fields
     try:
-        return read_messages(fields, where, sys_prompt)
+        check_object(fields, where, "prompt or messages")
+        present = [key for key, value in fields.items() if value is not None]
+        key = next((k for k in ("messages", "conversations", *PROMPT_KEYS) if k in present), None)
+        if key is None:
+            names = key_names(fields)
+            raise UserError(f"{where}, has no prompt, messages, instruction, or question. Found: {names}.")
+        messages = as_messages(fields[key], key, "user", where)
+        while messages and messages[-1]["role"] == "assistant":
+            messages = messages[:-1]
+        if not messages or all(m["role"] == "system" for m in messages):
+            raise UserError(f"{where}, has no user message in {key}.")
+        if sys_prompt and not fields.get("system") and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": sys_prompt}, *messages]
+        return with_shared(messages, fields, where)
     except UserError as e:
-        raise UserError(SKIP_ROW.sub("", str(e))) from e
+        raise UserError(TRAINING_HINT.sub("", str(e))) from e
 
 
-def read_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[list[dict[str, Any]], Optional[list]]:
-    check_object(fields, where, "prompt or messages")
-    present = [key for key, value in fields.items() if value is not None]
-    key = next((k for k in ("messages", "conversations", *PROMPTS) if k in present), None)
-    if key is None:
-        raise UserError(f"{where}, has no prompt, messages, instruction or question; it has {key_names(fields)}.")
-    messages = as_messages(fields[key], key, "user", where)
-    while messages and messages[-1]["role"] == "assistant":
-        messages = messages[:-1]
-    if not messages or all(m["role"] == "system" for m in messages):
-        raise UserError(f"{where}, has no message of the user in {key}.")
-    if sys_prompt and not fields.get("system") and messages[0]["role"] != "system":
-        messages = [{"role": "system", "content": sys_prompt}, *messages]
-    return with_shared(messages, fields, where)
-
-
-def kept(fields: Any) -> dict[str, Any]:
-    """The fields of a row as its answer has them: all, those with a name of ours under `given_` and that name."""
+def output_fields(fields: Any) -> dict[str, Any]:
+    """The fields of a row as its answer has them. Those that have one of our names get the prefix `given_`."""
     if not isinstance(fields, dict):
         return {}
-    return {f"given_{key}" if key in OURS else str(key): value for key, value in fields.items()}
+    return {f"given_{key}" if key in OUTPUT_KEYS else str(key): value for key, value in fields.items()}
 
 
 def to_line(fields: dict[str, Any]) -> str:
@@ -78,62 +74,49 @@ def to_line(fields: dict[str, Any]) -> str:
     return line + "\n"
 
 
-def already_answered(out: Path, prompts: Path, num_samples: int) -> int:
-    """How many rows of the prompts an earlier run has answered. A last line that was torn is cut off.
+def n_answered(out: Path, prompts: Path, num_samples: int) -> int:
+    """How many rows of the prompts an earlier run has answered. An incomplete last line is removed.
 
     Raises:
-        UserError: what is in `out` are not answers to these prompts, or not so many to each.
+        UserError: `out` has something other than answers to these prompts, or another number to each.
     """
+    remedy = "Remove the file, or choose another name."
     if not out.exists():
         return 0
     if not out.is_file():
-        raise UserError(f"--out {out} is no file.")
-    rows, n, end = open_prompts(prompts), 0, 0
-    for line in whole_lines(out):
-        n, end = n + 1, end + len(line)
-        row, saved = next(rows, None), read_answers(line)
-        if row is None or saved is None or not answers_to(saved, row[1]):
-            raise UserError(
-                f"--out {out} has a line {n} that is no answer to row {n} of {prompts}: it is of other prompts. "
-                "Remove it, or choose another name."
-            )
-        had = len(saved["answers"]) if isinstance(saved.get("answers"), list) else 1
-        if "error" not in saved and had != num_samples:
-            raise UserError(
-                f"--num_samples {num_samples}: --out {out} has {had} to a prompt, of an earlier run. Remove it, or "
-                "choose another name."
-            )
-    if end < out.stat().st_size:
-        with open(out, "rb") as f:
-            f.seek(end)
-            torn = f.read()
+        raise UserError(f"--out {out} is not a file.")
+    rows, n, end, incomplete = open_prompts(prompts), 0, 0, b""
+    with open(out, "rb") as f:
+        for line in f:
+            if not line.endswith(b"\n"):
+                incomplete = line
+                break
+            n, end = n + 1, end + len(line)
+            row, saved = next(rows, None), read_answers(line)
+            if row is None or saved is None or not answers_to(saved, row[1]):
+                raise UserError(f"--out {out}: line {n} is not an answer to row {n} of {prompts}. {remedy}")
+            n_saved = len(saved["answers"]) if isinstance(saved.get("answers"), list) else 1
+            if "error" not in saved and n_saved != num_samples:
+                was = f"an earlier run wrote --out {out} with --num_samples {n_saved}"
+                raise UserError(f"--num_samples {num_samples}: {was}. {remedy}")
+    if incomplete:
         row = next(rows, None)
-        begin = to_line(kept(row[1])).rstrip("}\n").encode() if row is not None else b""
-        if row is None or not (torn.startswith(begin) or begin.startswith(torn)):
-            raise UserError(
-                f"--out {out} ends with something that is not an answer to row {n + 1} of {prompts}. Remove it, or "
-                "choose another name."
-            )
+        expected = to_line(output_fields(row[1])).rstrip("}\n").encode() if row is not None else b""
+        if row is None or not (incomplete.startswith(expected) or expected.startswith(incomplete)):
+            raise UserError(f"--out {out}: its end is not an answer to row {n + 1} of {prompts}. {remedy}")
         os.truncate(out, end)
     return n
 
 
-def whole_lines(file: Path) -> Iterator[bytes]:
-    with open(file, "rb") as f:
-        for line in f:
-            if line.endswith(b"\n"):
-                yield line
-
-
 def read_answers(line: bytes) -> Optional[dict[str, Any]]:
-    """A row of answers, or None for a line that is none."""
+    """A row of answers, or None if the line is something else."""
     try:
         saved = json.loads(line, parse_constant=str, parse_int=whole_number)
     except (ValueError, RecursionError):
         return None
-    return saved if isinstance(saved, dict) and not saved.keys().isdisjoint(OURS) else None
+    return saved if isinstance(saved, dict) and not saved.keys().isdisjoint(OUTPUT_KEYS) else None
 
 
 def answers_to(saved: dict[str, Any], fields: Any) -> bool:
-    wanted = json.loads(to_line(kept(fields)), parse_constant=str)
-    return {**saved, **wanted} == saved
+    expected = json.loads(to_line(output_fields(fields)), parse_constant=str)
+    return {**saved, **expected} == saved

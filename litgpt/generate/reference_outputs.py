@@ -1,4 +1,4 @@
-"""The parity seal: what a model answered when its folder was written, to compare with what it answers now."""
+"""Reference outputs: what a model answered when its folder was written, to compare with what it answers now."""
 
 import json
 import re
@@ -12,7 +12,7 @@ import torch
 
 from litgpt.errors import UserError
 from litgpt.families.weights import Weights
-from litgpt.generate.engine import generate
+from litgpt.generate.engine import common_prefix, generate
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.storage.files import read_json
@@ -32,47 +32,48 @@ PROMPTS = (
     "def f(x):\n    return x",
 )
 N_TOP, N_GREEDY = 5, 8
-# how far logits may differ, as a share of the largest: rounding on another machine or in another kernel
+# how far logits may differ, as a fraction of the largest: rounding on another machine or in another kernel
 TOLERANCE = {"F32": 1e-4, "F16": 1e-2, "BF16": 5e-2}
 PRECISIONS = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}  # that compute in the type of the weights
 NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @clock_at()  # one time for all prompts, also around midnight
-def make_seal(
+def make_reference_outputs(
     model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str], scheme: Optional[str] = None
 ) -> dict[str, Any]:
-    """The seal of a model in evaluation mode.
+    """What a model in evaluation mode answers to each of `PROMPTS`.
 
     Args:
-        stored: The dtypes of the weights in the folder and in its base, in safetensors' names.
+        stored: The dtypes of the weights in the folder and in its base, by their names in safetensors.
         scheme: How the base is quantized.
     """
+    special = not style.own_special_tokens
+
+    def outputs(prompt: str) -> dict[str, Any]:
+        text = style.prompt([{"role": "user", "content": prompt}])
+        ids = encode(model, tokenizer, text, special)
+        top = last_logits(model, ids).topk(N_TOP)
+        return {
+            "prompt": prompt,
+            "text": text,
+            "ids": ids,
+            "top_ids": top.indices.tolist(),
+            "top_logits": top.values.tolist(),
+            "greedy": list(generate(model, ids, N_GREEDY)),
+        }
+
     return {
         "computed": NAMES[model.dtype],
         "quantize": scheme,
         "stored": sorted(set(stored)),
-        "special": not style.own_special_tokens,
+        "special": special,
         **({"time": now().isoformat()} if style.printed_times() else {}),
-        "prompts": [seal_prompt(model, tokenizer, style, prompt) for prompt in PROMPTS],
+        "prompts": [outputs(prompt) for prompt in PROMPTS],
     }
 
 
-def seal_prompt(model: GPT, tokenizer: Tokenizer, style: PromptStyle, prompt: str) -> dict[str, Any]:
-    text = style.prompt([{"role": "user", "content": prompt}])
-    ids = seal_ids(model, tokenizer, text, special=not style.own_special_tokens)
-    top = last_logits(model, ids).topk(N_TOP)
-    return {
-        "prompt": prompt,
-        "text": text,
-        "ids": ids,
-        "top_ids": top.indices.tolist(),
-        "top_logits": top.values.tolist(),
-        "greedy": list(generate(model, ids, N_GREEDY)),
-    }
-
-
-def seal_ids(model: GPT, tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
+def encode(model: GPT, tokenizer: Tokenizer, text: str, special: bool) -> list[int]:
     return tokenizer.encode(text, special)[: model.config.block_size - N_GREEDY]
 
 
@@ -83,70 +84,70 @@ def last_logits(model: GPT, ids: Sequence[int]) -> torch.Tensor:
     return model.lm_head(hidden[0, -1]).float()
 
 
-def write_seal(seal: dict[str, Any], folder: Path) -> None:
-    (folder / FILE).write_text(json.dumps(seal, indent=1, ensure_ascii=False) + "\n", encoding="utf-8", newline="\n")
+def write_reference_outputs(reference: dict[str, Any], folder: Path) -> None:
+    text = json.dumps(reference, indent=1, ensure_ascii=False) + "\n"
+    (folder / FILE).write_text(text, encoding="utf-8", newline="\n")
 
 
-def read_seal(folder: Path) -> dict[str, Any]:
+def read_reference_outputs(folder: Path) -> dict[str, Any]:
     """Raises:
-    UserError: the file is not a seal.
+    UserError: the file is damaged.
     """
-    seal = read_json(folder / FILE)
-    complete = all(p["ids"] and p["top_ids"] and len(p["top_ids"]) == len(p["top_logits"]) for p in seal["prompts"])
+    reference = read_json(folder / FILE)
+    prompts = reference["prompts"]
+    valid = all(p["ids"] and p["top_ids"] and len(p["top_ids"]) == len(p["top_logits"]) for p in prompts)
     try:
-        datetime.fromisoformat(seal.get("time") or "2026-01-01")
+        datetime.fromisoformat(reference.get("time") or "2026-01-01")
     except ValueError:
-        complete = False
-    complete = complete and seal.get("quantize") in (None, *get_args(QuantizeName))
-    if not seal["prompts"] or not complete:
-        raise UserError(f"{folder / FILE} is a damaged parity seal.")
-    return seal
+        valid = False
+    if not valid or not prompts or reference.get("quantize") not in (None, *get_args(QuantizeName)):
+        raise UserError(f"{folder / FILE} is damaged: it does not hold complete reference outputs.")
+    return reference
 
 
-def moved(
-    seal: dict[str, Any], model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str]
+def changes(
+    reference: dict[str, Any], model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str]
 ) -> dict[str, str]:
-    """What is no longer as it was sealed: template, tokenizer, weights or precision, each with an example.
+    """What has changed since the reference outputs were made: template, tokenizer, weights, or precision, each with an
+    example.
 
-    Each is judged by itself: the template by the rendered text, the tokenizer by the ids of the sealed text, weights
-    and precision by the logits after the sealed ids.
+    Each is tested by itself: the template by the rendered text, the tokenizer by the ids of the recorded text, weights
+    and precision by the logits after the recorded ids.
     """
     found: dict[str, str] = {}
-    if sorted(set(stored)) != seal["stored"]:
-        found["precision"] = f"weights are stored as {', '.join(sorted(set(stored)))}, were {', '.join(seal['stored'])}"
-    computed = NAMES[model.dtype]
-    if computed != seal["computed"]:
-        found["precision"] = f"computed in {computed}, was {seal['computed']}"
-    allowed = max(TOLERANCE.get(name, 0.0) for name in (computed, seal["computed"], *(stored if found else ())))
-    if seal.get("quantize"):  # inputs are rounded too
+    now_stored, was_stored = sorted(set(stored)), reference["stored"]
+    if now_stored != was_stored:
+        found["precision"] = f"weights are stored as {', '.join(now_stored)}, were {', '.join(was_stored)}"
+    computed, was_computed = NAMES[model.dtype], reference["computed"]
+    if computed != was_computed:
+        found["precision"] = f"computed in {computed}, was {was_computed}"
+    allowed = max(TOLERANCE.get(name, 0.0) for name in (computed, was_computed, *(stored if found else ())))
+    if reference.get("quantize"):  # inputs are rounded too
         allowed = max(allowed, TOLERANCE["BF16"])
-    time = seal.get("time") or time_of(seal["prompts"][0], style)
-    for then in seal["prompts"]:
+    time = reference.get("time") or time_of(reference["prompts"][0], style)
+    for then in reference["prompts"]:
         with clock_at(time):
             text = style.prompt([{"role": "user", "content": then["prompt"]}])
         if text != then["text"]:
             found.setdefault("template", f"{then['prompt']!r} was rendered as {then['text']!r}, now {text!r}")
-        ids = seal_ids(model, tokenizer, then["text"], seal["special"])
+        ids = encode(model, tokenizer, then["text"], reference["special"])
         if ids != then["ids"]:
-            shared = min(len(ids), len(then["ids"]))
-            at = next((i for i in range(shared) if ids[i] != then["ids"][i]), shared)
-            was = then["ids"][at : at + 8]
-            found.setdefault(
-                "tokenizer", f"the ids of {then['text']!r} from {at} on are {ids[at : at + 8]}, were {was}"
-            )
-    worst, where = difference(seal, model)
-    for then in seal["prompts"] if worst <= TOLERANCE["F32"] else ():
+            at = common_prefix(ids, then["ids"])
+            differ = f"are {ids[at : at + 8]}, were {then['ids'][at : at + 8]}"
+            found.setdefault("tokenizer", f"the ids of {then['text']!r} from {at} on {differ}")
+    worst, where = difference(reference, model)
+    for then in reference["prompts"] if worst <= TOLERANCE["F32"] else ():
         greedy = list(generate(model, then["ids"], N_GREEDY))
         if greedy != then["greedy"]:
             found["weights"] = f"the greedy ids after {then['prompt']!r} are {greedy}, were {then['greedy']}"
     if not worst <= allowed:
-        found["weights"] = f"logits after {where!r} differ by {worst:.1e} of the largest, {allowed:.0e} is rounding"
+        found["weights"] = f"logits after {where!r} differ by {worst:.1e} of the largest; rounding is {allowed:.0e}"
     return found
 
 
 def time_of(then: dict[str, Any], style: PromptStyle) -> Optional[str]:
-    """The time at which a prompt of an older seal, which does not have it, was rendered: the one that gives the sealed
-    text. None if there is no such time."""
+    """The time at which a prompt of legacy reference outputs, which do not record it, was rendered: the one that gives
+    the recorded text. None if there is no such time."""
     for time in times_in(then["text"], style.time_formats):
         with clock_at(time):
             if style.prompt([{"role": "user", "content": then["prompt"]}]) == then["text"]:
@@ -155,30 +156,31 @@ def time_of(then: dict[str, Any], style: PromptStyle) -> Optional[str]:
 
 
 def times_in(text: str, formats: Sequence[str]) -> Iterator[str]:
-    """Whatever in a text reads like a time in one of the formats."""
+    """Whatever in a text can be read as a time in one of the formats."""
     for format in formats:
-        plain = re.sub("%[-#]", "%", format)  # without what only strftime knows
-        pattern = "".join(r"\w{1,20}" if i % 2 else re.escape(part) for i, part in enumerate(re.split("(%.)", plain)))
+        parsable = re.sub("%[-#]", "%", format)  # without what only strftime knows
+        parts = re.split("(%.)", parsable)
+        pattern = "".join(r"\w{1,20}" if i % 2 else re.escape(part) for i, part in enumerate(parts))
         for match in re.finditer(f"(?=({pattern}))", text):
             with suppress(ValueError):
-                yield datetime.strptime(match[1], plain).isoformat()
+                yield datetime.strptime(match[1], parsable).isoformat()
 
 
-def difference(seal: dict[str, Any], model: GPT) -> tuple[float, str]:
-    """How far the model's logits are from the sealed ones, as a share of the largest, and after which prompt.
+def difference(reference: dict[str, Any], model: GPT) -> tuple[float, str]:
+    """How far the model's logits are from the recorded ones, as a fraction of the largest, and after which prompt.
 
-    NaN where they are not finite, infinite where the vocabulary or the context became too small.
+    NaN if they are not finite; infinite if the vocabulary or the context has become too small.
     """
     worst, where = 0.0, ""
-    for then in seal["prompts"]:
+    for then in reference["prompts"]:
         too_long = len(then["ids"]) > model.config.block_size
         if too_long or max(*then["ids"], *then["top_ids"]) >= model.config.padded_vocab_size:
             return float("inf"), then["prompt"]
         top = torch.tensor(then["top_logits"])
-        now = last_logits(model, then["ids"])[then["top_ids"]].cpu()
-        share = float((now - top).abs().max() / top.abs().max().clamp(min=1))
-        if not share <= worst:  # NaN is worse than any number
-            worst, where = share, then["prompt"]
+        logits = last_logits(model, then["ids"])[then["top_ids"]].cpu()
+        error = float((logits - top).abs().max() / top.abs().max().clamp(min=1))
+        if not error <= worst:  # NaN is worse than any number
+            worst, where = error, then["prompt"]
     return worst, where
 
 

@@ -19,19 +19,17 @@ from litgpt.model.kv_cache import EachRow
 
 
 def usable_devices(accelerator: Accelerator, devices: Union[int, Literal["auto"]]) -> list[torch.device]:
-    """So many devices of a kind, or all. A CPU is one, and so is Apple's GPU.
+    """This many devices of a type, or all. A CPU is one, and so is Apple's GPU.
 
     Raises:
         UserError: there are not as many.
     """
     first = pick_device(accelerator)
-    there = torch.cuda.device_count() if first.type == "cuda" else 1
-    n = there if devices == "auto" else devices
-    if not 1 <= n <= there:
-        raise UserError(f"--devices {devices}: this machine has {there} of the kind {first.type}.")
-    if first.type != "cuda":
-        return [first]
-    return [torch.device("cuda", i) for i in range(n)]
+    available = torch.cuda.device_count() if first.type == "cuda" else 1
+    n = available if devices == "auto" else devices
+    if not 1 <= n <= available:
+        raise UserError(f"--devices {devices}: this machine has {available} of type {first.type}.")
+    return [torch.device("cuda", i) for i in range(n)] if first.type == "cuda" else [first]
 
 
 def open_spread(
@@ -42,20 +40,20 @@ def open_spread(
     accelerator: Accelerator,
     devices: Union[int, Literal["auto"]],
 ) -> InferenceModel:
-    """What `Loaded.open` returns, with its layers spread over so many devices, or all.
+    """What `InferenceModel.open` returns, with its layers spread over this many devices, or all.
 
-    The weights pass through the memory of the CPU where there are several.
+    If there are several, the weights pass through the memory of the CPU.
 
     Raises:
-        UserError: as `Loaded.open` and `usable_devices`; or quantized layers are to be spread.
+        UserError: as `InferenceModel.open` and `usable_devices`; or quantized layers would have to be spread.
     """
     chosen = usable_devices(accelerator, devices)
     if len(chosen) == 1:
         return InferenceModel.open(path, base, precision, quantize, accelerator)
     if quantize is not None:
-        raise UserError(f"--quantize {quantize} is for one device: quantized layers are not spread over {len(chosen)}.")
-    natural: Any = natural_precision(ModelSource.open(path, base), chosen[0])
-    loaded = InferenceModel.open(path, base, precision or natural, None, "cpu")
+        raise UserError(f"--quantize {quantize} needs one device. It does not work with --devices {len(chosen)}.")
+    default: Any = natural_precision(ModelSource.open(path, base), chosen[0])
+    loaded = InferenceModel.open(path, base, precision or default, None, "cpu")
     spread(loaded.model, chosen)
     return loaded
 
@@ -63,61 +61,52 @@ def open_spread(
 def spread(model: GPT, devices: list[torch.device]) -> None:
     """Move each block of a model to a device, in runs of about the same length; the rest goes to the first.
 
-    What passes from block to block follows. The cache of a layer lies where the layer is.
+    The input of each block is moved to its device. The cache of a layer is where the layer is.
     """
-    blocks, n, copies = model.transformer.h, len(devices), Copies()
+    blocks, n, contexts = model.transformer.h, len(devices), DeviceContexts()
     for i, block in enumerate(blocks):
         device = devices[i * n // len(blocks)]
         block.to(device)
-        block.forward = on_device(block, device, copies, devices[0] if i == len(blocks) - 1 else None)
-    rest_to(model, devices[0])
-
-
-def rest_to(model: GPT, device: torch.device) -> None:
-    """Move everything but the blocks."""
+        block.forward = on_device(block, device, contexts, devices[0] if i == len(blocks) - 1 else None)
     for child in (*model.children(), *model.transformer.children()):
-        if child is not model.transformer and child is not model.transformer.h:
-            child.to(device)
+        if child is not model.transformer and child is not blocks:
+            child.to(devices[0])
     model.tie_weights()
 
 
-class Copies:
-    """What all layers of one forward share, on each of the devices."""
+class DeviceContexts:
+    """The context of the current forward pass, copied once to each device."""
 
     def __init__(self) -> None:
-        self.reading: Optional[ForwardContext] = None
-        self.there: dict[torch.device, ForwardContext] = {}
+        self.context: Optional[ForwardContext] = None
+        self.copies: dict[torch.device, ForwardContext] = {}
 
-    def on(self, reading: ForwardContext, device: torch.device) -> ForwardContext:
-        if reading is not self.reading:
-            self.reading, self.there = reading, {}
-        if device not in self.there:
-            self.there[device] = moved(reading, device)
-        return self.there[device]
+    def on(self, context: ForwardContext, device: torch.device) -> ForwardContext:
+        if context is not self.context:
+            self.context, self.copies = context, {}
+        if device not in self.copies:
+            self.copies[device] = to_device(context, device)
+        return self.copies[device]
 
 
-def moved(reading: ForwardContext, device: torch.device) -> ForwardContext:
-    """A copy with its tensors on a device."""
-
-    def to(t: Optional[torch.Tensor]) -> Optional[torch.Tensor]:
-        return None if t is None else t.to(device)
-
-    each = reading.each
-    if each is not None:
-        seen = each.seen if isinstance(each.seen, slice) else each.seen.to(device)
-        each = EachRow(each.rows.to(device), each.places.to(device), seen, each.longest)
-    ropes = [(cos.to(device), sin.to(device)) for cos, sin in reading.ropes]
-    masks = to(reading.causal), to(reading.band), to(reading.seen)
-    return replace(reading, ropes=ropes, each=each, causal=masks[0], band=masks[1], seen=masks[2])
+def to_device(value: Any, device: torch.device) -> Any:
+    """A copy with its tensors on a device, also those within lists, tuples, and the parts of a `ForwardContext`."""
+    if isinstance(value, torch.Tensor):
+        return value.to(device)
+    if isinstance(value, (list, tuple)):
+        return type(value)(to_device(v, device) for v in value)
+    if isinstance(value, (ForwardContext, EachRow)):
+        return replace(value, **{name: to_device(v, device) for name, v in vars(value).items()})
+    return value
 
 
 def on_device(
-    block: nn.Module, device: torch.device, copies: Copies, back: Optional[torch.device]
+    block: nn.Module, device: torch.device, contexts: DeviceContexts, back: Optional[torch.device]
 ) -> Callable[[torch.Tensor, ForwardContext], torch.Tensor]:
     forward = block.forward
 
-    def wrapped(x: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
-        y = forward(x.to(device), copies.on(reading, device))
+    def wrapped(x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        y = forward(x.to(device), contexts.on(context, device))
         return y if back is None else y.to(back)
 
     return wrapped

@@ -1,19 +1,21 @@
-"""Speculative decoding (https://arxiv.org/abs/2211.17192): a small model drafts some tokens, the large one reads them
-all at once and keeps those that it agrees with.
+"""Speculative decoding (https://arxiv.org/abs/2211.17192): a small model drafts tokens; the large one reads them all at
+once and keeps those that it agrees with.
 
 Shapes: K drafted tokens, V = the target's padded_vocab_size.
 """
 
 import random
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
-from litgpt.generate.engine import CHUNK, GREEDY, Request
+from litgpt.generate.answers import Answer
+from litgpt.generate.engine import CHUNK, GREEDY, Request, common_prefix
 from litgpt.generate.sampling import Sampling
+from litgpt.generate.text import TextStream
 from litgpt.model import GPT, KVCache
 from litgpt.text.tokenizer import Tokenizer
 
@@ -21,10 +23,10 @@ SAMPLE = "Hello, world! 12 + 30 = 42\n\tdef f(x): return 'naïve café, 東京, 
 
 
 class Reader:
-    """A model that reads versions of one text, and what they share only once.
+    """A model that reads versions of one text, and the prefix that they share only once.
 
-    A layer with a sliding window cannot go back: where the text is longer than that, a rejected token has all of it
-    read again.
+    The cache of a layer with a sliding window cannot be rolled back: if the text is longer than the window, a rejected
+    token makes it read all again.
     """
 
     def __init__(self, model: GPT) -> None:
@@ -34,33 +36,32 @@ class Reader:
     @torch.no_grad()
     def read(self, ids: Sequence[int], n: int) -> torch.Tensor:
         """Logits (n, V) for what follows each of the last n tokens."""
-        most = min(len(self.ids), len(ids) - n)
-        shared = next((i for i in range(most) if self.ids[i] != ids[i]), most)
+        shared = common_prefix(self.ids, ids[: len(ids) - n])
         switch = self.model.switch
-        if switch is not None and shared <= switch < len(self.ids):  # a longer text rotates all of its tokens otherwise
+        if switch is not None and shared <= switch < len(self.ids):  # a longer text has other positions (longrope)
             shared = 0
         if shared < len(self.ids):
             shared = self.cache.keep(0, shared)
         self.ids = list(ids)
-        new, hidden = list(ids[shared:]), []
-        for start in range(0, len(new), CHUNK):
-            part = torch.tensor([new[start : start + CHUNK]], device=self.model.device)
-            hidden.append(self.model.hidden(part, [part.size(1)], self.cache, [0])[0])
+        hidden = []
+        for start in range(shared, len(ids), CHUNK):
+            chunk = torch.tensor([list(ids[start : start + CHUNK])], device=self.model.device)
+            hidden.append(self.model.hidden(chunk, [chunk.size(1)], self.cache, [0])[0])
         return self.model.lm_head(torch.cat(hidden)[-n:])
 
 
 @dataclass
 class Speculation:
-    """One model that drafts for another.
+    """A target model, and a draft model that proposes tokens to it.
 
     Args:
-        target: Whose text it is: greedily exactly its own, else drawn from its distribution.
+        target: Determines the text: greedily exactly its own, else drawn from its distribution.
         draft: Has the same tokenizer.
-        k: How many tokens are drafted at a time, at most.
+        k: Maximum number of tokens to draft at a time.
 
     Attributes:
         n_drafted: Tokens that were drafted so far.
-        n_accepted: Those of them that the target kept.
+        n_accepted: Those of them that the target accepted.
     """
 
     target: GPT
@@ -68,6 +69,25 @@ class Speculation:
     k: int = 3
     n_drafted: int = field(default=0, init=False)
     n_accepted: int = field(default=0, init=False)
+
+    def answers(
+        self, tokenizer: Tokenizer, requests: Iterable[Request], stop: Sequence[str] = ()
+    ) -> Iterator[tuple[Answer, str]]:
+        """Answer requests one by one. Yields as `litgpt.generate.answers.decode`."""
+        for number, request in enumerate(requests):
+            answer = Answer(number, request, TextStream(tokenizer, request.prompt, stop))
+            room = min(request.max_new_tokens, self.target.config.block_size - len(request.prompt))
+            tokens = self.generate(request.prompt, room, request.sampling, stop_ids=request.stop_ids, seed=request.seed)
+            for token in tokens:
+                request.ids.append(token)
+                if len(request.ids) == room:
+                    request.finish = "length"
+                yield answer, answer.new_text()
+                if answer.finish:
+                    break
+            else:
+                request.finish = "stop"
+                yield answer, answer.new_text()
 
     def generate(
         self,
@@ -77,37 +97,36 @@ class Speculation:
         stop_ids: Collection[int] = (),
         seed: int = 1234,
     ) -> Iterator[int]:
-        """The ids that follow `prompt`, up to a stop token (left out) or the target's last position.
+        """The ids that follow `prompt`, up to a stop token (not included) or the target's last position.
 
         Raises:
-            UserError: as `Text.check`; at once.
+            UserError: as `Request.check`; at once, not with the first id.
         """
         Request(prompt, max_new_tokens).check(self.target)
-        return self.follow(list(prompt), max_new_tokens, sampling, stop_ids, random.Random(seed))
+        return self.decode(list(prompt), max_new_tokens, sampling, stop_ids, random.Random(seed))
 
-    def follow(
-        self, ids: list[int], room: int, sampling: Sampling, stop_ids: Collection[int], numbers: random.Random
+    def decode(
+        self, ids: list[int], room: int, sampling: Sampling, stop_ids: Collection[int], generator: random.Random
     ) -> Iterator[int]:
         target, draft = Reader(self.target), Reader(self.draft)
-        vocabulary = self.target.config.padded_vocab_size
+        vocab_size = self.target.config.padded_vocab_size
         room = min(room, self.target.config.block_size - len(ids))
 
-        def shares(logits: torch.Tensor, seen: Sequence[int]) -> torch.Tensor:
-            """(V,)"""
-            fitting = F.pad(logits, (0, vocabulary - logits.size(-1)), value=float("-inf"))
-            return sampling.probabilities(sampling.penalize(fitting, [seen]))[0]
+        def probabilities(logits: torch.Tensor, text: Sequence[int]) -> torch.Tensor:
+            """(V,) for logits (1, vocabulary of either model)"""
+            logits = F.pad(logits, (0, vocab_size - logits.size(-1)), value=float("-inf"))
+            return sampling.probabilities(sampling.penalize(logits, [text]))[0]
 
         while room > 0:
             drafted: list[int] = []
             q: list[torch.Tensor] = []
-            for _ in range(min(self.k, room - 1, self.unswitched(ids)) if self.drafts(ids) else 0):
-                if len(ids) + len(drafted) > self.draft.config.block_size:
-                    break
-                q.append(shares(draft.read([*ids, *drafted], 1), [*ids, *drafted]))
-                drafted.append(pick(q[-1], numbers))
+            for _ in range(min(self.n_draftable(ids), room - 1)):
+                text = [*ids, *drafted]
+                q.append(probabilities(draft.read(text, 1), text))
+                drafted.append(draw(q[-1], generator))
             logits = target.read([*ids, *drafted], len(drafted) + 1)
-            p = [shares(logits[i : i + 1], [*ids, *drafted[:i]]) for i in range(len(drafted) + 1)]
-            n, last = judge(p, q, drafted, numbers)
+            p = [probabilities(logits[i : i + 1], [*ids, *drafted[:i]]) for i in range(len(drafted) + 1)]
+            n, last = accept(p, q, drafted, generator)
             self.n_drafted += len(drafted)
             self.n_accepted += n
             for token in (*drafted[:n], last):
@@ -117,49 +136,51 @@ class Speculation:
                 ids.append(token)
                 room -= 1
 
-    def drafts(self, ids: Sequence[int]) -> bool:
-        """Whether the draft model knows all of these tokens: its embedding may be padded less than the target's."""
-        return max(ids) < self.draft.config.padded_vocab_size
+    def n_draftable(self, ids: Sequence[int]) -> int:
+        """How many tokens can be drafted behind these.
 
-    def unswitched(self, ids: Sequence[int]) -> int:
-        """How many tokens the target can read behind these before all of them rotate otherwise (longrope): what it says
-        about the first of them would be that of a longer text."""
-        switch = self.target.switch
-        return switch - len(ids) if switch is not None and len(ids) <= switch else self.k
+        None if the draft model does not know all of these tokens (its embedding may be padded less than the target's);
+        no more than its context has room for; and no more than up to the length at which the target's positions change
+        (longrope), where its logits for the first of them would be those of a longer text.
+        """
+        if max(ids) >= self.draft.config.padded_vocab_size:
+            return 0
+        n, switch = min(self.k, self.draft.config.block_size - len(ids) + 1), self.target.switch
+        return min(n, switch - len(ids)) if switch is not None and len(ids) <= switch else n
 
 
-def judge(
-    p: Sequence[torch.Tensor], q: Sequence[torch.Tensor], drafted: Sequence[int], numbers: random.Random
+def accept(
+    p: Sequence[torch.Tensor], q: Sequence[torch.Tensor], drafted: Sequence[int], generator: random.Random
 ) -> tuple[int, int]:
-    """How many of the drafted tokens are kept, and the token that follows them.
+    """How many of the drafted tokens are accepted, and the token that follows them.
 
-    A token is kept with probability min(1, p / q); instead of the first that is not, one is drawn from what p has more
-    than q. So each token is distributed as p says (algorithm 1 of the paper).
+    A token is accepted with probability min(1, p / q). Instead of the first rejected one, a token is drawn from what p
+    has more than q. So each token is distributed as p (algorithm 1 of the paper).
 
     Args:
-        p: What the target says at each place, (V,), K + 1 of them.
-        q: What the draft says, K of them.
+        p: Probabilities of the target at each place, (V,), K + 1 of them.
+        q: Probabilities of the draft model, K of them.
     """
     for i, token in enumerate(drafted):
-        if numbers.random() * float(q[i][token]) >= float(p[i][token]):
-            more = (p[i] - q[i].to(p[i].device)).clamp(min=0)
-            return i, pick(more if float(more.sum()) > 0 else p[i], numbers)
-    return len(drafted), pick(p[len(drafted)], numbers)
+        if generator.random() * float(q[i][token]) >= float(p[i][token]):
+            rest = (p[i] - q[i].to(p[i].device)).clamp(min=0)
+            return i, draw(rest if float(rest.sum()) > 0 else p[i], generator)
+    return len(drafted), draw(p[len(drafted)], generator)
 
 
-def pick(shares: torch.Tensor, numbers: random.Random) -> int:
-    """A token drawn by shares (V,), which need not sum up to 1."""
-    sums = shares.cumsum(dim=-1)
-    place = int(torch.searchsorted(sums, numbers.random() * sums[-1], right=True))
-    return min(place, int(shares.nonzero()[-1]))  # rounding may lead past the end
+def draw(weights: torch.Tensor, generator: random.Random) -> int:
+    """An index into weights (V,), which need not add up to 1, drawn in proportion to them."""
+    cumulative = weights.cumsum(dim=-1)
+    index = int(torch.searchsorted(cumulative, generator.random() * cumulative[-1], right=True))
+    return min(index, int(weights.nonzero()[-1]))  # rounding may lead past the end
 
 
-def check_pair(target: Tokenizer, draft: Tokenizer) -> None:
+def check_same_tokens(target: Tokenizer, draft: Tokenizer) -> None:
     """Raises:
-    UserError: two models have not the same tokens.
+    UserError: two models do not have the same tokens.
     """
     if target.vocab_size != draft.vocab_size or target.encode(SAMPLE) != draft.encode(SAMPLE):
         raise UserError(
             f"The draft model has another tokenizer ({draft.vocab_size:,} tokens) than the target "
-            f"({target.vocab_size:,} tokens): both must be of one family."
+            f"({target.vocab_size:,} tokens). Choose two models of one family."
         )

@@ -9,7 +9,7 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.errors import UserError
-from litgpt.generate.reference_outputs import make_seal, stored_dtypes, write_seal
+from litgpt.generate.reference_outputs import make_reference_outputs, stored_dtypes, write_reference_outputs
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
@@ -97,7 +97,9 @@ class Saver:
         outputs: Optional[dict[str, Any]] = None
         with spared("Cannot compute the reference outputs of the result", self.fabric.world_size):
             style = self.style or load_style(self.start.tokenizer_folder)
-            outputs = self.loss_model.read(lambda gpt: make_seal(gpt, self.tokenizer, style, [], self.quantize))
+            outputs = self.loss_model.read(
+                lambda gpt: make_reference_outputs(gpt, self.tokenizer, style, [], self.quantize)
+            )
 
         def add_outputs(folder: Path) -> None:
             stored: list[str] = []
@@ -106,7 +108,7 @@ class Saver:
                 base = known.folder if known else None
                 stored = stored_dtypes(ModelSource.open(folder, base=base).checkpoint)
             if stored and outputs is not None:
-                write_seal({**outputs, "stored": stored}, folder)
+                write_reference_outputs({**outputs, "stored": stored}, folder)
 
         self.write("final", add_outputs if outputs is not None else lambda folder: None)
 

@@ -1,0 +1,162 @@
+"""`litgpt generate --prompts FILE`: answer the prompts of a file."""
+
+import os
+import sys
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any, Optional
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from litgpt.errors import UserError
+from litgpt.generate.answers import Answer, decode
+from litgpt.generate.engine import Engine, Request
+from litgpt.generate.inference_model import InferenceModel
+from litgpt.generate.options import PromptOptions
+from litgpt.generate.prompt_file import n_answered, open_prompts, output_fields, to_line, to_messages
+from litgpt.generate.sampling import Sampling
+from litgpt.train.progress import SECONDS
+
+N_REPORTED = 10  # broken rows that are reported one by one
+
+
+@dataclass(eq=False)
+class PendingRow:
+    """A row of the file that is not written yet.
+
+    Args:
+        fields: The fields of its output line, without the answers.
+        n_answers: How many answers it gets: none if the row is broken.
+    """
+
+    fields: dict[str, Any]
+    n_answers: int
+    answers: dict[int, Answer] = field(default_factory=dict)
+
+    @property
+    def complete(self) -> bool:
+        return len(self.answers) == self.n_answers
+
+    def line(self) -> str:
+        answers = [self.answers[i] for i in sorted(self.answers)]
+        texts, reasons = [a.stream.text for a in answers], [a.finish for a in answers]
+        if self.n_answers == 1:
+            return to_line({**self.fields, "answer": texts[0], "finish_reason": reasons[0]})
+        return to_line({**self.fields, **({"answers": texts, "finish_reasons": reasons} if texts else {})})
+
+
+class PromptFile:
+    """The prompts of a file, and the answers that are written for them.
+
+    Args:
+        prompts: The file.
+        out: Where the answers go; None for stdout.
+        options: What is generated for each prompt.
+
+    Raises:
+        UserError: the prompts cannot be read at all, or `out` holds answers to other prompts.
+    """
+
+    def __init__(self, prompts: Path, out: Optional[Path], options: PromptOptions) -> None:
+        self.prompts, self.out, self.options = prompts, out, options
+        self.total = sum(1 for _ in open_prompts(prompts))
+        if out is not None and out.exists() and os.path.samefile(out, prompts):
+            raise UserError(f"--out {out} is the file of the prompts itself. Choose another name.")
+        self.n_done = n_answered(out, prompts, options.num_samples) if out is not None else 0
+        if 0 < self.n_done < self.total:
+            print(f"Continuing {out}, which has {self.n_done:,} of {self.total:,} answers.", file=sys.stderr)
+        self.n_broken, self.n_tokens = 0, 0
+        self.pending: deque[PendingRow] = deque()  # a few rows more than are decoded at once
+
+    def answer(self, model: InferenceModel, engine: Engine, sampling: Sampling) -> int:
+        """Answer the remaining prompts. Returns the number of generated tokens."""
+        if self.out is not None:
+            self.out.parent.mkdir(parents=True, exist_ok=True)
+            output: AbstractContextManager[IO[str]] = open(self.out, "a", encoding="utf-8", newline="\n")  # noqa: SIM115
+        else:
+            output = nullcontext(sys.stdout)
+        requests, stop = self.requests(model, sampling), self.options.stop_strings
+        with output as file, progress(self.total, self.n_done) as show_progress:
+            try:
+                for answer, _ in decode(engine, model.tokenizer, requests, stop):
+                    if answer.finish:
+                        row, number = answer.request.tag
+                        row.answers[number] = answer
+                        self.n_tokens += len(answer.request.ids)
+                        self.write(file)
+                        show_progress(self.n_done, self.n_tokens)
+            except KeyboardInterrupt:
+                if self.out:
+                    done = f"{self.out} has {self.n_done:,} of {self.total:,} answers"
+                    print(f"Stopped: {done}. To continue, run the same command again.", file=sys.stderr)
+                raise
+            self.write(file)
+            show_progress(self.n_done, self.n_tokens)
+        if self.n_broken:
+            where = f"See the error fields in {self.out}." if self.out else "See the error fields on stdout."
+            print(f"{self.n_broken:,} of {self.total:,} rows have no answer. {where}", file=sys.stderr)
+        return self.n_tokens
+
+    def requests(self, model: InferenceModel, sampling: Sampling) -> Iterator[Request]:
+        """The requests of the remaining rows, each tagged with its row and its number in it."""
+        options, n_before = self.options, self.n_done
+        for number, (where, fields) in enumerate(open_prompts(self.prompts)):
+            if number < n_before:
+                continue
+            try:
+                messages, tools = to_messages(fields, where, options.sys_prompt)
+                ids = self.render(model, messages, tools, where)
+            except UserError as e:
+                self.n_broken += 1
+                if self.n_broken <= N_REPORTED:
+                    print(e, file=sys.stderr)
+                self.pending.append(PendingRow({**output_fields(fields), "error": str(e)}, 0))
+                continue
+            row = PendingRow(output_fields(fields), options.num_samples)
+            self.pending.append(row)
+            for i, request in enumerate(options.requests(ids, sampling, model.stop_ids, number)):
+                request.tag = row, i
+                yield request
+
+    @staticmethod
+    def render(model: InferenceModel, messages: list[dict[str, Any]], tools: Optional[list], where: str) -> list[int]:
+        try:
+            _, ids = model.render(messages, tools)
+            Request(ids, 1).check(model.model)
+        except UserError as e:
+            raise UserError(f"{where}: {e}") from e
+        return ids
+
+    def write(self, file: IO[str]) -> None:
+        """Write the rows at the front that are complete."""
+        while self.pending and self.pending[0].complete:
+            file.write(self.pending.popleft().line())
+            self.n_done += 1
+        file.flush()
+
+
+@contextmanager
+def progress(total: int, n_before: int) -> Iterator[Callable[[int, int], None]]:
+    """Show the number of answers on stderr: as a bar on a terminal, elsewhere as a line every few seconds."""
+    console = Console(stderr=True)
+    began = last = time.perf_counter()
+    columns = (BarColumn(), MofNCompleteColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("", total=total, completed=n_before)
+
+        def show(n_done: int, n_tokens: int) -> None:
+            nonlocal last
+            now = time.perf_counter()
+            speed = f"{n_tokens / (now - began):,.0f} tokens/s"
+            bar.update(task, completed=n_done, description=speed)
+            if not console.is_terminal and now - last >= SECONDS:
+                left = (now - began) / max(n_done - n_before, 1) * (total - n_done)
+                print(f"{n_done:,} of {total:,} answers, {speed}, {left:,.0f} s left", file=sys.stderr, flush=True)
+                last = now
+
+        yield show
