@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from litgpt import LLM
 from litgpt.__main__ import main
-from litgpt.checkpoint import folder as checkpoint
+from litgpt.checkpoint import writing
 from litgpt.checkpoint.folder import Checkpoint
 from litgpt.evaluation.run import model_hashes
 from litgpt.methods.lora import LoRA
@@ -148,7 +148,7 @@ def test_merge_heads_and_embeddings(tied, stored, what, form, bases, tmp_path):
 def test_merge_in_several_files(bases, tmp_path, monkeypatch):
     lora = LoRA(r=2)
     adapter = save(trained(bases[False], lora), lora, bases[False], tmp_path / "adapter")
-    monkeypatch.setattr(checkpoint, "SHARD", 20000)
+    monkeypatch.setattr(writing, "SHARD", 20000)
     main(["merge_lora", str(adapter)])
     merged = tmp_path / "adapter-merged"
     assert len(list(merged.glob("*.safetensors"))) > 2

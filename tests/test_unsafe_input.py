@@ -122,7 +122,7 @@ def test_a_header_of_ten_gigabytes(length, tmp_path, tokenizer_file, mark, capsy
         f.write(struct.pack("<Q", length) + b"{")
         f.truncate(min(8 + length, 20 * 2**30))  # sparse: the file says the same
     error = refused(["generate", str(folder)], mark, capsys)
-    assert "model.safetensors is damaged or cut short" in error
+    assert "model.safetensors is damaged" in error
 
 
 def test_tensors_that_lie_outside_the_file(tmp_path, tokenizer_file):
@@ -134,7 +134,7 @@ def test_tensors_that_lie_outside_the_file(tmp_path, tokenizer_file):
     ):
         header = json.dumps(fields).encode()
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-        with pytest.raises(UserError, match="damaged or cut short"):
+        with pytest.raises(UserError, match="damaged"):
             Checkpoint(folder)
 
 
