@@ -128,7 +128,7 @@ class Repository:
 
         path, wrong, failed = folder / file.name, 0, 0
         options: dict[str, Any] = {"endpoint": self.endpoint, "token": self.token, "local_dir": folder}
-        if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # since 1.1
+        if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # older versions lack it
             options["tqdm_class"] = stopper(stop)
         while not stop.is_set():
             try:
@@ -268,18 +268,18 @@ def needed_files(repository: Repository, tokenizer_only: bool) -> set[str]:
         UserError: the repository has no weights in a supported form.
     """
     there = {file.name for file in repository.files}
-    wanted = {"config.json", *TOKENIZER_FILES} & there
-    wanted |= {name for name in there if re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)}
+    names = {"config.json", *TOKENIZER_FILES} & there
+    names |= {name for name in there if re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)}
     if tokenizer_only:
-        if not wanted - {"config.json", "generation_config.json"}:
+        if not names - {"config.json", "generation_config.json"}:
             raise UserError(f"{repository.repo_id} has no tokenizer files.")
-        return wanted
+        return names
     kind = next((w for w in WEIGHTS if {w, f"{w}.index.json"} & there), None)
     if kind is not None:
-        return wanted | {f"{kind}.index.json" if f"{kind}.index.json" in there else kind}
+        return names | {f"{kind}.index.json" if f"{kind}.index.json" in there else kind}
     adapter = next((w for w in ADAPTER if w in there), None)
     if adapter is not None and "adapter_config.json" in there:
-        return wanted - {"config.json"} | {"adapter_config.json", adapter}
+        return names - {"config.json"} | {"adapter_config.json", adapter}
     ends = sorted({Path(n).suffix for n in there if Path(n).suffix in (".gguf", ".onnx", ".pth", ".msgpack", ".h5")})
     others = f" It has {', '.join(ends)} files, which are not supported." if ends else ""
     raise UserError(f"{repository.repo_id} has no model.safetensors and no pytorch_model.bin.{others}")
@@ -453,12 +453,12 @@ def alone(target: Path) -> Iterator[None]:
 
 def tidy(partial: Path, names: Iterable[str]) -> None:
     """Remove what the library keeps beside the files, and files that are not needed. Shards may be."""
-    wanted = set(names)
+    needed = set(names)
     for path in partial.iterdir() if partial.is_dir() else ():
         if path.is_dir():
             if path.name != MORE_TEMPLATES:
                 shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in wanted and not SHARD.fullmatch(path.name):
+        elif path.name not in needed and not SHARD.fullmatch(path.name):
             path.unlink()
 
 

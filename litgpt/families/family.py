@@ -43,14 +43,14 @@ class Field(NamedTuple):
         names = self.name.split()
         if self.default is not REQUIRED:
             fields = {self.key: self.default} | fields
-        kind, *optional = get_args(TYPES[names[0]]) or (TYPES[names[0]],)
-        if kind is bool:
+        declared = TYPES[names[0]]
+        if bool in (declared, *get_args(declared)):  # or Optional[bool]
             value: Any = flag(fields, self.key)
-        elif kind is int:
+        elif int in (declared, *get_args(declared)):
             value = integer(fields, self.key, *(() if self.default is REQUIRED else (None,)))
         else:
             value = number(fields, self.key, None)
-            value = value if optional else float(value)
+            value = float(value) if declared is float else value
         return dict.fromkeys(names, value)
 
     def write(self, config: Config) -> dict[str, Any]:
