@@ -430,7 +430,7 @@ def test_two_at_once(hub, files):
     second = start(hub, "download", NAME)
     assert second.stderr is not None
     line = second.stderr.readline()
-    assert "another process is downloading" in line
+    assert "another process that is downloading" in line
     release.set()
     assert first.wait() == 0 == second.wait()
     names = hub.fetched()
