@@ -34,8 +34,7 @@ from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch
-from litgpt.families import name_table
-from litgpt.families.weights import base_parameters, stored_pieces, tied_head
+from litgpt.families import weight_map
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import quantize
 from litgpt.model import GPT
@@ -89,12 +88,12 @@ class DrawnCheckpoint(Checkpoint):
 
     def __init__(self, model: GPT, dtype: torch.dtype, device: torch.device) -> None:
         self.folder, self.dtype, self.device = Path("random weights"), dtype, device
-        table, tied = name_table(model.config), tied_head(model.config)
+        names = weight_map(model.config)
         self.shapes = {
-            hf: tuple(stored.shape(rows.shape))
-            for name, (module, leaf) in base_parameters(model).items()
-            for hf, stored, rows in stored_pieces(table, name, module, leaf)
-            if hf != tied
+            tensor.name: parameter.shape(tensor)
+            for parameter in names.parameters(model).values()
+            for tensor in parameter.tensors
+            if tensor.name != names.tied_head
         }
         self.dtypes = dict.fromkeys(self.shapes, "BF16")
         self.files = dict.fromkeys(self.shapes, self.folder)

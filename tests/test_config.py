@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from litgpt.errors import UserError
-from litgpt.families import name_table
+from litgpt.families import weight_map
 from litgpt.model import GPT
 from litgpt.model.config import Config, known_models
 
@@ -104,8 +104,8 @@ def test_every_known_model_builds(model_type):
         assert one + (n_layer - 1) * (parameters(config) - one) == whole, name
         with torch.device("meta"):
             model = GPT(config)
-        table = name_table(config)
-        assert all(table.to_hf(path.rpartition(".")[0]) for path, _ in model.named_parameters()), name
+        names = weight_map(config)
+        assert all(names.stored(path.rpartition(".")[0]) for path, _ in model.named_parameters()), name
 
 
 @pytest.mark.long
@@ -147,8 +147,8 @@ def test_litgpt_file(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("- 1", "is no model_config.yaml of LitGPT"),
-        ("n_layer: 1", "n_layer, n_embd and n_head are wanted"),
+        ("- 1", "model_config.yaml"),
+        ("n_layer: 1", "n_layer, n_embd and n_head"),
         ("a: [", "is not YAML"),
         (LITGPT + "n_shared_expert: 2", "n_shared_expert is not implemented"),
         (LITGPT + "routed_scaling_factor: 2.5", "routed_scaling_factor is not implemented"),
@@ -184,7 +184,7 @@ def test_nonsense_in_a_litgpt_file_is_an_error_of_the_user(tmp_path):
 def test_errors_of_the_code_are_not_put_down_to_a_file(error, tmp_path, monkeypatch):
     """While a `config.json` or a `model_config.yaml` is read."""
     from litgpt import families
-    from litgpt.families import llama
+    from litgpt.families import common
     from litgpt.model import config
 
     def fail(*args, **kwargs):
@@ -192,7 +192,7 @@ def test_errors_of_the_code_are_not_put_down_to_a_file(error, tmp_path, monkeypa
 
     path = tmp_path / "model_config.yaml"
     path.write_text(LITGPT)
-    monkeypatch.setattr(llama, "read_rope", fail)
+    monkeypatch.setattr(common, "read_rope", fail)
     monkeypatch.setattr(config, "family_of", fail)
     monkeypatch.setattr(config, "known_models", dict)
     with pytest.raises(type(error)) as caught:

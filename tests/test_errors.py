@@ -48,7 +48,7 @@ def test_no_such_folder(fails, run, llama):
 def test_folder_without_config(fails, run, llama, tmp_path):
     run[2] = shutil.copytree(llama, tmp_path / "model")
     (run[2] / "config.json").unlink()
-    assert fails(*run).endswith("has no config.json: it is no Hugging Face model folder.\n")
+    assert f"{run[2]} is not a Hugging Face model folder" in fails(*run)
     (run[2] / "final").mkdir()
     assert f"Did you mean '{run[2] / 'final'}'?" in fails(*run)
 
@@ -58,7 +58,7 @@ def test_truncated_safetensors(fails, run, llama, tmp_path):
     file = run[2] / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-100])
     error = fails(*run)
-    assert str(file) in error and "cut short" in error and "Download it again" in error
+    assert str(file) in error and "truncated" in error and "Download it again" in error
 
 
 def test_missing_shard(fails, run, tokenizer_file, tmp_path):
@@ -81,7 +81,7 @@ def test_weights_that_are_no_numbers_of_ours(fails, run, llama, tmp_path):
     weights = load_file(llama / "model.safetensors")
     norm = {"model.norm.weight": weights["model.norm.weight"].to(torch.int8)}
     save_file(weights | norm, run[2] / "model.safetensors", metadata={"format": "pt"})
-    assert "of a type that is not supported: model.norm.weight I8" in fails(*run)
+    assert "model.norm.weight I8" in fails(*run)
 
 
 @pytest.mark.parametrize(
@@ -90,10 +90,10 @@ def test_weights_that_are_no_numbers_of_ours(fails, run, llama, tmp_path):
         ({"model_type": "lama"}, "model_type 'lama', which is not supported. Did you mean 'llama'?"),
         ({"model_type": None}, "model_type None"),
         ({"hidden_act": "relu"}, "hidden_act 'relu'"),
-        ({"hidden_size": "48"}, "hidden_size '48'; a whole number above 0 is wanted"),
-        ({"num_key_value_heads": 3}, "4 heads for 3 key-value heads"),
-        ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false'; true or false is wanted"),
-        ({"rope_parameters": [1]}, "rope_parameters [1]; an object is wanted"),
+        ({"hidden_size": "48"}, "hidden_size '48'"),
+        ({"num_key_value_heads": 3}, "3 key-value heads"),
+        ({"tie_word_embeddings": "false"}, "tie_word_embeddings 'false'"),
+        ({"rope_parameters": [1]}, "rope_parameters [1]"),
         ({"rope_parameters": {"rope_type": "linear", "factor": 0}}, "without usable factor"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps"),
         ({"hidden_size": None}, "lacks the field 'hidden_size'"),
@@ -101,7 +101,7 @@ def test_weights_that_are_no_numbers_of_ours(fails, run, llama, tmp_path):
         ({"quantization_config": {}}, "quantization_config"),
         ({"num_hidden_layers": 3}, "missing: model.layers.2."),
         ({"num_hidden_layers": 1}, "unknown: model.layers.1."),
-        ({"tie_word_embeddings": True}, "lm_head.weight that is not model.embed_tokens.weight"),
+        ({"tie_word_embeddings": True}, "lm_head.weight that differs from model.embed_tokens.weight"),
         ({"intermediate_size": 45}, "mlp.gate_proj.weight (44, 32) instead of (45, 32)"),
     ],
 )

@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.checkpoint.writing import write_model
 from litgpt.errors import UserError
-from litgpt.families import aliases, name_table, read_config
-from litgpt.families.weights import base_parameters, stored_pieces
+from litgpt.families import aliases, read_config, weight_map
 from litgpt.generate.engine import Engine, Request, generate
 from litgpt.model import GPT, KVCache
 from litgpt.model.config import Config
@@ -122,20 +121,16 @@ def test_gradients(folder):
     text = ids(50)
     for logits in (model(text), reference(text).logits):
         torch.nn.functional.cross_entropy(logits[0, :-1], text[0, 1:]).backward()
-    table = name_table(model.config)
     assert {n for n, p in model.named_parameters() if p.grad is None} == set()
     gradients = {n: p.grad for n, p in reference.named_parameters() if p.grad is not None}
     rounding = 1e-6 * max(float(g.abs().max()) for g in gradients.values())
     seen: set[str] = set()
-    for name, (module, leaf) in base_parameters(model).items():
-        holder = torch.nn.Module()  # the gradient in the place of the weight
-        holder.register_buffer(leaf, getattr(module, leaf).grad)
-        holder.parts = getattr(module, "parts", None)  # type: ignore[assignment]
-        for hf, stored, rows in stored_pieces(table, name, holder, leaf):
-            source, expected = find(gradients, aliases(model.config.model_type).in_memory(hf))
+    for parameter in weight_map(model.config).parameters(model).values():
+        for tensor in parameter.tensors:
+            source, expected = find(gradients, aliases(model.config.model_type).in_memory(tensor.name))
             seen.add(source)
             if expected is not None:
-                assert_close(stored.from_ours(rows), expected, 1e-3, rounding)
+                assert_close(tensor.form.from_ours(parameter.value.grad[tensor.rows]), expected, 1e-3, rounding)
     assert not gradients.keys() - seen
 
 
@@ -157,7 +152,7 @@ def test_what_is_written(folder, dtype, tmp_path):
     write_model(model, Checkpoint(folder).fields, tmp_path, Checkpoint(folder))
     before, after = tensors(folder), tensors(tmp_path)
     assert before.keys() == after.keys()
-    kept = name_table(model.config).kept
+    kept = weight_map(model.config).kept
     for name, tensor in before.items():
         expected = tensor if kept.search(name) else tensor.to(dtype)
         assert after[name].dtype == expected.dtype and torch.equal(after[name], expected), name
@@ -190,11 +185,11 @@ def test_every_family_is_here():
 
 
 def test_the_page_for_developers_has_every_switch():
-    from litgpt.families import stablelm
+    from litgpt.families import qwen3
 
     page = Path(__file__).parents[1].joinpath("tutorials/developer-docs/adding-a-family.md").read_text(encoding="utf-8")
     assert [field.name for field in fields(Config) if f"`{field.name}`" not in page] == []
-    assert Path(stablelm.__file__).read_text(encoding="utf-8") in page
+    assert Path(qwen3.__file__).read_text(encoding="utf-8") in page
 
 
 @pytest.mark.parametrize("case", CASES)

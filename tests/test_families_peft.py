@@ -17,7 +17,7 @@ from transformers import AutoModelForCausalLM
 from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
-from litgpt.families import name_table
+from litgpt.families import weight_map
 from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_v2 import LLaMAAdapterV2
 from litgpt.methods.lora import TARGETS, LoRA, lora_layers
@@ -250,10 +250,10 @@ def test_quantized(base, scheme):
         load_weights(model, checkpoint, torch.float32, CPU)
         models.append(model)
     rounded, plain = models
-    table, modules = name_table(checkpoint.config), dict(plain.named_modules())
+    names, modules = weight_map(checkpoint.config), dict(plain.named_modules())
     for name, module in rounded.named_modules():
         if isinstance(module, QuantizedLinear):
-            assert ".h." in name and len(module.stored) == len(table.stored(name))
+            assert ".h." in name and len(module.stored) == len(names.stored(name))
             modules[name].weight.data.copy_(module.dequantized())
         elif isinstance(module, torch.nn.Linear):
             assert name.startswith("lm_head")

@@ -142,8 +142,8 @@ def test_lora_that_does_not_fit(base, tmp_path, capsys):
         assert code == 2 and err.count("\n") == 1
         return err
 
-    assert "does not fit the model and its hyperparameters.yaml" in message(lora_key=True)
-    assert "does not fit the model" in message(lora_r=4)
+    assert "does not match the model and its hyperparameters.yaml" in message(lora_key=True)
+    assert "does not match the model" in message(lora_r=4)
     assert "hyperparameters.yaml: lora_r: " in message(lora_r="many")
     assert "hyperparameters.yaml: lora_r: " in message(lora_r=0)
     assert "name it with --base DIR" in message(checkpoint_dir="gone")

@@ -225,7 +225,7 @@ def test_truncated_adapter(adapter, fails, command, n_bytes):
     file = adapter / "adapter_model.safetensors"
     file.write_bytes(file.read_bytes()[:n_bytes])
     error = fails(command, adapter)
-    assert str(file) in error and "damaged or cut short" in error
+    assert str(file) in error and "damaged" in error
 
 
 @pytest.mark.parametrize("command", ["validate", "generate", "merge_lora"])

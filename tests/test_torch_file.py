@@ -82,5 +82,5 @@ def test_damaged_files(folder, llama):
     with pytest.raises(UserError, match="does not contain named tensors"):
         Checkpoint(folder)
     file.unlink()
-    with pytest.raises(UserError, match=r"has no model\.safetensors: the download is not complete"):
+    with pytest.raises(UserError, match=r"has no model\.safetensors"):
         Checkpoint(folder)

@@ -104,7 +104,7 @@ def test_an_index_that_names_a_file_elsewhere(name, llama, tmp_path, tokenizer_f
     fields["weight_map"]["lm_head.weight"] = name
     index.write_text(json.dumps(fields))
     error = refused(["generate", str(folder)], mark, capsys)
-    assert "does not list files of its own folder" in error
+    assert "outside its folder" in error
 
 
 @pytest.mark.parametrize("name", ["../x", "/etc/passwd", "a/../../x"])
@@ -122,7 +122,7 @@ def test_a_header_of_ten_gigabytes(length, tmp_path, tokenizer_file, mark, capsy
         f.write(struct.pack("<Q", length) + b"{")
         f.truncate(min(8 + length, 20 * 2**30))  # sparse: the file says the same
     error = refused(["generate", str(folder)], mark, capsys)
-    assert "model.safetensors is damaged or cut short" in error
+    assert "model.safetensors is damaged" in error
 
 
 def test_tensors_that_lie_outside_the_file(tmp_path, tokenizer_file):
@@ -134,7 +134,7 @@ def test_tensors_that_lie_outside_the_file(tmp_path, tokenizer_file):
     ):
         header = json.dumps(fields).encode()
         (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
-        with pytest.raises(UserError, match="damaged or cut short"):
+        with pytest.raises(UserError, match="damaged"):
             Checkpoint(folder)
 
 

@@ -1,7 +1,7 @@
-"""Fetching a model from the Hugging Face hub, into a folder that is there whole or not at all.
+"""Downloading a model from the Hugging Face hub, into a folder that is complete or does not exist.
 
-The library `huggingface_hub` does the transfer, into `NAME.partial` beside the folder. It neither goes on with a part
-of a file nor compares hashes: what is whole is found here, by size and hash, and stays when a download is killed.
+`huggingface_hub` transfers the files to `NAME.partial` beside the folder. It compares no hashes, so complete files are
+recognized here, by size and hash. They stay there if a download is killed, and the next one continues.
 """
 
 import errno
@@ -35,11 +35,11 @@ from litgpt.storage.outputs import SINGLE, entry, is_ours, listed, marked, put_b
 from litgpt.text.prompts import MORE_TEMPLATES
 from litgpt.text.tokenizer import FILES as TOKENIZER_FILES
 
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first kind that a repository has is fetched
+WEIGHTS = ("model.safetensors", "pytorch_model.bin")  # the first kind that a repository has is downloaded
 ADAPTER = ("adapter_model.safetensors", "adapter_model.bin")  # likewise for an adapter
 SHARD = re.compile(r"(model|pytorch_model)(-\d+-of-\d+)?\.(safetensors|bin)(\.index\.json)?")
-TRIES = 3  # of a file, after those of the library
-WAITS = 5  # times that the server may ask to wait
+TRIES = 3  # for each file, after the library's own
+WAITS = 5  # how often to wait when the server asks for it
 PATIENCE = 3  # seconds for transfers to end when they are stopped
 WORKERS = 8
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,13 +47,13 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository, and what tells whether it arrived whole.
+    """A file of a repository, with its size and hash.
 
     Args:
-        name: Its path there.
+        name: Its path in the repository.
         size: In bytes.
-        sha256: Of a large file.
-        blob_id: Git's name for a small one.
+        sha256: The hash of a large file.
+        blob_id: Git's hash of a small one.
     """
 
     name: str
@@ -61,11 +61,11 @@ class RemoteFile:
     sha256: Optional[str]
     blob_id: Optional[str]
 
-    def is_whole(self, path: Path) -> bool:
-        """Whether a file on the disk is this one, byte by byte."""
+    def is_complete(self, path: Path) -> bool:
+        """Whether a file on the disk is this one, byte for byte."""
         if not path.is_file() or path.stat().st_size != self.size:
             return False
-        if not (self.sha256 or self.blob_id):  # of a server that does not say more
+        if not (self.sha256 or self.blob_id):  # the server sends no hash
             return True
         digest = hashlib.sha256() if self.sha256 else hashlib.sha1(b"blob %d\0" % self.size, usedforsecurity=False)
         with open(path, "rb") as f:
@@ -76,7 +76,7 @@ class RemoteFile:
 
 @dataclass
 class Repository:
-    """A repository at one commit, and how it is asked for files."""
+    """A repository at one commit, and how to get its files."""
 
     repo_id: str
     token: Optional[str]
@@ -88,10 +88,10 @@ class Repository:
         return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
     def open(self, revision: Optional[str]) -> None:
-        """Ask for the commit and its files.
+        """Get the commit and the list of its files.
 
         Raises:
-            UserError: there is no such repository or revision, or it is not ours to read.
+            UserError: the repository or revision does not exist, or access is denied.
         """
         from huggingface_hub import HfApi
 
@@ -102,13 +102,13 @@ class Repository:
                 files = info.siblings or []
                 listed = [(f.rfilename, f.size, f.lfs.sha256 if f.lfs else None, f.blob_id) for f in files]
                 break
-            except BUGS as e:  # the library's, about an answer in another form
+            except BUGS as e:  # raised in the library by a malformed answer
                 raise self.odd_answer(repr(e)) from e
             except Exception as e:
                 if n > WAITS or status_of(e) not in (429, 500, 502, 503, 504):
                     self.explain(e, revision)
                 seconds = waiting_time(e, n)
-                say(f"{self.endpoint} asks to wait; trying again in {seconds} s ({n} of {WAITS}).")
+                say(f"{self.endpoint} asks to wait. Retrying in {seconds} s ({n} of {WAITS}).")
                 time.sleep(seconds)
         if wrong := misfit(info.sha, TEXT, "sha") or next(filter(None, map(wrong_entry, listed)), None):
             raise self.odd_answer(wrong)
@@ -116,77 +116,80 @@ class Repository:
         self.files = tuple(RemoteFile(name, size or 0, sha256, blob_id) for name, size, sha256, blob_id in listed)
 
     def odd_answer(self, what: str) -> UserError:
-        return UserError(f"{self.endpoint} does not answer as a hub does about {self.repo_id}: {what}")
+        return UserError(f"{self.endpoint} sent an answer about {self.repo_id} that is not a hub's: {what}")
 
     def fetch(self, file: RemoteFile, folder: Path, stop: threading.Event) -> None:
-        """Put a file into a folder. What is not whole is removed.
+        """Download a file to a folder. An incomplete file is removed.
 
         Raises:
-            UserError: it cannot be had, or twice has another hash.
+            UserError: it cannot be downloaded, or arrives twice with another hash.
         """
         from huggingface_hub import hf_hub_download
 
         path, wrong, failed = folder / file.name, 0, 0
-        words: dict[str, Any] = {"endpoint": self.endpoint, "token": self.token, "local_dir": folder}
-        if "tqdm_class" in inspect.signature(hf_hub_download).parameters:
-            words["tqdm_class"] = stopper(stop)
+        options: dict[str, Any] = {"endpoint": self.endpoint, "token": self.token, "local_dir": folder}
+        if "tqdm_class" in inspect.signature(hf_hub_download).parameters:  # older versions lack it
+            options["tqdm_class"] = stopper(stop)
         while not stop.is_set():
             try:
-                hf_hub_download(self.repo_id, file.name, revision=self.commit, force_download=wrong > 0, **words)
+                hf_hub_download(self.repo_id, file.name, revision=self.commit, force_download=wrong > 0, **options)
             except Exception as e:
                 path.unlink(missing_ok=True)
                 failed += 1
-                if failed == TRIES or not is_passing(e):
+                if failed == TRIES or not is_transient(e):
                     self.explain(e, self.commit, file.name)
                 continue
-            if file.is_whole(path):
+            if file.is_complete(path):
                 return
             path.unlink(missing_ok=True)
             wrong += 1
             if wrong == 2:
                 raise UserError(
-                    f"{file.name} of {self.repo_id} arrived twice with another hash than {self.endpoint} names: "
-                    "something on the way changes it. Try again later, or from another network."
+                    f"{file.name} of {self.repo_id} arrived twice with another hash than {self.endpoint} lists. "
+                    "Something on the way changes it. Try again later, or from another network."
                 )
 
     def explain(self, error: BaseException, revision: Optional[str], file: str = "") -> NoReturn:
-        """Raise what the library's error means for a user, in one line."""
+        """Raise a `UserError` that says in one line what an error of the library means."""
         from huggingface_hub import errors, get_token
 
         error = origin(error)
         what, page = f"{file} of {self.repo_id}" if file else self.repo_id, f"{self.endpoint}/{self.repo_id}"
         status, number = status_of(error), getattr(error, "errno", None)
         token = self.token or get_token()
-        give = f"make a token at {self.endpoint}/settings/tokens and pass it with --access_token or in HF_TOKEN"
+        pass_token = f"pass a token from {self.endpoint}/settings/tokens with --access_token or in HF_TOKEN"
         if isinstance(error, errors.GatedRepoError):
-            steps = f"wait until {page} grants your request" if token else f"accept its licence at {page}, {give}"
-            message = f"{self.repo_id} is gated{', and your token has no access yet' if token else ''}: {steps}."
+            message = f"{self.repo_id} is a gated model. Accept the license at {page}, then {pass_token}."
+            if token:
+                message = f"{self.repo_id} is a gated model, and your token has no access yet. Request it at {page}."
         elif isinstance(error, errors.RevisionNotFoundError):
-            message = f"{self.repo_id} has no revision {revision!r}: see {page}/commits/main."
+            message = f"{self.repo_id} has no revision {revision!r}. See {page}/commits/main."
         elif status == 404 and file:
-            message = f"{what} is listed, but not there. Try again later."
+            message = f"{what} is listed, but missing. Try again later."
         elif status == 401 and "Invalid credentials" in str(error):
-            message = f"{self.endpoint} does not know the token that was sent for {what}: {give}."
+            message = f"{self.endpoint} rejects the token that was sent for {what}. To continue, {pass_token}."
         elif isinstance(error, errors.RepositoryNotFoundError) or status in (401, 404):
             hint = nearest(self.repo_id, repositories())
-            private = "your token does not open it" if token else give
-            message = f"{self.endpoint} has no model {self.repo_id}.{hint} If it is a private one: {private}."
+            private = "your token has no access to it" if token else pass_token
+            message = f"{self.endpoint} has no model {self.repo_id}.{hint} If it is private, {private}."
         elif status == 403:
-            message = f"{what} must not be read with {'this token' if token else 'no token'}: see {page}, or {give}."
+            message = (
+                f"Access to {what} is denied {'to this' if token else 'without a'} token. See {page}, or {pass_token}."
+            )
         elif status == 429:
-            message = f"{self.endpoint} refuses {what} because of too many requests. Try again in some minutes."
+            message = f"{self.endpoint} refuses {what} because of too many requests. Try again in a few minutes."
         elif status is not None:
-            message = f"{self.endpoint} answers with error {status} for {what}. Try again later."
+            message = f"{self.endpoint} returned error {status} for {what}. Try again later."
         elif number in NO_ROOM:
-            message = f"The disk is full: {what} does not fit. Make room, or name another --checkpoint_dir."
+            message = f"The disk is full: {what} does not fit. Free some space, or pass another --checkpoint_dir."
         elif isinstance(error, PermissionError):
-            message = f"{error.filename} cannot be written to. Name another --checkpoint_dir."
+            message = f"Cannot write to {error.filename}. Pass another --checkpoint_dir."
         elif isinstance(error, BUGS):
             raise error
         else:
             reason = " ".join(str(error).split()).split(" If HF_ENDPOINT")[0] or type(error).__name__
             reason = reason.replace(token, "***") if token else reason
-            message = f"Cannot fetch {what} from {self.endpoint}: {reason[:200].rstrip('.')}. Check the network."
+            message = f"Cannot download {what} from {self.endpoint}: {reason[:200].rstrip('.')}. Check the network."
         raise UserError(message) from error
 
 
@@ -198,32 +201,34 @@ def download(
     tokenizer_only: bool = False,
     overwrite: bool = False,
 ) -> Path:
-    """The folder `checkpoint_dir/ORG/NAME`, with what is needed of a repository.
+    """Download the files of a model that litgpt needs, and return their folder, `checkpoint_dir/ORG/NAME`.
 
-    A folder that is there is compared with the repository: what differs is fetched, what is no file of a model stays.
+    An existing folder is compared with the repository. Only files that differ are downloaded; other files stay.
 
     Args:
         repo_id: `ORG/NAME`.
-        checkpoint_dir: Where models are kept.
+        checkpoint_dir: The folder of all models.
         revision: A branch, a tag or a commit; the main branch by default.
-        access_token: For repositories that are private or gated; else that of `HF_TOKEN` or of `hf auth login`.
-        tokenizer_only: Leave the weights away.
-        overwrite: Whether files of the model that were changed since they were downloaded may be replaced.
+        access_token: For private or gated repositories; by default that of `HF_TOKEN` or of `hf auth login`.
+        tokenizer_only: Skip the weights.
+        overwrite: Whether to replace files of the model that have changed since they were downloaded.
 
     Raises:
-        UserError: it cannot be had, with the reason; whole files stay in `NAME.partial` for the next try.
+        UserError: it cannot be downloaded. Complete files stay in `NAME.partial` for the next try.
     """
     target = checkpoint_dir / repo_id
     target = target.resolve() if target.is_symlink() else target
     if offline():
         if (target / "config.json").is_file():
-            say(f"{repo_id} is in {target}; HF_HUB_OFFLINE is set, so it is not compared with the hub.")
+            say(f"Using {target} without comparing it with the hub, because HF_HUB_OFFLINE is set.")
             return target
-        raise UserError(f"HF_HUB_OFFLINE is set, so {repo_id} is not fetched. Unset it, or put the folder at {target}.")
+        raise UserError(
+            f"Cannot download {repo_id} because HF_HUB_OFFLINE is set. Unset it, or copy the folder to {target}."
+        )
     quiet_library()
     repository = Repository(repo_id, checked_token(access_token or os.environ.get("HF_TOKEN") or "") or None)
     repository.open(revision)
-    names = needed(repository, tokenizer_only)
+    names = needed_files(repository, tokenizer_only)
     partial = target.with_name(f"{target.name}.partial")
     with alone(target):
         try:
@@ -236,10 +241,10 @@ def download(
                 finish(partial, target, names, tokenizer_only)
                 files = [p for p in target.iterdir() if p.is_file()]
                 size = sum(p.stat().st_size for p in files)
-                say(f"{repo_id} is in {target}: {len(files)} files, {in_words(size)}.")
+                say(f"Downloaded {repo_id} to {target}: {len(files)} files, {in_words(size)}.")
             else:
                 shutil.rmtree(partial)
-                say(f"{repo_id} is in {target} already, and whole.")
+                say(f"{repo_id} is already complete in {target}.")
         except OSError as e:
             repository.explain(e, revision)
         finally:
@@ -250,39 +255,39 @@ def download(
 
 
 def wrong_entry(entry: tuple) -> Optional[str]:
-    """What is wrong with what a hub says about a file: its name, size, hash and Git's name."""
+    """What is wrong with a hub's entry for a file: name, size, SHA-256 and Git's hash."""
     shapes: dict[str, Shape] = {"rfilename": str, "size": (range(2**53), None), "sha256": TEXT, "blobId": TEXT}
     wrong = (misfit(value, shape, name) for value, (name, shape) in zip(entry, shapes.items()))
     return next(filter(None, wrong), None)
 
 
-def needed(repository: Repository, tokenizer_only: bool) -> set[str]:
-    """The names of the files that are wanted, shards apart, which an index names.
+def needed_files(repository: Repository, tokenizer_only: bool) -> set[str]:
+    """The names of the files to download, without the shards, which an index lists.
 
     Raises:
-        UserError: the repository has no weights in a form that is read here.
+        UserError: the repository has no weights in a supported form.
     """
     there = {file.name for file in repository.files}
-    wanted = {"config.json", *TOKENIZER_FILES} & there
-    wanted |= {name for name in there if re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)}
+    names = {"config.json", *TOKENIZER_FILES} & there
+    names |= {name for name in there if re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)}
     if tokenizer_only:
-        if not wanted - {"config.json", "generation_config.json"}:
+        if not names - {"config.json", "generation_config.json"}:
             raise UserError(f"{repository.repo_id} has no tokenizer files.")
-        return wanted
+        return names
     kind = next((w for w in WEIGHTS if {w, f"{w}.index.json"} & there), None)
     if kind is not None:
-        return wanted | {f"{kind}.index.json" if f"{kind}.index.json" in there else kind}
+        return names | {f"{kind}.index.json" if f"{kind}.index.json" in there else kind}
     adapter = next((w for w in ADAPTER if w in there), None)
     if adapter is not None and "adapter_config.json" in there:
-        return wanted - {"config.json"} | {"adapter_config.json", adapter}
+        return names - {"config.json"} | {"adapter_config.json", adapter}
     ends = sorted({Path(n).suffix for n in there if Path(n).suffix in (".gguf", ".onnx", ".pth", ".msgpack", ".h5")})
-    others = f"; it has {', '.join(ends)} files, which are not read" if ends else ""
-    raise UserError(f"{repository.repo_id} has no model.safetensors and no pytorch_model.bin{others}.")
+    others = f" It has {', '.join(ends)} files, which are not supported." if ends else ""
+    raise UserError(f"{repository.repo_id} has no model.safetensors and no pytorch_model.bin.{others}")
 
 
 def fetch_files(repository: Repository, names: set[str], partial: Path, target: Path, overwrite: bool) -> int:
-    """Have all files in `partial`; an index comes first, and adds its shards to `names`. Returns how many came from
-    the hub; those that `target` has whole are linked."""
+    """Put all files into `partial`, and return how many were downloaded; complete ones in `target` are linked. An index
+    comes first and adds its shards to `names`."""
     by_name = {file.name: file for file in repository.files}
     indices = [by_name[n] for n in names if n.endswith(".index.json")]
     n_fetched = fetch_missing(repository, indices, partial, target, overwrite)
@@ -293,29 +298,29 @@ def fetch_files(repository: Repository, names: set[str], partial: Path, target: 
             or not shards <= by_name.keys()
             or any(Path(shard).name != shard or shard == ".." for shard in shards)
         ):
-            raise UserError(f"{index.name} of {repository.repo_id} names files that the repository does not have.")
+            raise UserError(f"{index.name} of {repository.repo_id} lists files that the repository does not have.")
         names |= shards
     return n_fetched + fetch_missing(repository, [by_name[n] for n in sorted(names)], partial, target, overwrite)
 
 
 def refuse_changed(files: Iterable[Path], target: Path) -> None:
-    """Raise `UserError` where a file that would be replaced was not downloaded here, or has changed since."""
+    """Raise `UserError` if a file to replace was not downloaded here, or has changed since."""
     changed = [str(path) for path in files if path.exists() and not is_ours(path, target / SINGLE)]
     if changed:
         raise UserError(
-            f"{', '.join(changed)}: not as it was downloaded, and not what the hub has. To replace it, pass "
+            f"{', '.join(changed)}: changed since the download, and different from the hub. To replace it, pass "
             "--overwrite true."
         )
 
 
 def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path, target: Path, overwrite: bool) -> int:
-    """Fetch those that neither `partial` nor `target` has whole, several at once, with a bar."""
+    """Download the files that are complete neither in `partial` nor in `target`, several at once, with a bar."""
     missing = []
     for file in files:
-        if not file.is_whole(partial / file.name):
+        if not file.is_complete(partial / file.name):
             (partial / file.name).unlink(missing_ok=True)
             (partial / file.name).parent.mkdir(exist_ok=True)
-            if file.is_whole(target / file.name):
+            if file.is_complete(target / file.name):
                 link(target / file.name, partial / file.name)
             else:
                 missing.append(file)
@@ -325,11 +330,11 @@ def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path
     size, room = sum(file.size for file in missing), shutil.disk_usage(partial).free
     if size > room:
         raise UserError(
-            f"{repository.repo_id} needs {in_words(size)} more, and there is only room for {in_words(room)} at "
-            f"{partial.parent}. Make room, or name another --checkpoint_dir."
+            f"{repository.repo_id} needs {in_words(size)}, but only {in_words(room)} are free at {partial.parent}. "
+            "Free some space, or pass another --checkpoint_dir."
         )
-    kept = f", {len(files) - len(missing)} files are there" if len(files) > len(missing) else ""
-    say(f"fetching {repository.repo_id} at {repository.commit[:8]}: {len(missing)} files, {in_words(size)}{kept}")
+    kept = f", {len(files) - len(missing)} files are here already" if len(files) > len(missing) else ""
+    say(f"Downloading {repository.repo_id} at {repository.commit[:8]}: {len(missing)} files, {in_words(size)}{kept}")
     stop = threading.Event()
     with (
         closing(in_parallel(lambda file: repository.fetch(file, partial, stop), missing, stop)) as done,
@@ -343,20 +348,18 @@ def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path
 def in_parallel(
     work: Callable[[RemoteFile], None], files: list[RemoteFile], stop: threading.Event
 ) -> Generator[Optional[RemoteFile], None, None]:
-    """Work on several files at once. Yields each file when it is done, and None now and then.
+    """Work on several files at once. Yields each file when it is done, and None from time to time.
 
-    The first error, or an interruption, stops all of them; it does not wait for a thread that does not react.
+    The first error, or an interruption, stops all of them, without waiting for a thread that does not react.
     """
-    waiting: queue.SimpleQueue = queue.SimpleQueue()
+    waiting = sorted(files, key=lambda f: f.size)
     results: queue.SimpleQueue = queue.SimpleQueue()
-    for file in sorted(files, key=lambda f: -f.size):
-        waiting.put(file)
 
     def worker() -> None:
         while not stop.is_set():
             try:
-                file = waiting.get_nowait()
-            except queue.Empty:
+                file = waiting.pop()
+            except IndexError:
                 return
             try:
                 work(file)
@@ -368,8 +371,8 @@ def in_parallel(
     for thread in threads:
         thread.start()
     try:
-        n_done = 0
-        while n_done < len(files):
+        n_left = len(files)
+        while n_left:
             try:
                 file, error = results.get(timeout=0.3)
             except queue.Empty:
@@ -377,7 +380,7 @@ def in_parallel(
                 continue
             if error is not None:
                 raise error
-            n_done += 1
+            n_left -= 1
             yield file
     finally:
         stop.set()
@@ -387,7 +390,7 @@ def in_parallel(
 
 
 def stopper(stop: threading.Event) -> type:
-    """A progress bar for the library that shows nothing and ends the transfer when `stop` is set."""
+    """A progress bar for the library that is invisible and ends the transfer when `stop` is set."""
     from tqdm import tqdm
 
     class Stopper(tqdm):
@@ -403,7 +406,7 @@ def stopper(stop: threading.Event) -> type:
 
 @contextmanager
 def bar(files: list[RemoteFile], size: int, folder: Path) -> Iterator[Callable[[Optional[RemoteFile]], None]]:
-    """A bar of the bytes that are on the disk; where there is no terminal, a line for each file that is whole."""
+    """A bar of the bytes on the disk; without a terminal, a line for each complete file."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield lambda file: say(f"{file.name} ({in_words(file.size)})") if file else None
@@ -422,7 +425,7 @@ def bar(files: list[RemoteFile], size: int, folder: Path) -> Iterator[Callable[[
 
 @contextmanager
 def alone(target: Path) -> Iterator[None]:
-    """Wait until no other process downloads the same folder, and put back what a killed one had moved away."""
+    """Wait until no other process downloads to the same folder, and restore what a killed one had moved away."""
     new = [folder for folder in (target.parent, target.parent.parent) if not folder.exists()]
     file = target.with_name(f".{target.name}.lock")
     lock = FileLock(file)
@@ -431,36 +434,36 @@ def alone(target: Path) -> Iterator[None]:
         try:
             lock.acquire(timeout=0)
         except Timeout:
-            say(f"another process is downloading to {target}; waiting for it.")
+            say(f"Waiting for another process that is downloading to {target}.")
             lock.acquire()
     except OSError as e:
-        raise UserError(f"--checkpoint_dir {target.parent.parent} cannot be written to: {e.strerror}.") from e
+        raise UserError(f"Cannot write to --checkpoint_dir {target.parent.parent}: {e.strerror}.") from e
     try:
         for moved in target.parent.glob(f"{escape(marked(target, 'old'))}*"):
             put_back(moved, target, carried=True)
         yield
     finally:
-        with suppress(OSError):  # one who waits looks whether the file is still there
+        with suppress(OSError):  # whoever waits checks whether the file still exists
             file.unlink()
         lock.release()
-        with suppress(OSError):  # what holds something stays
+        with suppress(OSError):  # unless it is in use
             for folder in new:
                 folder.rmdir()
 
 
 def tidy(partial: Path, names: Iterable[str]) -> None:
-    """Remove what the library keeps beside the files, and files that are not wanted; shards may be."""
-    wanted = set(names)
+    """Remove what the library keeps beside the files, and files that are not needed. Shards may be."""
+    needed = set(names)
     for path in partial.iterdir() if partial.is_dir() else ():
         if path.is_dir():
             if path.name != MORE_TEMPLATES:
                 shutil.rmtree(path, ignore_errors=True)
-        elif path.name not in wanted and not SHARD.fullmatch(path.name):
+        elif path.name not in needed and not SHARD.fullmatch(path.name):
             path.unlink()
 
 
 def finish(partial: Path, target: Path, names: set[str], tokenizer_only: bool) -> None:
-    """Put the whole folder in its place. What was there and is no file of the model, or was not asked for, stays."""
+    """Move the folder to its place. Existing files stay unless they are files of the model that were requested."""
     shutil.rmtree(partial / ".cache", ignore_errors=True)
     for path in [path for path in partial.rglob("*") if path.is_file()]:
         if path.relative_to(partial).as_posix() not in names:  # shards of another revision
@@ -489,7 +492,7 @@ def link_missing(source: Any, target: Any) -> None:
 
 
 def quiet_library() -> None:
-    """The library's warnings are many lines; what matters of them is said here."""
+    """Silence the library's warnings, which are many lines. What matters is reported here."""
     from huggingface_hub.utils import disable_progress_bars, logging
 
     logging.set_verbosity_error()
@@ -510,16 +513,16 @@ def status_of(error: BaseException) -> Optional[int]:
     return getattr(getattr(origin(error), "response", None), "status_code", None)
 
 
-def is_passing(error: BaseException) -> bool:
-    """Whether trying again may help: the connection broke, or a file ended too early. The library has tried again
-    itself where it could not connect, or was told to wait."""
+def is_transient(error: BaseException) -> bool:
+    """Whether a retry may help: the connection broke, or a file ended too early. If it cannot connect or is told to
+    wait, the library itself retries."""
     if status_of(error) is not None or origin(error) is not error:
         return False
     return not isinstance(error, OSError) or (error.errno not in NO_ROOM and not isinstance(error, PermissionError))
 
 
 def waiting_time(error: BaseException, n: int) -> int:
-    """Seconds to wait before try `n + 1`: what the server asks for, at most five minutes, else longer each time."""
+    """Seconds to wait before try `n + 1`: what the server asks for, up to five minutes, or else longer each time."""
     asked = origin(error).response.headers.get("Retry-After", "")  # type: ignore[attr-defined]
     return min(int(asked), 300) if re.fullmatch(r"[0-9]{1,9}", asked) else 2**n
 
@@ -532,11 +535,11 @@ def size_of(path: Path) -> int:
 
 
 def in_words(size: int) -> str:
-    """A number of bytes as people say it."""
-    value, unit = next(
-        (size / n, u) for n, u in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB"), (1, "bytes")) if size >= n or n == 1
-    )
-    return f"{value:.0f} {unit}" if unit == "bytes" else f"{value:.1f} {unit}"
+    """A number of bytes with a unit, like 1.2 GB."""
+    for n, unit in ((1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if size >= n:
+            return f"{size / n:.1f} {unit}"
+    return f"{size} bytes"
 
 
 def say(message: str) -> None:

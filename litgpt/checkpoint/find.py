@@ -1,4 +1,4 @@
-"""Finding a model folder by its path or its name; a model that is not here is downloaded first."""
+"""Finding a model folder by its path or name. A missing model is downloaded first."""
 
 import time
 from pathlib import Path
@@ -7,20 +7,20 @@ from litgpt.checkpoint.hub import CHECKPOINTS, PICO, local_rank, offline, reposi
 from litgpt.errors import UserError, nearest
 from litgpt.model.config import known_models
 
-WAIT = 60  # seconds that other ranks wait where nobody downloads
+WAIT = 60  # seconds that other ranks wait if nobody downloads
 
 
 def find_folder(path: Path, weights: bool = True) -> Path:
-    """The folder that `path` means: itself, or the model of that name under `checkpoints/`.
+    """The folder that `path` names: itself, or the model of that name under `checkpoints/`.
 
-    What looks like a model of the hub, `ORG/NAME` or the name of a known one, is downloaded if it is not there.
+    A name that looks like a model on the hub, `ORG/NAME` or that of a known model, is downloaded if it is missing.
 
     Args:
         path: As the user typed it.
-        weights: Whether they are wanted, or only tokenizer and `config.json`.
+        weights: Whether to download the weights too, or only the tokenizer and `config.json`.
 
     Raises:
-        UserError: there is no such folder, and no such model; the message names a near one.
+        UserError: there is no such folder and no such model. The message suggests a similar name.
     """
     repo_id = repository_named(str(path))
     for candidate in (path, CHECKPOINTS / path, *([CHECKPOINTS / repo_id] if repo_id else [])):
@@ -29,7 +29,7 @@ def find_folder(path: Path, weights: bool = True) -> Path:
     if str(path) == PICO.name or path.parts[-2:] == ("litgpt", PICO.name):  # where it was in earlier versions
         return PICO
     if path.exists():
-        raise UserError(f"{path} is a file; a model folder (with config.json and *.safetensors) is wanted.")
+        raise UserError(f"{path} is a file. Expected a model folder (with config.json and *.safetensors).")
     near = [str(p.relative_to(CHECKPOINTS)) for p in CHECKPOINTS.glob("*/*") if p.is_dir()]
     if path.parent.is_dir():
         near += [str(path.parent / p.name) for p in path.parent.iterdir() if p.is_dir()]
@@ -37,29 +37,29 @@ def find_folder(path: Path, weights: bool = True) -> Path:
     nowhere = f"No model folder {str(path)!r}, and none of that name under checkpoints/"
     if repo_id is None:
         if not hint and len(path.parts) == 1:
-            hint = nearest(str(path), [PICO.name, *known_models()]) or " A model to download is named as ORG/NAME."
+            hint = nearest(str(path), [PICO.name, *known_models()]) or " To download a model, use ORG/NAME."
         if path.parent.parent == CHECKPOINTS:
-            hint += f" To fetch it: litgpt download {'/'.join(path.parts[-2:])}"
+            hint += f" To download it: litgpt download {'/'.join(path.parts[-2:])}"
         raise UserError(f"{nowhere}.{hint}")
     if offline():
-        raise UserError(f"{nowhere}; HF_HUB_OFFLINE is set, so it is not downloaded.{hint}")
+        raise UserError(f"{nowhere}. It is not downloaded because HF_HUB_OFFLINE is set.{hint}")
     return fetched(repo_id, weights)
 
 
 def fetched(repo_id: str, weights: bool) -> Path:
-    """The folder of a model that is downloaded now: by the first process of a machine, the others wait."""
+    """Download a model and return its folder. The first process on each machine downloads, the others wait."""
     from litgpt.checkpoint.download import alone, download, say
 
     target = CHECKPOINTS / repo_id
     if local_rank() == 0:
-        say(f"no folder {repo_id} is here; downloading the model of that name to {target}")
+        say(f"Downloading {repo_id} to {target}, because there is no folder of that name.")
         return download(repo_id, tokenizer_only=not weights)
     until = time.monotonic() + WAIT
     while not target.is_dir():
         if time.monotonic() > until:
-            with alone(target):  # as long as somebody downloads
+            with alone(target):  # until the download ends
                 pass
             if not target.is_dir():
-                raise UserError(f"{repo_id} was not downloaded by the first process.")
+                raise UserError(f"The first process did not download {repo_id}.")
         time.sleep(1)
     return target

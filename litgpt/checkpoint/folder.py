@@ -1,4 +1,4 @@
-"""A Hugging Face model folder: opened lazily, read into a model one tensor at a time, and checked before."""
+"""A Hugging Face model folder: checked, opened lazily, and read into a model one tensor at a time."""
 
 import itertools
 import os
@@ -13,19 +13,10 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.families import aliases, name_table, read_config
-from litgpt.families.weights import (
-    KINDS,
-    READ,
-    Weights,
-    base_parameters,
-    check_count,
-    check_tied,
-    check_weights,
-    places,
-    tied_head,
-)
-from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, say
+from litgpt.families import aliases, read_config, weight_map
+from litgpt.families.table import Parameter
+from litgpt.families.weights import KINDS, READ, Weights, check_count, check_tied, check_weights
+from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, notify
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.linear import PartwiseLinear
@@ -35,25 +26,24 @@ from litgpt.storage.torch_file import TorchFile
 
 
 class Checkpoint(Weights):
-    """The weights and the configuration in a folder; opening it reads no weight.
+    """The weights and the configuration in a folder. Opening it reads no weights.
 
-    Weights go by the names of the family's table, also where the files have other names or stacks of experts.
+    Weights have the names of the family's table, even if the files have other names or stacks of experts.
 
     Args:
-        folder: Has `config.json` and either `model.safetensors` or an index with its shards; or, in their place,
-            `pytorch_model.bin` or its index.
+        folder: Has `config.json` and `model.safetensors`, or an index with its shards, or `pytorch_model.bin`, or its
+            index.
 
     Raises:
-        UserError: something is missing, cut short, or of a kind that is not supported.
+        UserError: something is missing, truncated, or not supported.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         if not is_there(folder / "config.json"):
-            hint = (
-                f" Did you mean '{folder / 'final'}'?" if (folder / "final").is_dir() else ""
-            )  # as training leaves it
-            raise UserError(f"{folder} has no config.json: it is no Hugging Face model folder.{hint}")
+            trained = folder / "final"  # of an output folder of training
+            hint = f" Did you mean '{trained}'?" if trained.is_dir() else ""
+            raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json.{hint}")
         self.fields: dict[str, Any] = read_json(folder / "config.json")
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}  # as safetensors names them: F32, BF16, ...
@@ -65,7 +55,7 @@ class Checkpoint(Weights):
 
     @cached_property
     def config(self) -> Config:  # type: ignore[override]
-        """Raises `UserError` when the family is unknown or asks for math that is not implemented."""
+        """Raises `UserError` if the family is unknown or the math is not implemented."""
         try:
             config = read_config(self.fields, name=self.folder.name)
             check_count(config, len(self.shapes))
@@ -80,12 +70,14 @@ class Checkpoint(Weights):
         if index_file.is_file() and not (self.folder / kind).is_file():
             names = sorted(set(read_json(index_file)["weight_map"].values()))
             if not names or any(Path(n).name != n for n in names):
-                raise UserError(f"{index_file} does not list files of its own folder.")
+                raise UserError(f"{index_file} lists files outside its folder, or none.")
         else:
             names = [kind]
-        missing = [n for n in names if not os.path.isfile(self.folder / n)]  # Path's own raises for a name too long
+        missing = [
+            n for n in names if not os.path.isfile(self.folder / n)
+        ]  # Path.is_file raises for a name that is too long
         if missing:
-            raise UserError(f"{self.folder} has no {', '.join(missing)}: the download is not complete.")
+            raise UserError(f"{self.folder} has no {', '.join(missing)}. The download is incomplete.")
         return [self.folder / n for n in names]
 
     def read_header(self, file: Path) -> None:
@@ -97,8 +89,8 @@ class Checkpoint(Weights):
                     self.files[name], self.places[name] = file, (stored, index)
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights with their names, one after the other. A file stays open while the next weight is in it, too. After
-        a gigabyte it is opened anew, because its pages stay in memory until it is closed."""
+        """Yield weights with their names. A file stays open while the next weight is in it. After a gigabyte it is
+        opened again, because its pages stay in memory until it is closed."""
         waiting = deque(names)
         while waiting:
             file, n_bytes = self.files[waiting[0]], 0
@@ -112,23 +104,22 @@ class Checkpoint(Weights):
 
 
 class Overlaid(Weights):
-    """A checkpoint with other tensors in place of some of its own, or beside them.
+    """A checkpoint with tensors that replace some of its own or are added to them.
 
     Args:
-        replaced: The other tensors, by their names in the family's table. Where the model is written, they have the
-            types of the base.
-        config: What the model is with them. The number of embeddings may be another, and a tied head one of its own.
+        replaced: The new tensors, by their names in the family's table. They are written with the types of the base.
+        config: The model with them. It may have another number of embeddings, and an untied head.
     """
 
     def __init__(self, base: Weights, replaced: dict[str, torch.Tensor], config: Config) -> None:
         self.base, self.replaced = base, replaced
         self.folder, self.config = base.folder, config
         self.shapes = base.shapes | {name: tuple(tensor.shape) for name, tensor in replaced.items()}
-        embedding = f"{name_table(config).to_hf('transformer.wte')[0]}.weight"  # a head of its own gets its type
-        self.dtypes = dict.fromkeys(replaced, base.dtypes.get(embedding, "F32")) | base.dtypes
+        names = weight_map(config)  # an untied head has the type of the embedding
+        self.dtypes = dict.fromkeys(replaced, base.dtypes.get(names.embedding, "F32")) | base.dtypes
         self.files = dict.fromkeys(replaced, base.folder) | base.files
-        for known in (self.shapes, self.dtypes, self.files):  # the base may store a tied head, too
-            known.pop(tied_head(config), None)
+        for known in (self.shapes, self.dtypes, self.files):  # the base may store a tied head too
+            known.pop(names.tied_head, None)
 
     @cached_property
     def fields(self) -> dict[str, Any]:  # type: ignore[override]
@@ -146,7 +137,7 @@ class Overlaid(Weights):
 
 
 def with_changes(fields: dict[str, Any], before: Config, after: Config) -> dict[str, Any]:
-    """A `config.json` with another number of embeddings and with a head of its own, where these have changed."""
+    """A `config.json` with the new number of embeddings and the new tying of the head, if these have changed."""
     changes: dict[str, Any] = {}
     if after.padded_vocab_size != before.padded_vocab_size:
         changes["vocab_size"] = after.padded_vocab_size
@@ -165,7 +156,7 @@ def opened(file: Path) -> Any:
     try:
         return safe_open(str(file), framework="pt")
     except (SafetensorError, OSError) as e:
-        raise UserError(f"{file} is damaged or cut short ({str(e).splitlines()[0]}). Download it again.") from e
+        raise UserError(f"{file} is damaged or truncated ({str(e).splitlines()[0]}). Download it again.") from e
 
 
 def load_weights(
@@ -173,29 +164,29 @@ def load_weights(
 ) -> None:
     """Fill a model that was built on the meta device.
 
-    Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it; parameters that a method
-    added are made as they are declared and drawn by their module's `reset_parameters`.
+    Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it. Parameters that a method
+    added keep their declared type and are initialized by their module's `reset_parameters`.
 
     Args:
-        shards: Where sharded weights lie; by default on `device`, like the others.
+        shards: The device of sharded weights; by default `device`.
 
     Raises:
-        UserError: the checkpoint lacks a weight, has one that the model does not know, or one of another shape; all
-            of them at once. Or it has a tied head that differs from the embedding.
+        UserError: weights are missing, unknown, or have another shape; the message lists all of them. Or a tied head
+            differs from the embedding.
     """
     check_weights(model, checkpoint)
-    table, slots, tied = name_table(model.config), base_parameters(model), tied_head(model.config)
-    for name, (module, leaf) in slots.items():
+    names = weight_map(model.config)
+    parameters = names.parameters(model)
+    for _, module, leaf, stored in parameters.values():
         old = module._parameters[leaf]
         assert old is not None
         if isinstance(module, PartwiseLinear) and leaf == "weight":
-            module.begin(len(table.stored(name.rpartition(".")[0])))  # one part per Hugging Face tensor
+            module.begin(len(stored))  # one part per Hugging Face tensor
             continue
         empty = empty_like(old, dtype, shards if shards and is_sharded(old) else device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
-    if tied in checkpoint.files:
-        check_tied(checkpoint, tied, f"{table.to_hf('transformer.wte')[0]}.weight")
-    fill_weights(model, checkpoint, slots)
+    check_tied(checkpoint, names)
+    fill_weights(model, checkpoint, parameters)
     model.tie_weights()
     for module in model.modules():
         own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}
@@ -207,46 +198,40 @@ def load_weights(
 
 
 def empty_like(p: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """A tensor like one on the meta device. torch's function of this name imports a part of its compiler for it, which
-    takes a third of a second; sharded ones need it."""
+    """An empty tensor like one on the meta device. Only sharded ones use torch's function of this name, which imports a
+    part of its compiler and so takes a third of a second."""
     if is_sharded(p):
         return torch.empty_like(p, dtype=dtype, device=device)
     return torch.empty(p.shape, dtype=dtype, device=device)
 
 
-def fill_weights(model: GPT, checkpoint: Weights, slots: dict[str, tuple[nn.Module, str]]) -> None:
-    """Read pretrained weights from the checkpoint into their places.
-
-    Args:
-        slots: Those that are wanted, as `base_parameters` has them.
-    """
-    table, tied = name_table(model.config), tied_head(model.config)
-    targets: dict[str, tuple[str, int]] = {}  # our parameter, and which of the tensors that store it
-    for name in checkpoint.files:
-        module_name, _, leaf = name.rpartition(".")
-        ours, part = table.from_hf(module_name) or ("", 0)
-        if name != tied and f"{ours}.{leaf}" in slots:
-            targets[name] = f"{ours}.{leaf}", part
-    for name, tensor in checkpoint.tensors(targets):
-        ours, part = targets[name]
-        module, leaf = slots[ours]
-        stored, first = places(table, ours, module, leaf)[part]
-        tensor = stored.to_ours(tensor)
-        if isinstance(module, PartwiseLinear) and leaf == "weight":
-            module.store(part, tensor.to(model.device, model.dtype))
+def fill_weights(model: GPT, checkpoint: Weights, parameters: dict[str, Parameter]) -> None:
+    """Read pretrained weights from the checkpoint into these parameters, as `WeightMap.parameters` returns them."""
+    tied_head = weight_map(model.config).tied_head
+    targets = {
+        target.name: (parameter, i, target)
+        for parameter in parameters.values()
+        for i, target in enumerate(parameter.tensors)
+        if target.name != tied_head
+    }
+    for name, tensor in checkpoint.tensors(name for name in checkpoint.files if name in targets):
+        parameter, i, target = targets[name]
+        tensor = target.form.to_ours(tensor)
+        if isinstance(parameter.module, PartwiseLinear) and parameter.leaf == "weight":
+            parameter.module.store(i, tensor.to(model.device, model.dtype))
         else:
-            put(getattr(module, leaf).detach(), first, tensor)
+            put(parameter.value.detach(), target.rows.start, tensor)
 
 
 def open_checkpoint(folder: Path) -> Weights:
-    """The model in a folder: in Hugging Face's form, or, where it has only that, in LitGPT's.
+    """The model in a folder, in Hugging Face's form or, if it has only that, in LitGPT's.
 
     Raises:
-        UserError: it is neither, or damaged.
+        UserError: the folder has neither, or is damaged.
     """
     if not (folder / MODEL).is_file():
         return Checkpoint(folder)
     if not has_hf_weights(folder):
         return LitCheckpoint(folder)
-    say(f"{folder} has a model in Hugging Face's form and one in LitGPT's: {MODEL} is not read.")
+    notify(f"{folder} has a model in Hugging Face's form and one in LitGPT's. Ignoring {MODEL}.")
     return Checkpoint(folder)

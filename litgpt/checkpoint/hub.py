@@ -1,4 +1,4 @@
-"""Finding a model folder by its path or its name; a model that is not here is downloaded first."""
+"""The names of models on the Hugging Face hub and of their folders, without the hub's library."""
 
 import os
 import re
@@ -7,13 +7,13 @@ from pathlib import Path
 from litgpt.model.config import known_models
 
 CHECKPOINTS = Path("checkpoints")
-PICO = Path(__file__).parent / "pico"  # the model that comes with the package
+PICO = Path(__file__).parent / "pico"  # the model in the package
 NO_ORGANIZATIONS = ("checkpoints", "out", "data")  # first parts of paths that people type
 
 
 def repository_named(name: str) -> str | None:
-    """The repository that a name means: that of a known model, in any case, or itself if it looks like `ORG/NAME` and
-    not like a path; else None."""
+    """The repository that a name means: that of a known model, ignoring case, or the name itself if it looks like
+    `ORG/NAME` and not like a path; else None."""
     known = {key.lower(): row["repo_id"] for key, row in known_models().items()}
     known |= {repo_id.lower(): repo_id for repo_id in repositories()}
     if name.lower() in known:
@@ -30,17 +30,17 @@ def repositories() -> list[str]:
 
 
 def offline() -> bool:
-    """Whether `HF_HUB_OFFLINE` forbids to fetch anything."""
+    """Whether `HF_HUB_OFFLINE` forbids downloads."""
     return os.environ.get("HF_HUB_OFFLINE", "").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def local_rank() -> int:
-    """The number of this process on its machine, where a launcher started several."""
+    """The rank of this process on its machine if a launcher started several, else 0."""
     found = (os.environ.get(name, "") for name in ("LOCAL_RANK", "SLURM_LOCALID"))
     return next((int(value) for value in found if re.fullmatch(r"[0-9]{1,9}", value)), 0)
 
 
 def repository_id(folder: Path) -> str | None:
-    """`organization/name` for a folder that lies under `checkpoints/` as downloads do, else None."""
+    """`ORG/NAME` of a folder `checkpoints/ORG/NAME`, else None."""
     parts = folder.resolve().parts
     return "/".join(parts[-2:]) if parts[-3:-2] == (CHECKPOINTS.name,) else None

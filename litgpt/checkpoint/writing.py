@@ -8,27 +8,25 @@ from typing import Any, Optional
 
 import torch
 
-from litgpt.families import name_table
-from litgpt.families.weights import Outline, Weights, base_parameters, stored_pieces, tied_head
+from litgpt.families import weight_map
+from litgpt.families.weights import Outline, Weights
 from litgpt.model import GPT
 from litgpt.model.sharded import full_tensor
 from litgpt.storage.torch_file import NAMES
 
 INDEX = "model.safetensors.index.json"
-
-
-SHARD = 5 * 10**9  # bytes that a file of weights holds at most
+SHARD = 5 * 10**9  # maximum bytes of a file of weights
 
 
 def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional[Weights] = None) -> None:
     """Write `config.json` and the weights, in files of at most 5 GB, under Hugging Face's names.
 
-    One weight after the other is put together and written, so that sharded ones are never whole at once.
+    Weights are gathered and written one at a time, so that sharded ones are never all in memory.
 
     Args:
         fields: The `config.json`; its dtype is set to that of the weights.
-        base: The checkpoint that the model comes from: what the model does not read of it, like the weights of a
-            vision part, is written again as it was.
+        base: The checkpoint that the model comes from. What the model does not read of it, like a vision part, is
+            copied unchanged.
     """
     write_weights(outlines(model, base), all_weights(model, base), folder)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
@@ -41,8 +39,8 @@ def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch
     """Write safetensors files of at most 5 GB, and an index if there are several.
 
     Args:
-        weights: In the order of `widest_first`.
-        tensors: In the same order. Each one is written before the next one is taken.
+        weights: The weights in the order of `widest_first`.
+        tensors: Their names and tensors, in the same order. Each one is written before the next is taken.
     """
     files: list[list[Outline]] = [[]]
     size = total = 0
@@ -61,10 +59,10 @@ def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch
 
 
 def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
-    """The file that says which weight is in which file, where there are several.
+    """Write the index that maps weights to files, if there are several files.
 
     Args:
-        total: Bytes of all weights.
+        total: The bytes of all weights.
     """
     if len(set(weight_map.values())) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
@@ -72,7 +70,7 @@ def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
 
 
 def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Write a safetensors file: the length of a JSON object, that object, which says what lies where, and weights."""
+    """Write a safetensors file: the length of a JSON header, the header with the offsets, and the weights."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for w in weights:
@@ -87,7 +85,7 @@ def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[s
 
 
 def outlines(model: GPT, base: Optional[Weights]) -> list[Outline]:
-    """What `all_weights` yields."""
+    """The outlines of what `all_weights` yields."""
     own = [
         Outline(name, NAMES[tensor.dtype], tuple(tensor.shape))
         for name, tensor in hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
@@ -97,7 +95,7 @@ def outlines(model: GPT, base: Optional[Weights]) -> list[Outline]:
 
 
 def all_weights(model: GPT, base: Optional[Weights]) -> Iterator[tuple[str, torch.Tensor]]:
-    """`hf_weights`, and what is carried over from the checkpoint that the model comes from."""
+    """`hf_weights`, and what is copied from the checkpoint that the model comes from."""
     wide, narrow = carried_over(model, base)
     for weight in wide:
         yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
@@ -107,14 +105,14 @@ def all_weights(model: GPT, base: Optional[Weights]) -> Iterator[tuple[str, torc
 
 
 def widest_first(weights: Iterable[Outline]) -> list[Outline]:
-    """In the order in which a file holds them: each begins where a number of its size may begin."""
+    """The order of weights in a file, in which each is aligned to the size of its numbers."""
     return sorted(weights, key=lambda w: -w.item_size)
 
 
 def carried_over(model: GPT, base: Optional[Weights]) -> tuple[list[Outline], list[Outline]]:
-    """What the model does not read: the numbers that are wider than the model's, which stand first in a file, and the
-    others."""
-    kept = name_table(model.config).kept
+    """What is copied because the model does not read it: weights with wider numbers than the model's, which come first
+    in a file, and the others."""
+    kept = weight_map(model.config).kept
     names = [name for name in base.files if kept.search(name)] if base is not None else []
     found = widest_first(base.outline(name) for name in names)  # type: ignore[union-attr]
     wide = [w for w in found if w.item_size > model.dtype.itemsize]
@@ -124,15 +122,16 @@ def carried_over(model: GPT, base: Optional[Weights]) -> tuple[list[Outline], li
 def hf_weights(
     model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full_tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pretrained weights by their Hugging Face names, as they are stored; a tied head not at all.
+    """The pretrained weights in their stored form, by their Hugging Face names, without a tied head.
 
     Args:
-        get: Makes the whole weight from a parameter.
+        get: Returns the full weight of a parameter.
     """
-    table, tied = name_table(model.config), tied_head(model.config)
-    for name, (module, leaf) in base_parameters(model).items():
-        if table.to_hf(name.rpartition(".")[0])[0] + f".{leaf}" == tied:
+    names = weight_map(model.config)
+    for parameter in names.parameters(model).values():
+        tensors = parameter.tensors
+        if tensors[0].name == names.tied_head:
             continue
-        weight = get(getattr(module, leaf)).detach()
-        for hf, stored, rows in stored_pieces(table, name, module, leaf, weight):
-            yield hf, stored.from_ours(rows)
+        weight = get(parameter.value).detach()
+        for tensor in tensors:
+            yield tensor.name, tensor.form.from_ours(weight[tensor.rows])

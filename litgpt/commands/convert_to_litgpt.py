@@ -11,7 +11,7 @@ from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Checkpoint
 from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
-from litgpt.families import name_table
+from litgpt.families import weight_map
 from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, to_lit
 from litgpt.model.config import Config, to_litgpt
 from litgpt.storage.outputs import check_file, put_single, write_single
@@ -66,7 +66,7 @@ def main(
         weights[theirs] = tensor if dtype is None else tensor.to(getattr(torch, dtype))
         if debug_mode:
             print(f"{theirs} {tuple(tensor.shape)} {weights[theirs].dtype}")
-    kept = name_table(config).kept
+    kept = weight_map(config).kept
     if skipped := [n for n in checkpoint.files if kept.search(n)]:
         print(f"skipped    {len(skipped)} tensors of a part that LitGPT does not have, such as {skipped[0]}")
     temporary = folder / f".{MODEL}.tmp"

@@ -11,9 +11,8 @@ import torch
 from litgpt.checkpoint.folder import with_changes
 from litgpt.checkpoint.writing import widest_first, write_weights
 from litgpt.errors import UserError
-from litgpt.families import name_table
-from litgpt.families.table import NameTable
-from litgpt.families.weights import NUMBERS, Outline, tied_head
+from litgpt.families import weight_map
+from litgpt.families.weights import FLOATS, Outline
 from litgpt.generate.reference_outputs import (
     PRECISIONS,
     difference,
@@ -94,11 +93,11 @@ def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]
     only written if the adapter updates it, which unties it."""
     assert isinstance(source.adapter, LoRAFolder)
     base = source.weights()
-    table, tied, fields = name_table(base.config), tied_head(base.config), dict(base.fields)
+    names, fields = weight_map(base.config), dict(base.fields)
     deltas = source.adapter.deltas(base.config)
-    origins = {name: name for name in base.files if name != tied and not table.unused.search(name)}
-    if tied and tied.removesuffix(".weight") in deltas:
-        origins[tied] = f"{table.to_hf('transformer.wte')[0]}.weight"
+    origins = {name: name for name in base.files if name != names.tied_head and not names.unused.search(name)}
+    if names.tied_head and names.tied_head.removesuffix(".weight") in deltas:
+        origins[names.tied_head] = names.embedding
         fields = with_changes(fields, base.config, replace(base.config, tie_embeddings=False))
     missing = sorted({f"{module}.weight" for module in deltas} - set(origins))
     if missing:
@@ -106,12 +105,12 @@ def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]
 
     def outline(name: str) -> Outline:
         found = base.outline(origins[name])
-        return Outline(name, found.kind if dtype is None or found.kind not in NUMBERS else NAMES[dtype], found.shape)
+        return Outline(name, found.kind if dtype is None or found.kind not in FLOATS else NAMES[dtype], found.shape)
 
     def merged(weight: Outline, tensor: torch.Tensor) -> torch.Tensor:
         module = weight.name.removesuffix(".weight")
         if module in deltas:
-            delta, transposed = deltas.pop(module), is_transposed(table, module)
+            delta, transposed = deltas.pop(module), names.is_transposed(module)
             tensor = tensor.T if transposed else tensor
             if delta.shape != tuple(tensor.shape):
                 raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(tensor.shape)}.")
@@ -126,9 +125,3 @@ def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]
         fields["dtype"] = str(dtype).removeprefix("torch.")
         fields.pop("torch_dtype", None)
     (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
-
-
-def is_transposed(table: NameTable, module: str) -> bool:
-    """Whether a Hugging Face module stores its weight as (in_features, out_features)."""
-    ours, part = table.from_hf(module) or ("", 0)
-    return bool(ours) and table.stored(ours)[part].transposed

@@ -1,17 +1,15 @@
 """The model families: reading a `config.json`, and the names of the weights.
 
-A family is one module with three functions: `read_config` from a parsed `config.json` to a `Config`, `write_config` for
-the way back, and `name_table` from a `Config` to a `NameTable`. It may have `ALIASES`, the names that its weights have
-elsewhere. It is chosen by `model_type`, never by a model's name.
+A family is the `FAMILY` of one module, chosen by `model_type`, never by a model's name.
 """
 
 import importlib
-from types import ModuleType
 from typing import Any
 
 from litgpt.errors import UserError, nearest
-from litgpt.families.common import MissingField, without_nulls
-from litgpt.families.table import Aliases, NameTable
+from litgpt.families.family import Family
+from litgpt.families.reading import MissingField, without_nulls
+from litgpt.families.table import Aliases, WeightMap
 from litgpt.model.config import Config, differences
 from litgpt.model.rope import make_ropes
 
@@ -22,20 +20,20 @@ FAMILIES = {  # model_type: module
         "olmo olmo2 olmo3 gpt2 smollm3 granite"
     ).split()
 }
+MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
+POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
+MAPS: dict[str, WeightMap] = {}  # the last ones, by their configs
 
 
-WIDEST, MANY = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
-
-
-def family(model_type: str) -> ModuleType:
-    return importlib.import_module(FAMILIES[model_type])
+def family(model_type: str) -> Family:
+    return importlib.import_module(FAMILIES[model_type]).FAMILY
 
 
 def read_config(fields: dict[str, Any], name: str = "") -> Config:
     """The `Config` that a parsed `config.json` describes.
 
     Raises:
-        UserError: no such family, a field is missing, or one asks for math that is not implemented.
+        UserError: the family is unknown, a field is missing, or one asks for math that is not implemented.
     """
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
@@ -45,30 +43,28 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
         )
     fields = without_nulls(fields)
     if "quantization_config" in fields:
-        raise UserError("config.json has quantization_config: take the folder with the original weights instead.")
+        raise UserError("config.json has quantization_config. Use the folder with the original weights instead.")
     try:
-        config = family(model_type).read_config(fields)
+        config = Config(**family(model_type).read(fields) | {"model_type": model_type, "name": name})
     except MissingField as e:
         raise UserError(f"config.json lacks the field {e.key!r}, which {model_type!r} needs.") from e
     except ArithmeticError as e:
         raise UserError(f"config.json has a number that is too small or too large: {e}.") from e
-    config.model_type = model_type
-    config.name = name
     check(config)
     return config
 
 
 def write_config(config: Config) -> dict[str, Any]:
-    """The `config.json` of a `Config`, in the words of its family or, where these cannot say it, of another.
+    """The `config.json` of a `Config`, for its family or, if that cannot express it, for another.
 
     It is read again and compared, so that what is written means the same model.
 
     Raises:
-        UserError: no family has a model with this math; the fields that are in the way are named.
+        UserError: no family can express the math of this model; the fields are named.
     """
     lost: dict[str, list[str]] = {}
     for model_type in dict.fromkeys((config.model_type, *FAMILIES)):
-        written = {"model_type": model_type, **family(model_type).write_config(config)}
+        written = {"model_type": model_type, **family(model_type).write(config)}
         try:
             lost[model_type] = differences(config, read_config(written))
         except UserError as e:
@@ -76,36 +72,37 @@ def write_config(config: Config) -> dict[str, Any]:
         if not lost[model_type]:
             return written
     what = ", ".join(lost[config.model_type])
-    raise UserError(f"No config.json of {config.model_type} or another family can say this: {what}.")
+    raise UserError(f"No config.json of {config.model_type} or another family can express this model: {what}.")
 
 
 def check(config: Config) -> None:
-    """Raise `UserError` if the sizes do not go together."""
+    """Raise `UserError` if the sizes do not fit together."""
     assert config.n_query_groups is not None and config.head_size is not None
-    sizes = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
-    if (
-        max(*(size or 0 for size in sizes), config.padded_vocab_size) > WIDEST
-        or config.n_layer * config.n_expert > MANY
-    ):
-        raise UserError(f"config.json describes a model with rows of more than {WIDEST} numbers or {MANY} experts.")
-    if config.head_size < 1:
-        raise UserError(f"config.json has {config.n_head} heads for rows of {config.n_embd} numbers.")
-    positive = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
-    if wrong := [name for name in positive if (value := getattr(config, name)) is not None and value <= 0]:
-        raise UserError(f"config.json has a number for {', '.join(wrong)} that is not above 0.")
-    if config.n_head % config.n_query_groups:
-        raise UserError(
-            f"config.json has {config.n_head} heads for {config.n_query_groups} key-value heads: no multiple."
-        )
-    rotating = config.rope_n_elem
-    if rotating + rotating % 2 > config.head_size:
-        raise UserError(f"config.json has heads of {config.head_size} dimensions: all rotate, so it must be even.")
+    widths = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
+    n_expert, rotating = config.n_expert, config.rope_n_elem
+    wrong = ""
+    if max(config.padded_vocab_size, *(width or 0 for width in widths)) > MAX_WIDTH:
+        wrong = f"describes a model with rows of more than {MAX_WIDTH} numbers"
+    elif config.n_layer * n_expert > MAX_EXPERTS:
+        wrong = f"describes a model with more than {MAX_EXPERTS} experts"
+    elif config.head_size < 1:
+        wrong = f"has {config.n_head} heads for rows of {config.n_embd} numbers"
+    elif names := [name for name in POSITIVE if (value := getattr(config, name)) is not None and value <= 0]:
+        wrong = f"has a number for {', '.join(names)} that is not above 0"
+    elif config.logits_scaling == 0:
+        wrong = "has logits_scaling 0, which divides the logits"
+    elif config.n_head % config.n_query_groups:
+        wrong = f"has {config.n_head} heads, which is not a multiple of {config.n_query_groups} key-value heads"
+    elif rotating + rotating % 2 > config.head_size:
+        wrong = f"has heads of {config.head_size} dimensions. All of them rotate, so it must be even"
+    elif config.n_expert_per_token > n_expert:
+        wrong = f"has {config.n_expert_per_token} experts per token, but only {n_expert} experts"
     for name in ("short_factor", "long_factor"):
         factors, pairs = config.rope_adjustments.get(name), (rotating + 1) // 2
-        if factors is not None and len(factors) != pairs:
-            raise UserError(f"config.json has {name} of {len(factors)} numbers for {pairs} pairs of dimensions.")
-    if config.n_expert_per_token > config.n_expert:
-        raise UserError(f"config.json has {config.n_expert_per_token} experts per token of {config.n_expert} experts.")
+        if not wrong and factors is not None and len(factors) != pairs:
+            wrong = f"has {len(factors)} numbers in {name} for {pairs} pairs of dimensions"
+    if wrong:
+        raise UserError(f"config.json {wrong}.")
     try:
         finite = all(bool(rope.inverse.isfinite().all()) for rope in make_ropes(config))
     except (ArithmeticError, TypeError, ValueError):
@@ -114,12 +111,17 @@ def check(config: Config) -> None:
         raise UserError("config.json has rope_theta or other numbers of its rope that do not give finite angles.")
 
 
-def name_table(config: Config) -> NameTable:
-    """The names of the weights of this config's family."""
-    return family(config.model_type).name_table(config)
+def weight_map(config: Config) -> WeightMap:
+    """Which Hugging Face tensors hold the weights of a model; built once for each model."""
+    key = repr(config)
+    if key not in MAPS:
+        while len(MAPS) >= 4:
+            MAPS.pop(next(iter(MAPS)), None)
+        MAPS[key] = family(config.model_type).weight_map(config)
+    return MAPS[key]
 
 
 def aliases(model_type: Any) -> Aliases:
-    """The names that the weights of this family have elsewhere; none for a family that is not known."""
+    """The names that a family's weights have elsewhere; none for an unknown family."""
     known = isinstance(model_type, str) and model_type in FAMILIES
-    return getattr(family(model_type), "ALIASES", Aliases()) if known else Aliases()
+    return family(model_type).aliases if known else Aliases()

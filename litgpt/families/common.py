@@ -1,102 +1,139 @@
-"""What the `config.json` of several families has in common.
+"""Fields of `config.json` that several families share, as rows and parts of a `Family`.
 
-A field that is missing has the value that `transformers` gives it, which differs between families. Rates of dropout are
-not read: no dropout is applied to pretrained weights.
+A default is the one of `transformers`, which differs between families. Dropout rates are not read, because pretrained
+weights run without dropout.
 """
 
 from collections.abc import Sequence
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.model.config import MOST_LAYERS
+from litgpt.families.family import Field, Part, Row
+from litgpt.families.reading import flag, integer, number, require_value
+from litgpt.model.config import Config
 from litgpt.model.rope import ROPE_TYPES
 from litgpt.storage.fields import is_number
 
+LENGTH = "original_max_position_embeddings"
 LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor")
-ROPE_NUMBERS = {"linear": ("factor",), "llama3": LLAMA3_NUMBERS, "yarn": ("factor",)}  # that must be there
-ALL_ROPE_NUMBERS = {  # that may be there; others could mean something that is not implemented
+ROPE_NUMBERS: dict[str, tuple[str, ...]] = {  # required positive numbers
+    "linear": ("factor",),
+    "llama3": (*LLAMA3_NUMBERS, LENGTH),
+    "yarn": ("factor", LENGTH),
+    "longrope": (LENGTH,),
+}
+ALL_ROPE_NUMBERS = {  # all known numbers; an unknown one could mean something that is not implemented
     "default": set(),
     "linear": {"factor"},
-    "llama3": {*LLAMA3_NUMBERS, "original_max_position_embeddings"},
-    "yarn": {
-        *("factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow"),
-        *("mscale", "mscale_all_dim", "truncate"),
-    },
+    "llama3": {*LLAMA3_NUMBERS, LENGTH},
+    "yarn": {*("factor", LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")},
     "longrope": {
-        *("factor", "original_max_position_embeddings", "attention_factor", "short_factor", "long_factor"),
-        *("short_mscale", "long_mscale"),  # in early Phi-3 files; without effect in transformers
+        *("factor", LENGTH, "attention_factor", "short_factor", "long_factor"),
+        *("short_mscale", "long_mscale"),  # in early Phi-3 files; transformers ignores them
     },
 }
-NULLS = {  # where null says something of its own; elsewhere it says the same as a field that is missing
-    *("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),  # none
-    "num_key_value_heads",  # as many as heads
-    "factor",  # of YaRN: the ratio of the lengths
-    # false, although true is the default
-    *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
-    *("scale_attn_weights", "truncate"),
-}
-LARGEST = 2**31 - 1  # of whole numbers
-MOST = {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
+ATTENTION_BIAS: Row = ("attention_bias", "attn_bias attn_proj_bias", False)
 
 
-class MissingField(UserError):
-    """A field that must be there is not. `key` names it."""
-
-    def __init__(self, key: str) -> None:
-        super().__init__(f"config.json lacks the field {key!r}.")
-        self.key = key
-
-
-def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
-    """The fields of a `config.json`, and those of objects in it, without the nulls that stand for a missing field."""
-    return {
-        key: without_nulls(value) if isinstance(value, dict) else value
-        for key, value in fields.items()
-        if value is not None or key in NULLS
-    }
-
-
-def read_sizes(
-    fields: dict[str, Any], kv_heads: Optional[int] = None, head_dim: Optional[int] = None
-) -> dict[str, Any]:
-    """The sizes of a `Config`, under the names that most families give them.
+def only(key: str, *allowed: Any, written: Any = None) -> Part:
+    """Refuses other values of a field than these.
 
     Args:
-        kv_heads: Where `num_key_value_heads` is missing; as many as heads by default.
-        head_dim: Where `head_dim` is missing; the width divided by the heads by default.
+        written: The value to write; None to write nothing.
     """
-    return {
-        "block_size": whole(fields, "max_position_embeddings"),
-        "padded_vocab_size": whole(fields, "vocab_size"),
-        "n_layer": whole(fields, "num_hidden_layers"),
-        "n_embd": whole(fields, "hidden_size"),
-        "n_head": whole(fields, "num_attention_heads"),
-        "n_query_groups": whole({"num_key_value_heads": kv_heads} | fields, "num_key_value_heads", None),
-        "head_size": whole({"head_dim": head_dim} | fields, "head_dim", None),
-        "intermediate_size": whole(fields, "intermediate_size"),
-    }
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        require_value(fields, key, *allowed)
+        return {}
+
+    return Part(read, lambda config: {} if written is None else {key: written})
 
 
-def read_gate(fields: dict[str, Any], key: str = "hidden_act", default: str = "silu") -> dict[str, Any]:
-    """The gated feed-forward part of a `Config`, from the name of its activation.
+def sizes(
+    kv_heads: Optional[int] = None, head_dim: Optional[int] = None, tied: bool = False, always: bool = True
+) -> list[Row]:
+    """The sizes, under the names that most families use, and whether the head is the embedding.
 
-    Raises:
-        UserError: an activation that is not implemented.
+    Args:
+        kv_heads: The default of `num_key_value_heads`; None for as many as heads.
+        head_dim: The default of `head_dim`; None for the width divided by the number of heads.
+        tied: The default of `tie_word_embeddings`.
+        always: Whether to write `head_dim` even if it is the default.
     """
-    name = fields.get(key, default)
-    if name in ("silu", "swish"):
-        return {"mlp_class_name": "LLaMAMLP"}
-    return {"mlp_class_name": "GemmaMLP", "gelu_approximate": gelu(fields, key, default, "silu")}
+    head = Field("head_dim", "head_size", head_dim)
+
+    def write_head(config: Config) -> dict[str, Any]:
+        return head.write(config) if always or config.head_size != config.n_embd // config.n_head else {}
+
+    return [
+        ("vocab_size", "padded_vocab_size"),
+        ("hidden_size", "n_embd"),
+        ("intermediate_size", "intermediate_size"),
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("num_key_value_heads", "n_query_groups", kv_heads),
+        Part(head.read, write_head),
+        ("max_position_embeddings", "block_size"),
+        ("tie_word_embeddings", "tie_embeddings", tied),
+    ]
 
 
-def gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> str:
-    """Which GELU an activation is. Raises `UserError` if it is none."""
+def whole_heads(width: str, heads: str) -> Part:
+    """Refuses a width that is not a multiple of the number of heads."""
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        if integer(fields, width) % integer(fields, heads):
+            raise UserError(
+                f"config.json has {width} {fields[width]}, which is not a multiple of {fields[heads]} heads."
+            )
+        return {}
+
+    return Part(read)
+
+
+def gate(key: str = "hidden_act", default: str = "silu") -> Part:
+    """The activation of a gated feed-forward part."""
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        if fields.get(key, default) in ("silu", "swish"):
+            return {"mlp_class_name": "LLaMAMLP"}
+        return {"mlp_class_name": "GemmaMLP", "gelu_approximate": read_gelu(fields, key, default, "silu")}
+
+    return Part(read, lambda config: {key: write_activation(config)})
+
+
+def gelu(key: str, default: str) -> Part:
+    """The activation of a feed-forward part without a gate."""
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default)}
+
+    return Part(read, lambda config: {key: write_activation(config)})
+
+
+def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> str:
     name = fields.get(key, default)
     if not isinstance(name, str) or name not in GELUS:
         choices = ", ".join((*others, *GELUS))
-        raise UserError(f"config.json has {key} {name!r}; only these are implemented: {choices}.")
+        raise UserError(f"config.json has {key} {name!r}, which is not implemented. Supported: {choices}.")
     return GELUS[name]
+
+
+def write_activation(config: Config) -> str:
+    if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
+        return "silu"
+    return "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
+
+
+def rope(base: float = 10000.0, partial: Optional[float] = None, types: Sequence[str] = tuple(ROPE_TYPES)) -> Part:
+    """The rotary embedding. See `read_rope`."""
+
+    def write(config: Config) -> dict[str, Any]:
+        written = {"rope_theta": config.rope_base, "rope_scaling": write_scaling(config)}
+        return written | ({} if partial is None else {"partial_rotary_factor": config.rotary_percentage})
+
+    return Part(lambda fields: read_rope(fields, base, partial=partial, types=types), write)
 
 
 def read_rope(
@@ -107,106 +144,146 @@ def read_rope(
     partial_key: str = "partial_rotary_factor",
     types: Sequence[str] = tuple(ROPE_TYPES),
 ) -> dict[str, Any]:
-    """The rope part of a `Config`, from `rope_parameters` or from older fields like `rope_theta` and `rope_scaling`.
+    """The rotary embedding, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`.
 
     Args:
-        base: Where none is given.
-        partial: The share of a head that rotates where none is given; None in families where all of it must.
+        base: The default of the base.
+        partial: The default of the share of a head that rotates; None in families where all of it does.
 
     Raises:
         UserError: a rope type that is not implemented, or one of its numbers is missing or unknown.
     """
-    key = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
-    numbers = rope_object(fields.get(key), key)
-    rope_type = rope_numbers(fields, numbers, key, types)
+    key, numbers = rope_numbers(fields)
+    rope_type = numbers.pop("type", None)
+    rope_type = numbers.pop("rope_type", None) or rope_type or "default"
+    if not isinstance(rope_type, str) or rope_type not in types:
+        raise UserError(f"config.json has {key} of type {rope_type!r}. Supported: {', '.join(types)}.")
+    complete_numbers(fields, numbers, key, rope_type)
     share = float(number(numbers, "partial_rotary_factor", number(fields, partial_key, partial or 1.0)))
-    numbers.pop("partial_rotary_factor", None)
     if not 0 < share <= 1 or (partial is None and share != 1):
         raise UserError(f"config.json has {partial_key} {share:g}, which is not implemented for this family.")
     theta = number(numbers, "rope_theta", number(fields, base_key, base))
-    numbers.pop("rope_theta", None)
+    numbers = {name: v for name, v in numbers.items() if name not in ("partial_rotary_factor", "rope_theta")}
     known = ALL_ROPE_NUMBERS[rope_type]
-    numbers = {name: value for name, value in numbers.items() if value is not None or name in known}
-    refuse_unknown(numbers, key, rope_type)
+    if unknown := sorted(name for name, value in numbers.items() if value is not None and name not in known):
+        raise UserError(f"config.json has {', '.join(unknown)} in {key} of type {rope_type!r}, which is unknown.")
     for name, value in numbers.items():
         if not isinstance(value, (bool, list)):
             number(numbers, name, None)
     return {
         "rope_base": float(theta),
         "rope_type": rope_type,
-        "rope_adjustments": numbers,
+        "rope_adjustments": {name: value for name, value in numbers.items() if name in known},
         **({"rotary_percentage": share} if partial is not None else {}),
     }
 
 
-def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local_key: str) -> dict[str, Any]:
-    """The rope part of a `Config` with one rope for global layers and one, of the default type, for local layers.
+def rope_numbers(fields: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """The field that describes the rope, and a copy of its object."""
+    key = "rope_scaling" if fields.get("rope_scaling") else "rope_parameters"
+    return key, as_object(fields.get(key), key)
 
-    Newer files have `rope_parameters` with an object for each; in older ones `rope_theta` and `rope_scaling` are those
-    of the global layers.
+
+def as_object(value: Any, key: str) -> dict[str, Any]:
+    if not isinstance(value or {}, dict):
+        raise UserError(f"config.json has {key} {value!r}. Expected an object.")
+    return dict(value or {})
+
+
+def complete_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, rope_type: str) -> None:
+    """Add the numbers of a rope that other fields give. Raises `UserError` if one is missing or unusable."""
+    required = ROPE_NUMBERS.get(rope_type, ())
+    if LENGTH in required:
+        if fields.get(LENGTH) is not None:  # beside the rope it overrides the rope's own
+            numbers[LENGTH] = fields[LENGTH]
+        numbers.setdefault(LENGTH, fields.get("max_position_embeddings"))
+        if rope_type == "longrope" or numbers.get("factor", 0) is None:
+            ratio = integer(fields, "max_position_embeddings") / integer(numbers, LENGTH)
+            numbers["factor"] = number(numbers, "factor", ratio)
+    missing = [name for name in required if not is_positive(numbers.get(name))]
+    for name in ("short_factor", "long_factor") if rope_type == "longrope" else ():
+        values = numbers.get(name)
+        missing += [] if isinstance(values, list) and all(map(is_positive, values)) else [name]
+    if missing:
+        raise UserError(f"config.json has {key} of type {rope_type!r} without usable {', '.join(missing)}.")
+
+
+def is_positive(value: Any) -> bool:
+    return is_number(value) and value > 0
+
+
+def write_scaling(config: Config) -> Optional[dict[str, Any]]:
+    return None if config.rope_type == "default" else {"rope_type": config.rope_type, **config.rope_adjustments}
+
+
+def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local_key: str = "") -> dict[str, Any]:
+    """One rope for global layers, and one of the default type for local layers.
+
+    Newer files have an object for each in `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the
+    global layers.
     """
-    both = rope_object(fields.get("rope_parameters"), "rope_parameters")
-    beside = {key: both.pop(key) for key in ("truncate",) if key in both}  # where transformers looks for it
+    both = as_object(fields.get("rope_parameters"), "rope_parameters")
+    beside = {"truncate": both.pop("truncate")} if "truncate" in both else {}  # where transformers looks for it
     unknown = {key for key, value in both.items() if value is not None} - {"full_attention", "sliding_attention"}
     if unknown:
-        raise UserError(
-            f"config.json has rope_parameters with {', '.join(sorted(unknown))} beside the two layer types."
-        )
-    everywhere = rope_object(both.get("full_attention"), "rope_parameters.full_attention")
-    local = rope_object(both.get("sliding_attention"), "rope_parameters.sliding_attention")
+        raise UserError(f"config.json has {', '.join(sorted(unknown))} beside the layer types in rope_parameters.")
+    everywhere = as_object(both.get("full_attention"), "rope_parameters.full_attention")
+    local = as_object(both.get("sliding_attention"), "rope_parameters.sliding_attention")
     if local.get("rope_type", local.get("type", "default")) != "default":
-        raise UserError("config.json has rope_parameters.sliding_attention of another type than 'default'.")
+        raise UserError("config.json has a type other than 'default' in rope_parameters.sliding_attention.")
     if everywhere.pop("truncate", True) not in (True, None):
-        raise UserError("config.json has truncate in rope_parameters.full_attention, which transformers does not read.")
-    everywhere |= beside | rope_object(fields.get("rope_scaling"), "rope_scaling")
+        raise UserError("config.json has truncate in rope_parameters.full_attention, where transformers ignores it.")
+    everywhere |= beside | as_object(fields.get("rope_scaling"), "rope_scaling")
     flat = {k: v for k, v in fields.items() if k != "rope_scaling"} | {"rope_parameters": everywhere}
     local_base = float(number(local, "rope_theta", number(fields, local_key, local_base) if local_key else local_base))
     return read_rope(flat, base=base) | {"rope_local_base_freq": local_base}
 
 
-def rope_object(value: Any, key: str) -> dict[str, Any]:
-    if not isinstance(value or {}, dict):
-        raise UserError(f"config.json has {key} {value!r}; an object is wanted.")
-    return dict(value or {})
+WINDOW: Row = ("sliding_window", "sliding_window_size", None, lambda config: config.window(0))  # of all layers
 
 
-def rope_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, types: Sequence[str]) -> str:
-    """The type of a rope, taken out of its numbers, which are completed and checked."""
-    old_type = numbers.pop("type", None)
-    rope_type = numbers.pop("rope_type", None) or old_type or "default"
-    if not isinstance(rope_type, str) or rope_type not in types:
-        raise UserError(f"config.json has {key} of type {rope_type!r}; supported: {', '.join(types)}.")
-    wanted = list(ROPE_NUMBERS.get(rope_type, ()))
-    if rope_type in ("llama3", "yarn", "longrope"):
-        key_of_length = "original_max_position_embeddings"
-        if fields.get(key_of_length) is not None:  # beside the rope it wins over the rope's own
-            numbers[key_of_length] = fields[key_of_length]
-        numbers.setdefault(key_of_length, fields.get("max_position_embeddings"))
-        wanted.append(key_of_length)
-        if rope_type == "longrope" or numbers.get("factor", 0) is None:
-            ratio = whole(fields, "max_position_embeddings") / whole(numbers, key_of_length)
-            numbers["factor"] = number(numbers, "factor", ratio)
-    missing = [n for n in wanted if not is_number(numbers.get(n)) or numbers[n] <= 0]
-    if rope_type == "longrope":
-        lists = {n: numbers.get(n) for n in ("short_factor", "long_factor")}
-        missing += [
-            n
-            for n, values in lists.items()
-            if not isinstance(values, list) or not all(is_number(v) and v > 0 for v in values)
-        ]
-    if missing:
-        raise UserError(f"config.json has {key} of type {rope_type!r} without usable {', '.join(missing)}.")
-    return rope_type
+def windows(every: int, key: str = "", two_ropes: bool = False) -> Part:
+    """Sliding windows in all layers but one of every few, or in those that `layer_types` lists.
+
+    Args:
+        every: The last of this many layers is global.
+        key: The field that overrides `every`, if there is one.
+        two_ropes: Whether layers with a window have a rope of their own.
+    """
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        n_layer, period = integer(fields, "num_hidden_layers"), integer(fields, key, every) if key else every
+        types = ["full_attention" if i % period == period - 1 else "sliding_attention" for i in range(n_layer)]
+        found = read_windows(fields, types, size=4096)
+        return found | ({"rope_indices": found.get("sliding_window_indices", [0] * n_layer)} if two_ropes else {})
+
+    return Part(read, write_layer_types)
 
 
-def refuse_unknown(numbers: dict[str, Any], key: str, rope_type: str) -> None:
-    unknown = sorted(set(numbers) - ALL_ROPE_NUMBERS[rope_type])
-    if unknown:
-        raise UserError(f"config.json has {', '.join(unknown)} in {key} of type {rope_type!r}, which is not known.")
+def late_windows() -> Part:
+    """Qwen's sliding windows: off unless `use_sliding_window` is set, then from layer `max_window_layers` on."""
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        n_layer = integer(fields, "num_hidden_layers")
+        if not flag(fields, "use_sliding_window") or fields.get("sliding_window", 4096) is None:
+            require_value(fields, "layer_types", None, ["full_attention"] * n_layer)
+            return {}
+        first = number(fields, "max_window_layers", 28)
+        types = ["sliding_attention" if i >= first else "full_attention" for i in range(n_layer)]
+        return read_windows(fields, types, size=4096)
+
+    def write(config: Config) -> dict[str, Any]:
+        fields = write_layer_types(config)
+        if "sliding_window" not in fields:
+            return {"use_sliding_window": False}
+        n_global = fields["layer_types"].count("full_attention")
+        return fields | {"use_sliding_window": True, "max_window_layers": n_global}
+
+    return Part(read, write)
 
 
-def read_windows(fields: dict[str, Any], default: Optional[Sequence[str]] = None, size: Any = None) -> dict[str, Any]:
-    """The sliding windows of a `Config`, from `layer_types` and `sliding_window`.
+def read_windows(fields: dict[str, Any], default: Sequence[str], size: Any = None) -> dict[str, Any]:
+    """The sliding windows, from `layer_types` and `sliding_window`.
 
     Args:
         default: The types of the layers where `layer_types` is missing.
@@ -215,85 +292,23 @@ def read_windows(fields: dict[str, Any], default: Optional[Sequence[str]] = None
     Raises:
         UserError: another type of layer, or local layers without a window.
     """
-    types = fields.get("layer_types") or list(default or ["full_attention"] * whole(fields, "num_hidden_layers"))
+    types, n_layer = fields.get("layer_types") or list(default), integer(fields, "num_hidden_layers")
     known = ("full_attention", "sliding_attention")
     if not isinstance(types, list) or not all(t in known for t in types):
-        raise UserError(f"config.json has layer_types {types!r}; a list of {' and '.join(known)} is wanted.")
-    n_layer = whole(fields, "num_hidden_layers")
+        raise UserError(f"config.json has layer_types {types!r}. Expected a list of {' and '.join(known)}.")
     if len(types) != n_layer:
         raise UserError(f"config.json has {len(types)} layer_types for {n_layer} layers.")
     local = [int(t == "sliding_attention") for t in types]
     if not any(local):
         return {}
     return {
-        "sliding_window_size": whole({"sliding_window": size} | fields, "sliding_window"),
+        "sliding_window_size": integer({"sliding_window": size} | fields, "sliding_window"),
         "sliding_window_indices": local,
     }
 
 
-def read_late_windows(fields: dict[str, Any], size: Any = 4096) -> dict[str, Any]:
-    """The sliding windows of Qwen: off unless `use_sliding_window`, and then from layer `max_window_layers` on."""
-    if not flag(fields, "use_sliding_window"):
-        require_value(fields, "layer_types", None, ["full_attention"] * whole(fields, "num_hidden_layers"))
-        return {}
-    if fields.get("sliding_window", size) is None:
-        require_value(fields, "layer_types", None, ["full_attention"] * whole(fields, "num_hidden_layers"))
-        return {}
-    first = number(fields, "max_window_layers", 28)
-    types = ["sliding_attention" if i >= first else "full_attention" for i in range(whole(fields, "num_hidden_layers"))]
-    return read_windows(fields, types, size)
-
-
-def whole(fields: dict[str, Any], key: str, *default: Any) -> Any:
-    """A whole number above 0; the default where it is missing or null. Without a default it must be there.
-
-    Raises:
-        UserError: it is missing, or something else.
-    """
-    value = fields.get(key)
-    if value is None and default:
-        return default[0]
-    if key not in fields:
-        raise MissingField(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise UserError(f"config.json has {key} {value!r}; a whole number above 0 is wanted.")
-    if value > MOST.get(key, LARGEST):
-        raise UserError(f"config.json has {key} {value}. The largest supported value is {MOST.get(key, LARGEST)}.")
-    return value
-
-
-def number(fields: dict[str, Any], key: str, default: Any) -> Any:
-    """A number; the default where it is missing or null. Raises `UserError` if it is something else."""
-    value = fields.get(key)
-    if value is None:
-        return default
-    if not is_number(value):
-        raise UserError(f"config.json has {key} {value!r}; a number is wanted.")
-    return float(value) if abs(value) >= 2**63 else value
-
-
-def epsilon(fields: dict[str, Any], key: str, default: float) -> float:
-    """What a norm adds to the variance; the default where it is missing. Raises `UserError` if it is no number."""
-    value = number({key: default} | fields, key, None)
-    if value is None:
-        raise UserError(f"config.json has {key} null; a number is wanted.")
-    return float(value)
-
-
-def flag(fields: dict[str, Any], key: str, default: bool = False) -> bool:
-    """True or false; the default where it is missing, false where it is null.
-
-    Raises:
-        UserError: it is something else.
-    """
-    value = fields.get(key, default) or False
-    if not isinstance(value, bool):
-        raise UserError(f"config.json has {key} {value!r}; true or false is wanted.")
-    return value
-
-
-def require_value(fields: dict[str, Any], key: str, *allowed: Any) -> None:
-    """Refuse a field that is there with a value that changes the math to one that is not implemented."""
-    if key in fields and fields[key] not in allowed:
-        choices = " or ".join(repr(a) for a in allowed)
-        raise UserError(f"config.json has {key} {fields[key]!r}; only {choices} is implemented.")
+def write_layer_types(config: Config) -> dict[str, Any]:
+    """`layer_types`, and `sliding_window` if a layer has a window."""
+    local = [config.window(i) is not None for i in range(config.n_layer)]
+    types = ["sliding_attention" if is_local else "full_attention" for is_local in local]
+    return ({"sliding_window": config.sliding_window_size} if any(local) else {}) | {"layer_types": types}

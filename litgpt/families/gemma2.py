@@ -1,12 +1,12 @@
 """Gemma 2: soft caps, four norms a block, every other layer with a window (https://arxiv.org/abs/2408.00118)."""
 
-from typing import Any, Optional
+from typing import Any
 
-from litgpt.families.common import number, read_gate, read_rope, read_sizes, read_windows, require_value, whole
-from litgpt.families.gemma import read_shared, write_shared
-from litgpt.families.llama import ENDS, LAYER
-from litgpt.families.table import NameTable, Rules, in_layers
-from litgpt.families.writing import write_layer_types, write_rope, write_sizes
+from litgpt.families.common import gate, only, rope, sizes, windows
+from litgpt.families.family import LAYER, Family, Part, Row
+from litgpt.families.gemma import NORMS, SWITCHES
+from litgpt.families.reading import number
+from litgpt.families.table import Rules
 from litgpt.model.config import Config
 
 FOUR_NORMS: Rules = {
@@ -15,53 +15,35 @@ FOUR_NORMS: Rules = {
     "norm_2": "pre_feedforward_layernorm",
     "post_mlp_norm": "post_feedforward_layernorm",
 }
+FOUR_NORMS_SWITCHES = {**SWITCHES, "post_attention_norm": True, "post_mlp_norm": True}
 
 
-def read_config(fields: dict[str, Any]) -> Config:
-    layers = range(whole(fields, "num_hidden_layers"))
-    alternating = ["sliding_attention" if i % 2 == 0 else "full_attention" for i in layers]
-    return Config(
-        **read_sizes(fields, kv_heads=4, head_dim=256),
-        **read_rope(fields),
-        **read_windows(fields, alternating, size=4096),
-        **read_shared(fields),
-        **read_caps_and_norms(fields, attention_cap=50.0, final_cap=30.0),
-    )
+def read_scalar(fields: dict[str, Any]) -> dict[str, Any]:
+    return {"attention_scores_scalar": float(number(fields, "query_pre_attn_scalar", 256))}
 
 
-def read_caps_and_norms(
-    fields: dict[str, Any], attention_cap: Optional[float] = None, final_cap: Optional[float] = None
-) -> dict[str, Any]:
-    """What Gemma 2 and 3 have in common beyond Gemma."""
-    require_value(fields, "use_bidirectional_attention", None, False)
-    caps = {"attn_logit_softcapping": attention_cap, "final_logit_softcapping": final_cap} | fields
-    return {
-        **read_gate(fields, "hidden_activation", "gelu_pytorch_tanh"),
-        "post_attention_norm": True,
-        "post_mlp_norm": True,
-        "attention_scores_scalar": float(number(fields, "query_pre_attn_scalar", 256)),
-        "attention_logit_softcapping": number(caps, "attn_logit_softcapping", None),
-        "final_logit_softcapping": number(caps, "final_logit_softcapping", None),
-    }
-
-
-def write_config(config: Config) -> dict[str, Any]:
-    return {
-        "architectures": ["Gemma2ForCausalLM"],
-        **write_sizes(config),
-        **write_rope(config),
-        **write_layer_types(config),
-        **write_shared(config),
-        "query_pre_attn_scalar": write_scalar(config),
-        "attn_logit_softcapping": config.attention_logit_softcapping,
-        "final_logit_softcapping": config.final_logit_softcapping,
-    }
-
-
-def write_scalar(config: Config) -> Any:
+def write_scalar(config: Config) -> dict[str, Any]:
     scalar = float(config.attention_scores_scalar or config.head_size or 0)
-    return int(scalar) if scalar.is_integer() else scalar
+    return {"query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar}
 
 
-def name_table(config: Config) -> NameTable:
-    return NameTable(ENDS | in_layers(config.n_layer, FOUR_NORMS))
+BLOCK: list[Row] = [  # of Gemma 2 and 3
+    gate("hidden_activation", "gelu_pytorch_tanh"),
+    *NORMS,
+    only("use_bidirectional_attention", None, False),
+]
+SCALAR = Part(read_scalar, write_scalar)
+FAMILY = Family(
+    "Gemma2ForCausalLM",
+    [
+        *sizes(kv_heads=4, head_dim=256, tied=True),
+        rope(),
+        windows(every=2),
+        *BLOCK,
+        SCALAR,
+        ("attn_logit_softcapping", "attention_logit_softcapping", 50.0),
+        ("final_logit_softcapping", "final_logit_softcapping", 30.0),
+    ],
+    FOUR_NORMS_SWITCHES,
+    layer=FOUR_NORMS,
+)

@@ -3,71 +3,59 @@
 
 from typing import Any
 
-from litgpt.families.common import epsilon, flag, gelu, read_rope, require_value, whole
-from litgpt.families.table import Aliases, HFModules, NameTable, Stored, in_layers, rows_by_group
-from litgpt.families.writing import write_activation, write_scaling
+from litgpt.families.common import gelu, only, read_rope, write_scaling
+from litgpt.families.family import Family, Part
+from litgpt.families.table import Aliases, Rules, Stored, rows_by_group
 from litgpt.model.config import Config
 
-ALIASES = Aliases(renames=[(r"^lm_head\.", "embed_out.")], memory=[(r"^embed_out\b", "lm_head")])
+
+def read_rotary(fields: dict[str, Any]) -> dict[str, Any]:
+    return read_rope(fields, base_key="rotary_emb_base", partial=0.25, partial_key="rotary_pct")
 
 
-def read_config(fields: dict[str, Any]) -> Config:
-    require_value(fields, "partial_rotary_factor", None)
-    attention_bias = flag(fields, "attention_bias", True)
-    return Config(
-        block_size=whole(fields, "max_position_embeddings"),
-        padded_vocab_size=whole(fields, "vocab_size"),
-        n_layer=whole(fields, "num_hidden_layers"),
-        n_embd=whole(fields, "hidden_size"),
-        n_head=whole(fields, "num_attention_heads"),
-        intermediate_size=whole(fields, "intermediate_size"),
-        **read_rope(fields, base_key="rotary_emb_base", partial=0.25, partial_key="rotary_pct"),
-        norm_class_name="LayerNorm",
-        norm_eps=epsilon(fields, "layer_norm_eps", 1e-5),
-        parallel_residual=flag(fields, "use_parallel_residual", True),
-        attn_bias=attention_bias,
-        attn_proj_bias=attention_bias,
-        mlp_bias=True,
-        mlp_class_name="GptNeoxMLP",
-        gelu_approximate=gelu(fields, "hidden_act", "gelu"),
-        tie_embeddings=flag(fields, "tie_word_embeddings"),
-    )
+def write_rotary(config: Config) -> dict[str, Any]:
+    base, share = config.rope_base, config.rotary_percentage
+    return {"rotary_pct": share, "rotary_emb_base": base, "rope_scaling": write_scaling(config)}
 
 
-def write_config(config: Config) -> dict[str, Any]:
-    return {
-        "architectures": ["GPTNeoXForCausalLM"],
-        "vocab_size": config.padded_vocab_size,
-        "hidden_size": config.n_embd,
-        "intermediate_size": config.intermediate_size,
-        "num_hidden_layers": config.n_layer,
-        "num_attention_heads": config.n_head,
-        "max_position_embeddings": config.block_size,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rotary_pct": config.rotary_percentage,
-        "rotary_emb_base": config.rope_base,
-        "rope_scaling": write_scaling(config),
-        "hidden_act": write_activation(config),
-        "layer_norm_eps": config.norm_eps,
-        "use_parallel_residual": config.parallel_residual,
-        "attention_bias": config.attn_bias,
-    }
-
-
-def name_table(config: Config) -> NameTable:
+def layer(config: Config) -> Rules:
     assert config.head_size is not None
-    layer: dict[str, HFModules] = {
+    rows = rows_by_group(config.n_head, config.n_head, config.head_size)
+    return {
         "norm_1": "input_layernorm",
-        "attn.qkv": Stored("attention.query_key_value", rows_by_group(config.n_head, config.n_head, config.head_size)),
+        "attn.qkv": Stored("attention.query_key_value", rows),
         "attn.proj": "attention.dense",
         "norm_2": "post_attention_layernorm",
         "mlp.fc": "mlp.dense_h_to_4h",
         "mlp.proj": "mlp.dense_4h_to_h",
     }
-    ends: dict[str, HFModules] = {
+
+
+FAMILY = Family(
+    "GPTNeoXForCausalLM",
+    [
+        ("vocab_size", "padded_vocab_size"),
+        ("hidden_size", "n_embd"),
+        ("intermediate_size", "intermediate_size"),
+        ("num_hidden_layers", "n_layer"),
+        ("num_attention_heads", "n_head"),
+        ("max_position_embeddings", "block_size"),
+        ("tie_word_embeddings", "tie_embeddings", False),
+        only("partial_rotary_factor", None),
+        Part(read_rotary, write_rotary),
+        gelu("hidden_act", "gelu"),
+        ("layer_norm_eps", "norm_eps", 1e-5),
+        ("use_parallel_residual", "parallel_residual", True),
+        ("attention_bias", "attn_bias attn_proj_bias", True),
+    ],
+    switches={"norm_class_name": "LayerNorm", "mlp_bias": True},
+    layer=layer,
+    ends={
         "transformer.wte": "gpt_neox.embed_in",
         "transformer.ln_f": "gpt_neox.final_layer_norm",
         "lm_head": "embed_out",
-    }
-    unused = r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$"
-    return NameTable(ends | in_layers(config.n_layer, layer, "gpt_neox.layers.{}."), unused)
+    },
+    prefix="gpt_neox.layers.{}.",
+    unused=r"rotary_emb\.inv_freq$|\.attention\.(masked_)?bias$",
+    aliases=Aliases(renames=[(r"^lm_head\.", "embed_out.")], memory=[(r"^embed_out\b", "lm_head")]),
+)

@@ -1,16 +1,18 @@
 """Weight names: one table per family, written once and read in both directions.
 
-Two views of a layer must not be mixed up. Its math blocks, `layer.parts`, are the rows that mean something of their own
-(q, k and v; gate and up). Its storage is the Hugging Face modules that hold these rows: one for each block in most
-families, but a single one for all blocks in some, and there the rows may have another order. `NameTable.stored` tells.
+Two views of a layer must not be mixed up. Its math blocks, `layer.parts`, are the rows that have a meaning of their own
+(q, k and v; gate and up). Its storage is the Hugging Face modules that hold these rows: one per block in most families,
+but a single one for all blocks in some, which may also order the rows differently. `WeightMap.stored` tells.
 """
 
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import torch
+from torch import nn
 
 
 @dataclass(frozen=True)
@@ -19,7 +21,7 @@ class Stored:
 
     Args:
         module: Its name.
-        rows: For each of its rows, which of ours it is; the same order by default.
+        rows: For each of its rows, the index of our row; None if the order is the same.
         transposed: Whether its weight is (in_features, out_features).
     """
 
@@ -28,17 +30,17 @@ class Stored:
     transposed: bool = False
 
     def to_ours(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Our rows from what is stored: a weight or a bias."""
+        """Our rows from a stored weight or bias."""
         tensor = tensor.T if self.transposed and tensor.dim() == 2 else tensor
         return tensor if self.rows is None else tensor[self.rows.argsort()]
 
     def from_ours(self, tensor: torch.Tensor) -> torch.Tensor:
-        """What is stored from our rows: a weight or a bias."""
+        """The stored form of our rows of a weight or bias."""
         tensor = tensor if self.rows is None else tensor[self.rows.to(tensor.device)]
         return tensor.T if self.transposed and tensor.dim() == 2 else tensor
 
     def shape(self, ours: Sequence[int]) -> tuple[int, ...]:
-        """The shape of what is stored, from that of our rows."""
+        """The stored shape of rows that have the shape `ours` here."""
         return tuple(reversed(ours)) if self.transposed else tuple(ours)
 
 
@@ -46,61 +48,127 @@ HFModules = Union[str, Stored, Sequence[str]]
 Rules = Mapping[str, HFModules]
 
 
-class NameTable:
-    """Pairs our modules with the Hugging Face modules that hold their rows.
+class StoredTensor(NamedTuple):
+    """A Hugging Face tensor that holds rows of a parameter of ours.
 
     Args:
-        rules: Our module to its Hugging Face module; to the several that hold its blocks, in their order; or to a
-            `Stored`, where one holds all its rows in another way. Names of parameters (weight, bias) carry over.
-        unused: What matches may stand in a checkpoint and is not read.
-        kept: What matches is not read, and is carried over as it is into what is written from the checkpoint.
+        name: Its name.
+        form: How it holds them.
+        rows: Which rows of our parameter they are.
     """
 
-    def __init__(self, rules: Rules, unused: str = r"rotary_emb\.inv_freq$", kept: str = r"(?!)") -> None:
+    name: str
+    form: Stored
+    rows: slice
+
+
+class Parameter(NamedTuple):
+    """A pretrained parameter of a model.
+
+    Args:
+        name: Our name of it. Wrappers, which hold a layer as `linear`, do not show.
+        module: The module that has it.
+        leaf: Its name there, weight or bias.
+        stored: The Hugging Face modules that hold it.
+    """
+
+    name: str
+    module: nn.Module
+    leaf: str
+    stored: tuple[Stored, ...]
+
+    @property
+    def value(self) -> torch.Tensor:
+        return getattr(self.module, self.leaf)
+
+    @property
+    def tensors(self) -> list[StoredTensor]:
+        """The Hugging Face tensors that hold its rows, in the order of the rows."""
+        n_rows = len(self.value)
+        sizes = getattr(self.module, "parts", None) or (n_rows,)
+        ends = [0, *itertools.accumulate(sizes)] if len(self.stored) > 1 else [0, n_rows]
+        assert len(ends) == len(self.stored) + 1
+        return [
+            StoredTensor(f"{form.module}.{self.leaf}", form, slice(start, stop))
+            for form, start, stop in zip(self.stored, ends, ends[1:])
+        ]
+
+    def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
+        """The shape of one of `tensors`."""
+        return tensor.form.shape((tensor.rows.stop - tensor.rows.start, *self.value.shape[1:]))
+
+
+class WeightMap:
+    """Which Hugging Face tensors hold which rows of a model.
+
+    Args:
+        rules: Maps each of our modules to its Hugging Face module, to a list with one module per block in the order of
+            the blocks, or to a `Stored` that holds all rows in another form. Parameter names (weight, bias) carry over.
+        unused: Matches tensors that a checkpoint may have and that are not read.
+        kept: Matches tensors that are not read, but copied unchanged when a model is written from the checkpoint.
+        tied: Whether the head is the embedding.
+    """
+
+    def __init__(
+        self, rules: Rules, unused: str = r"rotary_emb\.inv_freq$", kept: str = r"(?!)", tied: bool = False
+    ) -> None:
         self.rules: dict[str, tuple[Stored, ...]] = {}
         for ours, hf in rules.items():
             several = [hf] if isinstance(hf, (str, Stored)) else hf
             self.rules[ours] = tuple(m if isinstance(m, Stored) else Stored(m) for m in several)
-        self.inverse = {
-            stored.module: (ours, i) for ours, several in self.rules.items() for i, stored in enumerate(several)
-        }
+        self.inverse = {form.module: (ours, i) for ours, forms in self.rules.items() for i, form in enumerate(forms)}
         self.unused, self.kept = re.compile(unused), re.compile(kept)
+        self.embedding = f"{self.rules['transformer.wte'][0].module}.weight"
+        self.head = f"{self.rules['lm_head'][0].module}.weight"
+        self.tied_head = self.head if tied else ""  # which is not stored then
 
     def stored(self, ours: str) -> tuple[Stored, ...]:
-        """The Hugging Face modules that hold our module, in the order of its rows; none if it has none.
+        """The Hugging Face modules that hold our module, in the order of its rows; empty if there are none.
 
-        Several hold one block each; a single one holds all. A wrapper holds its layer as `linear` and does not show.
+        Several hold one block each; a single one holds all.
         """
-        return self.rules.get(re.sub(r"(\.linear)+$", "", ours), ())
-
-    def to_hf(self, ours: str) -> tuple[str, ...]:
-        """The names of `stored`."""
-        return tuple(stored.module for stored in self.stored(ours))
+        return self.rules.get(without_wrappers(ours), ())
 
     def holders(self, ours: str, parts: Sequence[int]) -> tuple[str, ...]:
-        """For each block of our module the Hugging Face module that holds it: the same for all where one holds all."""
-        several = self.to_hf(ours)
-        return several * len(parts) if len(several) == 1 else several
+        """For each block of our module, the name of the Hugging Face module that holds it."""
+        names = tuple(form.module for form in self.stored(ours))
+        return names * len(parts) if len(names) == 1 else names
 
-    def from_hf(self, hf: str) -> tuple[str, int] | None:
-        """Our module that a Hugging Face module holds, and which of `stored` that is; None if unknown."""
-        return self.inverse.get(hf)
+    def find(self, hf: str) -> tuple[str, int]:
+        """Our module that a Hugging Face module holds, and its index in `stored`; ("", 0) if it is unknown."""
+        return self.inverse.get(hf, ("", 0))
 
-    def pieces(self, ours: str, parts: Sequence[int]) -> list[tuple[Stored, int]]:
-        """`stored` with the number of our rows that each holds.
+    def is_transposed(self, hf: str) -> bool:
+        """Whether a Hugging Face module stores its weight as (in_features, out_features)."""
+        ours, i = self.find(hf)
+        return bool(ours) and self.rules[ours][i].transposed
 
-        Args:
-            parts: The rows of each block of our module.
-        """
-        several = self.stored(ours)
-        assert len(several) in (1, len(parts))
-        return list(zip(several, parts if len(several) > 1 else (sum(parts),)))
+    def find_parameter(self, hf: str) -> str:
+        """Our name of the parameter that a Hugging Face tensor holds rows of; empty if it is unknown."""
+        module, _, leaf = hf.rpartition(".")
+        ours, _ = self.find(module)
+        return ours and f"{ours}.{leaf}"
+
+    def parameters(self, model: nn.Module) -> dict[str, Parameter]:
+        """The pretrained parameters of a model by our names, without those that a method added."""
+        found = {}
+        for path, module in model.named_modules():
+            stored = self.stored(path)
+            for leaf in ("weight", "bias"):
+                if stored and module._parameters.get(leaf) is not None:
+                    name = f"{without_wrappers(path)}.{leaf}"
+                    found[name] = Parameter(name, module, leaf, stored)
+        return found
+
+
+def without_wrappers(path: str) -> str:
+    return re.sub(r"(\.linear)+$", "", path)
 
 
 def in_layers(
     n_layer: int, rules: Rules, hf_layer: str = "model.layers.{}.", our_layer: str = "transformer.h.{}."
 ) -> dict[str, HFModules]:
-    """Rules for every layer from those of one, each name put behind the prefix of its side. `{}` is the number."""
+    """The rules of all layers from those of one: each name gets the prefix of its side. `{}` is the layer's index."""
 
     def prefixed(hf: HFModules, prefix: str) -> HFModules:
         if isinstance(hf, Stored):
@@ -115,7 +183,7 @@ def in_layers(
 
 
 def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Tensor:
-    """The order of a fused qkv that holds, for each key-value head, its query heads, its key and its value."""
+    """The row order of a fused qkv that holds, for each key-value head, its query heads, its key and its value."""
     n, g = n_head * head_size, n_query_groups * head_size
     q, k, v = torch.arange(n + 2 * g, device="cpu").split([n, g, g])
     return torch.cat([t.view(n_query_groups, -1) for t in (q, k, v)], dim=1).flatten()
@@ -123,13 +191,13 @@ def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Ten
 
 @dataclass(frozen=True)
 class Aliases:
-    """Other names and other forms of the weights of a family: in files, and in the memory of transformers 5.
+    """Other names and forms of a family's weights: in files, and in memory in transformers 5.
 
     Args:
-        renames: Pattern and replacement for each, in the manner of `re.sub`.
-        stacks: The end of a tensor's name to the ends that its parts have in the table: the tensor stacks the experts,
-            and in each the parts lie one below the other. `{}` stands for the expert's number.
-        memory: Like `renames`, but from the table's names to those in memory. Adapters go by the latter.
+        renames: Pairs of pattern and replacement, as for `re.sub`, from other names to the table's.
+        stacks: Maps the end of a tensor's name to the ends that its parts have in the table. The tensor stacks the
+            experts; in each expert the parts follow one another along the rows. `{}` is the expert's index.
+        memory: Like `renames`, from the table's names to those in memory, which adapters use.
     """
 
     renames: Sequence[tuple[str, str]] = ()
@@ -137,25 +205,21 @@ class Aliases:
     memory: Sequence[tuple[str, str]] = ()
 
     def rename(self, name: str) -> str:
-        """A tensor's name in the words of the table."""
+        """The table's name of a tensor."""
         return substituted(self.renames, name)
 
     def in_memory(self, name: str) -> str:
-        """The name in memory of a module, or a tensor, of the table."""
+        """The name in memory of a module or tensor of the table."""
         return substituted(self.memory, name)
 
     def expand(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Optional[tuple]]]:
-        """What a stored tensor is in the words of the table: the name and shape of each part, and its index in it."""
+        """The tensors of the table that a stored tensor holds: name, shape, and index in the stored tensor."""
         name = self.rename(name)
         for end, parts in self.stacks.items():
             if name.endswith(end) and len(shape) == 3 and shape[1] % len(parts) == 0:
-                rows = shape[1] // len(parts)
+                stem, rows = name.removesuffix(end), shape[1] // len(parts)
                 return [
-                    (
-                        name.removesuffix(end) + part.format(expert),
-                        (rows, shape[2]),
-                        (expert, slice(i * rows, (i + 1) * rows)),
-                    )
+                    (stem + part.format(expert), (rows, shape[2]), (expert, slice(i * rows, (i + 1) * rows)))
                     for expert in range(shape[0])
                     for i, part in enumerate(parts)
                 ]

@@ -1,35 +1,28 @@
-"""The weights of a model by their Hugging Face names, whatever the files are: which ones a model has, and which of our
-parameters they hold."""
+"""The weights of a folder by their Hugging Face names, whatever form its files have."""
 
-import itertools
 import math
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.families import name_table
-from litgpt.families.table import NameTable, Stored
+from litgpt.families import weight_map
+from litgpt.families.table import WeightMap
 from litgpt.model import GPT
 from litgpt.model.config import Config
 
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
-
-
-READ = 2**30  # bytes after which a file is opened anew, so that its pages are not kept
-
-
-NUMBERS = ("F64", "F32", "F16", "BF16")  # in safetensors' words; whole numbers and 8 bits want scales, not a cast
+READ = 2**30  # bytes after which a file is opened again, so that its pages do not stay in memory
+FLOATS = ("F64", "F32", "F16", "BF16")  # the names in safetensors; integers and 8 bits need scales, not a cast
 
 
 def check_count(config: Config, n_tensors: int) -> None:
-    """Raise `UserError` for a model that needs more tensors than there are; making it could take all memory."""
+    """Raise `UserError` if a model needs more tensors than there are, because building it could take all memory."""
     experts = sum(config.n_expert for layer in range(config.n_layer) if config.mlp_class(layer) == "LLaMAMoE")
     if config.n_layer + experts > n_tensors:
         raise UserError(
@@ -39,7 +32,7 @@ def check_count(config: Config, n_tensors: int) -> None:
 
 
 class Outline(NamedTuple):
-    """A weight that is to be written: its Hugging Face name, its type in safetensors' words, and its shape."""
+    """A weight to write: its Hugging Face name, the name of its type in safetensors, and its shape."""
 
     name: str
     kind: str
@@ -62,9 +55,9 @@ class Weights(ABC):
         folder: Where the files are.
         config: The model.
         fields: Its `config.json`.
-        shapes: Of all weights.
-        dtypes: In safetensors' words: F32, BF16, ...
-        files: The file that holds each weight.
+        shapes: The shapes of all weights.
+        dtypes: Their types, as safetensors names them: F32, BF16, ...
+        files: The files that hold them.
     """
 
     folder: Path
@@ -76,11 +69,11 @@ class Weights(ABC):
 
     @abstractmethod
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights with their names, one after the other."""
+        """Yield weights with their names."""
 
     @abstractmethod
     def shards(self) -> list[Path]:
-        """The files of weights."""
+        """The files that hold weights."""
 
     def tensor(self, name: str) -> torch.Tensor:
         """One weight. To read many, use `tensors`, which opens each file once."""
@@ -91,81 +84,37 @@ class Weights(ABC):
         return Outline(name, self.dtypes[name], self.shapes[name])
 
 
-def base_parameters(model: GPT) -> dict[str, tuple[nn.Module, str]]:
-    """The pretrained weights of a model: our name to its module and attribute.
-
-    What a method added is left out, and a method's wrapper, which holds the layer as `linear`, does not show.
-    """
-    table = name_table(model.config)
-    found = {}
-    for path, module in model.named_modules():
-        name = re.sub(r"(\.linear)+$", "", path)
-        for leaf in module._parameters:
-            if leaf in ("weight", "bias") and module._parameters[leaf] is not None and table.stored(name):
-                found[f"{name}.{leaf}"] = (module, leaf)
-    return found
-
-
-def stored_pieces(
-    table: NameTable, name: str, module: nn.Module, leaf: str, weight: Optional[torch.Tensor] = None
-) -> list[tuple[str, Stored, torch.Tensor]]:
-    """How a parameter of ours is stored: each Hugging Face tensor's name, its form, and our rows that it holds.
-
-    Args:
-        name: Our name of the parameter, as in `base_parameters`.
-        weight: The whole parameter; by default as it is in the module.
-    """
-    weight = getattr(module, leaf).detach() if weight is None else weight
-    pieces = table.pieces(name.rpartition(".")[0], getattr(module, "parts", None) or (len(weight),))
-    rows = weight.split([n for _, n in pieces])
-    return [(f"{stored.module}.{leaf}", stored, part) for (stored, _), part in zip(pieces, rows)]
-
-
-def places(table: NameTable, name: str, module: nn.Module, leaf: str) -> list[tuple[Stored, int]]:
-    """The same for one that may be sharded: the form of each tensor, and the first of our rows that it holds."""
-    n_rows = len(getattr(module, leaf))
-    pieces = table.pieces(name.rpartition(".")[0], getattr(module, "parts", None) or (n_rows,))
-    firsts = itertools.accumulate((n for _, n in pieces), initial=0)
-    return [(stored, first) for (stored, _), first in zip(pieces, firsts)]
-
-
 def check_weights(model: GPT, checkpoint: Weights) -> None:
-    """Raise `UserError` unless names and shapes in the checkpoint are those of the model."""
-    table, tied = name_table(model.config), tied_head(model.config)
-    wanted = {
-        hf: tuple(stored.shape(rows.shape))
-        for name, (module, leaf) in base_parameters(model).items()
-        for hf, stored, rows in stored_pieces(table, name, module, leaf)
-        if hf != tied
+    """Raise `UserError` unless the checkpoint has the names and shapes of the model's weights."""
+    names = weight_map(model.config)
+    expected = {
+        tensor.name: parameter.shape(tensor)
+        for parameter in names.parameters(model).values()
+        for tensor in parameter.tensors
+        if tensor.name != names.tied_head
     }
     problems = defaultdict(list)
-    for name, shape in wanted.items():
+    for name, shape in expected.items():
         if name not in checkpoint.shapes:
             problems["missing"].append(name)
         elif checkpoint.shapes[name] != shape:
             problems["of another shape"].append(f"{name} {checkpoint.shapes[name]} instead of {shape}")
-        elif checkpoint.dtypes[name] not in NUMBERS:
-            problems["of a type that is not supported"].append(f"{name} {checkpoint.dtypes[name]}")
+        elif checkpoint.dtypes[name] not in FLOATS:
+            problems["of an unsupported type"].append(f"{name} {checkpoint.dtypes[name]}")
     for name in checkpoint.shapes:
-        if not (name in wanted or name == tied or table.unused.search(name) or table.kept.search(name)):
+        if not (name in expected or name == names.tied_head or names.unused.search(name) or names.kept.search(name)):
             problems["unknown"].append(name)
     if problems:
+        listed = "; ".join(f"{kind}: {', '.join(found)}" for kind, found in problems.items())
+        raise UserError(f"The weights in {checkpoint.folder} do not match its config.json. {listed}.")
+
+
+def check_tied(checkpoint: Weights, names: WeightMap) -> None:
+    """Raise `UserError` if a tied head is stored and differs from the embedding."""
+    if names.tied_head not in checkpoint.files:
+        return
+    if not torch.equal(checkpoint.tensor(names.head), checkpoint.tensor(names.embedding)):
         raise UserError(
-            f"The weights in {checkpoint.folder} do not fit its config.json: "
-            + "; ".join(f"{kind}: {', '.join(names)}" for kind, names in problems.items())
-            + "."
+            f"{checkpoint.folder} has a {names.head} that differs from {names.embedding}, but its config.json ties "
+            "them. Set tie_word_embeddings to false there, or remove the weight."
         )
-
-
-def check_tied(checkpoint: Weights, head: str, embedding: str) -> None:
-    """Raise `UserError` where a head that is said to be the embedding is stored and is something else."""
-    if not torch.equal(checkpoint.tensor(head), checkpoint.tensor(embedding)):
-        raise UserError(
-            f"{checkpoint.folder} has a {head} that is not {embedding}, but its config.json says that they are tied: "
-            "set tie_word_embeddings to false there, or remove the weight."
-        )
-
-
-def tied_head(config: Config) -> str:
-    """The Hugging Face name of the head's weight where it is the embedding; else nothing."""
-    return f"{name_table(config).to_hf('lm_head')[0]}.weight" if config.tie_embeddings else ""

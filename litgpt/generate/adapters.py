@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.families import name_table
+from litgpt.families import weight_map
 from litgpt.methods.adapter_folder import AdapterFolder
 from litgpt.methods.lora import LoRALinear, lora_layers
 from litgpt.methods.peft_folder import LoRAFolder
@@ -115,8 +115,8 @@ def misfit(model: GPT, folder: AdapterFolder) -> str:
         return f"{folder.folder} replaces complete weights ({folder.in_full[0]})"
     if model.switch is not None:
         return f"the model reads a text again once it is longer than {model.switch} tokens"
-    table = name_table(model.config)
-    ours = [(table.from_hf(module) or (module,))[0] for module in folder.places(model.config)]
+    names = weight_map(model.config)
+    ours = [names.find(module)[0] or module for module in folder.places(model.config)]
     if model.config.n_expert and any(".mlp." in module for module in ours):
         return f"{folder.folder} updates experts, which see the tokens in another order"
     return ""

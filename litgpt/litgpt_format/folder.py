@@ -1,7 +1,7 @@
-"""LitGPT's folders: `lit_model.pth`, the weights, and `model_config.yaml`, the model.
+"""LitGPT's folders: `lit_model.pth` has the weights, `model_config.yaml` describes the model.
 
-Its weights have our names but for two things. Gate and up are two layers there, `fc_1` and `fc_2`. And in older files
-q, k and v stand under `attn.attn`, in another order: for each key-value head its queries, its key and its value.
+Its weights have our names with two exceptions. Gate and up are two layers there, `fc_1` and `fc_2`. In older files q, k
+and v are one tensor, `attn.attn`, that holds for each key-value head its queries, its key and its value.
 """
 
 import re
@@ -15,19 +15,9 @@ from typing import Any, Optional
 import torch
 
 from litgpt.errors import UserError
-from litgpt.families import check, name_table, read_config, write_config
+from litgpt.families import check, read_config, weight_map, write_config
 from litgpt.families.table import Stored, rows_by_group
-from litgpt.families.weights import (
-    KINDS,
-    READ,
-    Weights,
-    base_parameters,
-    check_count,
-    check_tied,
-    check_weights,
-    stored_pieces,
-    tied_head,
-)
+from litgpt.families.weights import KINDS, READ, Weights, check_count, check_tied, check_weights
 from litgpt.model import GPT
 from litgpt.model.config import Config, differences
 from litgpt.storage.files import is_there, read_json
@@ -36,52 +26,44 @@ from litgpt.text.tokenizer import Tokenizer
 
 MODEL, MODEL_CONFIG = "lit_model.pth", "model_config.yaml"
 ADAPTERS = (f"{MODEL}.lora", f"{MODEL}.adapter", f"{MODEL}.adapter_v2")
-NAMES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-}  # in safetensors' words
+NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # in safetensors
 
 
 @dataclass
 class StoredRows:
-    """Where a Hugging Face tensor is in LitGPT's file.
+    """Where LitGPT's file has the rows of a Hugging Face tensor.
 
     Args:
-        names: The tensors whose rows, one below the other, are rows of ours.
-        order: For each row in the file, which of ours it is; the same order by default.
-        rows: Those of ours that the Hugging Face tensor holds.
-        stored: How it holds them.
+        names: The tensors that, concatenated, have them.
+        order: For each row in the file, the index of our row; None if the order is the same.
+        rows: The rows of ours that the Hugging Face tensor holds.
+        form: How it holds them.
     """
 
     names: list[str]
     order: Optional[torch.Tensor]
     rows: slice
-    stored: Stored
+    form: Stored
 
 
 class LitCheckpoint(Weights):
-    """`Weights` in LitGPT's form: they go by their Hugging Face names all the same.
+    """`Weights` in LitGPT's form, under their Hugging Face names.
 
-    The model is that of `model_config.yaml`, as LitGPT has it. A `config.json` beside it is used if it says the same.
+    `model_config.yaml` describes the model. A `config.json` beside it is used if it describes the same one.
 
     Raises:
-        UserError: something is missing, cut short, does not fit, or wants to run code.
+        UserError: something is missing, truncated, does not fit, or contains code to run.
     """
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.file = folder, folder / MODEL
         if not is_there(folder / MODEL_CONFIG):
-            raise UserError(f"{folder} has {MODEL}, but no {MODEL_CONFIG} that says what model it is.")
+            raise UserError(f"{folder} has {MODEL}, but no {MODEL_CONFIG} that describes the model.")
         config = Config.from_file(folder / MODEL_CONFIG)
+        config.name = folder.name
+        self.weights, self.n_bytes_read = read_pth(self.file), 0
         try:
             check(config)
-        except UserError as e:
-            raise UserError(str(e).replace("config.json", str(folder / MODEL_CONFIG))) from e
-        config.name = folder.name
-        self.weights, self.read = read_pth(self.file), 0
-        try:
             check_count(config, len(self.weights))
         except UserError as e:
             raise UserError(str(e).replace("config.json", str(folder / MODEL_CONFIG))) from e
@@ -90,43 +72,43 @@ class LitCheckpoint(Weights):
         try:
             self.written = self.own_fields(config) or write_config(config)
             config = read_config(self.written, folder.name)
-        except UserError as e:  # it can be run, but not written as a Hugging Face folder
+        except UserError as e:  # it runs, but no Hugging Face folder can describe it
             self.without_fields = e
         self.config = config
         self.shapes, self.dtypes, self.files = {}, {}, {}
-        self.pieces: dict[str, StoredRows] = {}
-        self.find_pieces()
+        self.sources: dict[str, StoredRows] = {}
+        self.find_sources()
 
     def shards(self) -> list[Path]:
         return [self.file]
 
     def is_tied(self) -> bool:
-        """Whether the head is the embedding: LitGPT has both, also where they are the same."""
+        """Whether the head is the embedding. LitGPT stores both even if they are the same."""
         head, embedding = self.weights.get("lm_head.weight"), self.weights.get("transformer.wte.weight")
         if head is None or embedding is None or head.shape != embedding.shape or not len(head):
             return False
         return torch.equal(head[0], embedding[0]) and torch.equal(head, embedding)
 
     def own_fields(self, config: Config) -> dict[str, Any]:
-        """The folder's `config.json`, if it has one that says the same."""
+        """The folder's `config.json`, if it has one that describes the same model."""
         file = self.folder / "config.json"
         if not is_there(file):
             return {}
         fields = read_json(file)
-        if fields.get("model_type") == "gemma3":  # whose vision part is not there
+        if fields.get("model_type") == "gemma3":  # its vision part is missing
             return {}
         try:
             other = differences(config, read_config(fields))
         except UserError as e:
             other = [str(e)]
         if other:
-            say(f"{file} does not describe the model of {MODEL_CONFIG} ({', '.join(other)}), and is not used.")
+            notify(f"Ignoring {file}, which does not describe the model in {MODEL_CONFIG} ({', '.join(other)}).")
             return {}
         return fields | {"tie_word_embeddings": config.tie_embeddings}
 
     @cached_property
     def fields(self) -> dict[str, Any]:  # type: ignore[override]
-        """What `config.json` is to hold where the model is written as a Hugging Face folder.
+        """The `config.json` to write with the model as a Hugging Face folder.
 
         Raises:
             UserError: no `config.json` can describe it.
@@ -146,85 +128,76 @@ class LitCheckpoint(Weights):
         written = {k: v for k, v in self.written.items() if k != "torch_dtype"}
         return written | ids | ({"dtype": dtypes[0]} if len(dtypes) == 1 else {})
 
-    def find_pieces(self) -> None:
+    def find_sources(self) -> None:
         """Find what holds each Hugging Face tensor. Raises `UserError` unless names and shapes fit the config."""
-        table, wanted = name_table(self.config), dict[str, tuple[int, ...]]()
+        names, expected = weight_map(self.config), dict[str, tuple[int, ...]]()
         with torch.device("meta"):
             model = GPT(self.config)
-        for name, (module, leaf) in base_parameters(model).items():
-            ours = name.rpartition(".")[0]
-            shape = tuple(getattr(module, leaf).shape)
-            names, order = [f"{n}.{leaf}" for n in lit_modules(ours, module)], None
+        for name, module, leaf, _ in (parameters := names.parameters(model)).values():
+            ours, shape = name.rpartition(".")[0], tuple(getattr(module, leaf).shape)
+            theirs, order = [f"{n}.{leaf}" for n in lit_modules(ours, module)], None
             old = f"{ours.removesuffix('qkv')}attn.{leaf}"
             if ours.endswith("attn.qkv") and old in self.weights:
-                names, order = [old], group_order(self.config)
-            sizes = module.parts if len(names) > 1 else shape[:1]  # type: ignore[union-attr]
-            wanted |= {n: (size, *shape[1:]) for n, size in zip(names, sizes)}  # type: ignore[arg-type]
-            if ours == "lm_head" and leaf == "weight" and self.config.tie_embeddings:
+                theirs, order = [old], group_order(self.config)
+            sizes = module.parts if len(theirs) > 1 else shape[:1]  # type: ignore[union-attr]
+            expected |= {n: (size, *shape[1:]) for n, size in zip(theirs, sizes)}  # type: ignore[arg-type]
+            tensors = parameters[name].tensors
+            if tensors[0].name == names.tied_head:
                 continue
-            pieces, row = stored_pieces(table, name, module, leaf), 0
-            for i, (hf, stored, rows) in enumerate(pieces):
-                here = slice(row, row + len(rows))
-                own = StoredRows(names, order, here, stored)
-                if len(pieces) == len(names):
-                    own = StoredRows([names[i]], order, slice(0, len(rows)), stored)
-                row += len(rows)
-                self.pieces[hf], self.shapes[hf] = own, tuple(stored.shape(rows.shape))
+            dtype = self.weights[theirs[0]].dtype if theirs[0] in self.weights else torch.float32
+            for i, (hf, form, rows) in enumerate(tensors):
+                alone = StoredRows([theirs[i]], order, slice(None), form) if len(tensors) == len(theirs) else None
+                self.sources[hf] = alone or StoredRows(theirs, order, rows, form)
+                self.shapes[hf] = parameters[name].shape(tensors[i])
                 self.files[hf] = self.file
-                dtype = self.weights[names[0]].dtype if names[0] in self.weights else torch.float32
                 self.dtypes[hf] = NAMES.get(dtype, str(dtype).removeprefix("torch."))
         found = {n: tuple(t.shape) for n, t in self.weights.items()}
-        wrong = [f"{n} is missing" for n in wanted if n not in found]
-        wrong += [f"{n} is unknown" for n in found if n not in wanted]
-        wrong += [f"{n} {found[n]} instead of {s}" for n, s in wanted.items() if n in found and found[n] != s]
+        wrong = [f"{n} is missing" for n in expected if n not in found]
+        wrong += [f"{n} is unknown" for n in found if n not in expected]
+        wrong += [f"{n} {found[n]} instead of {s}" for n, s in expected.items() if n in found and found[n] != s]
         if wrong:
-            raise UserError(f"{self.file} does not fit its {MODEL_CONFIG}: {'; '.join(wrong)}.")
+            raise UserError(f"{self.file} does not match its {MODEL_CONFIG}: {'; '.join(wrong)}.")
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Weights with their Hugging Face names, one after the other."""
         for name in names:
-            if self.read > READ:
-                self.weights, self.read = read_pth(self.file), 0
-            place = self.pieces[name]
-            parts = [self.weights[n] for n in place.names]
-            self.read += sum(t.nbytes for t in parts)
-            whole = parts[0] if len(parts) == 1 else torch.cat(parts)
-            whole = whole if place.order is None else whole[place.order.argsort()]
-            yield name, place.stored.from_ours(whole[place.rows]).contiguous()
+            if self.n_bytes_read > READ:
+                self.weights, self.n_bytes_read = read_pth(self.file), 0
+            source = self.sources[name]
+            tensors = [self.weights[n] for n in source.names]
+            self.n_bytes_read += sum(t.nbytes for t in tensors)
+            tensor = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+            tensor = tensor if source.order is None else tensor[source.order.argsort()]
+            yield name, source.form.from_ours(tensor[source.rows]).contiguous()
 
 
 def to_lit(checkpoint: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a model by LitGPT's names, as it stores them; a tied head is the embedding's tensor again.
+    """The weights of a model under LitGPT's names, in its form; a tied head is the embedding's tensor again.
 
     Raises:
         UserError: the weights do not fit the model.
     """
-    config = checkpoint.config
-    table, tied = name_table(config), tied_head(config)
+    names = weight_map(checkpoint.config)
     with torch.device("meta"):
-        model = GPT(config)
+        model = GPT(checkpoint.config)
     check_weights(model, checkpoint)
+    check_tied(checkpoint, names)
     embedding = torch.empty(0)
-    parameters = base_parameters(model)
-    for name in sorted(parameters, key=lambda n: n != "transformer.wte.weight"):
-        module, leaf = parameters[name]
-        ours = name.rpartition(".")[0]
-        pieces = stored_pieces(table, name, module, leaf)
-        if pieces[0][0] == tied:
-            if tied in checkpoint.files:
-                check_tied(checkpoint, tied, f"{table.to_hf('transformer.wte')[0]}.weight")
-            yield name, embedding
+    parameters = names.parameters(model).values()
+    for parameter in sorted(parameters, key=lambda p: p.name != "transformer.wte.weight"):
+        tensors, leaf = parameter.tensors, parameter.leaf
+        if tensors[0].name == names.tied_head:
+            yield parameter.name, embedding
             continue
-        parts = [stored.to_ours(checkpoint.tensor(hf)) for hf, stored, _ in pieces]
-        names = lit_modules(ours, module)
-        if len(parts) != len(names):
-            whole = torch.cat(parts)
-            sizes = module.parts if len(names) > 1 else [len(whole)]  # type: ignore[union-attr]
-            parts = list(whole.split(list(sizes)))  # type: ignore[arg-type]
-        if ours == "transformer.wte":
+        parts = [tensor.form.to_ours(checkpoint.tensor(tensor.name)) for tensor in tensors]
+        theirs = lit_modules(parameter.name.rpartition(".")[0], parameter.module)
+        if len(parts) != len(theirs):
+            joined = torch.cat(parts)
+            sizes = parameter.module.parts if len(theirs) > 1 else [len(joined)]  # type: ignore[union-attr]
+            parts = list(joined.split(list(sizes)))  # type: ignore[arg-type]
+        if parameter.name == "transformer.wte.weight":
             embedding = parts[0]
-        for theirs, part in zip(names, parts):
-            yield f"{theirs}.{leaf}", part.clone() if len(parts) > 1 else part.contiguous()
+        for module, part in zip(theirs, parts):
+            yield f"{module}.{leaf}", part.clone() if len(parts) > 1 else part.contiguous()
 
 
 def has_hf_weights(folder: Path) -> bool:
@@ -234,39 +207,39 @@ def has_hf_weights(folder: Path) -> bool:
 
 
 @cache
-def say(message: str) -> None:
-    """Once for all."""
+def notify(message: str) -> None:
+    """Print a message once per process."""
     print(f"litgpt: {message}", file=sys.stderr)
 
 
 def lit_modules(ours: str, module: Any) -> list[str]:
-    """LitGPT's modules that hold a module of ours, in the order of its rows."""
+    """The modules of LitGPT that hold a module of ours, in the order of its rows."""
     gated = ours.endswith(".fc") and len(getattr(module, "parts", ())) == 2
     return [f"{ours}_1", f"{ours}_2"] if gated else [ours]
 
 
 def our_module(theirs: str) -> tuple[str, int]:
-    """Our module for one of LitGPT's, and which of its blocks that is."""
+    """Our module for a module of LitGPT, and the index of the block that it holds."""
     if found := re.fullmatch(r"(.*\.fc)_([12])", theirs):
         return found[1], int(found[2]) - 1
     return re.sub(r"\.attn\.attn$", ".attn.qkv", theirs), 0
 
 
 def group_order(config: Config) -> torch.Tensor:
-    """For each row of an `attn.attn`, which of ours it is."""
+    """For each row of an `attn.attn`, the index of our row."""
     assert config.n_query_groups is not None and config.head_size is not None
     return rows_by_group(config.n_head, config.n_query_groups, config.head_size)
 
 
 def read_pth(file: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file of LitGPT's by their names; the file is mapped into memory, and nothing of it is run.
+    """The weights in a file of LitGPT by their names. The file is mapped into memory, and no code in it runs.
 
     Raises:
-        UserError: it is cut short, holds something else, or wants to run code.
+        UserError: it is truncated, holds something else, or contains code to run.
     """
     state = read(file)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
-        raise UserError(f"{file} does not hold weights by their names.")
-    return {str(name).replace("_orig_mod.", ""): t for name, t in state.items()}  # the prefix of a compiled model
+        raise UserError(f"{file} does not hold named weights.")
+    return {str(name).replace("_orig_mod.", ""): t for name, t in state.items()}  # prefix of a compiled model

@@ -7,9 +7,9 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.families import name_table
+from litgpt.families import weight_map
 from litgpt.litgpt_format.adapter import SETTINGS, prefix_sources, read_lora, read_settings
-from litgpt.litgpt_format.folder import ADAPTERS, group_order, read_pth, say
+from litgpt.litgpt_format.folder import ADAPTERS, group_order, notify, read_pth
 from litgpt.methods.adapter import LLaMAAdapter, Prefix, trained
 from litgpt.methods.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
 from litgpt.methods.peft_folder import AdapterSlice, Delta, LoRAFolder, fused_delta
@@ -45,10 +45,10 @@ class LitLoRAFolder(LoRAFolder):
         return {name: [AdapterSlice(name, name, len(delta.a))] for name, delta in self.deltas(config).items()}
 
     def deltas(self, config: Config) -> dict[str, Delta]:
-        table, scale = name_table(config), self.alpha / self.r
+        names, scale = weight_map(config), self.alpha / self.r
         deltas: dict[str, Delta] = {}
         for ours, blocks in read_lora(self.file, self.r, self.adapted, config).items():
-            stored = table.stored(ours)
+            stored = names.stored(ours)
             if len(stored) > 1:
                 deltas |= {stored[i].module: Delta(a, b, scale) for i, (a, b) in blocks.items()}
             else:
@@ -112,7 +112,7 @@ class LitPrefixFolder:
                 attention.prefix.order = rows if other_rows else None
                 attention.prefix.softcap = config.attention_logit_softcapping
         if other_rows:
-            say(f"{self.file}: its prefix takes keys and values from the rows that LitGPT takes, not the paper's.")
+            notify(f"{self.file}: its prefix takes keys and values from the rows that LitGPT takes, not the paper's.")
         if self.version == 2:  # which wraps routers too
             for name, router in [(n, m) for n, m in model.named_modules() if isinstance(m, Router)]:
                 parent, _, leaf = name.rpartition(".")

@@ -19,7 +19,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
-from litgpt.families import name_table
+from litgpt.families import weight_map
 from litgpt.methods.quantize import QuantizedLinear, full_weight
 from litgpt.model import GPT
 from litgpt.storage.fields import pattern
@@ -318,11 +318,11 @@ class LoRA:
         Raises:
             UserError: what is selected is not in this model, or cannot be changed as wanted.
         """
-        table = name_table(model.config)
+        names = weight_map(model.config)
         model.requires_grad_(False)
         chosen = self.chosen_layers(model.config.n_layer)
         linears = [
-            (n, m, table.holders(n, getattr(m, "parts", (m.out_features,))))
+            (n, m, names.holders(n, getattr(m, "parts", (m.out_features,))))
             for n, m in model.named_modules()
             if isinstance(m, nn.Linear)
         ]

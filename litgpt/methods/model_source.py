@@ -13,8 +13,9 @@ from torch import nn
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Overlaid, fill_weights, load_weights, open_checkpoint
 from litgpt.errors import UserError
-from litgpt.families import name_table
-from litgpt.families.weights import Weights, base_parameters
+from litgpt.families import weight_map
+from litgpt.families.table import Parameter
+from litgpt.families.weights import Weights
 from litgpt.litgpt_format.adapter import lit_adapter_file
 from litgpt.litgpt_format.folder import ADAPTERS
 from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
@@ -123,9 +124,7 @@ class ModelSource:
             self.adapter.load_into(model)
             self.replaced = [name for name, version in versions(model).items() if version != before[name]]
         if isinstance(weights, Overlaid):
-            table = name_table(weights.config)
-            modules = {name: (table.from_hf(name.rpartition(".")[0]) or ("",))[0] for name in weights.replaced}
-            self.replaced += [f"{ours}.{name.rpartition('.')[2]}" for name, ours in modules.items()]
+            self.replaced += map(weight_map(weights.config).find_parameter, weights.replaced)
         return model.requires_grad_(False).eval()
 
     def check_base(self) -> None:
@@ -152,18 +151,17 @@ class ModelSource:
             put(model, name, wrapper.linear)
         for attention in attentions:
             attention.prefix = None
-        slots = {name: slot for name, slot in base_parameters(model).items() if name in self.replaced}
-        learned = {name: getattr(*slot).clone() for name, slot in slots.items()}
-        base, table = self.checkpoint, name_table(self.checkpoint.config)
+        changed = {name: p for name, p in pretrained(model).items() if name in self.replaced}
+        learned = {name: parameter.value.clone() for name, parameter in changed.items()}
+        base, names = self.checkpoint, weight_map(self.checkpoint.config)
         if base.config.tie_embeddings and not model.config.tie_embeddings:
-            heads = {f"{table.to_hf('lm_head')[0]}.weight": base.tensor(f"{table.to_hf('transformer.wte')[0]}.weight")}
-            base = Overlaid(base, heads, model.config)
-        fill_weights(model, base, slots)
+            base = Overlaid(base, {names.head: base.tensor(names.embedding)}, model.config)
+        fill_weights(model, base, changed)
         try:
             yield
         finally:
-            for name, slot in slots.items():
-                getattr(*slot).copy_(learned[name])
+            for name, parameter in changed.items():
+                parameter.value.copy_(learned[name])
             for name, wrapper in wrappers:
                 put(model, name, wrapper)
             for attention, prefix in zip(attentions, prefixes):
@@ -172,7 +170,11 @@ class ModelSource:
 
 def versions(model: GPT) -> dict[str, int]:
     """For each pretrained weight a number that grows when it is written to."""
-    return {name: getattr(*slot)._version for name, slot in base_parameters(model).items()}
+    return {name: parameter.value._version for name, parameter in pretrained(model).items()}
+
+
+def pretrained(model: GPT) -> dict[str, Parameter]:
+    return weight_map(model.config).parameters(model)
 
 
 def put(model: nn.Module, name: str, module: nn.Module) -> None:

@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import nn
 
-from litgpt.families import aliases, name_table
-from litgpt.families.table import NameTable
-from litgpt.families.weights import base_parameters
+from litgpt.families import aliases, weight_map
+from litgpt.families.table import WeightMap
 from litgpt.methods.lora import LoRA, LoRALinear, lora_layers
 from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS, Delta, fused_delta
 from litgpt.methods.quantize import full_weight
@@ -35,12 +34,12 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     Args:
         base: The base model: its repository id or its absolute path.
     """
-    table = name_table(model.config)
-    deltas, experts = learned_deltas(model, table)
+    names = weight_map(model.config)
+    deltas, experts = learned_deltas(model, names)
     stacked = [delta for params in experts.values() for one in params.values() for delta in one.values()]
     r = max((len(delta.a) for delta in (*deltas.values(), *stacked)), default=lora.r)
     alpha = lora.scaling * r if lora.variant == "rslora" else lora.alpha * r / lora.r
-    in_full = trained_embeddings(model, table, deltas)
+    in_full = trained_embeddings(model, names, deltas)
     parameters = [f"{module}.{name}" for module, params in experts.items() for name in params]
     modules = list(deltas)
     if model.config.n_expert:  # peft would take these for the experts
@@ -55,11 +54,11 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": 0.0 if parameters else lora.dropout,  # of a parameter peft has none
         "use_dora": lora.variant == "dora",
-        "target_modules": target_modules(set(modules), model, table),
+        "target_modules": target_modules(set(modules), model, names),
         "target_parameters": sorted(parameters) or None,
         "modules_to_save": sorted({n.split(".")[-2] for n in in_full if ".base_layer." not in n}) or None,
         "bias": "none",
-        "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in table.stored(name)),
+        "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in names.stored(name)),
         "inference_mode": True,
     }
     tensors = in_full | named_tensors(deltas, r) | stacked_tensors(experts, r, model.config.n_expert)
@@ -74,12 +73,12 @@ def in_memory(model: GPT, module: str) -> str:
 
 
 @torch.no_grad()
-def learned_deltas(model: GPT, table: NameTable) -> tuple[dict[str, Delta], Experts]:
+def learned_deltas(model: GPT, names: WeightMap) -> tuple[dict[str, Delta], Experts]:
     """What was learned, by the names in memory of the modules that hold it; that of the experts apart."""
     deltas: dict[str, Delta] = {}
     experts: Experts = defaultdict(lambda: defaultdict(dict))
     for name, layer in lora_layers(model).items():
-        stored = table.stored(name)
+        stored = names.stored(name)
         expert = re.search(r"\.experts\.(\d+)\.", name)
         if expert:
             module, parameter = stack(stored[0].module, expert[1], model)
@@ -158,7 +157,7 @@ def stacked_tensors(experts: Experts, r: int, n_expert: int) -> dict[str, torch.
     return tensors
 
 
-def trained_embeddings(model: GPT, table: NameTable, deltas: Mapping[str, Delta]) -> dict[str, torch.Tensor]:
+def trained_embeddings(model: GPT, names: WeightMap, deltas: Mapping[str, Delta]) -> dict[str, torch.Tensor]:
     """The embedding by its name in memory, if it was trained, and a tied head: `peft` would leave it as it was.
 
     Args:
@@ -168,22 +167,21 @@ def trained_embeddings(model: GPT, table: NameTable, deltas: Mapping[str, Delta]
     if not model.transformer.wte.weight.requires_grad:
         return {}
     embedding = full_tensor(model.transformer.wte.weight)
-    (wte,), (head,) = table.to_hf("transformer.wte"), table.to_hf("lm_head")
-    tensors = {f"{in_memory(model, wte)}.weight": embedding}
+    tensors = {in_memory(model, names.embedding): embedding}
     if model.config.tie_embeddings:
-        head, slots = in_memory(model, head), base_parameters(model)
+        head, parameters = in_memory(model, names.head).removesuffix(".weight"), names.parameters(model)
         tensors[f"{head}.base_layer.weight" if head in deltas else f"{head}.weight"] = embedding.clone()
-        if "lm_head.bias" in slots and head not in deltas:  # peft takes whole modules
-            tensors[f"{head}.bias"] = full_tensor(getattr(*slots["lm_head.bias"]))
+        if "lm_head.bias" in parameters and head not in deltas:  # peft takes whole modules
+            tensors[f"{head}.bias"] = full_tensor(parameters["lm_head.bias"].value)
     return tensors
 
 
-def target_modules(adapted: set[str], model: GPT, table: NameTable) -> list[str]:
+def target_modules(adapted: set[str], model: GPT, names: WeightMap) -> list[str]:
     """The names for `target_modules` that select exactly these modules: their last parts if that is enough."""
-    if table.kept.pattern != r"(?!)":  # the parts of the model that are not read may have the same names
+    if names.kept.pattern != r"(?!)":  # the parts of the model that are not read may have the same names
         return sorted(adapted)
     linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear))
-    every = {in_memory(model, hf) for name in linears for hf in table.to_hf(name)}
+    every = {in_memory(model, form.module) for name in linears for form in names.stored(name)}
     leaves = {module.rpartition(".")[2] for module in adapted}
     same_leaf = {hf for hf in every if hf.rpartition(".")[2] in leaves}
     return sorted(leaves if same_leaf == adapted else adapted)

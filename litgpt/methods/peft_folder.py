@@ -23,9 +23,9 @@ import torch
 
 from litgpt.checkpoint.folder import Overlaid, opened
 from litgpt.errors import UserError
-from litgpt.families import aliases, name_table
+from litgpt.families import aliases, weight_map
 from litgpt.families.table import Stored
-from litgpt.families.weights import Weights, base_parameters
+from litgpt.families.weights import Weights
 from litgpt.methods.lora import LoRA, lora_layers
 from litgpt.model import GPT
 from litgpt.model.config import Config
@@ -225,10 +225,10 @@ class LoRAFolder:
         """
         if not self.in_full:
             return base
-        config, table = base.config, name_table(base.config)
+        config, names = base.config, weight_map(base.config)
         weights, shared = self.whole_weights(config)
         edits, tokens = self.updated_embeddings(config), self.trained_tokens(config)
-        wte, head = (f"{table.to_hf(ours)[0]}.weight" for ours in ("transformer.wte", "lm_head"))
+        wte, head = names.embedding, names.head
         if config.tie_embeddings and not {wte, head}.isdisjoint((*weights, *edits, *tokens)):
             # `shared`: what both have in common; in `modules_to_save` are copies, one for each
             common = next((weights[name] for name in (head, wte) if name in shared), None)
@@ -315,13 +315,15 @@ class LoRAFolder:
         Raises:
             UserError: modules or shapes that the model does not have; all of them at once.
         """
-        table, deltas = name_table(model.config), self.deltas(model.config)
+        names, deltas = weight_map(model.config), self.deltas(model.config)
         wrong = []
         for name, layer in lora_layers(model).items():
             adapted = {i: (a, b) for i, a, b in layer.blocks()}
             magnitudes = layer.magnitude.split(layer.adapted_sizes) if layer.magnitude is not None else ()
             magnitude = dict(zip(adapted, magnitudes))
-            for block, (stored, size) in enumerate(table.pieces(name, layer.sizes)):
+            stored_modules = names.stored(name)
+            sizes = layer.sizes if len(stored_modules) > 1 else [sum(layer.sizes)]
+            for block, (stored, size) in enumerate(zip(stored_modules, sizes)):
                 if stored.module not in deltas:
                     continue
                 delta = deltas.pop(stored.module)
@@ -342,13 +344,15 @@ class LoRAFolder:
 
     def add_to_routers(self, model: GPT, deltas: dict[str, Delta]) -> list[str]:
         """Add updates of routers to their weights, as `peft` does; returns modules that the model does not have."""
-        table, slots = name_table(model.config), base_parameters(model)
+        names = weight_map(model.config)
+        parameters = names.parameters(model)
         wrong, left_out = [], []
         for module, delta in sorted(deltas.items()):
-            router = slots.get(f"{(table.from_hf(module) or ('',))[0]}.weight", (None, ""))[0]
+            found = parameters.get(names.find_parameter(f"{module}.weight"))
+            router = found and found.module
             if isinstance(router, Router) and delta.shape == tuple(router.weight.shape):
                 router.weight.copy_(delta.to(router.weight.device).added_to(router.weight))
-            elif table.kept.search(f"{module}.weight"):
+            elif names.kept.search(f"{module}.weight"):
                 left_out.append(module)
             else:
                 wrong.append(module)

@@ -1,4 +1,4 @@
-"""What one model is: its sizes and the switches of its math."""
+"""The configuration of a model: its sizes and the switches of its math."""
 
 from contextlib import suppress
 from dataclasses import dataclass, field, fields
@@ -15,15 +15,15 @@ from litgpt.storage.files import PlainSafeLoader, read_yaml
 
 @dataclass
 class Config:
-    """Sizes and switches of a `GPT`. The field names are LitGPT's where LitGPT has the switch.
+    """Sizes and switches of a `GPT`, under LitGPT's names for the switches that LitGPT has.
 
-    `litgpt.families.read_config` makes it from a checkpoint's `config.json`, `from_name` from `models.yaml`.
+    `litgpt.families.read_config` reads it from a checkpoint's `config.json`, `from_name` from `models.yaml`.
     """
 
-    model_type: str = "llama"  # the family: whose `config.json` and weight names these are
-    name: str = ""  # for people; nothing depends on it
-    repo_id: str = ""  # where a known model is published
-    block_size: int = 4096  # positions the model was made for
+    model_type: str = "llama"  # the family, which decides on `config.json` and weight names
+    name: str = ""  # for display only
+    repo_id: str = ""  # the repository of a known model
+    block_size: int = 4096  # the maximum number of positions
     padded_vocab_size: int = 32000  # rows of the embedding and of the head
     n_layer: int = 16
     n_embd: int = 4096
@@ -42,10 +42,10 @@ class Config:
     post_attention_norm: bool = False
     post_mlp_norm: bool = False
     parallel_residual: bool = False  # attention and feed-forward read the same input
-    shared_attention_norm: bool = False  # ... and the same norm of it
-    residual_multiplier: float = 1.0  # of what attention and feed-forward add to the stream
-    bias: bool = False  # in every linear layer of a block ...
-    attn_bias: Optional[bool] = None  # ... unless these say otherwise: in q, k, v
+    shared_attention_norm: bool = False  # ... after the same norm
+    residual_multiplier: float = 1.0  # scales what attention and feed-forward add to the stream
+    bias: bool = False  # in every linear layer of a block, ...
+    attn_bias: Optional[bool] = None  # ... unless these override it: in q, k, v
     attn_proj_bias: Optional[bool] = None  # in the projection after attention
     mlp_bias: Optional[bool] = None
 
@@ -55,18 +55,18 @@ class Config:
     norm_qk: bool = False
     norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
     clip_qkv: Optional[float] = None
-    sliding_window_size: Optional[int] = None  # tokens that a local layer sees, the current one among them
-    sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; all by default
+    sliding_window_size: Optional[int] = None  # tokens that a local layer sees, including the current one
+    sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
 
     # positions
     learned_positions: bool = False  # an embedding of positions
-    rotary_percentage: float = 1.0  # share of a head that rotates
+    rotary_percentage: float = 1.0  # the share of a head that rotates
     rope_base: float = 10000.0
     rope_type: str = "default"
-    rope_adjustments: dict[str, Any] = field(default_factory=dict)  # the numbers that `rope_type` needs
+    rope_adjustments: dict[str, Any] = field(default_factory=dict)  # the numbers of `rope_type`
     rope_local_base_freq: Optional[float] = None  # another base, without adjustments, ...
     rope_indices: Optional[list[int]] = None  # ... for each layer that has a 1 here
-    rope_layers: Optional[list[int]] = None  # 1 for each layer whose heads rotate; all by default
+    rope_layers: Optional[list[int]] = None  # 1 for each layer with a rope; by default all have it
 
     # feed-forward
     mlp_class_name: str = "LLaMAMLP"
@@ -74,7 +74,7 @@ class Config:
     n_expert: int = 0
     n_expert_per_token: int = 0
     moe_intermediate_size: Optional[int] = None
-    moe_layers: Optional[list[int]] = None  # 1 for each layer with experts; all by default
+    moe_layers: Optional[list[int]] = None  # 1 for each layer with experts; by default all have them
     norm_topk_prob: bool = True  # the weights of a token's experts sum to 1
 
     # the ends
@@ -95,12 +95,12 @@ class Config:
 
     @classmethod
     def from_name(cls, name: str) -> "Config":
-        """A known model, by its name or the id of its repository.
+        """The config of a known model, by its name or the id of its repository.
 
-        The head has a weight of its own, as LitGPT's models have, also where the published model ties it.
+        The head has its own weight, as in LitGPT, even if the published model ties it to the embedding.
 
         Raises:
-            UserError: no such model; the nearest name is in the message.
+            UserError: there is no such model. The message suggests a similar name.
         """
         rows = known_models()
         found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
@@ -111,16 +111,16 @@ class Config:
 
     @classmethod
     def from_file(cls, path: Path) -> "Config":
-        """What LitGPT's `model_config.yaml` describes.
+        """The config that LitGPT's `model_config.yaml` describes.
 
-        The file does not say which family it is. That is found by its repository, or by its switches.
+        The file does not name the family. It is derived from the repository or the switches.
 
         Raises:
-            UserError: it cannot be read, or asks for math that is not implemented.
+            UserError: the file cannot be read, or asks for math that is not implemented.
         """
         numbers = read_yaml(Path(path))
         if not is_fields(numbers) or any(numbers.get(k) is None for k in ("n_layer", "n_embd", "n_head")):
-            raise UserError(f"{path} is no model_config.yaml of LitGPT: n_layer, n_embd and n_head are wanted.")
+            raise UserError(f"{path} is not a model_config.yaml of LitGPT. Expected n_layer, n_embd and n_head.")
         try:
             return from_litgpt(numbers)
         except UserError as e:
@@ -133,27 +133,27 @@ class Config:
 
     @property
     def rope_n_elem(self) -> int:
-        """Dimensions of a head that rotate."""
+        """How many dimensions of a head rotate."""
         assert self.head_size is not None
         return int(self.rotary_percentage * self.head_size)
 
     def window(self, layer: int) -> Optional[int]:
-        """Tokens that this layer sees, the current one among them; None if all."""
+        """How many tokens this layer sees, including the current one; None if all."""
         return self.sliding_window_size if on(self.sliding_window_indices, layer) else None
 
     def rope_kind(self, layer: int) -> Optional[int]:
-        """Which rope this layer has: 0, 1 for the local one, None for none."""
+        """The rope of this layer: 0 for the global one, 1 for the local one, None without."""
         if self.rope_n_elem == 0 or not on(self.rope_layers, layer):
             return None
         return int(self.rope_local_base_freq is not None and on(self.rope_indices, layer))
 
     def mlp_class(self, layer: int) -> str:
-        """The feed-forward part of this layer."""
+        """The class of this layer's feed-forward part."""
         return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
 
 
 def on(indices: Optional[list[int]], layer: int) -> bool:
-    """Whether a list of 0 and 1 has a 1 for this layer; a list that is not given has ones."""
+    """Whether a list of 0 and 1 has a 1 for this layer; None stands for all ones."""
     return indices is None or bool(indices[layer])
 
 
@@ -173,13 +173,13 @@ def known_models() -> dict[str, dict[str, Any]]:
     return models
 
 
-MOST_LAYERS = 10_000  # lists have an entry for each
+MOST_LAYERS = 10_000  # lists have one entry per layer
 CHOICES = {
     "mlp_class_name": ("LLaMAMLP", "GemmaMLP", "GptNeoxMLP", "LLaMAMoE"),
     "norm_class_name": ("RMSNorm", "LayerNorm"),
     "gelu_approximate": ("none", "tanh"),
 }
-LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that the model_config.yaml of an older LitGPT may lack
+LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml may lack
     "padded_vocab_size": 50688,
     "norm_class_name": "LayerNorm",
     "parallel_residual": True,
@@ -187,12 +187,12 @@ LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that the model_config.yaml of a
     "rotary_percentage": 0.25,
     "mlp_class_name": "GptNeoxMLP",
 }
-LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # without effect on its math
-LITGPT_REFUSED = (  # unless they are off
+LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # these do not change the math
+LITGPT_REFUSED = (  # refused unless they are off
     *("rope_interleave", "n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"),
     *("first_k_dense_replace", "latent_attention"),
 )
-LITGPT_LLAMA3 = {  # its names of a rope's numbers, and Hugging Face's
+LITGPT_LLAMA3 = {  # its names of a rope's numbers: those of Hugging Face
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
     "high_freq_factor": "high_freq_factor",
@@ -203,8 +203,8 @@ LITGPT_LLAMA3 = {  # its names of a rope's numbers, and Hugging Face's
 def from_litgpt(numbers: dict[str, Any]) -> Config:
     """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented.
 
-    Two things depend on the name there: `Gemma` in it makes an RMSNorm scale by 1 + weight, and `OLMo` in it takes the
-    weights of a LayerNorm away.
+    In LitGPT two switches depend on the name: with `Gemma` in it an RMSNorm scales by 1 + weight, with `OLMo` in it a
+    LayerNorm has no weights.
     """
     known = {k: v for k, v in numbers.items() if v is not None and not k.startswith(("lora_", "adapter_"))}
     numbers = LITGPT_DEFAULTS | {k: v for k, v in known.items() if k not in LITGPT_UNUSED}
@@ -217,7 +217,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     refused += ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
     if "beta_fast" in rope or "beta_slow" in rope:
         raise UserError(
-            "rope_adjustments of the YaRN kind is not implemented: LitGPT computes it otherwise than others."
+            "rope_adjustments for YaRN are not implemented, because LitGPT computes it unlike other libraries."
         )
     placing = numbers.pop("sliding_window_layer_placing", "all")
     condense = checked("rope_condense_ratio", numbers.pop("rope_condense_ratio", 1), float)
@@ -256,7 +256,9 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     }
     size = numbers.get("head_size") or numbers["n_embd"] // numbers["n_head"]
     if int(numbers["rotary_percentage"] * size) % 2:
-        raise UserError(f"rotary_percentage {numbers['rotary_percentage']} of heads of {size} is an odd number.")
+        raise UserError(
+            f"rotary_percentage {numbers['rotary_percentage']} rotates an odd number of {size} dimensions per head."
+        )
     known_row = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
     return Config(
         **numbers
@@ -276,10 +278,10 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     """The fields of LitGPT's `model_config.yaml`.
 
     Args:
-        name: The model's name there, on which some of its math depends: see `from_litgpt`.
+        name: The model's name in LitGPT, on which two switches depend. See `from_litgpt`.
 
     Raises:
-        UserError: LitGPT has no switch for some of the model's math; the fields are named.
+        UserError: LitGPT cannot express some of the model's math. The message names the fields.
     """
     c = config
     same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
@@ -299,16 +301,16 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
         "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
     }
     lost = [] if c.rope_type in ("default", "linear", "llama3") else ["rope_type"]
-    lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT leaves the odd dimension where it is
+    lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT does not rotate the odd dimension
     lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
     lost = lost or differences(c, from_litgpt(numbers))
     if named := {"norm_unit_offset", "norm_affine"} & set(lost):
         raise UserError(
-            f"LitGPT goes by the name of a model for {', '.join(sorted(named))}: {name!r} will not do for this one; "
-            "'Gemma' in it has norms scale by 1 + weight, 'OLMo' in it means LayerNorms without weights."
+            f"LitGPT derives {', '.join(sorted(named))} from the name of a model, and {name!r} does not fit this one. "
+            "With 'Gemma' in the name norms scale by 1 + weight, with 'OLMo' LayerNorms have no weights."
         )
     if lost:
-        raise UserError(f"LitGPT has no model with this {', '.join(lost)}.")
+        raise UserError(f"LitGPT has no model with the same {', '.join(lost)}.")
     return numbers
 
 
@@ -318,13 +320,13 @@ LITGPT_FIELDS = """
     attention_scores_scalar attention_logit_softcapping norm_qk sliding_window_size sliding_window_indices
     rotary_percentage rope_local_base_freq rope_indices mlp_class_name gelu_approximate n_expert n_expert_per_token
     moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
-""".split()  # that mean the same in both
+""".split()  # with the same meaning in both
 
 
 def meaning(config: Config) -> dict[str, Any]:
-    """What a config says about the math of a model: equal for two configs that say it in other words.
+    """What a config says about the math of a model. It is equal for two configs that express the same math.
 
-    Left out are names, the length, and whether the head is the embedding, which are no math.
+    It skips names, the length, and whether the head is the embedding.
     """
     c, layers = config, range(config.n_layer)
     mlps = [c.mlp_class(i) for i in layers]
@@ -339,30 +341,34 @@ def meaning(config: Config) -> dict[str, Any]:
     found["rotary_percentage"] = c.rope_n_elem
     found["attention_scores_scalar"] = c.attention_scores_scalar or c.head_size
     found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
-    without_effect = ["sliding_window_indices", "rope_indices", "moe_layers"]
-    without_effect += [] if "LLaMAMoE" in mlps else ["n_expert", "n_expert_per_token", "norm_topk_prob"]
-    without_effect += ["moe_intermediate_size"] if "LLaMAMoE" not in mlps else []
-    without_effect += ["intermediate_size"] if set(mlps) == {"LLaMAMoE"} else []
-    without_effect += ["gelu_approximate"] if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps) else []
-    without_effect += ["norm_qk_type"] if not c.norm_qk else []
-    without_effect += ["norm_unit_offset" if c.norm_class_name == "LayerNorm" else "norm_affine"]
-    without_effect += ["norm_2"] if c.shared_attention_norm else []
+    unused = {"sliding_window_indices", "rope_indices", "moe_layers"}
+    if "LLaMAMoE" not in mlps:
+        unused |= {"n_expert", "n_expert_per_token", "norm_topk_prob", "moe_intermediate_size"}
+    if set(mlps) == {"LLaMAMoE"}:
+        unused |= {"intermediate_size"}
+    if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps):
+        unused |= {"gelu_approximate"}
+    if not c.norm_qk:
+        unused |= {"norm_qk_type"}
+    unused |= {"norm_unit_offset" if c.norm_class_name == "LayerNorm" else "norm_affine"}
+    if c.shared_attention_norm:
+        unused |= {"norm_2"}
     if 0 not in found["rope_layers"]:
-        without_effect += ["rope_base", "rope_type", "rope_adjustments"]
+        unused |= {"rope_base", "rope_type", "rope_adjustments"}
     if 1 not in found["rope_layers"]:
-        without_effect += ["rope_local_base_freq"]
-    return {k: rounded(v) for k, v in found.items() if k not in without_effect}
+        unused |= {"rope_local_base_freq"}
+    return {k: rounded(v) for k, v in found.items() if k not in unused}
 
 
 def rounded(value: Any) -> Any:
-    """Numbers to twelve digits: what a root and a square leave of them."""
+    """Numbers to twelve digits, which survive a root and a square."""
     if isinstance(value, dict):
         return {k: rounded(v) for k, v in value.items()}
     return float(f"{value:.12g}") if isinstance(value, float) else value
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """The fields in which two configs mean other math."""
+    """The fields in which the math of two configs differs."""
     ours, theirs = meaning(a), meaning(b)
     return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
 
@@ -372,25 +378,25 @@ def is_fields(value: Any) -> bool:
 
 
 def checked(name: str, value: Any, declared: Any) -> Any:
-    """A field's value, of the declared type, which may be optional; 1e-05, which is text in YAML, as a number.
+    """The value of a field, checked against its declared type; 1e-05, which is text in YAML, becomes a number.
 
     Raises:
-        UserError: it is of another type.
+        UserError: it has another type.
     """
-    wanted = get_args(declared)[0] if type(None) in get_args(declared) else declared
-    kind = get_origin(wanted) or wanted
+    inner = get_args(declared)[0] if type(None) in get_args(declared) else declared
+    kind = get_origin(inner) or inner
     if kind is float and type(value) in (int, str):
         with suppress(ValueError):
             value = float(value)
     of_kind = type(value) is kind and (kind is not float or is_number(value))
     of_kind = of_kind and (kind is not int or value in range(2**31))
     if not of_kind or (kind is list and not all(type(v) is int for v in value)):
-        raise UserError(f"{name} {brief(value)} is of the wrong type.")
+        raise UserError(f"{name} {brief(value)} has the wrong type.")
     return value
 
 
 def family_of(numbers: dict[str, Any]) -> str:
-    """The family that has these switches, in LitGPT's field names."""
+    """The family that has these switches, under LitGPT's names."""
     mlp, layer_norm = numbers["mlp_class_name"], numbers["norm_class_name"] == "LayerNorm"
     if mlp == "GptNeoxMLP":
         return "phi" if numbers.get("lm_head_bias") else "gpt_neox" if numbers["bias"] else "falcon"

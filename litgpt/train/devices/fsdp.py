@@ -16,7 +16,7 @@ from lightning.fabric import Fabric
 from lightning.fabric.strategies import ModelParallelStrategy
 from torch import nn
 
-from litgpt.families.weights import base_parameters
+from litgpt.families import weight_map
 from litgpt.model import GPT
 from litgpt.train.loss import LossModel
 
@@ -87,7 +87,7 @@ class ShardedFabric(Fabric):
 
 def added_parameters(gpt: GPT) -> list[nn.Parameter]:
     """The parameters that a method added to the pretrained weights."""
-    pretrained = {id(getattr(*slot)) for slot in base_parameters(gpt).values()}
+    pretrained = {id(p.value) for p in weight_map(gpt.config).parameters(gpt).values()}
     return [p for p in gpt.parameters() if id(p) not in pretrained]
 
 

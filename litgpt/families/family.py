@@ -1,0 +1,125 @@
+"""What a model family is: the fields of its `config.json` and the names of its weights, read in both directions."""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple, Optional, Union, get_args
+
+from litgpt.families.reading import flag, integer, number
+from litgpt.families.table import Aliases, Rules, WeightMap, in_layers
+from litgpt.model.config import Config
+
+REQUIRED: Any = object()
+TYPES = {f.name: f.type for f in fields(Config)}
+
+# the names that Llama's weights have; most families begin from here
+ENDS: Rules = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "lm_head": "lm_head"}
+LAYER: Rules = {
+    "norm_1": "input_layernorm",
+    "attn.qkv": ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],
+    "attn.proj": "self_attn.o_proj",
+    "norm_2": "post_attention_layernorm",
+    "mlp.fc": ["mlp.gate_proj", "mlp.up_proj"],
+    "mlp.proj": "mlp.down_proj",
+}
+QK_NORMS: Rules = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.k_norm"}
+
+
+class Field(NamedTuple):
+    """A field of `config.json` that is a field of `Config`. Its type is that of the `Config` field.
+
+    Args:
+        key: Its name in `config.json`.
+        name: Its name in `Config`; several, separated by spaces, if it sets all of them.
+        default: Its value where it is missing. A field without a default is required.
+        written: Computes the value to write; by default it is that of the (first) `Config` field.
+    """
+
+    key: str
+    name: str
+    default: Any = REQUIRED
+    written: Optional[Callable[[Config], Any]] = None
+
+    def read(self, fields: dict[str, Any]) -> dict[str, Any]:
+        names = self.name.split()
+        if self.default is not REQUIRED:
+            fields = {self.key: self.default} | fields
+        declared = TYPES[names[0]]
+        if bool in (declared, *get_args(declared)):  # or Optional[bool]
+            value: Any = flag(fields, self.key)
+        elif int in (declared, *get_args(declared)):
+            value = integer(fields, self.key, *(() if self.default is REQUIRED else (None,)))
+        else:
+            value = number(fields, self.key, None)
+            value = float(value) if declared is float else value
+        return dict.fromkeys(names, value)
+
+    def write(self, config: Config) -> dict[str, Any]:
+        return {self.key: self.written(config) if self.written else getattr(config, self.name.split()[0])}
+
+
+class Part(NamedTuple):
+    """Fields of `config.json` that no row can describe.
+
+    Args:
+        read: Computes fields of `Config` from a parsed `config.json`. Raises `UserError` for what is not implemented.
+        write: Computes fields of `config.json` from a `Config`.
+    """
+
+    read: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}
+    write: Callable[[Config], dict[str, Any]] = lambda config: {}
+
+
+Row = Union[Part, Field, tuple[str, str], tuple[str, str, Any], tuple[str, str, Any, Callable[[Config], Any]]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """A model family, the `FAMILY` of its module.
+
+    Args:
+        architecture: The class in `transformers`.
+        rows: The fields of `config.json`, in the order in which they are written: the arguments of a `Field`, or a
+            `Part`. Later ones override the values that earlier ones read.
+        switches: Values of `Config` that no field describes.
+        defaults: Values of missing fields that differ from those of the rows.
+        layer: The names of a layer's weights, or a function that returns them.
+        ends: The names of the weights outside the layers.
+        prefix: Precedes the Hugging Face names of a layer. `{}` is its index.
+        unused: See `WeightMap`.
+        kept: See `WeightMap`.
+        aliases: The names that weights have elsewhere.
+    """
+
+    architecture: str
+    rows: Sequence[Row]
+    switches: Mapping[str, Any] = field(default_factory=dict)
+    defaults: Mapping[str, Any] = field(default_factory=dict)
+    layer: Union[Rules, Callable[[Config], Rules]] = field(default_factory=lambda: LAYER)
+    ends: Rules = field(default_factory=lambda: ENDS)
+    prefix: str = "model.layers.{}."
+    unused: str = r"rotary_emb\.inv_freq$"
+    kept: str = r"(?!)"
+    aliases: Aliases = field(default_factory=Aliases)
+
+    @property
+    def parts(self) -> list[Union[Field, Part]]:
+        return [row if isinstance(row, (Field, Part)) else Field(*row) for row in self.rows]
+
+    def read(self, fields: dict[str, Any]) -> dict[str, Any]:
+        """The fields of `Config` that a parsed `config.json` describes."""
+        fields, values = {**self.defaults, **fields}, dict(self.switches)
+        for part in self.parts:
+            values |= part.read(fields)
+        return values
+
+    def write(self, config: Config) -> dict[str, Any]:
+        """The `config.json` of a model, without its `model_type`. Reading it again shows whether it means the same."""
+        written: dict[str, Any] = {"architectures": [self.architecture]}
+        for part in self.parts:
+            written |= part.write(config)
+        return written
+
+    def weight_map(self, config: Config) -> WeightMap:
+        layer = self.layer(config) if callable(self.layer) else self.layer
+        rules = {**self.ends, **in_layers(config.n_layer, layer, self.prefix)}
+        return WeightMap(rules, self.unused, self.kept, config.tie_embeddings)
