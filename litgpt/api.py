@@ -27,7 +27,7 @@ from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, pick_device
-from litgpt.model.linear import pack, unpack
+from litgpt.model.linear import prepack, undo_prepack
 from litgpt.storage.outputs import new_folder
 from litgpt.text.prompts import PromptStyle, load_style, save_style
 from litgpt.text.tokenizer import Tokenizer, copy_files, save_stop
@@ -215,7 +215,7 @@ class LLM(nn.Module):
     ) -> Iterator[tuple[int, Any, Request]]:
         """The number of each text with its pieces as they come: of the answer's words, or of its ids."""
         if not self.changed:
-            pack(self.model)
+            prepack(self.model)
         engine = Engine(self.model, max(1, min(len(texts), batch_size)), self.max_length)
         training, shown = self.model.training, dict.fromkeys(texts, 0)
         self.model.eval()
@@ -344,9 +344,11 @@ class LLM(nn.Module):
         self.model.requires_grad_(True)
 
     def unpack(self) -> "LLM":
-        """Undo what answering does to the weights on a CPU (`litgpt.model.linear.pack`): for whoever holds tensors of
-        `.model` over an answer. What this class itself does with them needs no such call."""
-        if unpack(self.model):
+        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`).
+
+        Call this before you read tensors of `.model` yourself. The methods of this class do so.
+        """
+        if undo_prepack(self.model):
             self.model.tie_weights()
         return self
 

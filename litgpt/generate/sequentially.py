@@ -107,8 +107,8 @@ def moved(reading: ForwardContext, device: torch.device) -> ForwardContext:
         seen = each.seen if isinstance(each.seen, slice) else each.seen.to(device)
         each = EachRow(each.rows.to(device), each.places.to(device), seen, each.longest)
     ropes = [(cos.to(device), sin.to(device)) for cos, sin in reading.ropes]
-    masks = to(reading.causal), to(reading.band), to(reading.seen)
-    return replace(reading, ropes=ropes, each=each, causal=masks[0], band=masks[1], seen=masks[2])
+    causal, window, padding = (to(mask) for mask in (reading.causal_mask, reading.window_mask, reading.padding_mask))
+    return replace(reading, ropes=ropes, each=each, causal_mask=causal, window_mask=window, padding_mask=padding)
 
 
 def on_device(

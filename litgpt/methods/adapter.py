@@ -15,7 +15,8 @@ from torch.nn import functional as F
 
 from litgpt.errors import UserError
 from litgpt.model import GPT
-from litgpt.model.attention import CausalSelfAttention, softcapped_attention
+from litgpt.model.attention import CausalSelfAttention
+from litgpt.model.chunked_attention import softcapped_attention
 
 
 class Prefix(nn.Module):

@@ -22,6 +22,7 @@ from litgpt.errors import UserError
 from litgpt.families import name_table
 from litgpt.methods.quantize import QuantizedLinear, full_weight
 from litgpt.model import GPT
+from litgpt.model.kernels import dropout
 from litgpt.storage.fields import pattern
 
 TARGETS = ("query", "key", "value", "projection", "mlp", "head")
@@ -30,31 +31,10 @@ Init = Literal["kaiming", "pissa"]
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, which on a CPU draws a number of 64 bits for each input: here 16 of them decide, in a quarter of
-    the time. The share that is dropped is the nearest multiple of 2^-16, and the mean stays exact. For the backward
-    pass a byte is kept for each input."""
+    """`nn.Dropout` by the fastest kernel for the device."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.training and self.p and x.is_cpu) or torch.compiler.is_compiling():
-            return super().forward(x)
-        dropped = min(round(self.p * 2**16), 2**16 - 1)
-        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = drawn[: x.numel()].view(x.shape) >= dropped - 2**15
-        return Kept.apply(x, kept, 2**16 / (2**16 - dropped))
-
-
-class Kept(torch.autograd.Function):
-    """Those inputs that are kept, scaled; the others are 0."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
-        ctx.save_for_backward(kept)
-        ctx.scale = scale
-        return (x * kept).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
-        return (grads[0] * ctx.saved_tensors[0]).mul_(ctx.scale), None, None
+        return dropout(x, self.p) if self.training and self.p else x
 
 
 class LoRALinear(nn.Module):

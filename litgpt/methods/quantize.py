@@ -16,12 +16,12 @@ from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
-from litgpt.model.linear import PartwiseLinear, plain
+from litgpt.model.kernels import prepacked_4bit
+from litgpt.model.linear import PartwiseLinear, in_rows
 from litgpt.model.sharded import full_tensor
 
 QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
-PACKED_ROWS = 32  # of a tile of packed 4-bit weights
 OUTLIER = 6.0  # inputs above this are multiplied unrounded, as in the paper on 8 bits
 
 
@@ -92,20 +92,12 @@ class QuantizedLinear(PartwiseLinear):
             return bitsandbytes().matmul(x, packed, state=state)
         return bitsandbytes().matmul_4bit(x, packed, state)
 
-    def pack(self, shared: bool = False) -> None:
-        """Lay out 4 bits as bitsandbytes' kernel for CPUs reads them, as `transformers` does for a model that answers:
-        a token takes a tenth of the time, and the scales are rounded to bfloat16."""
-        functional = bitsandbytes().functional
-        if self.scheme in INT8 or not getattr(functional, "has_avx512bf16", bool)():
-            return
-        for part, (packed, state) in enumerate(self.stored):
-            rows, columns = state.shape
-            whole = rows % PACKED_ROWS == 0 and columns % state.blocksize == 0
-            if packed.is_cpu and state.dtype == torch.bfloat16 and whole and not in_tiles(state):
-                self.stored[part] = functional._convert_weight_packed_for_cpu(packed, state, PACKED_ROWS)
+    def prepack(self, shared: bool = False) -> None:
+        if self.scheme not in INT8:
+            self.stored = [both if in_tiles(both[1]) else prepacked_4bit(*both) for both in self.stored]
 
-    def unpack(self) -> bool:
-        """Nothing: nobody reads or trains a quantized weight that has answered."""
+    def undo_prepack(self) -> bool:
+        """Does nothing: no code reads or trains a quantized weight after inference."""
         return False
 
     def dequantized(self) -> torch.Tensor:
@@ -135,13 +127,13 @@ def in_place_of(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]
 
 
 def in_tiles(state: Any) -> bool:
-    """Whether 4 bits lie as `QuantizedLinear.pack` lays them."""
+    """Whether a 4-bit weight is prepacked."""
     return getattr(state, "packing_format_for_cpu", False)
 
 
 def full_weight(linear: nn.Linear) -> torch.Tensor:
     """The weight (out_features, in_features) that a layer multiplies with."""
-    return linear.dequantized() if isinstance(linear, QuantizedLinear) else plain(full_tensor(linear.weight))
+    return linear.dequantized() if isinstance(linear, QuantizedLinear) else in_rows(full_tensor(linear.weight))
 
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:

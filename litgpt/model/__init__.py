@@ -1,5 +1,6 @@
 """The model, in torch alone."""
 
+from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import KVCache
 
