@@ -146,8 +146,8 @@ def test_lora_that_does_not_fit(base, tmp_path, capsys):
     assert "does not fit the model" in message(lora_r=4)
     assert "hyperparameters.yaml: lora_r: " in message(lora_r="many")
     assert "hyperparameters.yaml: lora_r: " in message(lora_r=0)
-    assert "name it with --base DIR" in message(checkpoint_dir="gone")
-    assert "name it with --base DIR" in message(checkpoint_dir=None)
+    assert "--base DIR" in message(checkpoint_dir="gone")
+    assert "--base DIR" in message(checkpoint_dir=None)
     (tmp_path / "lora" / "hyperparameters.yaml").unlink()
     code, _, err = command(capsys, "generate", tmp_path / "lora")
     assert code == 2 and "no usable lora_r" in err
