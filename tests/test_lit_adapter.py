@@ -207,7 +207,7 @@ def test_rows_of_the_prefix(base, tmp_path, capsys):
     assert code == 2 and "no tokenizer" in err
     capsys.readouterr()
     model = ModelSource.open(tmp_path / "adapter").model(torch.float32, torch.device("cpu"))
-    assert "rows that LitGPT takes" in capsys.readouterr().err
+    assert "lit_model.pth.adapter" in capsys.readouterr().err
     attention = model.transformer.h[1].attn
     assert isinstance(attention.prefix, Prefix)
     fields, q = config_fields("llama"), drawn(2, 4, 6, 8)

@@ -104,8 +104,8 @@ def moved(reading: ForwardContext, device: torch.device) -> ForwardContext:
 
     each = reading.each
     if each is not None:
-        seen = each.seen if isinstance(each.seen, slice) else each.seen.to(device)
-        each = EachRow(each.rows.to(device), each.places.to(device), seen, each.longest)
+        index = each.index if isinstance(each.index, slice) else each.index.to(device)
+        each = EachRow(each.rows.to(device), each.positions.to(device), index, each.longest)
     ropes = [(cos.to(device), sin.to(device)) for cos, sin in reading.ropes]
     causal, window, padding = (to(mask) for mask in (reading.causal_mask, reading.window_mask, reading.padding_mask))
     return replace(reading, ropes=ropes, each=each, causal_mask=causal, window_mask=window, padding_mask=padding)

@@ -184,7 +184,7 @@ class LoRALinear(nn.Module):
 
 def identity(linear: nn.Module) -> tuple[tuple[int, int], ...]:
     """Changes when the weight of a layer is replaced or written to."""
-    weights = [packed for packed, _ in linear.stored] if isinstance(linear, QuantizedLinear) else [linear.weight]
+    weights = [weight for weight, _ in linear.stored] if isinstance(linear, QuantizedLinear) else [linear.weight]
     return tuple((id(weight), weight._version) for weight in weights)  # type: ignore[union-attr]
 
 
@@ -226,7 +226,7 @@ class Update(torch.autograd.Function):
 
 
 def pairs(a: torch.Tensor, lora_B: torch.Tensor, rows: list[slice]) -> tuple[tuple, tuple]:
-    """The products with A, and B, of each block."""
+    """The output of A, and B, of each block."""
     return a.chunk(len(rows), dim=-1), lora_B.split([at.stop - at.start for at in rows])
 
 
@@ -356,8 +356,8 @@ class LoRA:
             return [re.search(self.targets, module) is not None for module in hf]
         if name.endswith("attn.qkv"):
             return [self.query, self.key, self.value]
-        wanted = self.projection if ".attn." in name else self.mlp if ".mlp." in name else self.head
-        return [wanted] * len(hf)
+        on = self.projection if ".attn." in name else self.mlp if ".mlp." in name else self.head
+        return [on] * len(hf)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

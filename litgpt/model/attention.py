@@ -63,7 +63,7 @@ class ForwardContext:
                 self.each = self.cache.each_row(self.rows, device)
                 if min(pasts) < self.past:
                     positions = torch.arange(self.past + 1, device=device)
-                    self.padding_mask = positions <= self.each.places[:, None, None, None]
+                    self.padding_mask = positions <= self.each.positions[:, None, None, None]
             return
         windows = {config.window(layer) for layer in range(config.n_layer)}
         exceeded = {window for window in windows if window is not None and window < self.past + longest}

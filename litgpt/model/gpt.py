@@ -25,8 +25,8 @@ class Block(nn.Module):
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
 
-        def norm(wanted: bool) -> nn.Module:
-            return make_norm(config, config.n_embd) if wanted else nn.Identity()
+        def norm(used: bool) -> nn.Module:
+            return make_norm(config, config.n_embd) if used else nn.Identity()
 
         self.norm_1 = norm(config.norm_1)
         self.attn = CausalSelfAttention(config, layer)

@@ -19,14 +19,14 @@ class EachRow:
 
     Args:
         rows: The cache row of each sequence, (B,).
-        places: The position of each token in its sequence, (B,).
-        seen: `rows` as an index: a slice if they are the first rows of the cache.
+        positions: The position of each token in its sequence, (B,).
+        index: `rows` as an index: a slice if they are the first rows of the cache.
         longest: Length of the longest sequence, with its new token.
     """
 
     rows: torch.Tensor
-    places: torch.Tensor
-    seen: Union[slice, torch.Tensor]
+    positions: torch.Tensor
+    index: Union[slice, torch.Tensor]
     longest: int
 
 
@@ -118,11 +118,11 @@ class KVCache:
                 cached[:, :, length % window] = t[:, :, 0]
             return tuple(stored)  # type: ignore[return-value]
         old = torch.arange(max(0, length - window + 1), length, device=device) % window
-        seen = [torch.cat([cached[:, :, old], t.to(cached.dtype)], dim=2) for cached, t in zip(stored, new)]
+        visible = [torch.cat([cached[:, :, old], t.to(cached.dtype)], dim=2) for cached, t in zip(stored, new)]
         kept = torch.arange(end - window, end, device=device) % window
-        for cached, t in zip(stored, seen):
+        for cached, t in zip(stored, visible):
             cached[:, :, kept] = t[:, :, -window:]
-        return tuple(seen)  # type: ignore[return-value]
+        return tuple(visible)  # type: ignore[return-value]
 
     def each_row(self, rows: Sequence[int], device: torch.device) -> EachRow:
         lengths = [self.length(row) for row in rows]
@@ -138,12 +138,12 @@ class KVCache:
         """
         window = self.windows[layer]
         stored = self.room(layer, k[:, :, None], v[:, :, None], int(each.rows.max()) + 1, each.longest)
-        at, seen = each.places, each.longest
+        at, n_slots = each.positions, each.longest
         if window is not None:
-            at, seen = at % window, min(seen, window)
+            at, n_slots = at % window, min(n_slots, window)
         for cached, t in zip(stored, (k, v)):
             cached[each.rows, :, at] = t.to(cached.dtype)
-        return tuple(cached[each.seen, :, :seen] for cached in stored)  # type: ignore[return-value]
+        return tuple(cached[each.index, :, :n_slots] for cached in stored)  # type: ignore[return-value]
 
     def room(self, layer: int, k: torch.Tensor, v: torch.Tensor, rows: int, slots: int) -> Pair:
         """The tensors of a layer, grown to at least this many rows and slots."""
