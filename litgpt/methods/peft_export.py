@@ -72,19 +72,17 @@ def in_memory(model: GPT, module: str) -> str:
 def in_memory_deltas(model: GPT) -> tuple[dict[str, Delta], Stacks]:
     """The updates by the names in memory of their modules, and those of stacked experts."""
     deltas: dict[str, Delta] = {}
-    parts: dict[tuple[str, str, int], dict[int, Delta]] = defaultdict(dict)  # by stack and expert, then by block
-    n_parts: dict[str, int] = {}
+    experts: dict[tuple[str, str, int, int], dict[int, Delta]] = defaultdict(dict)  # by expert, then by its part
     for module, delta in learned_deltas(model).items():
         if ".experts." not in module:
             deltas[in_memory(model, module)] = delta
             continue
-        holder, parameter, expert, part, n = place_in_stack(module, model)
-        parts[holder, parameter, expert][part] = delta
-        n_parts[parameter] = n
+        holder, parameter, number, n_parts, part = place_in_stack(module, model)
+        experts[holder, parameter, number, n_parts][part] = delta
     stacks: Stacks = defaultdict(lambda: defaultdict(dict))
-    for (holder, parameter, expert), blocks in parts.items():
-        n_rows = len(next(iter(blocks.values())).b)
-        stacks[holder][parameter][expert] = fused(blocks, [n_rows] * n_parts[parameter])
+    for (holder, parameter, number, n_parts), parts in experts.items():
+        n_rows = len(next(iter(parts.values())).b)
+        stacks[holder][parameter][number] = fused(parts, [n_rows] * n_parts)
     return deltas, stacks
 
 
@@ -92,8 +90,8 @@ def place_in_stack(module: str, model: GPT) -> tuple[str, str, int, int, int]:
     """Where the stacks in memory hold a module of an expert.
 
     Returns:
-        The module that holds the stack, its parameter, the number of the expert, which part of the expert it is, and
-        the number of parts.
+        The module that holds the stack, its parameter, the number of the expert, how many parts an expert has there,
+        and which of them this is.
     """
     expert = module.rpartition(".experts.")[2].partition(".")[0]
     for end, parts in aliases(model.config.model_type).stacks.items():
@@ -102,7 +100,7 @@ def place_in_stack(module: str, model: GPT) -> tuple[str, str, int, int, int]:
             if module.endswith(own):
                 _, holder, parameter = end.rpartition(".experts")
                 stem = in_memory(model, module.removesuffix(own) + holder)
-                return stem, parameter.removeprefix("."), int(expert), i, len(parts)
+                return stem, parameter.removeprefix("."), int(expert), len(parts), i
     raise AssertionError(f"{module} is not in a stack")
 
 
