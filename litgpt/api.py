@@ -27,7 +27,7 @@ from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, pick_device
-from litgpt.model.linear import pack, unpack
+from litgpt.model.linear import prepack, undo_prepack
 from litgpt.storage.outputs import new_folder
 from litgpt.text.prompts import PromptStyle, load_style, save_style
 from litgpt.text.tokenizer import Tokenizer, copy_files, save_stop
@@ -217,7 +217,7 @@ class LLM(nn.Module):
     ) -> Iterator[tuple[int, Any]]:
         """Yield the number of a request with a part of its answer, as text or ids."""
         if not self.changed:
-            pack(self.model)
+            prepack(self.model)
         engine = Engine(self.model, max(1, min(len(requests), batch_size)), self.max_length)
         training, n_sent = self.model.training, dict.fromkeys(requests, 0)
         self.model.eval()
@@ -345,9 +345,11 @@ class LLM(nn.Module):
         self.model.requires_grad_(True)
 
     def unpack(self) -> "LLM":
-        """Undo the packing of weights that speeds up generation on a CPU (`litgpt.model.linear.pack`). You only need
-        this to use tensors of `.model` directly after generating."""
-        if unpack(self.model):
+        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`).
+
+        Call this before you read tensors of `.model` yourself. The methods of this class do so.
+        """
+        if undo_prepack(self.model):
             self.model.tie_weights()
         return self
 

@@ -18,8 +18,8 @@ from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.inference_model import InferenceModel
-from litgpt.model import linear
-from litgpt.model.linear import onednn
+from litgpt.model import kernels_cpu
+from litgpt.model.kernels_cpu import onednn
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "tutorials" / "developer-docs" / "python-api.md"
@@ -284,7 +284,7 @@ def test_adapter(whole, base, tmp_path):
 
 @pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
 def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
-    monkeypatch.setattr(linear, "PACKED", {torch.float32: 0})
+    monkeypatch.setattr(kernels_cpu, "PREPACKED_SIZE", {torch.float32: 0})
     ids = torch.tensor([llm.tokenizer.encode("Hello there, who are you?")])
     before, logits = {name: t.clone() for name, t in llm.state_dict().items()}, llm(ids)
 
@@ -317,7 +317,7 @@ def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
 
 @pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
 def test_an_optimizer_holds_what_is_trained(monkeypatch, llm):
-    monkeypatch.setattr(linear, "PACKED", {torch.float32: 0})
+    monkeypatch.setattr(kernels_cpu, "PREPACKED_SIZE", {torch.float32: 0})
     ids = torch.tensor([llm.tokenizer.encode("Hello there, who are you?")])
     llm.generate("Hello", top_k=1)
     outer = torch.nn.ModuleList([llm]).requires_grad_(True)
@@ -329,7 +329,7 @@ def test_an_optimizer_holds_what_is_trained(monkeypatch, llm):
 
 
 def test_what_was_saved_after_an_answer(monkeypatch, llm, tmp_path):
-    monkeypatch.setattr(linear, "PACKED", {torch.float32: 0})
+    monkeypatch.setattr(kernels_cpu, "PREPACKED_SIZE", {torch.float32: 0})
     text = llm.generate("Hello", top_k=1)
     llm.save(tmp_path / "out")
     assert LLM.load(tmp_path / "out", precision="32-true", accelerator="cpu").generate("Hello", top_k=1) == text

@@ -1,16 +1,14 @@
-"""Causal attention on a CPU, written out."""
-
-import gc
-from itertools import pairwise
+"""Causal attention: in chunks, and over packed sequences."""
 
 import pytest
 import torch
-from litgpt.imports import importing
 from torch.nn import functional as F
 
 import litgpt.model.attention as attention
+import litgpt.model.chunked_attention as chunked
 from litgpt.families import read_config
 from litgpt.model import GPT
+from tests.varlen import varlen_attn
 
 
 @pytest.mark.parametrize("groups", [4, 2, 1])
@@ -19,17 +17,16 @@ from litgpt.model import GPT
 @pytest.mark.parametrize("cap", [None, 0.5])
 def test_causal_attention_is_torchs(monkeypatch, cap, kept, tokens, groups):
     if not kept:
-        monkeypatch.setattr(attention, "SHORT", 0)
-    monkeypatch.setattr(attention, "QUERIES", (64, 64))
+        monkeypatch.setattr(chunked, "SHORT", 0)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, tokens, n, 8).transpose(1, 2).requires_grad_() for n in (4, groups, groups))
     target = torch.randn(2, 4, tokens, 8)
-    y = attention.CausalAttention.apply(q, k, v, 0.3, cap)
+    y = chunked.CausalAttention.apply(q, k, v, 0.3, cap, 64)
     if cap is None:
         expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
     else:
         mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
-        expected = attention.softcapped_attention(q, k, v, mask, 0.3, cap)
+        expected = chunked.softcapped_attention(q, k, v, mask, 0.3, cap)
     torch.testing.assert_close(y, expected)
     assert y.transpose(1, 2)[:, :tokens].stride() == y.transpose(1, 2).stride()
     grads = [torch.autograd.grad((out * target).sum(), [q, k, v]) for out in (y, expected)]
@@ -38,44 +35,23 @@ def test_causal_attention_is_torchs(monkeypatch, cap, kept, tokens, groups):
 
 
 @pytest.mark.parametrize("cap", [None, 0.5])
-def test_memory_of_a_long_document_grows_with_its_tokens(monkeypatch, cap):
+def test_memory_of_a_long_sequence_grows_with_its_tokens(monkeypatch, cap):
     """What is kept for the backward pass, without the weights of the attention."""
-    monkeypatch.setattr(attention, "SHORT", 4 * 100**2)
+    monkeypatch.setattr(chunked, "SHORT", 4 * 100**2)
 
     def kept(tokens: int) -> int:
         q, k, v = (torch.randn(1, 4, tokens, 8, requires_grad=True) for _ in range(3))
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            attention.CausalAttention.apply(q, k, v, 1.0, cap)
+            chunked.CausalAttention.apply(q, k, v, 1.0, cap, 64)
         return sum(saved)
 
     assert kept(256) == 2 * kept(128) < kept(100)
 
 
-def test_importing_leaves_the_search_for_garbage_as_it_was():
-    with importing():
-        assert not gc.isenabled()
-    assert gc.isenabled()
-
-
 @pytest.mark.parametrize("window", [None, 5])
-def test_one_kernel_for_all_documents(monkeypatch, window):
-    """What torch's kernel for GPUs is called with, by a plain computation in its place."""
-
-    def plain(q, k, v, ends, ends_of_k, longest, longest_k, *, scale, window_size, enable_gqa):
-        assert ends.dtype == torch.int32 and ends is ends_of_k and longest == longest_k == 9 and enable_gqa
-        left, right = window_size
-        assert right == 0
-        outputs = []
-        for start, end in pairwise(ends.tolist()):
-            a, b, c = (t[start:end].transpose(0, 1)[None] for t in (q, k, v))
-            mask = torch.ones(end - start, end - start, dtype=torch.bool).tril()
-            mask = mask if left < 0 else mask.triu(-left)
-            outputs.append(
-                F.scaled_dot_product_attention(a, b, c, mask, scale=scale, enable_gqa=True)[0].transpose(0, 1)
-            )
-        return torch.cat(outputs)
-
+def test_one_kernel_for_all_sequences(monkeypatch, window):
+    """Packed sequences are passed to `varlen_attn` together, here a plain version of it."""
     fields = {
         "model_type": "mistral", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": window,
@@ -87,7 +63,9 @@ def test_one_kernel_for_all_documents(monkeypatch, window):
     expected = model(ids, [9, 1, 7, 3])
     calls: list[int] = []
     monkeypatch.setattr(attention, "has_varlen", lambda x: True)
-    monkeypatch.setattr(attention, "varlen", lambda: lambda *args, **kwargs: calls.append(1) or plain(*args, **kwargs))
+    monkeypatch.setattr(
+        attention, "varlen", lambda: lambda *args, **kwargs: calls.append(1) or varlen_attn(*args, **kwargs)
+    )
     torch.testing.assert_close(model(ids, [9, 1, 7, 3]), expected)
     assert len(calls) == 2
     model(ids)

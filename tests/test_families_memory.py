@@ -26,8 +26,8 @@ FIELDS = {
 LOAD = """
 import sys, torch
 from pathlib import Path
-from litgpt.methods.model_source import Source
-model = Source.open(Path(sys.argv[1])).model(getattr(torch, sys.argv[2]), torch.device("cpu"))
+from litgpt.methods.model_source import ModelSource
+model = ModelSource.open(Path(sys.argv[1])).model(getattr(torch, sys.argv[2]), torch.device("cpu"))
 print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))  # in KiB
 """
 

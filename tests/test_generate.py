@@ -117,7 +117,7 @@ def test_base_that_moved(adapter, llama, printed, tmp_path, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["generate", str(folder)])
     assert stop.value.code == 2
-    assert re.search(r"base model of .* is not at '/not/here': name it with --base DIR", capsys.readouterr().err)
+    assert re.search(r"base model of .* is not at '/not/here'.*--base DIR", capsys.readouterr().err)
     assert printed(folder, *FIXED, "--base", moved) == expected
 
 

@@ -8,12 +8,14 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-import litgpt.model.linear as module
+import litgpt.model.kernels_cpu as module
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import read_config
 from litgpt.methods.quantize import QuantizedLinear, bitsandbytes, in_tiles
 from litgpt.model import GPT
-from litgpt.model.linear import LARGE, ROUND, Linear, linear, onednn, pack, rounded, unpack
+from litgpt.model.chunked_attention import ROUND, rounded
+from litgpt.model.kernels_cpu import LARGE, onednn
+from litgpt.model.linear import Linear, linear, prepack, undo_prepack
 from litgpt.train.loss import LossModel
 
 FIELDS = {
@@ -26,8 +28,8 @@ FIELDS = {
 @pytest.mark.parametrize("bias", [False, True])
 def test_linear_is_torchs(monkeypatch, tokens, bias):
     calls: list[torch.Tensor] = []
-    fast = module.product
-    monkeypatch.setattr(module, "product", lambda x, weight: calls.append(x) or fast(x, weight))
+    fast = module.matmul
+    monkeypatch.setattr(module, "matmul", lambda x, weight: calls.append(x) or fast(x, weight))
     torch.manual_seed(0)
     layer = Linear(512, 1024, bias=bias)
     x = torch.randn(1, tokens, 512, requires_grad=True)
@@ -59,23 +61,23 @@ def test_autocast_reaches_it():
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @torch.no_grad()
 def test_a_packed_model_answers_the_same_and_is_plain_again(monkeypatch, dtype):
-    monkeypatch.setattr(module, "PACKED", {dtype: 0})
+    monkeypatch.setattr(module, "PREPACKED_SIZE", {dtype: 0})
     torch.manual_seed(0)
     model = GPT(read_config({**FIELDS, "tie_word_embeddings": True})).to(dtype).requires_grad_(False).eval()
     trained = Linear(16, 16).to(dtype)
-    pack(trained)
+    prepack(trained)
     assert not trained.weight.is_mkldnn, "an optimizer may hold it"
     before = {name: t.clone() for name, t in model.state_dict().items()}
     ids = torch.randint(96, (1, 70))
     expected = [model(ids[:, :n]) for n in (1, 7, 70)]
-    pack(model)
+    prepack(model)
     packed = [layer.weight.is_mkldnn for layer in model.modules() if isinstance(layer, nn.Linear)]
     assert all(packed) and len(packed) == 9 and not model.transformer.wte.weight.is_mkldnn
     for n, logits in zip((1, 7, 70), expected):
         torch.testing.assert_close(model(ids[:, :n]), logits)
     with torch.enable_grad(), pytest.raises(AssertionError, match="no gradient"):
         model.lm_head(torch.randn(1, 16, dtype=dtype, requires_grad=True))
-    unpack(model)
+    undo_prepack(model)
     assert all(torch.equal(t, before[name]) for name, t in model.state_dict().items())
 
 
@@ -92,7 +94,7 @@ def test_packed_4_bits_are_the_same_numbers(scheme):
         quantized.store(part, torch.randn(rows, 128, dtype=torch.bfloat16))
     x = torch.randn(1, 5, 128, dtype=torch.bfloat16)
     expected, whole = quantized(x), quantized.dequantized()
-    pack(quantized)
+    prepack(quantized)
     found = quantized(x)
     if scheme != "bnb.int8" and onednn() and functional.has_avx512bf16():
         assert all(in_tiles(state) for _, state in quantized.stored)

@@ -101,7 +101,7 @@ def test_adapters_of_peft(base, changes, tmp_path, request):  # noqa: F811
 @pytest.mark.parametrize("init", ["kaiming", "pissa"])
 def test_training_starts_from_the_base(base, variant, init):  # noqa: F811
     if (variant, init) == ("dora", "pissa"):
-        with pytest.raises(UserError, match="choose one"):
+        with pytest.raises(UserError, match="--lora_init pissa"):
             LoRA(variant=variant, init=init)
         return
     lora = LoRA(variant=variant, init=init, **EVERYTHING)
@@ -146,7 +146,7 @@ def test_dora_with_dropout_and_the_norm_in_full(base):  # noqa: F811
     ("wrong", "message"),
     [
         ({"targets": "q_porj"}, r"'q_porj' matches no layer.*q_proj"),
-        ({"layers": [2]}, r"--lora_layers has 2; the model has the layers 0 to 1"),
+        ({"layers": [2]}, r"--lora_layers has 2"),
         ({"layers": []}, "empty list"),
     ],
 )

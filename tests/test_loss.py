@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from litgpt.data.batches import UNTRAINED
 from litgpt.methods.lora import LoRA, LoRALinear
+from litgpt.model import kernels_cpu
 from litgpt.train import loss as module
 
 
@@ -14,7 +15,7 @@ from litgpt.train import loss as module
 @pytest.mark.parametrize("positions", [0, 1, 7, 50])
 def test_head_loss(kind, positions, monkeypatch):
     monkeypatch.setattr(module, "LOGITS", 7 * 11)  # seven positions at once ...
-    monkeypatch.setattr(module, "CACHED", 3 * 11)  # ... and their gradient three at a time
+    monkeypatch.setattr(kernels_cpu, "LOGITS", 3 * 11)  # ... and their gradient three at a time
     torch.manual_seed(0)
     head: nn.Module = nn.Linear(6, 11, bias=kind == "bias")
     head.requires_grad_(kind in ("trained", "bias"))

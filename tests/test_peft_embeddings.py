@@ -187,7 +187,7 @@ def test_files_of_torch_are_not_run(bases, tmp_path, monkeypatch):
         open_adapter(tmp_path / "adapter")
     assert not Path("harm").exists()
     (tmp_path / "adapter" / "adapter_model.bin").unlink()
-    with pytest.raises(UserError, match=r"no adapter_model\.safetensors and no adapter_model\.bin"):
+    with pytest.raises(UserError, match=r"neither adapter_model\.safetensors nor adapter_model\.bin"):
         open_adapter(tmp_path / "adapter")
 
 

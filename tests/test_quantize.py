@@ -61,7 +61,7 @@ def quantized(scheme: str, parts: tuple[int, ...], bias: bool, n_in: int = 64) -
 def base_output(layer: QuantizedLinear, x: torch.Tensor) -> torch.Tensor:
     """What the library makes of flat inputs, as a constant."""
     with torch.no_grad():
-        parts = [layer.product(x.flatten(0, -2), *stored) for stored in layer.stored]
+        parts = [layer.matmul(x.flatten(0, -2), *stored) for stored in layer.stored]
         return (torch.cat(parts, dim=-1) + (0 if layer.bias is None else layer.bias)).unflatten(0, x.shape[:-1])
 
 
@@ -121,13 +121,13 @@ def test_an_update_of_a_quantized_layer(scheme, variant, parts, bias, first, as_
 def test_nothing_is_copied(scheme, x, as_on_cuda, monkeypatch):
     """What the library returns is what the update is added to, and what is returned; no view of it, either."""
     made: list[torch.Tensor] = []
-    product = QuantizedLinear.product
+    product = QuantizedLinear.matmul
 
     def watched(self, *args):
         made.append(product(self, *args))
         return made[-1]
 
-    monkeypatch.setattr(QuantizedLinear, "product", watched)
+    monkeypatch.setattr(QuantizedLinear, "matmul", watched)
     layer = LoRALinear(quantized(scheme, (32,), bias=False), LoRA(dropout=0.0))
     y = layer(x.clone().requires_grad_(True))
     assert y.shape == (*x.shape[:-1], 32) and not y._is_view()

@@ -22,7 +22,7 @@ from litgpt.__main__ import main
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch, steps_of_rows
 from litgpt.data.tokens import IN_LOSS
-from litgpt.model import attention, linear, norm
+from litgpt.model import kernels, kernels_cpu
 from litgpt.train.loss import LossModel
 from litgpt.train.schedule import learning_rate
 from tests.conftest import make_rows
@@ -166,10 +166,6 @@ def counted(used: Counter[str], name: str, function: Callable) -> Callable:
     return call
 
 
-def plain_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, *_: None) -> torch.Tensor:
-    return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-
-
 def plain_loss(self: LossModel, batch: Batch) -> torch.Tensor:
     logits = self.gpt(batch.ids, batch.seqlens)[0].float()
     return F.cross_entropy(logits, batch.targets[0], reduction="sum", ignore_index=UNTRAINED)
@@ -183,19 +179,16 @@ def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, meth
     flags += ["--lora_dropout", 0] if "lora" in method else []  # what it draws depends on the shapes
     used: Counter[str] = Counter()
     with monkeypatch.context() as patch:
-        patch.setattr(linear, "LARGE", 0)
-        patch.setattr(linear, "product", counted(used, "product", linear.product))
-        patch.setattr(norm, "MANY", 0)
-        patch.setattr(norm.CPURMSNorm, "apply", counted(used, "norm", norm.CPURMSNorm.apply))
-        fused = attention.CausalAttention
-        patch.setattr(fused, "apply", counted(used, "attention", fused.apply))
+        patch.setattr(kernels_cpu, "LARGE", 0)
+        patch.setattr(kernels_cpu, "NORM_SIZE", 0)
+        patch.setattr(kernels_cpu, "matmul", counted(used, "matmul", kernels_cpu.matmul))
+        for function in (kernels_cpu.RMSNorm, kernels_cpu.CausalAttention):
+            patch.setattr(function, "apply", counted(used, function.__name__, function.apply))
         assert go(method, base, rows_file, tmp_path / "fast", *flags) == 0
-    assert used["attention"] > 100 and used["norm"] > 100
-    assert (used["product"] > 100) == ("bf16" not in method and linear.onednn())
+    assert used["CausalAttention"] > 100 and used["RMSNorm"] > 100
+    assert (used["matmul"] > 100) == ("bf16" not in method and kernels_cpu.onednn())
     with monkeypatch.context() as patch:
-        patch.setattr(linear, "LARGE", math.inf)
-        patch.setattr(norm, "MANY", math.inf)
-        patch.setattr(attention.CausalAttention, "apply", plain_attention)
+        patch.setattr(kernels, "enabled", False)
         patch.setattr(LossModel, "forward", plain_loss)
         assert go(method, base, rows_file, tmp_path / "plain", *flags) == 0
     fast, plain = (losses(read_metrics(tmp_path / name)) for name in ("fast", "plain"))

@@ -13,7 +13,7 @@ from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler, compile_blocks
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device, share_threads
-from litgpt.model.linear import pack
+from litgpt.model.linear import prepack
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
 
@@ -65,7 +65,7 @@ class InferenceModel:
         if compile:
             check_compiler(self.device)
             compile_blocks(self.model, decoding=True)
-        pack(self.model.lm_head if compile else self.model)
+        prepack(self.model.lm_head if compile else self.model)
         return self
 
     @property

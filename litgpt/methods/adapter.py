@@ -1,13 +1,13 @@
-"""LLaMA-Adapter: a learned prefix that the later layers attend to, through a gate that starts at zero.
+"""LLaMA-Adapter: a learned prefix that later layers attend to, with a gate that starts at zero.
 
 https://arxiv.org/abs/2303.16199
 
-Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P tokens of the prefix.
+Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P prefix tokens.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Optional
+from typing import ClassVar, Optional
 
 import torch
 from torch import nn
@@ -15,22 +15,21 @@ from torch.nn import functional as F
 
 from litgpt.errors import UserError
 from litgpt.model import GPT
-from litgpt.model.attention import CausalSelfAttention, softcapped_attention
+from litgpt.model.attention import CausalSelfAttention
+from litgpt.model.chunked_attention import softcapped_attention
 
 
 class Prefix(nn.Module):
-    """What one attention layer attends to besides its tokens. Embedding and gates are float32.
+    """The prefix of one attention layer. Embedding and gates are float32.
 
-    The keys and values are made anew each time, so that they are never those of an earlier step. They have no
-    positions, and are not normalized where those of tokens are.
+    Its keys and values have no positions and no norms.
 
     Args:
-        scale: By which the layer multiplies its scores.
+        scale: Scale of the layer's attention scores.
 
     Attributes:
-        order: For each row of q, k and v, from which of the fused projection the prefix takes it, where that is not
-            the same row.
-        softcap: Where the scores of the prefix have the layer's soft cap too.
+        order: For each row of q, k and v, the row of the fused projection that the prefix uses. None for the same row.
+        softcap: The layer's soft cap, if it applies to the prefix.
     """
 
     def __init__(self, length: int, n_embd: int, n_head: int, scale: float, device: torch.device) -> None:
@@ -48,18 +47,18 @@ class Prefix(nn.Module):
         nn.init.zeros_(self.gate)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Prefix":
-        """Also what `.to` and the like do to parameters."""
+        """Called by `.to` and similar methods."""
         super()._apply(fn, recurse)
         self.order = fn(self.order) if self.order is not None else None
         return self
 
     def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
-        """What is added to the output of attention, (B, n, T, hs).
+        """The term to add to the output of attention, (B, n, T, hs).
 
         Args:
             q: Queries, (B, n, T, hs).
             qkv: The layer's fused projection.
-            sizes: Its output features for queries, keys and values.
+            sizes: The numbers of its output features for queries, keys and values.
         """
         fused = qkv(self.embedding.to(q.dtype))
         fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
@@ -80,6 +79,8 @@ class LLaMAAdapter:
         UserError: a number is out of range.
     """
 
+    name: ClassVar[str] = "LLaMA-Adapter"
+
     prompt_length: int = 10
     start_layer: int = 2
 
@@ -87,19 +88,22 @@ class LLaMAAdapter:
         if self.prompt_length < 1:
             raise UserError(f"--adapter_prompt_length {self.prompt_length} must be above 0.")
         if self.start_layer < 0:
-            raise UserError(f"--adapter_start_layer {self.start_layer} is below 0.")
+            raise UserError(f"--adapter_start_layer {self.start_layer} must be at least 0.")
+
+    def __str__(self) -> str:
+        return f"{self.name} of {self.prompt_length} tokens"
 
     def apply(self, model: GPT) -> None:
         """Add the prefixes and freeze everything else, in place.
 
         Raises:
-            UserError: the model has no layer that would get one.
+            UserError: no layer of the model would get a prefix.
         """
         config = model.config
         if self.start_layer >= config.n_layer:
             raise UserError(
-                f"The model has {config.n_layer} layers and the prefixes would start at layer {self.start_layer}: set "
-                f"--adapter_start_layer to at most {config.n_layer - 1}."
+                f"--adapter_start_layer {self.start_layer} is too high for {config.n_layer} layers. Set it to at most "
+                f"{config.n_layer - 1}."
             )
         model.requires_grad_(False)
         for block in model.transformer.h[self.start_layer :]:

@@ -1,13 +1,13 @@
 """LLaMA-Adapter V2: the prefixes of LLaMA-Adapter, a bias and a scale on every linear layer, and trainable norms.
 
-The norms are those of the stream: before and after attention and the feed-forward part, and the last one. Norms of
-queries and keys stay frozen, and so does the router of a mixture of experts.
+Trainable are the norms before and after attention and MLP, and the final norm. The norms of queries and keys and the
+routers of experts stay frozen.
 
 https://arxiv.org/abs/2304.15010
 """
 
 from dataclasses import dataclass
-from typing import Union
+from typing import ClassVar, Union
 
 import torch
 from torch import nn
@@ -20,7 +20,7 @@ NORMS = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"}
 
 
 class AdapterV2Linear(nn.Module):
-    """scale * (W x + b + bias), where scale and bias are learned, in float32."""
+    """scale * (W x + b + bias) with a learned scale and bias, in float32."""
 
     def __init__(self, linear: Union[nn.Linear, Router]) -> None:
         super().__init__()
@@ -44,11 +44,12 @@ class AdapterV2Linear(nn.Module):
 class LLaMAAdapterV2(LLaMAAdapter):
     """Prefixes from `start_layer` on, and a bias, a scale and trainable norms everywhere."""
 
+    name: ClassVar[str] = "LLaMA-Adapter V2"
+
     def apply(self, model: GPT) -> None:
         super().apply(model)
         for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, AdapterV2Linear(linear))
+            model.set_submodule(name, AdapterV2Linear(linear))
         for name, parameter in model.named_parameters():
             if name.rpartition(".")[0].rpartition(".")[2] in NORMS:
                 parameter.requires_grad_(True)

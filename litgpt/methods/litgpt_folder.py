@@ -1,4 +1,4 @@
-"""LoRA and adapters that LitGPT wrote, as adapters that can be put on a model."""
+"""LoRA and adapters that LitGPT wrote."""
 
 import re
 from pathlib import Path
@@ -12,7 +12,8 @@ from litgpt.litgpt_format.adapter import SETTINGS, prefix_sources, read_lora, re
 from litgpt.litgpt_format.folder import ADAPTERS, group_order, notify, read_pth
 from litgpt.methods.adapter import LLaMAAdapter, Prefix, trained
 from litgpt.methods.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
-from litgpt.methods.peft_folder import AdapterSlice, Delta, LoRAFolder, fused_delta
+from litgpt.methods.deltas import Delta, to_modules
+from litgpt.methods.peft_folder import AdapterSlice, LoRAFolder
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.config import Config
@@ -20,13 +21,13 @@ from litgpt.model.mlp import Router
 
 
 class LitLoRAFolder(LoRAFolder):
-    """LitGPT's LoRA: an A and a B for each layer; those of q, k and v one below the other, as far as they are adapted.
+    """LitGPT's LoRA: an A and a B for each layer. Those of q, k and v are concatenated along their rows.
 
     Args:
-        file: The `lit_model.pth.lora`; beside it is the `hyperparameters.yaml` with rank, alpha and the chosen layers.
+        file: The `lit_model.pth.lora`. `hyperparameters.yaml` in its folder has the rank, alpha and adapted layers.
 
     Raises:
-        UserError: something is missing, or damaged.
+        UserError: a file is missing or damaged.
     """
 
     def __init__(self, file: Path) -> None:
@@ -48,29 +49,22 @@ class LitLoRAFolder(LoRAFolder):
         names, scale = weight_map(config), self.alpha / self.r
         deltas: dict[str, Delta] = {}
         for ours, blocks in read_lora(self.file, self.r, self.adapted, config).items():
-            stored = names.stored(ours)
-            if len(stored) > 1:
-                deltas |= {stored[i].module: Delta(a, b, scale) for i, (a, b) in blocks.items()}
-            else:
-                sizes = config.qkv_sizes if ours.endswith("attn.qkv") else [len(b) for _, b in blocks.values()]
-                delta = fused_delta(blocks, sizes, scale)
-                rows = stored[0].rows
-                deltas[stored[0].module] = Delta(delta.a, delta.b if rows is None else delta.b[rows], scale)
+            sizes = config.qkv_sizes if ours.endswith("attn.qkv") else [len(b) for _, b in blocks.values()]
+            deltas |= to_modules(names, ours, {i: Delta(a, b, scale) for i, (a, b) in blocks.items()}, sizes)
         return deltas
 
 
 class LitPrefixFolder:
-    """LitGPT's LLaMA-Adapter, or its second version.
+    """LitGPT's LLaMA-Adapter or its second version.
 
-    LitGPT takes the keys and values of its prefix from other rows of the fused projection than those of tokens: it
-    takes the rows for the order that files had before they had `attn.qkv`. What was learned went with these rows, so
-    that they are taken here too.
+    For the keys and values of its prefix, LitGPT uses other rows of the fused projection than for tokens: those for the
+    order in files without `attn.qkv`. The prefix was trained with these rows, so they are used here too.
 
     Args:
         file: The `lit_model.pth.adapter` or `.adapter_v2`.
 
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
 
     def __init__(self, file: Path) -> None:
@@ -83,28 +77,26 @@ class LitPrefixFolder:
             if (found := re.search(r"\.h\.(\d+)\.attn\.adapter_wte\.weight$", name))
         }
         if not prefixes or any(t.dim() != 2 for t in prefixes.values()):
-            raise UserError(f"{file} has no adapter_wte: it is no adapter of LitGPT's.")
-        self.version = 2 if file.name == ADAPTERS[2] else 1
-        kind = LLaMAAdapterV2 if self.version == 2 else LLaMAAdapter
+            raise UserError(f"{file} is not an adapter of LitGPT: it has no adapter_wte.")
+        kind = LLaMAAdapterV2 if file.name == ADAPTERS[2] else LLaMAAdapter
         self.adapter = kind(len(next(iter(prefixes.values()))), min(prefixes))
 
     @property
     def description(self) -> str:
-        version = " V2" if self.version == 2 else ""
-        return f"LLaMA-Adapter{version} of {self.adapter.prompt_length} tokens, made by LitGPT"
+        return f"{self.adapter}, made by LitGPT"
 
     @property
-    def from_before(self) -> bool:
-        """Whether it is from when the files had `attn.attn`, and the rows of the prefix were right."""
+    def legacy(self) -> bool:
+        """Whether the file is from when there was `attn.attn`, and the prefix used the rows of tokens."""
         gates = [t for name, t in self.weights.items() if name.endswith("gating_factor")]
         return any(".attn.attn." in name for name in self.weights) or any(t.size(1) > 1 for t in gates if t.dim() == 4)
 
     def apply(self, model: GPT) -> None:
-        """Make room for the adapter in a model on the meta device."""
+        """Add the adapter to a model on the meta device."""
         self.adapter.apply(model)
         config = model.config
         rows = group_order(config).argsort()
-        other_rows = not self.from_before and not torch.equal(rows, torch.arange(len(rows)))
+        other_rows = not self.legacy and not torch.equal(rows, torch.arange(len(rows)))
         for block in model.transformer.h:
             attention = block.attn
             assert isinstance(attention, CausalSelfAttention)
@@ -112,18 +104,19 @@ class LitPrefixFolder:
                 attention.prefix.order = rows if other_rows else None
                 attention.prefix.softcap = config.attention_logit_softcapping
         if other_rows:
-            notify(f"{self.file}: its prefix takes keys and values from the rows that LitGPT takes, not the paper's.")
-        if self.version == 2:  # which wraps routers too
+            notify(
+                f"{self.file}: the keys and values of the prefix use the rows that LitGPT uses, not those of the paper."
+            )
+        if isinstance(self.adapter, LLaMAAdapterV2):  # LitGPT adapts routers too
             for name, router in [(n, m) for n, m in model.named_modules() if isinstance(m, Router)]:
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, AdapterV2Linear(router))
+                model.set_submodule(name, AdapterV2Linear(router))
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
-        """Fill what `apply` made room for. Norms behind attention and the feed-forward part are not LitGPT's to train.
+        """Fill the parameters that `apply` added. LitGPT does not train the norms after attention and MLP.
 
         Raises:
-            UserError: names or shapes that the model does not have, or misses; all of them at once.
+            UserError: names or shapes do not fit the model; all of them at once.
         """
         wrong, used = [], set()
         for name, parameter in trained(model).items():

@@ -1,10 +1,8 @@
 """LoRA: freeze the pretrained weights W and learn a low-rank update, W + s B A, where s = alpha / r.
 
-https://arxiv.org/abs/2106.09685. Its variants: rsLoRA, s = alpha / sqrt(r) (https://arxiv.org/abs/2312.03732); DoRA,
-which learns the norms of the rows apart from their directions (https://arxiv.org/abs/2402.09353); PiSSA, where B A
-starts as the principal part of W and W as what is left of it (https://arxiv.org/abs/2404.02948).
-
-`LoRA.apply` swaps the linear layers of a built `GPT` in place, so that every family gets LoRA without a second model.
+https://arxiv.org/abs/2106.09685. Variants: rsLoRA, with s = alpha / sqrt(r) (https://arxiv.org/abs/2312.03732); DoRA,
+which learns the norms of the rows separately (https://arxiv.org/abs/2402.09353); PiSSA, where B A starts as the
+principal components of W, which are subtracted from W (https://arxiv.org/abs/2404.02948).
 """
 
 import itertools
@@ -22,6 +20,7 @@ from litgpt.errors import UserError
 from litgpt.families import weight_map
 from litgpt.methods.quantize import QuantizedLinear, full_weight
 from litgpt.model import GPT
+from litgpt.model.kernels import dropout
 from litgpt.storage.fields import pattern
 
 TARGETS = ("query", "key", "value", "projection", "mlp", "head")
@@ -30,44 +29,27 @@ Init = Literal["kaiming", "pissa"]
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout`, which on a CPU draws a number of 64 bits for each input: here 16 of them decide, in a quarter of
-    the time. The share that is dropped is the nearest multiple of 2^-16, and the mean stays exact. For the backward
-    pass a byte is kept for each input."""
+    """`nn.Dropout` by the fastest kernel for the device."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if not (self.training and self.p and x.is_cpu) or torch.compiler.is_compiling():
-            return super().forward(x)
-        dropped = min(round(self.p * 2**16), 2**16 - 1)
-        drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        kept = drawn[: x.numel()].view(x.shape) >= dropped - 2**15
-        return Kept.apply(x, kept, 2**16 / (2**16 - dropped))
-
-
-class Kept(torch.autograd.Function):
-    """Those inputs that are kept, scaled; the others are 0."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, kept: torch.Tensor, scale: float) -> torch.Tensor:
-        ctx.save_for_backward(kept)
-        ctx.scale = scale
-        return (x * kept).mul_(scale)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
-        return (grads[0] * ctx.saved_tensors[0]).mul_(ctx.scale), None, None
+        return dropout(x, self.p) if self.training and self.p else x
 
 
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank update.
 
-    `linear` may be fused from several projections (q, k and v; gate and up), one block of rows below the other. Each
-    adapted block has an A and a B of its own; the A's stand below each other, so that one product serves them all.
-    A and B are float32, whatever the precision of `linear`.
+    `linear` may be fused from several blocks of rows (q, k and v; gate and up). Each adapted block has its own A and B.
+    They are concatenated along their rows, so that one matmul applies all A's. Both are float32 in every precision.
 
     Args:
-        linear: The layer, frozen.
+        linear: The frozen layer.
         lora: Rank, scale, dropout and variant.
-        adapted: For each block of `linear` whether it gets an update.
+        adapted: For each block of `linear`, whether it gets an update.
+
+    Attributes:
+        rows: The output features of each adapted block.
+        start: A and B before the first step, for PiSSA.
+        squares: The squared norm of each adapted row of the frozen weight, for DoRA, and what identifies that weight.
     """
 
     def __init__(self, linear: nn.Linear, lora: "LoRA", adapted: Sequence[bool] = (True,)) -> None:
@@ -78,27 +60,28 @@ class LoRALinear(nn.Module):
         self.sizes: tuple[int, ...] = getattr(linear, "parts", (linear.out_features,))
         self.adapted = tuple(adapted)
         assert len(self.adapted) == len(self.sizes) and any(self.adapted)
-        device, r = linear.weight.device, lora.r
-        self.lora_A = nn.Parameter(torch.empty(r * sum(self.adapted), linear.in_features, device=device))
-        rows = sum(self.adapted_sizes)
-        self.lora_B = nn.Parameter(torch.empty(rows, r, device=device))
-        self.magnitude = nn.Parameter(torch.empty(rows, device=device)) if lora.variant == "dora" else None
+        ends = itertools.accumulate(self.sizes)
+        self.rows = [slice(end - n, end) for end, n, on in zip(ends, self.sizes, self.adapted) if on]
+        device, r, n_rows = linear.weight.device, lora.r, sum(self.adapted_sizes)
+        self.lora_A = nn.Parameter(torch.empty(r * len(self.rows), linear.in_features, device=device))
+        self.lora_B = nn.Parameter(torch.empty(n_rows, r, device=device))
+        self.magnitude = nn.Parameter(torch.empty(n_rows, device=device)) if lora.variant == "dora" else None
         linear.read = self.magnitude is not None  # type: ignore[assignment]
-        self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # PiSSA: A and B before the first step
-        self.squares: Optional[tuple[Any, torch.Tensor]] = (
-            None  # DoRA: of what, and of each of its rows the norm's square
-        )
+        self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None
+        self.squares: Optional[tuple[Any, torch.Tensor]] = None
         if device.type != "meta":
             self.reset_parameters()
 
     @property
     def adapted_sizes(self) -> list[int]:
-        return [size for size, on in zip(self.sizes, self.adapted) if on]
+        return [at.stop - at.start for at in self.rows]
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """A as a linear layer's weight is drawn, B zero: training starts from exactly the base model. For PiSSA both
-        from the base's weight, which loses what they hold."""
+        """Draw A like the weight of a linear layer and set B to zero: training starts from exactly the base model.
+
+        For PiSSA, set both to the principal components of the weight, and subtract them from it.
+        """
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
         self.lora_B.lr_ratio = self.lora.plus_ratio  # type: ignore[attr-defined]
@@ -108,19 +91,15 @@ class LoRALinear(nn.Module):
             self.take_principal_part()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LoRALinear":
-        """Also what `.to`, `.half` and the like do to parameters."""
+        """Called by `.to` and similar methods."""
         super()._apply(fn, recurse)
         self.start = (fn(self.start[0]), fn(self.start[1])) if self.start is not None else None
         self.squares = None
         return self
 
     def take_principal_part(self) -> None:
-        rows = iter(self.linear.weight.detach().split(list(self.sizes)))
-        blocks = {i: (a, b) for i, a, b in self.blocks()}
-        for i, w in enumerate(rows):
-            if i not in blocks:
-                continue
-            a, b = blocks[i]
+        for at, (_, a, b) in zip(self.rows, self.blocks()):
+            w = self.linear.weight.detach()[at]
             u, s, v = torch.linalg.svd(w.float(), full_matrices=False)
             n = min(self.lora.r, len(s))
             root = (s[:n] / self.lora.scaling).sqrt()
@@ -133,63 +112,65 @@ class LoRALinear(nn.Module):
         return self.update(self.linear(x), x)
 
     def update(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """The output for `x`, (..., in_features), from that of the frozen layer, (..., out_features), which may be
-        overwritten."""
-        seen = self.dropout(x)
+        """Add the update.
+
+        Args:
+            y: Output of the frozen layer, (..., out_features). It may be overwritten.
+            x: Its input, (..., in_features).
+        """
+        dropped = self.dropout(x)
+        weights = self.lora_A, self.lora_B, self.rows, self.lora.scaling
         if self.magnitude is None:
-            return Update.apply(y, seen, self.lora_A, self.lora_B, self.rows, self.lora.scaling)
-        update = Update.apply(torch.zeros_like(y), seen, self.lora_A, self.lora_B, self.rows, self.lora.scaling)
-        ratio = self.fill(self.magnitude / self.row_norms()).to(y.dtype)
+            return Update.apply(y, dropped, *weights)
+        update = Update.apply(torch.zeros_like(y), dropped, *weights)
+        ratio = self.per_row(self.magnitude / self.row_norms()).to(y.dtype)
         if self.training and self.lora.dropout:
-            base = F.linear(seen, full_weight(self.linear).to(x.dtype))
+            base = F.linear(dropped, full_weight(self.linear).to(x.dtype))
         else:
             base = y if self.linear.bias is None else y - self.linear.bias
         return y + (ratio - 1) * base + ratio * update
 
-    @property
-    def rows(self) -> list[slice]:
-        """The output features of each adapted block."""
-        ends = list(itertools.accumulate(self.sizes))
-        return [slice(end - size, end) for end, size, on in zip(ends, self.sizes, self.adapted) if on]
-
-    def fill(self, ratio: torch.Tensor) -> torch.Tensor:
-        """From one number per adapted row to one per row, (out_features,); 1 where nothing is adapted."""
-        given = iter(ratio.split(self.adapted_sizes))
-        return torch.cat([next(given) if on else ratio.new_ones(size) for size, on in zip(self.sizes, self.adapted)])
+    def per_row(self, ratio: torch.Tensor) -> torch.Tensor:
+        """From one value per adapted row to one per row, (out_features,): 1 for rows that are not adapted."""
+        values = iter(ratio.split(self.adapted_sizes))
+        return torch.cat([next(values) if on else ratio.new_ones(size) for size, on in zip(self.sizes, self.adapted)])
 
     def adapted_rows(self) -> torch.Tensor:
         """The frozen weight of the adapted blocks, (adapted rows, in_features)."""
-        blocks = full_weight(self.linear).split(list(self.sizes))
-        return torch.cat([w for w, on in zip(blocks, self.adapted) if on])
+        weight = full_weight(self.linear)
+        return torch.cat([weight[at] for at in self.rows])
 
     @torch.no_grad()
     def row_norms(self) -> torch.Tensor:
-        """The norm of each adapted row of W + s B A, (adapted rows,), float32; a constant for the gradient, as DoRA's
-        authors advise. Written out as |W|^2 + 2 s W A' . B + s^2 B A A' . B, it needs no matrix of the size of W."""
+        """The norm of each adapted row of W + s B A, (adapted rows,), float32.
+
+        A constant for the gradient, as the authors of DoRA advise. Computed as |W|^2 + 2 s W A' . B + s^2 B A A' . B,
+        which needs no matrix of the size of W.
+        """
         w, s = self.adapted_rows(), self.lora.scaling
-        own = self.own_squares(w).split(self.adapted_sizes)
+        own = self.frozen_squares(w).split(self.adapted_sizes)
         squares = []
         for (_, a, b), rows, known in zip(self.blocks(), w.split(self.adapted_sizes), own):
             cross = ((rows @ a.t().to(rows.dtype)).float() * b).sum(1)
             squares.append(known + 2 * s * cross + s**2 * ((b @ (a @ a.t())) * b).sum(1))
         return torch.cat(squares).clamp(min=1e-12).sqrt()
 
-    def own_squares(self, w: torch.Tensor) -> torch.Tensor:
-        """|W|^2 of each row of `w`, the adapted rows; kept as long as the frozen weight is the same, and unchanged."""
+    def frozen_squares(self, w: torch.Tensor) -> torch.Tensor:
+        """|W|^2 of each adapted row, `w`. Cached until the frozen weight changes."""
         of = None if torch.compiler.is_compiling() else identity(self.linear)
         if self.squares is None or (self.squares[0] != of and not torch.compiler.is_compiling()):
             self.squares = of, torch.cat([part.float().square().sum(1) for part in w.split(4096)])
         return self.squares[1]
 
     def blocks(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-        """The number of each adapted block, with its A (r, in_features) and its B (rows of the block, r)."""
+        """For each adapted block its number, A (r, in_features) and B (rows of the block, r)."""
         numbers = [i for i, on in enumerate(self.adapted) if on]
         return zip(numbers, self.lora_A.split(self.lora.r), self.lora_B.split(self.adapted_sizes))  # type: ignore
 
     def learned(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Optional[torch.Tensor]]]:
-        """For each adapted block its number and what was learned over the original weight: A, B and DoRA's magnitude.
+        """For each adapted block its number and the update of the original weight: A, B and DoRA's magnitude.
 
-        After PiSSA the rank is twice as high, since what B A had at the start has to be taken off again.
+        For PiSSA the rank is doubled, since the update also has to subtract the initial B A.
         """
         magnitudes = self.magnitude.split(self.adapted_sizes) if self.magnitude is not None else ()
         starts = zip(self.start[0].split(self.lora.r), self.start[1].split(self.adapted_sizes)) if self.start else ()
@@ -202,13 +183,13 @@ class LoRALinear(nn.Module):
 
 
 def identity(linear: nn.Module) -> tuple[tuple[int, int], ...]:
-    """What tells whether the weight of a layer is another one, or has changed."""
-    weights = [packed for packed, _ in linear.stored] if isinstance(linear, QuantizedLinear) else [linear.weight]
+    """Changes when the weight of a layer is replaced or written to."""
+    weights = [weight for weight, _ in linear.stored] if isinstance(linear, QuantizedLinear) else [linear.weight]
     return tuple((id(weight), weight._version) for weight in weights)  # type: ignore[union-attr]
 
 
 class Update(torch.autograd.Function):
-    """Adds the scaled update to the output of the frozen layer, in place: one product for all A's, one for each B."""
+    """Adds the scaled update to the output of the frozen layer, in place: one matmul for all A's, one for each B."""
 
     @staticmethod
     def forward(
@@ -220,7 +201,7 @@ class Update(torch.autograd.Function):
         rows: list[slice],
         scaling: float,
     ) -> torch.Tensor:
-        """`y` (..., out_features), `x` (..., in_features), A and B as in `LoRALinear`, `rows` of each adapted block."""
+        """`y` is (..., out_features), `x` (..., in_features); the others are attributes of `LoRALinear`."""
         ctx.rows, ctx.scaling = rows, scaling
         a = F.linear(x.reshape(-1, x.size(-1)).to(y.dtype), lora_A.to(y.dtype))  # (n, r * adapted blocks)
         ctx.save_for_backward(x, a, lora_A, lora_B)
@@ -245,7 +226,7 @@ class Update(torch.autograd.Function):
 
 
 def pairs(a: torch.Tensor, lora_B: torch.Tensor, rows: list[slice]) -> tuple[tuple, tuple]:
-    """The products with A, and B, block by block."""
+    """The output of A, and B, of each block."""
     return a.chunk(len(rows), dim=-1), lora_B.split([at.stop - at.start for at in rows])
 
 
@@ -294,7 +275,9 @@ class LoRA:
         if self.plus_ratio <= 0:
             wrong.append(f"--lora_plus_ratio {self.plus_ratio} must be above 0")
         if self.init == "pissa" and self.variant == "dora":
-            wrong.append("--lora_init pissa changes the weights whose norms --lora_variant dora learns: choose one")
+            wrong.append(
+                "--lora_init pissa changes the weights whose norms --lora_variant dora learns. Use only one of them"
+            )
         if self.targets is not None:
             try:
                 pattern(self.targets)
@@ -302,21 +285,21 @@ class LoRA:
                 wrong.append(f"--lora_targets: {e}")
         elif self.modules is None and not any(getattr(self, t) for t in TARGETS):
             flags = ", ".join(f"--lora_{t}" for t in TARGETS)
-            wrong.append(f"LoRA is off for every layer, so nothing would be trained: set one of {flags} to true")
+            wrong.append(f"LoRA is off for every layer, so there is nothing to train. Set one of {flags} to true")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
         self.scaling = self.alpha / (math.sqrt(self.r) if self.variant == "rslora" else self.r)
 
     def idle_switches(self) -> list[str]:
-        """The flags of the switches that are not at their defaults, and that `targets` makes idle."""
+        """The flags that `targets` overrides and that are not at their defaults."""
         switches = ((name, getattr(self, name)) for name in TARGETS)
         return [f"--lora_{name} {str(on).lower()}" for name, on in switches if on is not getattr(LoRA, name)]
 
     def apply(self, model: GPT) -> None:
-        """Swap the selected linear layers for `LoRALinear` and freeze everything else, in place.
+        """Replace the selected linear layers with `LoRALinear` and freeze everything else, in place.
 
         Raises:
-            UserError: what is selected is not in this model, or cannot be changed as wanted.
+            UserError: the selection matches no layer, or a layer does not support these options.
         """
         names = weight_map(model.config)
         model.requires_grad_(False)
@@ -334,18 +317,17 @@ class LoRA:
                 if self.variant == "dora" and self.modules is None and model.config.n_expert and ".mlp." in name:
                     raise UserError(
                         "--lora_variant dora: peft has no DoRA for the mlp of a model with experts. Choose lora or "
-                        "rslora, or leave the mlp as it is."
+                        "rslora, or set --lora_mlp false."
                     )
                 if self.init == "pissa" and isinstance(linear, QuantizedLinear):
                     raise UserError(
-                        "--lora_init pissa changes the frozen weights, which --quantize rounds: choose one."
+                        "--lora_init pissa changes the frozen weights, which --quantize rounds. Use only one of them."
                     )
-                parent, _, leaf = name.rpartition(".")
-                setattr(model.get_submodule(parent), leaf, LoRALinear(linear, self, adapted))
+                model.set_submodule(name, LoRALinear(linear, self, adapted))
         if not found and self.modules is None:
             flag = f"--lora_targets {self.targets!r}" if self.targets is not None else "The selection for LoRA"
             leaves = sorted({module.rpartition(".")[2] for _, _, hf in linears for module in hf})
-            raise UserError(f"{flag} matches no layer, so nothing would be trained. There are: {', '.join(leaves)}.")
+            raise UserError(f"{flag} matches no layer, so there is nothing to train. Layers: {', '.join(leaves)}.")
         if self.train_embeddings:
             model.transformer.wte.weight.requires_grad_(True)
 
@@ -355,15 +337,15 @@ class LoRA:
         wrong = [n for n in self.layers if not -n_layer <= n < n_layer]
         if wrong or not self.layers:
             words = ", ".join(map(str, wrong)) or "an empty list"
-            raise UserError(f"--lora_layers has {words}; the model has the layers 0 to {n_layer - 1}.")
+            raise UserError(f"--lora_layers has {words}. Layers of this model: 0 to {n_layer - 1}.")
         return {n % n_layer for n in self.layers}
 
     def selected(self, name: str, hf: Sequence[str], chosen: Optional[set[int]]) -> list[bool]:
-        """For each block of the layer of this name whether it gets an update.
+        """For each block of rows of the layer with this name, whether it gets an update.
 
         Args:
-            hf: For each block the Hugging Face module that holds it.
-            chosen: The numbers of the blocks of the model that `layers` allows; None for all.
+            hf: For each block of rows, the Hugging Face module that holds it.
+            chosen: Numbers of the layers of the model that `layers` selects; None for all.
         """
         if self.modules is not None:
             return [module in self.modules for module in hf]
@@ -374,10 +356,10 @@ class LoRA:
             return [re.search(self.targets, module) is not None for module in hf]
         if name.endswith("attn.qkv"):
             return [self.query, self.key, self.value]
-        wanted = self.projection if ".attn." in name else self.mlp if ".mlp." in name else self.head
-        return [wanted] * len(hf)
+        on = self.projection if ".attn." in name else self.mlp if ".mlp." in name else self.head
+        return [on] * len(hf)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The adapted layers by their names."""
+    """The adapted layers by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}

@@ -1,4 +1,4 @@
-"""A folder, of a base model or of an adapter, as a model that is ready to run."""
+"""Opens the folder of a base model or of an adapter as a model that is ready to run."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Optional
 
 import torch
-from torch import nn
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Overlaid, fill_weights, load_weights, open_checkpoint
@@ -33,16 +32,15 @@ from litgpt.text.tokenizer import Tokenizer
 
 @dataclass
 class ModelSource:
-    """What a path or name given to a command turns out to be; nothing of the weights is read yet.
+    """A base model with an optional adapter. No weights are read yet.
 
     Args:
-        folder: Where the tokenizer and the prompt style are, or else they are the base's.
+        folder: The folder that was opened. Its tokenizer and prompt style take precedence over those of the base.
         checkpoint: The base model.
-        adapter: What to put on it, if the folder is an adapter's.
+        adapter: The adapter, if the folder holds one.
 
     Attributes:
-        replaced: The names of the pretrained weights that the adapter changed when the model was made: norms,
-            embeddings, routers.
+        replaced: Names of the pretrained weights that the adapter changes: norms, embeddings, routers.
     """
 
     folder: Path
@@ -52,48 +50,48 @@ class ModelSource:
 
     @classmethod
     def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "ModelSource":
-        """Look into a base folder, an adapter folder, or the folder of an adapter file.
+        """Open a base folder, an adapter folder or an adapter file.
 
         Args:
             path: The folder, the name of a model under `checkpoints/`, or the path of an adapter's file.
             base: The base model of an adapter, instead of the recorded one.
-            merged: Whether the merged model is meant where LitGPT wrote it beside its LoRA.
+            merged: Whether to prefer the merged model that LitGPT writes next to its LoRA.
 
         Raises:
-            UserError: it is none of these, or the base model is not where the adapter says.
+            UserError: the path is none of these, or the recorded base model does not exist.
         """
-        a_file = path.name in (WEIGHTS, PICKLED, *ADAPTERS) and path.is_file()
-        folder = path.parent if a_file else find_folder(path)
-        of_lora = lit_adapter_file(folder) and (base is not None or a_file or not merged)
-        if not is_adapter(folder) and not of_lora:
+        is_file = path.name in (WEIGHTS, PICKLED, *ADAPTERS) and path.is_file()
+        folder = path.parent if is_file else find_folder(path)
+        is_lit_lora = lit_adapter_file(folder) and (base is not None or is_file or not merged)
+        if not is_adapter(folder) and not is_lit_lora:
             if base is not None:
-                raise UserError(f"{folder} is no adapter folder, so --base {base} has no meaning.")
+                raise UserError(f"{folder} is not an adapter folder, so --base {base} has no effect. Remove the flag.")
             return cls(folder, open_checkpoint(folder), None)
         adapter = open_adapter(folder)
         if base is None and not adapter.base:
-            raise UserError(f"{folder} does not say which model it belongs to: name it with --base DIR.")
+            raise UserError(f"{folder} does not name its base model. Pass it with --base DIR.")
         try:
             base_folder = find_folder(base or Path(adapter.base))
         except (UserError, OSError) as e:
             if base is not None:
                 raise
             raise UserError(
-                f"The base model of {folder} is not at {adapter.base[:200]!r}: name it with --base DIR. ({e})"
+                f"The base model of {folder} is not at {adapter.base[:200]!r}. Pass it with --base DIR. ({e})"
             ) from e
         return cls(folder, open_checkpoint(base_folder), adapter)
 
     def weights(self) -> Weights:
-        """The base, with what a LoRA folder has in place of its weights."""
+        """The base weights, with those replaced that a LoRA folder changes."""
         return self.adapter.over(self.checkpoint) if isinstance(self.adapter, LoRAFolder) else self.checkpoint
 
     @cached_property
     def config(self) -> Config:
-        """Of the model with its adapter, which may have other embeddings than the base."""
+        """Config of the model with its adapter, which may change the number of embeddings."""
         return self.weights().config
 
     @property
     def tokenizer_folder(self) -> Path:
-        """The folder itself, or the base's where an adapter has no tokenizer, as `peft` alone writes it."""
+        """The folder itself, or that of the base if the adapter has no tokenizer, as when `peft` wrote it."""
         own = any(is_there(self.folder / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
         return self.folder if own else self.checkpoint.folder
 
@@ -108,8 +106,8 @@ class ModelSource:
         """The model with its adapter, in evaluation mode, without gradients.
 
         Args:
-            dtype: Of the weights.
-            scheme: How the weights of the blocks are quantized, a `QuantizeName`; None for not at all.
+            dtype: Dtype of the weights.
+            scheme: A `QuantizeName` to quantize the weights of the blocks.
         """
         weights = self.weights()
         with torch.device("meta"):
@@ -128,17 +126,18 @@ class ModelSource:
         return model.requires_grad_(False).eval()
 
     def check_base(self) -> None:
-        """Raise `UserError` if the model with the adapter cannot become the base alone."""
+        """Raise `UserError` if the adapter cannot be removed from the model."""
         if self.config.padded_vocab_size != self.checkpoint.config.padded_vocab_size:
             raise UserError(
-                f"The adapter in {self.folder} changes the number of embeddings, so its model cannot become the base "
-                f"again: use {self.checkpoint.folder} by itself."
+                f"The adapter in {self.folder} changes the number of embeddings, so it cannot be turned off. Use "
+                f"{self.checkpoint.folder} instead."
             )
 
     @contextmanager
     def without_adapter(self, model: GPT) -> Iterator[None]:
-        """Let a model that `model` made be the base alone, inside the block. Weights that the adapter replaced are read
-        again; there is no second base in memory.
+        """Remove the adapter from a model within the context.
+
+        Weights that the adapter replaced are read again, so there is no second base in memory.
 
         Raises:
             UserError: as `check_base`.
@@ -148,7 +147,7 @@ class ModelSource:
         attentions = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
         prefixes = [attention.prefix for attention in attentions]
         for name, wrapper in wrappers:
-            put(model, name, wrapper.linear)
+            model.set_submodule(name, wrapper.linear)
         for attention in attentions:
             attention.prefix = None
         changed = {name: p for name, p in pretrained(model).items() if name in self.replaced}
@@ -163,7 +162,7 @@ class ModelSource:
             for name, parameter in changed.items():
                 parameter.value.copy_(learned[name])
             for name, wrapper in wrappers:
-                put(model, name, wrapper)
+                model.set_submodule(name, wrapper)
             for attention, prefix in zip(attentions, prefixes):
                 attention.prefix = prefix
 
@@ -175,8 +174,3 @@ def versions(model: GPT) -> dict[str, int]:
 
 def pretrained(model: GPT) -> dict[str, Parameter]:
     return weight_map(model.config).parameters(model)
-
-
-def put(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)

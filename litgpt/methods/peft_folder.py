@@ -1,49 +1,48 @@
-"""LoRA in PEFT's form: a folder with `adapter_config.json` and `adapter_model.safetensors`, or `adapter_model.bin`.
+"""Reads LoRA in PEFT's format: `adapter_config.json` with `adapter_model.safetensors` or `adapter_model.bin`.
 
-The names are those of `peft` (https://github.com/huggingface/peft): `base_model.model.` before the Hugging Face module,
-`lora_A.weight` (r, in_features), `lora_B.weight` (out_features, r) and, for DoRA, `lora_magnitude_vector`
-(out_features,) behind it. LoRA of an embedding has `lora_embedding_A` (r, tokens) and `lora_embedding_B` (width, r). A
-module that is trained in full stands there with its `weight`; of an embedding with some trained tokens, their rows do.
-Experts have modules of their own in adapters from before transformers 5; since then an adapter holds them stacked.
+Tensors have the names of `peft` (https://github.com/huggingface/peft): `base_model.model.`, the Hugging Face module and
 
-This is the reading; `litgpt.methods.peft_export` writes.
+- for a linear layer `lora_A.weight` (r, in_features), `lora_B.weight` (out_features, r) and, with DoRA,
+  `lora_magnitude_vector` (out_features,);
+- for an embedding `lora_embedding_A` (r, tokens) and `lora_embedding_B` (width, r);
+- for a fully trained module its `weight`, and for trained tokens of an embedding their rows.
+
+Adapters from before transformers 5 have a module for each expert. Since then the experts are stacked.
 """
 
 import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple
 
 import torch
 
 from litgpt.checkpoint.folder import Overlaid, opened
 from litgpt.errors import UserError
 from litgpt.families import aliases, weight_map
-from litgpt.families.table import Stored
 from litgpt.families.weights import Weights
-from litgpt.methods.lora import LoRA, lora_layers
+from litgpt.methods.deltas import Delta, fill
+from litgpt.methods.lora import LoRA
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.mlp import Router
 from litgpt.storage.fields import pattern
-from litgpt.storage.files import read_json
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
-PICKLED = "adapter_model.bin"  # as older ones are stored
+PICKLED = "adapter_model.bin"  # in older folders
 TOKENS = ".token_adapter.trainable_tokens_delta"
 Edits = dict[str, Callable[[torch.Tensor], torch.Tensor]]
-MUST_BE: dict[str, tuple] = {  # what changes the math: the values that leave it as it is, or that are implemented
+SUPPORTED: dict[str, tuple] = {  # values of the fields that change the math
     "bias": ("none", "all", "lora_only"),
     "layer_replication": ([],),
     "lora_bias": (False,),
-    # the others change the base when they are loaded
-    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),
+    "init_lora_weights": (True, "gaussian", "orthogonal", "eva"),  # the others change the base when they are loaded
     "alora_invocation_tokens": ([],),
     "use_qalora": (False,),
     "use_bdlora": (False,),
@@ -54,76 +53,23 @@ MUST_BE: dict[str, tuple] = {  # what changes the math: the values that leave it
 }
 
 
-@dataclass
-class Delta:
-    """What an adapter learned about one weight W (rows, in_features): W + scale b a, with rows of norm `magnitude`.
-
-    Args:
-        a: (r, in_features), float32.
-        b: (rows, r), float32.
-        scale: The factor of the update.
-        magnitude: DoRA's, (rows,); None where it is not used.
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
-    scale: float
-    magnitude: Optional[torch.Tensor] = None
-
-    @property
-    def shape(self) -> tuple[int, int]:
-        return len(self.b), self.a.size(1)
-
-    def to(self, device: torch.device) -> "Delta":
-        magnitude = None if self.magnitude is None else self.magnitude.to(device)
-        return Delta(self.a.to(device), self.b.to(device), self.scale, magnitude)
-
-    def rows_split(self, stored: Stored, sizes: Sequence[int]) -> list["Delta"]:
-        """The update of each of our blocks that a module holds."""
-        order = torch.arange(len(self.b)) if stored.rows is None else stored.rows.argsort()
-        norms = [None] * len(sizes) if self.magnitude is None else self.magnitude[order].split(list(sizes))
-        return [Delta(self.a, b, self.scale, m) for b, m in zip(self.b[order].split(list(sizes)), norms)]
-
-    def added_to(self, weight: torch.Tensor) -> torch.Tensor:
-        """In float32."""
-        merged = weight.float() + self.scale * (self.b @ self.a)
-        return merged if self.magnitude is None else merged * (self.magnitude / merged.norm(dim=1))[:, None]
-
-
-def fused_delta(blocks: Mapping[int, tuple[torch.Tensor, torch.Tensor]], sizes: Sequence[int], scale: float) -> Delta:
-    """One update for all blocks of a layer, of the ranks of the adapted blocks together: its B is block-diagonal.
-
-    Args:
-        blocks: The A and B of each adapted block, by its number.
-        sizes: The rows of every block.
-    """
-    a = torch.cat([a for a, _ in blocks.values()])
-    b = a.new_zeros(sum(sizes), len(a))
-    column = 0
-    for i, (_, own) in blocks.items():
-        row = sum(sizes[:i])
-        b[row : row + sizes[i], column : column + own.size(1)] = own
-        column += own.size(1)
-    return Delta(a, b, scale)
-
-
 class LoRAFolder:
-    """A LoRA folder in PEFT's form, opened; its weights are read when they are wanted.
+    """A LoRA folder in PEFT's format. Weights are read when they are needed.
 
     Raises:
-        UserError: it is damaged, or holds what is not implemented; the field is named.
+        UserError: the folder is damaged, or a field has an unsupported value.
     """
 
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder = folder
-        for key, allowed in MUST_BE.items():
+        for key, allowed in SUPPORTED.items():
             if fields.get(key) and fields[key] not in allowed:
                 raise UserError(f"{folder / CONFIG} has {key} {fields[key]!r}, which is not supported.")
         self.base = str(fields.get("base_model_name_or_path") or "")
         self.file, self.shapes = weights_file(folder), read_shapes(folder)
         self.tokens = fields.get("trainable_token_indices") or []
         self.copied = fields.get("modules_to_save") or []
-        self.tying = bool(fields.get("ensure_weight_tying")) and any(  # where peft knows the name of an embedding
+        self.tying = bool(fields.get("ensure_weight_tying")) and any(  # if peft recognizes the name of an embedding
             str(name).rpartition(".")[2] in ("embed_tokens", "lm_head") for name in self.copied
         )
         self.dora, self.rslora = bool(fields.get("use_dora")), bool(fields.get("use_rslora"))
@@ -141,50 +87,50 @@ class LoRAFolder:
     @property
     def description(self) -> str:
         kind = "DoRA" if self.dora else "LoRA"
-        return f"{kind} of rank {self.highest}" + (", and whole weights" if self.in_full else "")
+        return f"{kind} of rank {self.highest}" + (", and fully trained weights" if self.in_full else "")
 
     @property
     def in_full(self) -> list[str]:
-        """The names in the file of what changes weights of the base themselves, not only the output of a layer."""
+        """The tensors that change weights of the base themselves, not only the output of a layer."""
         return [n for n in self.shapes if ".lora_" not in n or ".lora_embedding_" in n]
 
     def apply(self, model: GPT) -> None:
-        """Make room for the adapter in a model on the meta device."""
+        """Add LoRA layers for the adapter to a model on the meta device."""
         places = self.places(model.config)
         ranks = [p.r for several in places.values() for p in several]
         lora = LoRA(
-            r=max(ranks, default=self.r),  # a rank pattern shows in the shapes
+            r=max(ranks, default=self.r),  # the shapes reflect the rank pattern
             alpha=self.alpha,
             dropout=0.0,
             variant="dora" if self.dora else "lora",
             modules=frozenset(p.module for several in places.values() for p in several),
         )
-        lora.scaling = self.scale("", self.r) or 1.0  # where a module has another, its B makes up for it
+        lora.scaling = self.scale("", self.r) or 1.0  # `fill` rescales the B of modules with another scale
         lora.apply(model)
 
     def scale(self, module: str, r: int) -> float:
-        """Of one module."""
+        """The scale of the update of one module."""
         matching = (alpha for name, alpha in self.alphas.items() if name.match(module))
         alpha = next(matching, self.alpha)
         return alpha / (math.sqrt(r) if self.rslora else r)
 
     def places(self, config: Config) -> dict[str, list["AdapterSlice"]]:
-        """For each module of the adapter what of the model it updates."""
+        """For each module of the adapter, the Hugging Face modules that it updates."""
         names = aliases(config.model_type)
         places = {}
         for name, shape in self.shapes.items():
             module, found, _ = name.partition(".lora_A.")
             if found:
-                whole = AdapterSlice(names.rename(f"{module}.weight").removesuffix(".weight"), module, shape[0])
+                all_of_it = AdapterSlice(names.rename(f"{module}.weight").removesuffix(".weight"), module, shape[0])
                 rows = self.shapes.get(f"{module}.lora_B.weight", ())
-                places[module] = stack_places(module, shape, rows, config) or [whole]
+                places[module] = stack_slices(module, shape, rows, config) or [all_of_it]
         return places
 
     def deltas(self, config: Config) -> dict[str, Delta]:
-        """What was learned, by Hugging Face module in the words of the family's table, in float32.
+        """The updates in float32, by Hugging Face module under the names of the family's table.
 
         Raises:
-            UserError: an A without its B, or a tensor with a name that is not LoRA's.
+            UserError: an A has no B, or a tensor has an unknown name.
         """
         found = self.factors(of_embeddings=False)
         deltas = {}
@@ -196,10 +142,10 @@ class LoRAFolder:
         return deltas
 
     def factors(self, of_embeddings: bool) -> dict[str, dict[str, torch.Tensor]]:
-        """LoRA's tensors by module and by the end of their name, in float32: of linear layers, or of embeddings.
+        """The LoRA tensors of linear layers, or of embeddings, in float32: by module, then by the end of the name.
 
         Raises:
-            UserError: one of a module's tensors is missing, or has a name that is not LoRA's.
+            UserError: a tensor of a module is missing, or has an unknown name.
         """
         embeddings = {name.partition(".lora_embedding_")[0] for name in self.shapes if ".lora_embedding_" in name}
         found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
@@ -208,29 +154,28 @@ class LoRAFolder:
                 module, lora, leaf = name.rpartition(".lora_")
                 if lora and (module in embeddings) == of_embeddings:
                     found[module][leaf] = f.get_tensor(PREFIX + name).float()
-        wanted = {"embedding_A", "embedding_B"} if of_embeddings else {"A.weight", "B.weight"}
-        wanted |= {"magnitude_vector"} if self.dora else set()
-        wrong = sorted(m for m, tensors in found.items() if set(tensors) != wanted)
+        expected = {"embedding_A", "embedding_B"} if of_embeddings else {"A.weight", "B.weight"}
+        expected |= {"magnitude_vector"} if self.dora else set()
+        wrong = sorted(m for m, tensors in found.items() if set(tensors) != expected)
         if wrong:
-            leaves = " or ".join(f"lora_{leaf.partition('.')[0]}" for leaf in sorted(wanted))
+            leaves = " or ".join(f"lora_{leaf.partition('.')[0]}" for leaf in sorted(expected))
             raise UserError(f"{self.file} lacks {leaves} for: {', '.join(wrong)}.")
         return found
 
     def over(self, base: Weights) -> Weights:
-        """The base with what the adapter has in place of its weights: whole weights, embeddings with an update, and
-        embeddings of which some tokens were trained.
+        """The base, with its weights replaced that the adapter trained in full, or whose embeddings it updates.
 
         Raises:
-            UserError: they do not go together, or do not fit the base.
+            UserError: the replaced weights do not fit each other or the base.
         """
         if not self.in_full:
             return base
         config, names = base.config, weight_map(base.config)
-        weights, shared = self.whole_weights(config)
+        weights, shared = self.full_weights(config)
         edits, tokens = self.updated_embeddings(config), self.trained_tokens(config)
         wte, head = names.embedding, names.head
         if config.tie_embeddings and not {wte, head}.isdisjoint((*weights, *edits, *tokens)):
-            # `shared`: what both have in common; in `modules_to_save` are copies, one for each
+            # `modules_to_save` has a copy for each of the two, `shared` a weight for both
             common = next((weights[name] for name in (head, wte) if name in shared), None)
             if self.tying:
                 common = next((weights[name] for name in (wte, head) if name in weights), common)
@@ -255,20 +200,22 @@ class LoRAFolder:
         sizes = {size for name in of_tokens for size in shapes.get(name, ())[:1]}
         if len(sizes) > 1:
             raise UserError(
-                f"With {self.file} the embedding and the head of {base.folder} would be for "
-                f"{' and '.join(map(str, sorted(sizes)))} tokens. Save the adapter with save_embedding_layers=True, so "
-                "that it has all of one size."
+                f"With {self.file} the embedding and the head of {base.folder} have different sizes: "
+                f"{' and '.join(map(str, sorted(sizes)))} tokens. Save the adapter with save_embedding_layers=True."
             )
         return Overlaid(base, weights, replace(config, padded_vocab_size=sizes.pop(), tie_embeddings=tied))
 
-    def whole_weights(self, config: Config) -> tuple[dict[str, torch.Tensor], set[str]]:
-        """The weights that take the place of the base's, by their Hugging Face names in the words of the table; and the
-        names of those that are not copies for this adapter alone (`modules_to_save`), but the base's own parameters."""
+    def full_weights(self, config: Config) -> tuple[dict[str, torch.Tensor], set[str]]:
+        """The fully trained weights, by Hugging Face name under the names of the table.
+
+        Also returns the names of those that are parameters of the base itself, not copies for this adapter
+        (`modules_to_save`).
+        """
         weights, shared = {}, set()
         with opened(self.file) as f:
             for stored in self.in_full:
                 if re.search(r"\.lora_|\.(original_module|modules_to_save)\.|" + re.escape(TOKENS), stored):
-                    continue  # what `modules_to_save` names stands under the module's own name as well
+                    continue  # `modules_to_save` are in the file under the module's own name as well
                 own = re.sub(r"\.token_adapter\b|\.base_layer\b", "", stored)  # of a layer with an update
                 module = own.rpartition(".")[0]
                 for name, _, index in aliases(config.model_type).expand(own, self.shapes[stored]):
@@ -279,7 +226,7 @@ class LoRAFolder:
         return weights, shared
 
     def updated_embeddings(self, config: Config) -> Edits:
-        """How the weight of each embedding with an update is made from the base's, by its name in the table."""
+        """How to make each embedding with an update from the base's, by its name in the table."""
         edits: Edits = {}
         for module, t in self.factors(of_embeddings=True).items():
             a, b = t["embedding_A"], t["embedding_B"]
@@ -288,10 +235,10 @@ class LoRAFolder:
         return edits
 
     def trained_tokens(self, config: Config) -> Edits:
-        """How the weight of each module with some trained tokens is made from the base's, by its name in the table.
+        """How to make each weight with trained tokens from the base's, by its name in the table.
 
         Raises:
-            UserError: `trainable_token_indices` does not say which tokens they are.
+            UserError: `trainable_token_indices` does not list the tokens.
         """
         edits: Edits = {}
         with opened(self.file) as f:
@@ -310,68 +257,41 @@ class LoRAFolder:
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
-        """Fill what `apply` made room for.
+        """Fill the layers that `apply` added, and add updates of routers to their weights, as `peft` does.
 
         Raises:
-            UserError: modules or shapes that the model does not have; all of them at once.
+            UserError: modules or shapes do not fit the model; all of them at once.
         """
-        names, deltas = weight_map(model.config), self.deltas(model.config)
-        wrong = []
-        for name, layer in lora_layers(model).items():
-            adapted = {i: (a, b) for i, a, b in layer.blocks()}
-            magnitudes = layer.magnitude.split(layer.adapted_sizes) if layer.magnitude is not None else ()
-            magnitude = dict(zip(adapted, magnitudes))
-            stored_modules = names.stored(name)
-            sizes = layer.sizes if len(stored_modules) > 1 else [sum(layer.sizes)]
-            for block, (stored, size) in enumerate(zip(stored_modules, sizes)):
-                if stored.module not in deltas:
-                    continue
-                delta = deltas.pop(stored.module)
-                if delta.shape != (size, layer.linear.in_features):
-                    wrong.append(f"{stored.module} {delta.shape}")
-                    continue
-                own = list(adapted) if size == sum(layer.sizes) else [block]
-                for i, part in zip(own, delta.rows_split(stored, [len(adapted[i][1]) for i in own])):
-                    a, b = adapted[i]
-                    r = len(part.a)
-                    a.zero_()[:r] = part.a  # a lower rank is filled up with zeros
-                    b.zero_()[:, :r] = part.b * (part.scale / layer.lora.scaling)
-                    if part.magnitude is not None:
-                        magnitude[i].copy_(part.magnitude)
-        wrong += self.add_to_routers(model, deltas)
-        if wrong:
-            raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
-
-    def add_to_routers(self, model: GPT, deltas: dict[str, Delta]) -> list[str]:
-        """Add updates of routers to their weights, as `peft` does; returns modules that the model does not have."""
-        names = weight_map(model.config)
+        deltas = self.deltas(model.config)
+        wrong = fill(model, deltas)
+        names, skipped = weight_map(model.config), []
         parameters = names.parameters(model)
-        wrong, left_out = [], []
         for module, delta in sorted(deltas.items()):
             found = parameters.get(names.find_parameter(f"{module}.weight"))
             router = found and found.module
             if isinstance(router, Router) and delta.shape == tuple(router.weight.shape):
                 router.weight.copy_(delta.to(router.weight.device).added_to(router.weight))
             elif names.kept.search(f"{module}.weight"):
-                left_out.append(module)
+                skipped.append(module)
             else:
                 wrong.append(module)
-        if left_out:
+        if wrong:
+            raise UserError(f"The adapter in {self.folder} does not fit the model: {'; '.join(wrong)}.")
+        if skipped:
             print(
-                f"litgpt: {self.folder} also updates {len(left_out)} modules of a part that is not run here, like "
-                f"{left_out[0]}; merge_lora merges them.",
+                f"litgpt: Skipped {len(skipped)} modules of {self.folder} in a part of the model that litgpt does not "
+                f"run, such as {skipped[0]}. merge_lora merges them.",
                 file=sys.stderr,
             )
-        return wrong
 
 
 class AdapterSlice(NamedTuple):
-    """What of an adapter's A and B updates one Hugging Face module.
+    """The part of an adapter's A and B that updates one Hugging Face module.
 
     Args:
-        module: Its name in the words of the family's table.
-        target: The name that `peft` looks up in its patterns.
-        r: The rank: as many rows of A and columns of B.
+        module: Its name in the family's table.
+        target: The name that `peft` matches with its patterns.
+        r: The rank.
     """
 
     module: str
@@ -382,39 +302,47 @@ class AdapterSlice(NamedTuple):
     columns: slice = slice(None)
 
 
-def stack_places(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Config) -> list[AdapterSlice]:
-    """The places of an update of stacked experts; none if this is something else.
+def expert_slices(expert: int, n_expert: int, r: int) -> tuple[slice, slice]:
+    """The rows of A and the columns of B of one expert in a stack: (experts * r, in_features) and (rows, r * experts).
 
-    Which of the two stacks it is does not show in the name, but in the shapes: a name has `base_layer` where the module
-    is wrapped for both. In A the experts lie one below the other; in B the expert counts fastest.
+    In the columns of B the expert is the index that changes fastest.
+    """
+    return slice(expert * r, (expert + 1) * r), slice(expert, None, n_expert)
+
+
+def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Config) -> list[AdapterSlice]:
+    """The slices of an update of stacked experts; empty for other modules.
+
+    The shapes tell which of the two stacks it is. The name does not: `peft` wraps the module once for each stack, and
+    calls what is inside `base_layer`.
 
     Args:
-        a: The shape of A, (experts * r, in_features).
-        b: The shape of B, (rows, r * experts).
+        a: The shape of A.
+        b: The shape of B.
     """
     stem, n = re.sub(r"(\.base_layer)+$", "", module), config.n_expert
     if not stem.endswith(".experts") or not n or a[0] % n or len(a) != 2 or len(b) != 2:
         return []
     width, size = config.n_embd, config.moe_intermediate_size or config.intermediate_size
+    names = aliases(config.model_type)
     assert size is not None
-    for end, parts in aliases(config.model_type).stacks.items():
-        wanted = (2 * size, width) if len(parts) == 2 else (width, size)
-        if (b[0], a[1]) == wanted:
-            target, r = stem.removesuffix(".experts") + end, a[0] // n
-            places = []
-            for name, _, index in aliases(config.model_type).expand(target, (n, *wanted)):
-                e, rows = index or (0, slice(None))
-                own = slice(e * r, (e + 1) * r)
-                places.append(AdapterSlice(name.removesuffix(".weight"), target, r, own, rows, slice(e, None, n)))
-            return places
+    for end, parts in names.stacks.items():
+        shape = (2 * size, width) if len(parts) == 2 else (width, size)
+        if (b[0], a[1]) == shape:
+            target, r, slices = stem.removesuffix(".experts") + end, a[0] // n, []
+            for name, _, index in names.expand(target, (n, *shape)):
+                expert, rows = index or (0, slice(None))
+                rows_of_a, columns = expert_slices(expert, n, r)
+                slices.append(AdapterSlice(name.removesuffix(".weight"), target, r, rows_of_a, rows, columns))
+            return slices
     return []
 
 
 def updated_embedding(delta: Delta, weight: torch.Tensor) -> torch.Tensor:
-    """An embedding (tokens, width) with its update, whose A and B are those of (width, tokens). In float32.
+    """An embedding (tokens, width) with an update that is for its transpose. In float32.
 
     Raises:
-        UserError: they are for another number of tokens, or for another width.
+        UserError: the shapes do not fit.
     """
     if delta.a.dim() != 2 or delta.b.dim() != 2 or delta.shape != tuple(weight.shape)[::-1]:
         raise UserError(f"its update has an A {tuple(delta.a.shape)} and a B {tuple(delta.b.shape)}")
@@ -422,10 +350,10 @@ def updated_embedding(delta: Delta, weight: torch.Tensor) -> torch.Tensor:
 
 
 def with_rows(ids: list[int], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A weight with other rows for these tokens.
+    """A weight with the rows of these tokens replaced.
 
     Raises:
-        UserError: it does not have these tokens, or has rows of another width.
+        UserError: the weight does not have these tokens, or the shapes do not fit.
     """
     if not all(0 <= i < len(weight) for i in ids) or rows.shape != (len(ids), *weight.shape[1:]):
         raise UserError(f"its trained tokens are {ids}, with weights {tuple(rows.shape)}")
@@ -433,7 +361,7 @@ def with_rows(ids: list[int], rows: torch.Tensor, weight: torch.Tensor) -> torch
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two weights hold the same numbers, maybe in other types."""
+    """Whether two weights have equal values, in whatever dtypes."""
     return a is b or (a.shape == b.shape and torch.equal(a.float(), b.float()))
 
 
@@ -442,23 +370,22 @@ def is_end(end: str, module: str) -> bool:
 
 
 def weights_file(folder: Path) -> Path:
-    """The file of an adapter's tensors: safetensors, or one of `torch.save`. Raises `UserError` if there is none."""
+    """The file with an adapter's tensors.
+
+    Raises:
+        UserError: there is none.
+    """
     file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if file is None:
-        raise UserError(f"{folder} has no {WEIGHTS} and no {PICKLED}.")
+        raise UserError(f"{folder} has neither {WEIGHTS} nor {PICKLED}.")
     return file
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes in an adapter's file, by name without PEFT's prefix.
+    """The shapes of an adapter's tensors, by name without PEFT's prefix.
 
     Raises:
-        UserError: the file is missing, or cut short.
+        UserError: the file is missing or truncated.
     """
     with opened(weights_file(folder)) as f:
         return {name.removeprefix(PREFIX): tuple(f.get_slice(name).get_shape()) for name in sorted(f.keys())}
-
-
-def read_fields(folder: Path) -> dict[str, Any]:
-    """The `adapter_config.json` of a folder. Raises `UserError` if it is damaged."""
-    return read_json(folder / CONFIG)

@@ -1,6 +1,6 @@
-"""Linear layers whose frozen weights are stored in 4 or 8 bits, by bitsandbytes, on CUDA and on CPUs.
+"""Linear layers with frozen weights in 4 or 8 bits, by bitsandbytes, on CUDA and on CPUs.
 
-4 bits: https://arxiv.org/abs/2305.14314 (nf4, and `-dq`, where the scales are quantized too). 8 bits:
+4 bits: https://arxiv.org/abs/2305.14314; with `-dq` the scales are quantized too. 8 bits:
 https://arxiv.org/abs/2208.07339.
 """
 
@@ -16,21 +16,20 @@ from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model import GPT
-from litgpt.model.linear import PartwiseLinear, plain
+from litgpt.model.kernels import prepacked_4bit
+from litgpt.model.linear import PartwiseLinear, in_rows
 from litgpt.model.sharded import full_tensor
 
 QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
-INT8 = ("bnb.int8", "bnb.int8-training")  # two names for one thing
-PACKED_ROWS = 32  # of a tile of packed 4-bit weights
-OUTLIER = 6.0  # inputs above this are multiplied unrounded, as in the paper on 8 bits
+INT8 = ("bnb.int8", "bnb.int8-training")  # two names for the same scheme
+OUTLIER = 6.0  # inputs above this are not rounded, as in the paper on 8 bits
 
 
 class QuantizedLinear(PartwiseLinear):
-    """A frozen linear layer that is filled with `store` and never holds its whole weight.
+    """A frozen linear layer that is quantized part by part with `store`.
 
-    Each Hugging Face tensor has its own scales, also where several make one layer, so that a quantized model is the
-    one that other programs make of the same folder. Until all are stored, `weight` is an empty tensor that knows its
-    shape; after that it is None.
+    Each Hugging Face tensor has its own scales, even if several form one layer, so that the result equals that of other
+    programs. `weight` is a meta tensor until all parts are stored, then None.
 
     Args:
         linear: The layer to replace, on the meta device.
@@ -45,19 +44,19 @@ class QuantizedLinear(PartwiseLinear):
         self.requires_grad_(False)
         self.scheme = scheme
         self.parts = getattr(linear, "parts", (linear.out_features,))
-        self.stored: list[Any] = [None] * len(self.parts)  # per part: its packed weight and its state
+        self.stored: list[Any] = [None] * len(self.parts)  # per part: the quantized weight and its state
 
     def begin(self, n_parts: int) -> None:
         self.stored = [None] * n_parts
 
     def store(self, part: int, weight: torch.Tensor) -> None:
-        """Quantize one part, a floating-point tensor (rows, in_features) on the device where it is to stay."""
+        """Quantize one part: a floating-point tensor (rows, in_features) on the device where it is to stay."""
         functional = bitsandbytes().functional
         if self.scheme in INT8:
-            packed, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
-            state = bitsandbytes().MatmulLtState(CB=packed, SCB=scales)
+            weight_8bit, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+            state = bitsandbytes().MatmulLtState(CB=weight_8bit, SCB=scales)
             state.has_fp16_weights, state.threshold = False, OUTLIER
-            self.stored[part] = packed, state
+            self.stored[part] = weight_8bit, state
         else:
             kind, _, double = self.scheme.removeprefix("bnb.").partition("-")
             self.stored[part] = functional.quantize_4bit(
@@ -67,108 +66,100 @@ class QuantizedLinear(PartwiseLinear):
             self.weight = None
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "QuantizedLinear":
-        """Also what `.to`, `.half` and the like do to parameters. Packed weights and scales follow to another device,
-        and stay what they are: only what they stand for gets another dtype."""
+        """Called by `.to`, `.half` and similar methods. Quantized weights and scales move to another device but keep
+        their dtypes; only the dtype of the dequantized weight changes."""
         super()._apply(fn, recurse)
-        for part, (packed, state) in ((part, both) for part, both in enumerate(self.stored) if both is not None):
-            there = copied(state, fn)
+        for part, (weight, state) in ((part, both) for part, both in enumerate(self.stored) if both is not None):
+            moved = moved_state(state, fn)
             if isinstance(getattr(state, "dtype", None), torch.dtype) and not in_tiles(state):
-                there.dtype = fn(torch.empty(0, dtype=state.dtype, device=packed.device)).dtype
-            self.stored[part] = (there.CB if self.scheme in INT8 else in_place_of(packed, fn)), there
+                moved.dtype = fn(torch.empty(0, dtype=state.dtype, device=weight.device)).dtype
+            self.stored[part] = (moved.CB if self.scheme in INT8 else moved_bits(weight, fn)), moved
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         flat = x.reshape(-1, x.size(-1))
-        y = [self.product(flat, *stored) for stored in self.stored]
+        y = [self.matmul(flat, *stored) for stored in self.stored]
         joined = y[0] if len(y) == 1 else torch.cat(y, dim=-1)
         joined = joined if self.bias is None else joined + self.bias
-        # No view: updates are added in place. On CUDA the library itself makes one of 8 bits that are not flat, within
-        # an autograd function, and autograd forbids to change such a one; of another it copies in the backward pass.
+        # Not a view: updates are added in place. Autograd copies a changed view in the backward pass, and forbids
+        # changing one from within an autograd function, as bitsandbytes returns for 8 bits on CUDA.
         return torch.ops.aten._unsafe_view(joined, [*x.shape[:-1], joined.size(-1)])
 
-    def product(self, x: torch.Tensor, packed: torch.Tensor, state: Any) -> torch.Tensor:
+    def matmul(self, x: torch.Tensor, weight: torch.Tensor, state: Any) -> torch.Tensor:
         if self.scheme in INT8:
             state.is_training = self.training
-            return bitsandbytes().matmul(x, packed, state=state)
-        return bitsandbytes().matmul_4bit(x, packed, state)
+            return bitsandbytes().matmul(x, weight, state=state)
+        return bitsandbytes().matmul_4bit(x, weight, state)
 
-    def pack(self, shared: bool = False) -> None:
-        """Lay out 4 bits as bitsandbytes' kernel for CPUs reads them, as `transformers` does for a model that answers:
-        a token takes a tenth of the time, and the scales are rounded to bfloat16."""
-        functional = bitsandbytes().functional
-        if self.scheme in INT8 or not getattr(functional, "has_avx512bf16", bool)():
-            return
-        for part, (packed, state) in enumerate(self.stored):
-            rows, columns = state.shape
-            whole = rows % PACKED_ROWS == 0 and columns % state.blocksize == 0
-            if packed.is_cpu and state.dtype == torch.bfloat16 and whole and not in_tiles(state):
-                self.stored[part] = functional._convert_weight_packed_for_cpu(packed, state, PACKED_ROWS)
+    def prepack(self, shared: bool = False) -> None:
+        if self.scheme not in INT8:
+            self.stored = [both if in_tiles(both[1]) else prepacked_4bit(*both) for both in self.stored]
 
-    def unpack(self) -> bool:
-        """Nothing: nobody reads or trains a quantized weight that has answered."""
+    def undo_prepack(self) -> bool:
+        """Does nothing: no code reads or trains a quantized weight after inference."""
         return False
 
     def dequantized(self) -> torch.Tensor:
         """(out_features, in_features)"""
         assert self.scheme in INT8 or not any(in_tiles(state) for _, state in self.stored)
         if self.scheme in INT8:
-            return torch.cat([packed.float() * (state.SCB[:, None] / 127) for packed, state in self.stored])
+            return torch.cat([weight.float() * (state.SCB[:, None] / 127) for weight, state in self.stored])
         functional = bitsandbytes().functional
-        return torch.cat([functional.dequantize_4bit(packed, state) for packed, state in self.stored])
+        return torch.cat([functional.dequantize_4bit(weight, state) for weight, state in self.stored])
 
 
-def copied(state: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A copy of the library's state of a weight, or of its scales, with `fn` of its tensors. They keep their dtypes."""
-    found = copy.copy(state)
+def moved_state(state: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
+    """A copy of bitsandbytes' state of a weight, or of its scales, with `fn` applied to its tensors. They keep their
+    dtypes."""
+    moved = copy.copy(state)
     for name, value in vars(state).items():
         if torch.is_tensor(value):
-            setattr(found, name, in_place_of(value, fn))
+            setattr(moved, name, moved_bits(value, fn))
         elif type(value) is type(state):
-            setattr(found, name, copied(value, fn))
-    return found
+            setattr(moved, name, moved_state(value, fn))
+    return moved
 
 
-def in_place_of(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
-    """`fn` of a tensor whose dtype it must not change: whole numbers it leaves alone."""
+def moved_bits(tensor: torch.Tensor, fn: Callable[[torch.Tensor], torch.Tensor]) -> torch.Tensor:
+    """`fn` of a tensor whose dtype it must not change. It does not change that of integers."""
     size = {1: torch.uint8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[tensor.element_size()]
     return fn(tensor.view(size)).view(tensor.dtype)
 
 
 def in_tiles(state: Any) -> bool:
-    """Whether 4 bits lie as `QuantizedLinear.pack` lays them."""
+    """Whether a 4-bit weight is prepacked."""
     return getattr(state, "packing_format_for_cpu", False)
 
 
 def full_weight(linear: nn.Linear) -> torch.Tensor:
-    """The weight (out_features, in_features) that a layer multiplies with."""
-    return linear.dequantized() if isinstance(linear, QuantizedLinear) else plain(full_tensor(linear.weight))
+    """The weight of a layer, (out_features, in_features): dequantized, unsharded, in rows."""
+    return linear.dequantized() if isinstance(linear, QuantizedLinear) else in_rows(full_tensor(linear.weight))
 
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:
-    """Swap the linear layers of the blocks for `QuantizedLinear`, in place, before the weights are read.
+    """Replace the linear layers of the blocks with `QuantizedLinear`, in place, before the weights are read.
 
     Embeddings, norms and the head stay as they are.
 
     Args:
-        model: On the meta device.
+        model: A model on the meta device.
 
     Raises:
-        UserError: this device cannot do it, or bitsandbytes is missing.
+        UserError: the device does not support it, or bitsandbytes is missing.
     """
     if device.type not in ("cpu", "cuda"):
-        raise UserError(f"--quantize {scheme} runs on cuda and on cpu, not on {device.type}.")
+        raise UserError(f"--quantize {scheme} does not support {device.type}. Use cuda or cpu.")
     bitsandbytes()
     for name, linear in [(n, m) for n, m in model.transformer.h.named_modules() if isinstance(m, nn.Linear)]:
-        parent, _, leaf = name.rpartition(".")
-        setattr(model.transformer.h.get_submodule(parent), leaf, QuantizedLinear(linear, scheme))
+        model.transformer.h.set_submodule(name, QuantizedLinear(linear, scheme))
 
 
 @cache
 def bitsandbytes() -> ModuleType:
-    """The library, without the notices that it writes when it is imported and at each product on a CPU.
+    """The library, without the log messages that it writes at import and for each matmul on a CPU.
 
     Raises:
-        UserError: it is not installed.
+        UserError: bitsandbytes is not installed.
     """
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return require("bitsandbytes", "quantize")

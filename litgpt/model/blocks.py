@@ -1,7 +1,6 @@
-"""Surgery on the blocks of a model: recomputing what a backward pass needs, and compiling.
+"""Activation checkpointing and compilation of the blocks of a model.
 
-Both replace the `forward` of each block object, so that no parameter changes its name. Generation within a run, which
-passes a cache, goes on as before.
+Both replace the `forward` of each block, so that no parameter changes its name.
 """
 
 from collections.abc import Callable
@@ -17,9 +16,9 @@ from litgpt.model.attention import CausalSelfAttention, ForwardContext
 
 
 def recompute(model: GPT) -> None:
-    """Keep only the input of each block, and run the block again in the backward pass (https://arxiv.org/abs/1604.06174).
+    """Activation checkpointing: keep only the input of each block, and run the block again in the backward pass.
 
-    Dropout draws the same again.
+    https://arxiv.org/abs/1604.06174. Dropout draws the same numbers again.
     """
     for block in model.transformer.h:
         block.forward = recomputed(block.forward)
@@ -33,13 +32,12 @@ def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 
 def compile_blocks(model: GPT, decoding: bool = False) -> None:
-    """Compile what is between the attentions, for all lengths at once.
+    """Compile each block except for attention, once for all lengths. Call this before `recompute`.
 
-    The attention itself, a loop over documents, stays as it is: it would be compiled anew for every list of lengths.
-    To be called before `recompute`.
+    Attention, a loop over sequences, would be compiled again for every list of lengths.
 
     Args:
-        decoding: Compile the way with a cache; by default the one without.
+        decoding: Compile the path with a cache instead of the one without.
     """
     for block in model.transformer.h:
         attention = block.attn
@@ -51,8 +49,8 @@ def compile_blocks(model: GPT, decoding: bool = False) -> None:
 def compiled(block: nn.Module, decoding: bool) -> Callable[..., torch.Tensor]:
     eager, fast = block.forward, torch.compile(block.forward, dynamic=True)
 
-    def wrapped(x: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
-        return fast(x, reading) if (reading.cache is not None) is decoding else eager(x, reading)
+    def wrapped(x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        return fast(x, context) if (context.cache is not None) is decoding else eager(x, context)
 
     return wrapped
 
@@ -61,18 +59,26 @@ def check_compiler(device: torch.device) -> None:
     """Raises:
     UserError: what `torch.compile` needs on this device is not installed.
     """
-    if device.type == "cuda":
-        from torch.utils._triton import has_triton
+    COMPILER_CHECKS.get(device.type, lambda: None)()
 
-        if not has_triton():
-            raise UserError("--compile true needs the package triton on a GPU; it is not installed or too old.")
-    if device.type == "cpu":
-        from torch._inductor.cpp_builder import get_cpp_compiler
-        from torch._inductor.exc import InvalidCxxCompiler
 
-        try:
-            get_cpp_compiler()
-        except (InvalidCxxCompiler, RuntimeError) as e:
-            raise UserError(
-                "--compile true needs a C++ compiler on a CPU, and none was found: install g++ or clang, or set CXX."
-            ) from e
+def check_triton() -> None:
+    from torch.utils._triton import has_triton
+
+    if not has_triton():
+        raise UserError("--compile true needs the package triton on a GPU, which is missing or too old. Install it.")
+
+
+def check_cpp_compiler() -> None:
+    from torch._inductor.cpp_builder import get_cpp_compiler
+    from torch._inductor.exc import InvalidCxxCompiler
+
+    try:
+        get_cpp_compiler()
+    except (InvalidCxxCompiler, RuntimeError) as e:
+        raise UserError(
+            "--compile true needs a C++ compiler on a CPU, and none was found. Install g++ or clang, or set CXX."
+        ) from e
+
+
+COMPILER_CHECKS = {"cuda": check_triton, "cpu": check_cpp_compiler}

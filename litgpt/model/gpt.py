@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 from torch import nn
 
+from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.attention import CausalSelfAttention, ForwardContext
 from litgpt.model.config import Config
 from litgpt.model.kv_cache import KVCache
@@ -20,13 +21,13 @@ from litgpt.model.sharded import unsharded
 
 
 class Block(nn.Module):
-    """Attention and feed-forward, each on a normalized input and added to the stream."""
+    """Attention and MLP, each on a normalized input and added to the residual stream."""
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
 
-        def norm(wanted: bool) -> nn.Module:
-            return make_norm(config, config.n_embd) if wanted else nn.Identity()
+        def norm(used: bool) -> nn.Module:
+            return make_norm(config, config.n_embd) if used else nn.Identity()
 
         self.norm_1 = norm(config.norm_1)
         self.attn = CausalSelfAttention(config, layer)
@@ -37,9 +38,9 @@ class Block(nn.Module):
         self.parallel, self.shared = config.parallel_residual, config.shared_attention_norm
         self.multiplier = config.residual_multiplier
 
-    def forward(self, x: torch.Tensor, reading: ForwardContext) -> torch.Tensor:
+    def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         normed = self.norm_1(x)
-        attended = self.post_attention_norm(self.attn(normed, reading))
+        attended = self.post_attention_norm(self.attn(normed, context))
         if self.parallel:
             return x + attended + self.mlp(normed if self.shared else self.norm_2(x))
         x = torch.add(x, attended, alpha=self.multiplier)
@@ -47,7 +48,7 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks and last norm: what lies under the name `transformer`."""
+    """Embedding, blocks and final norm."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -59,7 +60,7 @@ class Transformer(nn.Module):
 
 
 class ScaledHead(nn.Module):
-    """A head whose logits are divided by a number, or kept small by a tanh. As a wrapper, it does not show in names."""
+    """A head that divides its logits by `scaling` and softcaps them with a tanh."""
 
     def __init__(self, linear: nn.Linear, scaling: float, softcap: Optional[float]) -> None:
         super().__init__()
@@ -91,12 +92,12 @@ class GPT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of the pretrained weights."""
+        """Dtype of the pretrained weights."""
         return self.transformer.wte.weight.dtype
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GPT":
-        """Also what `.to` and the like do to parameters. The ropes, which no checkpoint holds, are made anew, in
-        float32, so that nothing is lost on the way through the meta device."""
+        """Called by `.to` and similar methods. Computes the ropes again, in float32: no checkpoint holds them, and they
+        would be lost on the meta device."""
         super()._apply(fn, recurse)
         device = fn(torch.empty(0, device=self.device)).device
         self.ropes = make_ropes(self.config)
@@ -105,19 +106,19 @@ class GPT(nn.Module):
         return self
 
     def tie_weights(self) -> None:
-        """Make the head's weight the embedding's again, where the config says so."""
+        """Share the embedding's weight with the head, if the config says so."""
         if self.config.tie_embeddings:
             head: Any = self.lm_head
-            while hasattr(head, "linear"):  # what wraps it: a scale, or a method's layer
+            while hasattr(head, "linear"):  # in a `ScaledHead` or in a method's layer
                 head = head.linear
             head.weight = self.transformer.wte.weight
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw all weights for a training from scratch.
+        """Initialize all weights for training from scratch.
 
-        Normal, with a standard deviation of sqrt(2 / (5 C)) (https://arxiv.org/abs/1910.05895), and of
-        2 / (n_layer sqrt(C)) where a layer writes into the stream (https://arxiv.org/abs/2204.06745).
+        Normal, with a standard deviation of sqrt(2 / (5 C)) (https://arxiv.org/abs/1910.05895), or of
+        2 / (n_layer sqrt(C)) for layers that write to the residual stream (https://arxiv.org/abs/2204.06745).
         """
         width, layers = self.config.n_embd, self.config.n_layer
         for name, module in self.named_modules():
@@ -143,10 +144,10 @@ class GPT(nn.Module):
 
         Args:
             idx: Token ids, (B, T).
-            documents: Lengths of the documents that lie end to end in T; no token sees another document, and each
-                starts at position 0, or behind what the cache has of it. By default a row is one document.
-            cache: Texts that were read before; the documents continue them and are added. B is 1.
-            rows: The row of the cache that each document continues, by default the first.
+            seqlens: Lengths of the sequences that are packed end to end in T. They do not attend to each other. Each
+                starts at position 0, or after its cached tokens. By default each row is one sequence.
+            cache: Keys and values of the tokens before. The new ones are added. B is 1.
+            rows: The cache row that each sequence continues, by default the first.
 
         Returns:
             (B, T, V)
@@ -160,14 +161,14 @@ class GPT(nn.Module):
         cache: Optional[KVCache] = None,
         rows: Optional[Sequence[int]] = None,
     ) -> torch.Tensor:
-        """What the head reads, (B, T, C). Arguments as in `forward`."""
-        seqlens, wanted = seqlens or [idx.size(1)], seqlens
+        """The input of the head, (B, T, C). Arguments as in `forward`."""
+        seqlens = new_seqlens = seqlens or [idx.size(1)]
         starts = [0] * len(seqlens)
         if cache is not None:
             assert idx.size(0) == 1
-            rows, wanted = rows or [0], seqlens
+            rows = rows or [0]
             if self.switch is not None:
-                idx, seqlens = self.read_again(idx, seqlens, cache, rows)
+                idx, seqlens = self.restart_longer(idx, seqlens, cache, rows)
             starts = [cache.length(row) for row in rows]
         positions = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, seqlens)])
         positions = positions.to(idx.device)
@@ -175,33 +176,34 @@ class GPT(nn.Module):
         if self.config.learned_positions:
             x = x + self.transformer.wpe(positions)
         if self.embedding_scale != 1:
-            x = x * torch.tensor(
-                self.embedding_scale, dtype=x.dtype
-            )  # rounded to the dtype, as the models were trained
+            x = x * torch.tensor(self.embedding_scale, dtype=x.dtype)  # rounded, as when these models were trained
         lengths = [start + n for start, n in zip(starts, seqlens)]
         ropes = [rope.table(positions, seqlens, lengths, x.dtype) for rope in self.ropes]
-        reading = ForwardContext(seqlens, ropes, cache, rows or ())
-        reading.make_masks(self.config, x.device)
+        context = ForwardContext(seqlens, ropes, cache, rows or ())
+        context.make_masks(self.config, x.device)
         for block in self.transformer.h:
-            x = block(x, reading)
+            x = block(x, context)
         x = self.transformer.ln_f(x)
         if cache is not None:
-            cache.advance(reading.rows, seqlens)
-            if seqlens != wanted:
-                x = torch.cat([part[:, -n:] for part, n in zip(x.split(seqlens, dim=1), wanted)], dim=1)
+            cache.advance(context.rows, seqlens)
+            if seqlens != new_seqlens:
+                x = torch.cat([part[:, -n:] for part, n in zip(x.split(seqlens, dim=1), new_seqlens)], dim=1)
         return x
 
     @property
     def switch(self) -> Optional[int]:
-        """The length of text above which all of its tokens rotate otherwise, if a rope has one."""
+        """The sequence length above which the rope of all its tokens changes, if there is one."""
         return next((rope.switch for rope in self.ropes if rope.switch is not None), None)
 
-    def read_again(
+    def restart_longer(
         self, idx: torch.Tensor, seqlens: list[int], cache: KVCache, rows: Sequence[int]
     ) -> tuple[torch.Tensor, list[int]]:
-        """Where a text gets longer than the switch with its document, the cache forgets it and the document becomes the
-        whole text. Returns what to read and its documents, and notes the tokens in the cache."""
-        read: list[int] = []
+        """Clear the cache rows of sequences that grow longer than `switch`, and process all of their tokens again.
+
+        Returns:
+            The ids to process, (1, T), and their sequence lengths. The cache has recorded the ids.
+        """
+        all_ids: list[int] = []
         lengths = []
         for row, ids in zip(rows, idx[0].split(seqlens)):
             known, new = cache.length(row), ids.tolist()
@@ -209,6 +211,6 @@ class GPT(nn.Module):
                 new = [*cache.ids[row], *new]
                 cache.keep(row, 0)
             cache.ids.setdefault(row, []).extend(new)
-            read += new
+            all_ids += new
             lengths.append(len(new))
-        return torch.tensor([read], device=idx.device), lengths
+        return torch.tensor([all_ids], device=idx.device), lengths

@@ -1,6 +1,6 @@
-"""The feed-forward part of a block.
+"""The MLP of a block.
 
-Shapes: B rows, T tokens, C = n_embd, N = B T tokens of all rows.
+Shapes: B rows, T tokens, C = n_embd, N = B T tokens.
 """
 
 from typing import Optional
@@ -14,7 +14,7 @@ from litgpt.model.linear import Linear, linear
 
 
 class LLaMAMLP(nn.Module):
-    """SwiGLU (https://arxiv.org/abs/2002.05202); `fc` holds the gate above the up projection."""
+    """SwiGLU (https://arxiv.org/abs/2002.05202). `fc` fuses the gate and up projections, in this order."""
 
     def __init__(self, config: Config, intermediate_size: Optional[int] = None) -> None:
         super().__init__()
@@ -30,7 +30,7 @@ class LLaMAMLP(nn.Module):
 
 
 class GemmaMLP(LLaMAMLP):
-    """The same with GELU in the place of SiLU: GeGLU."""
+    """GeGLU: the same with GELU instead of SiLU."""
 
     def __init__(self, config: Config) -> None:
         super().__init__(config)
@@ -42,7 +42,7 @@ class GemmaMLP(LLaMAMLP):
 
 
 class GptNeoxMLP(nn.Module):
-    """Without a gate: up, GELU, down."""
+    """Up, GELU, down, without a gate."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -56,8 +56,10 @@ class GptNeoxMLP(nn.Module):
 
 
 class Router(nn.Module):
-    """How much a token wants each expert, (N, n_expert). It is no `nn.Linear`, so that methods leave it alone, as they
-    do in `transformers` and `peft`."""
+    """The scores of the experts for each token, (N, n_expert).
+
+    Not an `nn.Linear`, so that no method adapts or quantizes it; `transformers` and `peft` do the same.
+    """
 
     def __init__(self, n_embd: int, n_expert: int) -> None:
         super().__init__()
@@ -71,10 +73,9 @@ class Router(nn.Module):
 
 
 class LLaMAMoE(nn.Module):
-    """A mixture of experts: each token passes through the few that its router prefers (https://arxiv.org/abs/2401.04088).
+    """A mixture of experts: each token goes through the experts with the highest scores.
 
-    Each expert is a module of its own, as in the released checkpoints; tokens are sorted by expert, so that an expert
-    is called once with all of its tokens.
+    https://arxiv.org/abs/2401.04088. Tokens are sorted by expert, so that each expert runs once, on all of its tokens.
     """
 
     def __init__(self, config: Config) -> None:
@@ -90,11 +91,11 @@ class LLaMAMoE(nn.Module):
         shares, chosen = self.gate(tokens).softmax(-1, dtype=torch.float32).topk(self.n_chosen)  # (N, n_chosen)
         if self.normalize:
             shares = shares / shares.sum(-1, keepdim=True)
-        order = chosen.flatten().argsort(stable=True)  # all choices, sorted by expert
-        owners = order // self.n_chosen  # the token of each
+        order = chosen.flatten().argsort(stable=True)  # (N * n_chosen,), sorted by expert
+        owners = order // self.n_chosen  # the token of each choice
         counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
         grouped = tokens[owners].split(counts)
-        # in training every expert is called, so that all devices have gradients of the same weights
+        # in training every expert runs, so that all devices have gradients of the same weights
         parts = [expert(part) for expert, part in zip(self.experts, grouped) if len(part) or self.training]
         y = torch.cat(parts) * shares.flatten()[order, None]
         return torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x)

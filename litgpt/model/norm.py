@@ -1,25 +1,25 @@
-"""Normalization."""
+"""Normalization layers.
 
-from typing import Any
+Shapes: B rows, T tokens.
+"""
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from litgpt.model.config import Config
-
-MANY = 2**14  # numbers from which on `CPURMSNorm` pays
+from litgpt.model.kernels import rms_norm
 
 
 def make_norm(config: Config, size: int) -> nn.Module:
-    """The norm of this config over `size` dimensions."""
+    """The config's norm over `size` dimensions."""
     if config.norm_class_name == "LayerNorm":
         return nn.LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_affine)
     return (UnitOffsetRMSNorm if config.norm_unit_offset else RMSNorm)(size, config.norm_eps)
 
 
 def make_qk_norm(config: Config, heads: int) -> nn.Module:
-    """The norm of queries or keys, (B, T, heads, head size); with `norm_qk_type` olmo2 of (B, T, heads * head size)."""
+    """The norm of queries or keys: (B, T, heads, head size), or (B, T, heads * head size) for `norm_qk_type` olmo2."""
     assert config.head_size is not None
     if config.norm_qk_type == "each_head":
         return EachHeadNorm(heads, config.head_size, config.norm_eps)
@@ -27,7 +27,7 @@ def make_qk_norm(config: Config, heads: int) -> nn.Module:
 
 
 class RMSNorm(nn.Module):
-    """Divide by the root mean square, then scale (https://arxiv.org/abs/1910.07467)."""
+    """Divides by the root mean square, then scales (https://arxiv.org/abs/1910.07467)."""
 
     def __init__(self, size: int, eps: float) -> None:
         super().__init__()
@@ -38,47 +38,21 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if x.is_cpu and x.numel() >= MANY and not torch.compiler.is_compiling():
-            return CPURMSNorm.apply(x, self.weight, self.eps)
-        return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-
-
-class CPURMSNorm(torch.autograd.Function):
-    """`F.rms_norm`, which on a CPU is a chain of small steps: in bfloat16 it takes seven times as long."""
-
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
-        wide = x.float()
-        norms = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)
-        inverse = norms.square_().div_(x.size(-1)).add_(eps).rsqrt_()  # (..., 1)
-        ctx.save_for_backward(x, weight, inverse)
-        return (wide * inverse).mul_(weight).to(x.dtype)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
-        x, weight, inverse = ctx.saved_tensors
-        normed, grad = x.float() * inverse, grads[0].float()
-        grad_weight = (grad * normed).flatten(0, -2).sum(0).to(weight.dtype) if ctx.needs_input_grad[1] else None
-        grad = grad * weight
-        along = torch.linalg.vecdot(grad, normed).div_(x.size(-1)).unsqueeze(-1)
-        return grad.addcmul_(normed, along, value=-1).mul_(inverse).to(x.dtype), grad_weight, None
+        return rms_norm(x, self.weight, self.eps)
 
 
 class UnitOffsetRMSNorm(RMSNorm):
-    """Scales by 1 + weight, in float32, as Gemma does: in 16 bits 1 + weight would lose the weight's last digits."""
+    """Scales by 1 + weight, as Gemma does. In float32, since 1 + weight loses digits of the weight in 16 bits."""
 
     def reset_parameters(self) -> None:
         nn.init.zeros_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        weight = 1 + self.weight.float()
-        if x.is_cpu and x.numel() >= MANY and not torch.compiler.is_compiling():
-            return CPURMSNorm.apply(x, weight, self.eps)
-        return F.rms_norm(x.float(), self.weight.shape, weight, self.eps).to(x.dtype)
+        return rms_norm(x, 1 + self.weight.float(), self.eps, True)
 
 
 class EachHeadNorm(nn.Module):
-    """A LayerNorm without bias for each head; their weights lie one after the other."""
+    """A LayerNorm without bias for each head. Their weights are concatenated."""
 
     def __init__(self, heads: int, size: int, eps: float) -> None:
         super().__init__()

@@ -16,19 +16,19 @@ Numbers = dict[str, Any]
 
 
 class Rope:
-    """Cosines and sines for the positions of one forward, for every layer that shares this rope.
+    """Cosines and sines of positions, for every layer that shares this rope.
 
     Args:
-        size: Dimensions of a head that rotate; they pair up, an odd one with a dimension of its own.
-        base: The slowest rotation is about `base` times slower than the fastest.
-        rope_type: One of `ROPE_TYPES`; families refuse others by name.
-        numbers: What the type needs, under Hugging Face's names.
+        size: Dimensions of a head that rotate, in pairs. An odd one has a pair of its own.
+        base: How many times slower the slowest rotation is than the fastest, about.
+        rope_type: A key of `ROPE_TYPES`.
+        numbers: What the type needs, by the names of Hugging Face.
     """
 
     def __init__(self, size: int, base: float, rope_type: str, numbers: Numbers) -> None:
-        # on the CPU even when the weights are on the meta device: no checkpoint holds them
+        # on the CPU, even if the weights are on the meta device: no checkpoint holds them
         powers = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
-        # (1 or 2, p) radians per position: the second row is for texts that are longer than `switch`
+        # (1 or 2, p) radians per position: the second row is for sequences longer than `switch`
         self.inverse, self.factor = ROPE_TYPES[rope_type](base**powers, numbers, size, base)
         self.switch: Optional[int] = None
         if len(self.inverse) == 2:
@@ -37,11 +37,11 @@ class Rope:
     def table(
         self, positions: torch.Tensor, seqlens: Sequence[int], lengths: Sequence[int], dtype: torch.dtype
     ) -> CosSin:
-        """Cosines and sines for `positions` (T,) as `apply_rope` takes them, each (T, 1, 2 p), computed in float32.
+        """Cosines and sines for positions (T,), each (T, 1, 2 p), computed in float32.
 
         Args:
-            documents: How many of the positions belong to each text.
-            lengths: Of the texts, with what was read of them before.
+            seqlens: How many of the positions belong to each sequence.
+            lengths: Lengths of the sequences, with their cached tokens.
         """
         if self.inverse.device != positions.device:
             self.inverse = self.inverse.to(positions.device)
@@ -68,14 +68,14 @@ def make_ropes(config: Config) -> list[Rope]:
 
 
 def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first 2 p dimensions of `x` (B, T, n, hs); the first half of them pairs with the second."""
+    """Rotate the first 2 p dimensions of `x` (B, T, n, hs). The first half of them pairs with the second."""
     size = cos.size(-1)
     a = x if size == x.size(-1) else x[..., :size]
-    rotated = torch.addcmul(a * cos, a.roll(size // 2, -1), sin)  # (a, b) to (a cos - b sin, b cos + a sin)
+    rotated = torch.addcmul(a * cos, a.roll(size // 2, -1), sin)  # (a cos - b sin, b cos + a sin)
     return rotated if size == x.size(-1) else torch.cat([rotated, x[..., size:]], dim=-1)
 
 
-# The types: from the positions per radian of each pair, (p,), to radians per position and a factor of cosines and sines
+# Each type maps positions per radian, (p,), to radians per position and a factor for cosines and sines.
 
 
 def default(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
@@ -83,14 +83,14 @@ def default(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) ->
 
 
 def linear(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
-    """All rotations slowed by `factor`."""
+    """Slows all rotations by `factor`."""
     return (1 / slowness / float(numbers["factor"]))[None], 1.0
 
 
 def llama3(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
-    """Slow rotations are slowed by `factor`, fast ones stay, those in between are blended.
+    """Slows slow rotations by `factor`, keeps fast ones and blends those in between.
 
-    The formula is that of Llama 3.1 (https://arxiv.org/abs/2407.21783 and the released code).
+    As in Llama 3.1 (https://arxiv.org/abs/2407.21783 and the released code).
     """
     factor, low, high = (float(numbers[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     inverse = 1 / slowness
@@ -100,10 +100,10 @@ def llama3(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> 
 
 
 def yarn(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
-    """As `llama3`, but blended over pairs, and with warmer attention (https://arxiv.org/abs/2309.00071)."""
+    """As `llama3`, but blends by pair and raises the temperature of attention (https://arxiv.org/abs/2309.00071)."""
     factor, original = float(numbers["factor"]), numbers["original_max_position_embeddings"]
 
-    def pair(turns: float) -> float:  # the pair that turns so often over the original context
+    def pair(turns: float) -> float:  # the pair with this many turns over the original context
         return size * math.log(original / (turns * 2 * math.pi)) / (2 * math.log(base))
 
     low, high = pair(numbers.get("beta_fast") or 32), pair(numbers.get("beta_slow") or 1)
@@ -118,21 +118,21 @@ def yarn(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tu
     def scale(mscale: float) -> float:
         return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
-    warmth = numbers.get("attention_factor")
-    if warmth is None:
+    temperature = numbers.get("attention_factor")
+    if temperature is None:
         mscale, all_dim = numbers.get("mscale"), numbers.get("mscale_all_dim")
-        warmth = scale(mscale) / scale(all_dim) if mscale and all_dim else scale(1.0)
-    return (slowed / (factor * slowness) + (1 - slowed) / slowness)[None], float(warmth)
+        temperature = scale(mscale) / scale(all_dim) if mscale and all_dim else scale(1.0)
+    return (slowed / (factor * slowness) + (1 - slowed) / slowness)[None], float(temperature)
 
 
 def longrope(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
-    """A factor for each pair, another one in texts above the original context (https://arxiv.org/abs/2402.13753)."""
+    """A factor for each pair, with a second set beyond the original context (https://arxiv.org/abs/2402.13753)."""
     factors = torch.tensor([numbers["short_factor"], numbers["long_factor"]], dtype=torch.float32, device="cpu")
     factor, original = float(numbers["factor"]), numbers["original_max_position_embeddings"]
-    warmth = numbers.get("attention_factor")
-    if warmth is None:
-        warmth = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
-    return 1 / (factors * slowness), float(warmth)
+    temperature = numbers.get("attention_factor")
+    if temperature is None:
+        temperature = math.sqrt(1 + math.log(factor) / math.log(original)) if factor > 1 else 1.0
+    return 1 / (factors * slowness), float(temperature)
 
 
 ROPE_TYPES = {f.__name__: f for f in (default, linear, llama3, yarn, longrope)}

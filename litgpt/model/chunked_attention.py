@@ -1,0 +1,137 @@
+"""Attention written out as matmuls, for scores that no fused kernel computes, and for CPUs.
+
+Shapes: B rows, T tokens, S tokens that they may attend to, n query heads, g key-value heads, hs head size.
+"""
+
+from typing import Any, Optional
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+ROUND = 32  # the smallest step of `rounded`
+QUERIES = 64  # the smallest chunk
+SHORT = 2**19  # scores of all heads up to which the attention weights are kept for the backward pass
+
+
+def rounded(n: int) -> int:
+    """`n` tokens rounded up to a multiple of `ROUND`, or of a sixteenth of the next power of two.
+
+    oneDNN compiles a kernel for each number that it meets and keeps half a megabyte for it: few numbers, few kernels.
+    """
+    step = max(ROUND, 2 ** ((n - 1).bit_length() - 4)) if n else ROUND
+    return -(-n // step) * step
+
+
+def chunk_size(q: torch.Tensor, scores: int, most: Optional[int] = None) -> int:
+    """How many of the queries (B, n, T, hs) to process at once, so that all heads together have about `scores` scores.
+
+    Args:
+        most: The largest chunk.
+    """
+    rows, n, total, _ = q.shape
+    fitting = scores // (rows * n * rounded(total)) // ROUND * ROUND
+    return max(min(fitting, most or rounded(total)), QUERIES)
+
+
+class CausalAttention(torch.autograd.Function):
+    """Causal attention, a chunk of queries and the keys up to them at a time.
+
+    Lengths are padded to `rounded` ones. The attention weights of a long sequence are recomputed in the backward pass,
+    so that memory grows with the number of its tokens, not with the square.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q: torch.Tensor,
+        k: torch.Tensor,
+        v: torch.Tensor,
+        scale: float,
+        softcap: Optional[float],
+        chunk: int,
+    ) -> torch.Tensor:
+        """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs)."""
+        rows, n, total, size = q.shape
+        padding = (0, 0, 0, rounded(total) - total)  # keys that are in the future of every query
+        q, k, v = (F.pad(x, padding) for x in (q, k, v))
+        values = v.flatten(0, 1)  # (B g, T, hs)
+        kept: list[Optional[torch.Tensor]] = []
+        y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
+        with torch.autocast(q.device.type, enabled=False):
+            for part in chunks(q, chunk):
+                weights, slope = attention_weights(q, k, part, scale, softcap)
+                y[:, :, part] = (weights @ values[:, : part.stop]).view(rows, n, -1, size)
+                if n * total**2 <= SHORT:
+                    kept += weights, slope
+        ctx.save_for_backward(q, k, v, *kept)
+        ctx.scale, ctx.softcap, ctx.chunk, ctx.total = scale, softcap, chunk, total
+        return y[:, :, :total]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        q, k, v, *kept = ctx.saved_tensors
+        grad_y = F.pad(grads[0], (0, 0, 0, q.size(2) - ctx.total))
+        keys, values = k.flatten(0, 1), v.flatten(0, 1)
+        grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
+        for i, part in enumerate(chunks(q, ctx.chunk)):
+            past, grad = slice(part.stop), grouped(grad_y[:, :, part], k)
+            weights, slope = kept[2 * i : 2 * i + 2] or attention_weights(q, k, part, ctx.scale, ctx.softcap)
+            grad_v[:, past].baddbmm_(weights.transpose(1, 2), grad)
+            grad_weights = grad @ values[:, past].transpose(1, 2)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype).mul_(ctx.scale)
+            if slope is not None:
+                grad_scores *= slope
+            grad_q[:, :, part] = (grad_scores @ keys[:, past]).view_as(q[:, :, part])
+            grad_k[:, past].baddbmm_(grad_scores.transpose(1, 2), grouped(q[:, :, part], k))
+        real = slice(ctx.total)
+        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None, None, None
+
+
+def chunks(q: torch.Tensor, size: int) -> list[slice]:
+    return [slice(start, min(start + size, q.size(2))) for start in range(0, q.size(2), size)]
+
+
+def attention_weights(
+    q: torch.Tensor, k: torch.Tensor, part: slice, scale: float, softcap: Optional[float]
+) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
+    """The attention weights of a chunk of queries, (B g, n / g queries, keys up to the last query).
+
+    With a soft cap also the derivative of the capped scores, 1 - tanh^2, in the same shape.
+
+    Args:
+        q: (B, n, T, hs); `k` is (B, g, T, hs).
+    """
+    keys, new, slope = k.flatten(0, 1)[:, : part.stop], part.stop - part.start, None
+    scores = torch.bmm(grouped(q[:, :, part], k), keys.transpose(1, 2)).mul_(scale)
+    if softcap is not None:
+        scores.div_(softcap).tanh_()
+        slope = 1 - scores.square()
+        scores *= softcap
+    future = torch.full((new, new), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+    scores.view(len(keys), -1, new, part.stop)[..., part] += future
+    return scores.softmax(-1), slope
+
+
+def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
+    """From (B, n, T, hs) to (B g, n / g T, hs): one matrix of queries for each of the g heads of `k`."""
+    return x.unflatten(1, (k.size(1), -1)).flatten(2, 3).flatten(0, 1)
+
+
+def softcapped_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor], scale: float, softcap: float
+) -> torch.Tensor:
+    """Attention whose scores a tanh keeps between -softcap and softcap (https://arxiv.org/abs/2408.00118).
+
+    Args:
+        q: (B, n, T, hs); `k` and `v` are (B, g, S, hs).
+        mask: True where a token is visible, (T, S), or (B, 1, 1, S) for each row.
+    """
+    if mask is not None and mask.dim() == 4:
+        mask = mask[:, None]
+    q = q.unflatten(1, (k.size(1), -1))  # (B, g, n / g, T, hs)
+    scores = softcap * torch.tanh(q @ k[:, :, None].transpose(-1, -2) * (scale / softcap))
+    if mask is not None:
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
