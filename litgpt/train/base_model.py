@@ -12,7 +12,7 @@ from litgpt.checkpoint.folder import load_weights, open_checkpoint
 from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.families.weights import Weights, check_weights
+from litgpt.families.weights import Weights
 from litgpt.litgpt_format.folder import MODEL_CONFIG
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.model import GPT
@@ -74,11 +74,6 @@ class BaseModel:
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder, n_embeddings=self.config.padded_vocab_size)
-
-    def check(self, model: GPT) -> None:
-        """Raise `UserError` if the weights do not fit the model."""
-        if self.checkpoint is not None:
-            check_weights(model, self.checkpoint)
 
     def fill(self, model: GPT, dtype: torch.dtype, device: torch.device, shards: Optional[torch.device] = None) -> None:
         """Load or initialize the weights of a model on the meta device.

@@ -6,7 +6,7 @@ The loss of a step is the sum over its target tokens divided by their number, ov
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
@@ -206,7 +206,8 @@ class Trainer:
             counts = torch.tensor([sum(b.n_target_tokens for b in batches), self.signals.code], device=fabric.device)
             n_targets, signaled = sum_over_ranks(fabric, counts).tolist()
             loss = torch.zeros((), device=fabric.device)
-            for i, batch in enumerate(self.watched(batches)):
+            for i, batch in enumerate(batches):
+                self.on_batch(batch)
                 with fabric.no_backward_sync(model, enabled=i + 1 < len(batches)):
                     part = model(batch) / n_targets
                     fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
@@ -223,7 +224,7 @@ class Trainer:
             # --------------------------------------------------------------------------------------------------------
             self.count_step(rows, began)
             self.log_step(lr, n_targets)
-            if signaled or (self.signals.code and fabric.world_size == 1) or self.should_pause():
+            if signaled or self.is_interrupted or self.should_pause():
                 self.signals.code = self.signals.code or PAUSED
                 self.stop()
             if self.is_due(self.train.save_interval) and not self.should_stop():
@@ -252,21 +253,24 @@ class Trainer:
         parts = micro_batches(rows, self.train.micro_batch_size, fabric.global_rank, fabric.world_size)
         return (source.batch(part).to(fabric.device) for part in parts)
 
-    def watched(self, batches: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            self.on_batch(batch)
-            yield batch
-
+    @torch.no_grad()
     def validate(self, max_iters: Optional[int] = None) -> float:
         """Measure the validation loss on `max_iters` micro-batches, by default on all rows."""
-        batches = itertools.islice(self.micro_batches(list(range(len(self.val_rows))), self.val_rows), max_iters)
-        result, loss = self.result, evaluate(self.fabric, self.model, self.watched(batches), self.signals)
-        if loss is None:
-            self.stop()
+        fabric, model, result = self.fabric, self.model, self.result
+        batches = self.micro_batches(list(range(len(self.val_rows))), self.val_rows)
+        sums = torch.zeros(2, dtype=torch.float64)
+        model.eval()
+        for batch in itertools.islice(batches, max_iters):
+            self.on_batch(batch)
+            sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
+            if self.is_interrupted:
+                self.stop()
+        model.train()
+        total, count = sum_over_ranks(fabric, sums.to(fabric.device, torch.float32)).tolist()
+        loss = total / count if count else math.nan
         result.val_losses.append((result.steps, loss))
         self.metrics.write(step=result.steps, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
-        position = self.plan.position(result)
-        self.screen.say(f"{position} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
+        self.screen.say(f"{self.plan.position(result)} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
         return loss
 
     def should_stop(self) -> bool:
@@ -285,6 +289,11 @@ class Trainer:
             self.screen.say(f"Stopping early: no loss below {result.best:.4f} in the last {patience} validations.")
             result.early = True
         return result.early
+
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal came. Several ranks have to agree on that, which they do once per step."""
+        return bool(self.signals.code) and self.fabric.world_size == 1
 
     def is_due(self, interval: Optional[int]) -> bool:
         return bool(interval) and self.result.steps % interval == 0  # type: ignore[operator]
@@ -371,22 +380,6 @@ def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[
         for grad in grads:
             local_shard(grad).mul_(scale.to(grad.device))
     return norm
-
-
-@torch.no_grad()
-def evaluate(fabric: "Fabric", model: Any, batches: Iterator[Batch], signals: Signals) -> Optional[float]:
-    """The mean loss per target token over all ranks. None if a signal interrupts a run on one device."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
-        if signals.code and fabric.world_size == 1:
-            break
-    model.train()
-    if signals.code and fabric.world_size == 1:
-        return None
-    total, count = sum_over_ranks(fabric, sums.to(fabric.device, torch.float32)).tolist()
-    return total / count if count else math.nan
 
 
 def sum_over_ranks(fabric: "Fabric", x: torch.Tensor) -> torch.Tensor:

@@ -2,27 +2,98 @@
 
 import math
 import shlex
-from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING
+
+import torch
 
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
+from litgpt.model.devices import peak_memory
 from litgpt.train.args import TrainArgs
-from litgpt.train.loop import Plan, Result, perplexity
-from litgpt.train.method import Method
+from litgpt.train.loop import Plan, perplexity
 from litgpt.train.progress import Screen, duration, gigabytes
 
+if TYPE_CHECKING:
+    from litgpt.train.run import Run
 
-def describe_packs(rows: Rows) -> list[tuple[str, str]]:
+
+def print_header(run: "Run") -> None:
+    """Print the model, the data, the schedule, and the notes of a run."""
+    config, dataset, plan, n_all = run.base_model.config, run.dataset, run.plan, run.n_parameters
+    n_trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    trained = "answers" if dataset.mask_prompt else "prompts and answers"
+    optimizer, patience = type(run.saver.optimizer).__name__, run.eval.early_stopping_patience
+    rows = {
+        "model": f"{run.base_model.name} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})",
+        "parameters": f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})",
+        "rows": describe_counts(dataset.counts) + ("; tokens from the cache" if dataset.cached else ""),
+        "training": describe_rows(dataset.train),
+        "validation": describe_rows(dataset.val),
+        "packs": describe_packs(run.train_rows),
+        "prompt style": f"{dataset.style.name}; loss on {trained}",
+        "schedule": describe_schedule(plan, run.train, run.train_rows),
+        "optimizer": f"{optimizer}, {describe_learning_rate(run.peak_lr, plan, run.train)}",
+        "early stopping": f"after {patience} validations in a row without a new best loss" if patience else "",
+        "device": describe_devices(run),
+        "output": str(run.out_dir),
+    }
+    print_table(run.screen, f"litgpt {run.method.name}", rows)
+    if plan.requested_warmup is not None:
+        what = "run" if (plan.decay or math.inf) >= (plan.steps or math.inf) else "decay"
+        run.screen.say(f"The warmup is truncated to {plan.warmup} steps; {plan.requested_warmup} exceed the {what}.")
+    for note in run.notes:
+        run.screen.say(note)
+
+
+def print_report(run: "Run", plotted: bool) -> None:
+    """Print the results of a finished run. `plotted` tells whether there is a plot of the losses."""
+    result, out_dir = run.result, run.out_dir
+    losses = [loss for _, loss in result.val_losses]
+    losses = [losses[0], losses[-1]] if len(losses) > 1 else losses
+    rows = {
+        "training loss": f"{result.loss:.4f}",
+        "validation loss": " -> ".join(f"{loss:.4f}" for loss in losses),
+        "perplexity": " -> ".join(perplexity(loss) for loss in losses),
+        "exact answers": " -> ".join(f"{score:.1%}" for score in result.scores),
+        "time": f"{duration(result.seconds)} for {result.steps:,} steps",
+        "speed": f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens",
+        "peak memory": gigabytes(peak_memory(run.fabric.device)),
+        "result": str(out_dir / "final"),
+        "metrics": str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if plotted else ""),
+    }
+    print_table(run.screen, "Done", rows)
+    run.screen.say("Next:")
+    for command in run.method.next_commands:
+        run.screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
+    if run.method.remark:
+        run.screen.say(run.method.remark)
+
+
+def print_table(screen: Screen, title: str, rows: dict[str, str]) -> None:
+    screen.table(title, [(name, value) for name, value in rows.items() if value])
+
+
+def describe_devices(run: "Run") -> str:
+    fabric, n_threads = run.fabric, torch.get_num_threads()
+    n_nodes = getattr(fabric.strategy, "num_nodes", 1)
+    machines = f" on {n_nodes} machines" if n_nodes > 1 else ""
+    strategy = f" ({run.sharing})" if fabric.world_size > 1 else ""
+    precision = f"{run.precision_name}, {run.quantize}" if run.quantize else run.precision_name
+    threads = f"{n_threads} thread{'s' * (n_threads > 1)} each"
+    return f"{fabric.world_size} x {fabric.device.type}{machines}{strategy}, {precision}, {threads}"
+
+
+def describe_packs(rows: Rows) -> str:
     if not isinstance(rows, PackedRows):
-        return []
+        return ""
     longest = int(rows.lengths.max())
     full = float(rows.lengths.float().mean()) / longest
-    return [("packs", f"{len(rows):,} of at most {longest:,} tokens, {full:.1%} full")]
+    return f"{len(rows):,} of at most {longest:,} tokens, {full:.1%} full"
 
 
-def describe_schedule(plan: Plan, train: TrainArgs, unit: str) -> str:
-    """What ends the run, and the size of a step. `unit` is rows or packs."""
+def describe_schedule(plan: Plan, train: TrainArgs, rows: Rows) -> str:
+    """What ends the run, and the size of a step."""
+    unit = "packs" if isinstance(rows, PackedRows) else "rows"
     step = f"of {train.global_batch_size} {unit} (about {plan.tokens_per_step:,.0f} tokens)"
     budget = [f"{plan.tokens:,} tokens"] if plan.tokens is not None else []
     budget += [f"{duration(plan.seconds)} of training"] if plan.seconds is not None else []
@@ -39,13 +110,6 @@ def describe_learning_rate(peak: float, plan: Plan, train: TrainArgs) -> str:
         return f"{warmup}learning rate {peak:g}, constant"
     end = f"step {plan.decay:,}" if plan.decay is not None else "the end"
     return f"{warmup}learning rate {peak:g}, {train.lr_schedule} to {train.min_lr:g} at {end}"
-
-
-def describe_truncated_warmup(plan: Plan) -> list[str]:
-    if plan.requested_warmup is None:
-        return []
-    what = "run" if (plan.decay or math.inf) >= (plan.steps or math.inf) else "decay"
-    return [f"The warmup of {plan.requested_warmup} steps is longer than the {what}. Using {plan.warmup} steps."]
 
 
 def describe_rows(rows: TokenizedRows) -> str:
@@ -65,34 +129,3 @@ def describe_counts(counts: Counts) -> str:
     more = "".join(f", {n:,} {what}" for what, n in changed.items() if n)
     skipped = f"{counts.untrained:,} skipped (no target tokens)"
     return f"{counts.rows:,} read ({forms}): {counts.cut:,} truncated, {skipped}{more}"
-
-
-def report(screen: Screen, result: Result, method: Method, out_dir: Path, memory: Optional[int], plotted: bool) -> None:
-    """Print the results of a finished run.
-
-    Args:
-        memory: Peak memory in bytes.
-        plotted: Whether there is a plot of the losses.
-    """
-    losses = first_and_last([loss for _, loss in result.val_losses])
-    rows = [
-        ("training loss", f"{result.loss:.4f}"),
-        ("validation loss", " -> ".join(f"{loss:.4f}" for loss in losses)),
-        ("perplexity", " -> ".join(perplexity(loss) for loss in losses)),
-        ("exact answers", " -> ".join(f"{score:.1%}" for score in result.scores)),
-        ("time", f"{duration(result.seconds)} for {result.steps:,} steps"),
-        ("speed", f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens"),
-        ("peak memory", gigabytes(memory)),
-        ("result", str(out_dir / "final")),
-        ("metrics", str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if plotted else "")),
-    ]
-    screen.table("Done", [(name, value) for name, value in rows if value])
-    screen.say("Next:")
-    for command in method.next_commands:
-        screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
-    if method.remark:
-        screen.say(method.remark)
-
-
-def first_and_last(losses: list[float]) -> list[float]:
-    return [losses[0], losses[-1]] if len(losses) > 1 else losses

@@ -12,21 +12,14 @@ from torch.optim import Optimizer
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
 from litgpt.data.alpaca import or_alpaca
-from litgpt.data.batches import Batch, PackedRows
+from litgpt.data.batches import Batch
 from litgpt.errors import UserError
+from litgpt.families.weights import check_weights
 from litgpt.methods.quantize import QuantizeName
 from litgpt.methods.quantize import quantize as quantize_layers
 from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler, compile_blocks, recompute
-from litgpt.model.devices import (
-    DTYPES,
-    Accelerator,
-    PrecisionName,
-    default_precision,
-    peak_memory,
-    pick_device,
-    share_threads,
-)
+from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device, share_threads
 from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
 from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
@@ -51,15 +44,7 @@ from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
-from litgpt.train.report import (
-    describe_counts,
-    describe_learning_rate,
-    describe_packs,
-    describe_rows,
-    describe_schedule,
-    describe_truncated_warmup,
-    report,
-)
+from litgpt.train.report import print_header, print_report
 from litgpt.train.resume.find import (
     compare,
     first_start,
@@ -160,7 +145,7 @@ class Run:
             try:
                 self.load()
                 self.build()
-                self.print_header()
+                print_header(self)
                 with self.open_metrics() as self.metrics:
                     self.fit()
                     self.save()
@@ -171,7 +156,8 @@ class Run:
                 raise
             finally:
                 self.screen.stop()
-            self.report()
+            if self.is_first:
+                self.report()
         return self.result
 
     def check(self) -> None:
@@ -234,7 +220,7 @@ class Run:
             sequences(rows, self.train, self.source, self.row_limit) for rows in (self.dataset.train, self.dataset.val)
         )
         self.plan = Plan.make(self.train, self.train_rows)
-        self.notes += changed_style(self.dataset, self.base_model) + describe_truncated_warmup(self.plan)
+        self.notes += changed_style(self.dataset, self.base_model)
 
     def build(self) -> None:
         """Start the processes, load the weights, and restore the checkpoint."""
@@ -311,43 +297,6 @@ class Run:
             keep_last=self.train.keep_last,
         )
 
-    def print_header(self) -> None:
-        config, dataset, plan = self.base_model.config, self.dataset, self.plan
-        n_trained = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        optimizer = type(self.saver.optimizer).__name__
-        trained = "answers" if dataset.mask_prompt else "prompts and answers"
-        patience = self.eval.early_stopping_patience
-        rows = [
-            ("model", f"{self.base_model.name} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})"),
-            ("parameters", f"{n_trained:,} trainable of {self.n_parameters:,} ({n_trained / self.n_parameters:.2%})"),
-            ("rows", describe_counts(dataset.counts) + ("; tokens from the cache" if dataset.cached else "")),
-            ("training", describe_rows(dataset.train)),
-            ("validation", describe_rows(dataset.val)),
-            *describe_packs(self.train_rows),
-            ("prompt style", f"{dataset.style.name}; loss on {trained}"),
-            ("schedule", describe_schedule(plan, self.train, self.sequence_unit)),
-            ("optimizer", f"{optimizer}, {describe_learning_rate(self.peak_lr, plan, self.train)}"),
-            ("early stopping", f"after {patience} validations in a row without a new best loss" if patience else ""),
-            ("device", self.describe_devices()),
-            ("output", str(self.out_dir)),
-        ]
-        self.screen.table(f"litgpt {self.method.name}", [(name, value) for name, value in rows if value])
-        for note in self.notes:
-            self.screen.say(note)
-
-    @property
-    def sequence_unit(self) -> str:
-        return "packs" if isinstance(self.train_rows, PackedRows) else "rows"
-
-    def describe_devices(self) -> str:
-        fabric, n_threads = self.fabric, torch.get_num_threads()
-        n_nodes = getattr(fabric.strategy, "num_nodes", 1)
-        machines = f" on {n_nodes} machines" if n_nodes > 1 else ""
-        strategy = f" ({self.sharing})" if fabric.world_size > 1 else ""
-        precision = f"{self.precision_name}, {self.quantize}" if self.quantize else self.precision_name
-        threads = f"{n_threads} thread{'s' * (n_threads > 1)} each"
-        return f"{fabric.world_size} x {fabric.device.type}{machines}{strategy}, {precision}, {threads}"
-
     def open_metrics(self) -> Metrics:
         """Take the output folder for this run, and start its logs."""
         carried = []
@@ -423,14 +372,11 @@ class Run:
             self.examples.show(self.screen, "after")
 
     def report(self) -> None:
-        if not self.is_first:
-            return
         plotted = False
         with spared("Cannot plot loss.png"):
             plotted = plot(self.out_dir / METRICS, self.out_dir / "loss.png")
         with spared("Cannot print the report"):
-            memory = peak_memory(self.fabric.device)
-            report(self.screen, self.result, self.method, self.out_dir, memory, plotted)
+            print_report(self, plotted)
 
 
 def empty_model(method: Method, base_model: BaseModel, quantize: Optional[str], device: torch.device) -> GPT:
@@ -440,5 +386,6 @@ def empty_model(method: Method, base_model: BaseModel, quantize: Optional[str], 
     if quantize is not None:
         quantize_layers(model, quantize, device)
     method.apply(model)
-    base_model.check(model)
+    if base_model.checkpoint is not None:
+        check_weights(model, base_model.checkpoint)
     return model
