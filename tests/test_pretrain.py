@@ -104,12 +104,12 @@ def test_shards_that_we_write(llama, text, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "What model?"),
-        (["--model_config", json.dumps(CONFIG)], "Which tokenizer?"),
+        ([], "--model_config"),
+        (["--model_config", json.dumps(CONFIG)], "--tokenizer_dir"),
         (["--model_config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model_config", json.dumps(CONFIG | {"vocab_size": 100}), "--tokenizer_dir", "LLAMA"], "vocab_size 100"),
         (["--model_config", json.dumps({"model_type": "llama"}), "--tokenizer_dir", "LLAMA"], "lacks the field"),
-        (["--initial_checkpoint_dir", "LLAMA", "--tokenizer_dir", "LLAMA"], "leave the other options away"),
+        (["--initial_checkpoint_dir", "LLAMA", "--tokenizer_dir", "LLAMA"], "Omit --model_name"),
     ],
 )
 def test_errors(llama, text, tmp_path, capsys, words, message):

@@ -14,6 +14,7 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.storage.outputs import SINGLE, SUMS, new_folder, write_single, write_sums
+from litgpt.train.loop import Trainer
 from litgpt.train.metrics import FIELDS, lines_until
 from litgpt.train.resume.find import to_resume
 from litgpt.train.resume.folder import taken
@@ -201,7 +202,7 @@ def test_a_finished_run(whole, base, rows_file, tmp_path, capsys):
     before = (out / "metrics.csv").read_bytes()
     # settings that the original has with another out_dir, and one that changes no number
     assert go("lora", base, rows_file, out, "--resume", "true", "--train.log_interval", 2) == 0
-    assert f"The run in {out} is finished: its result is {out / 'final'}." in capsys.readouterr().out
+    assert f"{out} is finished. Its result is {out / 'final'}." in capsys.readouterr().out
     assert (out / "metrics.csv").read_bytes() == before
     assert go("lora", base, rows_file, out, "--resume", "true", "--seed", 8) == 2
     assert "--seed was 1337, is 8" in capsys.readouterr().err
@@ -237,18 +238,16 @@ def test_changed_rows_are_named(paused, base, rows_file, tmp_path, capsys):
 
 
 def test_options_of_the_optimizer_change_and_another_one_begins_anew(paused, base, rows_file, monkeypatch, capsys):
-    from litgpt.train import run
-
     seen: list[torch.optim.Optimizer] = []
-    fit = run.fit
+    fit = Trainer.fit
 
-    def watched(fabric, model, optimizer, *args, **kwargs):
-        seen.append(optimizer)
-        found = optimizer.state_dict()
+    def watched(self):
+        seen.append(self.optimizer)
+        found = self.optimizer.state_dict()
         seen.append(([{**g} for g in found["param_groups"]], len(found["state"])))
-        return fit(fabric, model, optimizer, *args, **kwargs)
+        return fit(self)
 
-    monkeypatch.setattr(run, "fit", watched)
+    monkeypatch.setattr(Trainer, "fit", watched)
     changed = ["--resume", "true", "--resume_with_changes", "true", "--train.pause_after", 1]
     assert go("lora", base, rows_file, paused, *changed, "--optimizer.weight_decay", 0.5) == 75
     groups, states = seen[1]
@@ -409,10 +408,10 @@ def test_a_validation_that_the_checkpoint_does_not_know_is_cut_off(tmp_path):
 
     text = [",".join(FIELDS) + "\n", line(0, val_loss=5), line(4, loss=1), line(4, val_loss=4), line(5, loss=2)]
     (tmp_path / "m.csv").write_text("".join(text) + "6,0.5\n5,")
-    kept = lines_until(tmp_path / "m.csv", 4, judged=0)
+    kept = lines_until(tmp_path / "m.csv", 4, last_eval_step=0)
     assert [(row["step"], row["loss"], row["val_loss"]) for row in kept] == [("0", "", "5"), ("4", "1", "")]
-    assert len(lines_until(tmp_path / "m.csv", 4, judged=4)) == 3
-    assert len(lines_until(tmp_path / "m.csv", 5, judged=4)) == 4
+    assert len(lines_until(tmp_path / "m.csv", 4, last_eval_step=4)) == 3
+    assert len(lines_until(tmp_path / "m.csv", 5, last_eval_step=4)) == 4
 
 
 # keeping

@@ -175,11 +175,11 @@ class LogArgs:
         project: Project (wandb) or experiment (mlflow); by default litgpt.
         run: Name of the run; by default its out_dir.
         group: Name of a group of runs.
-        teamspace: Ignored, like the options below; accepted for compatibility.
-        metadata: Ignored.
-        log_model: Ignored.
-        save_logs: Ignored.
-        checkpoint_name: Ignored.
+        teamspace: Ignored; accepted for compatibility with LitGPT.
+        metadata: Ignored, like teamspace.
+        log_model: Ignored, like teamspace.
+        save_logs: Ignored, like teamspace.
+        checkpoint_name: Ignored, like teamspace.
     """
 
     project: Optional[str] = None
