@@ -81,7 +81,7 @@ class Run:
         accelerator: Type of device.
         strategy: How devices share the work. ddp keeps the model on every device; fsdp shards weights, gradients, and
             optimizer state, so that larger models fit. auto picks fsdp if weights, gradients, and AdamW's state take
-            more than 80 % of a device's memory, unless the base is quantized or the precision is 16-mixed.
+            more than 80% of a device's memory, unless the base is quantized or the precision is 16-mixed.
         fsdp_cpu_offload: With fsdp on GPUs, keep the shards in CPU memory and run the optimizer there.
         train: Training options.
         eval: Validation options.
