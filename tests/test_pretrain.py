@@ -125,7 +125,7 @@ def test_an_adapter_is_no_start(llama, rows_file, tmp_path, capsys):
     main(["finetune", "lora", str(llama), *words, str(tmp_path / "a")])
     with pytest.raises(SystemExit):
         main(["finetune", "lora", str(tmp_path / "a" / "final"), *words, str(tmp_path / "b")])
-    assert "merge it first" in capsys.readouterr().err
+    assert "litgpt merge_lora" in capsys.readouterr().err
 
 
 def test_tokenizer_train(text, tmp_path, capsys):

@@ -229,6 +229,17 @@ def test_changed_settings_are_named(paused, base, rows_file, capsys):
     assert "lora_dropout: 0.3" in (paused / "hyperparameters.yaml").read_text()
 
 
+def test_a_checkpoint_of_an_earlier_release(paused, whole, base, rows_file):
+    """It has a part of the progress by another name."""
+    checkpoint = paused / "step-000007"
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    state["progress"]["judged"] = state["progress"].pop("last_eval_step")
+    torch.save(state, checkpoint / STATE)
+    write_sums(checkpoint, step=7)
+    assert go("lora", base, rows_file, paused, "--resume", "true") == 0
+    same(paused, whole("lora"))
+
+
 def test_changed_rows_are_named(paused, base, rows_file, tmp_path, capsys):
     rows = json.loads(rows_file.read_text())
     rows[3]["output"] += " again"
