@@ -135,8 +135,8 @@ def test_full_writes_a_model_that_transformers_reads(base, rows_file, tmp_path):
 @pytest.mark.parametrize(
     ("method", "flags", "message"),
     [
-        ("full", ["--quantize", "bnb.nf4"], "--quantize bnb.nf4 is for frozen weights, and finetune full trains all"),
-        ("lora", ["--quantize", "bnb.nf4", "--precision", "bf16-mixed"], "not bf16-mixed"),
+        ("full", ["--quantize", "bnb.nf4"], "--quantize bnb.nf4 needs frozen weights"),
+        ("lora", ["--quantize", "bnb.nf4", "--precision", "bf16-mixed"], "--precision bf16-mixed"),
         ("lora", ["--quantize", "bnb.int4"], "--quantize bnb.int4: choose from bnb.nf4"),
         ("pissa", ["--quantize", "bnb.nf4"], "--lora_init pissa changes the frozen weights"),
         ("adapter", ["--adapter_start_layer", "4"], "The model has 4 layers"),

@@ -382,7 +382,7 @@ def test_errors_of_the_code_are_not_put_down_to_the_checkpoint(
         raise error("this is a bug")
 
     shutil.copytree(paused_once, tmp_path / "out")
-    monkeypatch.setattr(f"litgpt.train.{where}", fail)
+    monkeypatch.setattr(f"litgpt.train.resume.{where}", fail)
     with pytest.raises(error, match="this is a bug"):
         go("lora", base, rows_file, tmp_path / "out", "--resume", "true")
 
