@@ -125,7 +125,7 @@ def test_a_gradient_that_is_not_finite(base, rows_file, tmp_path, monkeypatch, c
 
 def test_after_a_crash_the_run_goes_on(base, whole, rows_file, tmp_path, monkeypatch):
     with monkeypatch.context() as patched:
-        patched.setattr(loop, "sound", lambda loss, norm: not (tmp_path / "out" / "step-000005").exists())
+        patched.setattr(loop, "all_finite", lambda loss, norm: not (tmp_path / "out" / "step-000005").exists())
         assert go("lora", base, rows_file, tmp_path / "out") == 2
     assert go("lora", base, rows_file, tmp_path / "out", "--resume", "true") == 0
     same(tmp_path / "out", whole("lora"))
@@ -276,19 +276,19 @@ def test_errors_of_other_kinds_are_left_alone(tmp_path):
 LIMITED = """
 import resource, sys, threading
 from litgpt.train import loop
-rehearse = loop.rehearse
+rehearse = loop.memory_dry_run
 def limited(fabric, model, optimizer, batch):
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**25,) * 2)
     rehearse(fabric, model, optimizer, batch)
-loop.rehearse = limited
+loop.memory_dry_run = limited
 from litgpt.__main__ main
 """.replace("__main__ main", "__main__ import main\nmain(sys.argv[1:])")
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of Linux")
 def test_a_memory_that_is_really_full(rows_file, tokenizer_file, tmp_path):
-    """Found in the rehearsal, before the first step."""
+    """Found in the memory dry run, before the first step."""
     wide = save_llama(tmp_path / "wide", tokenizer_file, hidden_size=512, intermediate_size=4096, num_hidden_layers=3)
     command = words("full", wide, rows_file, tmp_path / "out", "--train.micro_batch_size", 8)
     run = subprocess.run([sys.executable, "-c", LIMITED, *command], capture_output=True, text=True, timeout=300)
