@@ -167,7 +167,7 @@ def test_not_finite_while_sharded(base, rows_file, tmp_path):
 def test_one_device_shards_nothing(base, rows_file, tmp_path):
     out = words("lora", base, rows_file, tmp_path / "out", *SHORT, "--strategy", "fsdp", "--fsdp_cpu_offload", "true")
     text = ended(start(tmp_path, out))
-    assert "--strategy fsdp has no effect: there is one device" in text and "--fsdp_cpu_offload true has no" in text
+    assert "--strategy fsdp has no effect" in text and "--fsdp_cpu_offload true has no" in text
 
 
 def test_memory(tokenizer_file, rows_file, tmp_path):

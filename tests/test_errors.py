@@ -152,7 +152,7 @@ def test_no_rows_file(fails, run, rows_file):
         (["--train.micro_batch_size", 0], "--train.micro_batch_size 0 must be above 0"),
         (
             ["--train.micro_batch_size", 3],
-            "global_batch_size 16 is no multiple of --train.micro_batch_size 3; 15 or 18",
+            "global_batch_size 16 is not a multiple of --train.micro_batch_size 3; use 15 or 18",
         ),
         (["--precision", "bf17"], "--precision bf17: expected 32-true, bf16-true"),
         (["--data.val_split_fraction", 1.5], "--data.val_split_fraction 1.5"),

@@ -289,7 +289,7 @@ from litgpt.__main__ main
 
 @pytest.mark.skipif(sys.platform != "linux", reason="sets a limit of Linux")
 def test_a_memory_that_is_really_full(rows_file, tokenizer_file, tmp_path):
-    """Found in the rehearsal, before the first step."""
+    """Found in the memory dry run, before the first step."""
     wide = save_llama(tmp_path / "wide", tokenizer_file, hidden_size=512, intermediate_size=4096, num_hidden_layers=3)
     command = words("full", wide, rows_file, tmp_path / "out", "--train.micro_batch_size", 8)
     run = subprocess.run([sys.executable, "-c", LIMITED, *command], capture_output=True, text=True, timeout=300)

@@ -98,10 +98,10 @@ def test_wandb_without_a_login_is_offline(finetune, tmp_path, capsys):
 def test_it_is_closed_when_the_run_ends_early(finetune, tmp_path, monkeypatch, error):
     pytest.importorskip("mlflow.tracking")
 
-    def broken(*args: object, metrics=None, **kwargs: object) -> None:
+    def broken(self: object) -> None:
         raise error
 
-    monkeypatch.setattr("litgpt.train.run.fit", broken)
+    monkeypatch.setattr("litgpt.train.loop.Trainer.fit", broken)
     with pytest.raises((ValueError, SystemExit)):
         finetune("--logger_name", "mlflow", "--log.project", "llamas")
     assert mlflow_run(tmp_path / "out")[1].info.status == CLOSED[error]

@@ -15,7 +15,7 @@ from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from litgpt.model.config import Config
-from litgpt.train import run
+from litgpt.train.loop import Trainer
 from tests.conftest import save_llama
 
 CPU = torch.device("cpu")
@@ -74,9 +74,10 @@ def test_what_is_trained(method, base, rows_file, tmp_path, monkeypatch, capsys)
     frozen: dict[str, torch.Tensor] = {}
     trained: dict[str, torch.Tensor] = {}
     logits = []
-    fit = run.fit
+    fit = Trainer.fit
 
-    def watched(fabric, model, optimizer, *args, **kwargs):
+    def watched(self):
+        model, optimizer = self.model, self.optimizer
         gpt = model.module.gpt if hasattr(model, "module") else model.gpt
         named = dict(gpt.named_parameters())
         step = optimizer.optimizer.step if hasattr(optimizer, "optimizer") else optimizer.step
@@ -88,7 +89,7 @@ def test_what_is_trained(method, base, rows_file, tmp_path, monkeypatch, capsys)
         monkeypatch.setattr(getattr(optimizer, "optimizer", optimizer), "step", record)
         frozen.update({n: p.detach().clone() for n, p in named.items() if not p.requires_grad})
         trained.update({n: p.detach().clone() for n, p in named.items() if p.requires_grad})
-        result = fit(fabric, model, optimizer, *args, **kwargs)
+        result = fit(self)
         for name, before in frozen.items():
             assert torch.equal(named[name], before), name
         for name, before in trained.items():
@@ -97,7 +98,7 @@ def test_what_is_trained(method, base, rows_file, tmp_path, monkeypatch, capsys)
             logits.append(gpt.eval()(IDS))
         return result
 
-    monkeypatch.setattr(run, "fit", watched)
+    monkeypatch.setattr(Trainer, "fit", watched)
     final = finetune(method, base, rows_file, tmp_path / "out")
     printed = capsys.readouterr().out
     assert len(grads) == 3 and not set(trained) - grads[1], sorted(set(trained) - grads[1])
@@ -134,8 +135,8 @@ def test_full_writes_a_model_that_transformers_reads(base, rows_file, tmp_path):
 @pytest.mark.parametrize(
     ("method", "flags", "message"),
     [
-        ("full", ["--quantize", "bnb.nf4"], "--quantize bnb.nf4 is for frozen weights, and finetune full trains all"),
-        ("lora", ["--quantize", "bnb.nf4", "--precision", "bf16-mixed"], "not bf16-mixed"),
+        ("full", ["--quantize", "bnb.nf4"], "--quantize bnb.nf4 needs frozen weights"),
+        ("lora", ["--quantize", "bnb.nf4", "--precision", "bf16-mixed"], "bf16-mixed"),
         ("lora", ["--quantize", "bnb.int4"], "--quantize bnb.int4: expected bnb.nf4"),
         ("pissa", ["--quantize", "bnb.nf4"], "--lora_init pissa changes the frozen weights"),
         ("adapter", ["--adapter_start_layer", "4"], "The model has 4 layers"),

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litgpt.__main__ import main
-from litgpt.checkpoint import folder as checkpoint_module
+from litgpt.checkpoint import writing as checkpoint_module
 from litgpt.methods.model_source import ModelSource
 from tests.conftest import WORDS
 
@@ -104,12 +104,12 @@ def test_shards_that_we_write(llama, text, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ([], "What model?"),
-        (["--model_config", json.dumps(CONFIG)], "Which tokenizer?"),
+        ([], "--model_config"),
+        (["--model_config", json.dumps(CONFIG)], "--tokenizer_dir"),
         (["--model_config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model_config", json.dumps(CONFIG | {"vocab_size": 100}), "--tokenizer_dir", "LLAMA"], "vocab_size 100"),
         (["--model_config", json.dumps({"model_type": "llama"}), "--tokenizer_dir", "LLAMA"], "lacks the field"),
-        (["--initial_checkpoint_dir", "LLAMA", "--tokenizer_dir", "LLAMA"], "leave the other options away"),
+        (["--initial_checkpoint_dir", "LLAMA", "--tokenizer_dir", "LLAMA"], "Omit --model_name"),
     ],
 )
 def test_errors(llama, text, tmp_path, capsys, words, message):
@@ -125,7 +125,7 @@ def test_an_adapter_is_no_start(llama, rows_file, tmp_path, capsys):
     main(["finetune", "lora", str(llama), *words, str(tmp_path / "a")])
     with pytest.raises(SystemExit):
         main(["finetune", "lora", str(tmp_path / "a" / "final"), *words, str(tmp_path / "b")])
-    assert "merge it first" in capsys.readouterr().err
+    assert "litgpt merge_lora" in capsys.readouterr().err
 
 
 def test_tokenizer_train(text, tmp_path, capsys):

@@ -14,6 +14,7 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.storage.outputs import SINGLE, SUMS, new_folder, write_single, write_sums
+from litgpt.train.loop import Trainer
 from litgpt.train.metrics import FIELDS, lines_until
 from litgpt.train.resume.find import to_resume
 from litgpt.train.resume.folder import taken
@@ -201,7 +202,7 @@ def test_a_finished_run(whole, base, rows_file, tmp_path, capsys):
     before = (out / "metrics.csv").read_bytes()
     # settings that the original has with another out_dir, and one that changes no number
     assert go("lora", base, rows_file, out, "--resume", "true", "--train.log_interval", 2) == 0
-    assert f"The run in {out} is finished: its result is {out / 'final'}." in capsys.readouterr().out
+    assert f"{out} is finished. Its result is {out / 'final'}." in capsys.readouterr().out
     assert (out / "metrics.csv").read_bytes() == before
     assert go("lora", base, rows_file, out, "--resume", "true", "--seed", 8) == 2
     assert "--seed was 1337, is now 8" in capsys.readouterr().err
@@ -228,6 +229,17 @@ def test_changed_settings_are_named(paused, base, rows_file, capsys):
     assert "lora_dropout: 0.3" in (paused / "hyperparameters.yaml").read_text()
 
 
+def test_a_checkpoint_of_an_earlier_release(paused, whole, base, rows_file):
+    """It has a part of the progress by another name."""
+    checkpoint = paused / "step-000007"
+    state = torch.load(checkpoint / STATE, weights_only=True)
+    state["progress"]["judged"] = state["progress"].pop("last_eval_step")
+    torch.save(state, checkpoint / STATE)
+    write_sums(checkpoint, step=7)
+    assert go("lora", base, rows_file, paused, "--resume", "true") == 0
+    same(paused, whole("lora"))
+
+
 def test_changed_rows_are_named(paused, base, rows_file, tmp_path, capsys):
     rows = json.loads(rows_file.read_text())
     rows[3]["output"] += " again"
@@ -237,18 +249,16 @@ def test_changed_rows_are_named(paused, base, rows_file, tmp_path, capsys):
 
 
 def test_options_of_the_optimizer_change_and_another_one_begins_anew(paused, base, rows_file, monkeypatch, capsys):
-    from litgpt.train import run
-
     seen: list[torch.optim.Optimizer] = []
-    fit = run.fit
+    fit = Trainer.fit
 
-    def watched(fabric, model, optimizer, *args, **kwargs):
-        seen.append(optimizer)
-        found = optimizer.state_dict()
+    def watched(self):
+        seen.append(self.optimizer)
+        found = self.optimizer.state_dict()
         seen.append(([{**g} for g in found["param_groups"]], len(found["state"])))
-        return fit(fabric, model, optimizer, *args, **kwargs)
+        return fit(self)
 
-    monkeypatch.setattr(run, "fit", watched)
+    monkeypatch.setattr(Trainer, "fit", watched)
     changed = ["--resume", "true", "--resume_with_changes", "true", "--train.pause_after", 1]
     assert go("lora", base, rows_file, paused, *changed, "--optimizer.weight_decay", 0.5) == 75
     groups, states = seen[1]
@@ -372,7 +382,7 @@ def test_errors_of_the_code_are_not_put_down_to_the_checkpoint(
         raise error("this is a bug")
 
     shutil.copytree(paused_once, tmp_path / "out")
-    monkeypatch.setattr(f"litgpt.train.{where}", fail)
+    monkeypatch.setattr(f"litgpt.train.resume.{where}", fail)
     with pytest.raises(error, match="this is a bug"):
         go("lora", base, rows_file, tmp_path / "out", "--resume", "true")
 
@@ -409,10 +419,10 @@ def test_a_validation_that_the_checkpoint_does_not_know_is_cut_off(tmp_path):
 
     text = [",".join(FIELDS) + "\n", line(0, val_loss=5), line(4, loss=1), line(4, val_loss=4), line(5, loss=2)]
     (tmp_path / "m.csv").write_text("".join(text) + "6,0.5\n5,")
-    kept = lines_until(tmp_path / "m.csv", 4, judged=0)
+    kept = lines_until(tmp_path / "m.csv", 4, last_eval_step=0)
     assert [(row["step"], row["loss"], row["val_loss"]) for row in kept] == [("0", "", "5"), ("4", "1", "")]
-    assert len(lines_until(tmp_path / "m.csv", 4, judged=4)) == 3
-    assert len(lines_until(tmp_path / "m.csv", 5, judged=4)) == 4
+    assert len(lines_until(tmp_path / "m.csv", 4, last_eval_step=4)) == 3
+    assert len(lines_until(tmp_path / "m.csv", 5, last_eval_step=4)) == 4
 
 
 # keeping
@@ -503,5 +513,5 @@ def test_two_runs_in_one_folder(base, rows_file, tmp_path, capsys):
     runs = [start("lora", base, rows_file, out) for _ in range(2)]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 2], said
-    assert any("another run" in text or "contains an earlier run" in text for text in said)
+    assert any("another" in text or "an earlier run" in text for text in said)
     assert len(lines(out)) == 12 + 4

@@ -78,7 +78,7 @@ class Rows:
 )
 def test_plan(train, plan):
     made = Plan.make(TrainArgs(global_batch_size=4, **train), Rows())  # type: ignore[arg-type]
-    assert (made.steps, made.warmup, made.decay, made.cut_warmup) == plan
+    assert (made.steps, made.warmup, made.decay, made.requested_warmup) == plan
 
 
 # time and tokens as limits: 8 tokens per second
@@ -105,54 +105,54 @@ def test_the_rate_follows_what_is_used(limits, schedule, fraction):
     for steps, seconds in ((1, 1), (3, 7), (30, 10), (31, 25), (200, 39), (201, 40)):
         share = seconds / 40
         done = after(steps, seconds)
-        assert plan.share(done) == pytest.approx(share) and plan.over(done) == (share == 1)
+        assert plan.fraction_done(done) == pytest.approx(share) and plan.is_done(done) == (share == 1)
         left = {"cosine": 0.5 * (1 + math.cos(math.pi * (share - fraction) / (1 - fraction))), "constant": 1.0}
         left["linear"] = 1 - (share - fraction) / (1 - fraction)
         rate = 0.1 + (1.0 - 0.1) * left[schedule]
         if steps < fraction * steps / share:
             rate = min(1.0, (steps + 1) / steps * share / fraction)
-        assert plan.rate(done, 1.0, 0.1, schedule) == pytest.approx(rate)
+        assert plan.learning_rate(done, 1.0, 0.1, schedule) == pytest.approx(rate)
     if schedule != "constant":
-        assert plan.rate(after(201, 40), 1.0, 0.1, schedule) == pytest.approx(0.1)
+        assert plan.learning_rate(after(201, 40), 1.0, 0.1, schedule) == pytest.approx(0.1)
 
 
 @pytest.mark.parametrize("limits", LIMITS)
 def test_steps_that_all_take_the_same_are_those_of_a_run_of_known_length(limits):
     plan = made(**(dict(epochs=10**6) | limits), lr_warmup_steps=6)
-    rates = [plan.rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
+    rates = [plan.learning_rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
     assert rates == pytest.approx([learning_rate(k, 80, 6, 1.0, 0.1) for k in range(1, 81)])
     long = made(**(dict(epochs=10**6) | limits), lr_warmup_steps=100)  # at most a tenth
-    rates = [long.rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
+    rates = [long.learning_rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
     assert rates == pytest.approx([learning_rate(k, 80, 8, 1.0, 0.1) for k in range(1, 81)])
     named = made(**(dict(epochs=10**6) | limits), lr_warmup_steps=6, lr_decay_iters=20)
-    rates = [named.rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
+    rates = [named.learning_rate(after(k, 0.5 * k), 1.0, 0.1, "cosine") for k in range(1, 81)]
     assert rates == pytest.approx([learning_rate(k, 20, 6, 1.0, 0.1) for k in range(1, 81)])
 
 
 def test_the_first_step_of_such_a_run():
     for limits in LIMITS:
         most = limits.get("max_tokens", 10**6) / 16 / 10  # a tenth of the steps, as far as the rows tell
-        rate = made(**limits, lr_warmup_steps=4).rate(Result(), 1.0, 0.0, "cosine")
+        rate = made(**limits, lr_warmup_steps=4).learning_rate(Result(), 1.0, 0.0, "cosine")
         assert rate == pytest.approx(1 / min(4, most))
-        assert made(**limits, lr_warmup_steps=0).rate(Result(), 1.0, 0.0, "cosine") == 1.0
-        assert 0 <= made(**limits, lr_warmup_fraction=0.5).rate(Result(), 1.0, 0.0, "cosine") <= 2 / 13
+        assert made(**limits, lr_warmup_steps=0).learning_rate(Result(), 1.0, 0.0, "cosine") == 1.0
+        assert 0 <= made(**limits, lr_warmup_fraction=0.5).learning_rate(Result(), 1.0, 0.0, "cosine") <= 2 / 13
 
 
 def test_the_limit_that_comes_first():
     plan = made(max_time=40.0, max_steps=20, lr_warmup_steps=2)
     for seconds in (0.1, 1.0):  # a step: 20 of them come before 40 seconds
-        rates = [plan.rate(after(k, seconds * k), 1.0, 0.0, "cosine") for k in range(20)]
+        rates = [plan.learning_rate(after(k, seconds * k), 1.0, 0.0, "cosine") for k in range(20)]
         assert rates == pytest.approx([learning_rate(k, 13, 2, 1.0, 0.0) for k in range(20)])  # epochs end it at 13
-    assert plan.place(after(5, 5)) == "step 5/13" and plan.share(after(5, 5)) == pytest.approx(5 / 13)
-    assert plan.place(after(5, 30)) == "step 5 (75%)"
-    assert not plan.over(after(12, 39.9)) and plan.over(after(13, 1.0)) and plan.over(after(1, 40.0))
+    assert plan.position(after(5, 5)) == "step 5/13" and plan.fraction_done(after(5, 5)) == pytest.approx(5 / 13)
+    assert plan.position(after(5, 30)) == "step 5 (75%)"
+    assert not plan.is_done(after(12, 39.9)) and plan.is_done(after(13, 1.0)) and plan.is_done(after(1, 40.0))
 
 
 def test_a_run_of_steps_is_as_it_was():
     """Bit for bit."""
     plan = made(max_steps=10, lr_warmup_steps=3)
     expected = [learning_rate(k, 10, 3, 0.01, 0.001) for k in range(10)]
-    assert [plan.rate(after(k, 3.7 * k), 0.01, 0.001, "cosine") for k in range(10)] == expected
+    assert [plan.learning_rate(after(k, 3.7 * k), 0.01, 0.001, "cosine") for k in range(10)] == expected
     assert expected[:3] == [0.01 * 1 / 3, 0.01 * 2 / 3, 0.01]
 
 
@@ -168,11 +168,11 @@ def test_accumulation_instead_of_the_size():
 def test_micro_batches_fit_the_share_of_a_device(size, micro, devices, becomes, capsys):
     train = TrainArgs(global_batch_size=size, micro_batch_size=micro).on(devices)
     assert (train.global_batch_size, train.micro_batch_size) == (size, becomes)
-    assert (f"micro_batch_size {micro} is {becomes} here" in capsys.readouterr().err) == (micro != becomes)
+    assert (f"micro_batch_size {becomes} instead of {micro}" in capsys.readouterr().err) == (micro != becomes)
 
 
 def test_a_step_that_devices_cannot_share():
-    with pytest.raises(UserError, match=r"global_batch_size 9 is no multiple of .* on 2 devices; 8 or 10 would do"):
+    with pytest.raises(UserError, match=r"global_batch_size 9 is not a multiple of .* on 2 devices; use 8 or 10"):
         TrainArgs(global_batch_size=9).on(2)
 
 
@@ -215,7 +215,7 @@ def test_rates_of_a_run(finetune):
     metrics, printed = finetune("out", *flags)
     rates = [float(m["lr"]) for m in metrics if m["lr"]]
     assert rates == pytest.approx([0.005, 0.01, 0.01, 0.0055, 0.001, 0.001])
-    assert "AdamW, 2 steps of warm-up, learning rate 0.01, linear to 0.001 at step 4" in printed
+    assert "AdamW, 2 warmup steps, learning rate 0.01, linear to 0.001 at step 4" in printed
 
 
 def test_accumulation_gives_the_same_run(finetune):
@@ -230,8 +230,8 @@ def test_early_stopping(finetune, tmp_path):
     flags = ["--train.max_steps", 20, "--train.epochs", 20, "--optimizer.lr", 0, "--eval.interval", 2,
              "--eval.early_stopping_patience", 2, "--train.save_interval", 2]  # fmt: skip
     metrics, printed = finetune("stopped", *flags)
-    assert "The run stops here: 2 validations without a loss below" in printed
-    assert "after 2 validations in turn without a new best" in printed
+    assert "Stopping early" in printed
+    assert "after 2 validations in a row" in printed
     assert [int(m["step"]) for m in metrics if m["val_loss"]] == [0, 2, 4, 6, 6]  # the last is the final one
     assert len(losses(metrics)) == 6 and (tmp_path / "stopped" / "final").is_dir()
     assert {p.name for p in (tmp_path / "stopped").glob("step-*")} == {"step-000002", "step-000004"}
@@ -240,7 +240,7 @@ def test_early_stopping(finetune, tmp_path):
 def test_a_run_that_gets_better_does_not_stop(finetune):
     flags = ["--train.max_steps", 8, "--train.epochs", 20, "--optimizer.lr", 0.01, "--train.lr_warmup_steps", 0]
     metrics, printed = finetune("whole", *flags, "--eval.interval", 2, "--eval.early_stopping_patience", 1)
-    assert len(losses(metrics)) == 8 and "stops here" not in printed
+    assert len(losses(metrics)) == 8 and "Stopping early" not in printed
 
 
 # a run that time ends, by a clock that shows how often it was looked at
@@ -263,7 +263,7 @@ def test_a_run_that_time_ends(flags, finetune, clock, tmp_path):
     rates = [float(m["lr"]) for m in metrics if m["lr"]]
     assert rates[1:] == pytest.approx([learning_rate(k, 10, 2, 0.01, 0.001) for k in range(1, 10)])
     assert [m["seconds"] for m in metrics if m["lr"]] == [f"{float(k)}" for k in range(1, 11)]
-    assert "0:00:10 of training" in printed and "warm-up in 20% of the run" in printed and "at the end" in printed
+    assert "0:00:10 of training" in printed and "warmup over 20% of the run" in printed and "at the end" in printed
     assert "step 3 (30%) | loss" in printed and "step 10 (100%)" in printed and "000,000 steps" not in printed
     assert not set(re.findall(r"(\d+:\d\d:\d\d) left", printed)) - {"0:00:00", "0:00:01", "0:00:02", "0:00:03"}
 

@@ -15,7 +15,7 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.data.base import DataModule
-from litgpt.train import loop, run
+from litgpt.train import loop
 from litgpt.train.args import run_settings, run_words
 from litgpt.train.examples import Examples
 from litgpt.train.loss import LossModel
@@ -103,7 +103,7 @@ def test_in_a_validation(base, whole, rows_file, tmp_path, monkeypatch, capfd):
 
 
 def test_in_the_last_validation(base, whole, rows_file, tmp_path, monkeypatch):
-    strike(monkeypatch, loop, "validate", signal.SIGUSR1, counted(4))
+    strike(monkeypatch, loop.Trainer, "validate", signal.SIGUSR1, counted(4))
     assert go("lora", base, rows_file, tmp_path / "out") == 75
     assert checkpoints(tmp_path / "out")[0].name == "step-000012"
     assert not (tmp_path / "out" / "final").exists()
@@ -114,7 +114,7 @@ def test_in_the_last_validation(base, whole, rows_file, tmp_path, monkeypatch):
 BEFORE = {
     "tokenizing": (DataModule, "load"),
     "the first example": (Examples, "show"),
-    "the first validation": (loop, "validate"),
+    "the first validation": (loop.Trainer, "validate"),
 }
 
 
@@ -124,7 +124,7 @@ def test_before_the_first_step(where, number, base, whole, rows_file, tmp_path, 
     with monkeypatch.context() as patched:
         strike(patched, *BEFORE[where], number, counted(1))
         if where != "the first validation":
-            patched.setattr(run, "fit", lambda *args, **more: pytest.fail("the run did not end at once"))
+            patched.setattr(loop.Trainer, "fit", lambda self: pytest.fail("the run did not end at once"))
         assert go("lora", base, rows_file, tmp_path / "out") == CODES[number]
     command = re.search(r"No checkpoint was saved\. To resume: (litgpt .*)", capfd.readouterr().out)
     assert command and not checkpoints(tmp_path / "out")

@@ -80,26 +80,26 @@ FAILURES: dict[str, tuple[Callable[[pytest.MonkeyPatch], Any], list[str], list[s
     "examples": (
         lambda m: m.setattr(examples, "generate", failing(KeyError("no such token"))),
         ["--eval.max_new_tokens", "4"],
-        ["examples, before", "examples, after"],
+        ["examples (before)", "examples (after)"],
     ),
     "a refused prompt": (
         lambda m: m.setattr(examples, "generate", failing(UserError("the template has no place for it"))),
         ["--eval.max_new_tokens", "4", "--eval.exact_match", "2", "--eval.examples", "2"],
-        ["examples, before", "exact answers, before", "examples, after", "exact answers, after"],
+        ["examples (before)", "exact answers (before)", "examples (after)", "exact answers (after)"],
     ),
     "the reference answers": (
-        lambda m: m.setattr(save, "make_seal", failing(RuntimeError())),
+        lambda m: m.setattr(save, "make_reference_outputs", failing(RuntimeError())),
         [],
         ["reference outputs"],
     ),
     "their types": (lambda m: m.setattr(save, "stored_dtypes", failing(KeyError())), [], ["reference outputs"]),
-    "the report": (lambda m: m.setattr(run, "report", failing(ZeroDivisionError())), [], ["report"]),
-    "MFU": (lambda m: m.setattr(flops, "gemm_throughput", failing(RuntimeError("busy"))), [], ["MFU"]),
+    "the report": (lambda m: m.setattr(run, "print_report", failing(ZeroDivisionError())), [], ["report"]),
+    "the timing": (lambda m: m.setattr(flops, "gemm_throughput", failing(RuntimeError("busy"))), [], ["utilization"]),
     "metrics that wait": (metrics_that_wait, [], ["metrics.csv"]),
-    "a reader that is gone": (set_stdout(Broken(BrokenPipeError())), [], ["output ends here"]),
-    "a log on a full disk": (set_stdout(Broken(OSError(28, "No space left"))), [], ["output ends here"]),
-    "a closed stream": (set_stdout(Broken(ValueError("I/O operation on closed file"), 0)), [], ["output ends here"]),
-    "a terminal that is gone": (set_stdout(BrokenTerminal(OSError(5, "I/O error"))), [], ["output ends here"]),
+    "a reader that is gone": (set_stdout(Broken(BrokenPipeError())), [], ["Output failed"]),
+    "a log on a full disk": (set_stdout(Broken(OSError(28, "No space left"))), [], ["Output failed"]),
+    "a closed stream": (set_stdout(Broken(ValueError("I/O operation on closed file"), 0)), [], ["Output failed"]),
+    "a terminal that is gone": (set_stdout(BrokenTerminal(OSError(5, "I/O error"))), [], ["Output failed"]),
     "no stdout": (set_stdout(None), [], []),
 }
 
@@ -127,7 +127,7 @@ def test_the_reader_of_the_output_goes_away(base, rows_file, tmp_path):
     process.stdout.close()
     error = process.stderr.read()
     assert process.wait(120) == 0, error
-    assert error.count("\n") == 1 and "output ends here" in error, error
+    assert error.count("\n") == 1 and "Output failed" in error, error
     assert (out / "final" / "adapter_model.safetensors").is_file() and lines(out)[-1]["step"] == "12"
 
 
@@ -153,8 +153,8 @@ def test_odd_terminals(term, columns, monkeypatch):
     with screen.counting("rows") as count:
         count(7)
     screen.start(0.0)
-    screen.step("step 1/10", 0.1, 2.5, 0.1, 300.0, None, None)
-    screen.step("step 10/10", 1.0, 2.5, 0.1, 300.0, 0.5, 10**9)
+    screen.step(0.1, ["step 1/10", "loss 2.5"])
+    screen.step(1.0, ["step 10/10", "loss 2.5"])
     screen.stop()
     text = terminal.getvalue()
     assert "hello there" in text and "step 10/10" in text and "loss 2.5" in text
@@ -192,7 +192,7 @@ def test_more_than_the_machine_can_is_not_shown(base, rows_file, tmp_path, monke
     monkeypatch.setattr(flops, "gemm_throughput", lambda *args: 1.0)
     assert go("lora", base, rows_file, tmp_path / "busy", "--train.max_steps", 2) == 0
     assert [m["mfu"] for m in read_metrics(tmp_path / "busy")] == [""] * len(read_metrics(tmp_path / "busy"))
-    assert "MFU - |" in capsys.readouterr().out
+    assert "GEMM utilization - |" in capsys.readouterr().out
     monkeypatch.setattr(flops, "gemm_throughput", lambda *args: 1e15)
     assert go("lora", base, rows_file, tmp_path / "idle", "--train.max_steps", 2) == 0
     found = [float(m["mfu"]) for m in read_metrics(tmp_path / "idle") if m["loss"]]

@@ -220,7 +220,7 @@ def test_what_a_run_leaves(llama, files, tmp_path, capsys):
     assert re.search(rf"validation loss +{val[0][1]:.4f} -> {val[-1][1]:.4f}", printed)
     assert "example, before" in printed and "example, after" in printed
     assert f"litgpt merge_lora {out / 'final'}" in printed
-    assert "0 cut, 0 left out" in printed
+    assert "0 truncated, 0 skipped" in printed
 
     fields = json.loads((out / "final" / "adapter_config.json").read_text())
     assert fields["base_model_name_or_path"] == str(llama.resolve()) and fields["r"] == 8
@@ -246,7 +246,7 @@ def test_precisions(llama, files, tmp_path, precision):
 
 def test_warm_up_longer_than_the_run(llama, files, tmp_path, capsys):
     metrics = finetune(llama, files, tmp_path / "out", "--train.max_steps", 10, "--train.lr_warmup_steps", 50)
-    assert "The warm-up of 50 steps is longer than the run; it is cut to 1." in capsys.readouterr().out
+    assert "warmup is truncated to 1 steps" in capsys.readouterr().out
     rates = [float(m["lr"]) for m in metrics if m["lr"]]
     assert rates[0] == rates[1] == 0.01 and rates == sorted(rates, reverse=True)
 

@@ -1,1 +1,1 @@
-"""The finetuning commands: each turns its flags into a `Method` and calls the one loop."""
+"""The finetuning commands: each makes a `Method` of its flags and starts a `Run`."""

@@ -8,10 +8,10 @@ from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model import GPT
 from litgpt.train.base_model import BaseModel
-from litgpt.train.method import ADAPTER_COMMANDS, Method
-from litgpt.train.run import run
+from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.run import Run
 
-REMARK = "Other programs do not know this kind of adapter, and it cannot be merged: use LoRA for them."
+REMARK = "Other programs do not support this adapter, and it cannot be merged. For them, use LoRA."
 
 
 def setup(
@@ -21,23 +21,23 @@ def setup(
     adapter_start_layer: int = 2,
     **kwargs: Any,
 ) -> None:
-    """Finetune a model with LLaMA-Adapter: the model is frozen, and a prefix that its later layers see is learned.
+    """Finetune a model with LLaMA-Adapter: train a prefix for its later layers and freeze the rest.
 
     The result, `final/` in the output folder, is an adapter folder. Paper: https://arxiv.org/abs/2303.16199
 
     Args:
-        checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
-        out_dir: Where everything is written; final/ in it is the result.
-        adapter_prompt_length: The length of the prefix, in tokens.
-        adapter_start_layer: The first layer that gets a prefix, counted from 0.
+        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
+        out_dir: Output folder; the result is in final/.
+        adapter_prompt_length: Length of the prefix in tokens.
+        adapter_start_layer: First layer with a prefix, counted from 0.
     """
-    adapter = LLaMAAdapter(adapter_prompt_length, adapter_start_layer)
-    run(adapter_method("finetune adapter", adapter), BaseModel.from_folder(checkpoint_dir), out_dir, **kwargs)
+    method = adapter_method("finetune adapter", LLaMAAdapter(adapter_prompt_length, adapter_start_layer))
+    Run(method, BaseModel.from_folder(checkpoint_dir), out_dir, **kwargs)()
 
 
 def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:
-    return Method(name, adapter.apply, partial(save, adapter), next_commands=ADAPTER_COMMANDS, remark=REMARK)
+    return Method(name, adapter.apply, partial(save, adapter), next_commands=RESULT_COMMANDS, remark=REMARK)
 
 
-def save(adapter: LLaMAAdapter, model: GPT, start: BaseModel, folder: Path) -> None:
-    write_adapter(adapter, model, start.base, folder)
+def save(adapter: LLaMAAdapter, model: GPT, base_model: BaseModel, folder: Path) -> None:
+    write_adapter(adapter, model, base_model.base, folder)

@@ -7,8 +7,8 @@ from litgpt.checkpoint.writing import write_model
 from litgpt.model import GPT
 from litgpt.train.args import EvalArgs
 from litgpt.train.base_model import BaseModel
-from litgpt.train.method import Method
-from litgpt.train.run import run
+from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.run import Run
 
 EVAL = EvalArgs(interval=600)
 
@@ -21,18 +21,17 @@ def setup(
     The result, `final/` in the output folder, is a Hugging Face folder.
 
     Args:
-        checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
-        out_dir: Where everything is written; final/ in it is the result.
-        eval: When and how the model is judged.
+        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
+        out_dir: Output folder; the result is in final/.
+        eval: Validation options.
     """
-    commands = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
-    method = Method("finetune full", train_everything, save, next_commands=commands)
-    run(method, BaseModel.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)
+    method = Method("finetune full", train_everything, save, next_commands=RESULT_COMMANDS)
+    Run(method, BaseModel.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)()
 
 
 def train_everything(model: GPT) -> None:
     model.requires_grad_(True)
 
 
-def save(model: GPT, start: BaseModel, folder: Path) -> None:
-    write_model(model, start.fields, folder, start.checkpoint)
+def save(model: GPT, base_model: BaseModel, folder: Path) -> None:
+    write_model(model, base_model.fields, folder, base_model.checkpoint)

@@ -10,7 +10,7 @@ import math
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Optional
+from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import nn
@@ -235,19 +235,35 @@ class LoRA:
     """Which layers get an update, and of what kind.
 
     Args:
-        targets: A regular expression that is searched for in the Hugging Face names of the linear layers
-            (`model.layers.0.self_attn.q_proj`); instead of the six switches. A layer that holds several blocks in one,
-            like `qkv_proj`, is updated as a whole.
-        layers: Only these blocks of the model, counted from 0, from the end if below 0.
-        modules: Exactly these Hugging Face modules, as an adapter that is read has them, by the names of the table.
-        scaling: The factor s of the update; made from alpha and r.
+        r: Rank of the updates.
+        alpha: Scale of the updates, which are multiplied by lora_alpha / lora_r.
+        dropout: Dropout on the input of each LoRA update.
+        query: Update the query projections.
+        key: Update the key projections.
+        value: Update the value projections.
+        projection: Update the output projections of attention.
+        mlp: Update the linear layers of the MLPs.
+        head: Update the language model head.
+        variant: rslora scales by lora_alpha / sqrt(lora_r), which suits high ranks. dora also learns the norms of the
+            weight rows.
+        init: kaiming starts from the base model, with updates that are zero; pissa moves the principal components of
+            each weight into its update.
+        plus_ratio: Learning rate of the second factor of each update, relative to the first (LoRA+).
+        targets: Regular expression for the Hugging Face names of the layers to update, such as q_proj|v_proj; replaces
+            the six switches. A fused layer such as qkv_proj is updated as a whole.
+        layers: Update only these blocks, such as [0, 1], or [-2, -1] for the last two.
+
+    Attributes:
+        train_embeddings: Whether the embedding is trained too.
+        modules: The exact Hugging Face modules of an adapter that is loaded; they replace the switches.
+        scaling: Factor of the update, from alpha and r.
 
     Raises:
-        UserError: nothing is selected, or a number is out of range; all that is wrong at once.
+        UserError: nothing is selected, or a number is out of range; lists everything that is wrong.
     """
 
     r: int = 8
-    alpha: float = 16
+    alpha: Union[int, float] = 16
     dropout: float = 0.05
     query: bool = True
     key: bool = False

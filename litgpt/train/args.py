@@ -1,4 +1,4 @@
-"""The groups of options that several commands share, and the settings of the run in progress."""
+"""Option groups that several commands share, and the settings of the run in progress."""
 
 import math
 from contextvars import ContextVar
@@ -16,40 +16,38 @@ LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 
 @dataclass
 class TrainArgs:
-    """How long, how much at a time, and how fast to learn.
+    """Training options.
 
     Args:
-        save_interval: Optimizer steps between two checkpoints; null for none but the last.
-        keep_last: Keep only so many of these checkpoints, the newest; null for all.
-        save_best: Keep what had the lowest validation loss within the run, in best/.
-        pause_after: Save and end after so many steps, with exit code 75, as if a queue had asked for it; --resume true
-            goes on.
-        log_interval: Optimizer steps between two lines of the log.
-        global_batch_size: Rows that make one optimizer step, over all devices.
-        gradient_accumulation_iters: Micro-batches of a device that make one optimizer step; instead of
-            global_batch_size.
-        micro_batch_size: Rows that go through the model at once, on one device.
-        lr_warmup_steps: Optimizer steps in which the learning rate rises linearly to its full value. With max_tokens or
-            max_time the warm-up takes at most a tenth of them.
-        lr_warmup_fraction: The warm-up as a share of the run (its steps, tokens or time), instead of lr_warmup_steps.
-        lr_schedule: The way from the full learning rate to min_lr: cosine, linear, or constant, which stays. With
-            max_tokens or max_time it follows the share of them that is used.
-        lr_decay_iters: Optimizer steps after which min_lr is reached; by default it is reached at the end of the run,
-            whatever ends it.
-        learning_rate: The full learning rate; by default the optimizer's lr, over which it wins.
-        epochs: Times that the training rows are seen. The run ends with the first of this and the three limits below.
-        max_tokens: Stop once this many tokens were read.
+        save_interval: Optimizer steps between checkpoints; null saves only the result.
+        keep_last: Keep only this many of the newest checkpoints; null keeps all of them.
+        save_best: Also save the checkpoint with the lowest validation loss, in best/.
+        pause_after: Save a checkpoint and exit with code 75 after this many steps. Continue with --resume true.
+        log_interval: Optimizer steps between log lines.
+        global_batch_size: Rows per optimizer step, over all devices.
+        gradient_accumulation_iters: Micro-batches per optimizer step on each device, instead of global_batch_size.
+        micro_batch_size: Rows per forward pass on each device.
+        lr_warmup_steps: Optimizer steps over which the learning rate rises linearly to its peak. With max_tokens or
+            max_time, the warmup takes at most a tenth of the run.
+        lr_warmup_fraction: Warmup as a fraction of the run (steps, tokens, or time), instead of lr_warmup_steps.
+        lr_schedule: How the learning rate decays from its peak to min_lr. constant does not decay. With max_tokens or
+            max_time, the schedule follows the fraction of that budget used.
+        lr_decay_iters: Optimizer step at which the learning rate reaches min_lr; by default the end of the run.
+        learning_rate: Peak learning rate. Overrides the optimizer's lr.
+        epochs: Passes over the training rows. The run ends at the first limit reached: epochs, max_tokens, max_steps,
+            or max_time.
+        max_tokens: Stop after reading this many tokens.
         max_steps: Stop after this many optimizer steps.
-        max_time: Stop after this many seconds of training steps.
-        max_seq_length: The longest row that is allowed, in tokens, at most what the model reads. By default what the
-            model reads, for packs at most 2048.
-        pack: Fill packs of max_seq_length tokens with rows that do not see each other; both batch sizes then count
-            packs. By default true for text files and false for rows.
-        tie_embeddings: Must agree with the checkpoint, which decides whether head and embedding share their weight.
-        max_norm: Clip the norm of the gradient to this.
-        min_lr: Where the schedule ends. 0 by default, so that the last steps settle.
-        activation_checkpointing: Forget what happens within a block and compute it again in the backward pass: less
-            memory for more time, with the same result.
+        max_time: Stop after this many seconds of training, not counting validation.
+        max_seq_length: Maximum row length in tokens; by default the model's context length, or at most 2048 when
+            packing.
+        pack: Pack rows into sequences of max_seq_length tokens. Rows in a pack do not attend to each other. Batch sizes
+            then count packs. By default true for text files and false otherwise.
+        tie_embeddings: Whether the head shares the embedding's weight. Must match the checkpoint if there is one.
+        max_norm: Maximum gradient norm; larger gradients are clipped.
+        min_lr: Learning rate at the end of the schedule.
+        activation_checkpointing: Recompute the activations of each block in the backward pass. Saves memory, takes more
+            time, and gives the same result.
     """
 
     save_interval: Optional[int] = 1000
@@ -77,63 +75,50 @@ class TrainArgs:
     activation_checkpointing: bool = False
 
     def check(self, world_size: int = 1) -> None:
-        """Raise `UserError` for values that cannot be run on `world_size` devices; all that is wrong at once."""
-        wrong = positive(
-            "train",
-            save_interval=self.save_interval,
-            keep_last=self.keep_last,
-            pause_after=self.pause_after,
-            log_interval=self.log_interval,
-            global_batch_size=self.global_batch_size,
-            gradient_accumulation_iters=self.gradient_accumulation_iters,
-            micro_batch_size=self.micro_batch_size,
-            lr_decay_iters=self.lr_decay_iters,
-            epochs=self.epochs,
-            max_tokens=self.max_tokens,
-            max_steps=self.max_steps,
-            max_time=self.max_time,
-            max_seq_length=self.max_seq_length,
-            max_norm=self.max_norm,
-        )
-        at_once = self.micro_batch_size * world_size
-        if not wrong and self.gradient_accumulation_iters is None and self.global_batch_size % at_once:
+        """Raise `UserError` for values that cannot run on `world_size` devices, all of them at once."""
+        positive = """save_interval keep_last pause_after log_interval global_batch_size gradient_accumulation_iters
+            micro_batch_size lr_decay_iters epochs max_tokens max_steps max_time max_seq_length max_norm"""
+        wrong = not_positive("train", self, positive.split())
+        rows_at_once = self.micro_batch_size * world_size
+        if not wrong and self.gradient_accumulation_iters is None and self.global_batch_size % rows_at_once:
             devices = f" on {world_size} devices" if world_size > 1 else ""
-            lower = max(1, self.global_batch_size // at_once) * at_once
+            lower = max(1, self.global_batch_size // rows_at_once) * rows_at_once
             wrong.append(
-                f"--train.global_batch_size {self.global_batch_size} is no multiple of --train.micro_batch_size "
-                f"{self.micro_batch_size}{devices}; {lower} or {lower + at_once} would do"
+                f"--train.global_batch_size {self.global_batch_size} is not a multiple of --train.micro_batch_size "
+                f"{self.micro_batch_size}{devices}; use {lower} or {lower + rows_at_once}"
             )
-        if self.lr_warmup_steps is not None and self.lr_warmup_steps < 0:
-            wrong.append(f"--train.lr_warmup_steps {self.lr_warmup_steps} is below 0")
         if self.lr_warmup_fraction is not None and not 0 <= self.lr_warmup_fraction <= 1:
             wrong.append(f"--train.lr_warmup_fraction {self.lr_warmup_fraction} is not between 0 and 1")
         if self.lr_warmup_fraction is not None and self.lr_warmup_steps not in (None, TrainArgs.lr_warmup_steps):
             wrong.append(
                 f"--train.lr_warmup_fraction {self.lr_warmup_fraction} and --train.lr_warmup_steps "
-                f"{self.lr_warmup_steps} exclude each other: give one of them"
+                f"{self.lr_warmup_steps} exclude each other; set only one of them"
             )
-        if self.learning_rate is not None and not self.learning_rate >= 0:
-            wrong.append(f"--train.learning_rate {self.learning_rate} is below 0")
-        if self.min_lr < 0:
-            wrong.append(f"--train.min_lr {self.min_lr} is below 0")
+        for name in ("lr_warmup_steps", "learning_rate", "min_lr"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                wrong.append(f"--train.{name} {value} is below 0")
         if self.epochs is None and not (self.max_steps or self.max_tokens or self.max_time):
-            wrong.append(
-                "nothing ends the run: give --train.epochs, --train.max_steps, --train.max_tokens or --train.max_time"
-            )
+            limits = "--train.epochs, --train.max_steps, --train.max_tokens, or --train.max_time"
+            wrong.append(f"nothing ends the run; set {limits}")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
 
     def on(self, world_size: int) -> "TrainArgs":
-        """The same with both batch sizes as they are on so many devices. Raises `UserError` if that cannot be.
+        """The same options with the batch sizes that `world_size` devices use.
 
-        A recipe for one device may have micro-batches that are more than the share of each of several; they become
-        smaller, which does not change the result.
+        Where a device's share of a step is not a multiple of the micro-batch size, the micro-batches become smaller,
+        which does not change the result.
+
+        Raises:
+            UserError: the rows of a step cannot be divided among the devices.
         """
         share, rest = divmod(self.global_batch_size, world_size)
         if world_size > 1 and self.gradient_accumulation_iters is None and not rest and share % self.micro_batch_size:
             size = math.gcd(share, self.micro_batch_size)
-            rows = f"each of {world_size} devices has {share} rows of a step"
-            remark(f"--train.micro_batch_size {self.micro_batch_size} is {size} here: {rows}, as many as before.")
+            remark(
+                f"Using --train.micro_batch_size {size} instead of {self.micro_batch_size}: each of the {world_size} "
+                f"devices processes {share} rows per step. The result does not change."
+            )
             return replace(self, micro_batch_size=size)
         self.check(world_size)
         if self.gradient_accumulation_iters is None:
@@ -144,21 +129,20 @@ class TrainArgs:
 
 @dataclass
 class EvalArgs:
-    """When and how the model is judged on rows that it does not train on.
+    """Validation options.
 
     Args:
-        interval: Optimizer steps between two validations.
-        max_new_tokens: Length of the answer in the example; null for no example.
-        max_iters: Micro-batches that a validation within the run reads, the first so many; null for all.
-        initial_validation: Validate on all rows before the first step. On by default, so that the end of the run can
-            say what it changed.
+        interval: Optimizer steps between validations.
+        max_new_tokens: Maximum length of the example answers; null shows no examples.
+        max_iters: Micro-batches per validation during training; null validates on all rows.
+        initial_validation: Validate on all rows before the first step, so that the report can compare the losses.
         final_validation: Validate on all rows after the last step.
-        early_stopping_patience: End the run after so many validations within it, one after the other, whose loss is no
-            new best.
-        evaluate_example: The validation row whose prompt is answered before and after: first, random, or its number.
-        examples: How many rows are answered so, from that one on.
-        exact_match: Answer so many validation prompts before and after, and count the answers that are exactly the
-            row's; for short answers.
+        early_stopping_patience: Stop after this many validations in a row without a new best loss.
+        evaluate_example: Validation row to use as the example: first, random, or its number. The model answers its
+            prompt before and after training.
+        examples: Number of example rows, starting with that one.
+        exact_match: Answer this many validation prompts before and after training and report the fraction that matches
+            exactly. Intended for short answers.
     """
 
     interval: int = 100
@@ -172,36 +156,30 @@ class EvalArgs:
     exact_match: Optional[int] = None
 
     def check(self) -> None:
-        """Raise `UserError` for values that cannot be run; all that is wrong at once."""
-        wrong = positive(
-            "eval",
-            interval=self.interval,
-            max_new_tokens=self.max_new_tokens,
-            max_iters=self.max_iters,
-            exact_match=self.exact_match,
-            early_stopping_patience=self.early_stopping_patience,
-        )
+        """Raise `UserError` for values that cannot run, all of them at once."""
+        positive = "interval max_new_tokens max_iters exact_match early_stopping_patience"
+        wrong = not_positive("eval", self, positive.split())
         if isinstance(self.evaluate_example, int) and self.evaluate_example < 0:
             wrong.append(f"--eval.evaluate_example {self.evaluate_example} is below 0")
         if self.exact_match is not None and self.max_new_tokens is None:
-            wrong.append(f"--eval.exact_match {self.exact_match} needs answers: give --eval.max_new_tokens")
+            wrong.append(f"--eval.exact_match {self.exact_match} needs answers; set --eval.max_new_tokens")
         if wrong:
             raise UserError("; ".join(wrong) + ".")
 
 
 @dataclass
 class LogArgs:
-    """What a run is called in the logger; for wandb and mlflow. What has no effect is said.
+    """Names of the run in the logger, for wandb and mlflow.
 
     Args:
-        project: The project (wandb) or experiment (mlflow); by default litgpt.
-        run: The name of the run; by default its out_dir.
-        group: A name that several runs share.
-        teamspace: Without effect: of a platform that is not supported, like the following.
-        metadata: Without effect.
-        log_model: Without effect.
-        save_logs: Without effect.
-        checkpoint_name: Without effect.
+        project: Project (wandb) or experiment (mlflow); by default litgpt.
+        run: Name of the run; by default its out_dir.
+        group: Name of a group of runs.
+        teamspace: Ignored; accepted for compatibility with LitGPT.
+        metadata: Ignored, like teamspace.
+        log_model: Ignored, like teamspace.
+        save_logs: Ignored, like teamspace.
+        checkpoint_name: Ignored, like teamspace.
     """
 
     project: Optional[str] = None
@@ -214,6 +192,7 @@ class LogArgs:
     checkpoint_name: Optional[str] = None
 
 
-def positive(group: str, **values: Optional[float]) -> list[str]:
-    """What is wrong with those of `values` that are given and not above 0."""
+def not_positive(group: str, options: Any, names: list[str]) -> list[str]:
+    """What is wrong with those of the named options that are set and not above 0."""
+    values = {name: getattr(options, name) for name in names}
     return [f"--{group}.{name} {v} must be above 0" for name, v in values.items() if v is not None and v <= 0]

@@ -1,8 +1,9 @@
-"""What the model answers to validation prompts, before and after."""
+"""The model's answers to validation prompts, before and after training."""
 
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Optional
 
 import torch
 
@@ -16,9 +17,8 @@ from litgpt.train.loss import LossModel
 from litgpt.train.progress import Screen
 
 
-class FirstRank(Sampling):
-    """The most likely token on the first rank, for all: if rounding made one of them stop earlier, the others would
-    wait for it to run the blocks."""
+class FirstRankGreedy(Sampling):
+    """Greedy decoding on the first rank for all ranks, so that rounding cannot make one of them stop earlier."""
 
     def draw(self, logits: torch.Tensor, numbers: Sequence[random.Random]) -> torch.Tensor:
         token = logits.argmax(dim=-1)
@@ -29,57 +29,56 @@ class FirstRank(Sampling):
 
 @dataclass
 class Examples:
-    """Answers greedily, so that before and after can be compared. All ranks have to take part.
+    """Shows greedy answers to validation prompts. All ranks have to call its methods.
 
     Args:
-        scores: The share of exact answers each time they were counted.
-        ranks: How many there are.
+        scores: The fraction of exact answers, each time it is measured.
+        ranks: The number of ranks.
     """
 
     model: LossModel
     tokenizer: Tokenizer
-    loaded: TokenizedDataset
+    dataset: TokenizedDataset
     eval: EvalArgs
     scores: list[float] = field(default_factory=list)
     ranks: int = 1
 
     def show(self, screen: Screen, when: str) -> None:
-        """Print some answers and, if it is wanted, the share of validation rows that are answered exactly."""
-        if self.eval.max_new_tokens and len(self.loaded.val):
-            with spared(f"The answers to examples, {when}, cannot be shown", self.ranks):
+        """Print some answers and, if requested, the fraction of exact answers. `when` is before or after."""
+        if self.eval.max_new_tokens and len(self.dataset.val):
+            with spared(f"Cannot show the examples ({when})", self.ranks):
                 self.show_answers(screen, when)
-            with spared(f"The exact answers, {when}, cannot be counted", self.ranks):
+            with spared(f"Cannot count the exact answers ({when})", self.ranks):
                 self.count_exact(screen, when)
 
     def show_answers(self, screen: Screen, when: str) -> None:
-        rows, wanted = self.loaded.val, self.eval
-        first = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(wanted.evaluate_example))
-        first = int(wanted.evaluate_example) if first is None else first
-        numbers = [(first + i) % len(rows) for i in range(min(wanted.examples, len(rows)))]
-        for number in numbers:
-            if (answer := self.answer(number)) is not None:
-                prompt = " ".join(self.tokenizer.decode(rows.prompt(number)).split())
+        rows, choice = self.dataset.val, self.eval.evaluate_example
+        first = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(choice))
+        first = int(choice) if first is None else first
+        for row in ((first + i) % len(rows) for i in range(min(self.eval.examples, len(rows)))):
+            if (answer := self.answer(row)) is not None:
+                prompt = " ".join(self.tokenizer.decode(rows.prompt(row)).split())
                 screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
 
     def count_exact(self, screen: Screen, when: str) -> None:
-        rows = self.loaded.val
+        rows = self.dataset.val
         if self.eval.exact_match:
-            chosen = range(min(self.eval.exact_match, len(rows)))
-            right = sum(self.answer(i) == self.tokenizer.decode(rows.answer(i)).strip() for i in chosen)
-            self.scores.append(right / len(chosen))
-            screen.say(f"exact answers, {when}: {right} of {len(chosen)} validation rows ({right / len(chosen):.1%})")
+            total = min(self.eval.exact_match, len(rows))
+            exact = sum(self.answer(i) == self.tokenizer.decode(rows.answer(i)).strip() for i in range(total))
+            self.scores.append(exact / total)
+            screen.say(f"exact answers, {when}: {exact} of {total} validation rows ({exact / total:.1%})")
 
-    def answer(self, number: int) -> str | None:
+    def answer(self, row: int) -> Optional[str]:
         """The answer to the prompt of one validation row; None for plain text, which has no prompt."""
-        ids = self.loaded.val.prompt(number)
+        ids = self.dataset.val.prompt(row)
         if not 0 < len(ids) < self.model.gpt.config.block_size:
             return None
         training = self.model.training
         self.model.eval()
         try:
-            stops = self.tokenizer.stops(self.loaded.style)
-            most = self.eval.max_new_tokens or 0
-            answer = self.model.read(lambda gpt: list(generate(gpt, ids, most, FirstRank(), stops)))
+            stops = self.tokenizer.stops(self.dataset.style)
+            limit = self.eval.max_new_tokens or 0
+            answer = self.model.read(lambda gpt: list(generate(gpt, ids, limit, FirstRankGreedy(), stops)))
         finally:
             self.model.train(training)
         return self.tokenizer.decode(answer).strip()

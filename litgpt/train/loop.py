@@ -1,12 +1,12 @@
-"""The one training loop.
+"""The training loop.
 
-The loss of a step is the sum over its trained tokens divided by their number, over all micro-batches and all ranks.
+The loss of a step is the sum over its target tokens divided by their number, over all micro-batches and all ranks.
 """
 
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
@@ -20,113 +20,33 @@ from litgpt.train.args import EvalArgs, TrainArgs
 from litgpt.train.faults import all_finite
 from litgpt.train.flops import FlopCounter
 from litgpt.train.metrics import Metrics
-from litgpt.train.progress import Screen
+from litgpt.train.progress import Screen, gigabytes, percent
 from litgpt.train.schedule import Schedule, learning_rate
 from litgpt.train.signals import Signals, Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
-
-WARMUP_AT_MOST = 10  # the inverse of the share of a run that warms up at most, where tokens or time may end it
-PAUSED = 75  # the exit code of a run that --train.pause_after ended, as for SIGUSR1
-
-
-@dataclass
-class Plan:
-    """What ends a run, whichever comes first, and the way of its learning rate until then.
-
-    How many steps fit into a time or a number of tokens shows while the run goes on: the learning rate, and what the
-    screen shows, then follow an estimate, which is right at the end.
-
-    Args:
-        steps: Optimizer steps at which it ends; None where only tokens or time end it.
-        warmup: How many of them warm up.
-        decay: The step at which the learning rate is at its least; None for the last one.
-        cut_warmup: The warm-up that was asked for, if it was longer than the run and had to be cut.
-        fraction: The share of the run that warms up, instead of `warmup`.
-        tokens: Tokens at which the run ends.
-        seconds: Seconds of training at which it ends.
-        tokens_of_a_step: On average, in all rows.
-    """
-
-    steps: Optional[int]
-    warmup: int
-    decay: Optional[int]
-    cut_warmup: Optional[int] = None
-    fraction: Optional[float] = None
-    tokens: Optional[int] = None
-    seconds: Optional[float] = None
-    tokens_of_a_step: float = math.nan
-
-    @classmethod
-    def make(cls, train: TrainArgs, rows: Rows) -> "Plan":
-        limits = [train.max_steps] if train.max_steps else []
-        if train.epochs is not None:
-            limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
-        steps = min(limits) if limits else None
-        budget = train.max_tokens is not None or train.max_time is not None
-        wanted, fraction = train.lr_warmup_steps or 0, train.lr_warmup_fraction if budget else None
-        if train.lr_warmup_fraction is not None:
-            wanted = 0 if budget or steps is None else round(train.lr_warmup_fraction * steps)
-        decay = train.lr_decay_iters or (None if budget else steps)
-        end = min(steps or math.inf, decay or math.inf)
-        cut = (int(end) // 10, wanted) if wanted > end else (wanted, None)
-        tokens_of_a_step = float(rows.lengths.float().mean()) * train.global_batch_size
-        return cls(steps, cut[0], decay, cut[1], fraction, train.max_tokens, train.max_time, tokens_of_a_step)
-
-    def within_budget(self, done: "Result") -> float:
-        """About how many steps the tokens and the time allow; infinite where nothing says so."""
-        found = [math.inf]
-        if self.tokens is not None:
-            found.append(self.tokens / (done.tokens / done.steps if done.steps else self.tokens_of_a_step))
-        if self.seconds is not None and done.seconds:
-            found.append(self.seconds / done.seconds * done.steps)
-        return min(found)
-
-    def total(self, done: "Result") -> float:
-        """The steps of the whole run, an estimate where tokens or time may end it."""
-        return min(self.steps or math.inf, self.within_budget(done))
-
-    def rate(self, done: "Result", peak: float, least: float, schedule: Schedule) -> float:
-        """The learning rate of the next step."""
-        total, warmup = self.total(done), min(self.warmup, self.within_budget(done) / WARMUP_AT_MOST)
-        if self.fraction is not None:
-            warmup = self.fraction * total if self.fraction else 0
-        return learning_rate(done.steps, self.decay or total, warmup, peak, least, schedule)
-
-    def over(self, done: "Result") -> bool:
-        """Whether one of the limits is reached."""
-        limits = ((done.steps, self.steps), (done.tokens, self.tokens), (done.seconds, self.seconds))
-        return any(limit is not None and used >= limit for used, limit in limits)
-
-    def share(self, done: "Result") -> float:
-        """How much of the run is done, from 0 to 1, by the limit that will end it first."""
-        return min(1.0, done.steps / self.total(done))
-
-    def place(self, done: "Result") -> str:
-        """Where the run is, in words."""
-        if self.steps is not None and self.steps <= self.within_budget(done):
-            return f"step {done.steps}/{self.steps}"
-        return f"step {done.steps} ({self.share(done):.0%})"
+PAUSED = 75  # exit code after --train.pause_after, as for SIGUSR1
+RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
 
 
 @dataclass
 class Result:
-    """What a run has done so far. Losses are in nats per trained token.
+    """The progress of a run, and its result. Losses are in nats per target token.
 
     Args:
         steps: Optimizer steps.
-        seen: Rows (or packs) that were trained on.
-        tokens: Those that were read.
-        seconds: Those of training.
-        loss: Of the last logged step.
-        val_losses: Pairs of step and loss.
-        judged: The last step after which the model was validated within the run.
-        best: The lowest loss of the validations within the run, which may read fewer rows than the others.
-        since_best: How many validations ago that was.
-        early: Whether the run ended before its plan.
-        scores: The share of exact answers, each time it was counted.
+        seen: Rows (or packs) trained on.
+        tokens: Tokens read.
+        seconds: Seconds of training.
+        loss: Loss of the last step.
+        val_losses: Pairs of step and validation loss.
+        last_eval_step: Step of the last validation during training.
+        best: Lowest loss of the validations during training, which may read fewer rows than the others.
+        since_best: Validations since then.
+        early: Whether early stopping ended the run.
+        scores: Fraction of exact answers, each time it was measured.
     """
 
     steps: int = 0
@@ -135,177 +55,311 @@ class Result:
     seconds: float = 0.0
     loss: float = math.nan
     val_losses: list[tuple[int, float]] = field(default_factory=list)
-    judged: int = 0
+    last_eval_step: int = 0
     best: float = math.inf
     since_best: int = 0
     early: bool = False
     scores: list[float] = field(default_factory=list)
 
 
-def fit(
-    fabric: "Fabric",
-    model: Any,
-    optimizer: Optimizer,
-    train_rows: Rows,
-    val_rows: Rows,
-    plan: Plan,
-    train: TrainArgs,
-    evaluate: EvalArgs,
-    seed: int,
-    screen: Screen,
-    metrics: Metrics,
-    result: Result,
-    signals: Signals,
-    save: Callable[[str], None],
-    fail: Callable[[int, list[int], float, float], BaseException],
-    work: Optional[FlopCounter],
-    meet: Callable[[Batch], None] = lambda batch: None,
-) -> Result:
-    """Train.
+@dataclass
+class Plan:
+    """The limits of a run, of which the first one reached ends it, and its learning rate.
+
+    How many steps fit into a token or time budget shows only during the run. Until then the learning rate and the
+    progress follow an estimate, which is exact at the end.
 
     Args:
-        model: A `LossModel`, set up by `fabric`, like the optimizer.
-        result: What an earlier part of the run has done; it is carried on.
-        signals: Asks for the end of the run after a step.
-        save: Called with the name of a checkpoint: step-000012 or best.
-        fail: Makes the error for a step that is not finite, from its number, rows, loss and norm of the gradient.
-            Called on all ranks.
-        work: What a token costs, and what the machine can do; None where that is not known.
-        meet: Called with each batch before it is run.
-
-    Raises:
-        Stopped: the run was asked to end, and has saved.
+        steps: Limit in optimizer steps; None if only tokens or time end the run.
+        warmup: Warmup steps.
+        decay: Step at which the learning rate reaches its minimum; None for the last step.
+        requested_warmup: The warmup that the options ask for, if it was truncated because the run is shorter.
+        fraction: Fraction of the run that warms up, instead of `warmup`.
+        tokens: Limit in tokens.
+        seconds: Limit in seconds of training.
+        tokens_per_step: Average over all rows.
     """
-    size, ranks = train.micro_batch_size, (fabric.global_rank, fabric.world_size)
-    peak = peak_rate(optimizer, train)
-    first = result.steps
-    signals.holds = True
 
-    def batches(rows: list[int], source: Rows) -> Iterator[Batch]:
-        return (source.batch(part).to(fabric.device) for part in micro_batches(rows, size, *ranks))
+    steps: Optional[int]
+    warmup: int
+    decay: Optional[int]
+    requested_warmup: Optional[int] = None
+    fraction: Optional[float] = None
+    tokens: Optional[int] = None
+    seconds: Optional[float] = None
+    tokens_per_step: float = math.nan
 
-    def met(parts: Iterable[Batch]) -> Iterator[Batch]:
-        for batch in parts:
-            meet(batch)
-            yield batch
+    @classmethod
+    def make(cls, train: TrainArgs, rows: Rows) -> "Plan":
+        limits = [train.max_steps] if train.max_steps else []
+        if train.epochs is not None:
+            limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
+        steps = min(limits) if limits else None
+        has_budget = train.max_tokens is not None or train.max_time is not None
+        warmup, fraction = train.lr_warmup_steps or 0, train.lr_warmup_fraction if has_budget else None
+        if train.lr_warmup_fraction is not None:
+            warmup = 0 if has_budget or steps is None else round(train.lr_warmup_fraction * steps)
+        decay = train.lr_decay_iters or (None if has_budget else steps)
+        end = min(steps or math.inf, decay or math.inf)
+        return cls(
+            steps=steps,
+            warmup=int(end) // 10 if warmup > end else warmup,
+            decay=decay,
+            requested_warmup=warmup if warmup > end else None,
+            fraction=fraction,
+            tokens=train.max_tokens,
+            seconds=train.max_time,
+            tokens_per_step=float(rows.lengths.float().mean()) * train.global_batch_size,
+        )
 
-    def judge(max_iters: Optional[int] = None) -> float:
-        parts = itertools.islice(batches(list(range(len(val_rows))), val_rows), max_iters)
-        loss = validate(fabric, model, met(parts), signals)
-        if loss is None:
-            stop()
+    def steps_in_budget(self, result: Result) -> float:
+        """The estimated number of steps that the tokens and the time allow; infinite without such a limit."""
+        estimates = [math.inf]
+        if self.tokens is not None:
+            estimates.append(self.tokens / (result.tokens / result.steps if result.steps else self.tokens_per_step))
+        if self.seconds is not None and result.seconds:
+            estimates.append(self.seconds / result.seconds * result.steps)
+        return min(estimates)
+
+    def total_steps(self, result: Result) -> float:
+        """The steps of the whole run, an estimate if tokens or time may end it."""
+        return min(self.steps or math.inf, self.steps_in_budget(result))
+
+    def learning_rate(self, result: Result, peak: float, least: float, schedule: Schedule) -> float:
+        """The learning rate of the next step."""
+        total, warmup = self.total_steps(result), min(self.warmup, self.steps_in_budget(result) / 10)
+        if self.fraction is not None:
+            warmup = self.fraction * total if self.fraction else 0
+        return learning_rate(result.steps, self.decay or total, warmup, peak, least, schedule)
+
+    def is_done(self, result: Result) -> bool:
+        limits = ((result.steps, self.steps), (result.tokens, self.tokens), (result.seconds, self.seconds))
+        return any(limit is not None and used >= limit for used, limit in limits)
+
+    def fraction_done(self, result: Result) -> float:
+        return min(1.0, result.steps / self.total_steps(result))
+
+    def position(self, result: Result) -> str:
+        """The current step, as log lines show it."""
+        if self.steps is not None and self.steps <= self.steps_in_budget(result):
+            return f"step {result.steps}/{self.steps}"
+        return f"step {result.steps} ({self.fraction_done(result):.0%})"
+
+
+@dataclass
+class Trainer:
+    """Trains a model until its plan is done, it stops improving, or a signal ends the run.
+
+    Args:
+        fabric: Devices and precision.
+        model: A `LossModel`, set up by `fabric`. Takes a batch and returns the sum of its losses.
+        optimizer: Set up by `fabric`; each of its groups has an `lr_ratio`.
+        result: The progress so far, which is updated in place.
+        save: Writes a checkpoint of this name.
+        on_nonfinite: Returns the error for a step whose loss or gradient is not finite, given the number of the step,
+            its rows, its loss, and the norm of its gradient.
+        on_batch: Called with each micro-batch before it runs.
+        flops: Measures utilization; None if that failed.
+    """
+
+    fabric: "Fabric"
+    model: Any
+    optimizer: Optimizer
+    train_rows: Rows
+    val_rows: Rows
+    plan: Plan
+    train: TrainArgs
+    eval: EvalArgs
+    seed: int
+    result: Result
+    screen: Screen
+    metrics: Metrics
+    signals: Signals
+    save: Callable[[str], None]
+    on_nonfinite: Callable[[int, list[int], float, float], BaseException]
+    on_batch: Callable[[Batch], None] = lambda batch: None
+    flops: Optional[FlopCounter] = None
+
+    def __post_init__(self) -> None:
+        self.first_step = self.result.steps
+        self.peak_lr = peak_learning_rate(self.optimizer, self.train)
+        self.start_log_window()
+        steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, self.seed)
+        self.steps = itertools.islice(steps, self.result.steps, self.plan.steps)
+
+    def fit(self) -> Result:
+        """Train.
+
+        Raises:
+            Stopped: a signal or --train.pause_after ended the run. The last complete step is saved.
+            UserError: a loss or a gradient is not finite.
+        """
+        fabric, model, optimizer, result = self.fabric, self.model, self.optimizer, self.result
+        self.signals.holds = True
+        self.prepare()
+        upcoming = self.next_step()
+        while upcoming is not None and not (result.steps and self.should_stop()):
+            rows, batches = upcoming
+            began = time.perf_counter()
+            lr = self.plan.learning_rate(result, self.peak_lr, self.train.min_lr, self.train.lr_schedule)
+            # ------------------------------------------------------------------------------------------------ the step
+            counts = torch.tensor([sum(b.n_target_tokens for b in batches), self.signals.code], device=fabric.device)
+            n_targets, signaled = sum_over_ranks(fabric, counts).tolist()
+            loss = torch.zeros((), device=fabric.device)
+            for i, batch in enumerate(batches):
+                self.on_batch(batch)
+                with fabric.no_backward_sync(model, enabled=i + 1 < len(batches)):
+                    part = model(batch) / n_targets
+                    fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
+                loss += part.detach()
+            upcoming = self.next_step()  # while the device is busy
+            norm = clip(fabric, model, optimizer, self.train.max_norm)
+            result.loss = float(sum_over_ranks(fabric, loss))
+            if not all_finite(result.loss, norm):
+                raise self.on_nonfinite(result.steps + 1, rows, result.loss, float(norm))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * group["lr_ratio"]
+            optimizer.step()
+            optimizer.zero_grad()
+            # --------------------------------------------------------------------------------------------------------
+            self.count_step(rows, began)
+            self.log_step(lr, n_targets)
+            if signaled or self.is_interrupted or self.should_pause():
+                self.signals.code = self.signals.code or PAUSED
+                self.stop()
+            if self.is_due(self.train.save_interval) and not self.should_stop():
+                self.save_checkpoint(f"step-{result.steps:06d}")
+        self.screen.stop()
+        if self.eval.final_validation and len(self.val_rows):
+            self.validate()
+        return result
+
+    def prepare(self) -> None:
+        """Run the largest micro-batch, so that a run that does not fit in memory fails at once; validate."""
+        longest = self.train_rows.batch(self.train_rows.longest(self.train.micro_batch_size))
+        self.on_batch(longest)
+        memory_dry_run(self.fabric, self.model, self.optimizer, longest.to(self.fabric.device))
+        if self.eval.initial_validation and len(self.val_rows) and not self.result.steps:
+            self.validate()
+        self.screen.start(self.plan.fraction_done(self.result))
+
+    def next_step(self) -> Optional[tuple[list[int], list[Batch]]]:
+        """The rows of the next step over all ranks, and the micro-batches of this rank; None at the end."""
+        rows = next(self.steps, None)
+        return None if rows is None else (rows, list(self.micro_batches(rows, self.train_rows)))
+
+    def micro_batches(self, rows: list[int], source: Rows) -> Iterator[Batch]:
+        fabric = self.fabric
+        parts = micro_batches(rows, self.train.micro_batch_size, fabric.global_rank, fabric.world_size)
+        return (source.batch(part).to(fabric.device) for part in parts)
+
+    @torch.no_grad()
+    def validate(self, max_iters: Optional[int] = None) -> float:
+        """Measure the validation loss on `max_iters` micro-batches, by default on all rows."""
+        fabric, model, result = self.fabric, self.model, self.result
+        batches = self.micro_batches(list(range(len(self.val_rows))), self.val_rows)
+        sums = torch.zeros(2, dtype=torch.float64)
+        model.eval()
+        for batch in itertools.islice(batches, max_iters):
+            self.on_batch(batch)
+            sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
+            if self.is_interrupted:
+                self.stop()
+        model.train()
+        total, count = sum_over_ranks(fabric, sums.to(fabric.device, torch.float32)).tolist()
+        loss = total / count if count else math.nan
         result.val_losses.append((result.steps, loss))
-        metrics.write(step=result.steps, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
-        screen.say(f"{plan.place(result)} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
+        self.metrics.write(step=result.steps, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
+        self.screen.say(f"{self.plan.position(result)} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
         return loss
 
-    def over() -> bool:
-        """Validate if that is due; whether the run ends here."""
-        if result.early or plan.over(result):
+    def should_stop(self) -> bool:
+        """Whether the run ends here. Validates first if that is due."""
+        result, patience = self.result, self.eval.early_stopping_patience
+        if result.early or self.plan.is_done(result):
             return True
-        if not len(val_rows) or result.steps % evaluate.interval or result.judged == result.steps:
+        if not len(self.val_rows) or not self.is_due(self.eval.interval) or result.last_eval_step == result.steps:
             return False
-        loss = judge(evaluate.max_iters)
-        result.judged = result.steps
+        loss = self.validate(self.eval.max_iters)
+        result.last_eval_step = result.steps
         result.best, result.since_best = (loss, 0) if loss < result.best else (result.best, result.since_best + 1)
-        if train.save_best and not result.since_best:
-            keep("best")
-        if result.since_best == evaluate.early_stopping_patience:
-            screen.say(f"The run stops here: {result.since_best} validations without a loss below {result.best:.4f}.")
+        if self.train.save_best and not result.since_best:
+            self.save_checkpoint("best")
+        if result.since_best == patience:
+            self.screen.say(f"Stopping early: no loss below {result.best:.4f} in the last {patience} validations.")
             result.early = True
         return result.early
 
-    def keep(name: str) -> None:
-        metrics.flush()
-        save(name)
+    @property
+    def is_interrupted(self) -> bool:
+        """Whether a signal came. Several ranks have to agree on that, which they do once per step."""
+        return bool(self.signals.code) and self.fabric.world_size == 1
 
-    def stop() -> NoReturn:
-        screen.stop()
-        if result.steps:
-            keep(f"step-{result.steps:06d}")
-        raise Stopped(signals.code if fabric.is_global_zero else 0)  # the launcher kills all when another one fails
+    def is_due(self, interval: Optional[int]) -> bool:
+        return bool(interval) and self.result.steps % interval == 0  # type: ignore[operator]
 
-    def paused() -> bool:
-        return train.pause_after is not None and result.steps - first >= train.pause_after
+    def should_pause(self) -> bool:
+        pause_after = self.train.pause_after
+        return pause_after is not None and self.result.steps - self.first_step >= pause_after
 
-    longest = train_rows.batch(train_rows.longest(size))
-    meet(longest)
-    memory_dry_run(fabric, model, optimizer, longest.to(fabric.device))
-    if evaluate.initial_validation and len(val_rows) and not result.steps:
-        judge()
-    screen.start(plan.share(result))
-    tokens_then, seconds_then, targets = result.tokens, result.seconds, 0
-    order = steps_of_rows(len(train_rows), train.global_batch_size, train.epochs, seed)
-    coming = ((rows, list(batches(rows, train_rows))) for rows in itertools.islice(order, result.steps, plan.steps))
-    following = next(coming, None)
-    while following is not None:
-        if result.steps and over():
-            break
-        rows, parts = following
-        step, began = result.steps + 1, time.perf_counter()
-        lr = plan.rate(result, peak, train.min_lr, train.lr_schedule)
-        # ------------------------------------------------------------------------------------------------ the step
-        counts = torch.tensor([sum(b.n_target_tokens for b in parts), signals.code], device=fabric.device)
-        trained, asked = summed(fabric, counts).tolist()
-        loss = torch.zeros((), device=fabric.device)
-        for i, batch in enumerate(met(parts)):
-            with fabric.no_backward_sync(model, enabled=i + 1 < len(parts)):
-                part = model(batch) / trained
-                fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
-            loss += part.detach()
-        following = next(coming, None)  # while the device is at work
-        norm = clip(fabric, model, optimizer, train.max_norm)
-        result.loss = float(summed(fabric, loss))
-        if not all_finite(result.loss, norm):
-            raise fail(step, rows, result.loss, float(norm))
-        for group in optimizer.param_groups:
-            group["lr"] = lr * group["lr_ratio"]
-        optimizer.step()
-        optimizer.zero_grad()
-        # --------------------------------------------------------------------------------------------------------
-        result.steps = step
+    def save_checkpoint(self, name: str) -> None:
+        self.metrics.flush()
+        self.save(name)
+
+    def stop(self) -> NoReturn:
+        """Save the last step and end the run."""
+        self.screen.stop()
+        if self.result.steps:
+            self.save_checkpoint(f"step-{self.result.steps:06d}")
+        raise Stopped(self.signals.code if self.fabric.is_global_zero else 0)  # a failed rank would kill the others
+
+    def count_step(self, rows: list[int], began: float) -> None:
+        """Add a step, which began at this time, to the result."""
+        result = self.result
+        result.steps += 1
         result.seen += len(rows)
-        result.tokens += int(train_rows.lengths[rows].sum())
+        result.tokens += int(self.train_rows.lengths[rows].sum())
         result.seconds += time.perf_counter() - began
-        if plan.seconds is not None:  # the first rank's clock decides for all
-            result.seconds = fabric.broadcast(result.seconds)
-        targets += trained
-        if step % train.log_interval == 0 or plan.over(result):
-            tokens, seconds = result.tokens - tokens_then, result.seconds - seconds_then
-            mfu = work.share(tokens, targets, seconds, fabric.world_size) if work is not None else None
-            memory = peak_memory(fabric.device)
-            metrics.write(
-                step=step,
-                epoch=round(result.seen / len(train_rows), 4),
-                loss=result.loss,
-                lr=lr,
-                tokens=result.tokens,
-                seconds=round(result.seconds, 3),
-                tokens_per_s=round(tokens / seconds, 1),
-                mfu=None if mfu is None else round(mfu, 4),
-                peak_memory=memory,
-            )
-            screen.step(plan.place(result), plan.share(result), result.loss, lr, tokens / seconds, mfu, memory)
-            tokens_then, seconds_then, targets = result.tokens, result.seconds, 0
-        if asked or (signals.code and fabric.world_size == 1) or paused():
-            signals.code = signals.code or PAUSED
-            stop()
-        if train.save_interval and step % train.save_interval == 0 and not over():
-            keep(f"step-{step:06d}")
-    screen.stop()
-    if evaluate.final_validation and len(val_rows):
-        judge()
-    return result
+        if self.plan.seconds is not None:  # the first rank's clock decides for all
+            result.seconds = self.fabric.broadcast(result.seconds)
+
+    def start_log_window(self) -> None:
+        self.logged_tokens, self.logged_seconds, self.window_targets = self.result.tokens, self.result.seconds, 0
+
+    def log_step(self, lr: float, n_targets: int) -> None:
+        """Log the steps since the last log line if that is due."""
+        result, plan = self.result, self.plan
+        self.window_targets += n_targets
+        if not (self.is_due(self.train.log_interval) or plan.is_done(result)):
+            return
+        tokens, seconds = result.tokens - self.logged_tokens, result.seconds - self.logged_seconds
+        utilization = None
+        if self.flops is not None:
+            utilization = self.flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
+        memory = peak_memory(self.fabric.device)
+        self.metrics.write(
+            step=result.steps,
+            epoch=round(result.seen / len(self.train_rows), 4),
+            loss=result.loss,
+            lr=lr,
+            tokens=result.tokens,
+            seconds=round(result.seconds, 3),
+            tokens_per_s=round(tokens / seconds, 1),
+            mfu=None if utilization is None else round(utilization, 4),
+            peak_memory=memory,
+        )
+        parts = [f"loss {result.loss:.4f}", f"lr {lr:.2e}", f"{tokens / seconds:,.0f} tokens/s"]
+        parts += [f"GEMM utilization {percent(utilization)}", f"peak memory {gigabytes(memory)}"]
+        self.screen.step(plan.fraction_done(result), [plan.position(result), *parts])
+        self.start_log_window()
 
 
-def peak_rate(optimizer: Optimizer, train: TrainArgs) -> float:
-    """The learning rate after the warm-up."""
+def peak_learning_rate(optimizer: Optimizer, train: TrainArgs) -> float:
     return optimizer.param_groups[0]["lr"] if train.learning_rate is None else train.learning_rate
 
 
 def memory_dry_run(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -> None:
-    """Run the micro-batch of the longest rows forward and backward and forget it, so that a run that will not fit in
-    memory fails at once. What dropout draws afterwards is as if it had not been."""
+    """Run a micro-batch forward and backward and discard the gradients. The random state stays as it was."""
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     with torch.random.fork_rng(devices), fabric.no_backward_sync(model):
         fabric.backward(model(batch) / max(1, batch.n_target_tokens))
@@ -313,7 +367,7 @@ def memory_dry_run(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Ba
 
 
 def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[float]) -> torch.Tensor:
-    """The norm of the gradient before it is clipped. Where gradients are scaled, infinite ones belong to it: 0."""
+    """Clip the gradient and return its norm before that; 0 with a gradient scaler, where infinite ones are normal."""
     if getattr(fabric.strategy.precision, "scaler", None) is not None:
         if max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
@@ -322,35 +376,17 @@ def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = total_norm(grads)
     if max_norm is not None:
-        share = (max_norm / (norm + 1e-6)).clamp(max=1)
+        scale = (max_norm / (norm + 1e-6)).clamp(max=1)
         for grad in grads:
-            local_shard(grad).mul_(share.to(grad.device))
+            local_shard(grad).mul_(scale.to(grad.device))
     return norm
 
 
-@torch.no_grad()
-def validate(fabric: "Fabric", model: Any, batches: Iterator[Batch], signals: Signals) -> Optional[float]:
-    """The mean loss of the trained tokens of `batches`, over all ranks; None if a signal came and there is one rank."""
-    model.eval()
-    sums = torch.zeros(2, dtype=torch.float64)
-    for batch in batches:
-        sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
-        if signals.code and fabric.world_size == 1:
-            break
-    model.train()
-    if signals.code and fabric.world_size == 1:
-        return None
-    total, count = summed(fabric, sums.to(fabric.device, torch.float32)).tolist()
-    return total / count if count else math.nan
-
-
-def summed(fabric: "Fabric", x: torch.Tensor) -> torch.Tensor:
-    """`x` added up over all ranks."""
+def sum_over_ranks(fabric: "Fabric", x: torch.Tensor) -> torch.Tensor:
     total = fabric.all_reduce(x, reduce_op="sum")
     assert isinstance(total, torch.Tensor)
     return total
 
 
 def perplexity(loss: float) -> str:
-    """`exp(loss)`, for people."""
     return f"{math.exp(loss):,.2f}" if loss < 50 else "inf"

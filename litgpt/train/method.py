@@ -1,4 +1,4 @@
-"""What one finetuning method adds to the loop."""
+"""What distinguishes one finetuning method from another."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -7,21 +7,21 @@ from pathlib import Path
 from litgpt.model import GPT
 from litgpt.train.base_model import BaseModel
 
-ADAPTER_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
+RESULT_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
 
 
 @dataclass
 class Method:
-    """A way of training.
+    """A finetuning method: what is trained and how it is saved.
 
     Args:
-        name: The command, as `finetune lora`.
-        apply: Changes a model that was just built (its weights are not read yet) in place, and leaves
-            `requires_grad` on what is to be trained.
-        save: Writes what was trained. Gets the model, where it started, and the folder.
-        saves_style: Whether the prompt style of the rows becomes that of the result.
-        next_commands: What to try with the finished folder, each with `{final}` for its path.
-        remark: What else has to be known about that folder.
+        name: The command, such as `finetune lora`.
+        apply: Modifies a newly built model in place, before its weights are loaded. Sets `requires_grad` on what is
+            trained.
+        save: Writes what was trained. Takes the model, the base model, and the folder.
+        saves_style: Whether the result records the prompt style of the training rows.
+        next_commands: Commands to suggest at the end, with `{final}` for the folder of the result.
+        remark: A note about that folder.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""The numbers of a run: `metrics.csv`, another logger, and `loss.png` where matplotlib is installed."""
+"""The metrics of a run: `metrics.csv`, a logger, and a plot of the losses if matplotlib is installed."""
 
 import csv
 import io
@@ -17,20 +17,19 @@ from litgpt.train.loggers import Logger
 
 METRICS = "metrics.csv"
 FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "mfu", "peak_memory")
-LINE = 1000  # characters of a line, at most
-WHOLE = re.compile(rf"[0-9]{{1,9}}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?){{{len(FIELDS) - 1}}}\r?\n")
+LINE = 1000  # maximum characters of a line
+COMPLETE_LINE = re.compile(rf"[0-9]{{1,9}}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?){{{len(FIELDS) - 1}}}\r?\n")
 
 
 class Metrics:
-    """Writes a line as soon as there is one. Leaving it as a context manager closes everything.
+    """Writes each line at once. Closes the file and the logger when it is left as a context manager.
 
-    A line that cannot be written, for lack of room for example, waits for the next one, which may find room again. A
-    checkpoint is not written without the lines before it: a run that goes on from it has them.
+    A line that cannot be written, for example because the disk is full, waits for the next one.
 
     Args:
-        path: The file; None to write nothing (on all ranks but the first).
-        carried: Lines of the part of the run that came before, see `lines_until`.
-        logger: Gets the same numbers. That it fails does not end the run: it is said, once.
+        path: The file; None to write nothing, on all ranks but the first.
+        logger: Receives the same metrics. Its errors do not end the run; the first one is reported.
+        carried: Lines of an earlier part of the run, see `lines_until`.
     """
 
     def __init__(
@@ -38,22 +37,22 @@ class Metrics:
     ) -> None:
         self.logger = logger
         if path:
-            begin = io.StringIO()
-            writer = csv.DictWriter(begin, FIELDS, lineterminator="\n")
+            beginning = io.StringIO()
+            writer = csv.DictWriter(beginning, FIELDS, lineterminator="\n")
             writer.writeheader()
             writer.writerows(carried)
-            write_single(path, begin.getvalue())  # at once: a kill in between must not lose the lines
-        self.path, self.waiting, self.said = path, b"", False
+            write_single(path, beginning.getvalue())  # atomically: a kill must not lose the carried lines
+        self.path, self.waiting, self.has_failed = path, b"", False
         self.file = open(path, "ab", buffering=0) if path else None  # noqa: SIM115
 
     def write(self, step: int, **values: Any) -> None:
-        """One line. Fields: losses in nats per token, tokens and seconds since the start, memory in bytes."""
+        """Write one line. Losses are in nats per token, tokens and seconds count from the start, memory is in bytes."""
         if self.file:
             line = io.StringIO()
             csv.DictWriter(line, FIELDS, lineterminator="\n").writerow({"step": step, **values})
             self.waiting += line.getvalue().encode()
             self.try_to_write()
-        self.tell_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
+        self.call_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
 
     def write_waiting(self) -> None:
         while self.file and self.waiting:
@@ -63,24 +62,24 @@ class Metrics:
         try:
             self.write_waiting()
         except OSError as e:
-            if not self.said:
-                remark(f"{self.path} cannot be written and waits: {reason(e)}")
-                self.said = True
+            if not self.has_failed:
+                remark(f"Cannot write {self.path}; retrying at the next step: {reason(e)}")
+                self.has_failed = True
 
     def flush(self) -> None:
-        """Have the lines on the disk, before a checkpoint that relies on them. Raises `OSError` if that cannot be."""
+        """Write all lines to the disk, before a checkpoint that relies on them. Raises `OSError` if that fails."""
         self.write_waiting()
         if self.file:
             os.fsync(self.file.fileno())
 
-    def tell_logger(self, what: str, *args: Any) -> None:
+    def call_logger(self, method: str, *args: Any) -> None:
         if self.logger is None:
             return
         try:
-            getattr(self.logger, what)(*args)
-        except Exception as e:  # of a library or of the network: any kind
+            getattr(self.logger, method)(*args)
+        except Exception as e:  # loggers raise anything
             name, self.logger = type(self.logger).__name__, None
-            remark(f"{name} failed and gets no more numbers: {reason(e)}")
+            remark(f"{name} failed and receives no more metrics: {reason(e)}")
 
     def __enter__(self) -> "Metrics":
         return self
@@ -92,25 +91,26 @@ class Metrics:
             self.try_to_write()
             self.file.close()
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
-        self.tell_logger("close", "finished" if kind is None else "interrupted" if interrupted else "failed")
+        self.call_logger("close", "finished" if kind is None else "interrupted" if interrupted else "failed")
 
 
-def lines_until(path: Path, step: int, judged: int) -> list[dict[str, str]]:
-    """The lines of a metrics file that a checkpoint knows of: up to its step, and those of validations up to the step
-    that was judged last. One that was cut short is none."""
+def lines_until(path: Path, step: int, last_eval_step: int) -> list[dict[str, str]]:
+    """The complete lines of a metrics file up to a step, and its validations up to the last one before a checkpoint."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8", errors="replace") as f:
-        lines = [line.strip().split(",") for line in iter(lambda: f.readline(LINE), "") if WHOLE.fullmatch(line)]
+        lines = [
+            line.strip().split(",") for line in iter(lambda: f.readline(LINE), "") if COMPLETE_LINE.fullmatch(line)
+        ]
     rows = [dict(zip(FIELDS, line)) for line in lines]
-    return [row for row in rows if int(row["step"]) <= (judged if row["val_loss"] else step)]
+    return [row for row in rows if int(row["step"]) <= (last_eval_step if row["val_loss"] else step)]
 
 
 def plot(metrics: Path, image: Path) -> bool:
-    """Draw the losses of a metrics file. Returns whether matplotlib was there to do it."""
+    """Plot the losses of a metrics file. Returns False if matplotlib is not installed."""
     backend = os.environ.get("MPLBACKEND", "").removeprefix("module://").partition(".")[0]
     if backend.endswith("_inline") and find_spec(backend) is None:
-        del os.environ["MPLBACKEND"]  # that of a notebook, which has started a Python that knows nothing of it
+        del os.environ["MPLBACKEND"]  # inherited from a notebook, whose backend is not installed here
     try:
         from matplotlib.figure import Figure
     except ModuleNotFoundError as e:
@@ -121,10 +121,10 @@ def plot(metrics: Path, image: Path) -> bool:
         rows = list(csv.DictReader(f))
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
-    for name, style in (("loss", "-"), ("val_loss", "o-")):
+    for name, style, label in (("loss", "-", "training"), ("val_loss", "o-", "validation")):
         points = [(int(r["step"]), float(r[name])) for r in rows if r[name] and math.isfinite(float(r[name]))]
         if points:
-            axes.plot(*zip(*points), style, label={"loss": "training", "val_loss": "validation"}[name])
+            axes.plot(*zip(*points), style, label=label)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.lines:
