@@ -357,7 +357,7 @@ def test_a_style_for_prompts_alone_is_not_trained_with():
             return "Q: " + messages[-1]["content"]
 
     assert Mine().apply("Hello") == "Q: Hello"
-    with pytest.raises(UserError, match="'mine' is for prompts alone"):
+    with pytest.raises(UserError, match="'mine' cannot be trained with"):
         Mine().render_row([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
     with pytest.raises(TypeError, match="prompt"):
         PromptStyle()

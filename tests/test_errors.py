@@ -260,7 +260,7 @@ def test_what_a_beginner_types(fails):
 def test_generate_and_validate(fails, llama, tmp_path):
     assert "No model folder" in fails("generate", tmp_path / "nowhere")
     assert "is not an adapter folder" in fails("merge_lora", llama)
-    assert "--temperature -1.0 is not a number from 0 on" in fails("generate", llama, "--temperature", "-1.0")
+    assert "--temperature -1.0" in fails("generate", llama, "--temperature", "-1.0")
     assert "--base" in fails("generate", llama, "--base", llama)
 
 

@@ -154,7 +154,7 @@ def test_lora_that_does_not_fit(base, tmp_path, capsys):
     code, _, err = command(capsys, "convert_from_litgpt", tmp_path / "lora", tmp_path / "out")
     assert code == 2 and "is an adapter" in err
     code, _, err = command(capsys, "finetune", "lora", tmp_path / "lora", "--data", "JSON", "--data.json_path", "x")
-    assert code == 2 and "merge it first" in err
+    assert code == 2 and "Merge it first" in err
 
 
 def save_prefixes(folder: Path, base: Path, model: str, start: int = 1) -> dict[str, torch.Tensor]:

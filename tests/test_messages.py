@@ -10,7 +10,7 @@ STUMBLING = (  # what no message says, and what to say instead is in CONTRIBUTIN
     r"\b(is|are|was|were) wanted\b",
     r"\bwants\b",
     r"\bso many\b",
-    r"\b(is|are) no [a-z]+\b(?! longer)",
+    r"(?<!there )\b(is|are) no [a-z]+\b(?! longer)",
     r"\bleave (it|them|the option)? ?away\b",
     r"\bmend\b",
     r"\bwould do\b",

@@ -111,7 +111,7 @@ def test_what_is_trained(method, base, rows_file, tmp_path, monkeypatch, capsys)
     torch.testing.assert_close(again, logits[0], rtol=0, atol=1e-4)
     for command in (["validate"], ["generate", "--max_new_tokens", "3"]):
         main([command[0], str(final), *command[1:]])
-    assert "answered as when the folder was written" in capsys.readouterr().out
+    assert "give their recorded outputs" in capsys.readouterr().out
     if METHODS[method][0] == "lora":
         main(["merge_lora", str(final)])
         assert json.loads((tmp_path / "out" / "final-merged" / "config.json").read_text())["num_hidden_layers"] == 4
@@ -139,7 +139,7 @@ def test_full_writes_a_model_that_transformers_reads(base, rows_file, tmp_path):
         ("lora", ["--quantize", "bnb.nf4", "--precision", "bf16-mixed"], "bf16-mixed"),
         ("lora", ["--quantize", "bnb.int4"], "--quantize bnb.int4: expected bnb.nf4"),
         ("pissa", ["--quantize", "bnb.nf4"], "--lora_init pissa changes the frozen weights"),
-        ("adapter", ["--adapter_start_layer", "4"], "The model has 4 layers"),
+        ("adapter", ["--adapter_start_layer", "4"], "--adapter_start_layer 4"),
         ("adapter", ["--adapter_prompt_length", "0"], "--adapter_prompt_length 0 must be above 0"),
     ],
 )

@@ -183,7 +183,7 @@ def test_files_of_torch_are_not_run(bases, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     adapter_of_peft(bases["llama"], "llama", "tokens", tmp_path / "adapter", safe_serialization=False)
     torch.save({"a": Harm()}, tmp_path / "adapter" / "adapter_model.bin")
-    with pytest.raises(UserError, match="weights need no code"):
+    with pytest.raises(UserError, match="requires code"):
         open_adapter(tmp_path / "adapter")
     assert not Path("harm").exists()
     (tmp_path / "adapter" / "adapter_model.bin").unlink()
@@ -236,7 +236,7 @@ def test_the_base_beside_more_tokens(larger, bases, tmp_path):
     source = ModelSource.open(larger, bases["llama"])
     with pytest.raises(UserError, match="number of embeddings"):
         source.check_base()
-    with pytest.raises(UserError, match="replaces whole weights"):
+    with pytest.raises(UserError, match="replaces complete weights"):
         ModelRegistry.open(bases["llama"], {"more": larger})
 
 
@@ -258,7 +258,7 @@ def test_without_the_adapter(family, case, bases, tmp_path):
 @pytest.mark.parametrize("case", ["tokens", "LoRA", "resized", "all biases"])
 def test_adapters_that_share_a_base(case, bases, tmp_path):
     adapter_of_peft(bases["llama"], "llama", case, tmp_path / "adapter")
-    with pytest.raises(UserError, match=r"--adapters a: .*replaces whole weights"):
+    with pytest.raises(UserError, match=r"--adapters a: .*replaces complete weights"):
         ModelRegistry.open(bases["llama"], {"a": tmp_path / "adapter"})
 
 

@@ -399,7 +399,7 @@ def test_goes_on_with_an_older_one_or_afresh(paused, whole, base, rows_file, cap
     for step in paused.glob("step-*"):
         flip(step / STATE)
     assert go("lora", base, rows_file, paused, "--resume", paused) == 2
-    assert "step-000006 is damaged" in capsys.readouterr().err
+    assert "damaged" in capsys.readouterr().err
     assert go("lora", base, rows_file, paused, "--resume", "true") == 0
     assert "Starting from the beginning" in capsys.readouterr().out
     same(paused, whole("lora"))

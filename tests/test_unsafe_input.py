@@ -112,7 +112,8 @@ def test_a_list_of_sums_that_names_a_file_elsewhere(name, tmp_path):
     (tmp_path / "c").mkdir()
     (tmp_path / "x").write_text("")
     (tmp_path / "c" / SUMS).write_text(json.dumps({"step": 1, "files": {name: [0, 0]}}))
-    assert damage(tmp_path / "c") == f"{SUMS} names {name!r}, which is not in the folder"
+    problem = damage(tmp_path / "c")
+    assert problem is not None and SUMS in problem and repr(name) in problem
 
 
 @pytest.mark.parametrize("length", [10 * 2**30, 2**63, 2**64 - 1, 200 * 2**20])

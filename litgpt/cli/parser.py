@@ -21,6 +21,7 @@ from litgpt.cli.schema import (
     check_required,
     class_path,
     current_name,
+    is_unsafe,
     option_actions,
     option_hint,
     option_names,
@@ -78,6 +79,9 @@ def run(where: str, command: str, args: list[str]) -> None:
         check_required(resolved.options, resolved.actions)
     else:  # the library prints the config once it has parsed the options, and exits
         parser._option_string_actions["--print_config"](parser, Namespace(), [printed], "--print_config")
+    unsafe = {name: value for name, value in resolved.options.items() if is_unsafe(value)}
+    if problem := wrong_value(unsafe, {name: resolved.actions[name] for name in unsafe}):
+        raise UserError(problem)
     try:
         settings = parser.parse_object(resolved.nested(), defaults=False)
     except UserError as e:

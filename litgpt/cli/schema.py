@@ -9,10 +9,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
 
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from litgpt.cli.legacy import NAMES
 from litgpt.errors import UserError, nearest, reason
+from litgpt.storage.files import check_events
 
 CLASSES = ("data", "optimizer")  # options whose value is a class, which brings options of its own
 NO_CLOSURE = ("LBFGS", "SparseAdam")  # optimizers of torch that the training loop cannot drive
@@ -139,6 +141,15 @@ def check_required(options: dict[str, Any], actions: dict[str, Action]) -> None:
         raise UserError(f"Missing: {', '.join(missing)}.")
 
 
+def is_unsafe(value: Any) -> bool:
+    """Whether a value is a text that must not be loaded as YAML, as the library does for most types."""
+    try:
+        check_events(value if isinstance(value, str) else "")
+    except (ValueError, RecursionError, yaml.YAMLError):
+        return True
+    return False
+
+
 def wrong_value(options: dict[str, Any], actions: dict[str, Action]) -> str:
     """What is wrong with the first option whose value does not have its type; empty if all have theirs."""
     for name, action in actions.items():
@@ -152,6 +163,8 @@ def wrong_value(options: dict[str, Any], actions: dict[str, Action]) -> str:
 
 
 def fits(value: Any, hint: Any) -> bool:
+    if is_unsafe(value) and not {str, Path} & {hint, *get_args(hint)}:
+        return False
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--value", type=hint)
     try:
