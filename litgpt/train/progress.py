@@ -120,15 +120,16 @@ class Screen:
                 self.bar.update(self.task, completed=done)
                 self.bar.start()
 
-    def step(self, done: float, parts: Sequence[str]) -> None:
+    def step(self, done: float, parts: Sequence[str], details: Sequence[str] = ()) -> None:
         """Show a finished step and the time left, in the bar or as a line.
 
         Args:
             done: Fraction of the run that is done.
             parts: The step and its metrics.
+            details: Further metrics, which a narrow terminal truncates.
         """
         left = (time.perf_counter() - self.began) / max(done - self.done_before, 1e-9) * (1 - done)
-        parts = [*parts, f"{duration(left)} left"]
+        parts = [*parts, f"{duration(left)} left", *details]
         if self.bar is None:
             self.say(" | ".join(parts))
             return
