@@ -206,12 +206,12 @@ def test_flags(fails, run, flags, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        (b"train:\n  max_stpes: 3\n", "nknown option --train.max_stpes. Did you mean '--train.max_steps'?"),
-        (b"trian:\n  max_steps: 3\n", "nknown option --trian. Did you mean '--train'?"),
-        (b"trian: {}\n", "nknown option --trian"),
+        (b"train:\n  max_stpes: 3\n", "known option --train.max_stpes. Did you mean '--train.max_steps'?"),
+        (b"trian:\n  max_steps: 3\n", "known option --trian. Did you mean '--train'?"),
+        (b"trian: {}\n", "known option --trian"),
         (b"train: 3\n", "train is 3. Expected a mapping"),
         (b"eval: [1]\n", "eval is [1]. Expected a mapping"),
-        (b"1: 2\n", "nknown option --1."),
+        (b"1: 2\n", "known option --1."),
         (b"seed: 2024-01-01\n", "error: --seed 2024-01-01: expected an integer."),
         (b"data: 3\n", "data is 3. Expected a mapping"),
         (b"a: [\n", "is not YAML"),
