@@ -12,7 +12,7 @@ downloaded or written, and QLoRA never holds more than one tensor that is not qu
     smoke   2 rows of 64 random tokens, two narrow layers, with activation checkpointing
 
 A micro-step is one forward and one backward pass; the optimizer's step, which follows each here, is timed apart, and
-its memory counts. MFU is that of litgpt/train/speed.py: operations that are done twice count once.
+its memory counts. MFU is that of litgpt/train/flops.py: operations that are done twice count once.
 """
 
 import argparse

@@ -6,7 +6,7 @@
 It runs the real command, `litgpt finetune METHOD`, in a process of its own, without validation and examples. Without
 --model it trains a random Llama, of 58 million parameters unless flags say otherwise. Real tokens are those of the
 rows, prompts and answers, without padding. Seconds are those of the steps, not of loading, tokenizing or saving. MFU is
-what the run itself writes (litgpt/train/speed.py): against the model's own products at 1,024 tokens, timed alone in
+what the run itself writes (litgpt/train/flops.py): against the model's own products at 1,024 tokens, timed alone in
 the same run; and beside it against those of torch's `F.linear`, timed behind the run. Peak memory is the largest
 resident set of the process, or on a GPU that of the device. Words after -- go to the command.
 """

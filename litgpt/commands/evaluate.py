@@ -5,8 +5,9 @@ import os
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.errors import UserError, nearest, require
@@ -15,6 +16,9 @@ from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model.devices import Accelerator, PrecisionName, share_threads
 from litgpt.text.chat_template import clock_at, now
+
+if TYPE_CHECKING:
+    from litgpt.evaluation.compare import Difference
 
 DTYPES: dict[str, PrecisionName] = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
 
@@ -84,8 +88,7 @@ def main(
     from litgpt.evaluation.tasks import find_tasks, listing, load_tasks, split_names
 
     include = [] if include_path is None else include_path if isinstance(include_path, list) else [include_path]
-    words = [tasks] if isinstance(tasks, str) else tasks or []
-    words = [word for text in words for word in text.replace(",", " ").split()]
+    words = split_words(tasks)
     if words[:1] == ["list"]:
         named = [str(checkpoint_dir)] if checkpoint_dir and not checkpoint_dir.exists() else []
         print(listing([*words[1:], *named], include))
@@ -96,8 +99,6 @@ def main(
     check_options(num_fewshot, batch_size, limit, missing_base=share is not None and vs is None)
     batch = None if str(batch_size).startswith("auto") else int(batch_size)
     precision, accelerator = precision_of(precision, dtype), accelerator_of(device)
-    if force_conversion:
-        print("litgpt: --force_conversion is ignored: models are not converted.", file=sys.stderr)
     source = ModelSource.open(find_folder(checkpoint_dir), base)
     if vs and source.adapter is None:
         raise UserError(f"--vs base requires an adapter folder; {source.folder} is a complete model.")
@@ -140,11 +141,22 @@ def main(
     if log_samples:
         run.write_samples(results, folder)
     print(f"results  {file}")
+    exit_if_dropped(differences, share)
+
+
+def exit_if_dropped(differences: Sequence["Difference"], share: Optional[float]) -> None:
+    """Exit with 1 if a metric is worse than the base's by more than a share of it."""
     dropped = [d for d in differences if share is not None and d.drop > share]
     for d in dropped:
         print(f"litgpt: {d.task} {d.metric} dropped by {d.drop:.1%} of the base's score.", file=sys.stderr)
     if dropped:
         sys.exit(1)
+
+
+def split_words(tasks: Union[str, list[str], None]) -> list[str]:
+    """The names in `--tasks`, which commas and spaces separate."""
+    several = [tasks] if isinstance(tasks, str) else tasks or []
+    return [word for text in several for word in text.replace(",", " ").split()]
 
 
 def silence_libraries() -> None:
