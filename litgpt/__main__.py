@@ -1,6 +1,5 @@
 """The command line: `litgpt COMMAND ...`. A command's module is imported only when that command runs."""
 
-import gc
 import io
 import os
 import sys
@@ -117,7 +116,6 @@ def main(argv: Optional[list[str]] = None) -> None:
         if command not in COMMANDS:
             near = nearest(typed, [*map(spoken, COMMANDS), *ALIASES])
             raise UserError(f"Unknown command {typed!r}.{near} See: litgpt -h")
-        gc.set_threshold(100_000)  # garbage collection would take a quarter of the time to import torch
         from litgpt.cli.parser import run
 
         run(COMMANDS[command][0], command, args)

@@ -1,6 +1,7 @@
 """From the words of a command line to the typed arguments of a command's function."""
 
 import argparse
+import gc
 import importlib
 import inspect
 import itertools
@@ -71,7 +72,12 @@ def run(where: str, command: str, args: list[str]) -> None:
     Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
     in any order.
     """
-    parser = make_parser(where, command)
+    gc.disable()  # garbage collection would take a quarter of the time to import torch
+    try:
+        parser = make_parser(where, command)
+    finally:
+        gc.freeze()  # what was imported stays
+        gc.enable()
     words, others = hand_on(args, parser) if command in HANDS_ON else (translate(args, command), [])
     levels, printed = read_words(words, parser, others)
     resolved = resolve_options(levels, parser)
