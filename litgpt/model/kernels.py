@@ -19,6 +19,7 @@ from litgpt.model.chunked_attention import CausalAttention, chunk_size
 Function = TypeVar("Function", bound=Callable)
 enabled = os.environ.get("LITGPT_CPU_KERNELS") != "0"
 FASTER: dict[str, dict[str, Callable]] = {}  # by operation, then by device type
+is_compiling = torch.compiler.is_compiling
 SCORES = 2**26  # attention scores of all heads that are computed at once: a GPU prefers few, large matmuls
 
 
@@ -29,9 +30,10 @@ def operation(plain: Function) -> Function:
 
     @functools.wraps(plain)
     def run(x: torch.Tensor, *args: Any) -> Any:
-        if enabled and not torch.compiler.is_compiling():
-            faster = versions.get(x.device.type)
-            if faster is not None and (result := faster(x, *args)) is not NotImplemented:
+        faster = versions.get(x.device.type) if enabled else None
+        if faster is not None and not is_compiling():
+            result = faster(x, *args)
+            if result is not NotImplemented:
                 return result
         return plain(x, *args)
 
