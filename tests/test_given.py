@@ -74,7 +74,7 @@ def test_a_second_file_with_another_class(settings, config):
         (["--optimizer", "SGD", "--optimizer.betas", "[0.9, 0.95]"], "Unknown option --optimizer.betas"),
         (["--optimizer.lr", "fast"], "--optimizer.lr fast: expected a number"),
         (["--train.learning_rate", "fast"], "--train.learning_rate fast: expected a number"),
-        (["--train.learning_rate", "fast", "--optimizer.lr", "1"], "disagree"),
+        (["--train.learning_rate", "fast", "--optimizer.lr", "1"], "contradict each other"),
         (["--optimizer", "{class_path: SGD, init_args: 3}"], "optimizer.init_args is 3"),
         (["--optimizer", "{class_path: ["], "is not YAML"),
         (["--optimizer.init_args", "0.1"], "--optimizer.init_args is 0.1"),
@@ -109,7 +109,7 @@ def test_learning_rate_from_everywhere(settings, config, capsys, case):
             main([*LORA, "X", *map(str, words)])
         error = capsys.readouterr().err
         assert stop.value.code == 2
-        assert "--train.learning_rate 0.1 and --optimizer.lr 0.2 disagree" in error
+        assert "--train.learning_rate 0.1 and --optimizer.lr 0.2 contradict" in error
         return
     order = ((flag_rate, 0.1), (flag_lr, 0.2), (file_rate, 0.3), (file_lr, 0.4))
     expected = next((value for given, value in order if given), 0.001)
@@ -154,7 +154,7 @@ def test_size_of_a_step(settings, config, capsys):
     for words in ([*flags, 16], [*flags, 4, "--devices", "auto"], [*flags, 4, "--devices", 2]):
         with pytest.raises(SystemExit) as stop:
             main([*LORA, "X", *map(str, words)])
-        assert stop.value.code == 2 and "disagree" in capsys.readouterr().err
+        assert stop.value.code == 2 and "contradict each other" in capsys.readouterr().err
 
 
 # pairs of which one excludes the other

@@ -3,6 +3,7 @@
 Options that LitGPT has at the top level (`--max_seq_length`) need no table: `schema.current_name` finds their group.
 """
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Optional
@@ -47,7 +48,7 @@ def translate(args: list[str], command: str) -> list[str]:
         args, value = take_flag(args, flag)
         if value is not None:
             words = new_words(value)
-            remark(f"{flag} {value} is called {' '.join(words)}.")
+            remark(f"{flag} {shlex.quote(value)} is called {' '.join(words)}.")
             args = [*args, *words]
     return args
 

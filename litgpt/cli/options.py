@@ -98,6 +98,8 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
                 merged[name[:-1]] = [*(as_list(merged.get(name[:-1]))), *value]
             else:
                 merged[name] = value
+    if is_null(merged.get("optimizer.lr", 0)):
+        del merged["optimizer.lr"]  # the default of the class
     actions = option_actions(parser)
     for name in CLASSES:
         if path := merged.get(name, defaults.get(name)):
@@ -115,7 +117,9 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
 def change_class(options: Options, name: str, level: Level) -> Options:
     """The options without the arguments of an earlier class that the class of `level` does not know."""
     path = level.options[name]
-    arguments = {k: v for k, v in options.items() if k.startswith(f"{name}.")}
+    arguments = {k: v for k, v in options.items() if k.startswith(f"{name}.") and k not in level.options}
+    if "train.learning_rate" in level.options:  # which takes precedence
+        arguments.pop("optimizer.lr", None)
     known = option_actions(class_parser(name, path)) if path else {}
     if arguments and path:
         kept = [f"{k.partition('.')[2]} {v}" for k, v in arguments.items() if k in known]
@@ -130,8 +134,8 @@ def change_class(options: Options, name: str, level: Level) -> Options:
 
 
 def as_list(value: Any) -> list[Any]:
-    value = parse_yaml(value, value) if isinstance(value, str) else value
-    return value if isinstance(value, list) else []
+    parsed = parse_yaml(value, value) if isinstance(value, str) else value
+    return parsed if isinstance(parsed, list) else [] if parsed is None else [value]
 
 
 def join_entries(options: Options, actions: Mapping[str, Any]) -> Options:
@@ -149,7 +153,7 @@ def join_entries(options: Options, actions: Mapping[str, Any]) -> Options:
 
 
 def check_known(options: Options, levels: list[Level], actions: Mapping[str, Any], parser: ArgumentParser) -> None:
-    for name in options.keys() - actions.keys():
+    for name in (name for name in options if name not in actions):
         source = next((level.source for level in levels if name in level.options), FLAGS)
         where = "" if source == FLAGS else f"--config {source}: "
         if name.startswith("data.") and "data" in actions and not options.get("data"):
@@ -193,6 +197,8 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
         is_class = head in CLASSES and head in known
         leaf = leaf.removeprefix("init_args.") if is_class else leaf
         if is_class and leaf in ("", "class_path") and is_null(value):
+            if head == "optimizer" and where == "--":
+                class_path(head, str(value))
             options |= {"data": None} if head == "data" else {}
         elif is_class and leaf in ("", "class_path") and isinstance(value, str) and value.lstrip()[:1] != "{":
             options[head] = class_path(head, value)
@@ -232,6 +238,7 @@ class Pair:
         agree: Whether two values mean the same, given all options.
         second_value: What the second option becomes when the first one holds; None to leave it.
         first_value: What the first option becomes, where it is set, when the second one holds.
+        depends_on: Further options that decide whether two values agree.
     """
 
     first: str
@@ -239,6 +246,7 @@ class Pair:
     agree: Callable[[Any, Any, Options], bool]
     second_value: Optional[Callable[[Any], Any]] = None
     first_value: Callable[[Any], Any] = lambda value: None
+    depends_on: tuple[str, ...] = ()
 
     def resolve(self, levels: list[Level], options: Options) -> Options:
         """The values to change. Raises `UserError` for two flags that disagree."""
@@ -247,7 +255,7 @@ class Pair:
             first, second = level.options.get(self.first), level.options.get(self.second)
             if not is_null(first):
                 if not is_null(second) and not self.agree(first, second, options):
-                    self.report(first, second, level.source)
+                    self.report(first, second, level.source, options)
                 holds, value = self.first, first
             elif not is_null(second):
                 holds, value = self.second, second
@@ -258,9 +266,11 @@ class Pair:
         is_set = any(not is_null(level.options.get(self.first)) for level in levels)
         return {self.first: self.first_value(value)} if holds and is_set else {}
 
-    def report(self, first: Any, second: Any, source: str) -> None:
+    def report(self, first: Any, second: Any, source: str, options: Options) -> None:
         if source == FLAGS:
-            raise UserError(f"--{self.first} {first} and --{self.second} {second} disagree. Pass only one of them.")
+            both = f"--{self.first} {first} and --{self.second} {second}"
+            given = ", ".join(f"--{name} {options[name]}" for name in self.depends_on)
+            raise UserError(f"{both} contradict each other{f' with {given}' * bool(given)}. Pass only one of them.")
         remark(f"{source}: {self.first} {first} takes precedence over {self.second} {second}.")
 
 
@@ -292,7 +302,12 @@ def masks_prompt(train_on: Any) -> bool:
 
 PAIRS = (
     Pair("train.learning_rate", "optimizer.lr", same_number, lambda rate: rate, lambda lr: lr),
-    Pair("train.gradient_accumulation_iters", "train.global_batch_size", same_batch),
+    Pair(
+        "train.gradient_accumulation_iters",
+        "train.global_batch_size",
+        same_batch,
+        depends_on=("train.micro_batch_size", "devices", "num_nodes"),
+    ),
     Pair("train.lr_warmup_fraction", "train.lr_warmup_steps", lambda fraction, steps, _: False, lambda fraction: None),
     Pair(
         "data.train_on",

@@ -195,8 +195,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
                     raise UserError(f"{flag} needs a value.")
                 value = words.pop(0)
             if flag == "--config":
-                fields = without_refused(read_config(value), parser.prog.removeprefix("litgpt "), value)
-                levels.append(Level(value, config_options(fields, parser, value)))
+                levels += config_levels(value, parser)
             elif name.endswith(".help"):
                 parser.parse_args([f"--{name}={class_path(name.removesuffix('.help'), value)}"])
             elif parser.takes_many and name == parser.positionals[0] and not value.startswith("["):
@@ -209,7 +208,22 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
             else:
                 flags.append((name, value))
     flags = [*name_positionals(positional, [name for name, _ in flags], parser), *flags]
+    flags.sort(key=lambda flag: "." in flag[0])  # a group comes before its options
     return [*levels, Level(FLAGS, read_options(flags, parser, "--"))], printed
+
+
+def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> list[Level]:
+    """The levels of a config file: first the config that it names itself, if any.
+
+    Raises:
+        UserError: a config cannot be read, or leads back to itself.
+    """
+    if value in outer:
+        raise UserError(f"--config {value} leads back to itself.")
+    fields = without_refused(read_config(value), parser.prog.removeprefix("litgpt "), value)
+    inner = fields.pop("config", None)
+    levels = [] if inner is None else config_levels(str(inner), parser, (*outer, value))
+    return [*levels, Level(value, config_options(fields, parser, value))]
 
 
 def flag_name(flag: str, parser: Parser) -> str:
@@ -228,7 +242,7 @@ def name_positionals(words: list[str], named: list[str], parser: Parser) -> list
         return [(parser.positionals[0], words)] if words else []
     names = [name for name in parser.positionals if name not in named]
     if len(words) > max(len(names), 1):
-        expected = {1: "one model", 2: "two folders"}[len(parser.positionals)]
+        expected = {1: "one folder", 2: "two folders"}[len(parser.positionals)]
         raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{word_hint(words[1:], parser)}")
     return list(zip(names or parser.positionals, words))
 

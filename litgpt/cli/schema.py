@@ -5,6 +5,7 @@ import inspect
 import re
 import types
 from argparse import Action
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any, Literal, Union, get_args, get_origin
@@ -29,6 +30,7 @@ KINDS = {
     bool: "true or false",
     str: "text",
     list: "a list",
+    Sequence: "a list",
     dict: "a mapping like {a: b}",
     Path: "a path",
 }
@@ -62,8 +64,13 @@ def option_hint(name: str, known: list[str]) -> str:
     """What an unknown option may have meant."""
     if (target := SYNONYMS.get(name)) and target.partition(".")[0] in known:
         return f" Did you mean '--{target}'?"
-    hint = nearest(name, known)
-    if not hint:  # perhaps the option of a group, without the group
+    group, _, leaf = name.rpartition(".")
+    members = {n.rpartition(".")[2]: n for n in known if group and n.rpartition(".")[0] == group}
+    if members:
+        hint = re.sub("'(.*)'", lambda found: f"'{members[found[1]]}'", nearest(leaf, members))
+    else:
+        hint = nearest(name, known)
+    if not hint and not members:  # perhaps the option of a group, without the group
         leaves = {n.rpartition(".")[2]: n for n in known}
         hint = re.sub("'(.*)'", lambda found: f"'{leaves[found[1]]}'", nearest(name, leaves))
     return hint.replace("'", "'--", 1) if hint else " See -h for all options."

@@ -98,14 +98,14 @@ def print_report(
     line("limit", f"{limit:,} tokens: {counts.truncated:,} truncated, {counts.too_long:,} dropped")
     line(
         "skipped",
-        f"{counts.no_targets:,} without a target token, {counts.bad:,} bad, {counts.skipped:,} by their label",
+        f"{counts.no_targets:,} without a target token, {counts.bad:,} bad, {counts.skipped:,} excluded by label",
     )
     for name, rows in (("training", loaded.train), ("validation", loaded.val)):
         if len(rows):
             line(
                 name,
                 f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}, "
-                f"{rows.trained_share():.1%} trained on",
+                f"{rows.trained_share():.1%} target tokens",
             )
     found = duplicates(loaded)
     line(

@@ -235,7 +235,7 @@ def tensor_parallel_process(rank: int, job: TensorParallelJob) -> None:
     loaded.prepare(job.model.compile, job.world_size)
     began = time.perf_counter()
     n_new = print_answers(engine_answers(loaded, job.options, job.sampling, job.ids), job.rendered, loaded)
-    print_metrics(n_new, began, device, f"rank 0 of {job.world_size} processes")
+    print_metrics(n_new, began, device, f"{job.world_size} process{'es' * (job.world_size > 1)}")
     distributed.destroy_process_group()
 
 

@@ -25,7 +25,7 @@ def main(
         files: Text files, or folders with .txt files.
         vocab_size: Number of tokens, including the 256 bytes and the special tokens.
         out_dir: The output folder.
-        special_tokens: More special tokens, beside the beginning and the end of a text.
+        special_tokens: Additional special tokens, besides the beginning-of-text and end-of-text tokens.
         overwrite: Replace out_dir if it exists.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers

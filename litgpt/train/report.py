@@ -40,7 +40,9 @@ def print_header(run: "Run") -> None:
     print_table(run.screen, f"litgpt {run.method.name}", rows)
     if plan.requested_warmup is not None:
         what = "run" if (plan.decay or math.inf) >= (plan.steps or math.inf) else "decay"
-        run.screen.say(f"The warmup is truncated to {plan.warmup} steps; {plan.requested_warmup} exceed the {what}.")
+        run.screen.say(
+            f"The warmup of {plan.requested_warmup} steps is longer than the {what}. It is shortened to {plan.warmup}."
+        )
     for note in run.notes:
         run.screen.say(note)
 
@@ -127,5 +129,5 @@ def describe_counts(counts: Counts) -> str:
         "skipped because of their label": counts.skipped,
     }
     more = "".join(f", {n:,} {what}" for what, n in changed.items() if n)
-    skipped = f"{counts.no_targets:,} skipped (no target tokens)"
+    skipped = f"{counts.no_targets:,} skipped" + " (no target tokens)" * bool(counts.no_targets)
     return f"{counts.rows:,} read ({forms}): {counts.truncated:,} truncated, {skipped}{more}"

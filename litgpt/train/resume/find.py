@@ -50,7 +50,7 @@ def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tupl
     automatic = resume in (True, "auto")
     folder = out_dir if automatic else Path(str(resume))
     if not automatic and not folder.is_dir():
-        raise UserError(f"--resume {folder}: The folder does not exist.")
+        raise UserError(f"--resume {folder}: there is no such folder.")
     notes: list[str] = []
     for checkpoint in [folder] if (folder / STATE).is_file() else all_checkpoints(folder):
         if (wrong := damage(checkpoint)) is None:
