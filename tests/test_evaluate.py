@@ -623,3 +623,10 @@ def test_a_trained_lora_is_clearly_better_and_an_untrained_one_is_not(tmp_path, 
         assert found["low"] > 0.8 and found["base"] == 0
     else:
         assert found["low"] <= 0 <= found["high"]
+
+
+def test_the_table_keeps_digits_and_signs():
+    from litgpt.evaluation.compare import Difference, table
+
+    text = table([Difference("t", "acc", 0.5, 0.51, 0.01, 0.001, 0.02, 100, "paired normal", True)])
+    assert all(part in text for part in ("0.5000", "0.5100", "+0.0100", "+0.0010 to +0.0200 *"))

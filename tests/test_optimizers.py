@@ -443,3 +443,17 @@ def test_bfloat16_ends_where_float32_does(real_data, tmp_path):
         main(["pretrain", *map(str, words)])
         ends[precision] = float(read_metrics(tmp_path / precision)[-1]["val_loss"])
     assert ends["bf16-true"] == pytest.approx(ends["32-true"], rel=0.01)
+
+
+@pytest.mark.parametrize("name", ["AdamW", "Muon"])
+def test_a_copy_steps_like_the_original(name):
+    """`copy.deepcopy` and pickle keep only the fields that torch knows."""
+    weight = torch.nn.Parameter(torch.ones(8, 8, dtype=torch.bfloat16))
+    original = getattr(optimizers, name)([{"params": [weight], "lr_ratio": 1.0}], lr=0.1)
+    copied = copy.deepcopy(original)
+    for optimizer in (original, copied):
+        (p,) = optimizer.param_groups[0]["params"]
+        p.grad = torch.full_like(p, 0.5)
+        optimizer.step()
+    assert torch.equal(original.param_groups[0]["params"][0], copied.param_groups[0]["params"][0])
+    assert not torch.equal(weight, torch.ones_like(weight))

@@ -144,7 +144,8 @@ def class_parser(option: str, path: str) -> ArgumentParser:
 
 def check_required(options: dict[str, Any], actions: dict[str, Action]) -> None:
     required = [name for name, action in actions.items() if action.required]
-    if missing := [REQUIRED.get(name, f"--{name}") for name in required if options.get(name) is None]:
+    empty = (None, "null", "~", "")
+    if missing := [REQUIRED.get(name, f"--{name}") for name in required if options.get(name) in empty]:
         raise UserError(f"Missing: {', '.join(missing)}.")
 
 

@@ -69,9 +69,9 @@ class DataModule(ABC):
             prompts too. Replaces mask_prompt.
         too_long: What to do with rows longer than train.max_seq_length: cut (truncate), drop, or stop with an error.
         on_bad_row: What to do with rows that cannot be used: stop with an error, or skip and count them.
-        ignore_index: No effect; accepted for older recipes.
+        ignore_index: Ignored; accepted for older recipes.
         seed: Seed for the choice of held-out rows.
-        num_workers: No effect; accepted for older recipes.
+        num_workers: Ignored; accepted for older recipes.
     """
 
     packed = False  # whether packing is on by default

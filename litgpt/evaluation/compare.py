@@ -181,7 +181,8 @@ def table(differences: Sequence[Difference]) -> str:
         scores = (f"{d.base:.4f}", f"{d.adapter:.4f}", f"{d.difference:+.4f}", interval + (" *" if d.clear else ""))
         rows.append((d.task, d.metric, *scores, d.n, d.method))
     headers = ["task", "metric", "base", "adapter", "difference", "95 % interval", "n", "interval by"]
-    return MarkdownTableWriter(headers=headers, value_matrix=rows).dumps() + "* the interval excludes zero"
+    writer = MarkdownTableWriter(headers=headers, value_matrix=rows, type_hints=["str"] * len(headers))  # keeps digits
+    return writer.dumps() + "\n* the interval excludes zero"
 
 
 def as_fields(differences: Sequence[Difference]) -> dict[str, dict[str, Any]]:

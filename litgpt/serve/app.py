@@ -83,7 +83,7 @@ class App:
 
             reference = {"schema": {"$ref": SCHEMA_REF.format(model=schema.__name__)}}
             described = {"requestBody": {"required": True, "content": {"application/json": reference}}}
-            app.post(path, openapi_extra=described)(answer)
+            app.post(path, openapi_extra=described, name=schema.__name__.lower())(answer)
 
         add("/v1/chat/completions", Chat, partial(openai_response, chat=True))
         add("/v1/completions", Completion, partial(openai_response, chat=False))

@@ -147,6 +147,11 @@ class Rounding(Optimizer):
         super().__init__(*args, **kwargs)
         self.generators: dict[str, torch.Generator] = {}
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Also what copies an optimizer; torch passes on only the fields that it knows."""
+        super().__setstate__(state)
+        self.__dict__.setdefault("generators", {})
+
     def generator(self, device: torch.device) -> torch.Generator:
         if device.type not in self.generators:
             self.generators[device.type] = torch.Generator(device).manual_seed(self.seed)
