@@ -242,7 +242,7 @@ def name_positionals(words: list[str], named: list[str], parser: Parser) -> list
         return [(parser.positionals[0], words)] if words else []
     names = [name for name in parser.positionals if name not in named]
     if len(words) > max(len(names), 1):
-        expected = {1: "one folder", 2: "two folders"}[len(parser.positionals)]
+        expected = {1: "one model", 2: "two folders"}[len(parser.positionals)]
         raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{word_hint(words[1:], parser)}")
     return list(zip(names or parser.positionals, words))
 
