@@ -176,7 +176,7 @@ def test_afresh_where_nothing_is(base, rows_file, tmp_path, whole, capsys):
     assert go("lora", base, rows_file, tmp_path / "out", "--resume", "auto") == 0
     assert f"{tmp_path / 'out'} has no complete checkpoint." in capsys.readouterr().out
     same(tmp_path / "out", whole("lora"))
-    for value, message in ((tmp_path / "nowhere", "does not exist"), (tmp_path, "no complete checkpoint")):
+    for value, message in ((tmp_path / "nowhere", "no such folder"), (tmp_path, "no complete checkpoint")):
         assert go("lora", base, rows_file, tmp_path / "new", "--resume", value) == 2
         error = capsys.readouterr().err
         assert message in error and error.count("\n") == 1
