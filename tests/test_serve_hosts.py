@@ -14,6 +14,7 @@ httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
 from litgpt.serve.hosts import is_local, is_own
+from litgpt.serve.server import bind
 from tests.servers import Running, in_thread
 
 LOCAL = [
@@ -237,3 +238,9 @@ def test_json(running, kind):
         running.url + "/v1/completions", content=b'{"prompt": "Hi", "max_tokens": 1}', headers={"Content-Type": kind}
     )
     assert answer.status_code == 200
+
+
+def test_answers_do_not_wait_for_acknowledgments():
+    """Connections inherit the option. Without it each answer over an open connection takes 40 ms."""
+    with bind("127.0.0.1", 0) as listening:
+        assert listening.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)
