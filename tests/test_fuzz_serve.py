@@ -466,7 +466,7 @@ def test_mangled_requests(n, clients, tmp_path, monkeypatch):
         with ThreadPoolExecutor(clients) as pool:
             if n > 1000:
                 fill_caches(url, random.Random(0))
-                list(pool.map(client.one, range(2000)))
+                list(pool.map(client.one, range(10_000)))  # by then the heap has nearly reached its final size
             before = resident(process.pid), n_files(process.pid)
             list(pool.map(client.one, range(10_000, 10_000 + n)))
         assert httpx.post(url + "/v1/completions", json=SANE).json()["choices"] == sane
@@ -481,5 +481,5 @@ def test_mangled_requests(n, clients, tmp_path, monkeypatch):
     assert not client.wrong, (len(client.wrong), client.wrong[:20])
     assert "Traceback" not in text, text[text.index("Traceback") - 500 :][:5000]
     assert after[1] <= before[1] + 2
-    assert after[0] < before[0] + (10 if n > 1000 else 100)
+    assert after[0] < before[0] + (15 if n > 1000 else 100)
     assert client.statuses[200] > n / 30 and client.statuses[400] > n / 10, client.statuses
