@@ -17,6 +17,7 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
     "finetune_adapter": ("litgpt.finetune.adapter:setup", "Finetune a model with LLaMA-Adapter."),
     "finetune_adapter_v2": ("litgpt.finetune.adapter_v2:setup", "Finetune a model with LLaMA-Adapter V2."),
     "data_check": ("litgpt.commands.data_check:main", "Check the data of a finetune before it runs."),
+    "data_cache": ("litgpt.commands.data_cache:main", "List or clear the tokens that earlier runs left."),
     "pretrain": ("litgpt.finetune.pretrain:setup", "Train a model on text, from scratch or from existing weights."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Generate text from a prompt, or answer a file of prompts."),

@@ -11,6 +11,7 @@ from typing import Optional
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from litgpt.errors import reason, remark
@@ -86,22 +87,29 @@ class Screen:
             self.console.print(table)
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[Callable[[int], None]]:
-        """Yield a function that shows a growing count: in place on a terminal, elsewhere every few seconds."""
+    def counting(self, what: str) -> Iterator[Callable[[int, Optional[int]], None]]:
+        """Yield a function that shows a growing count and the total, if that is known: in a bar on a terminal,
+        elsewhere in a line every few seconds."""
         line = Live(console=self.console, transient=True, auto_refresh=False, redirect_stderr=False)
-        last = time.perf_counter()
+        began = last = time.perf_counter()
 
-        def show(count: int) -> None:
+        def show(count: int, total: Optional[int] = None) -> None:
             nonlocal last
             if time.perf_counter() - last < (REFRESH if self.interactive else SECONDS):
                 return
             last = time.perf_counter()
+            text = f"{what}: {count:,}"
+            if total:
+                left = (last - began) * max(0, total - count) / max(count, 1)
+                text += f" of {total:,}, {duration(left)} left"
             if not self.interactive:
-                self.say(f"{what}: {count:,}")
+                self.say(text)
                 return
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row(*([ProgressBar(total, min(count, total), width=30)] if total else []), text)
             with self.tolerating_errors():
                 line.start()
-                line.update(f"{what}: {count:,}", refresh=True)
+                line.update(grid, refresh=True)
 
         try:
             yield show

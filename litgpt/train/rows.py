@@ -7,8 +7,9 @@ from filelock import FileLock
 from litgpt.data import DataModule
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import PackedRows, Rows
+from litgpt.data.cache import cache_folder
 from litgpt.data.check import check_ids, data_problems
-from litgpt.data.tokens import TokenizedRows, cache_folder
+from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.text.prompts import STYLE_FILE, load_style

@@ -220,7 +220,7 @@ class Run:
             sequences(rows, self.train, self.source, self.row_limit) for rows in (self.dataset.train, self.dataset.val)
         )
         self.plan = Plan.make(self.train, self.train_rows)
-        self.notes += changed_style(self.dataset, self.base_model)
+        self.notes += self.dataset.notes() + changed_style(self.dataset, self.base_model)
 
     def build(self) -> None:
         """Start the processes, load the weights, and restore the checkpoint."""
