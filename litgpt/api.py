@@ -21,7 +21,7 @@ from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.sequentially import open_spread, spread, usable_devices
+from litgpt.generate.sequentially import spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
@@ -311,7 +311,7 @@ class LLM(nn.Module):
             assert self.source is not None
             adapter = self.source.adapter is not None
             base = self.source.checkpoint.folder if adapter else None
-            loaded = open_spread(self.source.folder, base, chosen_precision, quantize, accelerator, n)
+            loaded = InferenceModel.open(self.source.folder, base, chosen_precision, quantize, accelerator, n)
             self.model, self.source, self.scheme = loaded.model, loaded.source, quantize
         elif quantize is not None:
             raise UserError("Random or trained weights cannot be quantized. Save them, and load them with quantize.")

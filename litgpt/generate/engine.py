@@ -67,6 +67,21 @@ class Request:
         """End the answer. Its row is free with the next step."""
         self.finish = self.finish or "cancelled"
 
+    def add(self, token: int, max_length: int) -> bool:
+        """Add a token to the answer, or end it. Returns whether the token belongs to the answer.
+
+        Args:
+            max_length: Maximum number of tokens in prompt and answer.
+        """
+        if token in self.stop_ids:
+            self.finish = "stop"
+            return False
+        self.ids.append(token)
+        n_new = len(self.ids)
+        if n_new >= self.max_new_tokens or len(self.prompt) + n_new >= max_length:
+            self.finish = "length"
+        return True
+
     def check(self, model: GPT) -> None:
         """Raises:
         TooLong: the prompt fills the whole context.
@@ -259,20 +274,13 @@ class Engine:
         return list(requests)
 
     def append(self, request: Request, token: int, logits: torch.Tensor) -> None:
-        if request.finish:
+        if request.finish or not request.add(token, self.max_length):
             return
-        if token in request.stop_ids:
-            request.finish = "stop"
-            return
-        request.ids.append(token)
         if request.logprobs is not None:
             logprobs = logits.float().log_softmax(-1)
             request.token_logprobs.append(float(logprobs[token]))
             top = logprobs.topk(request.logprobs)
             request.top_logprobs.append(list(zip(top.indices.tolist(), top.values.tolist())))
-        n_new = len(request.ids)
-        if n_new >= request.max_new_tokens or len(request.prompt) + n_new >= self.max_length:
-            request.finish = "length"
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:

@@ -7,7 +7,9 @@ from typing import Any, Optional
 
 import torch
 
+from litgpt.errors import UserError
 from litgpt.generate.reference_outputs import stored_dtypes
+from litgpt.generate.sequentially import DeviceCount, spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
@@ -35,21 +37,31 @@ class InferenceModel:
         precision: Optional[PrecisionName] = None,
         quantize: Optional[QuantizeName] = None,
         accelerator: Accelerator = "auto",
+        devices: DeviceCount = 1,
     ) -> "InferenceModel":
         """Load a folder, or the model of that name.
 
         Args:
             base: Base model of the adapter, instead of the recorded one.
             precision: By default as `natural_precision`.
+            devices: Number of devices to spread the layers over. With several, the weights pass through the memory of
+                the CPU.
 
         Raises:
-            UserError: the folder cannot be used.
+            UserError: the folder cannot be used, there are not as many devices, or quantized layers would have to be
+                spread.
         """
+        chosen = usable_devices(accelerator, devices)
+        if len(chosen) > 1 and quantize is not None:
+            raise UserError(f"--quantize {quantize} needs one device. It does not work with --devices {len(chosen)}.")
         source = ModelSource.open(path, base)
         tokenizer, style = source.tokenizer(), source.style()
-        device = pick_device(accelerator)
-        dtype = DTYPES[precision or natural_precision(source, device)]
-        return cls(source, source.model(dtype, device, quantize), tokenizer, style)
+        dtype = DTYPES[precision or natural_precision(source, chosen[0])]
+        device = pick_device(accelerator if len(chosen) == 1 else "cpu")
+        loaded = cls(source, source.model(dtype, device, quantize), tokenizer, style)
+        if len(chosen) > 1:
+            spread(loaded.model, chosen)
+        return loaded
 
     def prepare(self, compile: bool = False, devices: int = 1) -> "InferenceModel":
         """Make inference fast: compile the blocks, or on a CPU change the layout of the weights and use as many threads

@@ -3,14 +3,14 @@
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal, Optional, Union
+from typing import Optional, Union
 
 from litgpt.errors import UserError
 from litgpt.generate.answers import stop_strings
 from litgpt.generate.engine import Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.sequentially import open_spread
+from litgpt.generate.sequentially import DeviceCount
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model.devices import Accelerator, PrecisionName
 
@@ -35,16 +35,12 @@ class ModelOptions:
     quantize: Optional[QuantizeName] = None
     compile: bool = False
     accelerator: Accelerator = "auto"
-    devices: Union[int, Literal["auto"]] = 1
+    devices: DeviceCount = 1
     base: Optional[Path] = None
 
     def open(self, path: Path) -> InferenceModel:
-        """Load a folder, or the model of that name. It still has to be prepared.
-
-        Raises:
-            UserError: as `open_spread`.
-        """
-        return open_spread(path, self.base, self.precision, self.quantize, self.accelerator, self.devices)
+        """As `InferenceModel.open`. The model still has to be prepared."""
+        return InferenceModel.open(path, self.base, self.precision, self.quantize, self.accelerator, self.devices)
 
 
 @dataclass(frozen=True)

@@ -2,23 +2,21 @@
 
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.generate.inference_model import InferenceModel, natural_precision
-from litgpt.methods.model_source import ModelSource
-from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.model.attention import ForwardContext
-from litgpt.model.devices import Accelerator, PrecisionName, pick_device
+from litgpt.model.devices import Accelerator, pick_device
 from litgpt.model.kv_cache import EachRow
 
+DeviceCount = Union[int, Literal["auto"]]
 
-def usable_devices(accelerator: Accelerator, devices: Union[int, Literal["auto"]]) -> list[torch.device]:
+
+def usable_devices(accelerator: Accelerator, devices: DeviceCount) -> list[torch.device]:
     """This many devices of a type, or all. A CPU is one, and so is Apple's GPU.
 
     Raises:
@@ -30,32 +28,6 @@ def usable_devices(accelerator: Accelerator, devices: Union[int, Literal["auto"]
     if not 1 <= n <= available:
         raise UserError(f"--devices {devices}: this machine has {available} of type {first.type}.")
     return [torch.device("cuda", i) for i in range(n)] if first.type == "cuda" else [first]
-
-
-def open_spread(
-    path: Path,
-    base: Optional[Path],
-    precision: Optional[PrecisionName],
-    quantize: Optional[QuantizeName],
-    accelerator: Accelerator,
-    devices: Union[int, Literal["auto"]],
-) -> InferenceModel:
-    """What `InferenceModel.open` returns, with its layers spread over this many devices, or all.
-
-    If there are several, the weights pass through the memory of the CPU.
-
-    Raises:
-        UserError: as `InferenceModel.open` and `usable_devices`; or quantized layers would have to be spread.
-    """
-    chosen = usable_devices(accelerator, devices)
-    if len(chosen) == 1:
-        return InferenceModel.open(path, base, precision, quantize, accelerator)
-    if quantize is not None:
-        raise UserError(f"--quantize {quantize} needs one device. It does not work with --devices {len(chosen)}.")
-    default: Any = natural_precision(ModelSource.open(path, base), chosen[0])
-    loaded = InferenceModel.open(path, base, precision or default, None, "cpu")
-    spread(loaded.model, chosen)
-    return loaded
 
 
 def spread(model: GPT, devices: list[torch.device]) -> None:

@@ -5,7 +5,7 @@ Shapes: K drafted tokens, V = the target's padded_vocab_size.
 """
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,8 +13,7 @@ from torch.nn import functional as F
 
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer
-from litgpt.generate.engine import CHUNK, GREEDY, Request, common_prefix
-from litgpt.generate.sampling import Sampling
+from litgpt.generate.engine import CHUNK, Request, common_prefix
 from litgpt.generate.text import TextStream
 from litgpt.model import GPT, KVCache
 from litgpt.text.tokenizer import Tokenizer
@@ -76,65 +75,44 @@ class Speculation:
         """Answer requests one by one. Yields as `litgpt.generate.answers.decode`."""
         for number, request in enumerate(requests):
             answer = Answer(number, request, TextStream(tokenizer, request.prompt, stop))
-            room = min(request.max_new_tokens, self.target.config.block_size - len(request.prompt))
-            tokens = self.generate(request.prompt, room, request.sampling, stop_ids=request.stop_ids, seed=request.seed)
-            for token in tokens:
-                request.ids.append(token)
-                if len(request.ids) == room:
-                    request.finish = "length"
+            for _ in self.grow(request):
                 yield answer, answer.new_text()
                 if answer.finish:
                     break
-            else:
-                request.finish = "stop"
-                yield answer, answer.new_text()
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        stop_ids: Collection[int] = (),
-        seed: int = 1234,
-    ) -> Iterator[int]:
-        """The ids that follow `prompt`, up to a stop token (not included) or the target's last position.
+    def grow(self, request: Request) -> Iterator[Request]:
+        """Decode a request, and yield it whenever it got a token or ended.
 
         Raises:
-            UserError: as `Request.check`; at once, not with the first id.
+            UserError: as `Request.check`.
         """
-        Request(prompt, max_new_tokens).check(self.target)
-        return self.decode(list(prompt), max_new_tokens, sampling, stop_ids, random.Random(seed))
-
-    def decode(
-        self, ids: list[int], room: int, sampling: Sampling, stop_ids: Collection[int], generator: random.Random
-    ) -> Iterator[int]:
+        request.check(self.target)
         target, draft = Reader(self.target), Reader(self.draft)
-        vocab_size = self.target.config.padded_vocab_size
-        room = min(room, self.target.config.block_size - len(ids))
+        vocab_size, block_size = self.target.config.padded_vocab_size, self.target.config.block_size
 
         def probabilities(logits: torch.Tensor, text: Sequence[int]) -> torch.Tensor:
             """(V,) for logits (1, vocabulary of either model)"""
             logits = F.pad(logits, (0, vocab_size - logits.size(-1)), value=float("-inf"))
-            return sampling.probabilities(sampling.penalize(logits, [text]))[0]
+            return request.sampling.probabilities(request.sampling.penalize(logits, [text]))[0]
 
-        while room > 0:
+        while not request.finish:
+            ids = [*request.prompt, *request.ids]
+            room = min(request.max_new_tokens - len(request.ids), block_size - len(ids))
             drafted: list[int] = []
             q: list[torch.Tensor] = []
             for _ in range(min(self.n_draftable(ids), room - 1)):
                 text = [*ids, *drafted]
                 q.append(probabilities(draft.read(text, 1), text))
-                drafted.append(draw(q[-1], generator))
+                drafted.append(draw(q[-1], request.generator))
             logits = target.read([*ids, *drafted], len(drafted) + 1)
             p = [probabilities(logits[i : i + 1], [*ids, *drafted[:i]]) for i in range(len(drafted) + 1)]
-            n, last = accept(p, q, drafted, generator)
+            n, last = accept(p, q, drafted, request.generator)
             self.n_drafted += len(drafted)
             self.n_accepted += n
             for token in (*drafted[:n], last):
-                if token in stop_ids:
-                    return
-                yield token
-                ids.append(token)
-                room -= 1
+                if not request.finish:
+                    request.add(token, block_size)
+                    yield request
 
     def n_draftable(self, ids: Sequence[int]) -> int:
         """How many tokens can be drafted behind these.
