@@ -74,7 +74,7 @@ class LLM(nn.Module):
         quantize: Optional[QuantizeName] = None,
         accelerator: Accelerator = "auto",
     ) -> "LLM":
-        """Load a model, or initialize one with random weights.
+        """Load a model, or initialize one with random weights. Raises `UserError` if the folder cannot be used.
 
         Args:
             model: A model folder or an adapter folder, or the name of one under checkpoints/.
@@ -86,10 +86,6 @@ class LLM(nn.Module):
             precision: Default: 32-true for random weights and for weights stored in float32; otherwise bf16-true if the
                 device supports it natively, else 32-true.
             quantize: Quantize the weights of the blocks to 4 or 8 bits.
-            accelerator: The kind of device.
-
-        Raises:
-            UserError: the folder cannot be used.
         """
         if access_token is not None:
             os.environ["HF_TOKEN"] = access_token
@@ -188,12 +184,7 @@ class LLM(nn.Module):
         return joined[0] if single else joined
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        """Answer the last message of a conversation.
-
-        Args:
-            messages: Mappings with `role` and `content`.
-            options: As for `generate`.
-        """
+        """Answer the last of some messages, which are mappings with `role` and `content`. Options as for `generate`."""
         if isinstance(messages, (str, Mapping)) or not messages or not isinstance(messages[0], Mapping):
             raise UserError('Expected a list of messages like [{"role": "user", "content": "..."}].')
         return self.generate(messages, **options)
@@ -230,11 +221,7 @@ class LLM(nn.Module):
             self.model.train(training)
 
     def benchmark(self, num_iterations: int = 1, **options: Any) -> tuple[str, dict[str, list[float]]]:
-        """Measure the speed of generation.
-
-        Args:
-            num_iterations: How many times to answer the prompt.
-            options: As for `generate`, with one prompt.
+        """Measure the speed of generation. Options as for `generate`, with one prompt.
 
         Returns:
             The last answer, and for each metric its value in each iteration: `Seconds total`, `Seconds to first token`,
@@ -269,25 +256,18 @@ class LLM(nn.Module):
         generate_strategy: Optional[Literal["sequential", "tensor_parallel"]] = None,
         fixed_kv_cache_size: Optional[Union[int, Literal["max_model_supported"]]] = None,
     ) -> "LLM":
-        """Move the model to devices, in a given precision.
+        """Move the model to devices, in a given precision, and return it.
 
-        Weights that are unchanged since they were loaded are read from the folder again.
+        Weights that are unchanged since they were loaded are read from the folder again. Raises `UserError` if there
+        are no such devices; random or trained weights cannot be quantized.
 
         Args:
-            accelerator: The kind of device.
             devices: The number of devices. Default: one, or all with a strategy.
             precision: Default: as for `load`; for random or trained weights, their current precision.
             quantize: Quantize the weights of the blocks to 4 or 8 bits.
             generate_strategy: `sequential` spreads the layers over the devices. `tensor_parallel` needs a process for
                 each device; use `litgpt generate_tp`.
-            fixed_kv_cache_size: The maximum number of tokens in prompt and answer. Default: the context length of the
-                model. The cache grows with the text.
-
-        Returns:
-            This model.
-
-        Raises:
-            UserError: there are no such devices, or random or trained weights cannot be quantized.
+            fixed_kv_cache_size: The maximum number of tokens in prompt and answer, else the model's context length.
         """
         if generate_strategy == "tensor_parallel":
             raise UserError("tensor_parallel needs a process for each device. Use litgpt generate_tp in a shell.")
@@ -326,14 +306,8 @@ class LLM(nn.Module):
     # training and saving
 
     def trainer_setup(self, trainer_ckpt: Optional[Union[str, Path]] = None) -> None:
-        """Make the weights trainable, for your own training loop.
-
-        Args:
-            trainer_ckpt: A PyTorch Lightning checkpoint whose `state_dict` has this model's weights.
-
-        Raises:
-            UserError: the weights are quantized, or the checkpoint has other weights.
-        """
+        """Make the weights trainable, for your own training loop, and load those of a PyTorch Lightning checkpoint, if
+        given. Raises `UserError` if the weights are quantized, or the checkpoint has other weights."""
         self.train()
         if trainer_ckpt is not None:
             saved = torch.load(trainer_ckpt, map_location="cpu", weights_only=True)
@@ -345,10 +319,8 @@ class LLM(nn.Module):
         self.model.requires_grad_(True)
 
     def unpack(self) -> "LLM":
-        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`).
-
-        Call this before you read tensors of `.model` yourself. The methods of this class do so.
-        """
+        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`). Call this
+        before you read tensors of `.model` yourself. The methods of this class do so."""
         if undo_prepack(self.model):
             self.model.tie_weights()
         return self
@@ -379,15 +351,11 @@ class LLM(nn.Module):
         target_ids: Optional[torch.Tensor] = None,
         loss_fn: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
     ) -> Any:
-        """Compute the logits of the next tokens, and the loss against targets.
+        """The logits (B, T, V) of the tokens that follow `input_ids` (B, T), with targets also the loss.
 
         Args:
-            input_ids: (B, T)
             target_ids: The same tokens (B, T), with -100 for those to ignore. They are shifted by one here.
             loss_fn: Takes logits (B, T - 1, V) and targets (B, T - 1). Default: mean cross-entropy.
-
-        Returns:
-            The logits (B, T, V), with targets also the loss.
         """
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             self.unpack()
@@ -401,15 +369,8 @@ class LLM(nn.Module):
         )
 
     def save(self, out_dir: Union[str, Path], prompt_style: Optional[PromptStyle] = None) -> None:
-        """Write a Hugging Face folder with tokenizer and prompt style.
-
-        Args:
-            out_dir: The folder, which must be empty or missing.
-            prompt_style: Replaces the model's own.
-
-        Raises:
-            UserError: the folder is not empty, the weights are quantized, or an adapter was trained here.
-        """
+        """Write a Hugging Face folder, which must be empty or missing, with tokenizer and prompt style (by default the
+        model's). Raises `UserError` if weights are quantized, or an adapter was trained here."""
         out, style = Path(out_dir), prompt_style or self.prompt_style
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} already exists. Choose another folder.")

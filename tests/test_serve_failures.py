@@ -105,7 +105,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {  # where it fails, after how many ca
     "step": (Engine, "step", 2),
     "model": (GPT, "hidden", 2),
     "sampling": (Engine, "draw", 2),
-    "between a token and its log-probability": (Engine, "append", 2),
+    "between a token and its log-probability": (Request, "add", 2),
     "event": (Worker, "event", 2),
 }
 

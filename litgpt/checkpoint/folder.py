@@ -73,9 +73,8 @@ class Checkpoint(Weights):
                 raise UserError(f"{index_file} lists files outside its folder, or none.")
         else:
             names = [kind]
-        missing = [
-            n for n in names if not os.path.isfile(self.folder / n)
-        ]  # Path.is_file raises for a name that is too long
+        # Path.is_file raises for a name that is too long
+        missing = [n for n in names if not os.path.isfile(self.folder / n)]
         if missing:
             raise UserError(f"{self.folder} has no {', '.join(missing)}. The download is incomplete.")
         return [self.folder / n for n in names]
@@ -165,10 +164,8 @@ def load_weights(
     """Fill a model that was built on the meta device.
 
     Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it. Parameters that a method
-    added keep their declared type and are initialized by their module's `reset_parameters`.
-
-    Args:
-        shards: The device of sharded weights; by default `device`.
+    added keep their declared type and are initialized by their module's `reset_parameters`. Sharded weights go to the
+    device `shards`, by default `device`.
 
     Raises:
         UserError: weights are missing, unknown, or have another shape; the message lists all of them. Or a tied head
@@ -224,11 +221,8 @@ def fill_weights(model: GPT, checkpoint: Weights, parameters: dict[str, Paramete
 
 
 def open_checkpoint(folder: Path) -> Weights:
-    """The model in a folder, in Hugging Face's form or, if it has only that, in LitGPT's.
-
-    Raises:
-        UserError: the folder has neither, or is damaged.
-    """
+    """The model in a folder, in Hugging Face's form or, if it has only that, in LitGPT's. Raises `UserError` if the
+    folder has neither, or is damaged."""
     if not (folder / MODEL).is_file():
         return Checkpoint(folder)
     if not has_hf_weights(folder):

@@ -28,19 +28,27 @@ def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional
         base: The checkpoint that the model comes from. What the model does not read of it, like a vision part, is
             copied unchanged.
     """
-    write_weights(outlines(model, base), all_weights(model, base), folder)
-    fields = {k: v for k, v in fields.items() if k != "torch_dtype"} | {
-        "dtype": str(model.dtype).removeprefix("torch.")
-    }
+    meta = hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
+    own = [Outline(name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in meta]
+    kept = weight_map(model.config).kept
+    carried = widest_first(base.outline(n) for n in base.files if kept.search(n)) if base is not None else []
+    wide = [w for w in carried if w.item_size > model.dtype.itemsize]
+    narrow = carried[len(wide) :]
+
+    def copied(weights: list[Outline]) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((w.name, base.tensor(w.name)) for w in weights)  # type: ignore[union-attr]
+
+    tensors = itertools.chain(copied(wide), hf_weights(model), copied(narrow))
+    write_weights([*wide, *own, *narrow], tensors, folder)
+    fields = {k: v for k, v in fields.items() if k != "torch_dtype"}
+    fields["dtype"] = str(model.dtype).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
 def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
     """Write safetensors files of at most 5 GB, and an index if there are several.
 
-    Args:
-        weights: The weights in the order of `widest_first`.
-        tensors: Their names and tensors, in the same order. Each one is written before the next is taken.
+    The weights come in the order of `widest_first`, and so do their tensors. Each is written before the next is taken.
     """
     files: list[list[Outline]] = [[]]
     size = total = 0
@@ -59,11 +67,7 @@ def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch
 
 
 def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
-    """Write the index that maps weights to files, if there are several files.
-
-    Args:
-        total: The bytes of all weights.
-    """
+    """Write the index that maps weights of `total` bytes to files, if there are several files."""
     if len(set(weight_map.values())) > 1:
         index = {"metadata": {"total_size": total}, "weight_map": weight_map}
         (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
@@ -84,49 +88,16 @@ def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[s
             f.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
 
 
-def outlines(model: GPT, base: Optional[Weights]) -> list[Outline]:
-    """The outlines of what `all_weights` yields."""
-    own = [
-        Outline(name, NAMES[tensor.dtype], tuple(tensor.shape))
-        for name, tensor in hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
-    ]
-    wide, narrow = carried_over(model, base)
-    return [*wide, *own, *narrow]
-
-
-def all_weights(model: GPT, base: Optional[Weights]) -> Iterator[tuple[str, torch.Tensor]]:
-    """`hf_weights`, and what is copied from the checkpoint that the model comes from."""
-    wide, narrow = carried_over(model, base)
-    for weight in wide:
-        yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
-    yield from hf_weights(model)
-    for weight in narrow:
-        yield weight.name, base.tensor(weight.name)  # type: ignore[union-attr]
-
-
 def widest_first(weights: Iterable[Outline]) -> list[Outline]:
     """The order of weights in a file, in which each is aligned to the size of its numbers."""
     return sorted(weights, key=lambda w: -w.item_size)
 
 
-def carried_over(model: GPT, base: Optional[Weights]) -> tuple[list[Outline], list[Outline]]:
-    """What is copied because the model does not read it: weights with wider numbers than the model's, which come first
-    in a file, and the others."""
-    kept = weight_map(model.config).kept
-    names = [name for name in base.files if kept.search(name)] if base is not None else []
-    found = widest_first(base.outline(name) for name in names)  # type: ignore[union-attr]
-    wide = [w for w in found if w.item_size > model.dtype.itemsize]
-    return wide, found[len(wide) :]
-
-
 def hf_weights(
     model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full_tensor
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pretrained weights in their stored form, by their Hugging Face names, without a tied head.
-
-    Args:
-        get: Returns the full weight of a parameter.
-    """
+    """The pretrained weights in their stored form, by their Hugging Face names, without a tied head. `get` returns the
+    full weight of a parameter."""
     names = weight_map(model.config)
     for parameter in names.parameters(model).values():
         tensors = parameter.tensors

@@ -13,18 +13,12 @@ from litgpt.text.tokenizer import Tokenizer
 
 @dataclass(eq=False)
 class Answer:
-    """What follows a prompt, while it grows.
+    """What follows a prompt, while it grows."""
 
-    Args:
-        number: Its place in the order in which the requests came.
-        request: What is decoded.
-        stream: Its text so far.
-    """
-
-    number: int
+    number: int  # its place in the order in which the requests came
     request: Request
-    stream: TextStream
-    n_read: int = 0
+    stream: TextStream  # its text so far
+    n_read: int = 0  # tokens that are in the text
 
     @property
     def finish(self) -> Optional[Finish]:
@@ -46,13 +40,8 @@ def decode(
     """Answer requests, as many at once as the engine has rows, and yield each answer with the text by which it grew.
 
     An answer comes for the last time when its `finish` is set; the text may then be empty. Requests are taken from the
-    iterable as rows become free.
-
-    Args:
-        stop: Strings that end an answer. They do not belong to it.
-
-    Raises:
-        UserError: as `Request.check`.
+    iterable as rows become free. `stop` are strings that end an answer; they do not belong to it. Raises `UserError` as
+    `Request.check`.
     """
     running: dict[Request, Answer] = {}
 
@@ -84,11 +73,7 @@ def in_order(decoded: Iterable[tuple[Answer, str]]) -> Iterator[tuple[Answer, st
 
 
 def stop_strings(stop: Any) -> list[str]:
-    """What `--stop` means: a string, several, or a JSON list of them.
-
-    Raises:
-        UserError: it is none of these.
-    """
+    """What `--stop` means: a string, several, or a JSON list of them. Raises `UserError` if it is none of these."""
     if isinstance(stop, str):
         try:
             listed = parse_json(stop)

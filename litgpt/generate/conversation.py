@@ -14,12 +14,6 @@ from litgpt.text.styles import NamedStyle
 class Conversation:
     """Messages, and an engine that still has most of them in its cache when the next one comes.
 
-    Args:
-        max_new_tokens: Maximum number of tokens in an answer.
-        stop: Strings that end an answer.
-        seed: The same seed draws the same answers to the same messages.
-        system: The system message.
-
     Attributes:
         messages: The conversation so far, the system message first if there is one.
         single_turn: Whether the prompt style is for a single prompt, so that the model sees no earlier messages.
@@ -52,11 +46,7 @@ class Conversation:
         return [m for m in self.messages[:1] if m["role"] == "system"]
 
     def set_system(self, text: Optional[str]) -> None:
-        """Replace the system message, or remove it.
-
-        Raises:
-            UserError: the prompt style has no place for one.
-        """
+        """Replace the system message, or remove it. Raises `UserError` if the prompt style has no place for one."""
         system = [{"role": "system", "content": text}] if text else []
         if system:
             self.loaded.render([*system, {"role": "user", "content": "Hello"}])
@@ -69,11 +59,8 @@ class Conversation:
     def ask(self, prompt: str) -> Iterator[str]:
         """The answer to a prompt, as text that comes while it grows.
 
-        Prompt and answer join the conversation when the iterator ends or is closed; then with the text so far.
-
-        Raises:
-            UserError: the conversation with this prompt does not fit into the context. It stays as it was. Raised at
-                once, not with the first text.
+        Prompt and answer join the conversation when the iterator ends or is closed; then with the text so far. Raises
+        `UserError`, at once, if the conversation with this prompt does not fit into the context. It stays as it was.
         """
         messages = [*(self.system if self.single_turn else self.messages), {"role": "user", "content": prompt}]
         _, ids = self.loaded.render(messages)

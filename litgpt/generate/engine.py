@@ -68,11 +68,8 @@ class Request:
         self.finish = self.finish or "cancelled"
 
     def add(self, token: int, max_length: int) -> bool:
-        """Add a token to the answer, or end it. Returns whether the token belongs to the answer.
-
-        Args:
-            max_length: Maximum number of tokens in prompt and answer.
-        """
+        """Add a token to the answer, or end it. Returns whether the token belongs to the answer. Prompt and answer
+        have at most `max_length` tokens."""
         if token in self.stop_ids:
             self.finish = "stop"
             return False
@@ -83,10 +80,8 @@ class Request:
         return True
 
     def check(self, model: GPT) -> None:
-        """Raises:
-        TooLong: the prompt fills the whole context.
-        UserError: it is empty, or has tokens that the model does not know.
-        """
+        """Raises `TooLong` if the prompt fills the whole context, and `UserError` if it is empty or has tokens that the
+        model does not know."""
         limit, vocab_size = model.config.block_size, model.config.padded_vocab_size
         if not self.prompt:
             raise UserError("The prompt is empty.")
@@ -108,8 +103,7 @@ class Engine:
 
     Args:
         model: In evaluation mode.
-        rows: Number of requests to decode at once.
-        max_length: Maximum number of tokens in a sequence, prompt and answer; by default what the model reads.
+        max_length: Maximum number of tokens in prompt and answer; by default what the model reads.
         adapters: Those that a request may name.
     """
 
@@ -131,11 +125,7 @@ class Engine:
         self.waiting: deque[Request] = deque()
 
     def submit(self, request: Request) -> Request:
-        """Queue a request.
-
-        Raises:
-            UserError: as `Request.check`; at once.
-        """
+        """Queue a request. Raises `UserError` as `Request.check`."""
         request.check(self.model)
         self.waiting.append(request)
         return request
@@ -164,11 +154,8 @@ class Engine:
     def step(self) -> list[Request]:
         """Read a part of the prompts, and add a token to each request whose prompt was read.
 
-        After an error or an interrupt all requests are dropped and the cache is freed, since it may be half written.
-        This does not wait for whoever holds the traceback.
-
-        Returns:
-            The requests that got a token or ended.
+        Returns the requests that got a token or ended. After an error or an interrupt all requests are dropped and the
+        cache is freed, since it may be half written. This does not wait for whoever holds the traceback.
         """
         try:
             ended = self.release_rows()
@@ -270,17 +257,12 @@ class Engine:
             own = sampling.penalize(own, [[*requests[i].prompt, *requests[i].ids] for i in same])
             tokens.update(zip(same, sampling.draw(own, [requests[i].generator for i in same]).tolist()))
         for i, request in enumerate(requests):
-            self.append(request, tokens[i], logits[i])
+            if not request.finish and request.add(tokens[i], self.max_length) and request.logprobs is not None:
+                logprobs = logits[i].float().log_softmax(-1)
+                request.token_logprobs.append(float(logprobs[tokens[i]]))
+                top = logprobs.topk(request.logprobs)
+                request.top_logprobs.append(list(zip(top.indices.tolist(), top.values.tolist())))
         return list(requests)
-
-    def append(self, request: Request, token: int, logits: torch.Tensor) -> None:
-        if request.finish or not request.add(token, self.max_length):
-            return
-        if request.logprobs is not None:
-            logprobs = logits.float().log_softmax(-1)
-            request.token_logprobs.append(float(logprobs[token]))
-            top = logprobs.topk(request.logprobs)
-            request.top_logprobs.append(list(zip(top.indices.tolist(), top.values.tolist())))
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -296,11 +278,8 @@ def generate(
     stop_ids: Collection[int] = (),
     seed: int = 1234,
 ) -> Iterator[int]:
-    """The ids that follow `prompt`, one by one, up to a stop token (not included) or the model's last position.
-
-    Raises:
-        UserError: as `Request.check`; at once, not with the first id.
-    """
+    """The ids that follow `prompt`, one by one, up to a stop token (not included) or the model's last position. Raises
+    `UserError` as `Request.check`; at once, not with the first id."""
     engine = Engine(model, rows=1)
     request = engine.submit(Request(prompt, max_new_tokens, sampling, stop_ids, seed))
 

@@ -44,12 +44,10 @@ class InferenceModel:
         Args:
             base: Base model of the adapter, instead of the recorded one.
             precision: By default as `natural_precision`.
-            devices: Number of devices to spread the layers over. With several, the weights pass through the memory of
-                the CPU.
+            devices: How many to spread the layers over. With several, the weights pass through the memory of the CPU.
 
         Raises:
-            UserError: the folder cannot be used, there are not as many devices, or quantized layers would have to be
-                spread.
+            UserError: the folder cannot be used, or there are not as many devices, or quantized layers for several.
         """
         chosen = usable_devices(accelerator, devices)
         if len(chosen) > 1 and quantize is not None:
@@ -65,14 +63,8 @@ class InferenceModel:
 
     def prepare(self, compile: bool = False, devices: int = 1) -> "InferenceModel":
         """Make inference fast: compile the blocks, or on a CPU change the layout of the weights and use as many threads
-        as the model needs. The weights can then only be multiplied with.
-
-        Args:
-            devices: Number of processes that share the machine.
-
-        Raises:
-            UserError: what the compiler needs is not installed.
-        """
+        as the model needs, of what `devices` processes share. The weights can then only be multiplied with. Raises
+        `UserError` if what the compiler needs is not installed."""
         share_threads(self.model, self.device, devices)
         if compile:
             check_compiler(self.device)

@@ -56,9 +56,6 @@ class PromptOptions:
         stop: Text that ends the answer, or a JSON list of several. The answer does not include it.
         seed: Random seed. The same seed gives the same answers.
 
-    Attributes:
-        stop_strings: What `stop` means.
-
     Raises:
         UserError: an option is out of range.
     """
@@ -70,7 +67,7 @@ class PromptOptions:
     max_new_tokens: int = 50
     stop: Optional[Union[str, list[str]]] = None
     seed: int = 1234
-    stop_strings: list[str] = field(init=False)
+    stop_strings: list[str] = field(init=False)  # what `stop` means
 
     def __post_init__(self) -> None:
         check_positive(num_samples=self.num_samples, max_new_tokens=self.max_new_tokens)
@@ -90,9 +87,7 @@ class PromptOptions:
 
 
 def check_positive(**options: int) -> None:
-    """Raises:
-    UserError: options are not above 0; all of them at once.
-    """
+    """Raises `UserError` if options are not above 0, for all of them at once."""
     wrong = [f"--{name} {value}" for name, value in options.items() if value < 1]
     if wrong:
         raise UserError(f"{', '.join(wrong)}: expected a number above 0.")

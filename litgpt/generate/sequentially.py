@@ -17,11 +17,8 @@ DeviceCount = Union[int, Literal["auto"]]
 
 
 def usable_devices(accelerator: Accelerator, devices: DeviceCount) -> list[torch.device]:
-    """This many devices of a type, or all. A CPU is one, and so is Apple's GPU.
-
-    Raises:
-        UserError: there are not as many.
-    """
+    """This many devices of a type, or all. A CPU is one, and so is Apple's GPU. Raises `UserError` if there are not as
+    many."""
     first = pick_device(accelerator)
     available = torch.cuda.device_count() if first.type == "cuda" else 1
     n = available if devices == "auto" else devices

@@ -57,17 +57,13 @@ class Speculation:
         target: Determines the text: greedily exactly its own, else drawn from its distribution.
         draft: Has the same tokenizer.
         k: Maximum number of tokens to draft at a time.
-
-    Attributes:
-        n_drafted: Tokens that were drafted so far.
-        n_accepted: Those of them that the target accepted.
     """
 
     target: GPT
     draft: GPT
     k: int = 3
-    n_drafted: int = field(default=0, init=False)
-    n_accepted: int = field(default=0, init=False)
+    n_drafted: int = field(default=0, init=False)  # tokens so far
+    n_accepted: int = field(default=0, init=False)  # those of them that the target accepted
 
     def answers(
         self, tokenizer: Tokenizer, requests: Iterable[Request], stop: Sequence[str] = ()
@@ -81,11 +77,7 @@ class Speculation:
                     break
 
     def grow(self, request: Request) -> Iterator[Request]:
-        """Decode a request, and yield it whenever it got a token or ended.
-
-        Raises:
-            UserError: as `Request.check`.
-        """
+        """Decode a request, and yield it whenever it got a token or ended. Raises `UserError` as `Request.check`."""
         request.check(self.target)
         target, draft = Reader(self.target), Reader(self.draft)
         vocab_size, block_size = self.target.config.padded_vocab_size, self.target.config.block_size
@@ -154,9 +146,7 @@ def draw(weights: torch.Tensor, generator: random.Random) -> int:
 
 
 def check_same_tokens(target: Tokenizer, draft: Tokenizer) -> None:
-    """Raises:
-    UserError: two models do not have the same tokens.
-    """
+    """Raises `UserError` if two models do not have the same tokens."""
     if target.vocab_size != draft.vocab_size or target.encode(SAMPLE) != draft.encode(SAMPLE):
         raise UserError(
             f"The draft model has another tokenizer ({draft.vocab_size:,} tokens) than the target "

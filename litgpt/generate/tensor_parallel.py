@@ -22,9 +22,7 @@ AllReduce = Callable[[torch.Tensor], None]  # sums over all processes, in place
 
 
 def check_divisible(config: Config, world_size: int) -> None:
-    """Raises:
-    UserError: the layers of this model cannot be split into this many parts.
-    """
+    """Raises `UserError` if the layers of this model cannot be split into this many parts."""
     widths = {"n_query_groups": config.n_query_groups, "intermediate_size": config.intermediate_size}
     if config.moe_intermediate_size:
         widths["moe_intermediate_size"] = config.moe_intermediate_size
@@ -52,11 +50,7 @@ class RowParallelLinear(nn.Module):
 
 
 def keep_part(model: GPT, rank: int, world_size: int, all_reduce: AllReduce) -> None:
-    """Remove everything from a model that belongs to other processes.
-
-    Args:
-        model: Without adapters, and not quantized.
-    """
+    """Remove everything that belongs to other processes from a model without adapters that is not quantized."""
     check_divisible(model.config, world_size)
     for block in model.transformer.h:
         attention, mlp = block.attn, block.mlp

@@ -38,11 +38,7 @@ Respond = Callable[[Generation], Awaitable[Response]]
 
 
 class App:
-    """A FastAPI application behind a `RequestGuard`, which is what a server runs.
-
-    Attributes:
-        service: Everything that the routes share.
-    """
+    """A FastAPI application behind a `RequestGuard`, which is what a server runs."""
 
     def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         self.service = Service(registry, settings)

@@ -7,10 +7,10 @@ from contextlib import suppress
 from typing import Any
 
 from litgpt.serve.failure import Failure
-from litgpt.serve.lanes import SMALL
 
 Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 BODY_SECONDS = 30.0  # time limit for a body to arrive
+SMALL = 65_536  # the largest small body, in bytes
 N_BODIES = 16  # how many bodies of the largest size may be in memory at once
 
 
@@ -34,10 +34,7 @@ class Body:
         self.deadline = time.monotonic() + BODY_SECONDS
 
     async def read(self, announced: int) -> None:
-        """Read all of it.
-
-        Args:
-            announced: The size that the client announced.
+        """Read all of it. `announced` is its size in bytes as the client says.
 
         Raises:
             Failure: It is too large, arrives too slowly, or all bodies together are too large.

@@ -21,90 +21,66 @@ class Token(NamedTuple):
 
 @dataclass(frozen=True)
 class Delta:
-    """The next part of one of a request's answers.
+    """The next part of one of a request's answers."""
 
-    Args:
-        index: The number of the answer.
-        text: May be empty: a character or a stop string may not be complete yet.
-        finish: Why the answer ends here; None while it goes on.
-    """
-
-    index: int
-    text: str
+    index: int  # the number of the answer
+    text: str  # may be empty: a character or a stop string may not be complete yet
     tokens: Sequence[Token]
-    finish: Optional[str]
+    finish: Optional[str]  # why the answer ends here; None while it goes on
 
 
 @dataclass(frozen=True)
 class TokenEvent:
-    """What a step of the engine did to one sequence.
-
-    Args:
-        finish: As in `Request`, or `failed` or `refused` if the engine failed.
-    """
+    """What a step of the engine did to one sequence."""
 
     generation: "Generation"
     index: int
     tokens: list[Token]
-    finish: Optional[str]
+    finish: Optional[str]  # as in `Request`, or `failed` or `refused` if the engine failed
 
 
-@dataclass
-class GenerationRequest:
-    """A parsed request. It is small, however large its body was.
+@dataclass(eq=False)
+class Generation:
+    """A request that is being answered. It is small, however large its body was.
 
-    Args:
-        sequences: `n` for each prompt.
-        streams: Turn the tokens of each sequence into text and find its stop strings.
-        n_prompt: Tokens of all prompts.
+    Belongs to the event loop once it is parsed, except for `sent` and `closed`.
     """
 
     model: str
     tokenizer: Tokenizer
-    sequences: Sequence[Request]
-    streams: Sequence[TextStream]
-    n_prompt: int
+    sequences: Sequence[Request]  # `n` for each prompt
+    streams: Sequence[TextStream]  # turn the tokens of each sequence into text and find its stop strings
+    n_prompt: int  # tokens of all prompts
     n: int
     stream: bool
     include_usage: bool
     logprobs: bool
+    began: float  # when the request arrived, by the clock of the event loop
+    timeout: float  # seconds that it may take from then on, its time in the queue included
+    n_new: int = 0  # tokens of all answers so far
+    cancelled: bool = False
+    started: bool = False  # whether the metrics include its first token
+    ended: bool = False  # whether they include its end
 
-
-class Generation:
-    """A request that is being answered. Belongs to the event loop, except for `sent` and `closed`.
-
-    Args:
-        began: When the request arrived, by the clock of the loop.
-        timeout: Seconds that the request may take from then on, its time in the queue included.
-    """
-
-    def __init__(self, request: GenerationRequest, began: float, timeout: float) -> None:
-        self.request, self.began, self.timeout = request, began, timeout
-        self.loop = asyncio.get_running_loop()
+    def __post_init__(self) -> None:
         self.events: asyncio.Queue[Optional[TokenEvent]] = asyncio.Queue()  # None: the time is up
-        self.sent = [0] * len(request.sequences)  # tokens that the worker has sent back, by sequence
-        self.closed = [False] * len(request.sequences)  # whether it has sent back the end
-        self.n_new = 0  # tokens of all answers so far
-        self.cancelled = False
-        self.started = self.ended = False  # whether the metrics include its first token, and its end
-        for i, sequence in enumerate(request.sequences):
+        self.sent = [0] * len(self.sequences)  # tokens that the worker has sent back, by sequence
+        self.closed = [False] * len(self.sequences)  # whether it has sent back the end
+        for i, sequence in enumerate(self.sequences):
             sequence.tag = self, i
 
     def cancel(self) -> None:
         """Free the places of all sequences and their memory: a cancelled task may be kept for a while."""
-        for sequence in self.request.sequences:
+        for sequence in self.sequences:
             sequence.cancel()
         self.cancelled, self.events = True, asyncio.Queue()
-        self.request.sequences = self.request.streams = ()
+        self.sequences = self.streams = ()
 
     async def deltas(self) -> AsyncIterator[Delta]:
-        """The answers as they are generated, until all have ended.
-
-        Raises:
-            Failure: The request took too long, or the engine failed.
-        """
-        going = set(range(len(self.request.sequences)))
-        timer = self.loop.call_at(self.began + self.timeout, self.events.put_nowait, None)
+        """The answers as they are generated, until all have ended. Raises `Failure` if the request took too long or the
+        engine failed."""
+        going = set(range(len(self.sequences)))
+        timer = asyncio.get_running_loop().call_at(self.began + self.timeout, self.events.put_nowait, None)
         try:
             while going:
                 if (event := await self.events.get()) is None:
@@ -117,14 +93,14 @@ class Generation:
                     delta = self.delta(event)
                     if delta.finish:
                         going.discard(event.index)
-                        self.request.sequences[event.index].cancel()  # a stop string ends it before the engine does
+                        self.sequences[event.index].cancel()  # a stop string ends it before the engine does
                     yield delta
         finally:
             timer.cancel()
             self.cancel()
 
     def delta(self, event: TokenEvent) -> Delta:
-        stream, text, taken = self.request.streams[event.index], "", []
+        stream, text, taken = self.streams[event.index], "", []
         for token in event.tokens:
             text += stream.push([token.id])
             taken.append(token)

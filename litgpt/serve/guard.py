@@ -2,24 +2,27 @@
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Optional, Union
 from urllib.parse import unquote
 
 from litgpt.serve.body import Body, BodyMemory, Disconnected, Receive
 from litgpt.serve.failure import Failure
-from litgpt.serve.hosts import is_local, is_own
 from litgpt.serve.metrics import Metrics
-from litgpt.serve.settings import Settings
+from litgpt.serve.settings import Settings, is_loopback
 
 Scope = MutableMapping[str, Any]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
 DISCONNECTED = 499  # the status that is counted if the client went away before the response
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
+AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s\[\]:@/\\?#%,]+))(?::[0-9]{0,5})?", re.IGNORECASE)
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^/]*)", re.IGNORECASE)
+Host = Union[str, ipaddress.IPv4Address, ipaddress.IPv6Address]
 log = logging.getLogger("litgpt.serve")
 
 
@@ -28,28 +31,19 @@ class RequestGuard:
 
     Args:
         app: The application. A call is cancelled when the client of a request with a body goes away.
-        metrics: Counts requests by path and status.
         known_paths: The paths that are counted by name.
         open_paths: The paths that need no API key.
-
-    Attributes:
-        active: Requests being answered that have a body. A request whose body is still arriving does not count.
-        stopping: Whether new requests are refused.
     """
 
     def __init__(
-        self,
-        app: Any,
-        settings: Settings,
-        metrics: Metrics,
-        known_paths: Collection[str],
-        open_paths: Collection[str],
+        self, app: Any, settings: Settings, metrics: Metrics, known_paths: Collection[str], open_paths: Collection[str]
     ) -> None:
         self.app, self.metrics, self.known_paths, self.open_paths = app, metrics, known_paths, open_paths
         self.key = settings.api_key.encode() if settings.api_key is not None else None
-        self.local_only = settings.local_only and self.key is None
+        self.local_only = settings.local_only
         self.max_active, self.bodies = settings.max_sequences, BodyMemory(settings.max_body)
-        self.active, self.stopping = 0, False
+        self.active = 0  # requests with a complete body that are being answered
+        self.stopping = False  # whether new requests are refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -103,7 +97,8 @@ class RequestGuard:
     def check_host(self, hosts: list[str], origins: list[str]) -> None:
         """Raise `Failure` for a request that was not meant for this machine, if only local ones are allowed.
 
-        The domain of another site may resolve to this machine, but its Host and Origin headers have the other name.
+        The domain of another site may resolve to this machine (DNS rebinding), but not an address: the Host and Origin
+        headers that a browser sends for such a site have the other name.
         """
         if self.local_only and not (all(map(is_local, hosts)) and all(is_own(origin, hosts) for origin in origins)):
             raise Failure(403, "This server answers requests to local addresses only. To allow others, set an API key.")
@@ -122,11 +117,7 @@ class RequestGuard:
             raise Failure(429, f"Too many requests at once (at most {self.max_active}). Try again soon.")
 
     async def run_app(self, scope: Scope, body: Body, send: Send, is_complete: Callable[[], bool]) -> None:
-        """Let the application answer as long as the client is there.
-
-        Args:
-            is_complete: Whether the complete response was sent.
-        """
+        """Let the application answer as long as the client is there. `is_complete` says whether all was sent."""
         disconnected = asyncio.ensure_future(body.disconnected())
         answering = asyncio.ensure_future(self.app(scope, body.replay(disconnected), send))
         try:
@@ -147,9 +138,36 @@ def header_values(scope: Scope, name: bytes) -> list[str]:
 
 
 def normalize_target(scope: Scope) -> list[str]:
-    """Reduce a request target that is a complete URL to its path, and remove slashes at the end. Returns the host of
-    the URL; none for an ordinary target."""
+    """Reduce a request target that is a complete URL to its path, and remove slashes at the end. Returns the hosts of
+    such a URL."""
     found = ABSOLUTE.fullmatch(scope.get("raw_path") or b"")
     path = unquote(found[2].decode("latin-1")) if found else scope["path"]
     scope["path"] = path.rstrip("/") or "/"
     return [found[1].decode("latin-1")] if found else []
+
+
+def parse_host(authority: str) -> Optional[Host]:
+    """The host in `HOST:PORT`: an address, or a name in lower case without a final dot. None for anything else."""
+    found = AUTHORITY.fullmatch(authority)
+    if found is None:
+        return None
+    name = found[2] and found[2].lower().removesuffix(".")
+    try:
+        return ipaddress.IPv6Address(found[1]) if found[1] else ipaddress.IPv4Address(name)
+    except ValueError:
+        return name or None
+
+
+def is_local(authority: str) -> bool:
+    """Whether a Host header is an address or `localhost`."""
+    host = parse_host(authority)
+    return host is not None and (host == "localhost" or not isinstance(host, str))
+
+
+def is_own(origin: str, hosts: Sequence[str]) -> bool:
+    """Whether an Origin header belongs to a page of this machine, on any port, given the request's Host headers."""
+    found = ORIGIN.fullmatch(origin)
+    host = parse_host(found[1]) if found else None
+    if host is None:
+        return False
+    return is_loopback(str(host)) or host in map(parse_host, hosts)

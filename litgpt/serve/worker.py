@@ -27,21 +27,16 @@ class Worker:
         engine: Belongs to the thread.
         max_sequences: How many sequences may exist at once, including those that wait.
         on_events: Called in the event loop with what a step did.
-
-    Attributes:
-        n_sequences: Sequences that have not ended. Belongs to the event loop.
-        failures: How often the engine has failed.
-        broken: Why nothing can be answered any more.
     """
 
     def __init__(self, engine: Engine, max_sequences: int, on_events: Callable[[Sequence[TokenEvent]], None]) -> None:
         self.engine, self.max_sequences, self.on_events = engine, max_sequences, on_events
         self.inbox: queue.SimpleQueue[Optional[Sequence[Request]]] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
-        self.n_sequences = 0
+        self.n_sequences = 0  # that have not ended; belongs to the event loop
         self.open: set[Request] = set()  # the same sequences, as the thread knows them
         self.failures, self.consecutive_failures, self.last_error = 0, 0, ""
-        self.broken: Optional[str] = None
+        self.broken: Optional[str] = None  # why nothing can be answered any more
 
     def start(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -71,18 +66,13 @@ class Worker:
         return max(0, self.n_sequences - self.running)
 
     def submit(self, generation: Generation) -> None:
-        """Decode the sequences of a request, which have been checked.
-
-        Raises:
-            Failure: Too many sequences wait already, or the engine can no longer answer.
-        """
-        sequences = generation.request.sequences
+        """Decode the sequences of a request, which have been checked. Raises `Failure` if they cannot wait."""
+        sequences = generation.sequences
         if self.broken is not None or not self.thread.is_alive():
             raise engine_failed()
         if self.n_sequences + len(sequences) > self.max_sequences:
-            raise Failure(
-                429, f"Too many requests wait already (at most {self.max_sequences} answers). Try again soon."
-            )
+            message = f"Too many requests wait already (at most {self.max_sequences} answers). Try again soon."
+            raise Failure(429, message)
         self.n_sequences += len(sequences)
         self.inbox.put(sequences)
 
