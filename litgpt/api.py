@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from litgpt.checkpoint.find import find_folder
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import write_model
 from litgpt.errors import UserError, kind, nearest
 from litgpt.families.weights import Weights
 from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.sequentially import spread, usable_devices
+from litgpt.generate.several_devices import spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
@@ -37,11 +37,7 @@ from litgpt.train.base_model import BaseModel, model_fields
 class LLM(nn.Module):
     """A model that generates text, and that you can train in your own loop. Create one with `LLM.load`.
 
-    Attributes:
-        model: The `GPT`.
-        tokenizer: Its `Tokenizer`.
-        prompt_style: How a prompt becomes text. You can replace it, for example by `PromptStyle.from_name("alpaca")`.
-        checkpoint_dir: The folder of the weights; None for random weights.
+    You can replace `prompt_style`, for example by `PromptStyle.from_name("alpaca")`.
     """
 
     def __init__(
@@ -123,6 +119,7 @@ class LLM(nn.Module):
 
     @property
     def checkpoint_dir(self) -> Optional[Path]:
+        """The folder of the weights; None for random weights."""
         return self.source.folder if self.source is not None else None
 
     # generating
@@ -210,13 +207,11 @@ class LLM(nn.Module):
         if not self.changed:
             prepack(self.model)
         engine = Engine(self.model, max(1, min(len(requests), batch_size)), self.max_length)
-        training, n_sent = self.model.training, dict.fromkeys(requests, 0)
+        training = self.model.training
         self.model.eval()
         try:
             for answer, part in decode(engine, self.tokenizer, requests, stop):
-                new = answer.request.ids[n_sent[answer.request] :]
-                n_sent[answer.request] += len(new)
-                yield answer.number, torch.tensor(new, dtype=torch.long) if as_ids else part
+                yield answer.number, torch.tensor(answer.new_ids, dtype=torch.long) if as_ids else part
         finally:
             self.model.train(training)
 

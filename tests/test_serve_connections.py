@@ -21,10 +21,10 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Request
 from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.text import TextStream
-from litgpt.serve import body as body_module
+from litgpt.serve import guard as guard_module
 from litgpt.serve import server as server_module
 from litgpt.serve import service as service_module
 from tests.conftest import save_llama
@@ -236,7 +236,7 @@ def test_time_in_the_queue_counts(slow):
 
 def test_bodies_that_are_large_together(monkeypatch):
     """Bytes that came are counted, whoever has sent all of them; small bodies are never refused for that."""
-    monkeypatch.setattr(body_module, "N_BODIES", 2)
+    monkeypatch.setattr(guard_module, "N_BODIES", 2)
     body = post("/v1/completions", {"prompt": "x" * 190_000})
     with in_thread(PICO, max_body=200_000) as running, contextlib.ExitStack() as stack:
         made = [stack.enter_context(connect(running.url)) for _ in range(3)]
@@ -255,7 +255,7 @@ def test_bodies_that_are_large_together(monkeypatch):
 
 
 def test_who_sends_slowly_takes_no_place(monkeypatch):
-    monkeypatch.setattr(body_module, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(guard_module, "BODY_SECONDS", 1.0)
     body = post("/v1/completions", {"prompt": "Hi", "max_tokens": 1})
     with in_thread(PICO, max_batch=1, max_queue=1) as running, contextlib.ExitStack() as stack:
         made = [stack.enter_context(connect(running.url)) for _ in range(5)]

@@ -21,8 +21,7 @@ from litgpt.checkpoint.hub import PICO
 from litgpt.commands.answer_file import PromptFile
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, Request, generate
-from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.options import PromptOptions
+from litgpt.generate.inference_model import InferenceModel, PromptOptions
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
 from litgpt.serve.worker import MAX_FAILURES, Worker

@@ -1,21 +1,25 @@
 """`litgpt serve`"""
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Optional
 
 from litgpt.cli.groups import option_group
 from litgpt.errors import UserError, require
-from litgpt.generate.options import ModelOptions
+from litgpt.generate.inference_model import ModelOptions
+from litgpt.generate.sampling import Sampling
 from litgpt.serve.settings import Settings
 
 
 @option_group("model", ModelOptions, skip=("compile",))
 @option_group("settings", Settings)
+@option_group("sampling", Sampling, skip=("min_p", "repetition_penalty"))
 def main(
     checkpoint_dir: Path,
     model: ModelOptions,
     settings: Settings,
+    sampling: Sampling,
     adapters: Optional[dict[str, Path]] = None,
     port: int = 8000,
     access_token: Optional[str] = None,
@@ -23,7 +27,8 @@ def main(
 ) -> None:
     """Serve a model over HTTP with OpenAI's API, and a chat page.
 
-    Requests that arrive at the same time are decoded in one batch. SIGTERM lets running answers finish.
+    Requests that arrive at the same time are decoded in one batch. A request may set other sampling options than those
+    given here. SIGTERM lets running answers finish.
 
     Args:
         checkpoint_dir: A base or adapter folder, or its name under checkpoints/.
@@ -48,7 +53,7 @@ def main(
     listening = bind(host, port)
     options = {name: getattr(model, name) for name in ("base", "precision", "quantize", "accelerator")}
     registry = ModelRegistry.open(checkpoint_dir, adapters or {}, **options)
-    app = App(registry, settings)
+    app = App(registry, replace(settings, sampling=sampling))
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
     paths = ", ".join(["chat page at /", "/v1", *([settings.api_path] if settings.api_path else [])])
     print(f"litgpt: {', '.join(registry.models)} at {url} ({paths})", flush=True)

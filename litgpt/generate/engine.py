@@ -5,7 +5,7 @@ Shapes: B sequences, T tokens, V = padded_vocab_size.
 
 import random
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Optional
@@ -20,43 +20,25 @@ from litgpt.text.tokenizer import TooLong
 
 GREEDY = Sampling(temperature=0.0)
 CHUNK = 512  # tokens of prompts that are read at once
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["stop", "length", "cancelled"]  # length: its own maximum, or the model's last position
 
 
 @dataclass(eq=False)
 class Request:
-    """A sequence to decode: a prompt, and the answer that an `Engine` fills in.
-
-    Args:
-        prompt: Token ids.
-        max_new_tokens: Maximum number of tokens in the answer.
-        sampling: How tokens are drawn.
-        stop_ids: Tokens that end the answer. They do not belong to it.
-        seed: The same seed draws the same answer, whatever else is decoded at the same time.
-        logprobs: Keep the log-probability of each token, and of this many of the most likely tokens at its place; None
-            for none at all.
-        adapter: The name of one of the engine's adapters; None for the base model.
-        tag: Anything by which the caller recognizes the request.
-
-    Attributes:
-        ids: The answer so far.
-        finish: Why it ended: at a stop token, at its maximum length or the model's last position, or because `cancel`
-            was called. None while it goes on.
-        token_logprobs: The log-probability of each token of the answer, in nats, by the model (before temperature and
-            all limits).
-        top_logprobs: The most likely tokens at the place of each token of the answer, and their log-probabilities.
-    """
+    """A sequence to decode: a prompt, and the answer that an `Engine` fills in."""
 
     prompt: Sequence[int]
     max_new_tokens: int
     sampling: Sampling = GREEDY
-    stop_ids: Collection[int] = ()
-    seed: int = 1234
-    logprobs: Optional[int] = None
-    adapter: Optional[str] = None
-    tag: Any = None
-    ids: list[int] = field(default_factory=list, init=False)
-    finish: Optional[Finish] = field(default=None, init=False)
+    stop_ids: Collection[int] = ()  # end the answer, and do not belong to it
+    seed: int = 1234  # the same seed draws the same answer, whatever else is decoded at the same time
+    logprobs: Optional[int] = None  # keep log-probabilities, also of this many of the most likely tokens
+    adapter: Optional[str] = None  # one of the engine's; None for the base model
+    tag: Any = None  # anything by which the caller recognizes the request
+
+    ids: list[int] = field(default_factory=list, init=False)  # the answer so far
+    finish: Optional[Finish] = field(default=None, init=False)  # why it ended; None while it goes on
+    # in nats, by the model (before temperature and all limits), at the place of each token of the answer
     token_logprobs: list[float] = field(default_factory=list, init=False)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list, init=False)
 
@@ -160,9 +142,15 @@ class Engine:
         try:
             ended = self.release_rows()
             self.fill_rows()
-            prefill = [row for row, request in enumerate(self.rows) if request and self.n_unread(row) > 1]
-            decode = [row for row, request in enumerate(self.rows) if request and self.n_unread(row) == 1]
-            grown = self.prefill(prefill) + (self.forward(decode, [1] * len(decode)) if decode else [])
+            prefill, decode, room = dict[int, int](), dict[int, int](), CHUNK
+            for row, request in enumerate(self.rows):
+                n = self.n_unread(row) if request else 0
+                if n == 1:
+                    decode[row] = 1
+                elif n and room:
+                    prefill[row] = min(n, room)
+                    room -= prefill[row]
+            grown = self.forward(prefill) + self.forward(decode)
         except BaseException:
             self.clear()
             raise
@@ -215,30 +203,20 @@ class Engine:
             return 0
         return common_prefix(self.cached[row], request.prompt[:-1])
 
-    def prefill(self, rows: Sequence[int]) -> list[Request]:
-        """Read parts of prompts, in the order of the rows. Returns the requests that got their first token."""
-        chosen, lengths, room = [], [], CHUNK
-        for row in rows:
-            n = min(self.n_unread(row), room)
-            if n:
-                chosen.append(row)
-                lengths.append(n)
-                room -= n
-        return self.forward(chosen, lengths) if chosen else []
-
-    def forward(self, rows: Sequence[int], lengths: Sequence[int]) -> list[Request]:
+    def forward(self, n_tokens: Mapping[int, int]) -> list[Request]:
         """Read this many tokens of each row. Requests whose last token was read get a new one, and are returned."""
+        if not n_tokens:
+            return []
         ids: list[int] = []
+        rows, lengths = list(n_tokens), list(n_tokens.values())
         self.adapters.choose([self.cached_with[row] for row in rows], lengths)
-        for row, n in zip(rows, lengths):
+        for row, n in n_tokens.items():
             request, start = self.rows[row], len(self.cached[row])
             assert request is not None
             new = list(request.prompt[start : start + n]) or request.ids[-1:]
             self.cached[row] += new
             ids += new
-        hidden = self.model.hidden(
-            torch.tensor([ids], device=self.model.device), list(lengths), self.cache, list(rows)
-        )[0]
+        hidden = self.model.hidden(torch.tensor([ids], device=self.model.device), lengths, self.cache, rows)[0]
         ends = torch.tensor(lengths).cumsum(0).tolist()
         done = [(row, end - 1) for row, end in zip(rows, ends) if self.n_unread(row) == 0]
         if not done:

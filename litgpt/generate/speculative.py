@@ -12,9 +12,8 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
-from litgpt.generate.answers import Answer
+from litgpt.generate.answers import Answer, TextStream
 from litgpt.generate.engine import CHUNK, Request, common_prefix
-from litgpt.generate.text import TextStream
 from litgpt.model import GPT, KVCache
 from litgpt.text.tokenizer import Tokenizer
 
@@ -51,17 +50,14 @@ class Reader:
 
 @dataclass
 class Speculation:
-    """A target model, and a draft model that proposes tokens to it.
+    """A target model, and a draft model with the same tokenizer that proposes tokens to it.
 
-    Args:
-        target: Determines the text: greedily exactly its own, else drawn from its distribution.
-        draft: Has the same tokenizer.
-        k: Maximum number of tokens to draft at a time.
+    The target determines the text: greedily exactly its own, else drawn from its distribution.
     """
 
     target: GPT
     draft: GPT
-    k: int = 3
+    k: int = 3  # maximum number of tokens to draft at a time
     n_drafted: int = field(default=0, init=False)  # tokens so far
     n_accepted: int = field(default=0, init=False)  # those of them that the target accepted
 
@@ -124,12 +120,9 @@ def accept(
 ) -> tuple[int, int]:
     """How many of the drafted tokens are accepted, and the token that follows them.
 
-    A token is accepted with probability min(1, p / q). Instead of the first rejected one, a token is drawn from what p
-    has more than q. So each token is distributed as p (algorithm 1 of the paper).
-
-    Args:
-        p: Probabilities of the target at each place, (V,), K + 1 of them.
-        q: Probabilities of the draft model, K of them.
+    p has the target's probabilities (V,) at K + 1 places, q those of the draft model at K. A token is accepted with
+    probability min(1, p / q). Instead of the first rejected one, a token is drawn from what p has more than q. So each
+    token is distributed as p (algorithm 1 of the paper).
     """
     for i, token in enumerate(drafted):
         if generator.random() * float(q[i][token]) >= float(p[i][token]):

@@ -20,7 +20,7 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.families import check, read_config, weight_map, write_config
-from litgpt.families.table import Stored, rows_by_group, without_wrappers
+from litgpt.families.table import Parameter, Stored, rows_by_group, without_wrappers
 from litgpt.families.weights import KINDS, READ, Weights, check_count, check_tied, check_weights
 from litgpt.model import GPT
 from litgpt.model.config import Config, differences
@@ -125,22 +125,20 @@ class LitCheckpoint(Weights):
         names, expected = weight_map(self.config), dict[str, tuple[int, ...]]()
         with torch.device("meta"):
             model = GPT(self.config)
-        for name, module, leaf, _ in (parameters := names.parameters(model)).values():
-            ours, shape = name.rpartition(".")[0], tuple(getattr(module, leaf).shape)
-            theirs, order = [f"{n}.{leaf}" for n in lit_modules(ours, module)], None
-            old = f"{ours.removesuffix('qkv')}attn.{leaf}"
-            if ours.endswith("attn.qkv") and old in self.weights:
-                theirs, order = [old], group_order(self.config)
-            sizes = module.parts if len(theirs) > 1 else shape[:1]  # type: ignore[union-attr]
-            expected |= {n: (size, *shape[1:]) for n, size in zip(theirs, sizes)}  # type: ignore[arg-type]
-            tensors = parameters[name].tensors
+        for parameter in names.parameters(model).values():
+            sizes, order = lit_tensors(parameter), None
+            old = parameter.name.replace(".attn.qkv.", ".attn.attn.")
+            if old != parameter.name and old in self.weights:
+                sizes, order = {old: len(parameter.value)}, group_order(self.config)
+            expected |= {n: (size, *parameter.value.shape[1:]) for n, size in sizes.items()}
+            tensors, theirs = parameter.tensors, list(sizes)
             if tensors[0].name == names.tied_head:
                 continue
             dtype = self.weights[theirs[0]].dtype if theirs[0] in self.weights else torch.float32
             for i, (hf, form, rows) in enumerate(tensors):
                 alone = StoredRows([theirs[i]], order, slice(None), form) if len(tensors) == len(theirs) else None
                 self.sources[hf] = alone or StoredRows(theirs, order, rows, form)
-                self.shapes[hf] = parameters[name].shape(tensors[i])
+                self.shapes[hf] = parameter.shape(tensors[i])
                 self.files[hf] = self.file
                 self.dtypes[hf] = NAMES.get(dtype, str(dtype))
         found = {n: tuple(t.shape) for n, t in self.weights.items()}
@@ -173,20 +171,17 @@ def to_lit(checkpoint: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     embedding = torch.empty(0)
     parameters = names.parameters(model).values()
     for parameter in sorted(parameters, key=lambda p: p.name != "transformer.wte.weight"):
-        tensors, leaf = parameter.tensors, parameter.leaf
-        if tensors[0].name == names.tied_head:
+        if parameter.tensors[0].name == names.tied_head:
             yield parameter.name, embedding
             continue
-        parts = [tensor.form.to_ours(checkpoint.tensor(tensor.name)) for tensor in tensors]
-        theirs = lit_modules(parameter.name.rpartition(".")[0], parameter.module)
-        if len(parts) != len(theirs):
-            joined = torch.cat(parts)
-            sizes = parameter.module.parts if len(theirs) > 1 else [len(joined)]  # type: ignore[union-attr]
-            parts = list(joined.split(list(sizes)))  # type: ignore[arg-type]
+        parts = [tensor.form.to_ours(checkpoint.tensor(tensor.name)) for tensor in parameter.tensors]
+        sizes = lit_tensors(parameter)
+        if len(parts) != len(sizes):
+            parts = list(torch.cat(parts).split(list(sizes.values())))
         if parameter.name == "transformer.wte.weight":
             embedding = parts[0]
-        for module, part in zip(theirs, parts):
-            yield f"{module}.{leaf}", part.clone() if len(parts) > 1 else part.contiguous()
+        for name, part in zip(sizes, parts):
+            yield name, part.clone() if len(parts) > 1 else part.contiguous()
 
 
 def has_hf_weights(folder: Path) -> bool:
@@ -205,6 +200,13 @@ def lit_modules(ours: str, module: Any) -> list[str]:
     """The modules of LitGPT that hold a module of ours, in the order of its rows."""
     gated = ours.endswith(".fc") and len(getattr(module, "parts", ())) == 2
     return [f"{ours}_1", f"{ours}_2"] if gated else [ours]
+
+
+def lit_tensors(parameter: Parameter) -> dict[str, int]:
+    """The tensors of LitGPT that hold a parameter of ours, in the order of its rows, and the rows of each."""
+    modules = lit_modules(parameter.name.rpartition(".")[0], parameter.module)
+    sizes: Any = parameter.module.parts if len(modules) > 1 else [len(parameter.value)]
+    return {f"{module}.{parameter.leaf}": size for module, size in zip(modules, sizes)}
 
 
 def our_module(theirs: str) -> tuple[str, int]:

@@ -1,4 +1,4 @@
-"""What every request passes before a route handles it: access, limits, and the log."""
+"""What every request passes before a route handles it: access, the limits of its body, and the log."""
 
 import asyncio
 import hmac
@@ -11,19 +11,102 @@ from contextlib import suppress
 from typing import Any, Optional, Union
 from urllib.parse import unquote
 
-from litgpt.serve.body import Body, BodyMemory, Disconnected, Receive
 from litgpt.serve.failure import Failure
 from litgpt.serve.metrics import Metrics
 from litgpt.serve.settings import Settings, is_loopback
 
 Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+BODY_SECONDS = 30.0  # time limit for a body to arrive
+SMALL = 65_536  # the largest small body, in bytes
+N_BODIES = 16  # how many bodies of the largest size may be in memory at once
 DISCONNECTED = 499  # the status that is counted if the client went away before the response
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
 AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s\[\]:@/\\?#%,]+))(?::[0-9]{0,5})?", re.IGNORECASE)
 ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^/]*)", re.IGNORECASE)
 Host = Union[str, ipaddress.IPv4Address, ipaddress.IPv6Address]
 log = logging.getLogger("litgpt.serve")
+
+
+class Disconnected(Exception):
+    """The client closed the connection."""
+
+
+class BodyMemory:
+    """The bytes of all bodies that are in memory."""
+
+    def __init__(self, max_body: int) -> None:
+        self.max_body, self.max_held, self.held = max_body, N_BODIES * max_body, 0
+
+
+class Body:
+    """The body of one request."""
+
+    def __init__(self, memory: BodyMemory, receive: Receive) -> None:
+        self.memory, self.receive = memory, receive
+        self.parts, self.size, self.more = list[bytes](), 0, True
+        self.deadline = time.monotonic() + BODY_SECONDS
+
+    async def read(self, announced: int) -> None:
+        """Read all of it. `announced` is its size in bytes as the client says.
+
+        Raises:
+            Failure: It is too large, arrives too slowly, or all bodies together are too large.
+            Disconnected: The client went away.
+        """
+        if announced > self.memory.max_body:
+            raise self.too_large()
+        while self.more:
+            part = await self.receive_part()
+            self.parts.append(part)
+            self.size += len(part)
+            self.memory.held += len(part)
+            if self.size > self.memory.max_body:
+                raise self.too_large()
+            if self.size > SMALL and self.memory.held > self.memory.max_held:
+                raise Failure(429, "Too many large requests at once. Try again soon.")
+
+    async def receive_part(self) -> bytes:
+        try:
+            message = await asyncio.wait_for(self.receive(), max(0, self.deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise Failure(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        self.more = message.get("more_body", False)
+        return message.get("body", b"")
+
+    def too_large(self) -> Failure:
+        return Failure(413, f"The body has more than {self.memory.max_body} bytes (--max_body).")
+
+    def free(self) -> None:
+        self.memory.held -= self.size
+        self.parts, self.size = [], 0
+
+    async def discard(self) -> None:
+        """Read the rest and drop it: a client that is still sending does not read the response."""
+        self.free()
+        with suppress(Failure, Disconnected):
+            while self.more:
+                await self.receive_part()
+
+    async def disconnected(self) -> None:
+        """Wait for the client to go away."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    def replay(self, disconnected: asyncio.Future) -> Receive:
+        """A `receive` that returns the complete body once, and keeps nothing of it."""
+
+        async def receive() -> MutableMapping[str, Any]:
+            if self.parts:
+                content, self.parts = b"".join(self.parts), []
+                return {"type": "http.request", "body": content, "more_body": False}
+            await asyncio.wait((disconnected,))
+            return {"type": "http.disconnect"}
+
+        return receive
 
 
 class RequestGuard:

@@ -11,7 +11,7 @@ from typing import Any, Optional
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from litgpt.serve.failure import Failure
-from litgpt.serve.generation import Delta, Generation, Token
+from litgpt.serve.worker import Delta, Generation, Token
 
 Fields = dict[str, Any]
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}

@@ -11,19 +11,18 @@ from typing import Optional, TypeVar, Union
 from fastapi import Request
 
 from litgpt.errors import UserError, nearest
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Engine
 from litgpt.generate.engine import Request as Sequence
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import TextStream
-from litgpt.serve.body import SMALL
 from litgpt.serve.failure import Failure
-from litgpt.serve.generation import Generation, timed_out
+from litgpt.serve.guard import SMALL
 from litgpt.serve.metrics import Metrics
 from litgpt.serve.models import ModelRegistry
 from litgpt.serve.schema import Chat, SamplingParams, parse
 from litgpt.serve.settings import Settings
-from litgpt.serve.worker import Worker
+from litgpt.serve.worker import Generation, Worker, timed_out
 from litgpt.text.tokenizer import TooLong
 
 T = TypeVar("T")
@@ -145,7 +144,7 @@ class Service:
         return sequences
 
     def sampling(self, body: SamplingParams) -> Sampling:
-        defaults = self.settings
+        defaults = self.settings.sampling
         return Sampling(
             temperature=defaults.temperature if body.temperature is None else body.temperature,
             top_k=body.top_k if "top_k" in body.model_fields_set else defaults.top_k,

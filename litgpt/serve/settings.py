@@ -2,7 +2,7 @@
 
 import ipaddress
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Optional
 
 from litgpt.errors import UserError
@@ -20,9 +20,6 @@ class Settings:
         api_key: Key that clients have to send. By default the value of LITGPT_API_KEY, which, unlike a flag, other
             users of the machine cannot see.
         allow_anonymous: Allow requests without a key, also from other machines.
-        temperature: Default temperature for requests that set none; 0 is greedy.
-        top_k: Default top-k for requests that set none; null for all tokens.
-        top_p: Default top-p for requests that set none.
         max_new_tokens: Default limit of the answer for requests that set none. By default the rest of the context, as
             in OpenAI's API, and 50 for --api_path, as in LitGPT.
         stream: Answer requests to --api_path as lines of JSON while the tokens are generated.
@@ -41,9 +38,6 @@ class Settings:
     host: str = "127.0.0.1"
     api_key: Optional[str] = None
     allow_anonymous: bool = False
-    temperature: float = 0.8
-    top_k: Optional[int] = 50
-    top_p: float = 1.0
     max_new_tokens: Optional[int] = None
     stream: bool = False
     openai_spec: bool = False
@@ -52,6 +46,7 @@ class Settings:
     max_batch: int = 16
     max_queue: int = 64
     max_body: int = 4_194_304
+    sampling: Sampling = field(default_factory=Sampling)  # for requests that set no other
 
     def __post_init__(self) -> None:
         if self.api_key is None:
@@ -71,10 +66,6 @@ class Settings:
         key = self.api_key
         if key is not None and not (key.strip() and key.isascii() and key == key.strip()):
             wrong.append("--api_key (or LITGPT_API_KEY) must be ASCII text without surrounding blanks")
-        try:
-            Sampling(self.temperature, self.top_k, self.top_p)
-        except UserError as e:
-            wrong.append(str(e).rstrip("."))
         if wrong:
             raise UserError("; ".join(wrong) + ".")
         if key is None and not is_loopback(self.host) and not self.allow_anonymous:
