@@ -44,7 +44,7 @@ def speculate(
     speculation: Speculation, prompt: list[int], n: int, sampling: Sampling = GREEDY, **more: Any
 ) -> list[int]:
     request = Request(prompt, n, sampling, **more)
-    list(speculation.grow(request))
+    list(speculation.grow([request]))
     return request.ids
 
 

@@ -150,7 +150,7 @@ def speculatively(
     requests = options.requests(ids, sampling, target.stop_ids)
     speculation = Speculation(target.model, draft.model, speculative_k)
     began = time.perf_counter()
-    answers = speculation.answers(target.tokenizer, requests, options.stop_strings)
+    answers = decode(speculation, target.tokenizer, requests, options.stop_strings)
     n_new = print_answers(answers, rendered, target)
     share = speculation.n_accepted / max(speculation.n_drafted, 1)
     print_metrics(n_new, began, target.device, f"{share:.0%} of {speculation.n_drafted} drafted tokens accepted")

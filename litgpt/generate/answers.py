@@ -3,10 +3,11 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import takewhile
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 from litgpt.errors import UserError
 from litgpt.generate.engine import Engine, Finish, Request
+from litgpt.generate.speculative import Speculation
 from litgpt.storage.files import parse_json
 from litgpt.text.tokenizer import Tokenizer
 
@@ -133,7 +134,7 @@ class Answer:
 
 
 def decode(
-    engine: Engine, tokenizer: Tokenizer, requests: Iterable[Request], stop: Sequence[str] = ()
+    engine: Union[Engine, Speculation], tokenizer: Tokenizer, requests: Iterable[Request], stop: Sequence[str] = ()
 ) -> Iterator[tuple[Answer, str]]:
     """Answer requests, as many at once as the engine has rows, and yield each answer with the text by which it grew.
 

@@ -12,7 +12,6 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
-from litgpt.generate.answers import Answer, TextStream
 from litgpt.generate.engine import CHUNK, Request, common_prefix
 from litgpt.model import GPT, KVCache
 from litgpt.text.tokenizer import Tokenizer
@@ -61,19 +60,12 @@ class Speculation:
     n_drafted: int = field(default=0, init=False)  # tokens so far
     n_accepted: int = field(default=0, init=False)  # those of them that the target accepted
 
-    def answers(
-        self, tokenizer: Tokenizer, requests: Iterable[Request], stop: Sequence[str] = ()
-    ) -> Iterator[tuple[Answer, str]]:
-        """Answer requests one by one. Yields as `litgpt.generate.answers.decode`."""
-        for number, request in enumerate(requests):
-            answer = Answer(number, request, TextStream(tokenizer, request.prompt, stop))
-            for _ in self.grow(request):
-                yield answer, answer.new_text()
-                if answer.finish:
-                    break
+    def grow(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """As `Engine.grow`, one request after another."""
+        for request in requests:
+            yield from self.decode(request)
 
-    def grow(self, request: Request) -> Iterator[Request]:
-        """Decode a request, and yield it whenever it got a token or ended. Raises `UserError` as `Request.check`."""
+    def decode(self, request: Request) -> Iterator[Request]:
         request.check(self.target)
         target, draft = Reader(self.target), Reader(self.draft)
         vocab_size, block_size = self.target.config.padded_vocab_size, self.target.config.block_size
