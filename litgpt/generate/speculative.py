@@ -97,9 +97,9 @@ class Speculation:
     def n_draftable(self, ids: Sequence[int]) -> int:
         """How many tokens can be drafted behind these.
 
-        None if the draft model does not know all of these tokens (its embedding may be padded less than the target's);
-        no more than its context has room for; and no more than up to the length at which the target's positions change
-        (longrope), where its logits for the first of them would be those of a longer text.
+        Zero if the draft model does not know all of them (its embedding may be padded less than the target's). At most
+        what its context has room for, and up to the length at which the target's positions change (longrope), where the
+        logits for the first of them would be those of a longer text.
         """
         if max(ids) >= self.draft.config.padded_vocab_size:
             return 0

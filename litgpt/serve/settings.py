@@ -51,10 +51,10 @@ class Settings:
     def __post_init__(self) -> None:
         if self.api_key is None:
             self.api_key = os.environ.get("LITGPT_API_KEY")
-        positive = ("max_new_tokens", "timeout", "max_batch", "max_body")
-        values = {name: getattr(self, name) for name in positive}
         wrong = [
-            f"--{name} {value} must be above 0" for name, value in values.items() if value is not None and value <= 0
+            f"--{name} {value} must be above 0"
+            for name in ("max_new_tokens", "timeout", "max_batch", "max_body")
+            if (value := getattr(self, name)) is not None and value <= 0
         ]
         if self.max_queue < 0:
             wrong.append(f"--max_queue {self.max_queue} must not be negative")
