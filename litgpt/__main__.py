@@ -34,7 +34,7 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
     ),
     "generate_tp": ("litgpt.commands.generate:tensor_parallel", "Generate text with each layer split across devices."),
     "chat": ("litgpt.commands.chat:main", "Chat with a model or an adapter."),
-    "serve": ("litgpt.serve.main:main", "Serve a model with an OpenAI-compatible API and a chat page."),
+    "serve": ("litgpt.commands.serve:main", "Serve a model with an OpenAI-compatible API and a chat page."),
     "evaluate": ("litgpt.commands.evaluate:main", "Evaluate a model or an adapter on lm-eval tasks."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Merge a LoRA adapter into its base model."),
     "convert_to_litgpt": ("litgpt.commands.convert_to_litgpt:main", "Convert a model to LitGPT's format."),

@@ -19,8 +19,7 @@ from litgpt.commands import answer_file
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Request, generate
-from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.options import DEFAULT_PROMPT
+from litgpt.generate.inference_model import DEFAULT_PROMPT, InferenceModel
 from litgpt.model.blocks import check_compiler
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer, decode
 from litgpt.generate.engine import Engine, Request
-from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.options import PromptOptions
+from litgpt.generate.inference_model import InferenceModel, PromptOptions
 from litgpt.generate.prompt_file import n_answered, open_prompts, output_fields, to_line, to_messages
 from litgpt.generate.sampling import Sampling
 from litgpt.train.progress import SECONDS

@@ -22,12 +22,17 @@ from litgpt.commands.answer_file import PromptFile
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer, decode, in_order
 from litgpt.generate.engine import Engine, Request
-from litgpt.generate.inference_model import InferenceModel, natural_precision
-from litgpt.generate.options import DEFAULT_PROMPT, ModelOptions, PromptOptions, check_positive
+from litgpt.generate.inference_model import (
+    DEFAULT_PROMPT,
+    InferenceModel,
+    ModelOptions,
+    PromptOptions,
+    check_positive,
+    natural_precision,
+)
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.sequentially import usable_devices
+from litgpt.generate.several_devices import check_divisible, keep_part, usable_devices
 from litgpt.generate.speculative import Speculation, check_same_tokens
-from litgpt.generate.tensor_parallel import check_divisible, keep_part
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model import GPT
@@ -145,7 +150,7 @@ def speculatively(
     requests = options.requests(ids, sampling, target.stop_ids)
     speculation = Speculation(target.model, draft.model, speculative_k)
     began = time.perf_counter()
-    answers = speculation.answers(target.tokenizer, requests, options.stop_strings)
+    answers = decode(speculation, target.tokenizer, requests, options.stop_strings)
     n_new = print_answers(answers, rendered, target)
     share = speculation.n_accepted / max(speculation.n_drafted, 1)
     print_metrics(n_new, began, target.device, f"{share:.0%} of {speculation.n_drafted} drafted tokens accepted")

@@ -18,10 +18,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from litgpt.errors import UserError
 from litgpt.evaluation.scoring import score
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import TextStream
 from litgpt.text.chat_template import ChatTemplate
 from litgpt.text.prompts import template_variables
 from litgpt.train.progress import SECONDS, duration
