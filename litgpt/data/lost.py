@@ -15,6 +15,7 @@ LABELS = """name tool_call_id id ids uuid idx index turn turn_id message_id pare
     updated_at create_time update_time source src lang language model model_name token_count tokens n_tokens length
     score scores rating rank category tags labels metadata meta url author user_id end_turn recipient channel weight
     hash""".split()
+SPECIAL = ("system messages", "tool definitions", "tool calls", "tool results")  # what a template may refuse
 KINDS = {"system": "system messages", "user": "prompts", "assistant": "answers", "tool": "tool results"}
 
 

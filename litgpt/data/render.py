@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from litgpt.data.cache import cache_folder, cache_limit, shrink_cache
 from litgpt.data.columns import match
-from litgpt.data.forms import FORMS, SKIP, Row, check_mapped, rename, to_row
-from litgpt.data.lost import EARLIER, LABEL, Lookup, as_text
+from litgpt.data.forms import FORMS, SKIP, Messages, Row, check_mapped, rename, to_row
+from litgpt.data.lost import EARLIER, LABEL, SPECIAL, Lookup, as_text
 from litgpt.data.row_files import Rows
 from litgpt.data.sources import RowSource, TextPiece
 from litgpt.data.tokens import (
@@ -218,11 +218,10 @@ class TokenMaker:
     def render_conversation(self, row: Row, where: str, chunk: TokenChunk) -> Optional[RenderedExample]:
         counts, messages, tools = chunk.counts, row.messages, row.tools
         style, lookup = self.style_for(row)
+        if self.data.on_lost == "as_text":
+            messages, tools = self.shown_as_text(style, lookup, row)
+            counts.as_text += messages is not row.messages
         hidden = lookup.hidden(messages, tools)
-        if self.data.on_lost == "as_text" and any(map(is_lost, hidden)):
-            messages, tools = as_text(messages, tools, hidden)
-            counts.as_text += 1
-            hidden = lookup.hidden(messages, tools)
         drops = self.data.on_lost == "drop_row" and any(map(is_lost, hidden))
         counts.dropped_lost += drops
         for kind in hidden:
@@ -250,6 +249,18 @@ class TokenMaker:
         own = style.own_special_tokens
         closed = own and bool(self.turn_end) and text[: answers[-1][1]].endswith(str(self.turn_end))
         return RenderedExample(where, text, spans, own, closed)
+
+    def shown_as_text(self, style: PromptStyle, lookup: Lookup, row: Row) -> tuple[Messages, Optional[list[Any]]]:
+        """The messages and tools of a row, with texts in place of parts that the style does not show or refuses."""
+        messages, tools = row.messages, row.tools
+        for _ in range(2):  # definitions of tools become a system message, which may be lost as well
+            if any(map(is_lost, lost := lookup.lost(messages, tools))):
+                messages, tools = as_text(messages, tools, lost)
+        try:
+            style.render_row(messages, tools, self.turn_end)
+        except UserError:
+            messages, tools = as_text(messages, tools, SPECIAL)
+        return messages, tools
 
     def style_for(self, row: Row) -> tuple[PromptStyle, Lookup]:
         """The prompt style with what the row passes to it, and what that style shows."""
