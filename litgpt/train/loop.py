@@ -6,7 +6,7 @@ The loss of a step is the sum over its target tokens divided by their number, ov
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
@@ -16,16 +16,16 @@ from torch.optim import Optimizer
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory
 from litgpt.model.sharded import local_shard, total_norm
-from litgpt.train.args import EvalArgs, TrainArgs
-from litgpt.train.faults import all_finite
-from litgpt.train.flops import FlopCounter
-from litgpt.train.metrics import Metrics
-from litgpt.train.progress import Screen, gigabytes, percent
+from litgpt.train.args import TrainArgs
+from litgpt.train.faults import all_finite, crash
+from litgpt.train.progress import gigabytes, percent
 from litgpt.train.schedule import Schedule, learning_rate
-from litgpt.train.signals import Signals, Stopped
+from litgpt.train.signals import Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
+
+    from litgpt.train.run import Run
 
 PAUSED = 75  # exit code after --train.pause_after, as for SIGUSR1
 RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
@@ -146,45 +146,18 @@ class Plan:
         return f"step {result.steps} ({self.fraction_done(result):.0%})"
 
 
-@dataclass
 class Trainer:
-    """Trains a model until its plan is done, it stops improving, or a signal ends the run.
+    """Trains the model of a run until its plan is done, it stops improving, or a signal ends the run."""
 
-    Args:
-        fabric: Devices and precision.
-        model: A `LossModel`, set up by `fabric`. Takes a batch and returns the sum of its losses.
-        optimizer: Set up by `fabric`; each of its groups has an `lr_ratio`.
-        result: The progress so far, which is updated in place.
-        save: Writes a checkpoint of this name.
-        on_nonfinite: Returns the error for a step whose loss or gradient is not finite, given the number of the step,
-            its rows, its loss, and the norm of its gradient.
-        on_batch: Called with each micro-batch before it runs.
-        flops: Measures utilization; None if that failed.
-    """
-
-    fabric: "Fabric"
-    model: Any
-    optimizer: Optimizer
-    train_rows: Rows
-    val_rows: Rows
-    plan: Plan
-    train: TrainArgs
-    eval: EvalArgs
-    seed: int
-    result: Result
-    screen: Screen
-    metrics: Metrics
-    signals: Signals
-    save: Callable[[str], None]
-    on_nonfinite: Callable[[int, list[int], float, float], BaseException]
-    on_batch: Callable[[Batch], None] = lambda batch: None
-    flops: Optional[FlopCounter] = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, run: "Run") -> None:
+        self.run, self.fabric, self.screen = run, run.fabric, run.screen
+        self.model, self.optimizer, self.peak_lr = run.fabric_model, run.fabric_optimizer, run.peak_lr
+        self.train, self.eval, self.plan, self.result = run.train, run.eval, run.plan, run.result
+        self.train_rows, self.val_rows = run.train_rows, run.val_rows
+        self.metrics, self.signals = run.metrics, run.signals
         self.first_step = self.result.steps
-        self.peak_lr = peak_learning_rate(self.optimizer, self.train)
         self.start_log_window()
-        steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, self.seed)
+        steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, run.seed)
         self.steps = itertools.islice(steps, self.result.steps, self.plan.steps)
 
     def fit(self) -> Result:
@@ -207,7 +180,7 @@ class Trainer:
             n_targets, signaled = sum_over_ranks(fabric, counts).tolist()
             loss = torch.zeros((), device=fabric.device)
             for i, batch in enumerate(batches):
-                self.on_batch(batch)
+                self.run.last_batch = batch
                 with fabric.no_backward_sync(model, enabled=i + 1 < len(batches)):
                     part = model(batch) / n_targets
                     fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
@@ -216,7 +189,7 @@ class Trainer:
             norm = clip(fabric, model, optimizer, self.train.max_norm)
             result.loss = float(sum_over_ranks(fabric, loss))
             if not all_finite(result.loss, norm):
-                raise self.on_nonfinite(result.steps + 1, rows, result.loss, float(norm))
+                raise crash(self.run, result.steps + 1, rows, result.loss, float(norm))
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_ratio"]
             optimizer.step()
@@ -237,7 +210,7 @@ class Trainer:
     def prepare(self) -> None:
         """Run the largest micro-batch, so that a run that does not fit in memory fails at once; validate."""
         longest = self.train_rows.batch(self.train_rows.longest(self.train.micro_batch_size))
-        self.on_batch(longest)
+        self.run.last_batch = longest
         memory_dry_run(self.fabric, self.model, self.optimizer, longest.to(self.fabric.device))
         if self.eval.initial_validation and len(self.val_rows) and not self.result.steps:
             self.validate()
@@ -261,7 +234,7 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64)
         model.eval()
         for batch in itertools.islice(batches, max_iters):
-            self.on_batch(batch)
+            self.run.last_batch = batch
             sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
             if self.is_interrupted:
                 self.stop()
@@ -304,7 +277,7 @@ class Trainer:
 
     def save_checkpoint(self, name: str) -> None:
         self.metrics.flush()
-        self.save(name)
+        self.run.saver.checkpoint(name)
 
     def stop(self) -> NoReturn:
         """Save the last step and end the run."""
@@ -333,9 +306,9 @@ class Trainer:
         if not (self.is_due(self.train.log_interval) or plan.is_done(result)):
             return
         tokens, seconds = result.tokens - self.logged_tokens, result.seconds - self.logged_seconds
-        utilization = None
-        if self.flops is not None:
-            utilization = self.flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
+        flops, utilization = self.run.flops, None
+        if flops is not None:
+            utilization = flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
         memory = peak_memory(self.fabric.device)
         self.metrics.write(
             step=result.steps,
@@ -352,10 +325,6 @@ class Trainer:
         details = [f"GEMM utilization {percent(utilization)}", f"peak memory {gigabytes(memory)}"]
         self.screen.step(plan.fraction_done(result), [plan.position(result), *parts], details)
         self.start_log_window()
-
-
-def peak_learning_rate(optimizer: Optimizer, train: TrainArgs) -> float:
-    return optimizer.param_groups[0]["lr"] if train.learning_rate is None else train.learning_rate
 
 
 def memory_dry_run(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -> None:

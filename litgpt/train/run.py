@@ -35,10 +35,10 @@ from litgpt.train.devices.launch import (
 )
 from litgpt.train.devices.ranks import is_first, together, watch
 from litgpt.train.examples import Examples
-from litgpt.train.faults import crash, in_words, spared
+from litgpt.train.faults import in_words, spared
 from litgpt.train.flops import FlopCounter
 from litgpt.train.loggers import check_logger, make_logger
-from litgpt.train.loop import RENAMED_PROGRESS, Plan, Result, Trainer, peak_learning_rate
+from litgpt.train.loop import RENAMED_PROGRESS, Plan, Result, Trainer
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
@@ -52,7 +52,6 @@ from litgpt.train.resume.find import (
     resume_hint,
     set_aside,
     to_resume,
-    what_must_stay,
 )
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.resume.save import Saver
@@ -130,13 +129,13 @@ class Run:
         """
         self.check()
         self.pick_devices()
-        self.last_batch: list[Batch] = []
+        self.last_batch: Optional[Batch] = None
         self.result, self.is_saved = Result(), False
         with (
             Signals(self.is_first) as self.signals,
             ExitStack() as self.held,
             together(self.fabric, self.signals),
-            in_words(self.out_dir, self.last_batch, self.train, self.quantize, not self.is_frozen),
+            in_words(self),
         ):
             if self.find_checkpoint():
                 self.screen.say(f"The run in {self.out_dir} is finished. Its result is {self.out_dir / 'final'}.")
@@ -146,7 +145,8 @@ class Run:
                 self.load()
                 self.build()
                 print_header(self)
-                with self.open_metrics() as self.metrics:
+                self.metrics: Metrics = self.open_metrics()
+                with self.metrics:
                     self.fit()
                     self.save()
             except Stopped:
@@ -236,7 +236,7 @@ class Run:
             fabric.strategy.shard(self.loss_model)  # type: ignore[attr-defined]
         self.fill()
         optimizer = self.make_optimizer()
-        self.saver = self.make_saver(optimizer)
+        self.saver = Saver(self, optimizer)
         state = None
         if self.checkpoint is not None:
             state = TrainingState.read(self.checkpoint, mmap=self.sharing == "fsdp")
@@ -269,33 +269,12 @@ class Run:
             raise UserError(f"--optimizer: {e}.") from e
         optimizer = finished(optimizer, self.seed, fuse=self.precision_name != "16-mixed")
         check_sharded(optimizer)
-        self.peak_lr = peak_learning_rate(optimizer, self.train)
+        rate = self.train.learning_rate
+        self.peak_lr: float = optimizer.param_groups[0]["lr"] if rate is None else rate
         if self.train.min_lr > self.peak_lr and self.train.lr_schedule != "constant":
             raise UserError(f"--train.min_lr {self.train.min_lr} is above the learning rate {self.peak_lr}.")
         self.notes += remarks(optimizer, self.fabric.device)
         return optimizer
-
-    def make_saver(self, optimizer: Optimizer) -> Saver:
-        fixed = what_must_stay(
-            self.precision_name, self.dataset, self.plan, optimizer, self.fabric.world_size, self.sharing
-        )
-        records_style = self.method.saves_style and not self.dataset.plain_text
-        return Saver(
-            fabric=self.fabric,
-            method=self.method,
-            start=self.base_model,
-            loss_model=self.loss_model,
-            optimizer=optimizer,
-            tokenizer=self.tokenizer,
-            style=self.dataset.style if records_style else None,
-            result=self.result,
-            settings=fixed,
-            precision=self.precision_name,
-            quantize=self.quantize,
-            saves_all=not self.is_frozen,
-            out_dir=self.out_dir,
-            keep_last=self.train.keep_last,
-        )
 
     def open_metrics(self) -> Metrics:
         """Take the output folder for this run, and start its logs."""
@@ -321,47 +300,14 @@ class Run:
 
     def fit(self) -> None:
         """Train."""
-        fabric, flops = self.fabric, None
-        with spared("Cannot measure the utilization", fabric.world_size):
+        self.flops: Optional[FlopCounter] = None
+        with spared("Cannot measure the utilization", self.fabric.world_size):
             dtype = torch.bfloat16 if self.precision_name == "bf16-mixed" else DTYPES[self.precision_name]
-            flops = FlopCounter.of(self.model, fabric.device, dtype)
-        self.examples = Examples(
-            model=self.loss_model,
-            tokenizer=self.tokenizer,
-            dataset=self.dataset,
-            eval=self.eval,
-            scores=self.result.scores,
-            ranks=fabric.world_size,
-        )
+            self.flops = FlopCounter.of(self.model, self.fabric.device, dtype)
+        self.examples = Examples(self)
         if self.checkpoint is None:
-            self.examples.show(self.screen, "before")
-        Trainer(
-            fabric=fabric,
-            model=self.fabric_model,
-            optimizer=self.fabric_optimizer,
-            train_rows=self.train_rows,
-            val_rows=self.val_rows,
-            plan=self.plan,
-            train=self.train,
-            eval=self.eval,
-            seed=self.seed,
-            result=self.result,
-            screen=self.screen,
-            metrics=self.metrics,
-            signals=self.signals,
-            save=self.saver.checkpoint,
-            on_nonfinite=self.on_nonfinite,
-            on_batch=self.on_batch,
-            flops=flops,
-        ).fit()
-
-    def on_batch(self, batch: Batch) -> None:
-        """Keep the micro-batch for the message if memory runs out."""
-        self.last_batch[:] = [batch]
-
-    def on_nonfinite(self, step: int, rows: list[int], loss: float, norm: float) -> BaseException:
-        context = self.loss_model, self.train_rows, self.tokenizer, self.out_dir
-        return crash(self.fabric, *context, step, rows, loss, norm)
+            self.examples.show("before")
+        Trainer(self).fit()
 
     def save(self) -> None:
         """Save the result, then show what the model answers now."""
@@ -369,7 +315,7 @@ class Run:
         self.saver.final()
         self.is_saved, self.signals.holds = True, False
         if not self.fabric.broadcast(self.signals.code):  # a signal may have reached only one rank
-            self.examples.show(self.screen, "after")
+            self.examples.show("after")
 
     def report(self) -> None:
         plotted = False

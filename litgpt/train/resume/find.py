@@ -5,19 +5,17 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
 from torch.optim import Optimizer
 
-from litgpt.data.base import TokenizedDataset
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError, without_secrets
 from litgpt.storage.files import read_yaml
 from litgpt.storage.outputs import SUMS, free_name, listed
 from litgpt.text.chat_template import now
 from litgpt.train.args import run_settings, run_words
-from litgpt.train.loop import Plan
 from litgpt.train.resume.folder import HYPERPARAMETERS, settings
 from litgpt.train.resume.state import (
     OPTIMIZER,
@@ -31,6 +29,9 @@ from litgpt.train.resume.state import (
     is_checkpoint,
     step_of,
 )
+
+if TYPE_CHECKING:
+    from litgpt.train.run import Run
 
 BOOLEANS = ("true", "false", "yes", "no", "null")
 
@@ -147,18 +148,16 @@ def take_out(words: list[str], flag: str, is_value: Callable[[str], bool]) -> Op
     return last
 
 
-def what_must_stay(
-    precision: str, loaded: TokenizedDataset, plan: Plan, optimizer: Optimizer, devices: int, shared: str
-) -> dict[str, Any]:
+def what_must_stay(run: "Run", optimizer: Optimizer) -> dict[str, Any]:
     """The settings to compare when the run resumes."""
-    kind = type(optimizer)
+    kind, devices = type(optimizer), run.fabric.world_size
     return {
-        **flat(settings(precision)),
-        "the training rows (rows, tokens, checksum)": summary(loaded.train),
-        "the validation rows (rows, tokens, checksum)": summary(loaded.val),
-        "the number of steps": plan.steps,
+        **flat(settings(run.precision_name)),
+        "the training rows (rows, tokens, checksum)": summary(run.dataset.train),
+        "the validation rows (rows, tokens, checksum)": summary(run.dataset.val),
+        "the number of steps": run.plan.steps,
         "the number of devices": devices,  # `--devices auto` may change
-        **({"the strategy": shared} if devices > 1 else {}),
+        **({"the strategy": run.sharing} if devices > 1 else {}),
         TIME: now().isoformat(),
         OPTIMIZER: f"{kind.__module__}.{kind.__qualname__}",
         "threads": torch.get_num_threads(),
