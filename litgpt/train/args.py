@@ -103,6 +103,13 @@ class TrainArgs:
         if wrong:
             raise UserError("; ".join(wrong) + ".")
 
+    def unused(self) -> list[str]:
+        """A note about options that a constant learning rate does not use."""
+        unused = [f"--train.{name}" for name in ("lr_decay_iters", "min_lr") if getattr(self, name)]
+        if self.lr_schedule != "constant" or not unused:
+            return []
+        return [f"Ignored with --train.lr_schedule constant: {', '.join(unused)}."]
+
     def on(self, world_size: int) -> "TrainArgs":
         """The same options with the batch sizes that `world_size` devices use.
 

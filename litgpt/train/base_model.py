@@ -72,6 +72,12 @@ class BaseModel:
         """The folders that a run reads."""
         return [self.tokenizer_folder, *([self.checkpoint.folder] if self.checkpoint else [])]
 
+    def check_tied(self, tied: Optional[bool]) -> None:
+        if tied not in (None, self.config.tie_embeddings):
+            raise UserError(
+                f"--train.tie_embeddings {tied} does not match the checkpoint, which has {self.config.tie_embeddings}."
+            )
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder, n_embeddings=self.config.padded_vocab_size)
 

@@ -7,7 +7,6 @@ import itertools
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 import torch
@@ -16,10 +15,8 @@ from torch.optim import Optimizer
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory
 from litgpt.model.sharded import local_shard, total_norm
-from litgpt.train.args import TrainArgs
 from litgpt.train.faults import all_finite, crash
 from litgpt.train.progress import gigabytes, percent
-from litgpt.train.schedule import Schedule, learning_rate
 from litgpt.train.signals import Stopped
 
 if TYPE_CHECKING:
@@ -28,122 +25,6 @@ if TYPE_CHECKING:
     from litgpt.train.run import Run
 
 PAUSED = 75  # exit code after --train.pause_after, as for SIGUSR1
-RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
-
-
-@dataclass
-class Result:
-    """The progress of a run, and its result. Losses are in nats per target token.
-
-    Args:
-        steps: Optimizer steps.
-        seen: Rows (or packs) trained on.
-        tokens: Tokens read.
-        seconds: Seconds of training.
-        loss: Loss of the last step.
-        val_losses: Pairs of step and validation loss.
-        last_eval_step: Step of the last validation during training.
-        best: Lowest loss of the validations during training, which may read fewer rows than the others.
-        since_best: Validations since then.
-        early: Whether early stopping ended the run.
-        scores: Fraction of exact answers, each time it was measured.
-    """
-
-    steps: int = 0
-    seen: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-    val_losses: list[tuple[int, float]] = field(default_factory=list)
-    last_eval_step: int = 0
-    best: float = math.inf
-    since_best: int = 0
-    early: bool = False
-    scores: list[float] = field(default_factory=list)
-
-
-@dataclass
-class Plan:
-    """The limits of a run, of which the first one reached ends it, and its learning rate.
-
-    How many steps fit into a token or time budget shows only during the run. Until then the learning rate and the
-    progress follow an estimate, which is exact at the end.
-
-    Args:
-        steps: Limit in optimizer steps; None if only tokens or time end the run.
-        warmup: Warmup steps.
-        decay: Step at which the learning rate reaches its minimum; None for the last step.
-        requested_warmup: The warmup that the options ask for, if it was truncated because the run is shorter.
-        fraction: Fraction of the run that warms up, instead of `warmup`.
-        tokens: Limit in tokens.
-        seconds: Limit in seconds of training.
-        tokens_per_step: Average over all rows.
-    """
-
-    steps: Optional[int]
-    warmup: int
-    decay: Optional[int]
-    requested_warmup: Optional[int] = None
-    fraction: Optional[float] = None
-    tokens: Optional[int] = None
-    seconds: Optional[float] = None
-    tokens_per_step: float = math.nan
-
-    @classmethod
-    def make(cls, train: TrainArgs, rows: Rows) -> "Plan":
-        limits = [train.max_steps] if train.max_steps else []
-        if train.epochs is not None:
-            limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
-        steps = min(limits) if limits else None
-        has_budget = train.max_tokens is not None or train.max_time is not None
-        warmup, fraction = train.lr_warmup_steps or 0, train.lr_warmup_fraction if has_budget else None
-        if train.lr_warmup_fraction is not None:
-            warmup = 0 if has_budget or steps is None else round(train.lr_warmup_fraction * steps)
-        decay = train.lr_decay_iters or (None if has_budget else steps)
-        end = min(steps or math.inf, decay or math.inf)
-        return cls(
-            steps=steps,
-            warmup=int(end) // 10 if warmup > end else warmup,
-            decay=decay,
-            requested_warmup=warmup if warmup > end else None,
-            fraction=fraction,
-            tokens=train.max_tokens,
-            seconds=train.max_time,
-            tokens_per_step=float(rows.lengths.float().mean()) * train.global_batch_size,
-        )
-
-    def steps_in_budget(self, result: Result) -> float:
-        """The estimated number of steps that the tokens and the time allow; infinite without such a limit."""
-        estimates = [math.inf]
-        if self.tokens is not None:
-            estimates.append(self.tokens / (result.tokens / result.steps if result.steps else self.tokens_per_step))
-        if self.seconds is not None and result.seconds:
-            estimates.append(self.seconds / result.seconds * result.steps)
-        return min(estimates)
-
-    def total_steps(self, result: Result) -> float:
-        """The steps of the whole run, an estimate if tokens or time may end it."""
-        return min(self.steps or math.inf, self.steps_in_budget(result))
-
-    def learning_rate(self, result: Result, peak: float, least: float, schedule: Schedule) -> float:
-        """The learning rate of the next step."""
-        total, warmup = self.total_steps(result), min(self.warmup, self.steps_in_budget(result) / 10)
-        if self.fraction is not None:
-            warmup = self.fraction * total if self.fraction else 0
-        return learning_rate(result.steps, self.decay or total, warmup, peak, least, schedule)
-
-    def is_done(self, result: Result) -> bool:
-        limits = ((result.steps, self.steps), (result.tokens, self.tokens), (result.seconds, self.seconds))
-        return any(limit is not None and used >= limit for used, limit in limits)
-
-    def fraction_done(self, result: Result) -> float:
-        return min(1.0, result.steps / self.total_steps(result))
-
-    def position(self, result: Result) -> str:
-        """The current step, as log lines show it."""
-        if self.steps is not None and self.steps <= self.steps_in_budget(result):
-            return f"step {result.steps}/{self.steps}"
-        return f"step {result.steps} ({self.fraction_done(result):.0%})"
 
 
 class Trainer:
@@ -160,7 +41,7 @@ class Trainer:
         steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, run.seed)
         self.steps = itertools.islice(steps, self.result.steps, self.plan.steps)
 
-    def fit(self) -> Result:
+    def fit(self) -> None:
         """Train.
 
         Raises:
@@ -205,7 +86,6 @@ class Trainer:
         self.screen.stop()
         if self.eval.final_validation and len(self.val_rows):
             self.validate()
-        return result
 
     def prepare(self) -> None:
         """Run the largest micro-batch, so that a run that does not fit in memory fails at once; validate."""

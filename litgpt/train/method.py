@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
+from litgpt.errors import UserError
 from litgpt.model import GPT
 from litgpt.train.base_model import BaseModel
 
@@ -30,3 +32,12 @@ class Method:
     saves_style: bool = True
     next_commands: tuple[str, ...] = ()
     remark: str = ""
+
+    def check_quantize(self, quantize: Optional[str], frozen: bool, precision: str) -> None:
+        """Raise `UserError` if the weights cannot be quantized."""
+        if quantize is not None and not frozen:
+            raise UserError(f"--quantize {quantize} needs frozen weights, but {self.name} trains all of them.")
+        if quantize is not None and not precision.endswith("-true"):
+            raise UserError(
+                f"--quantize {quantize} does not support --precision {precision}. Use bf16-true, 16-true, or 32-true."
+            )

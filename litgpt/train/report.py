@@ -10,8 +10,9 @@ from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.model.devices import peak_memory
 from litgpt.train.args import TrainArgs
-from litgpt.train.loop import Plan, perplexity
+from litgpt.train.loop import perplexity
 from litgpt.train.progress import Screen, duration, gigabytes
+from litgpt.train.schedule import Plan
 
 if TYPE_CHECKING:
     from litgpt.train.run import Run
@@ -105,8 +106,7 @@ def describe_schedule(plan: Plan, train: TrainArgs, rows: Rows) -> str:
 
 
 def describe_learning_rate(peak: float, plan: Plan, train: TrainArgs) -> str:
-    has_budget = plan.tokens is not None or plan.seconds is not None
-    warmup = f"{plan.warmup:,} warmup steps{' (at most a tenth of the run)' * has_budget}, " if plan.warmup else ""
+    warmup = f"{plan.warmup:,} warmup steps{' (at most a tenth of the run)' * plan.has_budget}, " if plan.warmup else ""
     warmup = f"warmup over {plan.fraction:.0%} of the run, " if plan.fraction else warmup
     if train.lr_schedule == "constant":
         return f"{warmup}learning rate {peak:g}, constant"

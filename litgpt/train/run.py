@@ -24,21 +24,22 @@ from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
 from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
 from litgpt.train.base_model import BaseModel
-from litgpt.train.checks import check_machine, check_quantize, check_tied, unused_options, unused_strategy
 from litgpt.train.devices.launch import (
     StrategyName,
+    check_machine,
     give_memory_back,
     layout,
     make_fabric,
     pick_strategy,
     seed_everything,
+    unused_strategy,
 )
 from litgpt.train.devices.ranks import is_first, together, watch
 from litgpt.train.examples import Examples
 from litgpt.train.faults import in_words, spared
 from litgpt.train.flops import FlopCounter
 from litgpt.train.loggers import check_logger, make_logger
-from litgpt.train.loop import RENAMED_PROGRESS, Plan, Result, Trainer
+from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
@@ -57,6 +58,7 @@ from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, wr
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
 from litgpt.train.rows import changed_style, load_dataset, row_limit, sequences
+from litgpt.train.schedule import RENAMED_PROGRESS, Plan, Result
 from litgpt.train.signals import Signals, Stopped
 
 if TYPE_CHECKING:
@@ -164,14 +166,14 @@ class Run:
         """Check the options, without weights."""
         self.train.check()
         self.eval.check()
-        self.notes = check_logger(self.logger_name, self.log) + unused_options(self.train)
+        self.notes = check_logger(self.logger_name, self.log) + self.train.unused()
         check_machine(self.devices, self.num_nodes, self.seed)
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite removes it. Pass only one of them.")
         self.source = or_alpaca(self.data)
         self.inputs = [*self.base_model.places(), *self.source.places()]
         check_out_dir(self.out_dir, self.overwrite, self.resume is not False, self.inputs)
-        check_tied(self.base_model, self.train)
+        self.base_model.check_tied(self.train.tie_embeddings)
         self.device = pick_device(self.accelerator)
         self.model = empty_model(self.method, self.base_model, self.quantize, self.device)
         self.tokenizer = self.base_model.tokenizer()
@@ -180,7 +182,7 @@ class Run:
             check_compiler(self.device)
         self.is_frozen = any(not p.requires_grad for p in self.model.parameters())
         self.precision_name = self.precision or default_precision(self.device, all_trained=not self.is_frozen)
-        check_quantize(self.quantize, self.method, self.is_frozen, self.precision_name)
+        self.method.check_quantize(self.quantize, self.is_frozen, self.precision_name)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
 
     def pick_devices(self) -> None:
@@ -219,7 +221,7 @@ class Run:
         self.train_rows, self.val_rows = (
             sequences(rows, self.train, self.source, self.row_limit) for rows in (self.dataset.train, self.dataset.val)
         )
-        self.plan = Plan.make(self.train, self.train_rows)
+        self.plan = Plan(self.train, self.train_rows)
         self.notes += changed_style(self.dataset, self.base_model)
 
     def build(self) -> None:

@@ -21,6 +21,15 @@ StrategyName = Literal["auto", "ddp", "fsdp"]
 FITS = 0.8  # share of a device's memory for weights and optimizer; the rest is for activations
 
 
+def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
+    if isinstance(devices, int) and devices < 1:
+        raise UserError(f"--devices {devices} must be above 0, or auto.")
+    if num_nodes < 1:
+        raise UserError(f"--num_nodes {num_nodes} must be above 0.")
+    if not 0 <= seed < 2**48:
+        raise UserError(f"--seed {seed} must be at least 0 and below 2^48.")
+
+
 def layout(device: torch.device, devices: Union[int, Literal["auto"]], num_nodes: int) -> tuple[int, int]:
     """The devices per machine and the number of machines, from the options or from torchrun or SLURM.
 
@@ -84,6 +93,16 @@ def pick_strategy(
     # weights, and the gradients and two moments of those that are trained
     n = sum(p.numel() * (4 if p.requires_grad else 1) for p in model.parameters())
     return "ddp" if DTYPES[precision].itemsize * n <= FITS * memory else "fsdp"
+
+
+def unused_strategy(requested: str, used: str, world_size: int, cpu_offload: bool, offloads: bool) -> list[str]:
+    """Notes about options of several devices that the run does not use."""
+    notes = []
+    if requested != "auto" and world_size == 1 and used != requested:
+        notes.append(f"--strategy {requested} has no effect on one device.")
+    if cpu_offload and not offloads:
+        notes.append("--fsdp_cpu_offload true has no effect: it needs --strategy fsdp and GPUs.")
+    return notes
 
 
 def device_memory(device: torch.device, devices: int) -> Optional[int]:

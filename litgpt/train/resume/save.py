@@ -18,7 +18,6 @@ from litgpt.storage.outputs import discard, new_folder, write_sums
 from litgpt.text.prompts import load_style, save_style
 from litgpt.text.tokenizer import save_stop
 from litgpt.train.faults import spared
-from litgpt.train.loop import Result
 from litgpt.train.resume.find import what_must_stay
 from litgpt.train.resume.folder import write_settings
 from litgpt.train.resume.state import (
@@ -29,6 +28,7 @@ from litgpt.train.resume.state import (
     random_state,
     set_random_state,
 )
+from litgpt.train.schedule import Result
 from litgpt.train.signals import Stopped
 
 if TYPE_CHECKING:
