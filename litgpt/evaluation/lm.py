@@ -97,12 +97,10 @@ class LitGPT(LM):
         return self.loaded.tokenizer.eos_id
 
     def encode(self, texts: Sequence[str], special: bool = True, rendered: bool = False) -> list[list[int]]:
-        """Ids of texts.
+        """Ids of texts. `special` adds the tokenizer's special tokens; as in lm-eval, not if a text begins with BOS.
 
-        Args:
-            special: Whether to add the tokenizer's special tokens; as in lm-eval, not if a text begins with BOS.
-            rendered: Whether the texts are rendered prompts. If their style is not the folder's own template, which
-                lm-eval would use, they are tokenized as in training: without special tokens beyond those in the text.
+        `rendered` texts are prompts. If their style is not the folder's own template, which lm-eval would use, they are
+        tokenized as in training: without special tokens beyond those in the text.
         """
         style = self.loaded.style
         as_trained = rendered and self.chat and style.own_special_tokens and style.name != "chat"

@@ -36,15 +36,8 @@ def evaluate(
     limit: Optional[float],
     seed: int,
 ) -> dict[str, Any]:
-    """lm-eval's results with the samples.
-
-    Args:
-        manager: The manager that loaded the tasks.
-        tasks: lm-eval's tasks and groups. They can be reused.
-
-    Raises:
-        UserError: lm-eval refuses the tasks.
-    """
+    """lm-eval's results with the samples, for tasks and groups that `manager` loaded and that can be reused. Raises
+    `UserError` if lm-eval refuses them."""
     tracker = EvaluationTracker()
     try:
         with quiet():

@@ -21,12 +21,8 @@ from litgpt.errors import brief
 
 
 class Each(NamedTuple):
-    """An object whose fields all have the same shape.
-
-    Args:
-        names: A regular expression that the field names match.
-        label: What the names are, for messages.
-    """
+    """An object whose fields all have the same shape. Their names match a regular expression, which messages call
+    `label`."""
 
     shape: "Shape"
     names: str = r"[\s\S]*"
@@ -158,14 +154,8 @@ def in_object(value: dict, shape: Union[dict, Each], name: str) -> Iterator[Opti
 
 
 def pattern(text: str, around: str = "{}") -> re.Pattern:
-    """Compile a regular expression from a file.
-
-    Args:
-        around: The expression around it, with {} in its place.
-
-    Raises:
-        ValueError: it is invalid, or could take exponential time because it repeats a group or has many repeats.
-    """
+    """Compile a regular expression from a file, in the place of {} in `around`. Raises `ValueError` if it is invalid,
+    or could take exponential time because it repeats a group or has many repeats."""
     try:
         compiled = re.compile(around.format(text))
     except (re.error, RecursionError, OverflowError) as e:

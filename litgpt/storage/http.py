@@ -35,11 +35,8 @@ def fetch_text(url: str) -> str:
 
 
 def open_url(url: str, token: Optional[str] = None, timeout: Optional[float] = None) -> Any:
-    """Open a URL. A user and password in it, or the token, are sent in a header and to this server only.
-
-    Args:
-        timeout: Maximum seconds without data, by default `SILENCE`.
-    """
+    """Open a URL. A user and password in it, or the token, are sent in a header and to this server only. `timeout` is
+    the maximum of seconds without data."""
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     headers = {}

@@ -27,11 +27,8 @@ _legacy: dict[
 
 
 class TorchFile:
-    """The tensors of a file, with the methods of `safetensors.safe_open` that litgpt uses.
-
-    Raises:
-        UserError: the file is damaged, or does not contain named tensors.
-    """
+    """The tensors of a file, with the methods of `safetensors.safe_open` that litgpt uses. Raises `UserError` if the
+    file is damaged, or does not contain named tensors."""
 
     def __init__(self, file: Path) -> None:
         found = read(file)
@@ -76,11 +73,8 @@ class TorchSlice:
 
 
 def read(file: Path) -> Any:
-    """Load a file of `torch.save`, mapped into memory. Files of the format before torch 1.6 are read and cached.
-
-    Raises:
-        UserError: the file is damaged, or contains more than tensors and plain values.
-    """
+    """Load a file of `torch.save`, mapped into memory. Files of the format before torch 1.6 are read and cached. Raises
+    `UserError` if it is damaged, or contains more than tensors and plain values."""
     try:
         with open(file, "rb") as f:
             if f.read(4) == b"PK\x03\x04":

@@ -111,14 +111,9 @@ class TrainArgs:
         return [f"Ignored with --train.lr_schedule constant: {', '.join(unused)}."]
 
     def on(self, world_size: int) -> "TrainArgs":
-        """The same options with the batch sizes that `world_size` devices use.
-
-        Where a device's share of a step is not a multiple of the micro-batch size, the micro-batches become smaller,
-        which does not change the result.
-
-        Raises:
-            UserError: the rows of a step cannot be divided among the devices.
-        """
+        """The same options with the batch sizes that `world_size` devices use: smaller micro-batches if a device's
+        share of a step is not a multiple of theirs, which does not change the result. Raises `UserError` if the rows of
+        a step cannot be divided among the devices."""
         share, rest = divmod(self.global_batch_size, world_size)
         if world_size > 1 and self.gradient_accumulation_iters is None and not rest and share % self.micro_batch_size:
             size = math.gcd(share, self.micro_batch_size)

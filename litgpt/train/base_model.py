@@ -82,11 +82,8 @@ class BaseModel:
         return Tokenizer(self.tokenizer_folder, n_embeddings=self.config.padded_vocab_size)
 
     def fill(self, model: GPT, dtype: torch.dtype, device: torch.device, shards: Optional[torch.device] = None) -> None:
-        """Load or initialize the weights of a model on the meta device.
-
-        Args:
-            shards: The device of sharded weights, if not `device`.
-        """
+        """Load or initialize the weights of a model on the meta device. `shards` is the device of sharded weights, if
+        not `device`."""
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint, dtype, device, shards)
         else:
@@ -105,15 +102,8 @@ class BaseModel:
 
 
 def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:
-    """The fields of a `config.json`.
-
-    Args:
-        model: A model folder that has them.
-        config: A YAML or JSON file with fields, or the fields. They override those of `model`.
-
-    Raises:
-        UserError: neither is given, or one is not readable.
-    """
+    """The fields of a `config.json`: those of the folder `model`, overridden by `config`, which is a YAML or JSON file
+    with fields, or the fields. Raises `UserError` if neither is given or one is not readable."""
     fields: dict[str, Any] = {}
     if model is not None:
         folder = find_folder(model, weights=False)

@@ -31,12 +31,8 @@ TEXT, NAMED = 300, 5  # in messages: characters of a row, and number of rows
 def crash(run: "Run", step: int, units: list[int], loss: float, norm: float) -> BaseException:
     """The error for a step whose loss or gradient is not finite. Writes the step's rows to `crash/`.
 
-    All ranks must call this, because all of them run the model; only the first gets a `UserError`.
-
-    Args:
-        units: The indices of the step's rows or packs.
-        loss: The mean loss.
-        norm: The norm of the gradient.
+    All ranks must call this, because all of them run the model; only the first gets a `UserError`. `units` are the
+    indices of the step's rows or packs, `loss` is the mean, and `norm` that of the gradient.
     """
     run.loss_model.eval()
     found = losses_of_rows(run, units)
@@ -141,13 +137,9 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextmanager
 def spared(what: str, ranks: int = 1) -> Iterator[None]:
-    """Report errors within this context in one line instead of ending the run; for steps that only display or record.
-
-    Args:
-        what: The beginning of the line.
-        ranks: The number of processes. With several, running out of memory still raises: the other ranks would wait for
-            this one.
-    """
+    """Report errors within this context in one line, which begins with `what`, instead of ending the run; for steps
+    that only display or record. With several `ranks`, running out of memory still raises: the others would wait for
+    this one."""
     try:
         yield
     except Exception as e:

@@ -129,10 +129,8 @@ def check_logger(name: str, log: LogArgs) -> list[str]:
 def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings, resumed: bool = False) -> Optional[Logger]:
     """Start the logger `name`; None for csv, which is always written.
 
-    Its files go to a folder in `logs`: a new one, or that of the previous run if this run resumes it.
-
-    Raises:
-        UserError: the logger cannot start, for example because its server does not respond.
+    Its files go to a folder in `logs`: a new one, or that of the previous run if this run resumes it. Raises
+    `UserError` if the logger cannot start, for example because its server does not respond.
     """
     if name not in LOGGERS:
         return None

@@ -42,12 +42,8 @@ class Trainer:
         self.steps = itertools.islice(steps, self.result.steps, self.plan.steps)
 
     def fit(self) -> None:
-        """Train.
-
-        Raises:
-            Stopped: a signal or --train.pause_after ended the run. The last complete step is saved.
-            UserError: a loss or a gradient is not finite.
-        """
+        """Train. Raises `UserError` if a loss or a gradient is not finite, and `Stopped` if a signal or
+        --train.pause_after ended the run; then the last complete step is saved."""
         fabric, model, optimizer, result = self.fabric, self.model, self.optimizer, self.result
         self.signals.holds = True
         self.prepare()

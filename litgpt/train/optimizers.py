@@ -64,11 +64,8 @@ def ours(make: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
 def finished(optimizer: Optimizer, seed: int, fuse: bool = True) -> Optimizer:
     """The optimizer to train with.
 
-    torch's AdamW becomes `AdamW`, fused on float32 weights by default, which is several times faster. Our optimizers
-    get the seed, so that all devices round alike.
-
-    Args:
-        fuse: Whether AdamW may be fused; scaled gradients could not be clipped then.
+    torch's AdamW becomes `AdamW`, on float32 weights fused unless `fuse` is False (scaled gradients could not be
+    clipped then), which is several times faster. Our optimizers get the seed, so that all devices round alike.
     """
     if type(optimizer) is torch.optim.AdamW:  # created by a function, where `ours` does not find it
         optimizer = AdamW(optimizer.param_groups)

@@ -42,12 +42,10 @@ class Output(Console):
 
 
 class Screen:
-    """The output of rank 0. Steps are shown in a progress bar on a terminal and as lines elsewhere.
+    """The output of rank 0, if this is it (`active`). Steps are shown in a progress bar on a terminal and as lines
+    elsewhere.
 
     If the output fails, the run goes on: the screen says so once on stderr and shows nothing more.
-
-    Args:
-        active: Whether this process prints at all.
     """
 
     def __init__(self, active: bool) -> None:
@@ -121,13 +119,8 @@ class Screen:
                 self.bar.start()
 
     def step(self, done: float, parts: Sequence[str], details: Sequence[str] = ()) -> None:
-        """Show a finished step and the time left, in the bar or as a line.
-
-        Args:
-            done: Fraction of the run that is done.
-            parts: The step and its metrics.
-            details: Further metrics, which a narrow terminal truncates.
-        """
+        """Show a finished step and the time left, in the bar or as a line. `done` is the fraction of the run that is
+        done; a narrow terminal truncates the `details`."""
         left = (time.perf_counter() - self.began) / max(done - self.done_before, 1e-9) * (1 - done)
         parts = [*parts, f"{duration(left)} left", *details]
         if self.bar is None:

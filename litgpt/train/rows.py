@@ -24,11 +24,7 @@ def uses_packs(train: TrainArgs, data: DataModule) -> bool:
 
 
 def row_limit(train: TrainArgs, config: Config, data: DataModule) -> int:
-    """The maximum length of a row, or of a pack, in tokens.
-
-    Raises:
-        UserError: --train.max_seq_length exceeds the context length.
-    """
+    """The maximum length of a row, or of a pack, in tokens. Raises `UserError` if that exceeds the context length."""
     limit = train.max_seq_length
     if limit is not None and limit > config.block_size:
         field = "n_positions" if config.learned_positions else "max_position_embeddings"

@@ -24,16 +24,8 @@ from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
 from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
 from litgpt.train.base_model import BaseModel
-from litgpt.train.devices.launch import (
-    StrategyName,
-    check_machine,
-    give_memory_back,
-    layout,
-    make_fabric,
-    pick_strategy,
-    seed_everything,
-    unused_strategy,
-)
+from litgpt.train.devices import launch
+from litgpt.train.devices.launch import StrategyName, layout, make_fabric, pick_strategy, seed_everything
 from litgpt.train.devices.ranks import is_first, together, watch
 from litgpt.train.examples import Examples
 from litgpt.train.faults import in_words, spared
@@ -46,14 +38,7 @@ from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.report import print_header, print_report
-from litgpt.train.resume.find import (
-    compare,
-    first_start,
-    is_finished,
-    resume_hint,
-    set_aside,
-    to_resume,
-)
+from litgpt.train.resume.find import compare, first_start, is_finished, resume_hint, set_aside, to_resume
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
@@ -167,7 +152,7 @@ class Run:
         self.train.check()
         self.eval.check()
         self.notes = check_logger(self.logger_name, self.log) + self.train.unused()
-        check_machine(self.devices, self.num_nodes, self.seed)
+        launch.check_machine(self.devices, self.num_nodes, self.seed)
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite removes it. Pass only one of them.")
         self.source = or_alpaca(self.data)
@@ -195,7 +180,9 @@ class Run:
         self.offloads = self.fsdp_cpu_offload and self.sharing == "fsdp" and self.device.type == "cuda"
         if world_size == 1 and not self.offloads:
             self.sharing = "ddp"
-        self.notes += unused_strategy(self.strategy, self.sharing, world_size, self.fsdp_cpu_offload, self.offloads)
+        self.notes += launch.unused_strategy(
+            self.strategy, self.sharing, world_size, self.fsdp_cpu_offload, self.offloads
+        )
         self.fabric: Fabric = make_fabric(
             self.device, self.devices_per_node, n_nodes, self.precision_name, self.sharing, self.offloads
         )
@@ -234,7 +221,7 @@ class Run:
         seed_everything(self.seed)
         self.loss_model = LossModel(self.model)
         if self.sharing == "fsdp":
-            give_memory_back()
+            launch.give_memory_back()
             fabric.strategy.shard(self.loss_model)  # type: ignore[attr-defined]
         self.fill()
         optimizer = self.make_optimizer()

@@ -22,13 +22,8 @@ from litgpt.train.loss import LossModel
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2 over one group of all devices.
-
-    Args:
-        world_size: The number of devices of all machines.
-        backend: The backend of the process group.
-        offload: Keep the shards in CPU memory.
-    """
+    """Lightning's strategy for FSDP2 over one group of all devices of all machines. `offload` keeps the shards in CPU
+    memory."""
 
     def __init__(self, world_size: int, backend: str, offload: bool) -> None:
         super().__init__(

@@ -31,11 +31,8 @@ def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
 
 
 def layout(device: torch.device, devices: Union[int, Literal["auto"]], num_nodes: int) -> tuple[int, int]:
-    """The devices per machine and the number of machines, from the options or from torchrun or SLURM.
-
-    Raises:
-        UserError: the two disagree, or the machine has fewer devices.
-    """
+    """The devices per machine and the number of machines, from the options or from torchrun or SLURM. Raises
+    `UserError` if the two disagree, or the machine has fewer devices."""
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type)
     started = started_by()
     if started is not None:
@@ -72,14 +69,12 @@ def started_by() -> Optional[tuple[str, int, int]]:
 def pick_strategy(
     requested: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
 ) -> Literal["ddp", "fsdp"]:
-    """Pick the strategy for several devices. The help of `--strategy` has the rule for `auto`.
+    """Pick the strategy for several devices. The help of `--strategy` has the rule for `auto`. Raises `UserError` if
+    fsdp does not support the quantization or the precision.
 
     Args:
         model: The model to train, on the meta device.
         devices: The number of devices of this machine.
-
-    Raises:
-        UserError: fsdp does not support the quantization or the precision.
     """
     if quantize is not None and requested == "fsdp":
         raise UserError(f"--strategy fsdp does not support --quantize {quantize}. Use --strategy ddp.")
@@ -118,12 +113,8 @@ def device_memory(device: torch.device, devices: int) -> Optional[int]:
 def make_fabric(
     device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool = False
 ) -> "Fabric":
-    """A Fabric before its launch; a `OneDevice` where one process needs no more than that.
-
-    Args:
-        strategy: `ddp` or `fsdp`; ignored for one device without offloading.
-        offload: Keep the shards in CPU memory.
-    """
+    """A Fabric before its launch; a `OneDevice` where one process needs no more than that. `offload` keeps the shards
+    in CPU memory."""
     if devices * num_nodes == 1 and not offload and precision.endswith("-true"):
         return OneDevice(device)  # type: ignore[return-value]
     return make_lightning(device, devices, num_nodes, precision, strategy, offload)

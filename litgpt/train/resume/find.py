@@ -39,12 +39,9 @@ BOOLEANS = ("true", "false", "yes", "no", "null")
 def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tuple[Optional[Path], list[str]]:
     """The checkpoint to resume from, None to start from the beginning, and notes for the user.
 
-    Args:
-        resume: True or auto for the newest complete checkpoint in `out_dir`; or the path of a checkpoint or a run.
-
-    Raises:
-        UserError: the path does not exist, has no complete checkpoint, or is not where this run can continue, because
-            the run has newer checkpoints or `out_dir` contains another run.
+    `resume` is True or auto for the newest complete checkpoint in `out_dir`, or the path of a checkpoint or a run.
+    Raises `UserError` if that does not exist, has no complete checkpoint, or is not where this run can continue,
+    because the run has newer checkpoints or `out_dir` contains another run.
     """
     if resume is False:
         return None, []
@@ -121,11 +118,8 @@ def resume_hint(out_dir: Path) -> str:
 
 
 def again(saved: bool) -> str:
-    """The command that resumes this run.
-
-    Args:
-        saved: Whether it has a checkpoint. If not, keep the --resume that it was started with.
-    """
+    """The command that resumes this run. If it has not saved a checkpoint, keep the --resume that it was started
+    with."""
     words = list(run_words.get()) or ["litgpt", "..."]
     take_out(words, "--overwrite", lambda value: value.lower() in BOOLEANS)
     take_out(words, "--train.pause_after", lambda value: True)

@@ -49,14 +49,7 @@ class TrainingState:
 
     @classmethod
     def read(cls, folder: Path, mmap: bool = False) -> "TrainingState":
-        """Read the file of `write`.
-
-        Args:
-            mmap: Map the tensors into memory.
-
-        Raises:
-            UserError: it is not such a file.
-        """
+        """Read the file of `write`, perhaps mapped into memory. Raises `UserError` if it is not such a file."""
         try:
             found = torch.load(folder / STATE, map_location="cpu", mmap=mmap, weights_only=True)
         except MemoryError:
