@@ -22,26 +22,21 @@ SLOW = ("bleu", "chrf", "chrf++", "ter")
 class Difference:
     """A metric of a task with and without the adapter.
 
-    Args:
-        difference: With the adapter minus without it.
-        low: The lower end of its 95 % confidence interval; None for a single sample.
-        high: The upper end.
-        n: Number of samples.
-        method: How the interval was computed: `paired normal`, from the mean and the standard error of the differences
-            of the samples, or, for metrics that are not means, `paired bootstrap`, from resampled pairs.
-        higher_is_better: None if neither is.
+    The interval contains the difference with 95 % confidence. It is `paired normal`, from the mean and the standard
+    error of the differences of the samples, or, for metrics that are not means, `paired bootstrap`, from resampled
+    pairs.
     """
 
     task: str
     metric: str
     base: float
     adapter: float
-    difference: float
-    low: Optional[float]
+    difference: float  # with the adapter minus without it
+    low: Optional[float]  # the ends of the interval; None for a single sample
     high: Optional[float]
-    n: int
+    n: int  # samples
     method: str
-    higher_is_better: Optional[bool]
+    higher_is_better: Optional[bool]  # None if neither is
 
     @property
     def clear(self) -> bool:

@@ -27,23 +27,14 @@ Ids = tuple[int, ...]
 
 @dataclass
 class Segment:
-    """A part of one text, or of several that are equal up to its end.
+    """A part of one text, or of several that are equal up to its end."""
 
-    Args:
-        text: The index of one of them.
-        start: Its first token in the text.
-        end: The token after its last one.
-        parent: The segment before it.
-        depth: How many segments precede it.
-        shared: Whether another segment follows it.
-    """
-
-    text: int
-    start: int
-    end: int
-    parent: Optional[int]
-    depth: int
-    shared: bool = False
+    text: int  # the index of one of them
+    start: int  # its first token in the text
+    end: int  # the token after its last one
+    parent: Optional[int]  # the segment before it
+    depth: int  # how many segments precede it
+    shared: bool = False  # whether another segment follows it
 
 
 def shared_length(a: Ids, b: Ids, known: int = 0) -> int:

@@ -24,19 +24,12 @@ from litgpt.text.tokenizer import Tokenizer, copy_files
 
 @dataclass
 class BaseModel:
-    """The model before the first step.
+    """The model before the first step."""
 
-    Args:
-        fields: The contents of `config.json`.
-        config: The configuration made from them.
-        tokenizer_folder: The folder with its tokenizer and chat template.
-        checkpoint: Its weights; None for random ones.
-    """
-
-    fields: dict[str, Any]
-    config: Config
-    tokenizer_folder: Path
-    checkpoint: Optional[Weights] = None
+    fields: dict[str, Any]  # the contents of `config.json`
+    config: Config  # made from them
+    tokenizer_folder: Path  # with its tokenizer and chat template
+    checkpoint: Optional[Weights] = None  # its weights; None for random ones
 
     @classmethod
     def from_folder(cls, path: Path) -> "BaseModel":

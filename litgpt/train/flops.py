@@ -25,17 +25,11 @@ SECONDS = 1.0  # approximate limit for the timing; of large models only the smal
 
 @dataclass
 class FlopCounter:
-    """The FLOPs of one model and one method.
+    """The FLOPs of one model and one method."""
 
-    Args:
-        per_token: FLOPs per token in the blocks, forward and backward.
-        per_target: FLOPs per target position in the head.
-        peak: FLOPs per second of the matrix multiplications alone, on one device.
-    """
-
-    per_token: float
-    per_target: float
-    peak: float
+    per_token: float  # in the blocks, forward and backward
+    per_target: float  # per target position in the head
+    peak: float  # per second, of the matrix multiplications alone on one device
 
     @classmethod
     def of(cls, model: GPT, device: torch.device, dtype: torch.dtype) -> "FlopCounter":

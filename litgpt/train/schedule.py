@@ -13,33 +13,19 @@ RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older
 
 @dataclass
 class Result:
-    """The progress of a run, and its result. Losses are in nats per target token.
+    """The progress of a run, and its result. Losses are in nats per target token."""
 
-    Args:
-        steps: Optimizer steps.
-        seen: Rows (or packs) trained on.
-        tokens: Tokens read.
-        seconds: Seconds of training.
-        loss: Loss of the last step.
-        val_losses: Pairs of step and validation loss.
-        last_eval_step: Step of the last validation during training.
-        best: Lowest loss of the validations during training, which may read fewer rows than the others.
-        since_best: Validations since then.
-        early: Whether early stopping ended the run.
-        scores: Fraction of exact answers, each time it was measured.
-    """
-
-    steps: int = 0
-    seen: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-    val_losses: list[tuple[int, float]] = field(default_factory=list)
-    last_eval_step: int = 0
-    best: float = math.inf
-    since_best: int = 0
-    early: bool = False
-    scores: list[float] = field(default_factory=list)
+    steps: int = 0  # optimizer steps
+    seen: int = 0  # rows (or packs) trained on
+    tokens: int = 0  # read
+    seconds: float = 0.0  # of training
+    loss: float = math.nan  # of the last step
+    val_losses: list[tuple[int, float]] = field(default_factory=list)  # pairs of step and validation loss
+    last_eval_step: int = 0  # step of the last validation during training
+    best: float = math.inf  # of the validations during training, which may read fewer rows than the others
+    since_best: int = 0  # validations since then
+    early: bool = False  # whether early stopping ended the run
+    scores: list[float] = field(default_factory=list)  # fraction of exact answers, each time it was measured
 
 
 class Plan:
@@ -48,13 +34,9 @@ class Plan:
     How many steps fit into a token or time budget shows only during the run. Until then the learning rate and the
     progress follow an estimate, which is exact at the end.
 
-    Attributes:
-        steps: Limit in optimizer steps; None if only tokens or time end the run.
-        warmup: Warmup steps.
-        requested_warmup: The warmup that the options ask for, if it was truncated because the run is shorter.
-        fraction: Fraction of the run that warms up, instead of `warmup`.
-        decay: Step at which the learning rate reaches its minimum; None for the last step.
-        tokens_per_step: Average over all rows.
+    `steps` is None if only tokens or time end the run. `fraction`, if set, replaces `warmup`. `requested_warmup` is set
+    if the warmup of the options was truncated because the run is shorter. `decay` is the step at which the learning
+    rate reaches its minimum; None for the last one. `tokens_per_step` is an average over all rows.
     """
 
     def __init__(self, train: TrainArgs, rows: Rows) -> None:

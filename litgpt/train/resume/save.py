@@ -12,7 +12,6 @@ from litgpt.errors import UserError
 from litgpt.generate.reference_outputs import make_reference_outputs, stored_dtypes, write_reference_outputs
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
 from litgpt.model.sharded import full_tensor, is_sharded, my_rows, on_first_rank, put, shard_like
 from litgpt.storage.outputs import discard, new_folder, write_sums
 from litgpt.text.prompts import load_style, save_style
@@ -48,7 +47,8 @@ class Saver:
 
     def __init__(self, run: "Run", optimizer: Optimizer) -> None:
         self.fabric, self.method, self.start, self.result = run.fabric, run.method, run.base_model, run.result
-        self.loss_model, self.optimizer, self.tokenizer = run.loss_model, optimizer, run.tokenizer
+        self.model, self.loss_model = run.model, run.loss_model
+        self.optimizer, self.tokenizer = optimizer, run.tokenizer
         self.precision, self.quantize = run.precision_name, run.quantize
         self.out_dir, self.keep_last = run.out_dir, run.train.keep_last
         self.saves_all = not run.is_frozen  # the method saves all weights, so the training state need not
@@ -57,10 +57,6 @@ class Saver:
         self.settings = what_must_stay(run, optimizer)
         # the options before the first step
         self.options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
-
-    @property
-    def model(self) -> GPT:
-        return self.loss_model.gpt
 
     def checkpoint(self, name: str) -> None:
         """Write a checkpoint. All ranks must call this."""
