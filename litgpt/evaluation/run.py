@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partialmethod
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Optional
 
 from lm_eval import evaluator
@@ -59,8 +60,8 @@ def evaluate(
                 fewshot_random_seed=seed,
             )
     except (ValueError, AssertionError) as e:
-        if e is lm.failed:  # an error of the model, not of the tasks
-            raise
+        if any(frame.f_globals["__name__"] == LitGPT.__module__ for frame, _ in walk_tb(e.__traceback__)):
+            raise  # an error of the model, not of the tasks
         raise UserError(f"lm-eval refuses: {' '.join(str(e).split()) or type(e).__name__}.") from e
     results["task_hashes"] = {
         name: hash_string("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))
