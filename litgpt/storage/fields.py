@@ -88,9 +88,7 @@ SHAPES: dict[str, Shape] = {
         "stored": [str],
         "special": bool,
         "time": TEXT,
-        "prompts": [
-            {"prompt": str, "text": str, "ids": [ID], "top_ids": [ID], "top_logits": [float], "greedy": [ID]},
-        ],
+        "prompts": [{"prompt": str, "text": str, "ids": [ID], "top_ids": [ID], "top_logits": [float], "greedy": [ID]}],
     },
     "checksums.json": {"step": (ID, None), "files": Each((SUM, [SUM]))},
     ".litgpt.json": {"files": Each((SUM, [SUM]))},

@@ -19,14 +19,7 @@ from litgpt.text.tokenizer import save_stop
 from litgpt.train.faults import spared
 from litgpt.train.resume.find import what_must_stay
 from litgpt.train.resume.folder import write_settings
-from litgpt.train.resume.state import (
-    OPTIMIZER,
-    TrainingState,
-    checkpoints,
-    is_dict,
-    random_state,
-    set_random_state,
-)
+from litgpt.train.resume.state import OPTIMIZER, TrainingState, checkpoints, is_dict, random_state, set_random_state
 from litgpt.train.schedule import Result
 from litgpt.train.signals import Stopped
 
