@@ -262,12 +262,8 @@ def replace_folder(source: Path, target: Path, carried: bool = False) -> None:
     try:
         target.rename(old / target.name)
         source.rename(target)
-    except BaseException:
-        put_back(old, target)
-        raise
-    if not carried:
-        keep_others(old / target.name, target)
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        put_back(old, target, carried)
 
 
 def put_back(old: Path, target: Path, carried: bool = False) -> None:

@@ -173,9 +173,8 @@ class Rounding(Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "generators"})
         for p, state in self.state.items():
             if p.dtype == torch.bfloat16 and torch.is_tensor(state.get("step")):
-                state["step"] = state[
-                    "step"
-                ].cpu()  # loading moves it in fused groups; reading it there would synchronize
+                # loading moves it in fused groups; reading it there would synchronize
+                state["step"] = state["step"].cpu()
         self.generators = {}
         for kind, bits in state_dict.get("generators", {}).items():
             self.generator(torch.device(kind)).set_state(bits.cpu())
