@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Optional
 
@@ -74,12 +74,14 @@ class Screen:
         with self.tolerating_errors():
             self.console.print(text, markup=False, soft_wrap=True)
 
-    def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    def table(self, title: str, rows: dict[str, str]) -> None:
+        """Print the rows that are not empty."""
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, value)
+        for name, value in rows.items():
+            if value:
+                table.add_row(name, value)
         with self.tolerating_errors():
             self.console.print(table)
 

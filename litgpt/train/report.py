@@ -11,7 +11,7 @@ from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.model.devices import peak_memory
 from litgpt.train.args import TrainArgs
 from litgpt.train.loop import perplexity
-from litgpt.train.progress import Screen, duration, gigabytes
+from litgpt.train.progress import duration, gigabytes
 from litgpt.train.schedule import Plan
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def print_header(run: "Run") -> None:
         "device": describe_devices(run),
         "output": str(run.out_dir),
     }
-    print_table(run.screen, f"litgpt {run.method.name}", rows)
+    run.screen.table(f"litgpt {run.method.name}", rows)
     if plan.requested_warmup is not None:
         what = "run" if (plan.decay or math.inf) >= (plan.steps or math.inf) else "decay"
         run.screen.say(
@@ -64,16 +64,12 @@ def print_report(run: "Run", plotted: bool) -> None:
         "result": str(out_dir / "final"),
         "metrics": str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if plotted else ""),
     }
-    print_table(run.screen, "Done", rows)
+    run.screen.table("Done", rows)
     run.screen.say("Next:")
     for command in run.method.next_commands:
         run.screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
     if run.method.remark:
         run.screen.say(run.method.remark)
-
-
-def print_table(screen: Screen, title: str, rows: dict[str, str]) -> None:
-    screen.table(title, [(name, value) for name, value in rows.items() if value])
 
 
 def describe_devices(run: "Run") -> str:

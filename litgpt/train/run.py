@@ -202,9 +202,7 @@ class Run:
 
     def load(self) -> None:
         """Load the rows and plan the steps."""
-        self.dataset = load_dataset(
-            self.source, self.tokenizer, self.base_model, self.row_limit, self.eval, self.screen
-        )
+        self.dataset = load_dataset(self)
         self.train_rows, self.val_rows = (
             sequences(rows, self.train, self.source, self.row_limit) for rows in (self.dataset.train, self.dataset.val)
         )
