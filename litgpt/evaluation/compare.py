@@ -40,7 +40,6 @@ class Difference:
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     @property
@@ -115,7 +114,6 @@ def label(key: str) -> str:
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
-    """The values of a metric by sample."""
     return {s["doc_id"]: s[metric] for s in samples if s["filter"] == kind and metric in s}
 
 

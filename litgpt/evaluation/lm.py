@@ -112,7 +112,6 @@ class LitGPT(LM):
         return found
 
     def check_pairs(self, pairs: Sequence[Pair]) -> None:
-        """Raise `UserError` for a token without an embedding."""
         for context, continuation in pairs:
             self.loaded.tokenizer.check([*context, *continuation])
 
@@ -183,7 +182,6 @@ class LitGPT(LM):
         return Request(kept, new, sampling=sampling, stop_ids=stops, seed=self.seed + number, tag=watcher)
 
     def note(self, text: str) -> None:
-        """Print a message, once."""
         if text not in self.notes:
             self.notes.add(text)
             print(f"litgpt: {text}.", file=sys.stderr)

@@ -127,13 +127,12 @@ def file_hash(file: Path) -> str:
 
 
 def write_results(results: dict[str, Any], file: Path) -> None:
-    """Write the results as JSON, without the samples."""
     write_single(file, as_json({name: value for name, value in results.items() if name != "samples"}, 2) + "\n")
 
 
 def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> None:
-    """Write `samples_TASK.jsonl` for each task in lm-eval's format: one question per line, with its answers and their
-    scores."""
+    """Write `samples_TASK.jsonl` for each task in lm-eval's format: a question with its answers and their scores per
+    line."""
     for name, samples in results["samples"].items():
         lines = [as_json(uniform(sample), None) for sample in samples]
         write_single(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")

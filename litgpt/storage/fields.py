@@ -168,7 +168,6 @@ def prefix(name: str) -> str:
 
 
 def describe(shape: Shape) -> str:
-    """Describe a shape for messages."""
     if isinstance(shape, range):
         return f"an integer from {shape.start} to {shape.stop - 1}"
     if isinstance(shape, frozenset):

@@ -185,7 +185,6 @@ def check_events(text: str) -> None:
 
 
 def home() -> Optional[Path]:
-    """The user's home folder, if known."""
     try:
         return Path.home()
     except RuntimeError:  # HOME is not set, and the system does not know the user

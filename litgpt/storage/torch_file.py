@@ -57,8 +57,6 @@ class TorchFile:
 
 
 class TorchSlice:
-    """A tensor to read a part of."""
-
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 

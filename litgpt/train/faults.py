@@ -62,7 +62,6 @@ def crash(run: "Run", step: int, units: list[int], loss: float, norm: float) -> 
 
 
 def losses_of_rows(run: "Run", units: list[int]) -> list[dict[str, Any]]:
-    """The text and loss of each row of a step."""
     rows = run.train_rows
     single = rows.rows if isinstance(rows, PackedRows) else rows
     found = []

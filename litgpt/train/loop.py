@@ -156,7 +156,6 @@ class Trainer:
         self.run.saver.checkpoint(name)
 
     def stop(self) -> NoReturn:
-        """Save the last step and end the run."""
         self.screen.stop()
         if self.result.steps:
             self.save_checkpoint(f"step-{self.result.steps:06d}")

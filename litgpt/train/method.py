@@ -28,7 +28,6 @@ class Method:
     remark: str = ""  # a note about that folder
 
     def check_quantize(self, quantize: Optional[str], frozen: bool, precision: str) -> None:
-        """Raise `UserError` if the weights cannot be quantized."""
         if quantize is not None and not frozen:
             raise UserError(f"--quantize {quantize} needs frozen weights, but {self.name} trains all of them.")
         if quantize is not None and not precision.endswith("-true"):

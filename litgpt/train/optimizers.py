@@ -80,7 +80,6 @@ def finished(optimizer: Optimizer, seed: int, fuse: bool = True) -> Optimizer:
 
 
 def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
-    """Notes for the user about an optimizer on these weights."""
     name, lines = type(optimizer).__name__, []
     dtypes = {p.dtype for group in optimizer.param_groups for p in group["params"]}
     rounded = {torch.bfloat16} if isinstance(optimizer, Rounding) else set()

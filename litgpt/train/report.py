@@ -91,7 +91,6 @@ def describe_packs(rows: Rows) -> str:
 
 
 def describe_schedule(plan: Plan, train: TrainArgs, rows: Rows) -> str:
-    """What ends the run, and the size of a step."""
     unit = "packs" if isinstance(rows, PackedRows) else "rows"
     step = f"of {train.global_batch_size} {unit} (about {plan.tokens_per_step:,.0f} tokens)"
     budget = [f"{plan.tokens:,} tokens"] if plan.tokens is not None else []

@@ -66,8 +66,6 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 class ShardedFabric(Fabric):
-    """A Fabric with a `ShardedStrategy`."""
-
     @contextmanager
     def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> Iterator[None]:  # type: ignore[override]
         """Defer averaging replicated gradients to the last micro-batch. Sharded gradients are reduced at once, because

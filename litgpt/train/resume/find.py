@@ -112,7 +112,6 @@ def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -
 
 
 def resume_hint(out_dir: Path) -> str:
-    """The message of a run that was stopped."""
     saved = next(iter(all_checkpoints(out_dir)), None)
     return f"{f'Saved {saved}.' if saved else 'No checkpoint was saved.'} To resume: {again(saved is not None)}"
 
@@ -143,7 +142,6 @@ def take_out(words: list[str], flag: str, is_value: Callable[[str], bool]) -> Op
 
 
 def what_must_stay(run: "Run", optimizer: Optimizer) -> dict[str, Any]:
-    """The settings to compare when the run resumes."""
     kind, devices = type(optimizer), run.fabric.world_size
     return {
         **flat(settings(run.precision_name)),
