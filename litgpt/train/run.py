@@ -25,7 +25,7 @@ from litgpt.text.chat_template import clock_at
 from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
 from litgpt.train.base_model import BaseModel
 from litgpt.train.devices import launch
-from litgpt.train.devices.launch import StrategyName, layout, make_fabric, pick_strategy, seed_everything
+from litgpt.train.devices.launch import StrategyName, make_fabric
 from litgpt.train.devices.ranks import is_first, together, watch
 from litgpt.train.examples import Examples
 from litgpt.train.faults import in_words, spared
@@ -171,10 +171,10 @@ class Run:
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
 
     def pick_devices(self) -> None:
-        self.devices_per_node, n_nodes = layout(self.device, self.devices, self.num_nodes)
+        self.devices_per_node, n_nodes = launch.layout(self.device, self.devices, self.num_nodes)
         world_size = self.devices_per_node * n_nodes
         self.train = self.train.on(world_size)
-        self.sharing: str = pick_strategy(
+        self.sharing: str = launch.pick_strategy(
             self.strategy, self.model, self.precision_name, self.device, self.devices_per_node, self.quantize
         )
         self.offloads = self.fsdp_cpu_offload and self.sharing == "fsdp" and self.device.type == "cuda"
@@ -216,7 +216,7 @@ class Run:
         if fabric.broadcast(printed := self.dataset.style.printed_times()) != printed:
             raise UserError("The chat template prints the date, and the processes started on different days. Retry.")
         share_threads(self.model, self.device, self.devices_per_node)
-        seed_everything(self.seed)
+        launch.seed_everything(self.seed)
         self.loss_model = LossModel(self.model)
         if self.sharing == "fsdp":
             launch.give_memory_back()
@@ -236,7 +236,7 @@ class Run:
             recompute(self.model)
         moves = self.sharing != "fsdp"
         self.fabric_model, self.fabric_optimizer = fabric.setup(self.loss_model, optimizer, move_to_device=moves)
-        seed_everything(self.seed, fabric.global_rank)
+        launch.seed_everything(self.seed, fabric.global_rank)
         if state is not None:
             self.saver.restore_random(state)
 
