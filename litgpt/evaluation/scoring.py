@@ -114,12 +114,8 @@ def read_segments(model: GPT, texts: Sequence[Ids], segments: Sequence[Segment])
 
 def likelihoods(model: GPT, texts: Sequence[Ids], targets: Sequence[Sequence[Ids]]) -> list[list[tuple[float, bool]]]:
     """For each target of each text the sum of its log-probabilities, in nats, and whether each of its tokens is the
-    most likely one.
-
-    Args:
-        texts: All different, and sorted.
-        targets: The tokens that follow the last tokens of a text: `(t + 1)[-n:]` for a text t and n target tokens.
-    """
+    most likely one. The texts are all different, and sorted. The targets are the tokens that follow the last tokens of
+    a text: `(t + 1)[-n:]` for a text t and n target tokens."""
     if model.switch is None:
         segments, paths = split_texts(texts, min_saved(model))
     else:  # the beginning of a long text is read differently from a short text

@@ -43,9 +43,8 @@ def find_tasks(
     """A manager of the tasks, and their names with patterns such as `blimp_*` expanded. Raises `UserError` if a task or
     a folder does not exist.
 
-    Args:
-        include: Folders with custom tasks, which override lm-eval's tasks of the same name.
-        metadata: What tasks may know about the model; some create their texts with its tokenizer.
+    The tasks in the folders `include` override lm-eval's of the same name. `metadata` is what tasks may know about the
+    model; some create their texts with its tokenizer.
     """
     missing = [str(folder) for folder in include if not folder.is_dir()]
     if missing:

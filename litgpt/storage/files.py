@@ -108,7 +108,7 @@ def check_depth(value: Any) -> None:
 
 
 def checked_value(value: Any, text: str, path: Path) -> Any:
-    """Return a parsed value if it is valid Unicode and has the shape of files of this name."""
+    """A parsed value, if it is valid Unicode and has the shape of files of this name."""
     if SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()

@@ -72,12 +72,8 @@ def flops_per_token(name: str, linear: nn.Linear, model: GPT) -> float:
 def gemm_throughput(
     model: GPT, device: torch.device, dtype: torch.dtype, matmul: Callable[..., torch.Tensor] = linear
 ) -> float:
-    """FLOPs per second of the forward pass of the model's linear layers at `TOKENS` tokens.
-
-    Args:
-        model: On any device; only its shapes are used.
-        matmul: Multiplies (n, in_features) by a weight (out_features, in_features).
-    """
+    """FLOPs per second of the forward pass of the model's linear layers at `TOKENS` tokens, of which only the shapes
+    are used. `matmul` multiplies (n, in_features) by a weight (out_features, in_features)."""
     shapes = Counter((linear.in_features, linear.out_features) for _, linear in linears(model))
     operations, seconds, began = 0.0, 0.0, time.perf_counter()
     for (n_in, n_out), count in sorted(shapes.items(), key=lambda item: item[0][0] * item[0][1]):

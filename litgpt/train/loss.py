@@ -94,10 +94,8 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """`cross_entropy_` of the first logits, which have targets; the rest is padding.
-
-    To pass this gradient to `torch.autograd.grad` instead would import a part of torch's compiler, in 0.25 s.
-    """
+    """`cross_entropy_` of the first logits, which have targets; the rest is padding. To pass this gradient to
+    `torch.autograd.grad` instead would import a part of torch's compiler, in 0.25 s."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

@@ -29,11 +29,8 @@ CHUNK_ELSEWHERE = 2**24
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The parameter groups of a model's trained weights.
-
-    A parameter's attribute `lr_ratio` (default 1) multiplies the learning rate; there is one group per ratio.
-    The matrices of the blocks get an attribute `row_blocks` for `Muon`.
-    """
+    """The parameter groups of a model's trained weights, one per learning rate: a parameter's attribute `lr_ratio`
+    (default 1) multiplies it. The matrices of the blocks get an attribute `row_blocks` for `Muon`."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}  # sharded and other weights cannot share a group
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -125,14 +122,10 @@ def check_sharded(optimizer: Optimizer) -> None:
 
 
 class Rounding(Optimizer):
-    """The base of optimizers with stochastic rounding: keeps the random generators, also in `state_dict`.
+    """The base of optimizers with stochastic rounding: keeps a random generator per device type, also in `state_dict`.
 
     torch's decorators exclude its methods from compilation, for which they import the compiler. Unwrapping them saves a
     quarter of the time to the first step.
-
-    Attributes:
-        seed: The seed of the generators.
-        generators: One per device type.
     """
 
     seed: int = 0

@@ -108,12 +108,8 @@ class Run:
     overwrite: bool = False
 
     def __call__(self) -> Result:
-        """Run.
-
-        Raises:
-            UserError: the options, the data, or the folder do not allow it. Then nothing has been written.
-            Stopped: a signal or --train.pause_after ended the run.
-        """
+        """Run; raises `UserError` if the options, the data, or the folder do not allow it, before it writes anything, and
+        `Stopped` if a signal or --train.pause_after ended the run."""
         self.check()
         self.pick_devices()
         self.last_batch: Optional[Batch] = None
@@ -137,9 +133,8 @@ class Run:
                     self.fit()
                     self.save()
             except Stopped:
-                self.screen.say(
-                    f"The result is {self.out_dir / 'final'}." if self.is_saved else resume_hint(self.out_dir)
-                )
+                final = f"The result is {self.out_dir / 'final'}."
+                self.screen.say(final if self.is_saved else resume_hint(self.out_dir))
                 raise
             finally:
                 self.screen.stop()

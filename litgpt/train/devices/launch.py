@@ -69,13 +69,8 @@ def started_by() -> Optional[tuple[str, int, int]]:
 def pick_strategy(
     requested: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
 ) -> Literal["ddp", "fsdp"]:
-    """Pick the strategy for several devices. The help of `--strategy` has the rule for `auto`. Raises `UserError` if
-    fsdp does not support the quantization or the precision.
-
-    Args:
-        model: The model to train, on the meta device.
-        devices: The number of devices of this machine.
-    """
+    """Pick the strategy for a model on the meta device and for the devices of this machine. The help of `--strategy`
+    has the rule for `auto`. Raises `UserError` if fsdp does not support the quantization or the precision."""
     if quantize is not None and requested == "fsdp":
         raise UserError(f"--strategy fsdp does not support --quantize {quantize}. Use --strategy ddp.")
     if precision == "16-mixed" and requested == "fsdp":
