@@ -108,8 +108,8 @@ class Run:
     overwrite: bool = False
 
     def __call__(self) -> Result:
-        """Check, load, train, and save. Raises `UserError` if the options, the data, or the folder do not allow it, then
-        before anything is written, and `Stopped` if a signal or --train.pause_after ended the run."""
+        """Run. Raises `UserError`, before anything is written, if the options, the data, or the folder do not allow it,
+        and `Stopped` if a signal or --train.pause_after ended the run."""
         self.check()
         self.pick_devices()
         self.last_batch: Optional[Batch] = None
