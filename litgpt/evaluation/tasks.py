@@ -120,9 +120,9 @@ def data_of(manager: TaskManager, name: str) -> str:
 def texts_in(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
-    return (
-        [text for inner in value for text in texts_in(inner)] if isinstance(value, list) else [str(value)] * bool(value)
-    )
+    if isinstance(value, list):
+        return [text for inner in value for text in texts_in(inner)]
+    return [str(value)] if value else []
 
 
 def stay_offline(error: Exception) -> None:

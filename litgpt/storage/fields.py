@@ -21,8 +21,8 @@ from litgpt.errors import brief
 
 
 class Each(NamedTuple):
-    """An object whose fields all have the same shape. Their names match a regular expression, which messages call
-    `label`."""
+    """An object whose fields all have the same shape. Their names match a regular expression; `label` is what messages
+    call them."""
 
     shape: "Shape"
     names: str = r"[\s\S]*"

@@ -21,9 +21,8 @@ NAMES = {  # safetensors' names
     torch.bool: "BOOL",
 }
 TYPES = {name: dtype for dtype, name in NAMES.items()}
-_legacy: dict[
-    Path, tuple[int, dict[str, torch.Tensor]]
-] = {}  # the last file that cannot be mapped: its time, its tensors
+# the last file that cannot be mapped: its time, its tensors
+_legacy: dict[Path, tuple[int, dict[str, torch.Tensor]]] = {}
 
 
 class TorchFile:
@@ -34,9 +33,8 @@ class TorchFile:
         found = read(file)
         if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
             found = found["state_dict"]
-        self.tensors = (
-            {k: t for k, t in found.items() if isinstance(t, torch.Tensor)} if isinstance(found, dict) else {}
-        )
+        named = found.items() if isinstance(found, dict) else ()
+        self.tensors = {name: t for name, t in named if isinstance(t, torch.Tensor)}
         if not self.tensors:
             raise UserError(f"{file} does not contain named tensors.")
 
