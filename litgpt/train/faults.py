@@ -62,14 +62,15 @@ def crash(run: "Run", step: int, units: list[int], loss: float, norm: float) -> 
 
 
 def losses_of_rows(run: "Run", units: list[int]) -> list[dict[str, Any]]:
-    rows = run.train_rows
-    single = rows.rows if isinstance(rows, PackedRows) else rows
-    found = []
-    for number in [row for unit in units for row in rows.packs[unit]] if isinstance(rows, PackedRows) else units:
-        batch = single.batch([number]).to(run.fabric.device)
+    rows, numbers, found = run.train_rows, units, []
+    if isinstance(rows, PackedRows):
+        numbers = [row for unit in units for row in rows.packs[unit]]
+        rows = rows.rows
+    for number in numbers:
+        batch = rows.batch([number]).to(run.fabric.device)
         loss = float(run.loss_model(batch)) / max(1, batch.n_target_tokens)
-        text = run.tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
-        found.append({"row": number, "tokens": int(single.lengths[number]), "loss": loss, "text": text})
+        text = run.tokenizer.decode(rows.row(number)[0].tolist())  # type: ignore[attr-defined]
+        found.append({"row": number, "tokens": int(rows.lengths[number]), "loss": loss, "text": text})
     return found
 
 
