@@ -4,7 +4,7 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Optional
 
@@ -43,12 +43,10 @@ class Output(Console):
 
 
 class Screen:
-    """The output of rank 0. Steps are shown in a progress bar on a terminal and as lines elsewhere.
+    """The output of rank 0, if this is it (`active`). Steps are shown in a progress bar on a terminal and as lines
+    elsewhere.
 
     If the output fails, the run goes on: the screen says so once on stderr and shows nothing more.
-
-    Args:
-        active: Whether this process prints at all.
     """
 
     def __init__(self, active: bool) -> None:
@@ -77,12 +75,14 @@ class Screen:
         with self.tolerating_errors():
             self.console.print(text, markup=False, soft_wrap=True)
 
-    def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    def table(self, title: str, rows: dict[str, str]) -> None:
+        """Print the rows that are not empty."""
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, value)
+        for name, value in rows.items():
+            if value:
+                table.add_row(name, value)
         with self.tolerating_errors():
             self.console.print(table)
 
@@ -129,13 +129,8 @@ class Screen:
                 self.bar.start()
 
     def step(self, done: float, parts: Sequence[str], details: Sequence[str] = ()) -> None:
-        """Show a finished step and the time left, in the bar or as a line.
-
-        Args:
-            done: Fraction of the run that is done.
-            parts: The step and its metrics.
-            details: Further metrics, which a narrow terminal truncates.
-        """
+        """Show a finished step and the time left, in the bar or as a line. `done` is the fraction of the run that is
+        done; a narrow terminal truncates the `details`."""
         left = (time.perf_counter() - self.began) / max(done - self.done_before, 1e-9) * (1 - done)
         parts = [*parts, f"{duration(left)} left", *details]
         if self.bar is None:
