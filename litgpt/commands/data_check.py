@@ -266,20 +266,16 @@ class Report:
         }
         equal = duplicates(loaded)
         dropped = f"{loaded.n_duplicates:,} dropped, " if loaded.n_duplicates else ""
-        self.screen.table(
-            "",
-            [
-                ("skipped", reasons or "none"),
-                ("prompt style", loaded.style.name),
-                ("trained on", "the answers" if loaded.mask_prompt else "prompts and answers"),
-                ("limit", f"{self.limit:,} tokens"),
-                *described.items(),
-                (
-                    "duplicates",
-                    f"{dropped}{equal.train:,} in training, {equal.val:,} in validation, {equal.across:,} in both",
-                ),
-            ],
-        )
+        both = f"{equal.train:,} in training, {equal.val:,} in validation, {equal.across:,} in both"
+        rows = {
+            "skipped": reasons or "none",
+            "prompt style": loaded.style.name,
+            "trained on": "the answers" if loaded.mask_prompt else "prompts and answers",
+            "limit": f"{self.limit:,} tokens",
+            **described,
+            "duplicates": f"{dropped}{both}",
+        }
+        self.screen.table("", rows)
 
     def print_lengths(self) -> None:
         lengths = self.checked.lengths()
