@@ -51,7 +51,9 @@ def main(
 
     host = settings.host
     listening = bind(host, port)
-    options = {name: getattr(model, name) for name in ("base", "precision", "quantize", "accelerator")}
+    options = {
+        name: getattr(model, name) for name in ("base", "precision", "quantize", "accelerator", "template_kwargs")
+    }
     registry = ModelRegistry.open(checkpoint_dir, adapters or {}, **options)
     app = App(registry, replace(settings, sampling=sampling))
     url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"

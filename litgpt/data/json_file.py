@@ -47,20 +47,19 @@ class JSON(DataModule):
         super().__init__(**kwargs)
         self.json_path = entries_of(json_path, "--data.json_path")
         self.val_path = entries_of(val_path, "--data.val_path") if val_path else []
-        self.format, self.columns, self.weights = format, columns, weights
+        self.format, self.columns = format, columns
         if weights and (len(weights) != len(self.json_path) or not all(0 < w < math.inf for w in weights)):
             raise UserError(
                 f"--data.weights {weights}: expected one positive number for each of {len(self.json_path)} paths."
             )
         for entry, weight in zip(self.json_path, weights or []):
             entry.setdefault("weight", weight)
-        for entry in [*self.json_path, *self.val_path]:
-            check_entry(entry)
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
-        train, val = self.expand(self.json_path, "--data.json_path")
+        train, val = expand(self.json_path, "--data.json_path", self.columns, self.format)
         if self.val_path:
-            val = [source for group in self.expand(self.val_path, "--data.val_path") for source in group]
+            own, held = expand(self.val_path, "--data.val_path", self.columns, self.format, inherit=True)
+            val = [*own, *held]
         if not train:
             raise UserError(f"{', '.join(str(s.path) for s in val)}: expected training rows as well.")
         return train, val or None
@@ -70,27 +69,40 @@ class JSON(DataModule):
         paths = [Path(source.path) for source in [*train, *(val or [])] if not str(source.path).startswith("hf:")]
         return [path for path in paths if path.exists()]
 
-    def expand(self, entries: list[dict[str, Any]], option: str) -> tuple[list[RowSource], list[RowSource]]:
-        """The training rows and the validation rows that the entries name."""
-        found: list[tuple[bool, dict[str, Any], Union[str, Path]]] = []
-        for entry in entries:
-            paths = files_of(entry["path"], entry.get("split"), option)
-            found += [(is_val, entry, path) for is_val, path in paths]
-        several = len(found) > 1 or option != "--data.json_path"
-        sets: tuple[list[RowSource], list[RowSource]] = ([], [])
-        for is_val, entry, path in found:
-            own = entry.get("columns") is not None or entry.get("form") is not None
-            sets[is_val].append(
-                RowSource(
-                    path,
-                    weight=float(entry.get("weight") or 1.0),
-                    columns=entry.get("columns") if own else self.columns,
-                    form=entry.get("form") if own else self.format,
-                    inherits=not own and (several or is_val),
-                    limit=entry.get("rows"),
-                )
+
+def expand(
+    entries: list[dict[str, Any]],
+    option: str,
+    columns: Optional[dict[str, str]] = None,
+    form: Optional[str] = None,
+    inherit: bool = False,
+) -> tuple[list[RowSource], list[RowSource]]:
+    """The training rows and the validation rows that paths with their options name.
+
+    Args:
+        entries: As `entries_of` returns them.
+        option: Named in errors.
+        columns: Of files that say nothing of it. It applies to several files only where it fits.
+        form: The same.
+        inherit: Whether it applies to a single file, too, only where it fits.
+    """
+    found: list[tuple[bool, dict[str, Any], Union[str, Path]]] = []
+    for entry in entries:
+        found += [(is_val, entry, path) for is_val, path in files_of(entry["path"], entry.get("split"), option)]
+    sets: tuple[list[RowSource], list[RowSource]] = ([], [])
+    for is_val, entry, path in found:
+        own = entry.get("columns") is not None or entry.get("form") is not None
+        sets[is_val].append(
+            RowSource(
+                path,
+                weight=float(entry.get("weight") or 1.0),
+                columns=entry.get("columns") if own else columns,
+                form=entry.get("form") if own else form,
+                inherits=not own and (inherit or is_val or len(found) > 1),
+                limit=entry.get("rows"),
             )
-        return sets
+        )
+    return sets
 
 
 def is_data(name: str) -> bool:
@@ -115,11 +127,14 @@ def from_entries(entries: list[Entry]) -> tuple[str, dict[str, Any]]:
 
 
 def entries_of(value: Entries, option: str) -> list[dict[str, Any]]:
-    """Each path with its options."""
+    """Each path with its options. Raises `UserError` if one of them is not valid."""
     values = value if isinstance(value, list) else [value]
     if not values:
         raise UserError(f"{option} is empty. Expected a file.")
-    return [dict(v) if isinstance(v, Mapping) else {"path": str(v)} for v in values]
+    entries = [dict(v) if isinstance(v, Mapping) else {"path": str(v)} for v in values]
+    for entry in entries:
+        check_entry(entry)
+    return entries
 
 
 def check_entry(entry: dict[str, Any]) -> None:

@@ -100,9 +100,14 @@ class TokenMaker:
         gc.disable()  # there are no cycles to collect; searching for them takes a tenth of the time
         try:
             with Workers(self.process) as workers:
+                fits = False
                 for number, source in enumerate(sources):
                     source, rows = source.fitted(opened if opened is not None and number == 0 else source.rows())
+                    fits = fits or source.columns is not None
                     self.add(source, rows, writer, workers, lambda n: on_progress(n, n_rows))
+                asked = next((s.columns for s in sources if s.columns), None)
+                if asked and not fits and opened is not None:
+                    raise UserError(f"--data.columns: none of the files has {', '.join(asked.values())}.")
             writer.close()
             shrink_cache(file, limit)
         finally:

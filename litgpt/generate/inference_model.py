@@ -1,6 +1,6 @@
 """A folder as a model that answers, and the options that the generating commands share."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -43,6 +43,7 @@ class InferenceModel:
         quantize: Optional[QuantizeName] = None,
         accelerator: Accelerator = "auto",
         devices: DeviceCount = 1,
+        template_kwargs: Optional[Mapping[str, Any]] = None,
     ) -> "InferenceModel":
         """Load a folder, or the model of that name.
 
@@ -50,6 +51,7 @@ class InferenceModel:
             base: Base model of the adapter, instead of the recorded one.
             precision: By default as `natural_precision`.
             devices: How many to spread the layers over. With several, the weights pass through the memory of the CPU.
+            template_kwargs: Variables of the chat template.
 
         Raises:
             UserError: the folder cannot be used, or there are not as many devices, or quantized layers for several.
@@ -59,6 +61,7 @@ class InferenceModel:
             raise UserError(f"--quantize {quantize} needs one device. It does not work with --devices {len(chosen)}.")
         source = ModelSource.open(path, base)
         tokenizer, style = source.tokenizer(), source.style()
+        style = style.with_variables(template_kwargs) if template_kwargs else style
         dtype = DTYPES[precision or natural_precision(source, chosen[0])]
         device = pick_device(accelerator if len(chosen) == 1 else "cpu")
         loaded = cls(source, source.model(dtype, device, quantize), tokenizer, style)
@@ -87,11 +90,16 @@ class InferenceModel:
         return self.tokenizer.stops(self.style)
 
     def render(
-        self, messages: Sequence[dict[str, Any]], tools: Optional[list] = None, limit: Optional[int] = None
+        self,
+        messages: Sequence[dict[str, Any]],
+        tools: Optional[list] = None,
+        limit: Optional[int] = None,
+        variables: Optional[Mapping[str, Any]] = None,
     ) -> tuple[str, list[int]]:
-        """The text that the answer to the last message follows, and its ids, as in training. `limit` and what is raised
-        as in `Tokenizer.encode`."""
-        text = self.style.prompt(messages, tools)
+        """The text that the answer to the last message follows, and its ids, as in training. `variables` are those of
+        the chat template. `limit` and what is raised as in `Tokenizer.encode`."""
+        style = self.style.with_variables(variables) if variables else self.style
+        text = style.prompt(messages, tools)
         return text, self.tokenizer.encode(text, not self.style.own_special_tokens, limit=limit)
 
 
@@ -115,6 +123,7 @@ class ModelOptions:
         accelerator: Type of device to run on.
         devices: Number of devices to spread the layers over, one after the other; auto for all.
         base: Base model of the adapter, instead of the recorded one.
+        template_kwargs: Variables for the chat template, such as {enable_thinking: false}.
     """
 
     precision: Optional[PrecisionName] = None
@@ -123,10 +132,12 @@ class ModelOptions:
     accelerator: Accelerator = "auto"
     devices: DeviceCount = 1
     base: Optional[Path] = None
+    template_kwargs: Optional[dict[str, Any]] = None
 
     def open(self, path: Path) -> InferenceModel:
         """As `InferenceModel.open`. The model still has to be prepared."""
-        return InferenceModel.open(path, self.base, self.precision, self.quantize, self.accelerator, self.devices)
+        options = {name: value for name, value in vars(self).items() if name != "compile"}
+        return InferenceModel.open(path, **options)
 
 
 @dataclass(frozen=True)

@@ -66,10 +66,11 @@ class ModelRegistry:
             if recorded and recorded != first.source.folder.resolve().name:
                 print(f"litgpt: the adapter {key} was made for the base {adapter.base}.", file=sys.stderr)
         engine_adapters = add_adapters(first.model, found)
-        models = {
-            key: replace(first, source=source, tokenizer=source.tokenizer(), style=source.style())
-            for key, source in sources.items()
-        }
+        kwargs = options.get("template_kwargs")
+        models = {}
+        for key, source in sources.items():
+            style = source.style().with_variables(kwargs) if kwargs else source.style()
+            models[key] = replace(first, source=source, tokenizer=source.tokenizer(), style=style)
         aliases |= {key: aliases_of(path, sources[key]) for key, path in adapters.items()}
         return cls({name: first.prepare(), **models}, engine_adapters, aliases)
 

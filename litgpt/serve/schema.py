@@ -211,6 +211,7 @@ class Chat(SamplingParams):
     logprobs: bool = False
     top_logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
     tools: FailFast[dict[str, Any]] = []
+    chat_template_kwargs: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def check_logprobs(self) -> "Chat":
@@ -220,7 +221,8 @@ class Chat(SamplingParams):
 
     def token_ids(self, model: InferenceModel) -> list[list[int]]:
         messages = [message.for_template() for message in self.messages]
-        return [model.render(messages, self.tools or None, model.model.config.block_size)[1]]
+        limit = model.model.config.block_size
+        return [model.render(messages, self.tools or None, limit, self.chat_template_kwargs)[1]]
 
     @property
     def n_logprobs(self) -> Optional[int]:
