@@ -429,16 +429,16 @@ def test_prompts_of_several_files(ran, tmp_path, monkeypatch):
 def styled(tmp_path: Path) -> Path:
     """A model whose template has a variable."""
     folder = shutil.copytree(PICO, tmp_path / "styled")
-    template = "{% if loud %}LOUD {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    template = "{% if loud %}LOUD What is five plus six? {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
     (folder / "chat_template.jinja").write_text(template)
     return folder
 
 
 def test_variables_of_the_template(ran, styled, tmp_path):
-    flags = ["--max_new_tokens", 1, *GREEDY]
+    flags = ["--max_new_tokens", 12, *GREEDY]
     assert ran("generate", styled, "--prompt", "Hi", *flags).startswith("Hi")
     loud = [*flags, "--template_kwargs", "{loud: true}"]
-    assert ran("generate", styled, "--prompt", "Hi", *loud).startswith("LOUD Hi")
+    assert ran("generate", styled, "--prompt", "Hi", *loud).startswith("LOUD What is five plus six? Hi")
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Hi", "chat_template_kwargs": {"loud": true}}\n')
     plain, own = map(json.loads, ran("generate", styled, "--prompts", tmp_path / "p.jsonl", *flags).splitlines())
     first, second = map(json.loads, ran("generate", styled, "--prompts", tmp_path / "p.jsonl", *loud).splitlines())
