@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.data import JSON, render
+from litgpt.data import JSON, token_maker
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import data_problems
 from litgpt.data.pico import sums
@@ -257,7 +257,7 @@ def test_what_the_cache_holds_is_whole_and_of_this_model(llama, tmp_path, monkey
 def test_long_rows_are_tokenized_a_few_at_a_time(llama, tmp_path, monkeypatch):
     """Memory depends on the length of a row and not on their number."""
     monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(render, "CHARACTERS", 1000)
+    monkeypatch.setattr(token_maker, "CHARACTERS", 1000)
     sizes = []
     encode_batch = Tokenizer.encode_batch
 

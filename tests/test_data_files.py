@@ -14,7 +14,7 @@ import torch
 import yaml
 
 from litgpt.__main__ import main
-from litgpt.data import JSON, cache, render, workers
+from litgpt.data import JSON, cache, token_maker, workers
 from litgpt.data.columns import as_option, match
 from litgpt.data.forms import FORMS, to_row
 from litgpt.data.json_file import from_entries, is_data
@@ -280,6 +280,23 @@ data:
     assert "128 read" in capsys.readouterr().out and Path("out/final").is_dir()
 
 
+@pytest.mark.parametrize("kind", ["bad", "too long"])
+def test_what_a_check_leaves_in_the_cache_does_not_hide_bad_rows(llama, tmp_path, capsys, kind):
+    """It reads on where a run stops."""
+    row = {"instruction": 3, "output": "x"} if kind == "bad" else {"instruction": "x", "output": "y " * 500}
+    file = write(tmp_path / "a.jsonl", [*pairs(20), row])
+    words = [llama, file, "--data.too_long", "error"]
+    assert check(capsys, *words)[0] == 1
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "lora", *map(str, words), "--out_dir", str(tmp_path / "out")])
+    assert stop.value.code == 2 and "line 21" in capsys.readouterr().err
+    assert check(capsys, *words, "--data.on_bad_row", "skip")[0] == 0
+    for row in ("[1, 2]", '"x"', "3"):
+        (tmp_path / "b.jsonl").write_text(json.dumps(pairs(1)[0]) + "\n" + row)
+        code, out, _ = check(capsys, llama, tmp_path / "b.jsonl")
+        assert code == 1 and "line 2, is" in out
+
+
 def test_more_than_a_tenth_bad_is_an_error_of_the_check(llama, tmp_path, capsys):
     for n_bad, expected in ((1, 0), (3, 1)):
         file = write(tmp_path / f"{n_bad}.jsonl", [*pairs(20), *({"x": 1} for _ in range(n_bad))])
@@ -512,7 +529,7 @@ def test_processes_make_the_same_tokens(llama, tmp_path, monkeypatch, n_processe
     data = JSON(str(file), on_bad_row="skip", val_split_fraction=0)
     made = []
     for at_once, n in ((1000, 1), (7, n_processes)):
-        monkeypatch.setattr(render, "AT_ONCE", at_once)
+        monkeypatch.setattr(token_maker, "AT_ONCE", at_once)
         monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid, n=n: set(range(n)))
         monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / f"{at_once}"))
         made.append(data.load(Tokenizer(llama), llama, 200))
@@ -528,9 +545,9 @@ def test_processes_make_the_same_tokens(llama, tmp_path, monkeypatch, n_processe
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from litgpt.data import JSON, render
+from litgpt.data import JSON, token_maker
 from litgpt.text.tokenizer import Tokenizer
-render.AT_ONCE = 10
+token_maker.AT_ONCE = 10
 folder = Path(sys.argv[1])
 print("ready", flush=True)
 JSON(sys.argv[2]).load(Tokenizer(folder), folder, 200, on_progress=lambda n, total: print(n, flush=True))

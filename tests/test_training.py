@@ -283,7 +283,7 @@ def test_dropout_and_seed(llama, files, tmp_path):
 def test_tokenizing_is_shown_and_its_file_is_for_everybody(llama, files, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("litgpt.train.progress.SECONDS", 0)
-    monkeypatch.setattr("litgpt.data.render.AT_ONCE", 20)
+    monkeypatch.setattr("litgpt.data.token_maker.AT_ONCE", 20)
     before = os.umask(0o022)
     try:
         finetune(llama, files, tmp_path / "a folder", "--train.max_steps", 1)

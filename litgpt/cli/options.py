@@ -202,7 +202,6 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
         value = as_files(value) if head == "data" and is_class and not leaf else value
         if isinstance(value, list) and head == "data" and is_class and not leaf:
             files += value
-            options |= data_options(files)
             continue
         if is_class and leaf in ("", "class_path") and is_null(value):
             if head == "optimizer" and where == "--":
@@ -217,6 +216,12 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
             options.setdefault(name, []).append(value)
         else:
             options[f"{head}.{leaf}" if leaf else head] = value
+    if files:
+        named = data_options(files)
+        for name, value in named.items():
+            if value is not None and options.get(name, value) != value:
+                raise UserError(f"{where}data names files, which does not go with {where}{name}. Pass only one of them.")
+        options = named | options
     return options
 
 

@@ -11,9 +11,10 @@ import torch
 
 from litgpt.data.columns import as_option, match
 from litgpt.data.forms import rename
-from litgpt.data.render import Progress, TokenMaker, with_remedy
+from litgpt.data.render import with_remedy
 from litgpt.data.row_files import Rows
 from litgpt.data.sources import RowSource, TextPiece
+from litgpt.data.token_maker import Progress, TokenMaker
 from litgpt.data.tokens import Counts, Details, TokenizedRows
 from litgpt.errors import UserError
 from litgpt.text.chat_template import clock_at

@@ -18,6 +18,7 @@ Entries = Union[str, dict[str, Any], list[Entry]]
 
 ENTRY_KEYS = ("path", "columns", "weight", "form", "split", "rows")
 TEXT = ".txt"
+MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", ".safetensors", ".pth", ".bin")  # or endings
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation", "dev", "eval"), ("test",)
 
 
@@ -109,7 +110,9 @@ def is_data(name: str) -> bool:
     """Whether a word of a command line names data rather than a data set or a model."""
     path = Path(name)
     if path.is_dir():
-        return not (path / "config.json").exists() and any(is_readable(file) for file in path.rglob("*"))
+        names = [file.name for file in path.iterdir()]
+        is_model = any(name.endswith(MODEL_FILES) for name in names)
+        return not is_model and any(is_readable(file) for file in path.rglob("*"))
     return name.startswith("hf:") or is_readable(path) or ("/" in name and path.is_file())
 
 

@@ -116,8 +116,9 @@ class TokenChunk:
         lengths: Tokens of each row.
         hashes: A hash of the ids of each row.
         counts: What happened to the rows that were read.
-        findings: What was found, if somebody asked.
-        positions: The position of each row, if somebody asked.
+        detailed: Whether to keep what follows.
+        findings: Remarkable rows.
+        positions: The position of each row.
         full_lengths: Tokens of each row, also of those that are too long, before it was truncated.
         error: The first row that cannot be used, unless such rows are skipped.
     """
@@ -127,12 +128,14 @@ class TokenChunk:
     lengths: array = field(default_factory=lambda: array("q"))
     hashes: array = field(default_factory=lambda: array("q"))
     counts: Counts = field(default_factory=Counts)
+    detailed: bool = False
     findings: list[Finding] = field(default_factory=list)
     positions: list[str] = field(default_factory=list)
     full_lengths: list[int] = field(default_factory=list)
     error: Optional[UserError] = None
 
-    def add(self, ids: Sequence[int], loss_mask: bytes) -> None:
+    def add(self, ids: Sequence[int], loss_mask: bytes, where: str = "") -> None:
+        """Add a row. Raises `UserError` if an id does not fit into the file."""
         try:
             row = array("i", ids)
         except OverflowError as e:
@@ -144,6 +147,16 @@ class TokenChunk:
         self.hashes.append(struct.unpack("<q", digest)[0])
         self.counts.kept += 1
         self.counts.tokens += len(row)
+        if self.detailed:
+            self.positions.append(where)
+
+    def note(self, kind: str, where: str, reason: str) -> None:
+        if self.detailed:
+            self.findings.append(Finding(kind, where, reason))
+
+    def measure(self, n_tokens: int) -> None:
+        if self.detailed:
+            self.full_lengths.append(n_tokens)
 
 
 class TokenizedRows:
