@@ -82,11 +82,8 @@ class Resolved:
 
 
 def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
-    """Merge the levels over the defaults.
-
-    Raises:
-        UserError: an option is unknown, or two flags contradict each other.
-    """
+    """Merge the levels over the defaults. Raises `UserError` if an option is unknown, or two flags contradict each
+    other."""
     defaults = read_options(parser.get_defaults().as_dict().items(), parser, "")
     merged: Options = {}
     for level in levels:
@@ -181,13 +178,11 @@ def config_options(fields: dict[str, Any], parser: ArgumentParser, source: str) 
 def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where: str) -> Options:
     """The options that names and values set, with the members of groups and classes one by one.
 
-    A class is NAME or `{class_path: NAME, init_args: {...}}`; its arguments may also be beside `class_path`.
+    A class is NAME or `{class_path: NAME, init_args: {...}}`; its arguments may also be beside `class_path`. Raises
+    `UserError` if a group has a value that is not a mapping of its options, or there is no such class.
 
     Args:
         where: Begins messages, before the name.
-
-    Raises:
-        UserError: a group has a value that is not a mapping of its options, or there is no such class.
     """
     known = option_names(parser)
     groups = {name.partition(".")[0] for name in known if "." in name}

@@ -164,14 +164,12 @@ def show_help(parser: Parser) -> NoReturn:
 
 
 def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple[list[Level], Optional[str]]:
-    """The levels of options in a command line, and the value of `--print_config`, None without it.
+    """The levels of options in a command line, and the value of `--print_config`, None without it. Raises `UserError`
+    if a config cannot be read, an option lacks its value, or there are too many positionals.
 
     Args:
         words: The words of the command line.
         positional: Values of the positional option that come before those among the words.
-
-    Raises:
-        UserError: a config cannot be read, an option lacks its value, or there are too many positionals.
     """
     levels: list[Level] = []
     flags: list[tuple[str, Any]] = []
@@ -213,11 +211,8 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
 
 
 def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> list[Level]:
-    """The levels of a config file: first the config that it names itself, if any.
-
-    Raises:
-        UserError: a config cannot be read, or leads back to itself.
-    """
+    """The levels of a config file: first the config that it names itself, if any. Raises `UserError` if a config cannot
+    be read, or leads back to itself."""
     if value in outer:
         raise UserError(f"--config {value} leads back to itself.")
     fields = without_refused(read_config(value), parser.prog.removeprefix("litgpt "), value)
@@ -296,11 +291,8 @@ def is_entry(word: str) -> bool:
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """The YAML behind `--config`: a file, a URL, or the name of a shipped recipe in any case.
-
-    Raises:
-        UserError: there is none, or it is not a mapping.
-    """
+    """The YAML behind `--config`: a file, a URL, or the name of a shipped recipe in any case. Raises `UserError` if
+    there is none, or it is not a mapping."""
     if re.match(r"https?://", value):
         from litgpt.storage.http import fetch_text
 

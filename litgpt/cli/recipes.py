@@ -58,11 +58,8 @@ def shipped_recipes() -> Iterator[Recipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and suffix.
-
-    Raises:
-        UserError: there is none; the message has the nearest name.
-    """
+    """A recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and suffix. Raises
+    `UserError` if there is none; the message has the nearest name."""
     recipes = {recipe.name.lower(): recipe for recipe in shipped_recipes()}
     short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/")).removesuffix(".yaml")
     model, slash, method = short.lower().partition("/")

@@ -100,11 +100,8 @@ def class_path(option: str, name: str) -> str:
 
 
 def load_class(option: str, path: str) -> type:
-    """The class at a dotted path.
-
-    Raises:
-        UserError: there is none, it is not of the option's kind, or the training loop cannot use it.
-    """
+    """The class at a dotted path. Raises `UserError` if there is none, it is not of the option's kind, or the training
+    loop cannot use it."""
     from litgpt.methods.quantize import bitsandbytes
 
     base, names = class_choices(option)

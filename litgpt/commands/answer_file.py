@@ -51,15 +51,13 @@ class PendingRow:
 
 
 class PromptFile:
-    """The prompts of a file, and the answers that are written for them.
+    """The prompts of a file, and the answers that are written for them. Raises `UserError` if the prompts cannot be
+    read at all, or `out` holds answers to other prompts.
 
     Args:
         prompts: The file.
         out: Where the answers go; None for stdout.
         options: What is generated for each prompt.
-
-    Raises:
-        UserError: the prompts cannot be read at all, or `out` holds answers to other prompts.
     """
 
     def __init__(self, prompts: Path, out: Optional[Path], options: PromptOptions) -> None:

@@ -294,11 +294,8 @@ def legacy_paths(
 
 
 def read_stdin_options(options: PromptOptions) -> PromptOptions:
-    """The options with the text on stdin in place of a `-`, or of the default prompt if something was piped in.
-
-    Raises:
-        UserError: prompt and input are both on stdin, or it has no text and the default prompt was not meant.
-    """
+    """The options with the text on stdin in place of a `-`, or of the default prompt if something was piped in. Raises
+    `UserError` if prompt and input are both on stdin, or it has no text and the default prompt was not meant."""
     if options.prompt == options.input == "-":
         raise UserError("--prompt - and --input - both read stdin. Give one of them as text.")
     if options.input == "-":
@@ -311,9 +308,7 @@ def read_stdin_options(options: PromptOptions) -> PromptOptions:
 
 
 def read_stdin(option: str, required: bool) -> str:
-    """Raises:
-    UserError: stdin has only whitespace, or is empty although a text is required.
-    """
+    """Raises `UserError` if stdin has only whitespace, or is empty although a text is required."""
     text = sys.stdin.read()
     if not text and not required:
         print("litgpt: stdin is empty. Using the default prompt.", file=sys.stderr)

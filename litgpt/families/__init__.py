@@ -30,11 +30,8 @@ def family(model_type: str) -> Family:
 
 
 def read_config(fields: dict[str, Any], name: str = "") -> Config:
-    """The `Config` that a parsed `config.json` describes.
-
-    Raises:
-        UserError: the family is unknown, a field is missing, or one asks for math that is not implemented.
-    """
+    """The `Config` that a parsed `config.json` describes. Raises `UserError` if the family is unknown, a field is
+    missing, or one asks for math that is not implemented."""
     model_type = fields.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise UserError(
@@ -57,10 +54,8 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
 def write_config(config: Config) -> dict[str, Any]:
     """The `config.json` of a `Config`, for its family or, if that cannot express it, for another.
 
-    It is read again and compared, so that what is written means the same model.
-
-    Raises:
-        UserError: no family can express the math of this model; the fields are named.
+    It is read again and compared, so that what is written means the same model. Raises `UserError` if no family can
+    express the math of this model; the fields are named.
     """
     lost: dict[str, list[str]] = {}
     for model_type in dict.fromkeys((config.model_type, *FAMILIES)):

@@ -144,14 +144,12 @@ def read_rope(
     partial_key: str = "partial_rotary_factor",
     types: Sequence[str] = tuple(ROPE_TYPES),
 ) -> dict[str, Any]:
-    """The rotary embedding, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`.
+    """The rotary embedding, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`. Raises
+    `UserError` for a rope type that is not implemented, and for numbers of it that are missing or unknown.
 
     Args:
         base: The default of the base.
         partial: The default of the share of a head that rotates; None in families where all of it does.
-
-    Raises:
-        UserError: a rope type that is not implemented, or one of its numbers is missing or unknown.
     """
     key, numbers = rope_numbers(fields)
     rope_type = numbers.pop("type", None)
@@ -283,14 +281,12 @@ def late_windows() -> Part:
 
 
 def read_windows(fields: dict[str, Any], default: Sequence[str], size: Any = None) -> dict[str, Any]:
-    """The sliding windows, from `layer_types` and `sliding_window`.
+    """The sliding windows, from `layer_types` and `sliding_window`. Raises `UserError` for another type of layer, and
+    for local layers without a window.
 
     Args:
         default: The types of the layers where `layer_types` is missing.
         size: The window where `sliding_window` is missing.
-
-    Raises:
-        UserError: another type of layer, or local layers without a window.
     """
     types, n_layer = fields.get("layer_types") or list(default), integer(fields, "num_hidden_layers")
     known = ("full_attention", "sliding_attention")

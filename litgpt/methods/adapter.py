@@ -73,11 +73,7 @@ class Prefix(nn.Module):
 
 @dataclass
 class LLaMAAdapter:
-    """A prefix for every layer from `start_layer` on.
-
-    Raises:
-        UserError: a number is out of range.
-    """
+    """A prefix for every layer from `start_layer` on. Raises `UserError` if a number is out of range."""
 
     name: ClassVar[str] = "LLaMA-Adapter"
 
@@ -94,11 +90,8 @@ class LLaMAAdapter:
         return f"{self.name} of {self.prompt_length} tokens"
 
     def apply(self, model: GPT) -> None:
-        """Add the prefixes and freeze everything else, in place.
-
-        Raises:
-            UserError: no layer of the model would get a prefix.
-        """
+        """Add the prefixes and freeze everything else, in place. Raises `UserError` if no layer of the model would get
+        a prefix."""
         config = model.config
         if self.start_layer >= config.n_layer:
             raise UserError(

@@ -42,11 +42,7 @@ def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) ->
 
 
 class PrefixFolder:
-    """A folder of LLaMA-Adapter or its second version.
-
-    Raises:
-        UserError: the folder is damaged.
-    """
+    """A folder of LLaMA-Adapter or its second version. Raises `UserError` if the folder is damaged."""
 
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder = folder
@@ -63,11 +59,8 @@ class PrefixFolder:
         return str(self.adapter)
 
     def apply(self, model: GPT) -> None:
-        """Add the adapter to a model on the meta device.
-
-        Raises:
-            UserError: names or shapes do not fit the model; all of them at once.
-        """
+        """Add the adapter to a model on the meta device. Raises one `UserError` for all names and shapes that do not
+        fit the model."""
         start, n_layer = self.adapter.start_layer, model.config.n_layer
         if start >= n_layer:
             raise UserError(
@@ -103,9 +96,7 @@ def is_adapter(folder: Path) -> bool:
 
 
 def open_adapter(folder: Path) -> AdapterFolder:
-    """Raises:
-    UserError: the folder is damaged, or has an unsupported kind of adapter.
-    """
+    """Raises `UserError` if the folder is damaged, or has an unsupported kind of adapter."""
     if not (folder / CONFIG).is_file() and (file := lit_adapter_file(folder)):
         return LitLoRAFolder(file) if file.suffix == ".lora" else LitPrefixFolder(file)
     fields = read_json(folder / CONFIG)

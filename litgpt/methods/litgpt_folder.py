@@ -21,13 +21,11 @@ from litgpt.model.mlp import Router
 
 
 class LitLoRAFolder(LoRAFolder):
-    """LitGPT's LoRA: an A and a B for each layer. Those of q, k and v are concatenated along their rows.
+    """LitGPT's LoRA: an A and a B for each layer. Those of q, k and v are concatenated along their rows. Raises
+    `UserError` if a file is missing or damaged.
 
     Args:
         file: The `lit_model.pth.lora`. `hyperparameters.yaml` in its folder has the rank, alpha and adapted layers.
-
-    Raises:
-        UserError: a file is missing or damaged.
     """
 
     def __init__(self, file: Path) -> None:
@@ -58,13 +56,11 @@ class LitPrefixFolder:
     """LitGPT's LLaMA-Adapter or its second version.
 
     For the keys and values of its prefix, LitGPT uses other rows of the fused projection than for tokens: those for the
-    order in files without `attn.qkv`. The prefix was trained with these rows, so they are used here too.
+    order in files without `attn.qkv`. The prefix was trained with these rows, so they are used here too. Raises
+    `UserError` if the file is damaged.
 
     Args:
         file: The `lit_model.pth.adapter` or `.adapter_v2`.
-
-    Raises:
-        UserError: the file is damaged.
     """
 
     def __init__(self, file: Path) -> None:
@@ -113,11 +109,8 @@ class LitPrefixFolder:
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
-        """Fill the parameters that `apply` added. LitGPT does not train the norms after attention and MLP.
-
-        Raises:
-            UserError: names or shapes do not fit the model; all of them at once.
-        """
+        """Fill the parameters that `apply` added. LitGPT does not train the norms after attention and MLP. Raises one
+        `UserError` for all names and shapes that do not fit the model."""
         wrong, used = [], set()
         for name, parameter in trained(model).items():
             sources = self.sources(name, model)

@@ -232,7 +232,7 @@ def pairs(a: torch.Tensor, lora_B: torch.Tensor, rows: list[slice]) -> tuple[tup
 
 @dataclass
 class LoRA:
-    """Which layers get an update, and of what kind.
+    """Which layers get an update, and of what kind. Raises one `UserError` for everything that is wrong.
 
     Args:
         r: Rank of the updates.
@@ -257,9 +257,6 @@ class LoRA:
         train_embeddings: Whether the embedding is trained too.
         modules: The exact Hugging Face modules of an adapter that is loaded; they replace the switches.
         scaling: Factor of the update, from alpha and r.
-
-    Raises:
-        UserError: nothing is selected, or a number is out of range; lists everything that is wrong.
     """
 
     r: int = 8
@@ -312,11 +309,8 @@ class LoRA:
         return [f"--lora_{name} {str(on).lower()}" for name, on in switches if on is not getattr(LoRA, name)]
 
     def apply(self, model: GPT) -> None:
-        """Replace the selected linear layers with `LoRALinear` and freeze everything else, in place.
-
-        Raises:
-            UserError: the selection matches no layer, or a layer does not support these options.
-        """
+        """Replace the selected linear layers with `LoRALinear` and freeze everything else, in place. Raises `UserError`
+        if the selection matches no layer, or a layer does not support these options."""
         names = weight_map(model.config)
         model.requires_grad_(False)
         chosen = self.chosen_layers(model.config.n_layer)

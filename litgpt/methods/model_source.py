@@ -50,15 +50,13 @@ class ModelSource:
 
     @classmethod
     def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "ModelSource":
-        """Open a base folder, an adapter folder or an adapter file.
+        """Open a base folder, an adapter folder or an adapter file. Raises `UserError` if the path is none of these, or
+        the recorded base model does not exist.
 
         Args:
             path: The folder, the name of a model under `checkpoints/`, or the path of an adapter's file.
             base: The base model of an adapter, instead of the recorded one.
             merged: Whether to prefer the merged model that LitGPT writes next to its LoRA.
-
-        Raises:
-            UserError: the path is none of these, or the recorded base model does not exist.
         """
         is_file = path.name in (WEIGHTS, PICKLED, *ADAPTERS) and path.is_file()
         folder = path.parent if is_file else find_folder(path)
@@ -137,10 +135,7 @@ class ModelSource:
     def without_adapter(self, model: GPT) -> Iterator[None]:
         """Remove the adapter from a model within the context.
 
-        Weights that the adapter replaced are read again, so there is no second base in memory.
-
-        Raises:
-            UserError: as `check_base`.
+        Weights that the adapter replaced are read again, so there is no second base in memory. Raises as `check_base`.
         """
         self.check_base()
         wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, (LoRALinear, AdapterV2Linear))]

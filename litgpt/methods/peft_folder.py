@@ -54,11 +54,8 @@ SUPPORTED: dict[str, tuple] = {  # values of the fields that change the math
 
 
 class LoRAFolder:
-    """A LoRA folder in PEFT's format. Weights are read when they are needed.
-
-    Raises:
-        UserError: the folder is damaged, or a field has an unsupported value.
-    """
+    """A LoRA folder in PEFT's format. Weights are read when they are needed. Raises `UserError` if the folder is
+    damaged, or a field has an unsupported value."""
 
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder = folder
@@ -127,11 +124,8 @@ class LoRAFolder:
         return places
 
     def deltas(self, config: Config) -> dict[str, Delta]:
-        """The updates in float32, by Hugging Face module under the names of the family's table.
-
-        Raises:
-            UserError: an A has no B, or a tensor has an unknown name.
-        """
+        """The updates in float32, by Hugging Face module under the names of the family's table. Raises `UserError` if
+        an A has no B, or a tensor has an unknown name."""
         found = self.factors(of_embeddings=False)
         deltas = {}
         for module, places in self.places(config).items():
@@ -143,10 +137,7 @@ class LoRAFolder:
 
     def factors(self, of_embeddings: bool) -> dict[str, dict[str, torch.Tensor]]:
         """The LoRA tensors of linear layers, or of embeddings, in float32: by module, then by the end of the name.
-
-        Raises:
-            UserError: a tensor of a module is missing, or has an unknown name.
-        """
+        Raises `UserError` if a tensor of a module is missing, or has an unknown name."""
         embeddings = {name.partition(".lora_embedding_")[0] for name in self.shapes if ".lora_embedding_" in name}
         found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         with opened(self.file) as f:
@@ -163,11 +154,8 @@ class LoRAFolder:
         return found
 
     def over(self, base: Weights) -> Weights:
-        """The base, with its weights replaced that the adapter trained in full, or whose embeddings it updates.
-
-        Raises:
-            UserError: the replaced weights do not fit each other or the base.
-        """
+        """The base, with its weights replaced that the adapter trained in full, or whose embeddings it updates. Raises
+        `UserError` if the replaced weights do not fit each other or the base."""
         if not self.in_full:
             return base
         config, names = base.config, weight_map(base.config)
@@ -235,11 +223,8 @@ class LoRAFolder:
         return edits
 
     def trained_tokens(self, config: Config) -> Edits:
-        """How to make each weight with trained tokens from the base's, by its name in the table.
-
-        Raises:
-            UserError: `trainable_token_indices` does not list the tokens.
-        """
+        """How to make each weight with trained tokens from the base's, by its name in the table. Raises `UserError` if
+        `trainable_token_indices` does not list the tokens."""
         edits: Edits = {}
         with opened(self.file) as f:
             for name in (name for name in self.shapes if name.endswith(TOKENS)):
@@ -257,11 +242,8 @@ class LoRAFolder:
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
-        """Fill the layers that `apply` added, and add updates of routers to their weights, as `peft` does.
-
-        Raises:
-            UserError: modules or shapes do not fit the model; all of them at once.
-        """
+        """Fill the layers that `apply` added, and add updates of routers to their weights, as `peft` does. Raises one
+        `UserError` for all modules that do not fit the model."""
         deltas = self.deltas(model.config)
         wrong = fill(model, deltas)
         names, skipped = weight_map(model.config), []
@@ -339,22 +321,16 @@ def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
 
 
 def updated_embedding(delta: Delta, weight: torch.Tensor) -> torch.Tensor:
-    """An embedding (tokens, width) with an update that is for its transpose. In float32.
-
-    Raises:
-        UserError: the shapes do not fit.
-    """
+    """An embedding (tokens, width) with an update that is for its transpose. In float32. Raises `UserError` if the
+    shapes do not fit."""
     if delta.a.dim() != 2 or delta.b.dim() != 2 or delta.shape != tuple(weight.shape)[::-1]:
         raise UserError(f"its update has an A {tuple(delta.a.shape)} and a B {tuple(delta.b.shape)}")
     return delta.added_to(weight.T).T
 
 
 def with_rows(ids: list[int], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A weight with the rows of these tokens replaced.
-
-    Raises:
-        UserError: the weight does not have these tokens, or the shapes do not fit.
-    """
+    """A weight with the rows of these tokens replaced. Raises `UserError` if the weight does not have these tokens, or
+    the shapes do not fit."""
     if not all(0 <= i < len(weight) for i in ids) or rows.shape != (len(ids), *weight.shape[1:]):
         raise UserError(f"its trained tokens are {ids}, with weights {tuple(rows.shape)}")
     return weight.index_copy(0, torch.tensor(ids), rows.to(weight.dtype))
@@ -370,11 +346,7 @@ def is_end(end: str, module: str) -> bool:
 
 
 def weights_file(folder: Path) -> Path:
-    """The file with an adapter's tensors.
-
-    Raises:
-        UserError: there is none.
-    """
+    """The file with an adapter's tensors. Raises `UserError` if there is none."""
     file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor {PICKLED}.")
@@ -382,10 +354,7 @@ def weights_file(folder: Path) -> Path:
 
 
 def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors, by name without PEFT's prefix.
-
-    Raises:
-        UserError: the file is missing or truncated.
-    """
+    """The shapes of an adapter's tensors, by name without PEFT's prefix. Raises `UserError` if the file is missing or
+    truncated."""
     with opened(weights_file(folder)) as f:
         return {name.removeprefix(PREFIX): tuple(f.get_slice(name).get_shape()) for name in sorted(f.keys())}

@@ -139,13 +139,11 @@ def full_weight(linear: nn.Linear) -> torch.Tensor:
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:
     """Replace the linear layers of the blocks with `QuantizedLinear`, in place, before the weights are read.
 
-    Embeddings, norms and the head stay as they are.
+    Embeddings, norms and the head stay as they are. Raises `UserError` if the device does not support it, or
+    bitsandbytes is missing.
 
     Args:
         model: A model on the meta device.
-
-    Raises:
-        UserError: the device does not support it, or bitsandbytes is missing.
     """
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--quantize {scheme} does not support {device.type}. Use cuda or cpu.")
@@ -156,10 +154,7 @@ def quantize(model: GPT, scheme: str, device: torch.device) -> None:
 
 @cache
 def bitsandbytes() -> ModuleType:
-    """The library, without the log messages that it writes at import and for each matmul on a CPU.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
+    """The library, without the log messages that it writes at import and for each matmul on a CPU. Raises `UserError`
+    if bitsandbytes is not installed."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return require("bitsandbytes", "quantize")

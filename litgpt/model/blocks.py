@@ -56,9 +56,7 @@ def compiled(block: nn.Module, decoding: bool) -> Callable[..., torch.Tensor]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises:
-    UserError: what `torch.compile` needs on this device is not installed.
-    """
+    """Raises `UserError` if what `torch.compile` needs on this device is not installed."""
     COMPILER_CHECKS.get(device.type, lambda: None)()
 
 

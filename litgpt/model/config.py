@@ -97,10 +97,8 @@ class Config:
     def from_name(cls, name: str) -> "Config":
         """The config of a known model, by its name or the id of its repository.
 
-        The head has its own weight, as in LitGPT, even if the published model ties it to the embedding.
-
-        Raises:
-            UserError: there is no such model. The message suggests a similar name.
+        The head has its own weight, as in LitGPT, even if the published model ties it to the embedding. Raises
+        `UserError` if there is no such model. The message suggests a similar name.
         """
         rows = known_models()
         found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
@@ -113,10 +111,8 @@ class Config:
     def from_file(cls, path: Path) -> "Config":
         """The config that LitGPT's `model_config.yaml` describes.
 
-        The file does not name the family. It is derived from the repository or the switches.
-
-        Raises:
-            UserError: the file cannot be read, or asks for math that is not implemented.
+        The file does not name the family. It is derived from the repository or the switches. Raises `UserError` if the
+        file cannot be read, or asks for math that is not implemented.
         """
         numbers = read_yaml(Path(path))
         if not is_fields(numbers) or any(numbers.get(k) is None for k in ("n_layer", "n_embd", "n_head")):
@@ -275,13 +271,11 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
 
 
 def to_litgpt(config: Config, name: str) -> dict[str, Any]:
-    """The fields of LitGPT's `model_config.yaml`.
+    """The fields of LitGPT's `model_config.yaml`. Raises `UserError` if LitGPT cannot express some of the model's math.
+    The message names the fields.
 
     Args:
         name: The model's name in LitGPT, on which two switches depend. See `from_litgpt`.
-
-    Raises:
-        UserError: LitGPT cannot express some of the model's math. The message names the fields.
     """
     c = config
     same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
@@ -378,11 +372,8 @@ def is_fields(value: Any) -> bool:
 
 
 def checked(name: str, value: Any, declared: Any) -> Any:
-    """The value of a field, checked against its declared type; 1e-05, which is text in YAML, becomes a number.
-
-    Raises:
-        UserError: it has another type.
-    """
+    """The value of a field, checked against its declared type; 1e-05, which is text in YAML, becomes a number. Raises
+    `UserError` if it has another type."""
     inner = get_args(declared)[0] if type(None) in get_args(declared) else declared
     kind = get_origin(inner) or inner
     if kind is float and type(value) in (int, str):

@@ -24,11 +24,7 @@ DTYPES = {
 
 
 def pick_device(accelerator: Accelerator) -> torch.device:
-    """The first device of this kind.
-
-    Raises:
-        UserError: the machine has none.
-    """
+    """The first device of this kind. Raises `UserError` if the machine has none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if accelerator == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
