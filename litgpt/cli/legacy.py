@@ -33,7 +33,7 @@ FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # 
 
 
 def translate(args: list[str], command: str) -> list[str]:
-    """A command line in today's words. Raises `UserError` if an option has no counterpart; the message has the reason."""
+    """A command line in today's words. Raises `UserError` with the reason if an option has no counterpart."""
     flags = {word.partition("=")[0] for word in args}
     for name, reason in refused_options(command).items():
         if f"--{name}" in flags:
@@ -96,8 +96,8 @@ def refused_options(command: str) -> dict[str, str]:
 
 
 def without_refused(fields: dict[str, Any], command: str, source: str) -> dict[str, Any]:
-    """The fields of a config without options that have no counterpart. Raises `UserError` if such an option is set; the
-    message has the reason."""
+    """The fields of a config without options that have no counterpart. Raises `UserError` with the reason for those
+    that are set."""
     refused = refused_options(command)
     for name in refused.keys() & fields.keys():
         if fields[name] not in (None, False):

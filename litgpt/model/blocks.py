@@ -57,26 +57,16 @@ def compiled(block: nn.Module, decoding: bool) -> Callable[..., torch.Tensor]:
 
 def check_compiler(device: torch.device) -> None:
     """Raises `UserError` if what `torch.compile` needs on this device is not installed."""
-    COMPILER_CHECKS.get(device.type, lambda: None)()
-
-
-def check_triton() -> None:
-    from torch.utils._triton import has_triton
-
-    if not has_triton():
-        raise UserError("--compile true needs the package triton on a GPU, which is missing or too old. Install it.")
-
-
-def check_cpp_compiler() -> None:
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
 
+    if device.type == "cuda" and not has_triton():
+        raise UserError("--compile true needs the package triton on a GPU, which is missing or too old. Install it.")
     try:
-        get_cpp_compiler()
+        if device.type == "cpu":
+            get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError) as e:
         raise UserError(
             "--compile true needs a C++ compiler on a CPU, and none was found. Install g++ or clang, or set CXX."
         ) from e
-
-
-COMPILER_CHECKS = {"cuda": check_triton, "cpu": check_cpp_compiler}

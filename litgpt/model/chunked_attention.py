@@ -24,11 +24,8 @@ def rounded(n: int) -> int:
 
 
 def chunk_size(q: torch.Tensor, scores: int, most: Optional[int] = None) -> int:
-    """How many of the queries (B, n, T, hs) to process at once, so that all heads together have about `scores` scores.
-
-    Args:
-        most: The largest chunk.
-    """
+    """How many of the queries (B, n, T, hs), at most `most`, to process at once, so that all heads together have about
+    `scores` scores."""
     rows, n, total, _ = q.shape
     fitting = scores // (rows * n * rounded(total)) // ROUND * ROUND
     return max(min(fitting, most or rounded(total)), QUERIES)
@@ -43,13 +40,7 @@ class CausalAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        softcap: Optional[float],
-        chunk: int,
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float], chunk: int
     ) -> torch.Tensor:
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs)."""
         rows, n, total, size = q.shape
@@ -96,12 +87,9 @@ def chunks(q: torch.Tensor, size: int) -> list[slice]:
 def attention_weights(
     q: torch.Tensor, k: torch.Tensor, part: slice, scale: float, softcap: Optional[float]
 ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The attention weights of a chunk of queries, (B g, n / g queries, keys up to the last query).
+    """The attention weights of a chunk of the queries (B, n, T, hs), (B g, n / g queries, keys up to the last query).
 
-    With a soft cap also the derivative of the capped scores, 1 - tanh^2, in the same shape.
-
-    Args:
-        q: (B, n, T, hs); `k` is (B, g, T, hs).
+    With a soft cap also the derivative of the capped scores, 1 - tanh^2, in the same shape. `k` is (B, g, T, hs).
     """
     keys, new, slope = k.flatten(0, 1)[:, : part.stop], part.stop - part.start, None
     scores = torch.bmm(grouped(q[:, :, part], k), keys.transpose(1, 2)).mul_(scale)
@@ -124,9 +112,7 @@ def softcapped_attention(
 ) -> torch.Tensor:
     """Attention whose scores a tanh keeps between -softcap and softcap (https://arxiv.org/abs/2408.00118).
 
-    Args:
-        q: (B, n, T, hs); `k` and `v` are (B, g, S, hs).
-        mask: True where a token is visible, (T, S), or (B, 1, 1, S) for each row.
+    `q` is (B, n, T, hs), `k` and `v` (B, g, S, hs). `mask` is true where a token is visible: (T, S), or (B, 1, 1, S).
     """
     if mask is not None and mask.dim() == 4:
         mask = mask[:, None]

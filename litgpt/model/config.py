@@ -271,11 +271,9 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
 
 
 def to_litgpt(config: Config, name: str) -> dict[str, Any]:
-    """The fields of LitGPT's `model_config.yaml`. Raises `UserError` if LitGPT cannot express some of the model's math.
-    The message names the fields.
+    """The fields of LitGPT's `model_config.yaml`. On the name two switches depend; see `from_litgpt`.
 
-    Args:
-        name: The model's name in LitGPT, on which two switches depend. See `from_litgpt`.
+    Raises `UserError` with the names of the fields if LitGPT cannot express some of the model's math.
     """
     c = config
     same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]

@@ -38,22 +38,14 @@ def default_precision(device: torch.device, all_trained: bool = False) -> str:
 
     If all weights are trained they stay in float32: `bf16-mixed` on a GPU, else `32-true`.
     """
-    native = HAS_BF16[device.type]() if device.type in HAS_BF16 else False
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
     if all_trained:
         return "bf16-mixed" if native and device.type == "cuda" else "32-true"
     return "bf16-true" if native else "32-true"
-
-
-def cuda_has_bf16() -> bool:
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def cpu_has_bf16() -> bool:
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in names)
-
-
-HAS_BF16 = {"cuda": cuda_has_bf16, "cpu": cpu_has_bf16}
 
 
 def share_threads(model: nn.Module, device: torch.device, devices: int = 1) -> None:

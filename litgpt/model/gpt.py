@@ -133,26 +133,9 @@ class GPT(nn.Module):
                 with unsharded(module):
                     module.reset_parameters()
 
-    def forward(
-        self,
-        idx: torch.Tensor,
-        seqlens: Optional[list[int]] = None,
-        cache: Optional[KVCache] = None,
-        rows: Optional[Sequence[int]] = None,
-    ) -> torch.Tensor:
-        """Logits for the token after each of `idx`.
-
-        Args:
-            idx: Token ids, (B, T).
-            seqlens: Lengths of the sequences that are packed end to end in T. They do not attend to each other. Each
-                starts at position 0, or after its cached tokens. By default each row is one sequence.
-            cache: Keys and values of the tokens before. The new ones are added. B is 1.
-            rows: The cache row that each sequence continues, by default the first.
-
-        Returns:
-            (B, T, V)
-        """
-        return self.lm_head(self.hidden(idx, seqlens, cache, rows))
+    def forward(self, idx: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Logits for the token after each of `idx`, (B, T, V). Arguments as in `hidden`."""
+        return self.lm_head(self.hidden(idx, *args, **kwargs))
 
     def hidden(
         self,
@@ -161,7 +144,15 @@ class GPT(nn.Module):
         cache: Optional[KVCache] = None,
         rows: Optional[Sequence[int]] = None,
     ) -> torch.Tensor:
-        """The input of the head, (B, T, C). Arguments as in `forward`."""
+        """The input of the head, (B, T, C).
+
+        Args:
+            idx: Token ids, (B, T).
+            seqlens: Lengths of the sequences that are packed end to end in T. They do not attend to each other. Each
+                starts at position 0, or after its cached tokens. By default each row is one sequence.
+            cache: Keys and values of the tokens before. The new ones are added. B is 1.
+            rows: The cache row that each sequence continues, by default the first.
+        """
         seqlens = new_seqlens = seqlens or [idx.size(1)]
         starts = [0] * len(seqlens)
         if cache is not None:
@@ -198,11 +189,8 @@ class GPT(nn.Module):
     def restart_longer(
         self, idx: torch.Tensor, seqlens: list[int], cache: KVCache, rows: Sequence[int]
     ) -> tuple[torch.Tensor, list[int]]:
-        """Clear the cache rows of sequences that grow longer than `switch`, and process all of their tokens again.
-
-        Returns:
-            The ids to process, (1, T), and their sequence lengths. The cache has recorded the ids.
-        """
+        """Clear the cache rows of sequences that grow longer than `switch`, whose tokens are all processed again.
+        Returns the ids to process, (1, T), which the cache has recorded, and their sequence lengths."""
         all_ids: list[int] = []
         lengths = []
         for row, ids in zip(rows, idx[0].split(seqlens)):

@@ -88,14 +88,7 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 def causal_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float]
 ) -> torch.Tensor:
-    """Causal attention of a sequence to itself.
-
-    Args:
-        q: (B, n, T, hs); `k` and `v` are (B, g, T, hs).
-
-    Returns:
-        (B, n, T, hs)
-    """
+    """Causal attention of a sequence to itself. `q` and the result are (B, n, T, hs), `k` and `v` (B, g, T, hs)."""
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     return CausalAttention.apply(q.to(v.dtype), k.to(v.dtype), v, scale, softcap, chunk_size(q, SCORES))

@@ -8,13 +8,9 @@ from litgpt.model.kernels import linear
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by the fastest kernel for the device.
+    """`nn.Linear` by the fastest kernel for the device."""
 
-    Attributes:
-        read: Whether something reads the weight itself, as DoRA does. Such a weight is not prepacked.
-    """
-
-    read = False
+    read = False  # whether something reads the weight itself, as DoRA does; such a weight is not prepacked
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:  # torch would import its compiler, which takes a second
@@ -24,11 +20,8 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
     def prepack(self, shared: bool = False) -> None:
-        """Change the weight to the layout of the kernels for inference, if the device has one that pays.
-
-        Args:
-            shared: Whether another layer has the same weight, which stays as it is there.
-        """
+        """Change the weight to the layout of the kernels for inference, if the device has one that pays. A weight that
+        is `shared` with another layer stays as it is there."""
         if not self.weight.requires_grad and (weight := kernels.prepacked(self.weight.detach())) is not None:
             self.put(weight, shared)
 

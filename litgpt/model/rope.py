@@ -37,12 +37,8 @@ class Rope:
     def table(
         self, positions: torch.Tensor, seqlens: Sequence[int], lengths: Sequence[int], dtype: torch.dtype
     ) -> CosSin:
-        """Cosines and sines for positions (T,), each (T, 1, 2 p), computed in float32.
-
-        Args:
-            seqlens: How many of the positions belong to each sequence.
-            lengths: Lengths of the sequences, with their cached tokens.
-        """
+        """Cosines and sines for positions (T,), each (T, 1, 2 p), computed in float32. `lengths` are those of the
+        sequences with their cached tokens."""
         if self.inverse.device != positions.device:
             self.inverse = self.inverse.to(positions.device)
         inverse = self.inverse[0]

@@ -52,11 +52,9 @@ def shard_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All rows of a tensor. A collective operation if it is sharded: all ranks must call it, except within
     `on_first_rank`."""
-    if not is_sharded(tensor):
-        return tensor
-    if asking is not None:
+    if is_sharded(tensor) and asking is not None:
         asking(tensor)
-    return gathered(tensor)
+    return gathered(tensor) if is_sharded(tensor) else tensor
 
 
 def gathered(tensor: Any) -> torch.Tensor:
