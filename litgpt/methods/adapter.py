@@ -5,7 +5,6 @@ https://arxiv.org/abs/2303.16199
 Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P prefix tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
@@ -20,23 +19,18 @@ from litgpt.model.chunked_attention import softcapped_attention
 
 
 class Prefix(nn.Module):
-    """The prefix of one attention layer. Embedding and gates are float32.
+    """The prefix of one attention layer. Embedding and gates are float32. Its keys and values have no positions and no
+    norms."""
 
-    Its keys and values have no positions and no norms.
-
-    Args:
-        scale: Scale of the layer's attention scores.
-
-    Attributes:
-        order: For each row of q, k and v, the row of the fused projection that the prefix uses. None for the same row.
-        softcap: The layer's soft cap, if it applies to the prefix.
-    """
+    order: Optional[
+        torch.Tensor
+    ]  # for each row of q, k and v, the row of `qkv` that the prefix uses; None for the same
 
     def __init__(self, length: int, n_embd: int, n_head: int, scale: float, device: torch.device) -> None:
         super().__init__()
-        self.scale = scale
-        self.order: Optional[torch.Tensor] = None
-        self.softcap: Optional[float] = None
+        self.scale = scale  # of the layer's attention scores
+        self.softcap: Optional[float] = None  # of the layer, if it applies to the prefix
+        self.register_buffer("order", None, persistent=False)
         self.embedding = nn.Parameter(torch.empty(length, n_embd, device=device))
         self.gate = nn.Parameter(torch.empty(n_head, device=device))
         if device.type != "meta":
@@ -46,20 +40,9 @@ class Prefix(nn.Module):
         nn.init.normal_(self.embedding)
         nn.init.zeros_(self.gate)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Prefix":
-        """Called by `.to` and similar methods."""
-        super()._apply(fn, recurse)
-        self.order = fn(self.order) if self.order is not None else None
-        return self
-
     def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
-        """The term to add to the output of attention, (B, n, T, hs).
-
-        Args:
-            q: Queries, (B, n, T, hs).
-            qkv: The layer's fused projection.
-            sizes: The numbers of its output features for queries, keys and values.
-        """
+        """The term to add to the output of attention, (B, n, T, hs), from the queries, in the same shape, and the
+        layer's fused projection with the numbers of its output features for queries, keys and values."""
         fused = qkv(self.embedding.to(q.dtype))
         fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
         _, k, v = fused.split(sizes, dim=-1)  # (P, n * hs or g * hs)

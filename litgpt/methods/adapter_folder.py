@@ -23,11 +23,8 @@ KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  #
 
 
 def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) -> None:
-    """Write `adapter_config.json`, and the trained weights under our names.
-
-    Args:
-        base: The base model: its repository id or its absolute path.
-    """
+    """Write `adapter_config.json`, with the base model's repository id or absolute path, and the trained weights under
+    our names."""
     fields = {
         "peft_type": next(name for name, kind in KINDS.items() if type(adapter) is kind),
         "task_type": "CAUSAL_LM",

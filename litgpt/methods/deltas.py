@@ -19,19 +19,12 @@ from litgpt.model import GPT
 
 @dataclass
 class Delta:
-    """An update of a weight W (rows, in_features): W + scale b a, with rows rescaled to the norms `magnitude`.
+    """An update of a weight W (rows, in_features): W + scale b a, with rows rescaled to the norms `magnitude`."""
 
-    Args:
-        a: (r, in_features), float32.
-        b: (rows, r), float32.
-        scale: Factor of the update.
-        magnitude: For DoRA, (rows,).
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
+    a: torch.Tensor  # (r, in_features), float32
+    b: torch.Tensor  # (rows, r), float32
     scale: float
-    magnitude: Optional[torch.Tensor] = None
+    magnitude: Optional[torch.Tensor] = None  # for DoRA, (rows,)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -75,11 +68,7 @@ def fused(blocks: Mapping[int, Delta], sizes: Sequence[int], norms: Optional[tor
 
 
 def to_modules(
-    names: WeightMap,
-    name: str,
-    blocks: Mapping[int, Delta],
-    sizes: Sequence[int],
-    norms: Optional[torch.Tensor] = None,
+    names: WeightMap, name: str, blocks: Mapping[int, Delta], sizes: Sequence[int], norms: Optional[torch.Tensor] = None
 ) -> dict[str, Delta]:
     """The updates of a layer's blocks, by the Hugging Face modules that hold them. Arguments as in `fused`."""
     stored = names.stored(name)
@@ -103,11 +92,8 @@ def learned_deltas(model: GPT) -> dict[str, Delta]:
 
 @torch.no_grad()
 def fill(model: GPT, deltas: dict[str, Delta]) -> list[str]:
-    """Copy updates into the LoRA layers of a model, and remove them from `deltas`.
-
-    Returns:
-        The modules whose updates have the wrong shape, each with that shape.
-    """
+    """Copy updates into the LoRA layers of a model, and remove them from `deltas`. Returns the modules whose updates
+    have the wrong shape, each with that shape."""
     names, wrong = weight_map(model.config), []
     for name, layer in lora_layers(model).items():
         modules = names.stored(name)

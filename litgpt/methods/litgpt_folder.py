@@ -21,11 +21,10 @@ from litgpt.model.mlp import Router
 
 
 class LitLoRAFolder(LoRAFolder):
-    """LitGPT's LoRA: an A and a B for each layer. Those of q, k and v are concatenated along their rows. Raises
-    `UserError` if a file is missing or damaged.
+    """LitGPT's LoRA, a `lit_model.pth.lora`: an A and a B for each layer. Those of q, k and v are concatenated along
+    their rows. `hyperparameters.yaml` in its folder has the rank, alpha and adapted layers.
 
-    Args:
-        file: The `lit_model.pth.lora`. `hyperparameters.yaml` in its folder has the rank, alpha and adapted layers.
+    Raises `UserError` if a file is missing or damaged.
     """
 
     def __init__(self, file: Path) -> None:
@@ -53,14 +52,11 @@ class LitLoRAFolder(LoRAFolder):
 
 
 class LitPrefixFolder:
-    """LitGPT's LLaMA-Adapter or its second version.
+    """LitGPT's LLaMA-Adapter or its second version, a `lit_model.pth.adapter` or `.adapter_v2`.
 
     For the keys and values of its prefix, LitGPT uses other rows of the fused projection than for tokens: those for the
     order in files without `attn.qkv`. The prefix was trained with these rows, so they are used here too. Raises
     `UserError` if the file is damaged.
-
-    Args:
-        file: The `lit_model.pth.adapter` or `.adapter_v2`.
     """
 
     def __init__(self, file: Path) -> None:

@@ -38,18 +38,9 @@ class Dropout(nn.Dropout):
 class LoRALinear(nn.Module):
     """A frozen linear layer plus a trainable low-rank update.
 
-    `linear` may be fused from several blocks of rows (q, k and v; gate and up). Each adapted block has its own A and B.
-    They are concatenated along their rows, so that one matmul applies all A's. Both are float32 in every precision.
-
-    Args:
-        linear: The frozen layer.
-        lora: Rank, scale, dropout and variant.
-        adapted: For each block of `linear`, whether it gets an update.
-
-    Attributes:
-        rows: The output features of each adapted block.
-        start: A and B before the first step, for PiSSA.
-        squares: The squared norm of each adapted row of the frozen weight, for DoRA, and what identifies that weight.
+    `linear` may be fused from several blocks of rows (q, k and v; gate and up); `adapted` says which of them get an
+    update. Each of these has its own A and B. They are concatenated along their rows, so that one matmul applies all
+    A's. Both are float32 in every precision.
     """
 
     def __init__(self, linear: nn.Linear, lora: "LoRA", adapted: Sequence[bool] = (True,)) -> None:
@@ -61,14 +52,15 @@ class LoRALinear(nn.Module):
         self.adapted = tuple(adapted)
         assert len(self.adapted) == len(self.sizes) and any(self.adapted)
         ends = itertools.accumulate(self.sizes)
+        # the output features of each adapted block
         self.rows = [slice(end - n, end) for end, n, on in zip(ends, self.sizes, self.adapted) if on]
         device, r, n_rows = linear.weight.device, lora.r, sum(self.adapted_sizes)
         self.lora_A = nn.Parameter(torch.empty(r * len(self.rows), linear.in_features, device=device))
         self.lora_B = nn.Parameter(torch.empty(n_rows, r, device=device))
         self.magnitude = nn.Parameter(torch.empty(n_rows, device=device)) if lora.variant == "dora" else None
         linear.read = self.magnitude is not None  # type: ignore[assignment]
-        self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None
-        self.squares: Optional[tuple[Any, torch.Tensor]] = None
+        self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # A and B before the first step, for PiSSA
+        self.squares: Optional[tuple[Any, torch.Tensor]] = None  # see `frozen_squares`
         if device.type != "meta":
             self.reset_parameters()
 
@@ -112,12 +104,8 @@ class LoRALinear(nn.Module):
         return self.update(self.linear(x), x)
 
     def update(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add the update.
-
-        Args:
-            y: Output of the frozen layer, (..., out_features). It may be overwritten.
-            x: Its input, (..., in_features).
-        """
+        """Add the update to the output of the frozen layer, (..., out_features), which may be overwritten. `x` is its
+        input, (..., in_features)."""
         dropped = self.dropout(x)
         weights = self.lora_A, self.lora_B, self.rows, self.lora.scaling
         if self.magnitude is None:
@@ -192,16 +180,9 @@ class Update(torch.autograd.Function):
     """Adds the scaled update to the output of the frozen layer, in place: one matmul for all A's, one for each B."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_A: torch.Tensor,
-        lora_B: torch.Tensor,
-        rows: list[slice],
-        scaling: float,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, *weights: Any) -> torch.Tensor:
         """`y` is (..., out_features), `x` (..., in_features); the others are attributes of `LoRALinear`."""
+        lora_A, lora_B, rows, scaling = weights
         ctx.rows, ctx.scaling = rows, scaling
         a = F.linear(x.reshape(-1, x.size(-1)).to(y.dtype), lora_A.to(y.dtype))  # (n, r * adapted blocks)
         ctx.save_for_backward(x, a, lora_A, lora_B)
@@ -351,12 +332,8 @@ class LoRA:
         return {n % n_layer for n in self.layers}
 
     def selected(self, name: str, hf: Sequence[str], chosen: Optional[set[int]]) -> list[bool]:
-        """For each block of rows of the layer with this name, whether it gets an update.
-
-        Args:
-            hf: For each block of rows, the Hugging Face module that holds it.
-            chosen: Numbers of the layers of the model that `layers` selects; None for all.
-        """
+        """For each block of rows of the layer with this name, whether it gets an update. `hf` has the Hugging Face
+        module that holds each of them; `chosen` the layers of the model that `layers` selects, None for all."""
         if self.modules is not None:
             return [module in self.modules for module in hf]
         layer = re.search(r"\.h\.(\d+)\.", name)

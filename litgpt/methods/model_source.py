@@ -32,21 +32,12 @@ from litgpt.text.tokenizer import Tokenizer
 
 @dataclass
 class ModelSource:
-    """A base model with an optional adapter. No weights are read yet.
+    """A base model with an optional adapter. No weights are read yet."""
 
-    Args:
-        folder: The folder that was opened. Its tokenizer and prompt style take precedence over those of the base.
-        checkpoint: The base model.
-        adapter: The adapter, if the folder holds one.
-
-    Attributes:
-        replaced: Names of the pretrained weights that the adapter changes: norms, embeddings, routers.
-    """
-
-    folder: Path
-    checkpoint: Weights
+    folder: Path  # that was opened; its tokenizer and prompt style take precedence over those of the base
+    checkpoint: Weights  # the base model
     adapter: Optional[AdapterFolder]
-    replaced: list[str] = field(default_factory=list, init=False)
+    replaced: list[str] = field(default_factory=list, init=False)  # weights that the adapter changes, such as norms
 
     @classmethod
     def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "ModelSource":
@@ -101,12 +92,8 @@ class ModelSource:
         return load_style(self.folder if own else self.tokenizer_folder)
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
-        """The model with its adapter, in evaluation mode, without gradients.
-
-        Args:
-            dtype: Dtype of the weights.
-            scheme: A `QuantizeName` to quantize the weights of the blocks.
-        """
+        """The model with its adapter, in evaluation mode, without gradients. `scheme` is a `QuantizeName` to quantize
+        the weights of the blocks."""
         weights = self.weights()
         with torch.device("meta"):
             model = GPT(weights.config)

@@ -194,11 +194,8 @@ class LoRAFolder:
         return Overlaid(base, weights, replace(config, padded_vocab_size=sizes.pop(), tie_embeddings=tied))
 
     def full_weights(self, config: Config) -> tuple[dict[str, torch.Tensor], set[str]]:
-        """The fully trained weights, by Hugging Face name under the names of the table.
-
-        Also returns the names of those that are parameters of the base itself, not copies for this adapter
-        (`modules_to_save`).
-        """
+        """The fully trained weights, by Hugging Face name under the names of the table, and the names of those that are
+        parameters of the base itself, not copies for this adapter (`modules_to_save`)."""
         weights, shared = {}, set()
         with opened(self.file) as f:
             for stored in self.in_full:
@@ -268,16 +265,10 @@ class LoRAFolder:
 
 
 class AdapterSlice(NamedTuple):
-    """The part of an adapter's A and B that updates one Hugging Face module.
+    """The part of an adapter's A and B that updates one Hugging Face module."""
 
-    Args:
-        module: Its name in the family's table.
-        target: The name that `peft` matches with its patterns.
-        r: The rank.
-    """
-
-    module: str
-    target: str
+    module: str  # its name in the family's table
+    target: str  # the name that `peft` matches with its patterns
     r: int
     rows_of_a: slice = slice(None)
     rows: slice = slice(None)
@@ -295,12 +286,8 @@ def expert_slices(expert: int, n_expert: int, r: int) -> tuple[slice, slice]:
 def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Config) -> list[AdapterSlice]:
     """The slices of an update of stacked experts; empty for other modules.
 
-    The shapes tell which of the two stacks it is. The name does not: `peft` wraps the module once for each stack, and
-    calls what is inside `base_layer`.
-
-    Args:
-        a: The shape of A.
-        b: The shape of B.
+    The shapes of A and B tell which of the two stacks it is. The name does not: `peft` wraps the module once for each
+    stack, and calls what is inside `base_layer`.
     """
     stem, n = re.sub(r"(\.base_layer)+$", "", module), config.n_expert
     if not stem.endswith(".experts") or not n or a[0] % n or len(a) != 2 or len(b) != 2:

@@ -29,11 +29,8 @@ class QuantizedLinear(PartwiseLinear):
     """A frozen linear layer that is quantized part by part with `store`.
 
     Each Hugging Face tensor has its own scales, even if several form one layer, so that the result equals that of other
-    programs. `weight` is a meta tensor until all parts are stored, then None.
-
-    Args:
-        linear: The layer to replace, on the meta device.
-        scheme: One of `QuantizeName`.
+    programs. `weight` is a meta tensor until all parts are stored, then None. The layer to replace is on the meta
+    device, `scheme` a `QuantizeName`.
     """
 
     weight: Any
@@ -141,9 +138,6 @@ def quantize(model: GPT, scheme: str, device: torch.device) -> None:
 
     Embeddings, norms and the head stay as they are. Raises `UserError` if the device does not support it, or
     bitsandbytes is missing.
-
-    Args:
-        model: A model on the meta device.
     """
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--quantize {scheme} does not support {device.type}. Use cuda or cpu.")
