@@ -13,27 +13,24 @@ from litgpt.families.table import Aliases, WeightMap
 from litgpt.model.config import Config, differences
 from litgpt.model.rope import make_ropes
 
-FAMILIES = {  # model_type: module
-    name: f"litgpt.families.{name}"
-    for name in (
-        "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
-        "olmo olmo2 olmo3 gpt2 smollm3 granite"
-    ).split()
-}
+FAMILIES = (  # the names of the modules, each of which is a model_type
+    "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
+    "olmo olmo2 olmo3 gpt2 smollm3 granite"
+).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
 MAPS: dict[str, WeightMap] = {}  # the last ones, by their configs
 
 
 def family(model_type: str) -> Family:
-    return importlib.import_module(FAMILIES[model_type]).FAMILY
+    return importlib.import_module(f"litgpt.families.{model_type}").FAMILY
 
 
 def read_config(fields: dict[str, Any], name: str = "") -> Config:
     """The `Config` that a parsed `config.json` describes. Raises `UserError` if the family is unknown, a field is
     missing, or one asks for math that is not implemented."""
     model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if model_type not in FAMILIES:
         raise UserError(
             f"config.json has model_type {model_type!r}, which is not supported.{nearest(str(model_type), FAMILIES)} "
             f"Supported: {', '.join(FAMILIES)}."
@@ -118,5 +115,4 @@ def weight_map(config: Config) -> WeightMap:
 
 def aliases(model_type: Any) -> Aliases:
     """The names that a family's weights have elsewhere; none for an unknown family."""
-    known = isinstance(model_type, str) and model_type in FAMILIES
-    return family(model_type).aliases if known else Aliases()
+    return family(model_type).aliases if model_type in FAMILIES else Aliases()

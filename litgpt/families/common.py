@@ -37,11 +37,7 @@ ATTENTION_BIAS: Row = ("attention_bias", "attn_bias attn_proj_bias", False)
 
 
 def only(key: str, *allowed: Any, written: Any = None) -> Part:
-    """Refuses other values of a field than these.
-
-    Args:
-        written: The value to write; None to write nothing.
-    """
+    """Refuses other values of a field than these. Writes `written`, unless it is None."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         require_value(fields, key, *allowed)
@@ -58,7 +54,6 @@ def sizes(
     Args:
         kv_heads: The default of `num_key_value_heads`; None for as many as heads.
         head_dim: The default of `head_dim`; None for the width divided by the number of heads.
-        tied: The default of `tie_word_embeddings`.
         always: Whether to write `head_dim` even if it is the default.
     """
     head = Field("head_dim", "head_size", head_dim)
@@ -103,13 +98,13 @@ def gate(key: str = "hidden_act", default: str = "silu") -> Part:
     return Part(read, lambda config: {key: write_activation(config)})
 
 
-def gelu(key: str, default: str) -> Part:
-    """The activation of a feed-forward part without a gate."""
+def gelu(key: str, default: str, tanh: str = "gelu_pytorch_tanh") -> Part:
+    """The activation of a feed-forward part without a gate. `tanh` is the name to write for its approximation."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default)}
 
-    return Part(read, lambda config: {key: write_activation(config)})
+    return Part(read, lambda config: {key: write_activation(config, tanh)})
 
 
 def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> str:
@@ -120,37 +115,38 @@ def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> s
     return GELUS[name]
 
 
-def write_activation(config: Config) -> str:
+def write_activation(config: Config, tanh: str = "gelu_pytorch_tanh") -> str:
     if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
         return "silu"
-    return "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
+    return "gelu" if config.gelu_approximate == "none" else tanh
 
 
-def rope(base: float = 10000.0, partial: Optional[float] = None, types: Sequence[str] = tuple(ROPE_TYPES)) -> Part:
-    """The rotary embedding. See `read_rope`."""
-
-    def write(config: Config) -> dict[str, Any]:
-        written = {"rope_theta": config.rope_base, "rope_scaling": write_scaling(config)}
-        return written | ({} if partial is None else {"partial_rotary_factor": config.rotary_percentage})
-
-    return Part(lambda fields: read_rope(fields, base, partial=partial, types=types), write)
-
-
-def read_rope(
-    fields: dict[str, Any],
+def rope(
     base: float = 10000.0,
-    base_key: str = "rope_theta",
     partial: Optional[float] = None,
+    base_key: str = "rope_theta",
     partial_key: str = "partial_rotary_factor",
     types: Sequence[str] = tuple(ROPE_TYPES),
-) -> dict[str, Any]:
-    """The rotary embedding, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`. Raises
-    `UserError` for a rope type that is not implemented, and for numbers of it that are missing or unknown.
+) -> Part:
+    """The rotary embedding, in `rope_parameters` or in the older `rope_theta` and `rope_scaling`.
 
     Args:
         base: The default of the base.
         partial: The default of the share of a head that rotates; None in families where all of it does.
     """
+
+    def write(config: Config) -> dict[str, Any]:
+        written = {base_key: config.rope_base, "rope_scaling": write_scaling(config)}
+        return written | ({} if partial is None else {partial_key: config.rotary_percentage})
+
+    return Part(lambda fields: read_rope(fields, base, partial, base_key, partial_key, types), write)
+
+
+def read_rope(
+    fields: dict[str, Any], base: float, partial: Optional[float], base_key: str, partial_key: str, types: Sequence[str]
+) -> dict[str, Any]:
+    """Arguments as in `rope`. Raises `UserError` for a rope type that is not implemented, and for numbers of it that
+    are missing or unknown."""
     key, numbers = rope_numbers(fields)
     rope_type = numbers.pop("type", None)
     rope_type = numbers.pop("rope_type", None) or rope_type or "default"
@@ -234,7 +230,7 @@ def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local
     everywhere |= beside | as_object(fields.get("rope_scaling"), "rope_scaling")
     flat = {k: v for k, v in fields.items() if k != "rope_scaling"} | {"rope_parameters": everywhere}
     local_base = float(number(local, "rope_theta", number(fields, local_key, local_base) if local_key else local_base))
-    return read_rope(flat, base=base) | {"rope_local_base_freq": local_base}
+    return rope(base).read(flat) | {"rope_local_base_freq": local_base}
 
 
 WINDOW: Row = ("sliding_window", "sliding_window_size", None, lambda config: config.window(0))  # of all layers
@@ -281,13 +277,8 @@ def late_windows() -> Part:
 
 
 def read_windows(fields: dict[str, Any], default: Sequence[str], size: Any = None) -> dict[str, Any]:
-    """The sliding windows, from `layer_types` and `sliding_window`. Raises `UserError` for another type of layer, and
-    for local layers without a window.
-
-    Args:
-        default: The types of the layers where `layer_types` is missing.
-        size: The window where `sliding_window` is missing.
-    """
+    """The sliding windows, from `layer_types`, or `default`, and from `sliding_window`, or `size`. Raises `UserError`
+    for another type of layer, and for local layers without a window."""
     types, n_layer = fields.get("layer_types") or list(default), integer(fields, "num_hidden_layers")
     known = ("full_attention", "sliding_attention")
     if not isinstance(types, list) or not all(t in known for t in types):

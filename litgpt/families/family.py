@@ -25,19 +25,12 @@ QK_NORMS: Rules = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.
 
 
 class Field(NamedTuple):
-    """A field of `config.json` that is a field of `Config`. Its type is that of the `Config` field.
+    """A field of `config.json` that is a field of `Config`. Its type is that of the `Config` field."""
 
-    Args:
-        key: Its name in `config.json`.
-        name: Its name in `Config`; several, separated by spaces, if it sets all of them.
-        default: Its value where it is missing. A field without a default is required.
-        written: Computes the value to write; by default it is that of the (first) `Config` field.
-    """
-
-    key: str
-    name: str
-    default: Any = REQUIRED
-    written: Optional[Callable[[Config], Any]] = None
+    key: str  # its name in `config.json`
+    name: str  # its name in `Config`; several, separated by spaces, if it sets all of them
+    default: Any = REQUIRED  # its value where it is missing
+    written: Optional[Callable[[Config], Any]] = None  # the value to write; by default that of the (first) `name`
 
     def read(self, fields: dict[str, Any]) -> dict[str, Any]:
         names = self.name.split()
@@ -58,12 +51,8 @@ class Field(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Fields of `config.json` that no row can describe.
-
-    Args:
-        read: Computes fields of `Config` from a parsed `config.json`. Raises `UserError` for what is not implemented.
-        write: Computes fields of `config.json` from a `Config`.
-    """
+    """Fields of `config.json` that no row can describe: computed from those of `Config`, and the other way around.
+    `read` raises `UserError` for what is not implemented."""
 
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}
     write: Callable[[Config], dict[str, Any]] = lambda config: {}
@@ -76,28 +65,18 @@ Row = Union[Part, Field, tuple[str, str], tuple[str, str, Any], tuple[str, str, 
 class Family:
     """A model family, the `FAMILY` of its module.
 
-    Args:
-        architecture: The class in `transformers`.
-        rows: The fields of `config.json`, in the order in which they are written: the arguments of a `Field`, or a
-            `Part`. Later ones override the values that earlier ones read.
-        switches: Values of `Config` that no field describes.
-        defaults: Values of missing fields that differ from those of the rows.
-        layer: The names of a layer's weights, or a function that returns them.
-        ends: The names of the weights outside the layers.
-        prefix: Precedes the Hugging Face names of a layer. `{}` is its index.
-        unused: See `WeightMap`.
-        kept: See `WeightMap`.
-        aliases: The names that weights have elsewhere.
+    The rows are the fields of `config.json`, in the order in which they are written: the arguments of a `Field`, or a
+    `Part`. Later ones override the values that earlier ones read.
     """
 
-    architecture: str
+    architecture: str  # the class in `transformers`
     rows: Sequence[Row]
-    switches: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    layer: Union[Rules, Callable[[Config], Rules]] = field(default_factory=lambda: LAYER)
-    ends: Rules = field(default_factory=lambda: ENDS)
-    prefix: str = "model.layers.{}."
-    unused: str = r"rotary_emb\.inv_freq$"
+    switches: Mapping[str, Any] = field(default_factory=dict)  # values of `Config` that no field describes
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # values of missing fields that differ from the rows'
+    layer: Union[Rules, Callable[[Config], Rules]] = field(default_factory=lambda: LAYER)  # a layer's weights
+    ends: Rules = field(default_factory=lambda: ENDS)  # the weights outside the layers
+    prefix: str = "model.layers.{}."  # of the Hugging Face names of a layer; `{}` is its index
+    unused: str = r"rotary_emb\.inv_freq$"  # see `WeightMap`
     kept: str = r"(?!)"
     aliases: Aliases = field(default_factory=Aliases)
 

@@ -17,17 +17,11 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Stored:
-    """A Hugging Face module and how it holds rows of ours.
+    """A Hugging Face module and how it holds rows of ours."""
 
-    Args:
-        module: Its name.
-        rows: For each of its rows, the index of our row; None if the order is the same.
-        transposed: Whether its weight is (in_features, out_features).
-    """
-
-    module: str
-    rows: Optional[torch.Tensor] = None
-    transposed: bool = False
+    module: str  # its name
+    rows: Optional[torch.Tensor] = None  # for each of its rows, the index of our row; None if the order is the same
+    transposed: bool = False  # whether its weight is (in_features, out_features)
 
     def to_ours(self, tensor: torch.Tensor) -> torch.Tensor:
         """Our rows from a stored weight or bias."""
@@ -49,33 +43,20 @@ Rules = Mapping[str, HFModules]
 
 
 class StoredTensor(NamedTuple):
-    """A Hugging Face tensor that holds rows of a parameter of ours.
-
-    Args:
-        name: Its name.
-        form: How it holds them.
-        rows: Which rows of our parameter they are.
-    """
+    """A Hugging Face tensor that holds rows of a parameter of ours."""
 
     name: str
-    form: Stored
-    rows: slice
+    form: Stored  # how it holds them
+    rows: slice  # which rows of our parameter they are
 
 
 class Parameter(NamedTuple):
-    """A pretrained parameter of a model.
+    """A pretrained parameter of a model."""
 
-    Args:
-        name: Our name of it. Wrappers, which hold a layer as `linear`, do not show.
-        module: The module that has it.
-        leaf: Its name there, weight or bias.
-        stored: The Hugging Face modules that hold it.
-    """
-
-    name: str
-    module: nn.Module
-    leaf: str
-    stored: tuple[Stored, ...]
+    name: str  # our name of it, in which wrappers, which hold a layer as `linear`, do not show
+    module: nn.Module  # the module that has it
+    leaf: str  # its name there, weight or bias
+    stored: tuple[Stored, ...]  # the Hugging Face modules that hold it
 
     @property
     def value(self) -> torch.Tensor:
@@ -193,16 +174,13 @@ def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Ten
 class Aliases:
     """Other names and forms of a family's weights: in files, and in memory in transformers 5.
 
-    Args:
-        renames: Pairs of pattern and replacement, as for `re.sub`, from other names to the table's.
-        stacks: Maps the end of a tensor's name to the ends that its parts have in the table. The tensor stacks the
-            experts; in each expert the parts follow one another along the rows. `{}` is the expert's index.
-        memory: Like `renames`, from the table's names to those in memory, which adapters use.
+    `stacks` maps the end of a tensor's name to the ends that its parts have in the table. The tensor stacks the
+    experts; in each expert the parts follow one another along the rows. `{}` is the expert's index.
     """
 
-    renames: Sequence[tuple[str, str]] = ()
+    renames: Sequence[tuple[str, str]] = ()  # patterns and replacements, from other names to the table's
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    memory: Sequence[tuple[str, str]] = ()
+    memory: Sequence[tuple[str, str]] = ()  # from the table's names to those in memory, which adapters use
 
     def rename(self, name: str) -> str:
         """The table's name of a tensor."""
