@@ -8,6 +8,8 @@ from textwrap import indent
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
+from docstring_parser.google import parse
+
 
 def option_group(
     parameter: str,
@@ -69,12 +71,5 @@ def option_group(
 
 def docs_of_fields(described: Callable[..., Any]) -> dict[str, str]:
     """The description of each field or parameter in the `Args:` section of a docstring."""
-    lines: dict[str, str] = {}
-    name = ""
-    for line in (inspect.getdoc(described) or "").partition("Args:\n")[2].partition("\n\n")[0].splitlines():
-        if line.startswith("    ") and not line.startswith("     "):
-            name, _, text = line.strip().partition(": ")
-            lines[name] = text
-        elif name:
-            lines[name] += f" {line.strip()}"
-    return lines
+    described_params = parse(inspect.getdoc(described) or "").params
+    return {p.arg_name: " ".join((p.description or "").split()) for p in described_params if p.args[0] == "param"}

@@ -31,30 +31,19 @@ Options = dict[str, Any]
 
 @dataclass
 class Level:
-    """The options that one `--config`, or all flags together, set.
+    """The options that one `--config`, or all flags together, set."""
 
-    Args:
-        source: The name of the file or recipe, or `FLAGS`.
-        options: By dotted name. `data` and `optimizer` are paths of classes, `data.json_path` is an argument of one.
-    """
-
-    source: str
-    options: Options
+    source: str  # the name of the file or recipe, or `FLAGS`
+    options: Options  # `data` and `optimizer` are paths of classes, `data.json_path` is an argument of one
 
 
 @dataclass
 class Resolved:
-    """The options after all levels.
-
-    Args:
-        options: Their values.
-        actions: What the parser knows about each of them.
-        optimizer_arguments: The names of the optimizer's arguments that a level sets.
-    """
+    """The options after all levels."""
 
     options: Options
-    actions: dict[str, Action]
-    optimizer_arguments: set[str]
+    actions: dict[str, Action]  # what the parser knows about each of them
+    optimizer_arguments: set[str]  # the names of the optimizer's arguments that a level sets
 
     def nested(self) -> dict[str, Any]:
         """The options as jsonargparse takes them."""
@@ -179,10 +168,7 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
     """The options that names and values set, with the members of groups and classes one by one.
 
     A class is NAME or `{class_path: NAME, init_args: {...}}`; its arguments may also be beside `class_path`. Raises
-    `UserError` if a group has a value that is not a mapping of its options, or there is no such class.
-
-    Args:
-        where: Begins messages, before the name.
+    `UserError`, which begins with `where`, if a group has a value that is not a mapping, or there is no such class.
     """
     known = option_names(parser)
     groups = {name.partition(".")[0] for name in known if "." in name}
@@ -226,22 +212,14 @@ class Pair:
 
     A later level beats an earlier one, whichever of the two it sets. Within a level the first one wins, with a remark
     unless both agree; two flags that disagree are refused.
-
-    Args:
-        first: An option that is null by default.
-        second: The other one.
-        agree: Whether two values mean the same, given all options.
-        second_value: What the second option becomes when the first one holds; None to leave it.
-        first_value: What the first option becomes, where it is set, when the second one holds.
-        depends_on: Further options that decide whether two values agree.
     """
 
-    first: str
+    first: str  # an option that is null by default
     second: str
-    agree: Callable[[Any, Any, Options], bool]
-    second_value: Optional[Callable[[Any], Any]] = None
-    first_value: Callable[[Any], Any] = lambda value: None
-    depends_on: tuple[str, ...] = ()
+    agree: Callable[[Any, Any, Options], bool]  # whether two values mean the same, given all options
+    second_value: Optional[Callable[[Any], Any]] = None  # of the second option when the first one holds; None: its own
+    first_value: Callable[[Any], Any] = lambda value: None  # of the first option, if set, when the second one holds
+    depends_on: tuple[str, ...] = ()  # further options that decide whether two values agree
 
     def resolve(self, levels: list[Level], options: Options) -> Options:
         """The values to change. Raises `UserError` for two flags that disagree."""

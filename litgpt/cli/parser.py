@@ -51,16 +51,10 @@ set_loader("yaml", load_value, exceptions=(yaml.YAMLError, ValueError, Recursion
 
 
 class Parser(ArgumentParser):
-    """Raises `UserError` where the library would print its usage.
+    """Raises `UserError` where the library would print its usage."""
 
-    Attributes:
-        positionals: The options that take words without a flag: the first parameter of the command's function, and the
-            required ones that follow it.
-        takes_many: Whether the first of them takes a list.
-    """
-
-    positionals: list[str]
-    takes_many: bool
+    positionals: list[str]  # options that take words without a flag: the first parameter, and required ones after it
+    takes_many: bool  # whether the first of them takes a list
 
     def error(self, message: str, ex: Any = None) -> NoReturn:
         raise UserError(" ".join(str(ex or message).split())) from None
@@ -164,13 +158,9 @@ def show_help(parser: Parser) -> NoReturn:
 
 
 def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple[list[Level], Optional[str]]:
-    """The levels of options in a command line, and the value of `--print_config`, None without it. Raises `UserError`
-    if a config cannot be read, an option lacks its value, or there are too many positionals.
-
-    Args:
-        words: The words of the command line.
-        positional: Values of the positional option that come before those among the words.
-    """
+    """The levels of options in a command line, and the value of `--print_config`, None without it. `positional` has
+    values of the positional option that come before those among the words. Raises `UserError` if a config cannot be
+    read, an option lacks its value, or there are too many positionals."""
     levels: list[Level] = []
     flags: list[tuple[str, Any]] = []
     printed = None

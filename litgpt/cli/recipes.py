@@ -17,14 +17,9 @@ SPELLINGS = {"gemma2b": "gemma2-2b"}  # names in LitGPT's documentation that dif
 
 @dataclass
 class Recipe:
-    """A file in `config_hub`.
+    """A file in `config_hub`."""
 
-    Args:
-        name: The name for `--config`, in any case: `falcon-7b/lora`, or `tinystories` for pretraining.
-        file: Its path.
-    """
-
-    name: str
+    name: str  # for `--config`, in any case: `falcon-7b/lora`, or `tinystories` for pretraining
     file: Path
 
     @property

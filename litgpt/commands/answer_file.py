@@ -27,15 +27,10 @@ N_REPORTED = 10  # broken rows that are reported one by one
 
 @dataclass(eq=False)
 class PendingRow:
-    """A row of the file that is not written yet.
+    """A row of the file that is not written yet."""
 
-    Args:
-        fields: The fields of its output line, without the answers.
-        n_answers: How many answers it gets: none if the row is broken.
-    """
-
-    fields: dict[str, Any]
-    n_answers: int
+    fields: dict[str, Any]  # of its output line, without the answers
+    n_answers: int  # how many it gets: none if the row is broken
     answers: dict[int, Answer] = field(default_factory=dict)
 
     @property
@@ -51,14 +46,8 @@ class PendingRow:
 
 
 class PromptFile:
-    """The prompts of a file, and the answers that are written for them. Raises `UserError` if the prompts cannot be
-    read at all, or `out` holds answers to other prompts.
-
-    Args:
-        prompts: The file.
-        out: Where the answers go; None for stdout.
-        options: What is generated for each prompt.
-    """
+    """The prompts of a file, and the answers that are written for them to `out`, or to stdout. Raises `UserError` if
+    the prompts cannot be read at all, or `out` holds answers to other prompts."""
 
     def __init__(self, prompts: Path, out: Optional[Path], options: PromptOptions) -> None:
         self.prompts, self.out, self.options = prompts, out, options
