@@ -18,16 +18,14 @@ def option_group(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     skip: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command so that the fields of a dataclass take the place of one of its parameters.
+    """Decorate a command so that the fields of a dataclass, `kind`, take the place of one of its parameters.
 
     The decorated function has a parameter for each field, with the field's default, type, and help, and calls the
-    original with the dataclass made from them. A caller from Python may also pass the dataclass itself. A description
-    in the function's own docstring takes precedence over the dataclass's.
+    original with the dataclass made from them. A caller from Python may also pass the dataclass itself. The help is
+    what the dataclass's docstring says under `Args:`, unless the function's own has a description; a field without a
+    description, or without `init`, is not an option.
 
     Args:
-        parameter: The parameter that is replaced.
-        kind: The dataclass. Its docstring describes the fields under `Args:`; a field without a description there, or
-            without `init`, is not an option.
         prefix: Put before the names of the fields.
         defaults: Defaults of this command that differ from the dataclass's, by field.
         skip: Fields that are not options of this command.

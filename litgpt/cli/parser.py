@@ -188,7 +188,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
                 parser.parse_args([f"--{name}={class_path(name.removesuffix('.help'), value)}"])
             elif parser.takes_many and name == parser.positionals[0] and not value.startswith("["):
                 positional.append(value)
-            elif takes_entries(name, parser) and is_entry(value):
+            elif "dict[str," in option_type(name, parser) and is_entry(value):
                 entries = [value]
                 while words and is_entry(words[0]):
                     entries.append(words.pop(0))
@@ -271,12 +271,8 @@ def is_switch(name: str, words: list[str], parser: Parser) -> bool:
     return "bool" in hint and follows not in TRUTH
 
 
-def takes_entries(name: str, parser: Parser) -> bool:
-    """Whether the value of this option may be NAME=VALUE NAME=VALUE."""
-    return "dict[str," in option_type(name, parser)
-
-
 def is_entry(word: str) -> bool:
+    """Whether a word is NAME=VALUE."""
     return re.match(r"[^-={\s][^={\s]*=.", word) is not None
 
 

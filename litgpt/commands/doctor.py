@@ -53,7 +53,7 @@ def main(out_dir: Path = Path("out")) -> None:
         out_dir: An output folder, to show the free space on its disk.
     """
     report = Report(out_dir)
-    for check in CHECKS:
+    for check in (check_versions, check_devices, check_memory, check_extras, check_environment):
         check(report)
     print()
     for problem in report.problems:
@@ -158,15 +158,6 @@ def check_environment(report: Report) -> None:
     entries += [f"{name} is set" for name in NAMED if os.environ.get(name)]
     report.add("environment", *(entries or ["no relevant variable is set"]))
     report.add("hub token", "found" if hub_token() else "none (only private and gated models need one)")
-
-
-CHECKS: tuple[Callable[[Report], None], ...] = (
-    check_versions,
-    check_devices,
-    check_memory,
-    check_extras,
-    check_environment,
-)
 
 
 def train_a_step(precision: str, device: Any) -> None:

@@ -5,7 +5,6 @@ from typing import Any
 
 from litgpt.families.common import LENGTH, WINDOW, gate, rope, rope_numbers, sizes
 from litgpt.families.family import LAYER, Family, Part
-from litgpt.model.config import Config
 
 ROPE = rope(partial=1.0, types=("default", "longrope"))
 
@@ -17,15 +16,11 @@ def read_longrope(fields: dict[str, Any]) -> dict[str, Any]:
     return ROPE.read(fields | {key: numbers})
 
 
-def write_longrope(config: Config) -> dict[str, Any]:
-    return ROPE.write(config) | {LENGTH: config.rope_adjustments.get(LENGTH, config.block_size)}
-
-
 FAMILY = Family(
     "Phi3ForCausalLM",
     [
         *sizes(always=False),
-        Part(read_longrope, write_longrope),
+        Part(read_longrope, lambda c: ROPE.write(c) | {LENGTH: c.rope_adjustments.get(LENGTH, c.block_size)}),
         gate(),
         ("rms_norm_eps", "norm_eps", 1e-5),
         WINDOW,

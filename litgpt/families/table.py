@@ -119,11 +119,6 @@ class WeightMap:
         """Our module that a Hugging Face module holds, and its index in `stored`; ("", 0) if it is unknown."""
         return self.inverse.get(hf, ("", 0))
 
-    def is_transposed(self, hf: str) -> bool:
-        """Whether a Hugging Face module stores its weight as (in_features, out_features)."""
-        ours, i = self.find(hf)
-        return bool(ours) and self.rules[ours][i].transposed
-
     def find_parameter(self, hf: str) -> str:
         """Our name of the parameter that a Hugging Face tensor holds rows of; empty if it is unknown."""
         module, _, leaf = hf.rpartition(".")

@@ -14,7 +14,7 @@ from litgpt.litgpt_format.folder import MODEL, has_hf_weights
 from litgpt.methods.adapter import LLaMAAdapter, trained
 from litgpt.methods.adapter_v2 import LLaMAAdapterV2
 from litgpt.methods.litgpt_folder import LitLoRAFolder, LitPrefixFolder
-from litgpt.methods.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_shapes, weights_file
+from litgpt.methods.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_shapes
 from litgpt.model import GPT
 from litgpt.model.sharded import full_tensor
 from litgpt.storage.files import is_there, read_json
@@ -44,7 +44,7 @@ class PrefixFolder:
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder = folder
         self.base = str(fields.get("base_model_name_or_path") or "")
-        self.file, self.shapes = weights_file(folder), read_shapes(folder)
+        self.file, self.shapes = read_shapes(folder)
         try:
             length, start = int(fields["adapter_prompt_length"]), int(fields["adapter_start_layer"])
         except (KeyError, TypeError, ValueError) as e:

@@ -234,10 +234,6 @@ class LoRA:
             the six switches. A fused layer such as qkv_proj is updated as a whole.
         layers: Update only these blocks, such as [0, 1], or [-2, -1] for the last two.
 
-    Attributes:
-        train_embeddings: Whether the embedding is trained too.
-        modules: The exact Hugging Face modules of an adapter that is loaded; they replace the switches.
-        scaling: Factor of the update, from alpha and r.
     """
 
     r: int = 8
@@ -255,8 +251,8 @@ class LoRA:
     targets: Optional[str] = None
     layers: Optional[Sequence[int]] = None
     train_embeddings: bool = False
-    modules: Optional[frozenset[str]] = None
-    scaling: float = field(init=False)
+    modules: Optional[frozenset[str]] = None  # of an adapter that is loaded: they replace the switches
+    scaling: float = field(init=False)  # factor of the update, from alpha and r
 
     def __post_init__(self) -> None:
         wrong = []

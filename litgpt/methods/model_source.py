@@ -13,7 +13,6 @@ from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Overlaid, fill_weights, load_weights, open_checkpoint
 from litgpt.errors import UserError
 from litgpt.families import weight_map
-from litgpt.families.table import Parameter
 from litgpt.families.weights import Weights
 from litgpt.litgpt_format.adapter import lit_adapter_file
 from litgpt.litgpt_format.folder import ADAPTERS
@@ -103,9 +102,10 @@ class ModelSource:
             self.adapter.apply(model)
         load_weights(model, weights, dtype, device)
         if self.adapter is not None:
-            before = versions(model)
-            self.adapter.load_into(model)
-            self.replaced = [name for name, version in versions(model).items() if version != before[name]]
+            parameters = weight_map(model.config).parameters(model)
+            before = {name: parameter.value._version for name, parameter in parameters.items()}
+            self.adapter.load_into(model)  # the version of a tensor grows when it is written to
+            self.replaced = [name for name, p in parameters.items() if p.value._version != before[name]]
         if isinstance(weights, Overlaid):
             self.replaced += map(weight_map(weights.config).find_parameter, weights.replaced)
         return model.requires_grad_(False).eval()
@@ -132,7 +132,8 @@ class ModelSource:
             model.set_submodule(name, wrapper.linear)
         for attention in attentions:
             attention.prefix = None
-        changed = {name: p for name, p in pretrained(model).items() if name in self.replaced}
+        parameters = weight_map(model.config).parameters(model)
+        changed = {name: p for name, p in parameters.items() if name in self.replaced}
         learned = {name: parameter.value.clone() for name, parameter in changed.items()}
         base, names = self.checkpoint, weight_map(self.checkpoint.config)
         if base.config.tie_embeddings and not model.config.tie_embeddings:
@@ -147,12 +148,3 @@ class ModelSource:
                 model.set_submodule(name, wrapper)
             for attention, prefix in zip(attentions, prefixes):
                 attention.prefix = prefix
-
-
-def versions(model: GPT) -> dict[str, int]:
-    """For each pretrained weight a number that grows when it is written to."""
-    return {name: parameter.value._version for name, parameter in pretrained(model).items()}
-
-
-def pretrained(model: GPT) -> dict[str, Parameter]:
-    return weight_map(model.config).parameters(model)

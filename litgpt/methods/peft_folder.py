@@ -63,7 +63,7 @@ class LoRAFolder:
             if fields.get(key) and fields[key] not in allowed:
                 raise UserError(f"{folder / CONFIG} has {key} {fields[key]!r}, which is not supported.")
         self.base = str(fields.get("base_model_name_or_path") or "")
-        self.file, self.shapes = weights_file(folder), read_shapes(folder)
+        self.file, self.shapes = read_shapes(folder)
         self.tokens = fields.get("trainable_token_indices") or []
         self.copied = fields.get("modules_to_save") or []
         self.tying = bool(fields.get("ensure_weight_tying")) and any(  # if peft recognizes the name of an embedding
@@ -332,16 +332,11 @@ def is_end(end: str, module: str) -> bool:
     return module == end or module.endswith(f".{end}")
 
 
-def weights_file(folder: Path) -> Path:
-    """The file with an adapter's tensors. Raises `UserError` if there is none."""
+def read_shapes(folder: Path) -> tuple[Path, dict[str, tuple[int, ...]]]:
+    """The file with an adapter's tensors, and their shapes, by name without PEFT's prefix. Raises `UserError` if the
+    file is missing or truncated."""
     file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor {PICKLED}.")
-    return file
-
-
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors, by name without PEFT's prefix. Raises `UserError` if the file is missing or
-    truncated."""
-    with opened(weights_file(folder)) as f:
-        return {name.removeprefix(PREFIX): tuple(f.get_slice(name).get_shape()) for name in sorted(f.keys())}
+    with opened(file) as f:
+        return file, {name.removeprefix(PREFIX): tuple(f.get_slice(name).get_shape()) for name in sorted(f.keys())}

@@ -32,12 +32,10 @@ def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 
 def compile_blocks(model: GPT, decoding: bool = False) -> None:
-    """Compile each block except for attention, once for all lengths. Call this before `recompute`.
+    """Compile each block except for attention, once for all lengths; with `decoding` the path with a cache instead of
+    the one without. Call this before `recompute`.
 
     Attention, a loop over sequences, would be compiled again for every list of lengths.
-
-    Args:
-        decoding: Compile the path with a cache instead of the one without.
     """
     for block in model.transformer.h:
         attention = block.attn

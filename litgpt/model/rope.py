@@ -18,11 +18,8 @@ Numbers = dict[str, Any]
 class Rope:
     """Cosines and sines of positions, for every layer that shares this rope.
 
-    Args:
-        size: Dimensions of a head that rotate, in pairs. An odd one has a pair of its own.
-        base: How many times slower the slowest rotation is than the fastest, about.
-        rope_type: A key of `ROPE_TYPES`.
-        numbers: What the type needs, by the names of Hugging Face.
+    `size` dimensions of a head rotate, in pairs; an odd one has a pair of its own. The slowest rotation is about `base`
+    times slower than the fastest. `numbers` has what a `rope_type` needs, by the names of Hugging Face.
     """
 
     def __init__(self, size: int, base: float, rope_type: str, numbers: Numbers) -> None:
