@@ -71,8 +71,7 @@ class Resolved:
 
 
 def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
-    """Merge the levels over the defaults. Raises `UserError` if an option is unknown, or two flags contradict each
-    other."""
+    """Merge the levels over the defaults. Raises `UserError` for unknown or contradictory options."""
     defaults = read_options(parser.get_defaults().as_dict().items(), parser, "")
     merged: Options = {}
     for level in levels:
@@ -165,11 +164,9 @@ def config_options(fields: dict[str, Any], parser: ArgumentParser, source: str) 
 
 
 def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where: str) -> Options:
-    """The options that names and values set, with the members of groups and classes one by one.
-
-    A class is NAME or `{class_path: NAME, init_args: {...}}`; its arguments may also be beside `class_path`. Raises
-    `UserError`, which begins with `where`, if a group has a value that is not a mapping, or there is no such class.
-    """
+    """The options that names and values set, with the members of groups and classes one by one. A class is NAME or
+    `{class_path: NAME, init_args: {...}}`; its arguments may also be beside `class_path`. Raises `UserError`, which
+    begins with `where`, if a group has a value that is not a mapping, or there is no such class."""
     known = option_names(parser)
     groups = {name.partition(".")[0] for name in known if "." in name}
     options: Options = {}
@@ -208,11 +205,8 @@ def read_mapping(value: Any, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two options of which only one holds.
-
-    A later level beats an earlier one, whichever of the two it sets. Within a level the first one wins, with a remark
-    unless both agree; two flags that disagree are refused.
-    """
+    """Two options of which only one holds. A later level beats an earlier one, whichever of the two it sets. Within a
+    level the first one wins, with a remark unless both agree; two flags that disagree are refused."""
 
     first: str  # an option that is null by default
     second: str

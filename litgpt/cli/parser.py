@@ -61,11 +61,8 @@ class Parser(ArgumentParser):
 
 
 def run(where: str, command: str, args: list[str]) -> None:
-    """Parse `args` and call the function at `where`, given as module:function.
-
-    Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
-    in any order.
-    """
+    """Parse `args` and call the function at `where`, given as module:function. Values come from the function's
+    defaults, then from `--config`, then from flags and the positional model folder, in any order."""
     gc.disable()  # garbage collection would take a quarter of the time to import torch
     try:
         parser = make_parser(where, command)
@@ -201,8 +198,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
 
 
 def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> list[Level]:
-    """The levels of a config file: first the config that it names itself, if any. Raises `UserError` if a config cannot
-    be read, or leads back to itself."""
+    """The levels of a config file: first the config that it names itself, if any. Raises `UserError` for a circle."""
     if value in outer:
         raise UserError(f"--config {value} leads back to itself.")
     fields = without_refused(read_config(value), parser.prog.removeprefix("litgpt "), value)
@@ -277,8 +273,7 @@ def is_entry(word: str) -> bool:
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """The YAML behind `--config`: a file, a URL, or the name of a shipped recipe in any case. Raises `UserError` if
-    there is none, or it is not a mapping."""
+    """The YAML behind `--config`: a file, a URL, or the name of a recipe. Raises `UserError` if it is not a mapping."""
     if re.match(r"https?://", value):
         from litgpt.storage.http import fetch_text
 

@@ -54,7 +54,7 @@ def shipped_recipes() -> Iterator[Recipe]:
 
 def find_recipe(name: str) -> Recipe:
     """A recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and suffix. Raises
-    `UserError` if there is none; the message has the nearest name."""
+    `UserError` if there is none."""
     recipes = {recipe.name.lower(): recipe for recipe in shipped_recipes()}
     short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/")).removesuffix(".yaml")
     model, slash, method = short.lower().partition("/")

@@ -100,8 +100,7 @@ def class_path(option: str, name: str) -> str:
 
 
 def load_class(option: str, path: str) -> type:
-    """The class at a dotted path. Raises `UserError` if there is none, it is not of the option's kind, or the training
-    loop cannot use it."""
+    """The class at a dotted path. Raises `UserError` if there is none of the option's kind that training can use."""
     from litgpt.methods.quantize import bitsandbytes
 
     base, names = class_choices(option)

@@ -47,7 +47,7 @@ class PendingRow:
 
 class PromptFile:
     """The prompts of a file, and the answers that are written for them to `out`, or to stdout. Raises `UserError` if
-    the prompts cannot be read at all, or `out` holds answers to other prompts."""
+    the prompts cannot be read, or `out` holds answers to others."""
 
     def __init__(self, prompts: Path, out: Optional[Path], options: PromptOptions) -> None:
         self.prompts, self.out, self.options = prompts, out, options

@@ -120,8 +120,7 @@ def run_command(conversation: Conversation, line: str, saved: set[Path]) -> bool
 
 
 def save(conversation: Conversation, name: str, saved: set[Path]) -> None:
-    """Write the conversation. A file that existed before this chat is not replaced. Raises `UserError` if there is
-    nothing to write, or the file cannot be written."""
+    """Write the conversation. Raises `UserError` if it is empty, or a file cannot be written or is not of this chat."""
     if not name:
         raise UserError("Usage: /save FILE")
     if not conversation.messages:

@@ -49,11 +49,9 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
 
 
 def write_config(config: Config) -> dict[str, Any]:
-    """The `config.json` of a `Config`, for its family or, if that cannot express it, for another.
-
-    It is read again and compared, so that what is written means the same model. Raises `UserError` if no family can
-    express the math of this model; the fields are named.
-    """
+    """The `config.json` of a `Config`, for its family or, if that cannot express it, for another. It is read again and
+    compared, so that what is written means the same model. Raises `UserError` if no family can express the math of this
+    model; the fields are named."""
     lost: dict[str, list[str]] = {}
     for model_type in dict.fromkeys((config.model_type, *FAMILIES)):
         written = {"model_type": model_type, **family(model_type).write(config)}

@@ -145,8 +145,7 @@ def rope(
 def read_rope(
     fields: dict[str, Any], base: float, partial: Optional[float], base_key: str, partial_key: str, types: Sequence[str]
 ) -> dict[str, Any]:
-    """Arguments as in `rope`. Raises `UserError` for a rope type that is not implemented, and for numbers of it that
-    are missing or unknown."""
+    """Arguments as in `rope`. Raises `UserError` for an unknown type, and for missing or unknown numbers."""
     key, numbers = rope_numbers(fields)
     rope_type = numbers.pop("type", None)
     rope_type = numbers.pop("rope_type", None) or rope_type or "default"
@@ -211,11 +210,8 @@ def write_scaling(config: Config) -> Optional[dict[str, Any]]:
 
 
 def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local_key: str = "") -> dict[str, Any]:
-    """One rope for global layers, and one of the default type for local layers.
-
-    Newer files have an object for each in `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the
-    global layers.
-    """
+    """One rope for global layers, and one of the default type for local layers. Newer files have an object for each in
+    `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the global layers."""
     both = as_object(fields.get("rope_parameters"), "rope_parameters")
     beside = {"truncate": both.pop("truncate")} if "truncate" in both else {}  # where transformers looks for it
     unknown = {key for key, value in both.items() if value is not None} - {"full_attention", "sliding_attention"}

@@ -51,8 +51,7 @@ class Field(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Fields of `config.json` that no row can describe: computed from those of `Config`, and the other way around.
-    `read` raises `UserError` for what is not implemented."""
+    """Fields of `config.json` that no row can describe. `read` raises `UserError` for what is not implemented."""
 
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}
     write: Callable[[Config], dict[str, Any]] = lambda config: {}
@@ -63,11 +62,8 @@ Row = Union[Part, Field, tuple[str, str], tuple[str, str, Any], tuple[str, str, 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family, the `FAMILY` of its module.
-
-    The rows are the fields of `config.json`, in the order in which they are written: the arguments of a `Field`, or a
-    `Part`. Later ones override the values that earlier ones read.
-    """
+    """A model family, the `FAMILY` of its module. The rows are the fields of `config.json`, in the order in which they
+    are written: the arguments of a `Field`, or a `Part`. Later ones override the values that earlier ones read."""
 
     architecture: str  # the class in `transformers`
     rows: Sequence[Row]

@@ -39,8 +39,7 @@ def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def integer(fields: dict[str, Any], key: str, *default: Any) -> Any:
-    """A positive integer; the default if it is missing or null. Without a default it is required. Raises `UserError` if
-    it is missing, or something else."""
+    """A positive integer; the default, if there is one, for a missing field or null. Raises `UserError` otherwise."""
     value = fields.get(key)
     if value is None and default:
         return default[0]

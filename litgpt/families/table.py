@@ -104,10 +104,8 @@ class WeightMap:
         self.tied_head = self.head if tied else ""  # which is not stored then
 
     def stored(self, ours: str) -> tuple[Stored, ...]:
-        """The Hugging Face modules that hold our module, in the order of its rows; empty if there are none.
-
-        Several hold one block each; a single one holds all.
-        """
+        """The Hugging Face modules that hold our module, in the order of its rows; empty if there are none. Several
+        hold one block each; a single one holds all."""
         return self.rules.get(without_wrappers(ours), ())
 
     def holders(self, ours: str, parts: Sequence[int]) -> tuple[str, ...]:
@@ -167,11 +165,9 @@ def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Ten
 
 @dataclass(frozen=True)
 class Aliases:
-    """Other names and forms of a family's weights: in files, and in memory in transformers 5.
-
-    `stacks` maps the end of a tensor's name to the ends that its parts have in the table. The tensor stacks the
-    experts; in each expert the parts follow one another along the rows. `{}` is the expert's index.
-    """
+    """Other names and forms of a family's weights: in files, and in memory in transformers 5. `stacks` maps the end of
+    a tensor's name to the ends that its parts have in the table. The tensor stacks the experts; in each expert the
+    parts follow one another along the rows. `{}` is the expert's index."""
 
     renames: Sequence[tuple[str, str]] = ()  # patterns and replacements, from other names to the table's
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)

@@ -19,8 +19,7 @@ from litgpt.model.chunked_attention import softcapped_attention
 
 
 class Prefix(nn.Module):
-    """The prefix of one attention layer. Embedding and gates are float32. Its keys and values have no positions and no
-    norms."""
+    """The prefix of one attention layer, in float32. Its keys and values have no positions and no norms."""
 
     order: Optional[
         torch.Tensor
@@ -41,8 +40,7 @@ class Prefix(nn.Module):
         nn.init.zeros_(self.gate)
 
     def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
-        """The term to add to the output of attention, (B, n, T, hs), from the queries, in the same shape, and the
-        layer's fused projection with the numbers of its output features for queries, keys and values."""
+        """The term to add to the output of attention, like q (B, n, T, hs), by the layer's `qkv` and its row counts."""
         fused = qkv(self.embedding.to(q.dtype))
         fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
         _, k, v = fused.split(sizes, dim=-1)  # (P, n * hs or g * hs)
@@ -73,8 +71,7 @@ class LLaMAAdapter:
         return f"{self.name} of {self.prompt_length} tokens"
 
     def apply(self, model: GPT) -> None:
-        """Add the prefixes and freeze everything else, in place. Raises `UserError` if no layer of the model would get
-        a prefix."""
+        """Add the prefixes and freeze everything else, in place. Raises `UserError` if no layer would get a prefix."""
         config = model.config
         if self.start_layer >= config.n_layer:
             raise UserError(

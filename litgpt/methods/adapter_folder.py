@@ -23,8 +23,7 @@ KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  #
 
 
 def write_adapter(adapter: LLaMAAdapter, model: GPT, base: str, folder: Path) -> None:
-    """Write `adapter_config.json`, with the base model's repository id or absolute path, and the trained weights under
-    our names."""
+    """Write `adapter_config.json` and the trained weights. `base` is the base's repository id or absolute path."""
     fields = {
         "peft_type": next(name for name, kind in KINDS.items() if type(adapter) is kind),
         "task_type": "CAUSAL_LM",
@@ -56,8 +55,7 @@ class PrefixFolder:
         return str(self.adapter)
 
     def apply(self, model: GPT) -> None:
-        """Add the adapter to a model on the meta device. Raises one `UserError` for all names and shapes that do not
-        fit the model."""
+        """Add the adapter to a model on the meta device. Raises one `UserError` for all that does not fit."""
         start, n_layer = self.adapter.start_layer, model.config.n_layer
         if start >= n_layer:
             raise UserError(

@@ -92,8 +92,8 @@ def learned_deltas(model: GPT) -> dict[str, Delta]:
 
 @torch.no_grad()
 def fill(model: GPT, deltas: dict[str, Delta]) -> list[str]:
-    """Copy updates into the LoRA layers of a model, and remove them from `deltas`. Returns the modules whose updates
-    have the wrong shape, each with that shape."""
+    """Move updates from `deltas` into the LoRA layers of a model. Returns the modules and shapes of those that do not
+    fit."""
     names, wrong = weight_map(model.config), []
     for name, layer in lora_layers(model).items():
         modules = names.stored(name)

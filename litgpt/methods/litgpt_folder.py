@@ -22,10 +22,8 @@ from litgpt.model.mlp import Router
 
 class LitLoRAFolder(LoRAFolder):
     """LitGPT's LoRA, a `lit_model.pth.lora`: an A and a B for each layer. Those of q, k and v are concatenated along
-    their rows. `hyperparameters.yaml` in its folder has the rank, alpha and adapted layers.
-
-    Raises `UserError` if a file is missing or damaged.
-    """
+    their rows. `hyperparameters.yaml` in its folder has the rank, alpha and adapted layers. Raises `UserError` if a
+    file is missing or damaged."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.folder = file, file.parent
@@ -52,12 +50,10 @@ class LitLoRAFolder(LoRAFolder):
 
 
 class LitPrefixFolder:
-    """LitGPT's LLaMA-Adapter or its second version, a `lit_model.pth.adapter` or `.adapter_v2`.
-
-    For the keys and values of its prefix, LitGPT uses other rows of the fused projection than for tokens: those for the
-    order in files without `attn.qkv`. The prefix was trained with these rows, so they are used here too. Raises
-    `UserError` if the file is damaged.
-    """
+    """LitGPT's LLaMA-Adapter or its second version, a `lit_model.pth.adapter` or `.adapter_v2`. For the keys and values
+    of its prefix, LitGPT uses other rows of the fused projection than for tokens: those for the order in files without
+    `attn.qkv`. The prefix was trained with these rows, so they are used here too. Raises `UserError` if the file is
+    damaged."""
 
     def __init__(self, file: Path) -> None:
         self.file, self.folder = file, file.parent

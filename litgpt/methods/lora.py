@@ -36,12 +36,9 @@ class Dropout(nn.Dropout):
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a trainable low-rank update.
-
-    `linear` may be fused from several blocks of rows (q, k and v; gate and up); `adapted` says which of them get an
-    update. Each of these has its own A and B. They are concatenated along their rows, so that one matmul applies all
-    A's. Both are float32 in every precision.
-    """
+    """A frozen linear layer plus a trainable low-rank update. `linear` may be fused from several blocks of rows (q, k
+    and v; gate and up); `adapted` says which of them get an update. Each of these has its own A and B. They are
+    concatenated along their rows, so that one matmul applies all A's. Both are float32 in every precision."""
 
     def __init__(self, linear: nn.Linear, lora: "LoRA", adapted: Sequence[bool] = (True,)) -> None:
         super().__init__()
@@ -70,10 +67,8 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw A like the weight of a linear layer and set B to zero: training starts from exactly the base model.
-
-        For PiSSA, set both to the principal components of the weight, and subtract them from it.
-        """
+        """Draw A like the weight of a linear layer and set B to zero: training starts from exactly the base model. For
+        PiSSA, set both to the principal components of the weight, and subtract them from it."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
         self.lora_B.lr_ratio = self.lora.plus_ratio  # type: ignore[attr-defined]
@@ -104,8 +99,7 @@ class LoRALinear(nn.Module):
         return self.update(self.linear(x), x)
 
     def update(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add the update to the output of the frozen layer, (..., out_features), which may be overwritten. `x` is its
-        input, (..., in_features)."""
+        """Add the update for `x` (..., in_features) to the frozen layer's output `y`, which may be overwritten."""
         dropped = self.dropout(x)
         weights = self.lora_A, self.lora_B, self.rows, self.lora.scaling
         if self.magnitude is None:
@@ -130,11 +124,9 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def row_norms(self) -> torch.Tensor:
-        """The norm of each adapted row of W + s B A, (adapted rows,), float32.
-
-        A constant for the gradient, as the authors of DoRA advise. Computed as |W|^2 + 2 s W A' . B + s^2 B A A' . B,
-        which needs no matrix of the size of W.
-        """
+        """The norm of each adapted row of W + s B A, (adapted rows,), float32. A constant for the gradient, as the
+        authors of DoRA advise. Computed as |W|^2 + 2 s W A' . B + s^2 B A A' . B, which needs no matrix of the size of
+        W."""
         w, s = self.adapted_rows(), self.lora.scaling
         own = self.frozen_squares(w).split(self.adapted_sizes)
         squares = []
@@ -156,10 +148,8 @@ class LoRALinear(nn.Module):
         return zip(numbers, self.lora_A.split(self.lora.r), self.lora_B.split(self.adapted_sizes))  # type: ignore
 
     def learned(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Optional[torch.Tensor]]]:
-        """For each adapted block its number and the update of the original weight: A, B and DoRA's magnitude.
-
-        For PiSSA the rank is doubled, since the update also has to subtract the initial B A.
-        """
+        """For each adapted block its number and the update of the original weight: A, B and DoRA's magnitude. For PiSSA
+        the rank is doubled, since the update also has to subtract the initial B A."""
         magnitudes = self.magnitude.split(self.adapted_sizes) if self.magnitude is not None else ()
         starts = zip(self.start[0].split(self.lora.r), self.start[1].split(self.adapted_sizes)) if self.start else ()
         magnitude, start = iter(magnitudes), iter(starts)

@@ -91,8 +91,7 @@ class ModelSource:
         return load_style(self.folder if own else self.tokenizer_folder)
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
-        """The model with its adapter, in evaluation mode, without gradients. `scheme` is a `QuantizeName` to quantize
-        the weights of the blocks."""
+        """The model with its adapter, in evaluation mode, without gradients. `scheme` is a `QuantizeName`, or None."""
         weights = self.weights()
         with torch.device("meta"):
             model = GPT(weights.config)
@@ -120,10 +119,8 @@ class ModelSource:
 
     @contextmanager
     def without_adapter(self, model: GPT) -> Iterator[None]:
-        """Remove the adapter from a model within the context.
-
-        Weights that the adapter replaced are read again, so there is no second base in memory. Raises as `check_base`.
-        """
+        """Remove the adapter from a model within the context. Weights that the adapter replaced are read again, so
+        there is no second base in memory. Raises as `check_base`."""
         self.check_base()
         wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, (LoRALinear, AdapterV2Linear))]
         attentions = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]

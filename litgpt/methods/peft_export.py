@@ -25,8 +25,7 @@ Stacks = dict[str, dict[str, dict[int, Delta]]]  # by the module that holds stac
 
 
 def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
-    """Write `adapter_config.json`, with the base model's repository id or absolute path, and
-    `adapter_model.safetensors`."""
+    """Write `adapter_config.json` and the tensors. `base` is the base's repository id or absolute path."""
     names = weight_map(model.config)
     deltas, stacks = in_memory_deltas(model)
     stacked = [delta for params in stacks.values() for experts in params.values() for delta in experts.values()]
@@ -112,11 +111,8 @@ def module_tensors(deltas: Mapping[str, Delta], r: int) -> dict[str, torch.Tenso
 
 
 def stack_tensors(stacks: Stacks, r: int, n_expert: int) -> dict[str, torch.Tensor]:
-    """A and B of each stack, with the slices of `expert_slices`.
-
-    `peft` wraps the module once for each of its parameters, `gate_up_proj` first, and calls what is inside
-    `base_layer`.
-    """
+    """A and B of each stack, with the slices of `expert_slices`. `peft` wraps the module once for each of its
+    parameters, `gate_up_proj` first, and calls what is inside `base_layer`."""
     tensors = {}
     for module, params in stacks.items():
         for depth, parameter in enumerate(sorted(params, reverse=True)):  # the last is the outermost

@@ -54,8 +54,7 @@ SUPPORTED: dict[str, tuple] = {  # values of the fields that change the math
 
 
 class LoRAFolder:
-    """A LoRA folder in PEFT's format. Weights are read when they are needed. Raises `UserError` if the folder is
-    damaged, or a field has an unsupported value."""
+    """A LoRA folder in PEFT's format. Raises `UserError` if it is damaged, or a field has an unsupported value."""
 
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder = folder
@@ -124,8 +123,7 @@ class LoRAFolder:
         return places
 
     def deltas(self, config: Config) -> dict[str, Delta]:
-        """The updates in float32, by Hugging Face module under the names of the family's table. Raises `UserError` if
-        an A has no B, or a tensor has an unknown name."""
+        """The updates in float32, by Hugging Face module under the names of the family's table. Raises as `factors`."""
         found = self.factors(of_embeddings=False)
         deltas = {}
         for module, places in self.places(config).items():
@@ -154,8 +152,8 @@ class LoRAFolder:
         return found
 
     def over(self, base: Weights) -> Weights:
-        """The base, with its weights replaced that the adapter trained in full, or whose embeddings it updates. Raises
-        `UserError` if the replaced weights do not fit each other or the base."""
+        """The base, with those weights replaced that the adapter trained in full, and the embeddings that it updates.
+        Raises `UserError` if they do not fit each other or the base."""
         if not self.in_full:
             return base
         config, names = base.config, weight_map(base.config)
@@ -277,17 +275,13 @@ class AdapterSlice(NamedTuple):
 
 def expert_slices(expert: int, n_expert: int, r: int) -> tuple[slice, slice]:
     """The rows of A and the columns of B of one expert in a stack: (experts * r, in_features) and (rows, r * experts).
-
-    In the columns of B the expert is the index that changes fastest.
-    """
+    In the columns of B the expert is the index that changes fastest."""
     return slice(expert * r, (expert + 1) * r), slice(expert, None, n_expert)
 
 
 def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Config) -> list[AdapterSlice]:
-    """The slices of an update of stacked experts; empty for other modules.
-
-    The shapes of A and B tell which of the two stacks it is. The name does not: `peft` wraps the module once for each
-    stack, and calls what is inside `base_layer`.
+    """The slices of an update of stacked experts; empty for other modules. The shapes of A and B tell which of the two
+    stacks it is. The name does not: `peft` wraps the module once for each stack, and calls what is inside `base_layer`.
     """
     stem, n = re.sub(r"(\.base_layer)+$", "", module), config.n_expert
     if not stem.endswith(".experts") or not n or a[0] % n or len(a) != 2 or len(b) != 2:
@@ -308,16 +302,14 @@ def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
 
 
 def updated_embedding(delta: Delta, weight: torch.Tensor) -> torch.Tensor:
-    """An embedding (tokens, width) with an update that is for its transpose. In float32. Raises `UserError` if the
-    shapes do not fit."""
+    """An embedding (tokens, width) with an update of its transpose, in float32. Raises `UserError` for wrong shapes."""
     if delta.a.dim() != 2 or delta.b.dim() != 2 or delta.shape != tuple(weight.shape)[::-1]:
         raise UserError(f"its update has an A {tuple(delta.a.shape)} and a B {tuple(delta.b.shape)}")
     return delta.added_to(weight.T).T
 
 
 def with_rows(ids: list[int], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A weight with the rows of these tokens replaced. Raises `UserError` if the weight does not have these tokens, or
-    the shapes do not fit."""
+    """A weight with the rows of these tokens replaced. Raises `UserError` if they do not fit."""
     if not all(0 <= i < len(weight) for i in ids) or rows.shape != (len(ids), *weight.shape[1:]):
         raise UserError(f"its trained tokens are {ids}, with weights {tuple(rows.shape)}")
     return weight.index_copy(0, torch.tensor(ids), rows.to(weight.dtype))
@@ -333,8 +325,7 @@ def is_end(end: str, module: str) -> bool:
 
 
 def read_shapes(folder: Path) -> tuple[Path, dict[str, tuple[int, ...]]]:
-    """The file with an adapter's tensors, and their shapes, by name without PEFT's prefix. Raises `UserError` if the
-    file is missing or truncated."""
+    """The file with an adapter's tensors, and their shapes by name without PEFT's prefix; `UserError` if damaged."""
     file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor {PICKLED}.")

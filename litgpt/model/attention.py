@@ -163,10 +163,8 @@ class CausalSelfAttention(nn.Module):
         return y.permute(2, 1, 0, 3).to(q.dtype)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext) -> torch.Tensor:
-        """Causal attention of the last T of S tokens, within the window.
-
-        `q` and the result are (B, n, T, hs), `k` and `v` (B, g, S, hs), all in memory order (B, T, heads, hs).
-        """
+        """Causal attention of the last T of S tokens, within the window. `q` and the result are (B, n, T, hs), `k` and
+        `v` (B, g, S, hs), all in memory order (B, T, heads, hs)."""
         new, total, window = q.size(2), k.size(2), self.window
         if window is None or total <= window:
             mask = None if new in (1, total) else context.causal_mask_of(new, total)

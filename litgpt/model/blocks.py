@@ -17,9 +17,7 @@ from litgpt.model.attention import CausalSelfAttention, ForwardContext
 
 def recompute(model: GPT) -> None:
     """Activation checkpointing: keep only the input of each block, and run the block again in the backward pass.
-
-    https://arxiv.org/abs/1604.06174. Dropout draws the same numbers again.
-    """
+    https://arxiv.org/abs/1604.06174. Dropout draws the same numbers again."""
     for block in model.transformer.h:
         block.forward = recomputed(block.forward)
 
@@ -33,10 +31,8 @@ def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 def compile_blocks(model: GPT, decoding: bool = False) -> None:
     """Compile each block except for attention, once for all lengths; with `decoding` the path with a cache instead of
-    the one without. Call this before `recompute`.
-
-    Attention, a loop over sequences, would be compiled again for every list of lengths.
-    """
+    the one without. Call this before `recompute`. Attention, a loop over sequences, would be compiled again for every
+    list of lengths."""
     for block in model.transformer.h:
         attention = block.attn
         assert isinstance(attention, CausalSelfAttention)

@@ -16,9 +16,7 @@ from litgpt.storage.files import PlainSafeLoader, read_yaml
 @dataclass
 class Config:
     """Sizes and switches of a `GPT`, under LitGPT's names for the switches that LitGPT has.
-
-    `litgpt.families.read_config` reads it from a checkpoint's `config.json`, `from_name` from `models.yaml`.
-    """
+    `litgpt.families.read_config` reads it from a checkpoint's `config.json`, `from_name` from `models.yaml`."""
 
     model_type: str = "llama"  # the family, which decides on `config.json` and weight names
     name: str = ""  # for display only
@@ -95,11 +93,9 @@ class Config:
 
     @classmethod
     def from_name(cls, name: str) -> "Config":
-        """The config of a known model, by its name or the id of its repository.
-
-        The head has its own weight, as in LitGPT, even if the published model ties it to the embedding. Raises
-        `UserError` if there is no such model. The message suggests a similar name.
-        """
+        """The config of a known model, by its name or the id of its repository. The head has its own weight, as in
+        LitGPT, even if the published model ties it to the embedding. Raises `UserError` if there is no such model. The
+        message suggests a similar name."""
         rows = known_models()
         found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
         if found is None:
@@ -109,11 +105,9 @@ class Config:
 
     @classmethod
     def from_file(cls, path: Path) -> "Config":
-        """The config that LitGPT's `model_config.yaml` describes.
-
-        The file does not name the family. It is derived from the repository or the switches. Raises `UserError` if the
-        file cannot be read, or asks for math that is not implemented.
-        """
+        """The config that LitGPT's `model_config.yaml` describes. The file does not name the family. It is derived from
+        the repository or the switches. Raises `UserError` if the file cannot be read, or asks for math that is not
+        implemented."""
         numbers = read_yaml(Path(path))
         if not is_fields(numbers) or any(numbers.get(k) is None for k in ("n_layer", "n_embd", "n_head")):
             raise UserError(f"{path} is not a model_config.yaml of LitGPT. Expected n_layer, n_embd and n_head.")
@@ -197,11 +191,9 @@ LITGPT_LLAMA3 = {  # its names of a rope's numbers: those of Hugging Face
 
 
 def from_litgpt(numbers: dict[str, Any]) -> Config:
-    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented.
-
-    In LitGPT two switches depend on the name: with `Gemma` in it an RMSNorm scales by 1 + weight, with `OLMo` in it a
-    LayerNorm has no weights.
-    """
+    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented. In LitGPT two
+    switches depend on the name: with `Gemma` in it an RMSNorm scales by 1 + weight, with `OLMo` in it a LayerNorm has
+    no weights."""
     known = {k: v for k, v in numbers.items() if v is not None and not k.startswith(("lora_", "adapter_"))}
     numbers = LITGPT_DEFAULTS | {k: v for k, v in known.items() if k not in LITGPT_UNUSED}
     hf, rope = (numbers.pop(key, None) or {} for key in ("hf_config", "rope_adjustments"))
@@ -271,10 +263,8 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
 
 
 def to_litgpt(config: Config, name: str) -> dict[str, Any]:
-    """The fields of LitGPT's `model_config.yaml`. On the name two switches depend; see `from_litgpt`.
-
-    Raises `UserError` with the names of the fields if LitGPT cannot express some of the model's math.
-    """
+    """The fields of LitGPT's `model_config.yaml`. On the name two switches depend; see `from_litgpt`. Raises
+    `UserError` with the names of the fields if LitGPT cannot express some of the model's math."""
     c = config
     same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
     rope = c.rope_adjustments
@@ -316,10 +306,8 @@ LITGPT_FIELDS = """
 
 
 def meaning(config: Config) -> dict[str, Any]:
-    """What a config says about the math of a model. It is equal for two configs that express the same math.
-
-    It skips names, the length, and whether the head is the embedding.
-    """
+    """What a config says about the math of a model. It is equal for two configs that express the same math. It skips
+    names, the length, and whether the head is the embedding."""
     c, layers = config, range(config.n_layer)
     mlps = [c.mlp_class(i) for i in layers]
     found: dict[str, Any] = {
@@ -370,8 +358,7 @@ def is_fields(value: Any) -> bool:
 
 
 def checked(name: str, value: Any, declared: Any) -> Any:
-    """The value of a field, checked against its declared type; 1e-05, which is text in YAML, becomes a number. Raises
-    `UserError` if it has another type."""
+    """The value of a field. Raises `UserError` if it is not of its type; 1e-05, text in YAML, becomes a number."""
     inner = get_args(declared)[0] if type(None) in get_args(declared) else declared
     kind = get_origin(inner) or inner
     if kind is float and type(value) in (int, str):

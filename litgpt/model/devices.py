@@ -34,10 +34,8 @@ def pick_device(accelerator: Accelerator) -> torch.device:
 
 
 def default_precision(device: torch.device, all_trained: bool = False) -> str:
-    """`bf16-true` if the device supports bfloat16 natively, else `32-true`.
-
-    If all weights are trained they stay in float32: `bf16-mixed` on a GPU, else `32-true`.
-    """
+    """`bf16-true` if the device supports bfloat16 natively, else `32-true`. If all weights are trained they stay in
+    float32: `bf16-mixed` on a GPU, else `32-true`."""
     if device.type == "cuda":
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
@@ -49,10 +47,8 @@ def default_precision(device: torch.device, all_trained: bool = False) -> str:
 
 
 def share_threads(model: nn.Module, device: torch.device, devices: int = 1) -> None:
-    """Divide the processors among the processes of a run without accelerator. OMP_NUM_THREADS overrides it.
-
-    A small model gets only the threads that it keeps busy: idle ones slow down when anything else runs on the machine.
-    """
+    """Divide the processors among the processes of a run without accelerator. OMP_NUM_THREADS overrides it. A small
+    model gets only the threads that it keeps busy: idle ones slow down when anything else runs on the machine."""
     if device.type not in ("cuda", "mps") and not CHOSEN:
         weights = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
         torch.set_num_threads(max(1, min(THREADS // devices, weights // WEIGHTS_PER_THREAD)))

@@ -115,11 +115,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialize all weights for training from scratch.
-
-        Normal, with a standard deviation of sqrt(2 / (5 C)) (https://arxiv.org/abs/1910.05895), or of
-        2 / (n_layer sqrt(C)) for layers that write to the residual stream (https://arxiv.org/abs/2204.06745).
-        """
+        """Initialize all weights for training from scratch. Normal, with a standard deviation of sqrt(2 / (5 C))
+        (https://arxiv.org/abs/1910.05895), or of 2 / (n_layer sqrt(C)) for layers that write to the residual stream
+        (https://arxiv.org/abs/2204.06745)."""
         width, layers = self.config.n_embd, self.config.n_layer
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):

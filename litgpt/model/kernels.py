@@ -41,10 +41,8 @@ def operation(plain: Function) -> Function:
 
 
 def register(device_type: str) -> Callable[[Function], Function]:
-    """A decorator: registers a function as the faster version of the operation that has its name.
-
-    It returns `NotImplemented` for arguments that the plain version handles as fast.
-    """
+    """A decorator: registers a function as the faster version of the operation that has its name. It returns
+    `NotImplemented` for arguments that the plain version handles as fast."""
 
     def add(function: Function) -> Function:
         FASTER[function.__name__][device_type] = function

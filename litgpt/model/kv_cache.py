@@ -51,8 +51,7 @@ class KVCache:
             self.lengths[row] += n
 
     def keep(self, row: int, length: int) -> int:
-        """Truncate a row to its first `length` tokens. Returns how many are left: 0 if a window no longer holds all
-        that it needs."""
+        """Truncate a row to `length` tokens. Returns how many are left: 0 if a window no longer holds all it needs."""
         have = self.length(row)
         moved_on = any(window is not None and window < have for window in self.windows)
         kept = 0 if moved_on and length < have else min(length, have)
@@ -74,11 +73,9 @@ class KVCache:
             self.lengths[target], self.ids[target] = length, list(self.ids.get(source, []))
 
     def append(self, layer: int, row: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        """Add keys and values (1, g, T, hs) to a row. Call `advance` once all layers have them.
-
-        Returns what the new tokens may attend to, (1, g, S, hs), with the new tokens last. Without a window, S is
-        length + T. With one, a single new token gets all keys that it sees, in any order; several get up to
-        `window` - 1 older ones, in order.
+        """Add keys and values (1, g, T, hs) to a row. Call `advance` once all layers have them. Returns what the new
+        tokens may attend to, (1, g, S, hs), with the new tokens last. Without a window, S is length + T. With one, a
+        single new token gets all keys that it sees, in any order; several get up to `window` - 1 older ones, in order.
         """
         length, window = self.length(row), self.windows[layer]
         end = length + k.size(2)

@@ -63,11 +63,9 @@ class Embedding(nn.Embedding):
 
 
 def prepack(model: nn.Module) -> None:
-    """Change the weights of a model that only runs inference to the layout that the device's kernels read, in place.
-
-    On a CPU a token then takes half the time in bfloat16 and a third in float32, since a weight in rows is rearranged
-    for every token. A prepacked weight has no gradient. A head that is tied to the embedding gets a copy.
-    """
+    """Change the weights of a model that only runs inference to the layout that the device's kernels read, in place. On
+    a CPU a token then takes half the time in bfloat16 and a third in float32, since a weight in rows is rearranged for
+    every token. A prepacked weight has no gradient. A head that is tied to the embedding gets a copy."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for layer in linears(model):
         if not layer.read:
@@ -75,10 +73,8 @@ def prepack(model: nn.Module) -> None:
 
 
 def undo_prepack(model: nn.Module) -> bool:
-    """Undo `prepack`, except in quantized layers. Returns whether anything was prepacked.
-
-    A head that was tied to the embedding is not tied again.
-    """
+    """Undo `prepack`, except in quantized layers. Returns whether anything was prepacked. A head that was tied to the
+    embedding is not tied again."""
     return sum(layer.undo_prepack() for layer in linears(model)) > 0
 
 

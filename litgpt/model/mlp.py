@@ -56,10 +56,8 @@ class GptNeoxMLP(nn.Module):
 
 
 class Router(nn.Module):
-    """The scores of the experts for each token, (N, n_expert).
-
-    Not an `nn.Linear`, so that no method adapts or quantizes it; `transformers` and `peft` do the same.
-    """
+    """The scores of the experts for each token, (N, n_expert). Not an `nn.Linear`, so that no method adapts or
+    quantizes it; `transformers` and `peft` do the same."""
 
     def __init__(self, n_embd: int, n_expert: int) -> None:
         super().__init__()

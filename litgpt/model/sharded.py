@@ -63,10 +63,8 @@ def gathered(tensor: Any) -> torch.Tensor:
 
 
 def on_first_rank(rank: int, tensors: Sequence[Any], work: Callable[[], None]) -> None:
-    """Run `work` on rank 0. Wherever it calls `full_tensor` for one of `tensors`, the other ranks send their shards.
-
-    So `work` can be written for one process, in any order of tensors, and holds one full tensor at a time.
-    """
+    """Run `work` on rank 0. Wherever it calls `full_tensor` for one of `tensors`, the other ranks send their shards. So
+    `work` can be written for one process, in any order of tensors, and holds one full tensor at a time."""
     global asking
     sharded = [t for t in tensors if is_sharded(t)]
 
