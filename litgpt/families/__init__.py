@@ -7,8 +7,7 @@ import importlib
 from typing import Any
 
 from litgpt.errors import UserError, nearest
-from litgpt.families.family import Family
-from litgpt.families.reading import MissingField, without_nulls
+from litgpt.families.family import Family, MissingField, without_nulls
 from litgpt.families.table import Aliases, WeightMap
 from litgpt.model.config import Config, differences
 from litgpt.model.rope import make_ropes
@@ -67,7 +66,6 @@ def write_config(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not fit together."""
-    assert config.n_query_groups is not None and config.head_size is not None
     widths = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
     n_expert, rotating = config.n_expert, config.rope_n_elem
     wrong = ""

@@ -8,8 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.families.family import Field, Part, Row
-from litgpt.families.reading import flag, integer, number, require_value
+from litgpt.families.family import Field, Part, Row, flag, integer, number, require_value
 from litgpt.model.config import Config
 from litgpt.model.rope import ROPE_TYPES
 from litgpt.storage.fields import is_number

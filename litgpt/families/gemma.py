@@ -4,8 +4,7 @@
 from typing import Any
 
 from litgpt.families.common import ATTENTION_BIAS, gate, only, rope, sizes, write_activation
-from litgpt.families.family import Family, Part, Row
-from litgpt.families.reading import require_value
+from litgpt.families.family import Family, Part, Row, require_value
 
 NORMS: list[Row] = [("rms_norm_eps", "norm_eps", 1e-6), ATTENTION_BIAS]  # in all generations of Gemma
 SWITCHES = {"norm_unit_offset": True, "scale_embeddings": True}

@@ -3,9 +3,8 @@
 from typing import Any
 
 from litgpt.families.common import gate, only, rope, sizes, windows
-from litgpt.families.family import LAYER, Family, Part, Row
+from litgpt.families.family import LAYER, Family, Part, Row, number
 from litgpt.families.gemma import NORMS, SWITCHES
-from litgpt.families.reading import number
 from litgpt.families.table import Rules
 from litgpt.model.config import Config
 

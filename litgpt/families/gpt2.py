@@ -1,8 +1,7 @@
 """GPT-2: learned positions, LayerNorm, transposed weights (https://github.com/openai/gpt-2)."""
 
 from litgpt.families.common import gelu, only, whole_heads
-from litgpt.families.family import Family, Part
-from litgpt.families.reading import flag
+from litgpt.families.family import Family, Part, flag
 from litgpt.families.table import Aliases, Stored
 
 FAMILY = Family(

@@ -8,7 +8,6 @@ from litgpt.model.config import Config
 
 
 def layer(config: Config) -> Rules:
-    assert config.head_size is not None
     rows = rows_by_group(config.n_head, config.n_head, config.head_size)
     return {
         "norm_1": "input_layernorm",

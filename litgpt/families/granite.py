@@ -4,8 +4,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families import llama
-from litgpt.families.family import Family, Part
-from litgpt.families.reading import number
+from litgpt.families.family import Family, Part, number
 
 
 def read_scores(fields: dict[str, Any]) -> dict[str, Any]:

@@ -4,8 +4,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families.common import ATTENTION_BIAS, WINDOW, only, rope, sizes
-from litgpt.families.family import LAYER, QK_NORMS, Family, Part
-from litgpt.families.reading import flag, integer
+from litgpt.families.family import LAYER, QK_NORMS, Family, Part, flag, integer
 from litgpt.families.table import Aliases, Rules
 from litgpt.model.config import Config
 

@@ -4,8 +4,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families.common import ATTENTION_BIAS, gate, read_windows, rope, sizes, write_layer_types
-from litgpt.families.family import Family, Part
-from litgpt.families.reading import flag, integer, require_value
+from litgpt.families.family import Family, Part, flag, integer, require_value
 from litgpt.model.config import Config
 
 

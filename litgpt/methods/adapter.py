@@ -1,12 +1,14 @@
 """LLaMA-Adapter: a learned prefix that later layers attend to, with a gate that starts at zero.
 
-https://arxiv.org/abs/2303.16199
+https://arxiv.org/abs/2303.16199. LLaMA-Adapter V2 adds a bias and a scale on every linear layer, and trainable norms:
+those before and after attention and MLP, and the final one. The norms of queries and keys and the routers of experts
+stay frozen. https://arxiv.org/abs/2304.15010
 
 Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P prefix tokens.
 """
 
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import ClassVar, Optional, Union
 
 import torch
 from torch import nn
@@ -16,6 +18,9 @@ from litgpt.errors import UserError
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.chunked_attention import softcapped_attention
+from litgpt.model.mlp import Router
+
+NORMS = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"}
 
 
 class Prefix(nn.Module):
@@ -84,6 +89,42 @@ class LLaMAAdapter:
             assert isinstance(attention, CausalSelfAttention)
             device = attention.qkv.weight.device
             attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scale, device)
+
+
+class AdapterV2Linear(nn.Module):
+    """scale * (W x + b + bias) with a learned scale and bias, in float32."""
+
+    def __init__(self, linear: Union[nn.Linear, Router]) -> None:
+        super().__init__()
+        self.linear = linear
+        device = linear.weight.device
+        self.adapter_bias = nn.Parameter(torch.empty(linear.out_features, device=device))
+        self.adapter_scale = nn.Parameter(torch.empty(linear.out_features, device=device))
+        if device.type != "meta":
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.adapter_bias)
+        nn.init.ones_(self.adapter_scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return self.adapter_scale.to(y.dtype) * (y + self.adapter_bias.to(y.dtype))
+
+
+@dataclass
+class LLaMAAdapterV2(LLaMAAdapter):
+    """Prefixes from `start_layer` on, and a bias, a scale and trainable norms everywhere."""
+
+    name: ClassVar[str] = "LLaMA-Adapter V2"
+
+    def apply(self, model: GPT) -> None:
+        super().apply(model)
+        for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
+            model.set_submodule(name, AdapterV2Linear(linear))
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[0].rpartition(".")[2] in NORMS:
+                parameter.requires_grad_(True)
 
 
 def trained(model: GPT) -> dict[str, torch.Tensor]:

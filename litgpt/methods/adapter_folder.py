@@ -11,8 +11,7 @@ from litgpt.checkpoint.folder import opened
 from litgpt.errors import UserError, nearest
 from litgpt.litgpt_format.adapter import lit_adapter_file
 from litgpt.litgpt_format.folder import MODEL, has_hf_weights
-from litgpt.methods.adapter import LLaMAAdapter, trained
-from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2, trained
 from litgpt.methods.litgpt_folder import LitLoRAFolder, LitPrefixFolder
 from litgpt.methods.peft_folder import CONFIG, WEIGHTS, LoRAFolder, read_shapes
 from litgpt.model import GPT

@@ -10,8 +10,7 @@ from litgpt.errors import UserError
 from litgpt.families import weight_map
 from litgpt.litgpt_format.adapter import SETTINGS, prefix_sources, read_lora, read_settings
 from litgpt.litgpt_format.folder import ADAPTERS, group_order, notify, read_pth
-from litgpt.methods.adapter import LLaMAAdapter, Prefix, trained
-from litgpt.methods.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
+from litgpt.methods.adapter import AdapterV2Linear, LLaMAAdapter, LLaMAAdapterV2, Prefix, trained
 from litgpt.methods.deltas import Delta, to_modules
 from litgpt.methods.peft_folder import AdapterSlice, LoRAFolder
 from litgpt.model import GPT

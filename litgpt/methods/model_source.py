@@ -16,8 +16,8 @@ from litgpt.families import weight_map
 from litgpt.families.weights import Weights
 from litgpt.litgpt_format.adapter import lit_adapter_file
 from litgpt.litgpt_format.folder import ADAPTERS
+from litgpt.methods.adapter import AdapterV2Linear
 from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
-from litgpt.methods.adapter_v2 import AdapterV2Linear
 from litgpt.methods.lora import LoRALinear
 from litgpt.methods.peft_folder import PICKLED, WEIGHTS, LoRAFolder
 from litgpt.methods.quantize import quantize

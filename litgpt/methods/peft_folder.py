@@ -288,7 +288,6 @@ def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
         return []
     width, size = config.n_embd, config.moe_intermediate_size or config.intermediate_size
     names = aliases(config.model_type)
-    assert size is not None
     for end, parts in names.stacks.items():
         shape = (2 * size, width) if len(parts) == 2 else (width, size)
         if (b[0], a[1]) == shape:

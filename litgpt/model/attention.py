@@ -79,7 +79,6 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        assert config.head_size is not None and config.n_query_groups is not None
         self.config = config
         self.layer = layer
         self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))

@@ -26,9 +26,9 @@ class Config:
     n_layer: int = 16
     n_embd: int = 4096
     n_head: int = 32
-    n_query_groups: Optional[int] = None  # heads of keys and values; as many as queries by default
-    head_size: Optional[int] = None
-    intermediate_size: Optional[int] = None
+    n_query_groups: int = 0  # heads of keys and values; as many as queries by default
+    head_size: int = 0  # the width divided by the number of heads by default
+    intermediate_size: int = 0  # four times the width by default
 
     # the block
     norm_class_name: str = "RMSNorm"  # or LayerNorm
@@ -124,7 +124,6 @@ class Config:
     @property
     def rope_n_elem(self) -> int:
         """How many dimensions of a head rotate."""
-        assert self.head_size is not None
         return int(self.rotary_percentage * self.head_size)
 
     def window(self, layer: int) -> Optional[int]:
