@@ -68,6 +68,5 @@ def option_group(
 
 
 def docs_of_fields(described: Callable[..., Any]) -> dict[str, str]:
-    """The description of each field or parameter in the `Args:` section of a docstring."""
     described_params = parse(inspect.getdoc(described) or "").params
     return {p.arg_name: " ".join((p.description or "").split()) for p in described_params if p.args[0] == "param"}

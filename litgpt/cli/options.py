@@ -39,14 +39,11 @@ class Level:
 
 @dataclass
 class Resolved:
-    """The options after all levels."""
-
     options: Options
     actions: dict[str, Action]  # what the parser knows about each of them
     optimizer_arguments: set[str]  # the names of the optimizer's arguments that a level sets
 
     def nested(self) -> dict[str, Any]:
-        """The options as jsonargparse takes them."""
         nested: dict[str, Any] = {}
         for name, value in self.options.items():
             head, _, leaf = name.partition(".")
@@ -246,7 +243,6 @@ def is_null(value: Any) -> bool:
 
 
 def same_number(a: Any, b: Any, options: Options) -> bool:
-    """Whether two numbers, possibly as text, are equal."""
     try:
         return float(a) == float(b)
     except (TypeError, ValueError):

@@ -208,7 +208,6 @@ def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> li
 
 
 def flag_name(flag: str, parser: Parser) -> str:
-    """The dotted name of the option that a flag sets."""
     if not flag.startswith("--"):
         raise UserError(f"Unknown option {flag}.{option_hint(flag.removeprefix('-'), option_names(parser))}")
     name = current_name(flag.removeprefix("--"), parser)

@@ -17,8 +17,6 @@ SPELLINGS = {"gemma2b": "gemma2-2b"}  # names in LitGPT's documentation that dif
 
 @dataclass
 class Recipe:
-    """A file in `config_hub`."""
-
     name: str  # for `--config`, in any case: `falcon-7b/lora`, or `tinystories` for pretraining
     file: Path
 
@@ -67,5 +65,4 @@ def find_recipe(name: str) -> Recipe:
 
 
 def simplified(name: str) -> str:
-    """A name without case and punctuation."""
     return re.sub(r"[-_. ]", "", name.lower())

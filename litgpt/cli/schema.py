@@ -61,7 +61,6 @@ def current_name(name: str, parser: ArgumentParser) -> str:
 
 
 def option_hint(name: str, known: list[str]) -> str:
-    """What an unknown option may have meant."""
     if (target := SYNONYMS.get(name)) and target.partition(".")[0] in known:
         return f" Did you mean '--{target}'?"
     group, _, leaf = name.rpartition(".")
@@ -179,7 +178,6 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def type_words(hint: Any) -> list[str]:
-    """The values that a type allows, in words."""
     origin = get_origin(hint) or hint
     if origin is Literal:
         return [str(choice) for choice in get_args(hint)]

@@ -120,7 +120,6 @@ class PromptFile:
         return ids
 
     def write(self, file: IO[str]) -> None:
-        """Write the rows at the front that are complete."""
         while self.pending and self.pending[0].complete:
             file.write(self.pending.popleft().line())
             self.n_done += 1

@@ -79,7 +79,6 @@ def inform(text: str) -> None:
 
 
 def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> None:
-    """Answer prompts and run commands until there are no more."""
     saved: set[Path] = set()
     for prompt in prompts:
         try:

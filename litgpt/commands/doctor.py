@@ -116,7 +116,6 @@ def check_devices(report: Report) -> None:
 
 
 def check_precisions(report: Report, device: Any) -> None:
-    """Try each precision, and each quantization, on a device."""
     from litgpt.model.devices import DTYPES, default_precision
 
     results, default = [], default_precision(device)
@@ -161,7 +160,6 @@ def check_environment(report: Report) -> None:
 
 
 def train_a_step(precision: str, device: Any) -> None:
-    """Run a forward and a backward pass of a very small model."""
     import torch
 
     from litgpt.model import GPT
@@ -179,7 +177,6 @@ def train_a_step(precision: str, device: Any) -> None:
 
 
 def quantized_product(scheme: str, device: Any) -> None:
-    """Run a forward and a backward pass of a quantized linear layer."""
     import torch
 
     from litgpt.methods.quantize import QuantizedLinear
@@ -278,6 +275,5 @@ def hub_token() -> bool:
 
 
 def without_home(text: str) -> str:
-    """The text with ~ for the home folder."""
     own = str(home() or "")
     return re.sub(rf"{re.escape(own)}(?![\w.-])", "~", text) if len(own) > 1 else text

@@ -268,7 +268,6 @@ def print_answers(answers: Iterator[tuple[Answer, str]], rendered: str, model: I
 
 
 def print_metrics(n_new: int, began: float, device: torch.device, note: str = "") -> None:
-    """Print the speed since `began` and the peak memory."""
     seconds = time.perf_counter() - began
     speed = f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s"
     memory = f"peak memory {gigabytes(peak_memory(device))}"

@@ -99,7 +99,6 @@ def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
 
 
 def lora_parameters(config: Config, fields: dict[str, Any]) -> int:
-    """The number of parameters that LoRA trains with the options of a recipe."""
     width, inner, q = config.n_embd, config.intermediate_size, config.qkv_sizes[0]
     on = {"query": True, "value": True} | {k.removeprefix("lora_"): v for k, v in fields.items() if "lora_" in k}
     n = sum(width + size for name, size in zip(("query", "key", "value"), config.qkv_sizes) if on.get(name))

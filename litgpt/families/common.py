@@ -74,7 +74,6 @@ def sizes(
 
 
 def whole_heads(width: str, heads: str) -> Part:
-    """Refuses a width that is not a multiple of the number of heads."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         if integer(fields, width) % integer(fields, heads):
@@ -87,7 +86,6 @@ def whole_heads(width: str, heads: str) -> Part:
 
 
 def gate(key: str = "hidden_act", default: str = "silu") -> Part:
-    """The activation of a gated feed-forward part."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         if fields.get(key, default) in ("silu", "swish"):

@@ -96,7 +96,6 @@ class Family:
         return [row if isinstance(row, (Field, Part)) else Field(*row) for row in self.rows]
 
     def read(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields of `Config` that a parsed `config.json` describes."""
         fields, values = {**self.defaults, **fields}, dict(self.switches)
         for part in self.parts:
             values |= part.read(fields)
@@ -119,8 +118,6 @@ class Family:
 
 
 class MissingField(UserError):
-    """A required field is missing. `key` names it."""
-
     def __init__(self, key: str) -> None:
         super().__init__(f"config.json lacks the field {key!r}.")
         self.key = key

@@ -24,7 +24,6 @@ class Stored:
     transposed: bool = False  # whether its weight is (in_features, out_features)
 
     def to_ours(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Our rows from a stored weight or bias."""
         tensor = tensor.T if self.transposed and tensor.dim() == 2 else tensor
         return tensor if self.rows is None else tensor[self.rows.argsort()]
 
@@ -51,8 +50,6 @@ class StoredTensor(NamedTuple):
 
 
 class Parameter(NamedTuple):
-    """A pretrained parameter of a model."""
-
     name: str  # our name of it, in which wrappers, which hold a layer as `linear`, do not show
     module: nn.Module  # the module that has it
     leaf: str  # its name there, weight or bias
@@ -174,11 +171,9 @@ class Aliases:
     memory: Sequence[tuple[str, str]] = ()  # from the table's names to those in memory, which adapters use
 
     def rename(self, name: str) -> str:
-        """The table's name of a tensor."""
         return substituted(self.renames, name)
 
     def in_memory(self, name: str) -> str:
-        """The name in memory of a module or tensor of the table."""
         return substituted(self.memory, name)
 
     def expand(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Optional[tuple]]]:

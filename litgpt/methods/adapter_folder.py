@@ -73,7 +73,6 @@ class PrefixFolder:
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
-        """Fill the parameters that `apply` added."""
         with opened(self.file) as f:
             for name, parameter in trained(model).items():
                 parameter.copy_(f.get_tensor(name))

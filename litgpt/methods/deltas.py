@@ -42,7 +42,6 @@ class Delta:
         return Delta(self.a, self.b[rows], self.scale, None if self.magnitude is None else self.magnitude[rows])
 
     def added_to(self, weight: torch.Tensor) -> torch.Tensor:
-        """The updated weight in float32."""
         merged = weight.float() + self.scale * (self.b @ self.a)
         return merged if self.magnitude is None else merged * (self.magnitude / merged.norm(dim=1))[:, None]
 

@@ -79,7 +79,6 @@ class LitPrefixFolder:
         return any(".attn.attn." in name for name in self.weights) or any(t.size(1) > 1 for t in gates if t.dim() == 4)
 
     def apply(self, model: GPT) -> None:
-        """Add the adapter to a model on the meta device."""
         self.adapter.apply(model)
         config = model.config
         rows = group_order(config).argsort()
@@ -123,7 +122,6 @@ class LitPrefixFolder:
             raise UserError(f"The adapter in {self.file} does not fit the model: {'; '.join(wrong)}.")
 
     def sources(self, name: str, model: GPT) -> list[str]:
-        """The tensors of the file that hold a parameter of ours."""
         path, _, leaf = name.rpartition(".")
         layer: nn.Module = model.get_submodule(path)
         return prefix_sources(self.weights, path, leaf, layer.linear if isinstance(layer, AdapterV2Linear) else layer)

@@ -29,8 +29,6 @@ Init = Literal["kaiming", "pissa"]
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` by the fastest kernel for the device."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return dropout(x, self.p) if self.training and self.p else x
 
@@ -78,7 +76,6 @@ class LoRALinear(nn.Module):
             self.take_principal_part()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LoRALinear":
-        """Called by `.to` and similar methods."""
         super()._apply(fn, recurse)
         self.start = (fn(self.start[0]), fn(self.start[1])) if self.start is not None else None
         self.squares = None
@@ -197,7 +194,6 @@ class Update(torch.autograd.Function):
 
 
 def pairs(a: torch.Tensor, lora_B: torch.Tensor, rows: list[slice]) -> tuple[tuple, tuple]:
-    """The output of A, and B, of each block."""
     return a.chunk(len(rows), dim=-1), lora_B.split([at.stop - at.start for at in rows])
 
 
@@ -334,5 +330,4 @@ class LoRA:
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The adapted layers by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}

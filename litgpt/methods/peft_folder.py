@@ -91,7 +91,6 @@ class LoRAFolder:
         return [n for n in self.shapes if ".lora_" not in n or ".lora_embedding_" in n]
 
     def apply(self, model: GPT) -> None:
-        """Add LoRA layers for the adapter to a model on the meta device."""
         places = self.places(model.config)
         ranks = [p.r for several in places.values() for p in several]
         lora = LoRA(

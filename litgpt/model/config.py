@@ -137,7 +137,6 @@ class Config:
         return int(self.rope_local_base_freq is not None and on(self.rope_indices, layer))
 
     def mlp_class(self, layer: int) -> str:
-        """The class of this layer's feed-forward part."""
         return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
 
 
@@ -347,7 +346,6 @@ def rounded(value: Any) -> Any:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """The fields in which the math of two configs differs."""
     ours, theirs = meaning(a), meaning(b)
     return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
 

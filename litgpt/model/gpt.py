@@ -48,8 +48,6 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks and final norm."""
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
@@ -92,7 +90,6 @@ class GPT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the pretrained weights."""
         return self.transformer.wte.weight.dtype
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GPT":
@@ -106,7 +103,6 @@ class GPT(nn.Module):
         return self
 
     def tie_weights(self) -> None:
-        """Share the embedding's weight with the head, if the config says so."""
         if self.config.tie_embeddings:
             head: Any = self.lm_head
             while hasattr(head, "linear"):  # in a `ScaledHead` or in a method's layer

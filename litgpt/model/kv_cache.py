@@ -36,7 +36,6 @@ class KVCache:
         self.clear()
 
     def clear(self) -> None:
-        """Free all memory."""
         self.layers: list[Pair | None] = [None] * len(self.windows)  # (R, g, S, hs) each
         self.lengths: list[int] = []  # tokens of each row that every layer has
         self.ids: dict[int, list[int]] = {}  # tokens of each row, for models that may have to process them again

@@ -55,8 +55,6 @@ class PartwiseLinear(Linear):
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding`."""
-
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()

@@ -48,7 +48,6 @@ class Rope:
 
 
 def make_ropes(config: Config) -> list[Rope]:
-    """The ropes of a model, in the order of `Config.rope_kind`."""
     if config.rope_n_elem == 0:
         return []
     ropes = [Rope(config.rope_n_elem, config.rope_base, config.rope_type, config.rope_adjustments)]

@@ -110,7 +110,6 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 
 def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The norm of all tensors together, over all ranks."""
     norm = torch.nn.utils.get_total_norm([t for t in tensors if not is_sharded(t)])
     sharded = [local_shard(t) for t in tensors if is_sharded(t)]
     if not sharded:
