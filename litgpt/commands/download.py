@@ -69,9 +69,8 @@ def show(found: list[str], words: list[str]) -> None:
     if not found:
         hint = near(" ".join(words))
         raise UserError(f"No known model has {' and '.join(words)} in its name.{hint} Name any other as ORG/NAME.")
-    rows = {row["repo_id"]: row for row in known_models().values()}
     for repo_id in found:
-        config = Config(**rows[repo_id])
+        config = Config.from_name(repo_id)
         print(f"{repo_id:50} {parameters(config) / 1e9:7.2f} B parameters {config.block_size:9,} tokens")
 
 

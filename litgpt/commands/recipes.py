@@ -9,7 +9,7 @@ from litgpt.checkpoint.hub import PICO
 from litgpt.cli.recipes import Recipe, find_recipe, shipped_recipes
 from litgpt.commands.download import parameters
 from litgpt.errors import UserError, nearest
-from litgpt.model.config import Config, known_models
+from litgpt.model.config import Config, known_repositories
 
 ROW = "{:28} {:9} {:>10}  {:>10}  {}"
 
@@ -80,9 +80,7 @@ def repository(fields: dict[str, Any]) -> str:
 
 def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
     """The model of a recipe and its approximate number of parameters, without norms and biases."""
-    name = repository(fields)
-    row = next((row for row in known_models().values() if row["repo_id"] == name), None)
-    if row is not None:
+    if row := known_repositories().get(repository(fields)):
         return Config(**row), parameters(Config(**row))
     llama = fields.get("model_config") or json.loads((PICO / "config.json").read_text(encoding="utf-8"))
     config = Config(

@@ -14,22 +14,19 @@ from litgpt.model.rope import ROPE_TYPES
 from litgpt.storage.fields import is_number
 
 LENGTH = "original_max_position_embeddings"
-LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor")
-ROPE_NUMBERS: dict[str, tuple[str, ...]] = {  # required positive numbers
-    "linear": ("factor",),
-    "llama3": (*LLAMA3_NUMBERS, LENGTH),
-    "yarn": ("factor", LENGTH),
-    "longrope": (LENGTH,),
-}
-ALL_ROPE_NUMBERS = {  # all known numbers; an unknown one could mean something that is not implemented
-    "default": set(),
-    "linear": {"factor"},
-    "llama3": {*LLAMA3_NUMBERS, LENGTH},
-    "yarn": {*("factor", LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")},
-    "longrope": {
-        *("factor", LENGTH, "attention_factor", "short_factor", "long_factor"),
-        *("short_mscale", "long_mscale"),  # in early Phi-3 files; transformers ignores them
-    },
+# required positive numbers, and other known ones; an unknown one could mean something that is not implemented
+ROPE_NUMBERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", LENGTH), ()),
+    "yarn": (
+        ("factor", LENGTH),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (
+        (LENGTH,),  # the last two of the others are in early Phi-3 files; transformers ignores them
+        ("factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"),
+    ),
 }
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 ATTENTION_BIAS: Row = ("attention_bias", "attn_bias attn_proj_bias", False)
@@ -154,7 +151,7 @@ def read_rope(
         raise UserError(f"config.json has {partial_key} {share:g}, which is not implemented for this family.")
     theta = number(numbers, "rope_theta", number(fields, base_key, base))
     numbers = {name: v for name, v in numbers.items() if name not in ("partial_rotary_factor", "rope_theta")}
-    known = ALL_ROPE_NUMBERS[rope_type]
+    known = [name for names in ROPE_NUMBERS[rope_type] for name in names]
     if unknown := sorted(name for name, value in numbers.items() if value is not None and name not in known):
         raise UserError(f"config.json has {', '.join(unknown)} in {key} of type {rope_type!r}, which is unknown.")
     for name, value in numbers.items():
@@ -182,7 +179,7 @@ def as_object(value: Any, key: str) -> dict[str, Any]:
 
 def complete_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, rope_type: str) -> None:
     """Add the numbers of a rope that other fields give. Raises `UserError` if one is missing or unusable."""
-    required = ROPE_NUMBERS.get(rope_type, ())
+    required, _ = ROPE_NUMBERS[rope_type]
     if LENGTH in required:
         if fields.get(LENGTH) is not None:  # beside the rope it overrides the rope's own
             numbers[LENGTH] = fields[LENGTH]

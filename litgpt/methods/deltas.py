@@ -4,6 +4,7 @@ A layer of ours may be fused from several blocks of rows (q, k and v; gate and u
 block, or one for all of them, whose rows may be in another order. `to_modules` and `fill` map in the two directions.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -11,7 +12,7 @@ from typing import Optional
 import torch
 
 from litgpt.families import weight_map
-from litgpt.families.table import Stored, WeightMap
+from litgpt.families.table import WeightMap
 from litgpt.methods.lora import LoRALinear, lora_layers
 from litgpt.methods.quantize import full_weight
 from litgpt.model import GPT
@@ -97,27 +98,24 @@ def fill(model: GPT, deltas: dict[str, Delta]) -> list[str]:
     for name, layer in lora_layers(model).items():
         modules = names.stored(name)
         sizes = layer.sizes if len(modules) > 1 else [sum(layer.sizes)]
-        for number, (stored, n_rows) in enumerate(zip(modules, sizes)):
+        for stored, n_rows, end in zip(modules, sizes, itertools.accumulate(sizes)):
             delta = deltas.pop(stored.module, None)
             if delta is not None and delta.shape != (n_rows, layer.linear.in_features):
                 wrong.append(f"{stored.module} {delta.shape}")
             elif delta is not None:
-                fill_blocks(layer, None if n_rows == sum(layer.sizes) else number, stored, delta)
+                delta = delta if stored.rows is None else delta.ordered(stored.rows.argsort())
+                fill_rows(layer, end - n_rows, delta)
     return wrong
 
 
-def fill_blocks(layer: LoRALinear, number: Optional[int], stored: Stored, delta: Delta) -> None:
-    """Copy the update that a Hugging Face module has for one block of a layer, or for all of them (None)."""
-    if stored.rows is not None:
-        delta = delta.ordered(stored.rows.argsort())
+def fill_rows(layer: LoRALinear, first: int, delta: Delta) -> None:
+    """Copy an update into those blocks of a layer that it has the rows of, from row `first` on."""
     magnitudes = layer.magnitude.split(layer.adapted_sizes) if layer.magnitude is not None else ()
-    row, r = 0, len(delta.a)
-    for (i, a, b), magnitude in zip(layer.blocks(), magnitudes or [None] * len(layer.rows)):
-        if number is not None and i != number:
-            continue
-        rows = slice(row, row + len(b))
-        a.zero_()[:r] = delta.a  # a lower rank is padded with zeros
-        b.zero_()[:, :r] = delta.b[rows] * (delta.scale / layer.lora.scaling)
-        if magnitude is not None and delta.magnitude is not None:
-            magnitude.copy_(delta.magnitude[rows])
-        row += len(b)
+    r = len(delta.a)
+    for at, (_, a, b), magnitude in zip(layer.rows, layer.blocks(), magnitudes or [None] * len(layer.rows)):
+        if first <= at.start < first + len(delta.b):
+            rows = slice(at.start - first, at.stop - first)
+            a.zero_()[:r] = delta.a  # a lower rank is padded with zeros
+            b.zero_()[:, :r] = delta.b[rows] * (delta.scale / layer.lora.scaling)
+            if magnitude is not None and delta.magnitude is not None:
+                magnitude.copy_(delta.magnitude[rows])

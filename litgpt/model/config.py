@@ -97,9 +97,9 @@ class Config:
         LitGPT, even if the published model ties it to the embedding. Raises `UserError` if there is no such model. The
         message suggests a similar name."""
         rows = known_models()
-        found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
+        found = rows.get(name) or known_repositories().get(name)
         if found is None:
-            every = [*rows, *(row["repo_id"] for row in rows.values())]
+            every = [*rows, *known_repositories()]
             raise UserError(f"No known model is called {name!r}.{nearest(name, every)}")
         return cls(**found)
 
@@ -159,6 +159,10 @@ def known_models() -> dict[str, dict[str, Any]]:
                     numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
             models[row["name"]] = numbers
     return models
+
+
+def known_repositories() -> dict[str, dict[str, Any]]:
+    return {row["repo_id"]: row for row in known_models().values()}
 
 
 MOST_LAYERS = 10_000  # lists have one entry per layer
@@ -245,7 +249,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
         raise UserError(
             f"rotary_percentage {numbers['rotary_percentage']} rotates an odd number of {size} dimensions per head."
         )
-    known_row = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
+    known_row = known_repositories().get(repo_id)
     return Config(
         **numbers
         | switches
