@@ -37,13 +37,9 @@ def option_group(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
+        keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
         added = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=defaults.get(f.name, f.default),
-                annotation=hints[f.name],
-            )
+            inspect.Parameter(name, keyword, default=defaults.get(f.name, f.default), annotation=hints[f.name])
             for name, f in options.items()
         ]
         parameters: list[inspect.Parameter] = []

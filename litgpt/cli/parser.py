@@ -151,9 +151,6 @@ def show_help(parser: Parser) -> NoReturn:
     sys.exit(0)
 
 
-# words
-
-
 def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple[list[Level], Optional[str]]:
     """The levels of options in a command line, and the value of `--print_config`, None without it. `positional` has
     values of the positional option that come before those among the words. Raises `UserError` if a config cannot be

@@ -75,9 +75,6 @@ def option_hint(name: str, known: list[str]) -> str:
     return hint.replace("'", "'--", 1) if hint else " See -h for all options."
 
 
-# classes
-
-
 def class_choices(option: str) -> tuple[type, dict[str, str]]:
     """The base of the classes that an option may name, and the paths of those with a short name."""
     if option == "optimizer":
@@ -132,9 +129,6 @@ def class_parser(option: str, path: str) -> ArgumentParser:
     skip = {1} if option == "optimizer" else None  # its first argument is what it trains
     parser.add_class_arguments(load_class(option, path), option, skip=skip)  # type: ignore[arg-type]
     return parser
-
-
-# values
 
 
 def check_required(options: dict[str, Any], actions: dict[str, Action]) -> None:

@@ -161,9 +161,6 @@ def print_answer(conversation: Conversation, prompt: str, terminal: bool) -> Non
         inform(f"{conversation.n_new} tokens in {seconds:.2f} s, {conversation.n_new / seconds:.1f} tokens/s")
 
 
-# typed input
-
-
 def line_reader(terminal: bool) -> Callable[[str], str]:
     """A function that shows a symbol and returns a line, with history on the arrow keys. Raises `EOFError` at the end
     of the input."""

@@ -114,9 +114,6 @@ class Family:
         return WeightMap(rules, self.unused, self.kept, config.tie_embeddings)
 
 
-# single fields of a `config.json`
-
-
 class MissingField(UserError):
     def __init__(self, key: str) -> None:
         super().__init__(f"config.json lacks the field {key!r}.")

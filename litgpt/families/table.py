@@ -32,10 +32,6 @@ class Stored:
         tensor = tensor if self.rows is None else tensor[self.rows.to(tensor.device)]
         return tensor.T if self.transposed and tensor.dim() == 2 else tensor
 
-    def shape(self, ours: Sequence[int]) -> tuple[int, ...]:
-        """The stored shape of rows that have the shape `ours` here."""
-        return tuple(reversed(ours)) if self.transposed else tuple(ours)
-
 
 HFModules = Union[str, Stored, Sequence[str]]
 Rules = Mapping[str, HFModules]
@@ -73,7 +69,8 @@ class Parameter(NamedTuple):
 
     def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
         """The shape of one of `tensors`."""
-        return tensor.form.shape((tensor.rows.stop - tensor.rows.start, *self.value.shape[1:]))
+        ours = (tensor.rows.stop - tensor.rows.start, *self.value.shape[1:])
+        return ours[::-1] if tensor.form.transposed else ours
 
 
 class WeightMap:
