@@ -45,7 +45,8 @@ class Prefix(nn.Module):
         nn.init.zeros_(self.gate)
 
     def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
-        """The term to add to the output of attention, like q (B, n, T, hs), by the layer's `qkv` and its row counts."""
+        """The term to add to the output of attention for the queries `q`, both (B, n, T, hs). `qkv` is the layer's
+        fused projection, `sizes` are the numbers of its output features for queries, keys and values."""
         fused = qkv(self.embedding.to(q.dtype))
         fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
         _, k, v = fused.split(sizes, dim=-1)  # (P, n * hs or g * hs)

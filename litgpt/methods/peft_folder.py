@@ -323,7 +323,8 @@ def is_end(end: str, module: str) -> bool:
 
 
 def read_shapes(folder: Path) -> tuple[Path, dict[str, tuple[int, ...]]]:
-    """The file with an adapter's tensors, and their shapes by name without PEFT's prefix; `UserError` if damaged."""
+    """The file with an adapter's tensors, and their shapes by name without PEFT's prefix. Raises `UserError` if the
+    file is missing or damaged."""
     file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor {PICKLED}.")
