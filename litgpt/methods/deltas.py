@@ -110,9 +110,8 @@ def fill(model: GPT, deltas: dict[str, Delta]) -> list[str]:
 
 def fill_rows(layer: LoRALinear, first: int, delta: Delta) -> None:
     """Copy an update into those blocks of a layer that it has the rows of, from row `first` on."""
-    magnitudes = layer.magnitude.split(layer.adapted_sizes) if layer.magnitude is not None else ()
     r = len(delta.a)
-    for at, (_, a, b), magnitude in zip(layer.rows, layer.blocks(), magnitudes or [None] * len(layer.rows)):
+    for at, (_, a, b), magnitude in zip(layer.rows, layer.blocks(), layer.magnitudes):
         if first <= at.start < first + len(delta.b):
             rows = slice(at.start - first, at.stop - first)
             a.zero_()[:r] = delta.a  # a lower rank is padded with zeros

@@ -139,6 +139,10 @@ class LoRALinear(nn.Module):
             self.squares = of, torch.cat([part.float().square().sum(1) for part in w.split(4096)])
         return self.squares[1]
 
+    @property
+    def magnitudes(self) -> Sequence[Optional[torch.Tensor]]:
+        return self.magnitude.split(self.adapted_sizes) if self.magnitude is not None else [None] * len(self.rows)
+
     def blocks(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """For each adapted block its number, A (r, in_features) and B (rows of the block, r)."""
         numbers = [i for i, on in enumerate(self.adapted) if on]
@@ -147,14 +151,11 @@ class LoRALinear(nn.Module):
     def learned(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Optional[torch.Tensor]]]:
         """For each adapted block its number and the update of the original weight: A, B and DoRA's magnitude. For PiSSA
         the rank is doubled, since the update also has to subtract the initial B A."""
-        magnitudes = self.magnitude.split(self.adapted_sizes) if self.magnitude is not None else ()
-        starts = zip(self.start[0].split(self.lora.r), self.start[1].split(self.adapted_sizes)) if self.start else ()
-        magnitude, start = iter(magnitudes), iter(starts)
-        for i, a, b in self.blocks():
+        for k, ((i, a, b), magnitude) in enumerate(zip(self.blocks(), self.magnitudes)):
             if self.start:
-                a0, b0 = next(start)
+                a0, b0 = self.start[0].split(self.lora.r)[k], self.start[1].split(self.adapted_sizes)[k]
                 a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)
-            yield i, a, b, next(magnitude, None)
+            yield i, a, b, magnitude
 
 
 def identity(linear: nn.Module) -> tuple[tuple[int, int], ...]:
