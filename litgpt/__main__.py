@@ -37,13 +37,13 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
     "serve": ("litgpt.commands.serve:main", "Serve a model with an OpenAI-compatible API and a chat page."),
     "evaluate": ("litgpt.commands.evaluate:main", "Evaluate a model or an adapter on lm-eval tasks."),
     "merge_lora": ("litgpt.commands.merge_lora:main", "Merge a LoRA adapter into its base model."),
-    "convert_to_litgpt": ("litgpt.commands.convert_to_litgpt:main", "Convert a model to LitGPT's format."),
+    "convert_to_litgpt": ("litgpt.commands.convert:convert_to_litgpt", "Convert a model to LitGPT's format."),
     "convert_from_litgpt": (
-        "litgpt.commands.convert_from_litgpt:main",
+        "litgpt.commands.convert:convert_from_litgpt",
         "Convert a LitGPT model to a Hugging Face folder.",
     ),
     "convert_pretrained_checkpoint": (
-        "litgpt.commands.convert_pretrained_checkpoint:main",
+        "litgpt.commands.convert:convert_pretrained_checkpoint",
         "Extract the weights from a LitGPT pretraining checkpoint.",
     ),
     "verify_resume": (

@@ -28,10 +28,10 @@ def draw(model, names=lambda n: True):
 
 
 def make(folder, fields):
+    from litgpt.config import Config
     from litgpt.utils import save_config
 
     from litgpt.model import GPT
-    from litgpt.model.config import Config
 
     config = Config(**fields)
     model = GPT(config)
@@ -42,19 +42,17 @@ def make(folder, fields):
 
 
 def build(kind, base, settings):
-    import litgpt.methods.adapter
-    import litgpt.methods.adapter_v2
-    import litgpt.methods.lora
-    import litgpt.model
-    import litgpt.model.config
+    import litgpt.adapter
+    import litgpt.adapter_v2
+    import litgpt.config
+    import litgpt.lora
 
-    module = {
-        "base": litgpt.model,
-        "adapter": litgpt.methods.adapter,
-        "adapter_v2": litgpt.methods.adapter_v2,
-        "lora": litgpt.methods.lora,
-    }[kind]
-    config_class = litgpt.model.config.Config if kind == "base" else module.Config
+    import litgpt.model
+
+    module = {"base": litgpt.model, "adapter": litgpt.adapter, "adapter_v2": litgpt.adapter_v2, "lora": litgpt.lora}[
+        kind
+    ]
+    config_class = litgpt.config.Config if kind == "base" else module.Config
     lora = {k: v for k, v in settings.items() if k.startswith("lora_") and kind == "lora"}
     return module.GPT(config_class.from_file(Path(base) / "model_config.yaml", **lora)), module
 

@@ -36,7 +36,7 @@ def words_in(module: str) -> set[str]:
 def fields_of(model_type: str) -> list[str]:
     """The fields that a family may read, and all that `transformers` has for it."""
     written = set(AutoConfig.for_model(model_type, **next(iter(FAMILIES[model_type].values()))).to_dict())
-    words = words_in(model_type) | words_in("common") | words_in("reading")
+    words = words_in(model_type) | words_in("common") | words_in("family")
     read = {word for word in words if word.replace("_", "").isidentifier()}
     return sorted((written | read) - {"model_type", "transformers_version"})
 

@@ -18,8 +18,7 @@ from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
 from litgpt.families import weight_map
-from litgpt.methods.adapter import LLaMAAdapter
-from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2
 from litgpt.methods.lora import TARGETS, LoRA, lora_layers
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora

@@ -9,8 +9,7 @@ import torch
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.finetune.full import train_everything
-from litgpt.methods.adapter import LLaMAAdapter
-from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import quantize
 from litgpt.model import GPT

@@ -12,8 +12,7 @@ from safetensors.torch import load_file, save_file
 from litgpt.checkpoint.folder import load_weights
 from litgpt.litgpt_format.folder import LitCheckpoint
 from litgpt.methods.adapter import LLaMAAdapter, Prefix
-from litgpt.methods.adapter_folder import write_adapter
-from litgpt.methods.litgpt_folder import LitPrefixFolder
+from litgpt.methods.adapter_folder import LitPrefixFolder, write_adapter
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from tests.conftest import save_llama

@@ -9,8 +9,7 @@ import yaml
 
 from litgpt.__main__ import main
 from litgpt.errors import UserError
-from litgpt.methods.adapter import LLaMAAdapter
-from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT

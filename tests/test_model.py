@@ -81,7 +81,7 @@ def test_cache_grows_in_blocks(folder):
     cache.append(0, 0, written[:, :, :5], written[:, :, :5])
     cache.advance([0], [5])
     assert cache.keep(1, 600) == 600 and cache.keep(0, 9) == 5
-    cache.move(1, 0)
+    cache.copy(1, [0])
     keys, _ = cache.append(0, 0, written[:, :, :1], written[:, :, :1])
     assert torch.equal(keys[:, :, :600], written[:, :, :600]) and keys.size(2) == 601
 

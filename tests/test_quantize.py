@@ -14,8 +14,7 @@ from torch import nn
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.data.batches import Batch
 from litgpt.generate.adapters import AdaptedLinear, Adapters
-from litgpt.methods.adapter import LLaMAAdapter, Prefix
-from litgpt.methods.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
+from litgpt.methods.adapter import AdapterV2Linear, LLaMAAdapter, LLaMAAdapterV2, Prefix
 from litgpt.methods.lora import LoRA, LoRALinear
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model import GPT

@@ -8,6 +8,8 @@ from textwrap import indent
 from types import MappingProxyType
 from typing import Any, get_type_hints
 
+from docstring_parser.google import parse
+
 
 def option_group(
     parameter: str,
@@ -16,16 +18,14 @@ def option_group(
     defaults: Mapping[str, Any] = MappingProxyType({}),
     skip: Collection[str] = (),
 ) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
-    """Decorate a command so that the fields of a dataclass take the place of one of its parameters.
+    """Decorate a command so that the fields of a dataclass, `kind`, take the place of one of its parameters.
 
     The decorated function has a parameter for each field, with the field's default, type, and help, and calls the
-    original with the dataclass made from them. A caller from Python may also pass the dataclass itself. A description
-    in the function's own docstring takes precedence over the dataclass's.
+    original with the dataclass made from them. A caller from Python may also pass the dataclass itself. The help is
+    what the dataclass's docstring says under `Args:`, unless the function's own has a description; a field without a
+    description, or without `init`, is not an option.
 
     Args:
-        parameter: The parameter that is replaced.
-        kind: The dataclass. Its docstring describes the fields under `Args:`; a field without a description there, or
-            without `init`, is not an option.
         prefix: Put before the names of the fields.
         defaults: Defaults of this command that differ from the dataclass's, by field.
         skip: Fields that are not options of this command.
@@ -37,13 +37,9 @@ def option_group(
 
     def decorate(function: Callable[..., Any]) -> Callable[..., Any]:
         signature = inspect.signature(function)
+        keyword = inspect.Parameter.POSITIONAL_OR_KEYWORD
         added = [
-            inspect.Parameter(
-                name,
-                inspect.Parameter.POSITIONAL_OR_KEYWORD,
-                default=defaults.get(f.name, f.default),
-                annotation=hints[f.name],
-            )
+            inspect.Parameter(name, keyword, default=defaults.get(f.name, f.default), annotation=hints[f.name])
             for name, f in options.items()
         ]
         parameters: list[inspect.Parameter] = []
@@ -68,13 +64,5 @@ def option_group(
 
 
 def docs_of_fields(described: Callable[..., Any]) -> dict[str, str]:
-    """The description of each field or parameter in the `Args:` section of a docstring."""
-    lines: dict[str, str] = {}
-    name = ""
-    for line in (inspect.getdoc(described) or "").partition("Args:\n")[2].partition("\n\n")[0].splitlines():
-        if line.startswith("    ") and not line.startswith("     "):
-            name, _, text = line.strip().partition(": ")
-            lines[name] = text
-        elif name:
-            lines[name] += f" {line.strip()}"
-    return lines
+    described_params = parse(inspect.getdoc(described) or "").params
+    return {p.arg_name: " ".join((p.description or "").split()) for p in described_params if p.args[0] == "param"}

@@ -33,11 +33,7 @@ FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # 
 
 
 def translate(args: list[str], command: str) -> list[str]:
-    """A command line in today's words.
-
-    Raises:
-        UserError: an option has no counterpart; the message has the reason.
-    """
+    """A command line in today's words. Raises `UserError` with the reason if an option has no counterpart."""
     flags = {word.partition("=")[0] for word in args}
     for name, reason in refused_options(command).items():
         if f"--{name}" in flags:
@@ -54,8 +50,7 @@ def translate(args: list[str], command: str) -> list[str]:
 
 
 def translate_merge(args: list[str]) -> list[str]:
-    """The words of `merge_lora` with the folder of an adapter where LitGPT has a file. Beside `--lora_path`, the model
-    of `--checkpoint_dir` is the base."""
+    """`merge_lora` with an adapter's folder for its file. Beside `--lora_path`, `--checkpoint_dir` is the base."""
     args, lora = take_flag(args, "--lora_path")
     if lora is not None:
         args, base = take_flag(args, "--checkpoint_dir")
@@ -100,11 +95,7 @@ def refused_options(command: str) -> dict[str, str]:
 
 
 def without_refused(fields: dict[str, Any], command: str, source: str) -> dict[str, Any]:
-    """The fields of a config without options that have no counterpart.
-
-    Raises:
-        UserError: such an option is set; the message has the reason.
-    """
+    """A config without options that have no counterpart. Raises `UserError` with the reason for those that are set."""
     refused = refused_options(command)
     for name in refused.keys() & fields.keys():
         if fields[name] not in (None, False):

@@ -33,33 +33,19 @@ Options = dict[str, Any]
 
 @dataclass
 class Level:
-    """The options that one `--config`, or all flags together, set.
+    """The options that one `--config`, or all flags together, set."""
 
-    Args:
-        source: The name of the file or recipe, or `FLAGS`.
-        options: By dotted name. `data` and `optimizer` are paths of classes, `data.json_path` is an argument of one.
-    """
-
-    source: str
-    options: Options
+    source: str  # the name of the file or recipe, or `FLAGS`
+    options: Options  # `data` and `optimizer` are paths of classes, `data.json_path` is an argument of one
 
 
 @dataclass
 class Resolved:
-    """The options after all levels.
-
-    Args:
-        options: Their values.
-        actions: What the parser knows about each of them.
-        optimizer_arguments: The names of the optimizer's arguments that a level sets.
-    """
-
     options: Options
-    actions: dict[str, Action]
-    optimizer_arguments: set[str]
+    actions: dict[str, Action]  # what the parser knows about each of them
+    optimizer_arguments: set[str]  # the names of the optimizer's arguments that a level sets
 
     def nested(self) -> dict[str, Any]:
-        """The options as jsonargparse takes them."""
         nested: dict[str, Any] = {}
         for name, value in self.options.items():
             head, _, leaf = name.partition(".")
@@ -84,11 +70,7 @@ class Resolved:
 
 
 def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
-    """Merge the levels over the defaults.
-
-    Raises:
-        UserError: an option is unknown, or two flags contradict each other.
-    """
+    """Merge the levels over the defaults. Raises `UserError` for unknown or contradictory options."""
     defaults = read_options(parser.get_defaults().as_dict().items(), parser, "")
     merged: Options = {}
     for level in levels:
@@ -181,16 +163,9 @@ def config_options(fields: dict[str, Any], parser: ArgumentParser, source: str) 
 
 
 def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where: str) -> Options:
-    """The options that names and values set, with the members of groups and classes one by one.
-
-    A class is NAME or `{class_path: NAME, init_args: {...}}`; its arguments may also be beside `class_path`.
-
-    Args:
-        where: Begins messages, before the name.
-
-    Raises:
-        UserError: a group has a value that is not a mapping of its options, or there is no such class.
-    """
+    """The options that names and values set, with the members of groups and classes one by one. A class is NAME or
+    `{class_path: NAME, init_args: {...}}`; its arguments may also be beside `class_path`. Raises `UserError`, which
+    begins with `where`, if a group has a value that is not a mapping, or there is no such class."""
     known = option_names(parser)
     groups = {name.partition(".")[0] for name in known if "." in name}
     options: Options = {}
@@ -220,7 +195,9 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
         named = data_options(files)
         for name, value in named.items():
             if value is not None and options.get(name, value) != value:
-                raise UserError(f"{where}data names files, which does not go with {where}{name}. Pass only one of them.")
+                raise UserError(
+                    f"{where}data names files, which does not go with {where}{name}. Pass only one of them."
+                )
         options = named | options
     return options
 
@@ -249,26 +226,15 @@ def read_mapping(value: Any, where: str) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Pair:
-    """Two options of which only one holds.
+    """Two options of which only one holds. A later level beats an earlier one, whichever of the two it sets. Within a
+    level the first one wins, with a remark unless both agree; two flags that disagree are refused."""
 
-    A later level beats an earlier one, whichever of the two it sets. Within a level the first one wins, with a remark
-    unless both agree; two flags that disagree are refused.
-
-    Args:
-        first: An option that is null by default.
-        second: The other one.
-        agree: Whether two values mean the same, given all options.
-        second_value: What the second option becomes when the first one holds; None to leave it.
-        first_value: What the first option becomes, where it is set, when the second one holds.
-        depends_on: Further options that decide whether two values agree.
-    """
-
-    first: str
+    first: str  # an option that is null by default
     second: str
-    agree: Callable[[Any, Any, Options], bool]
-    second_value: Optional[Callable[[Any], Any]] = None
-    first_value: Callable[[Any], Any] = lambda value: None
-    depends_on: tuple[str, ...] = ()
+    agree: Callable[[Any, Any, Options], bool]  # whether two values mean the same, given all options
+    second_value: Optional[Callable[[Any], Any]] = None  # of the second option when the first one holds; None: its own
+    first_value: Callable[[Any], Any] = lambda value: None  # of the first option, if set, when the second one holds
+    depends_on: tuple[str, ...] = ()  # further options that decide whether two values agree
 
     def resolve(self, levels: list[Level], options: Options) -> Options:
         """The values to change. Raises `UserError` for two flags that disagree."""
@@ -301,7 +267,6 @@ def is_null(value: Any) -> bool:
 
 
 def same_number(a: Any, b: Any, options: Options) -> bool:
-    """Whether two numbers, possibly as text, are equal."""
     try:
         return float(a) == float(b)
     except (TypeError, ValueError):

@@ -52,27 +52,18 @@ set_loader("yaml", load_value, exceptions=(yaml.YAMLError, ValueError, Recursion
 
 
 class Parser(ArgumentParser):
-    """Raises `UserError` where the library would print its usage.
+    """Raises `UserError` where the library would print its usage."""
 
-    Attributes:
-        positionals: The options that take words without a flag: the first parameter of the command's function, and the
-            required ones that follow it.
-        takes_many: Whether the first of them takes a list.
-    """
-
-    positionals: list[str]
-    takes_many: bool
+    positionals: list[str]  # options that take words without a flag: the first parameter, and required ones after it
+    takes_many: bool  # whether the first of them takes a list
 
     def error(self, message: str, ex: Any = None) -> NoReturn:
         raise UserError(" ".join(str(ex or message).split())) from None
 
 
 def run(where: str, command: str, args: list[str]) -> None:
-    """Parse `args` and call the function at `where`, given as module:function.
-
-    Values come from the function's defaults, then from `--config`, then from flags and the positional model folder,
-    in any order.
-    """
+    """Parse `args` and call the function at `where`, given as module:function. Values come from the function's
+    defaults, then from `--config`, then from flags and the positional model folder, in any order."""
     gc.disable()  # garbage collection would take a quarter of the time to import torch
     try:
         parser = make_parser(where, command)
@@ -161,19 +152,10 @@ def show_help(parser: Parser) -> NoReturn:
     sys.exit(0)
 
 
-# words
-
-
 def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple[list[Level], Optional[str]]:
-    """The levels of options in a command line, and the value of `--print_config`, None without it.
-
-    Args:
-        words: The words of the command line.
-        positional: Values of the positional option that come before those among the words.
-
-    Raises:
-        UserError: a config cannot be read, an option lacks its value, or there are too many positionals.
-    """
+    """The levels of options in a command line, and the value of `--print_config`, None without it. `positional` has
+    values of the positional option that come before those among the words. Raises `UserError` if a config cannot be
+    read, an option lacks its value, or there are too many positionals."""
     levels: list[Level] = []
     flags: list[tuple[str, Any]] = []
     printed = None
@@ -205,7 +187,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
                 flags.append((name, value))
                 while words and not words[0].startswith("-") and is_data(words[0]):
                     flags.append((name, words.pop(0)))
-            elif takes_entries(name, parser) and is_entry(value):
+            elif "dict[str," in option_type(name, parser) and is_entry(value):
                 entries = [value]
                 while words and is_entry(words[0]):
                     entries.append(words.pop(0))
@@ -218,11 +200,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
 
 
 def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> list[Level]:
-    """The levels of a config file: first the config that it names itself, if any.
-
-    Raises:
-        UserError: a config cannot be read, or leads back to itself.
-    """
+    """The levels of a config file: first the config that it names itself, if any. Raises `UserError` for a circle."""
     if value in outer:
         raise UserError(f"--config {value} leads back to itself.")
     fields = without_refused(read_config(value), parser.prog.removeprefix("litgpt "), value)
@@ -232,7 +210,6 @@ def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> li
 
 
 def flag_name(flag: str, parser: Parser) -> str:
-    """The dotted name of the option that a flag sets."""
     if not flag.startswith("--"):
         raise UserError(f"Unknown option {flag}.{option_hint(flag.removeprefix('-'), option_names(parser))}")
     name = current_name(flag.removeprefix("--"), parser)
@@ -291,21 +268,13 @@ def is_switch(name: str, words: list[str], parser: Parser) -> bool:
     return "bool" in hint and follows not in TRUTH
 
 
-def takes_entries(name: str, parser: Parser) -> bool:
-    """Whether the value of this option may be NAME=VALUE NAME=VALUE."""
-    return "dict[str," in option_type(name, parser)
-
-
 def is_entry(word: str) -> bool:
+    """Whether a word is NAME=VALUE."""
     return re.match(r"[^-={\s][^={\s]*=.", word) is not None
 
 
 def read_config(value: str) -> dict[str, Any]:
-    """The YAML behind `--config`: a file, a URL, or the name of a shipped recipe in any case.
-
-    Raises:
-        UserError: there is none, or it is not a mapping.
-    """
+    """The YAML behind `--config`: a file, a URL, or the name of a recipe. Raises `UserError` if it is not a mapping."""
     if re.match(r"https?://", value):
         from litgpt.storage.http import fetch_text
 

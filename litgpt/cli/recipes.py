@@ -17,14 +17,7 @@ SPELLINGS = {"gemma2b": "gemma2-2b"}  # names in LitGPT's documentation that dif
 
 @dataclass
 class Recipe:
-    """A file in `config_hub`.
-
-    Args:
-        name: The name for `--config`, in any case: `falcon-7b/lora`, or `tinystories` for pretraining.
-        file: Its path.
-    """
-
-    name: str
+    name: str  # for `--config`, in any case: `falcon-7b/lora`, or `tinystories` for pretraining
     file: Path
 
     @property
@@ -58,11 +51,8 @@ def shipped_recipes() -> Iterator[Recipe]:
 
 
 def find_recipe(name: str) -> Recipe:
-    """A recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and suffix.
-
-    Raises:
-        UserError: there is none; the message has the nearest name.
-    """
+    """A recipe by a name such as `llama-3.2-1B/lora`, in any case, with or without its folder and suffix. Raises
+    `UserError` if there is none."""
     recipes = {recipe.name.lower(): recipe for recipe in shipped_recipes()}
     short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/")).removesuffix(".yaml")
     model, slash, method = short.lower().partition("/")
@@ -75,5 +65,4 @@ def find_recipe(name: str) -> Recipe:
 
 
 def simplified(name: str) -> str:
-    """A name without case and punctuation."""
     return re.sub(r"[-_. ]", "", name.lower())

@@ -61,7 +61,6 @@ def current_name(name: str, parser: ArgumentParser) -> str:
 
 
 def option_hint(name: str, known: list[str]) -> str:
-    """What an unknown option may have meant."""
     if (target := SYNONYMS.get(name)) and target.partition(".")[0] in known:
         return f" Did you mean '--{target}'?"
     group, _, leaf = name.rpartition(".")
@@ -74,9 +73,6 @@ def option_hint(name: str, known: list[str]) -> str:
         leaves = {n.rpartition(".")[2]: n for n in known}
         hint = re.sub("'(.*)'", lambda found: f"'{leaves[found[1]]}'", nearest(name, leaves))
     return hint.replace("'", "'--", 1) if hint else " See -h for all options."
-
-
-# classes
 
 
 def class_choices(option: str) -> tuple[type, dict[str, str]]:
@@ -100,11 +96,7 @@ def class_path(option: str, name: str) -> str:
 
 
 def load_class(option: str, path: str) -> type:
-    """The class at a dotted path.
-
-    Raises:
-        UserError: there is none, it is not of the option's kind, or the training loop cannot use it.
-    """
+    """The class at a dotted path. Raises `UserError` if there is none of the option's kind that training can use."""
     from litgpt.methods.quantize import bitsandbytes
 
     base, names = class_choices(option)
@@ -156,9 +148,6 @@ def class_parser(option: str, path: str) -> ArgumentParser:
     return parser
 
 
-# values
-
-
 def check_required(options: dict[str, Any], actions: dict[str, Action]) -> None:
     required = [name for name, action in actions.items() if action.required]
     empty = (None, "null", "~", "")
@@ -200,7 +189,6 @@ def fits(value: Any, hint: Any) -> bool:
 
 
 def type_words(hint: Any) -> list[str]:
-    """The values that a type allows, in words."""
     origin = get_origin(hint) or hint
     if origin is Literal:
         return [str(choice) for choice in get_args(hint)]

@@ -26,15 +26,10 @@ N_REPORTED = 10  # broken rows that are reported one by one
 
 @dataclass(eq=False)
 class PendingRow:
-    """A row of the file that is not written yet.
+    """A row of the file that is not written yet."""
 
-    Args:
-        fields: The fields of its output line, without the answers.
-        n_answers: How many answers it gets: none if the row is broken.
-    """
-
-    fields: dict[str, Any]
-    n_answers: int
+    fields: dict[str, Any]  # of its output line, without the answers
+    n_answers: int  # how many it gets: none if the row is broken
     answers: dict[int, Answer] = field(default_factory=dict)
 
     @property
@@ -50,16 +45,8 @@ class PendingRow:
 
 
 class PromptFile:
-    """The prompts of a file, and the answers that are written for them.
-
-    Args:
-        prompts: The rows.
-        out: Where the answers go; None for stdout.
-        options: What is generated for each prompt.
-
-    Raises:
-        UserError: the prompts cannot be read at all, or `out` holds answers to other prompts.
-    """
+    """The prompts of a file, and the answers that are written for them to `out`, or to stdout. Raises `UserError` if
+    the prompts cannot be read, or `out` holds answers to others."""
 
     def __init__(self, prompts: Prompts, out: Optional[Path], options: PromptOptions) -> None:
         self.prompts, self.out, self.options = prompts, out, options
@@ -138,7 +125,6 @@ class PromptFile:
         return ids
 
     def write(self, file: IO[str]) -> None:
-        """Write the rows at the front that are complete."""
         while self.pending and self.pending[0].complete:
             file.write(self.pending.popleft().line())
             self.n_done += 1

@@ -79,7 +79,6 @@ def inform(text: str) -> None:
 
 
 def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> None:
-    """Answer prompts and run commands until there are no more."""
     saved: set[Path] = set()
     for prompt in prompts:
         try:
@@ -120,11 +119,7 @@ def run_command(conversation: Conversation, line: str, saved: set[Path]) -> bool
 
 
 def save(conversation: Conversation, name: str, saved: set[Path]) -> None:
-    """Write the conversation. A file that existed before this chat is not replaced.
-
-    Raises:
-        UserError: there is nothing to write, or the file cannot be written.
-    """
+    """Write the conversation. Raises `UserError` if it is empty, or a file cannot be written or is not of this chat."""
     if not name:
         raise UserError("Usage: /save FILE")
     if not conversation.messages:
@@ -164,9 +159,6 @@ def print_answer(conversation: Conversation, prompt: str, terminal: bool) -> Non
         inform(f"The answer was truncated at --max_new_tokens {conversation.max_new_tokens}.")
     if terminal:
         inform(f"{conversation.n_new} tokens in {seconds:.2f} s, {conversation.n_new / seconds:.1f} tokens/s")
-
-
-# typed input
 
 
 def line_reader(terminal: bool) -> Callable[[str], str]:

@@ -53,7 +53,7 @@ def main(out_dir: Path = Path("out")) -> None:
         out_dir: An output folder, to show the free space on its disk.
     """
     report = Report(out_dir)
-    for check in CHECKS:
+    for check in (check_versions, check_devices, check_memory, check_extras, check_environment):
         check(report)
     print()
     for problem in report.problems:
@@ -116,7 +116,6 @@ def check_devices(report: Report) -> None:
 
 
 def check_precisions(report: Report, device: Any) -> None:
-    """Try each precision, and each quantization, on a device."""
     from litgpt.model.devices import DTYPES, default_precision
 
     results, default = [], default_precision(device)
@@ -160,17 +159,7 @@ def check_environment(report: Report) -> None:
     report.add("hub token", "found" if hub_token() else "none (only private and gated models need one)")
 
 
-CHECKS: tuple[Callable[[Report], None], ...] = (
-    check_versions,
-    check_devices,
-    check_memory,
-    check_extras,
-    check_environment,
-)
-
-
 def train_a_step(precision: str, device: Any) -> None:
-    """Run a forward and a backward pass of a very small model."""
     import torch
 
     from litgpt.model import GPT
@@ -188,7 +177,6 @@ def train_a_step(precision: str, device: Any) -> None:
 
 
 def quantized_product(scheme: str, device: Any) -> None:
-    """Run a forward and a backward pass of a quantized linear layer."""
     import torch
 
     from litgpt.methods.quantize import QuantizedLinear
@@ -287,6 +275,5 @@ def hub_token() -> bool:
 
 
 def without_home(text: str) -> str:
-    """The text with ~ for the home folder."""
     own = str(home() or "")
     return re.sub(rf"{re.escape(own)}(?![\w.-])", "~", text) if len(own) > 1 else text

@@ -69,9 +69,8 @@ def show(found: list[str], words: list[str]) -> None:
     if not found:
         hint = near(" ".join(words))
         raise UserError(f"No known model has {' and '.join(words)} in its name.{hint} Name any other as ORG/NAME.")
-    rows = {row["repo_id"]: row for row in known_models().values()}
     for repo_id in found:
-        config = Config(**rows[repo_id])
+        config = Config.from_name(repo_id)
         print(f"{repo_id:50} {parameters(config) / 1e9:7.2f} B parameters {config.block_size:9,} tokens")
 
 
@@ -84,7 +83,7 @@ def parameters(config: Config) -> int:
     width, layers = config.n_embd, config.n_layer
     n = config.padded_vocab_size * width * (1 if TIED.match(config.name) else 2)
     n += layers * width * (sum(config.qkv_sizes) + config.qkv_sizes[0])  # with the output projection
-    dense = width * (config.intermediate_size or 0) * (2 if config.mlp_class_name == "GptNeoxMLP" else 3)
+    dense = width * config.intermediate_size * (2 if config.mlp_class_name == "GptNeoxMLP" else 3)
     experts = sum(config.mlp_class(i) != "LLaMAMLP" for i in range(layers)) if config.n_expert else 0
-    inner = config.moe_intermediate_size or config.intermediate_size or 0
+    inner = config.moe_intermediate_size or config.intermediate_size
     return n + (layers - experts) * dense + experts * config.n_expert * width * (3 * inner + 1)

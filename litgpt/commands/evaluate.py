@@ -170,7 +170,6 @@ def silence_libraries() -> None:
 def check_options(
     num_fewshot: Optional[int], batch_size: Union[int, str], limit: Optional[float], missing_base: bool
 ) -> None:
-    """Raise one `UserError` for all options that are out of range."""
     wrong = []
     if not re.fullmatch(r"auto(:.*)?|0*[1-9][0-9]*", str(batch_size)):  # lm-eval has auto:N
         wrong.append(f"--batch_size {batch_size} must be above 0, or auto")

@@ -278,7 +278,6 @@ def print_answers(answers: Iterator[tuple[Answer, str]], rendered: str, model: I
 
 
 def print_metrics(n_new: int, began: float, device: torch.device, note: str = "") -> None:
-    """Print the speed since `began` and the peak memory."""
     seconds = time.perf_counter() - began
     speed = f"{n_new} tokens in {seconds:.2f} s, {n_new / seconds:.1f} tokens/s"
     memory = f"peak memory {gigabytes(peak_memory(device))}"
@@ -304,11 +303,8 @@ def legacy_paths(
 
 
 def read_stdin_options(options: PromptOptions) -> PromptOptions:
-    """The options with the text on stdin in place of a `-`, or of the default prompt if something was piped in.
-
-    Raises:
-        UserError: prompt and input are both on stdin, or it has no text and the default prompt was not meant.
-    """
+    """The options with the text on stdin in place of a `-`, or of the default prompt if something was piped in. Raises
+    `UserError` if prompt and input are both on stdin, or it has no text and the default prompt was not meant."""
     if options.prompt == options.input == "-":
         raise UserError("--prompt - and --input - both read stdin. Give one of them as text.")
     if options.input == "-":
@@ -321,9 +317,7 @@ def read_stdin_options(options: PromptOptions) -> PromptOptions:
 
 
 def read_stdin(option: str, required: bool) -> str:
-    """Raises:
-    UserError: stdin has only whitespace, or is empty although a text is required.
-    """
+    """Raises `UserError` if stdin has only whitespace, or is empty although a text is required."""
     text = sys.stdin.read()
     if not text and not required:
         print("litgpt: stdin is empty. Using the default prompt.", file=sys.stderr)

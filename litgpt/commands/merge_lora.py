@@ -109,7 +109,8 @@ def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]
     def merged(weight: Outline, tensor: torch.Tensor) -> torch.Tensor:
         module = weight.name.removesuffix(".weight")
         if module in deltas:
-            delta, transposed = deltas.pop(module), names.is_transposed(module)
+            delta, (ours, i) = deltas.pop(module), names.find(module)
+            transposed = bool(ours) and names.rules[ours][i].transposed
             tensor = tensor.T if transposed else tensor
             if delta.shape != tuple(tensor.shape):
                 raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(tensor.shape)}.")

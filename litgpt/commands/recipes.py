@@ -9,7 +9,7 @@ from litgpt.checkpoint.hub import PICO
 from litgpt.cli.recipes import Recipe, find_recipe, shipped_recipes
 from litgpt.commands.download import parameters
 from litgpt.errors import UserError, nearest
-from litgpt.model.config import Config, known_models
+from litgpt.model.config import Config, known_repositories
 
 ROW = "{:28} {:9} {:>10}  {:>10}  {}"
 
@@ -80,9 +80,7 @@ def repository(fields: dict[str, Any]) -> str:
 
 def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
     """The model of a recipe and its approximate number of parameters, without norms and biases."""
-    name = repository(fields)
-    row = next((row for row in known_models().values() if row["repo_id"] == name), None)
-    if row is not None:
+    if row := known_repositories().get(repository(fields)):
         return Config(**row), parameters(Config(**row))
     llama = fields.get("model_config") or json.loads((PICO / "config.json").read_text(encoding="utf-8"))
     config = Config(
@@ -99,8 +97,7 @@ def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
 
 
 def lora_parameters(config: Config, fields: dict[str, Any]) -> int:
-    """The number of parameters that LoRA trains with the options of a recipe."""
-    width, inner, q = config.n_embd, config.intermediate_size or 0, config.qkv_sizes[0]
+    width, inner, q = config.n_embd, config.intermediate_size, config.qkv_sizes[0]
     on = {"query": True, "value": True} | {k.removeprefix("lora_"): v for k, v in fields.items() if "lora_" in k}
     n = sum(width + size for name, size in zip(("query", "key", "value"), config.qkv_sizes) if on.get(name))
     n += (width + q) if on.get("projection") else 0

@@ -65,7 +65,6 @@ def run(words: list[str], out_dir: Path, pause_after: str, resume: str, code: in
 
 
 def first_difference(a: Path, b: Path) -> Optional[str]:
-    """The first difference between two runs, in words; None if there is none."""
     return next(in_metrics(a / METRICS, b / METRICS), None) or next(in_weights(a / "final", b / "final"), None)
 
 

@@ -7,36 +7,29 @@ import importlib
 from typing import Any
 
 from litgpt.errors import UserError, nearest
-from litgpt.families.family import Family
-from litgpt.families.reading import MissingField, without_nulls
+from litgpt.families.family import Family, MissingField, without_nulls
 from litgpt.families.table import Aliases, WeightMap
 from litgpt.model.config import Config, differences
 from litgpt.model.rope import make_ropes
 
-FAMILIES = {  # model_type: module
-    name: f"litgpt.families.{name}"
-    for name in (
-        "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
-        "olmo olmo2 olmo3 gpt2 smollm3 granite"
-    ).split()
-}
+FAMILIES = (  # the names of the modules, each of which is a model_type
+    "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
+    "olmo olmo2 olmo3 gpt2 smollm3 granite"
+).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
 MAPS: dict[str, WeightMap] = {}  # the last ones, by their configs
 
 
 def family(model_type: str) -> Family:
-    return importlib.import_module(FAMILIES[model_type]).FAMILY
+    return importlib.import_module(f"litgpt.families.{model_type}").FAMILY
 
 
 def read_config(fields: dict[str, Any], name: str = "") -> Config:
-    """The `Config` that a parsed `config.json` describes.
-
-    Raises:
-        UserError: the family is unknown, a field is missing, or one asks for math that is not implemented.
-    """
+    """The `Config` that a parsed `config.json` describes. Raises `UserError` if the family is unknown, a field is
+    missing, or one asks for math that is not implemented."""
     model_type = fields.get("model_type")
-    if not isinstance(model_type, str) or model_type not in FAMILIES:
+    if model_type not in FAMILIES:
         raise UserError(
             f"config.json has model_type {model_type!r}, which is not supported.{nearest(str(model_type), FAMILIES)} "
             f"Supported: {', '.join(FAMILIES)}."
@@ -55,13 +48,9 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
 
 
 def write_config(config: Config) -> dict[str, Any]:
-    """The `config.json` of a `Config`, for its family or, if that cannot express it, for another.
-
-    It is read again and compared, so that what is written means the same model.
-
-    Raises:
-        UserError: no family can express the math of this model; the fields are named.
-    """
+    """The `config.json` of a `Config`, for its family or, if that cannot express it, for another. It is read again and
+    compared, so that what is written means the same model. Raises `UserError` if no family can express the math of this
+    model; the fields are named."""
     lost: dict[str, list[str]] = {}
     for model_type in dict.fromkeys((config.model_type, *FAMILIES)):
         written = {"model_type": model_type, **family(model_type).write(config)}
@@ -77,7 +66,6 @@ def write_config(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not fit together."""
-    assert config.n_query_groups is not None and config.head_size is not None
     widths = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
     n_expert, rotating = config.n_expert, config.rope_n_elem
     wrong = ""
@@ -123,5 +111,4 @@ def weight_map(config: Config) -> WeightMap:
 
 def aliases(model_type: Any) -> Aliases:
     """The names that a family's weights have elsewhere; none for an unknown family."""
-    known = isinstance(model_type, str) and model_type in FAMILIES
-    return family(model_type).aliases if known else Aliases()
+    return family(model_type).aliases if model_type in FAMILIES else Aliases()

@@ -8,40 +8,32 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.families.family import Field, Part, Row
-from litgpt.families.reading import flag, integer, number, require_value
+from litgpt.families.family import Field, Part, Row, flag, integer, number, require_value
 from litgpt.model.config import Config
 from litgpt.model.rope import ROPE_TYPES
 from litgpt.storage.fields import is_number
 
 LENGTH = "original_max_position_embeddings"
-LLAMA3_NUMBERS = ("factor", "low_freq_factor", "high_freq_factor")
-ROPE_NUMBERS: dict[str, tuple[str, ...]] = {  # required positive numbers
-    "linear": ("factor",),
-    "llama3": (*LLAMA3_NUMBERS, LENGTH),
-    "yarn": ("factor", LENGTH),
-    "longrope": (LENGTH,),
-}
-ALL_ROPE_NUMBERS = {  # all known numbers; an unknown one could mean something that is not implemented
-    "default": set(),
-    "linear": {"factor"},
-    "llama3": {*LLAMA3_NUMBERS, LENGTH},
-    "yarn": {*("factor", LENGTH, "attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate")},
-    "longrope": {
-        *("factor", LENGTH, "attention_factor", "short_factor", "long_factor"),
-        *("short_mscale", "long_mscale"),  # in early Phi-3 files; transformers ignores them
-    },
+# required positive numbers, and other known ones; an unknown one could mean something that is not implemented
+ROPE_NUMBERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "default": ((), ()),
+    "linear": (("factor",), ()),
+    "llama3": (("factor", "low_freq_factor", "high_freq_factor", LENGTH), ()),
+    "yarn": (
+        ("factor", LENGTH),
+        ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
+    ),
+    "longrope": (
+        (LENGTH,),  # the last two of the others are in early Phi-3 files; transformers ignores them
+        ("factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"),
+    ),
 }
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 ATTENTION_BIAS: Row = ("attention_bias", "attn_bias attn_proj_bias", False)
 
 
 def only(key: str, *allowed: Any, written: Any = None) -> Part:
-    """Refuses other values of a field than these.
-
-    Args:
-        written: The value to write; None to write nothing.
-    """
+    """Refuses other values of a field than these. Writes `written`, unless it is None."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         require_value(fields, key, *allowed)
@@ -58,7 +50,6 @@ def sizes(
     Args:
         kv_heads: The default of `num_key_value_heads`; None for as many as heads.
         head_dim: The default of `head_dim`; None for the width divided by the number of heads.
-        tied: The default of `tie_word_embeddings`.
         always: Whether to write `head_dim` even if it is the default.
     """
     head = Field("head_dim", "head_size", head_dim)
@@ -80,7 +71,6 @@ def sizes(
 
 
 def whole_heads(width: str, heads: str) -> Part:
-    """Refuses a width that is not a multiple of the number of heads."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         if integer(fields, width) % integer(fields, heads):
@@ -93,7 +83,6 @@ def whole_heads(width: str, heads: str) -> Part:
 
 
 def gate(key: str = "hidden_act", default: str = "silu") -> Part:
-    """The activation of a gated feed-forward part."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         if fields.get(key, default) in ("silu", "swish"):
@@ -103,13 +92,13 @@ def gate(key: str = "hidden_act", default: str = "silu") -> Part:
     return Part(read, lambda config: {key: write_activation(config)})
 
 
-def gelu(key: str, default: str) -> Part:
-    """The activation of a feed-forward part without a gate."""
+def gelu(key: str, default: str, tanh: str = "gelu_pytorch_tanh") -> Part:
+    """The activation of a feed-forward part without a gate. `tanh` is the name to write for its approximation."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default)}
 
-    return Part(read, lambda config: {key: write_activation(config)})
+    return Part(read, lambda config: {key: write_activation(config, tanh)})
 
 
 def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> str:
@@ -120,39 +109,37 @@ def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> s
     return GELUS[name]
 
 
-def write_activation(config: Config) -> str:
+def write_activation(config: Config, tanh: str = "gelu_pytorch_tanh") -> str:
     if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
         return "silu"
-    return "gelu" if config.gelu_approximate == "none" else "gelu_pytorch_tanh"
+    return "gelu" if config.gelu_approximate == "none" else tanh
 
 
-def rope(base: float = 10000.0, partial: Optional[float] = None, types: Sequence[str] = tuple(ROPE_TYPES)) -> Part:
-    """The rotary embedding. See `read_rope`."""
-
-    def write(config: Config) -> dict[str, Any]:
-        written = {"rope_theta": config.rope_base, "rope_scaling": write_scaling(config)}
-        return written | ({} if partial is None else {"partial_rotary_factor": config.rotary_percentage})
-
-    return Part(lambda fields: read_rope(fields, base, partial=partial, types=types), write)
-
-
-def read_rope(
-    fields: dict[str, Any],
+def rope(
     base: float = 10000.0,
-    base_key: str = "rope_theta",
     partial: Optional[float] = None,
+    base_key: str = "rope_theta",
     partial_key: str = "partial_rotary_factor",
     types: Sequence[str] = tuple(ROPE_TYPES),
-) -> dict[str, Any]:
-    """The rotary embedding, from `rope_parameters` or from the older `rope_theta` and `rope_scaling`.
+) -> Part:
+    """The rotary embedding, in `rope_parameters` or in the older `rope_theta` and `rope_scaling`.
 
     Args:
         base: The default of the base.
         partial: The default of the share of a head that rotates; None in families where all of it does.
-
-    Raises:
-        UserError: a rope type that is not implemented, or one of its numbers is missing or unknown.
     """
+
+    def write(config: Config) -> dict[str, Any]:
+        written = {base_key: config.rope_base, "rope_scaling": write_scaling(config)}
+        return written | ({} if partial is None else {partial_key: config.rotary_percentage})
+
+    return Part(lambda fields: read_rope(fields, base, partial, base_key, partial_key, types), write)
+
+
+def read_rope(
+    fields: dict[str, Any], base: float, partial: Optional[float], base_key: str, partial_key: str, types: Sequence[str]
+) -> dict[str, Any]:
+    """Arguments as in `rope`. Raises `UserError` for an unknown type, and for missing or unknown numbers."""
     key, numbers = rope_numbers(fields)
     rope_type = numbers.pop("type", None)
     rope_type = numbers.pop("rope_type", None) or rope_type or "default"
@@ -164,7 +151,7 @@ def read_rope(
         raise UserError(f"config.json has {partial_key} {share:g}, which is not implemented for this family.")
     theta = number(numbers, "rope_theta", number(fields, base_key, base))
     numbers = {name: v for name, v in numbers.items() if name not in ("partial_rotary_factor", "rope_theta")}
-    known = ALL_ROPE_NUMBERS[rope_type]
+    known = [name for names in ROPE_NUMBERS[rope_type] for name in names]
     if unknown := sorted(name for name, value in numbers.items() if value is not None and name not in known):
         raise UserError(f"config.json has {', '.join(unknown)} in {key} of type {rope_type!r}, which is unknown.")
     for name, value in numbers.items():
@@ -192,7 +179,7 @@ def as_object(value: Any, key: str) -> dict[str, Any]:
 
 def complete_numbers(fields: dict[str, Any], numbers: dict[str, Any], key: str, rope_type: str) -> None:
     """Add the numbers of a rope that other fields give. Raises `UserError` if one is missing or unusable."""
-    required = ROPE_NUMBERS.get(rope_type, ())
+    required, _ = ROPE_NUMBERS[rope_type]
     if LENGTH in required:
         if fields.get(LENGTH) is not None:  # beside the rope it overrides the rope's own
             numbers[LENGTH] = fields[LENGTH]
@@ -217,11 +204,8 @@ def write_scaling(config: Config) -> Optional[dict[str, Any]]:
 
 
 def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local_key: str = "") -> dict[str, Any]:
-    """One rope for global layers, and one of the default type for local layers.
-
-    Newer files have an object for each in `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the
-    global layers.
-    """
+    """One rope for global layers, and one of the default type for local layers. Newer files have an object for each in
+    `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the global layers."""
     both = as_object(fields.get("rope_parameters"), "rope_parameters")
     beside = {"truncate": both.pop("truncate")} if "truncate" in both else {}  # where transformers looks for it
     unknown = {key for key, value in both.items() if value is not None} - {"full_attention", "sliding_attention"}
@@ -236,7 +220,7 @@ def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local
     everywhere |= beside | as_object(fields.get("rope_scaling"), "rope_scaling")
     flat = {k: v for k, v in fields.items() if k != "rope_scaling"} | {"rope_parameters": everywhere}
     local_base = float(number(local, "rope_theta", number(fields, local_key, local_base) if local_key else local_base))
-    return read_rope(flat, base=base) | {"rope_local_base_freq": local_base}
+    return rope(base).read(flat) | {"rope_local_base_freq": local_base}
 
 
 WINDOW: Row = ("sliding_window", "sliding_window_size", None, lambda config: config.window(0))  # of all layers
@@ -283,15 +267,8 @@ def late_windows() -> Part:
 
 
 def read_windows(fields: dict[str, Any], default: Sequence[str], size: Any = None) -> dict[str, Any]:
-    """The sliding windows, from `layer_types` and `sliding_window`.
-
-    Args:
-        default: The types of the layers where `layer_types` is missing.
-        size: The window where `sliding_window` is missing.
-
-    Raises:
-        UserError: another type of layer, or local layers without a window.
-    """
+    """The sliding windows, from `layer_types`, or `default`, and from `sliding_window`, or `size`. Raises `UserError`
+    for another type of layer, and for local layers without a window."""
     types, n_layer = fields.get("layer_types") or list(default), integer(fields, "num_hidden_layers")
     known = ("full_attention", "sliding_attention")
     if not isinstance(types, list) or not all(t in known for t in types):

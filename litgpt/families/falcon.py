@@ -4,8 +4,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families.common import gelu, only, rope, whole_heads
-from litgpt.families.family import Family, Part
-from litgpt.families.reading import flag, integer
+from litgpt.families.family import Family, Part, flag, integer
 from litgpt.families.table import Rules, Stored, rows_by_group
 from litgpt.model.config import Config
 
@@ -45,7 +44,6 @@ def write_block(config: Config) -> dict[str, Any]:
 
 
 def layer(config: Config) -> Rules:
-    assert config.head_size is not None and config.n_query_groups is not None
     rows = rows_by_group(config.n_head, config.n_query_groups, config.head_size)
     two_norms = config.parallel_residual and not config.shared_attention_norm
     return {

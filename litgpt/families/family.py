@@ -1,15 +1,30 @@
-"""What a model family is: the fields of its `config.json` and the names of its weights, read in both directions."""
+"""What a model family is: the fields of its `config.json` and the names of its weights, read in both directions.
+
+A wrong type is an error that names the field. A null means what it means in `transformers`. `without_nulls` first
+removes those that mean the same as a missing field.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple, Optional, Union, get_args
 
-from litgpt.families.reading import flag, integer, number
+from litgpt.errors import UserError
 from litgpt.families.table import Aliases, Rules, WeightMap, in_layers
-from litgpt.model.config import Config
+from litgpt.model.config import MOST_LAYERS, Config
+from litgpt.storage.fields import is_number
 
 REQUIRED: Any = object()
 TYPES = {f.name: f.type for f in fields(Config)}
+NULLS = {  # null has a meaning of its own here; elsewhere it means the same as a missing field
+    *("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),  # none
+    "num_key_value_heads",  # as many as heads
+    "factor",  # of YaRN: the ratio of the lengths
+    # false, although true is the default
+    *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
+    *("scale_attn_weights", "truncate"),
+}
+LARGEST = 2**31 - 1  # integer
+MOST = {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
 
 # the names that Llama's weights have; most families begin from here
 ENDS: Rules = {"transformer.wte": "model.embed_tokens", "transformer.ln_f": "model.norm", "lm_head": "lm_head"}
@@ -25,19 +40,12 @@ QK_NORMS: Rules = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.
 
 
 class Field(NamedTuple):
-    """A field of `config.json` that is a field of `Config`. Its type is that of the `Config` field.
+    """A field of `config.json` that is a field of `Config`. Its type is that of the `Config` field."""
 
-    Args:
-        key: Its name in `config.json`.
-        name: Its name in `Config`; several, separated by spaces, if it sets all of them.
-        default: Its value where it is missing. A field without a default is required.
-        written: Computes the value to write; by default it is that of the (first) `Config` field.
-    """
-
-    key: str
-    name: str
-    default: Any = REQUIRED
-    written: Optional[Callable[[Config], Any]] = None
+    key: str  # its name in `config.json`
+    name: str  # its name in `Config`; several, separated by spaces, if it sets all of them
+    default: Any = REQUIRED  # its value where it is missing
+    written: Optional[Callable[[Config], Any]] = None  # the value to write; by default that of the (first) `name`
 
     def read(self, fields: dict[str, Any]) -> dict[str, Any]:
         names = self.name.split()
@@ -58,12 +66,7 @@ class Field(NamedTuple):
 
 
 class Part(NamedTuple):
-    """Fields of `config.json` that no row can describe.
-
-    Args:
-        read: Computes fields of `Config` from a parsed `config.json`. Raises `UserError` for what is not implemented.
-        write: Computes fields of `config.json` from a `Config`.
-    """
+    """Fields of `config.json` that no row can describe. `read` raises `UserError` for what is not implemented."""
 
     read: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: {}
     write: Callable[[Config], dict[str, Any]] = lambda config: {}
@@ -74,30 +77,17 @@ Row = Union[Part, Field, tuple[str, str], tuple[str, str, Any], tuple[str, str, 
 
 @dataclass(frozen=True)
 class Family:
-    """A model family, the `FAMILY` of its module.
+    """A model family, the `FAMILY` of its module. The rows are the fields of `config.json`, in the order in which they
+    are written: the arguments of a `Field`, or a `Part`. Later ones override the values that earlier ones read."""
 
-    Args:
-        architecture: The class in `transformers`.
-        rows: The fields of `config.json`, in the order in which they are written: the arguments of a `Field`, or a
-            `Part`. Later ones override the values that earlier ones read.
-        switches: Values of `Config` that no field describes.
-        defaults: Values of missing fields that differ from those of the rows.
-        layer: The names of a layer's weights, or a function that returns them.
-        ends: The names of the weights outside the layers.
-        prefix: Precedes the Hugging Face names of a layer. `{}` is its index.
-        unused: See `WeightMap`.
-        kept: See `WeightMap`.
-        aliases: The names that weights have elsewhere.
-    """
-
-    architecture: str
+    architecture: str  # the class in `transformers`
     rows: Sequence[Row]
-    switches: Mapping[str, Any] = field(default_factory=dict)
-    defaults: Mapping[str, Any] = field(default_factory=dict)
-    layer: Union[Rules, Callable[[Config], Rules]] = field(default_factory=lambda: LAYER)
-    ends: Rules = field(default_factory=lambda: ENDS)
-    prefix: str = "model.layers.{}."
-    unused: str = r"rotary_emb\.inv_freq$"
+    switches: Mapping[str, Any] = field(default_factory=dict)  # values of `Config` that no field describes
+    defaults: Mapping[str, Any] = field(default_factory=dict)  # values of missing fields that differ from the rows'
+    layer: Union[Rules, Callable[[Config], Rules]] = field(default_factory=lambda: LAYER)  # a layer's weights
+    ends: Rules = field(default_factory=lambda: ENDS)  # the weights outside the layers
+    prefix: str = "model.layers.{}."  # of the Hugging Face names of a layer; `{}` is its index
+    unused: str = r"rotary_emb\.inv_freq$"  # see `WeightMap`
     kept: str = r"(?!)"
     aliases: Aliases = field(default_factory=Aliases)
 
@@ -106,7 +96,6 @@ class Family:
         return [row if isinstance(row, (Field, Part)) else Field(*row) for row in self.rows]
 
     def read(self, fields: dict[str, Any]) -> dict[str, Any]:
-        """The fields of `Config` that a parsed `config.json` describes."""
         fields, values = {**self.defaults, **fields}, dict(self.switches)
         for part in self.parts:
             values |= part.read(fields)
@@ -123,3 +112,57 @@ class Family:
         layer = self.layer(config) if callable(self.layer) else self.layer
         rules = {**self.ends, **in_layers(config.n_layer, layer, self.prefix)}
         return WeightMap(rules, self.unused, self.kept, config.tie_embeddings)
+
+
+class MissingField(UserError):
+    def __init__(self, key: str) -> None:
+        super().__init__(f"config.json lacks the field {key!r}.")
+        self.key = key
+
+
+def without_nulls(fields: dict[str, Any]) -> dict[str, Any]:
+    """The fields of a `config.json` and of the objects in it, without the nulls that mean a missing field."""
+    return {
+        key: without_nulls(value) if isinstance(value, dict) else value
+        for key, value in fields.items()
+        if value is not None or key in NULLS
+    }
+
+
+def integer(fields: dict[str, Any], key: str, *default: Any) -> Any:
+    """A positive integer; the default, if there is one, for a missing field or null. Raises `UserError` otherwise."""
+    value = fields.get(key)
+    if value is None and default:
+        return default[0]
+    if key not in fields:
+        raise MissingField(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise UserError(f"config.json has {key} {value!r}. Expected an integer above 0.")
+    if value > MOST.get(key, LARGEST):
+        raise UserError(f"config.json has {key} {value}. The largest supported value is {MOST.get(key, LARGEST)}.")
+    return value
+
+
+def number(fields: dict[str, Any], key: str, default: Any) -> Any:
+    """A number; the default if it is missing or null. Raises `UserError` if it is something else."""
+    value = fields.get(key)
+    if value is None:
+        return default
+    if not is_number(value):
+        raise UserError(f"config.json has {key} {value!r}. Expected a number.")
+    return float(value) if abs(value) >= 2**63 else value
+
+
+def flag(fields: dict[str, Any], key: str, default: bool = False) -> bool:
+    """True or false; the default if it is missing, false if it is null. Raises `UserError` if it is something else."""
+    value = fields.get(key, default) or False
+    if not isinstance(value, bool):
+        raise UserError(f"config.json has {key} {value!r}. Expected true or false.")
+    return value
+
+
+def require_value(fields: dict[str, Any], key: str, *allowed: Any) -> None:
+    """Raise `UserError` if a field is there with a value that asks for math that is not implemented."""
+    if key in fields and fields[key] not in allowed:
+        choices = " or ".join(repr(a) for a in allowed)
+        raise UserError(f"config.json has {key} {fields[key]!r}. Only {choices} is implemented.")

@@ -4,9 +4,7 @@
 from typing import Any
 
 from litgpt.families.common import ATTENTION_BIAS, gate, only, rope, sizes, write_activation
-from litgpt.families.family import Family, Part, Row
-from litgpt.families.reading import require_value
-from litgpt.model.config import Config
+from litgpt.families.family import Family, Part, Row, require_value
 
 NORMS: list[Row] = [("rms_norm_eps", "norm_eps", 1e-6), ATTENTION_BIAS]  # in all generations of Gemma
 SWITCHES = {"norm_unit_offset": True, "scale_embeddings": True}
@@ -20,16 +18,12 @@ def read_activation(fields: dict[str, Any]) -> dict[str, Any]:
     return GATE.read(fields)
 
 
-def write_hidden_activation(config: Config) -> dict[str, Any]:
-    return {"hidden_activation": write_activation(config)}
-
-
 FAMILY = Family(
     "GemmaForCausalLM",
     [
         *sizes(kv_heads=16, head_dim=256, tied=True),
         rope(),
-        Part(read_activation, write_hidden_activation),
+        Part(read_activation, lambda config: {"hidden_activation": write_activation(config)}),
         *NORMS,
         Part(write=GATE.write),
         only("use_bidirectional_attention", None, False),

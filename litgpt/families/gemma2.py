@@ -3,9 +3,8 @@
 from typing import Any
 
 from litgpt.families.common import gate, only, rope, sizes, windows
-from litgpt.families.family import LAYER, Family, Part, Row
+from litgpt.families.family import LAYER, Family, Part, Row, number
 from litgpt.families.gemma import NORMS, SWITCHES
-from litgpt.families.reading import number
 from litgpt.families.table import Rules
 from litgpt.model.config import Config
 
@@ -18,10 +17,6 @@ FOUR_NORMS: Rules = {
 FOUR_NORMS_SWITCHES = {**SWITCHES, "post_attention_norm": True, "post_mlp_norm": True}
 
 
-def read_scalar(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"attention_scores_scalar": float(number(fields, "query_pre_attn_scalar", 256))}
-
-
 def write_scalar(config: Config) -> dict[str, Any]:
     scalar = float(config.attention_scores_scalar or config.head_size or 0)
     return {"query_pre_attn_scalar": int(scalar) if scalar.is_integer() else scalar}
@@ -32,7 +27,9 @@ BLOCK: list[Row] = [  # of Gemma 2 and 3
     *NORMS,
     only("use_bidirectional_attention", None, False),
 ]
-SCALAR = Part(read_scalar, write_scalar)
+SCALAR = Part(
+    lambda fields: {"attention_scores_scalar": float(number(fields, "query_pre_attn_scalar", 256))}, write_scalar
+)
 FAMILY = Family(
     "Gemma2ForCausalLM",
     [

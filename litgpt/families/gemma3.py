@@ -5,8 +5,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families import gemma3_text
-from litgpt.families.family import ENDS, Part
-from litgpt.families.reading import flag, require_value
+from litgpt.families.family import ENDS, Part, flag, require_value
 from litgpt.families.table import Aliases
 from litgpt.model.config import Config
 

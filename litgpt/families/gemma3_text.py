@@ -1,22 +1,15 @@
 """Gemma 3 without vision: five local layers to a global one, each kind with its rope
 (https://arxiv.org/abs/2503.19786)."""
 
-from typing import Any
-
 from litgpt.families.common import only, read_two_ropes, rope, sizes, windows
 from litgpt.families.family import QK_NORMS, Family, Part
 from litgpt.families.gemma2 import BLOCK, FOUR_NORMS, FOUR_NORMS_SWITCHES, SCALAR
-
-
-def read_ropes(fields: dict[str, Any]) -> dict[str, Any]:
-    return read_two_ropes(fields, base=1000000.0, local_base=10000.0, local_key="rope_local_base_freq")
-
 
 FAMILY = Family(
     "Gemma3ForCausalLM",
     [
         *sizes(kv_heads=4, head_dim=256, tied=True),
-        Part(read_ropes, rope().write),
+        Part(lambda fields: read_two_ropes(fields, 1000000.0, 10000.0, "rope_local_base_freq"), rope().write),
         windows(every=6, key="sliding_window_pattern", two_ropes=True),
         *BLOCK,
         Part(write=lambda config: {"rope_local_base_freq": config.rope_local_base_freq}),

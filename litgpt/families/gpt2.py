@@ -1,27 +1,8 @@
 """GPT-2: learned positions, LayerNorm, transposed weights (https://github.com/openai/gpt-2)."""
 
-from typing import Any
-
 from litgpt.families.common import gelu, only, whole_heads
-from litgpt.families.family import Family, Part
-from litgpt.families.reading import flag
+from litgpt.families.family import Family, Part, flag
 from litgpt.families.table import Aliases, Stored
-from litgpt.model.config import Config
-
-GELU = gelu("activation_function", "gelu_new")
-
-
-def write_gelu(config: Config) -> dict[str, Any]:
-    return {"activation_function": "gelu_new" if config.gelu_approximate == "tanh" else "gelu"}
-
-
-def read_scaling(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"attention_scores_scalar": None if flag(fields, "scale_attn_weights", True) else 1.0}
-
-
-def write_scaling(config: Config) -> dict[str, Any]:
-    return {"scale_attn_weights": config.attention_scores_scalar != 1}
-
 
 FAMILY = Family(
     "GPT2LMHeadModel",
@@ -33,9 +14,12 @@ FAMILY = Family(
         ("n_head", "n_head"),
         whole_heads("n_embd", "n_head"),
         ("n_inner", "intermediate_size", None),
-        Part(GELU.read, write_gelu),
+        gelu("activation_function", "gelu_new", tanh="gelu_new"),
         ("layer_norm_epsilon", "norm_eps", 1e-5),
-        Part(read_scaling, write_scaling),
+        Part(
+            lambda fields: {"attention_scores_scalar": None if flag(fields, "scale_attn_weights", True) else 1.0},
+            lambda config: {"scale_attn_weights": config.attention_scores_scalar != 1},
+        ),
         ("tie_word_embeddings", "tie_embeddings", True),
         only("scale_attn_by_inverse_layer_idx", False),
         only("add_cross_attention", False),

@@ -1,25 +1,13 @@
 """GPT-NeoX: Pythia, StableLM Alpha. Parallel residuals, LayerNorm, partial rotary embedding
 (https://arxiv.org/abs/2204.06745)."""
 
-from typing import Any
-
-from litgpt.families.common import gelu, only, read_rope, write_scaling
-from litgpt.families.family import Family, Part
+from litgpt.families.common import gelu, only, rope
+from litgpt.families.family import Family
 from litgpt.families.table import Aliases, Rules, Stored, rows_by_group
 from litgpt.model.config import Config
 
 
-def read_rotary(fields: dict[str, Any]) -> dict[str, Any]:
-    return read_rope(fields, base_key="rotary_emb_base", partial=0.25, partial_key="rotary_pct")
-
-
-def write_rotary(config: Config) -> dict[str, Any]:
-    base, share = config.rope_base, config.rotary_percentage
-    return {"rotary_pct": share, "rotary_emb_base": base, "rope_scaling": write_scaling(config)}
-
-
 def layer(config: Config) -> Rules:
-    assert config.head_size is not None
     rows = rows_by_group(config.n_head, config.n_head, config.head_size)
     return {
         "norm_1": "input_layernorm",
@@ -42,7 +30,7 @@ FAMILY = Family(
         ("max_position_embeddings", "block_size"),
         ("tie_word_embeddings", "tie_embeddings", False),
         only("partial_rotary_factor", None),
-        Part(read_rotary, write_rotary),
+        rope(partial=0.25, base_key="rotary_emb_base", partial_key="rotary_pct"),
         gelu("hidden_act", "gelu"),
         ("layer_norm_eps", "norm_eps", 1e-5),
         ("use_parallel_residual", "parallel_residual", True),

@@ -4,9 +4,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families import llama
-from litgpt.families.family import Family, Part
-from litgpt.families.reading import number
-from litgpt.model.config import Config
+from litgpt.families.family import Family, Part, number
 
 
 def read_scores(fields: dict[str, Any]) -> dict[str, Any]:
@@ -16,15 +14,11 @@ def read_scores(fields: dict[str, Any]) -> dict[str, Any]:
     return {"attention_scores_scalar": multiplier**-2}
 
 
-def write_scores(config: Config) -> dict[str, Any]:
-    return {"attention_multiplier": (config.attention_scores_scalar or config.head_size or 1) ** -0.5}
-
-
 FAMILY = Family(
     "GraniteForCausalLM",
     [
         *llama.ROWS,
-        Part(read_scores, write_scores),
+        Part(read_scores, lambda c: {"attention_multiplier": (c.attention_scores_scalar or c.head_size or 1) ** -0.5}),
         ("embedding_multiplier", "embedding_multiplier", 1.0),
         ("residual_multiplier", "residual_multiplier", 1.0),
         ("logits_scaling", "logits_scaling", 1.0),

@@ -3,12 +3,6 @@
 from litgpt.families.common import ATTENTION_BIAS, gate, rope, sizes
 from litgpt.families.family import Family, Row
 
-ROWS: list[Row] = [
-    *sizes(),
-    rope(),
-    gate(),
-    ("rms_norm_eps", "norm_eps", 1e-6),
-    ATTENTION_BIAS,
-    ("mlp_bias", "mlp_bias", False),
-]
+BLOCK: list[Row] = [gate(), ("rms_norm_eps", "norm_eps", 1e-6), ATTENTION_BIAS, ("mlp_bias", "mlp_bias", False)]
+ROWS: list[Row] = [*sizes(), rope(), *BLOCK]
 FAMILY = Family("LlamaForCausalLM", ROWS)

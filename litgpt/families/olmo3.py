@@ -8,10 +8,6 @@ from litgpt.families.olmo2 import ROWS, RULES, SWITCHES
 from litgpt.model.config import Config
 
 
-def read_ropes(fields: dict[str, Any]) -> dict[str, Any]:
-    return read_two_ropes(fields, base=500000.0, local_base=500000.0)  # `rope_theta` is for the global layers alone
-
-
 def write_ropes(config: Config) -> dict[str, Any]:
     local = {"rope_type": "default", "rope_theta": config.rope_local_base_freq}
     everywhere = {"rope_type": "default", **(write_scaling(config) or {}), "rope_theta": config.rope_base}
@@ -20,7 +16,12 @@ def write_ropes(config: Config) -> dict[str, Any]:
 
 FAMILY = Family(
     "Olmo3ForCausalLM",
-    [*sizes(always=False), windows(every=4, two_ropes=True), *ROWS, Part(read_ropes, write_ropes)],
+    [
+        *sizes(always=False),
+        windows(every=4, two_ropes=True),
+        *ROWS,
+        Part(lambda fields: read_two_ropes(fields, 500000.0, 500000.0), write_ropes),  # `rope_theta` is for global ones
+    ],
     SWITCHES,
     layer=RULES,
 )

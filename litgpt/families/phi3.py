@@ -3,27 +3,24 @@
 
 from typing import Any
 
-from litgpt.families.common import LENGTH, WINDOW, gate, read_rope, rope, rope_numbers, sizes
+from litgpt.families.common import LENGTH, WINDOW, gate, rope, rope_numbers, sizes
 from litgpt.families.family import LAYER, Family, Part
-from litgpt.model.config import Config
+
+ROPE = rope(partial=1.0, types=("default", "longrope"))
 
 
 def read_longrope(fields: dict[str, Any]) -> dict[str, Any]:
     key, numbers = rope_numbers(fields)
     if numbers.get("rope_type", numbers.get("type")) in ("su", "yarn"):  # earlier names of longrope
         numbers["rope_type"] = "longrope"
-    return read_rope(fields | {key: numbers}, partial=1.0, types=("default", "longrope"))
-
-
-def write_longrope(config: Config) -> dict[str, Any]:
-    return rope(partial=1.0).write(config) | {LENGTH: config.rope_adjustments.get(LENGTH, config.block_size)}
+    return ROPE.read(fields | {key: numbers})
 
 
 FAMILY = Family(
     "Phi3ForCausalLM",
     [
         *sizes(always=False),
-        Part(read_longrope, write_longrope),
+        Part(read_longrope, lambda c: ROPE.write(c) | {LENGTH: c.rope_adjustments.get(LENGTH, c.block_size)}),
         gate(),
         ("rms_norm_eps", "norm_eps", 1e-5),
         WINDOW,

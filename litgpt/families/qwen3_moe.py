@@ -3,15 +3,10 @@
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.families.common import ATTENTION_BIAS, only, rope, sizes
-from litgpt.families.family import LAYER, QK_NORMS, Family, Part
-from litgpt.families.reading import flag, integer
+from litgpt.families.common import ATTENTION_BIAS, WINDOW, only, rope, sizes
+from litgpt.families.family import LAYER, QK_NORMS, Family, Part, flag, integer
 from litgpt.families.table import Aliases, Rules
 from litgpt.model.config import Config
-
-
-def read_experts(fields: dict[str, Any]) -> dict[str, Any]:
-    return {"n_expert": integer(fields, "num_experts", integer(fields, "num_local_experts", 128))}
 
 
 def read_moe_layers(fields: dict[str, Any]) -> dict[str, Any]:
@@ -32,10 +27,6 @@ def read_window(fields: dict[str, Any]) -> dict[str, Any]:
     return {"sliding_window_size": window if flag(fields, "use_sliding_window") else None}
 
 
-def write_window(config: Config) -> dict[str, Any]:
-    return {"use_sliding_window": config.window(0) is not None, "sliding_window": config.window(0)}
-
-
 def layer(config: Config) -> Rules:
     rules = {**LAYER, **QK_NORMS, "mlp.gate": "mlp.gate"}
     for expert in range(config.n_expert):
@@ -53,7 +44,10 @@ FAMILY = Family(
         only("hidden_act", "silu", "swish", written="silu"),
         ("rms_norm_eps", "norm_eps", 1e-6),
         ATTENTION_BIAS,
-        Part(read_experts, lambda config: {"num_experts": config.n_expert}),
+        Part(
+            lambda fields: {"n_expert": integer(fields, "num_experts", integer(fields, "num_local_experts", 128))},
+            lambda config: {"num_experts": config.n_expert},
+        ),
         ("num_experts_per_tok", "n_expert_per_token", 8),
         (
             *("moe_intermediate_size", "moe_intermediate_size", 768),
@@ -61,7 +55,8 @@ FAMILY = Family(
         ),
         ("norm_topk_prob", "norm_topk_prob", False),
         Part(read_moe_layers, write_moe_layers),
-        Part(read_window, write_window),
+        WINDOW,
+        Part(read_window, lambda config: {"use_sliding_window": config.window(0) is not None}),
         only("layer_types", None),
     ],
     switches={"mlp_class_name": "LLaMAMoE", "norm_qk": True},

@@ -3,9 +3,9 @@
 from typing import Any
 
 from litgpt.errors import UserError
-from litgpt.families.common import ATTENTION_BIAS, gate, read_windows, rope, sizes, write_layer_types
-from litgpt.families.family import Family, Part
-from litgpt.families.reading import flag, integer, require_value
+from litgpt.families.common import read_windows, rope, sizes, write_layer_types
+from litgpt.families.family import Family, Part, flag, integer, require_value
+from litgpt.families.llama import BLOCK
 from litgpt.model.config import Config
 
 
@@ -34,13 +34,5 @@ def write_layers(config: Config) -> dict[str, Any]:
 
 FAMILY = Family(
     "SmolLM3ForCausalLM",
-    [
-        *sizes(kv_heads=4, tied=True, always=False),
-        rope(base=2000000.0),
-        Part(read_layers, write_layers),
-        gate(),
-        ("rms_norm_eps", "norm_eps", 1e-6),
-        ATTENTION_BIAS,
-        ("mlp_bias", "mlp_bias", False),
-    ],
+    [*sizes(kv_heads=4, tied=True, always=False), rope(base=2000000.0), Part(read_layers, write_layers), *BLOCK],
 )

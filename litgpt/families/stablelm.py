@@ -7,7 +7,6 @@ from litgpt.model.config import Config
 
 
 def layer(config: Config) -> Rules:
-    assert config.n_query_groups is not None
     norms = {
         f"attn.norm_{x}": [f"self_attn.{x}_layernorm.norms.{i}" for i in range(heads)]
         for x, heads in (("q", config.n_head), ("k", config.n_query_groups))

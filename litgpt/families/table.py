@@ -17,20 +17,13 @@ from torch import nn
 
 @dataclass(frozen=True)
 class Stored:
-    """A Hugging Face module and how it holds rows of ours.
+    """A Hugging Face module and how it holds rows of ours."""
 
-    Args:
-        module: Its name.
-        rows: For each of its rows, the index of our row; None if the order is the same.
-        transposed: Whether its weight is (in_features, out_features).
-    """
-
-    module: str
-    rows: Optional[torch.Tensor] = None
-    transposed: bool = False
+    module: str  # its name
+    rows: Optional[torch.Tensor] = None  # for each of its rows, the index of our row; None if the order is the same
+    transposed: bool = False  # whether its weight is (in_features, out_features)
 
     def to_ours(self, tensor: torch.Tensor) -> torch.Tensor:
-        """Our rows from a stored weight or bias."""
         tensor = tensor.T if self.transposed and tensor.dim() == 2 else tensor
         return tensor if self.rows is None else tensor[self.rows.argsort()]
 
@@ -39,43 +32,24 @@ class Stored:
         tensor = tensor if self.rows is None else tensor[self.rows.to(tensor.device)]
         return tensor.T if self.transposed and tensor.dim() == 2 else tensor
 
-    def shape(self, ours: Sequence[int]) -> tuple[int, ...]:
-        """The stored shape of rows that have the shape `ours` here."""
-        return tuple(reversed(ours)) if self.transposed else tuple(ours)
-
 
 HFModules = Union[str, Stored, Sequence[str]]
 Rules = Mapping[str, HFModules]
 
 
 class StoredTensor(NamedTuple):
-    """A Hugging Face tensor that holds rows of a parameter of ours.
-
-    Args:
-        name: Its name.
-        form: How it holds them.
-        rows: Which rows of our parameter they are.
-    """
+    """A Hugging Face tensor that holds rows of a parameter of ours."""
 
     name: str
-    form: Stored
-    rows: slice
+    form: Stored  # how it holds them
+    rows: slice  # which rows of our parameter they are
 
 
 class Parameter(NamedTuple):
-    """A pretrained parameter of a model.
-
-    Args:
-        name: Our name of it. Wrappers, which hold a layer as `linear`, do not show.
-        module: The module that has it.
-        leaf: Its name there, weight or bias.
-        stored: The Hugging Face modules that hold it.
-    """
-
-    name: str
-    module: nn.Module
-    leaf: str
-    stored: tuple[Stored, ...]
+    name: str  # our name of it, in which wrappers, which hold a layer as `linear`, do not show
+    module: nn.Module  # the module that has it
+    leaf: str  # its name there, weight or bias
+    stored: tuple[Stored, ...]  # the Hugging Face modules that hold it
 
     @property
     def value(self) -> torch.Tensor:
@@ -95,7 +69,8 @@ class Parameter(NamedTuple):
 
     def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
         """The shape of one of `tensors`."""
-        return tensor.form.shape((tensor.rows.stop - tensor.rows.start, *self.value.shape[1:]))
+        ours = (tensor.rows.stop - tensor.rows.start, *self.value.shape[1:])
+        return ours[::-1] if tensor.form.transposed else ours
 
 
 class WeightMap:
@@ -123,10 +98,8 @@ class WeightMap:
         self.tied_head = self.head if tied else ""  # which is not stored then
 
     def stored(self, ours: str) -> tuple[Stored, ...]:
-        """The Hugging Face modules that hold our module, in the order of its rows; empty if there are none.
-
-        Several hold one block each; a single one holds all.
-        """
+        """The Hugging Face modules that hold our module, in the order of its rows; empty if there are none. Several
+        hold one block each; a single one holds all."""
         return self.rules.get(without_wrappers(ours), ())
 
     def holders(self, ours: str, parts: Sequence[int]) -> tuple[str, ...]:
@@ -137,11 +110,6 @@ class WeightMap:
     def find(self, hf: str) -> tuple[str, int]:
         """Our module that a Hugging Face module holds, and its index in `stored`; ("", 0) if it is unknown."""
         return self.inverse.get(hf, ("", 0))
-
-    def is_transposed(self, hf: str) -> bool:
-        """Whether a Hugging Face module stores its weight as (in_features, out_features)."""
-        ours, i = self.find(hf)
-        return bool(ours) and self.rules[ours][i].transposed
 
     def find_parameter(self, hf: str) -> str:
         """Our name of the parameter that a Hugging Face tensor holds rows of; empty if it is unknown."""
@@ -191,25 +159,18 @@ def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Ten
 
 @dataclass(frozen=True)
 class Aliases:
-    """Other names and forms of a family's weights: in files, and in memory in transformers 5.
+    """Other names and forms of a family's weights: in files, and in memory in transformers 5. `stacks` maps the end of
+    a tensor's name to the ends that its parts have in the table. The tensor stacks the experts; in each expert the
+    parts follow one another along the rows. `{}` is the expert's index."""
 
-    Args:
-        renames: Pairs of pattern and replacement, as for `re.sub`, from other names to the table's.
-        stacks: Maps the end of a tensor's name to the ends that its parts have in the table. The tensor stacks the
-            experts; in each expert the parts follow one another along the rows. `{}` is the expert's index.
-        memory: Like `renames`, from the table's names to those in memory, which adapters use.
-    """
-
-    renames: Sequence[tuple[str, str]] = ()
+    renames: Sequence[tuple[str, str]] = ()  # patterns and replacements, from other names to the table's
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
-    memory: Sequence[tuple[str, str]] = ()
+    memory: Sequence[tuple[str, str]] = ()  # from the table's names to those in memory, which adapters use
 
     def rename(self, name: str) -> str:
-        """The table's name of a tensor."""
         return substituted(self.renames, name)
 
     def in_memory(self, name: str) -> str:
-        """The name in memory of a module or tensor of the table."""
         return substituted(self.memory, name)
 
     def expand(self, name: str, shape: tuple[int, ...]) -> list[tuple[str, tuple[int, ...], Optional[tuple]]]:

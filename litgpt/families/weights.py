@@ -49,22 +49,13 @@ class Outline(NamedTuple):
 
 
 class Weights(ABC):
-    """The weights of a folder by the names of the family's table, whatever names and forms its files have.
-
-    Attributes:
-        folder: Where the files are.
-        config: The model.
-        fields: Its `config.json`.
-        shapes: The shapes of all weights.
-        dtypes: Their types, as safetensors names them: F32, BF16, ...
-        files: The files that hold them.
-    """
+    """The weights of a folder by the names of the family's table, whatever names and forms its files have."""
 
     folder: Path
     config: Config
-    fields: dict[str, Any]
+    fields: dict[str, Any]  # of `config.json`
     shapes: dict[str, tuple[int, ...]]
-    dtypes: dict[str, str]
+    dtypes: dict[str, str]  # as safetensors names them: F32, BF16, ...
     files: dict[str, Path]
 
     @abstractmethod

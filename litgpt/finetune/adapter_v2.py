@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.finetune.adapter import adapter_method
-from litgpt.methods.adapter_v2 import LLaMAAdapterV2
+from litgpt.methods.adapter import LLaMAAdapterV2
 from litgpt.train.base_model import BaseModel
 from litgpt.train.run import Run
 

@@ -191,7 +191,7 @@ class Engine:
         for row, request in enumerate(self.rows):
             last = max((r for r, other in enumerate(self.rows) if other is not None), default=-1)
             if request is None and last > row:
-                self.cache.move(last, row)
+                self.cache.copy(last, [row])
                 self.rows[row], self.rows[last] = self.rows[last], None
                 self.cached[row], self.cached[last] = self.cached[last], []
                 self.cached_with[row] = self.cached_with[last]

@@ -140,7 +140,6 @@ def keep_part(model: GPT, rank: int, world_size: int, all_reduce: AllReduce) -> 
 
 def split_attention(attention: CausalSelfAttention, rank: int, world_size: int, all_reduce: AllReduce) -> None:
     config = attention.config
-    assert config.n_query_groups is not None
     attention.qkv = split_outputs(attention.qkv, config.qkv_sizes, rank, world_size)
     attention.proj = split_inputs(attention.proj, rank, world_size, all_reduce)  # type: ignore[assignment]
     if config.norm_qk:

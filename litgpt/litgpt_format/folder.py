@@ -218,7 +218,6 @@ def our_module(theirs: str) -> tuple[str, int]:
 
 def group_order(config: Config) -> torch.Tensor:
     """For each row of an `attn.attn`, the index of our row."""
-    assert config.n_query_groups is not None and config.head_size is not None
     return rows_by_group(config.n_head, config.n_query_groups, config.head_size)
 
 

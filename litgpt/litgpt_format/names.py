@@ -9,7 +9,7 @@ from typing import Any, Optional
 
 MODULES = {
     "litgpt.adapter": "litgpt.methods.adapter",
-    "litgpt.adapter_v2": "litgpt.methods.adapter_v2",
+    "litgpt.adapter_v2": "litgpt.methods.adapter",
     "litgpt.args": "litgpt.train.args",
     "litgpt.config": "litgpt.model.config",
     **dict.fromkeys(

@@ -1,13 +1,14 @@
 """LLaMA-Adapter: a learned prefix that later layers attend to, with a gate that starts at zero.
 
-https://arxiv.org/abs/2303.16199
+https://arxiv.org/abs/2303.16199. LLaMA-Adapter V2 adds a bias and a scale on every linear layer, and trainable norms:
+those before and after attention and MLP, and the final one. The norms of queries and keys and the routers of experts
+stay frozen. https://arxiv.org/abs/2304.15010
 
 Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P prefix tokens.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Optional
+from typing import ClassVar, Optional, Union
 
 import torch
 from torch import nn
@@ -17,26 +18,23 @@ from litgpt.errors import UserError
 from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.chunked_attention import softcapped_attention
+from litgpt.model.mlp import Router
+
+NORMS = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"}
 
 
 class Prefix(nn.Module):
-    """The prefix of one attention layer. Embedding and gates are float32.
+    """The prefix of one attention layer, in float32. Its keys and values have no positions and no norms."""
 
-    Its keys and values have no positions and no norms.
-
-    Args:
-        scale: Scale of the layer's attention scores.
-
-    Attributes:
-        order: For each row of q, k and v, the row of the fused projection that the prefix uses. None for the same row.
-        softcap: The layer's soft cap, if it applies to the prefix.
-    """
+    order: Optional[
+        torch.Tensor
+    ]  # for each row of q, k and v, the row of `qkv` that the prefix uses; None for the same
 
     def __init__(self, length: int, n_embd: int, n_head: int, scale: float, device: torch.device) -> None:
         super().__init__()
-        self.scale = scale
-        self.order: Optional[torch.Tensor] = None
-        self.softcap: Optional[float] = None
+        self.scale = scale  # of the layer's attention scores
+        self.softcap: Optional[float] = None  # of the layer, if it applies to the prefix
+        self.register_buffer("order", None, persistent=False)
         self.embedding = nn.Parameter(torch.empty(length, n_embd, device=device))
         self.gate = nn.Parameter(torch.empty(n_head, device=device))
         if device.type != "meta":
@@ -46,20 +44,9 @@ class Prefix(nn.Module):
         nn.init.normal_(self.embedding)
         nn.init.zeros_(self.gate)
 
-    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "Prefix":
-        """Called by `.to` and similar methods."""
-        super()._apply(fn, recurse)
-        self.order = fn(self.order) if self.order is not None else None
-        return self
-
     def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
-        """The term to add to the output of attention, (B, n, T, hs).
-
-        Args:
-            q: Queries, (B, n, T, hs).
-            qkv: The layer's fused projection.
-            sizes: The numbers of its output features for queries, keys and values.
-        """
+        """The term to add to the output of attention for the queries `q`, both (B, n, T, hs). `qkv` is the layer's
+        fused projection, `sizes` are the numbers of its output features for queries, keys and values."""
         fused = qkv(self.embedding.to(q.dtype))
         fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
         _, k, v = fused.split(sizes, dim=-1)  # (P, n * hs or g * hs)
@@ -73,11 +60,7 @@ class Prefix(nn.Module):
 
 @dataclass
 class LLaMAAdapter:
-    """A prefix for every layer from `start_layer` on.
-
-    Raises:
-        UserError: a number is out of range.
-    """
+    """A prefix for every layer from `start_layer` on. Raises `UserError` if a number is out of range."""
 
     name: ClassVar[str] = "LLaMA-Adapter"
 
@@ -94,11 +77,7 @@ class LLaMAAdapter:
         return f"{self.name} of {self.prompt_length} tokens"
 
     def apply(self, model: GPT) -> None:
-        """Add the prefixes and freeze everything else, in place.
-
-        Raises:
-            UserError: no layer of the model would get a prefix.
-        """
+        """Add the prefixes and freeze everything else, in place. Raises `UserError` if no layer would get a prefix."""
         config = model.config
         if self.start_layer >= config.n_layer:
             raise UserError(
@@ -111,6 +90,42 @@ class LLaMAAdapter:
             assert isinstance(attention, CausalSelfAttention)
             device = attention.qkv.weight.device
             attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scale, device)
+
+
+class AdapterV2Linear(nn.Module):
+    """scale * (W x + b + bias) with a learned scale and bias, in float32."""
+
+    def __init__(self, linear: Union[nn.Linear, Router]) -> None:
+        super().__init__()
+        self.linear = linear
+        device = linear.weight.device
+        self.adapter_bias = nn.Parameter(torch.empty(linear.out_features, device=device))
+        self.adapter_scale = nn.Parameter(torch.empty(linear.out_features, device=device))
+        if device.type != "meta":
+            self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.adapter_bias)
+        nn.init.ones_(self.adapter_scale)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = self.linear(x)
+        return self.adapter_scale.to(y.dtype) * (y + self.adapter_bias.to(y.dtype))
+
+
+@dataclass
+class LLaMAAdapterV2(LLaMAAdapter):
+    """Prefixes from `start_layer` on, and a bias, a scale and trainable norms everywhere."""
+
+    name: ClassVar[str] = "LLaMA-Adapter V2"
+
+    def apply(self, model: GPT) -> None:
+        super().apply(model)
+        for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
+            model.set_submodule(name, AdapterV2Linear(linear))
+        for name, parameter in model.named_parameters():
+            if name.rpartition(".")[0].rpartition(".")[2] in NORMS:
+                parameter.requires_grad_(True)
 
 
 def trained(model: GPT) -> dict[str, torch.Tensor]:

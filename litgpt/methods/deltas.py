@@ -4,6 +4,7 @@ A layer of ours may be fused from several blocks of rows (q, k and v; gate and u
 block, or one for all of them, whose rows may be in another order. `to_modules` and `fill` map in the two directions.
 """
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -11,7 +12,7 @@ from typing import Optional
 import torch
 
 from litgpt.families import weight_map
-from litgpt.families.table import Stored, WeightMap
+from litgpt.families.table import WeightMap
 from litgpt.methods.lora import LoRALinear, lora_layers
 from litgpt.methods.quantize import full_weight
 from litgpt.model import GPT
@@ -19,19 +20,12 @@ from litgpt.model import GPT
 
 @dataclass
 class Delta:
-    """An update of a weight W (rows, in_features): W + scale b a, with rows rescaled to the norms `magnitude`.
+    """An update of a weight W (rows, in_features): W + scale b a, with rows rescaled to the norms `magnitude`."""
 
-    Args:
-        a: (r, in_features), float32.
-        b: (rows, r), float32.
-        scale: Factor of the update.
-        magnitude: For DoRA, (rows,).
-    """
-
-    a: torch.Tensor
-    b: torch.Tensor
+    a: torch.Tensor  # (r, in_features), float32
+    b: torch.Tensor  # (rows, r), float32
     scale: float
-    magnitude: Optional[torch.Tensor] = None
+    magnitude: Optional[torch.Tensor] = None  # for DoRA, (rows,)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -49,7 +43,6 @@ class Delta:
         return Delta(self.a, self.b[rows], self.scale, None if self.magnitude is None else self.magnitude[rows])
 
     def added_to(self, weight: torch.Tensor) -> torch.Tensor:
-        """The updated weight in float32."""
         merged = weight.float() + self.scale * (self.b @ self.a)
         return merged if self.magnitude is None else merged * (self.magnitude / merged.norm(dim=1))[:, None]
 
@@ -75,11 +68,7 @@ def fused(blocks: Mapping[int, Delta], sizes: Sequence[int], norms: Optional[tor
 
 
 def to_modules(
-    names: WeightMap,
-    name: str,
-    blocks: Mapping[int, Delta],
-    sizes: Sequence[int],
-    norms: Optional[torch.Tensor] = None,
+    names: WeightMap, name: str, blocks: Mapping[int, Delta], sizes: Sequence[int], norms: Optional[torch.Tensor] = None
 ) -> dict[str, Delta]:
     """The updates of a layer's blocks, by the Hugging Face modules that hold them. Arguments as in `fused`."""
     stored = names.stored(name)
@@ -103,36 +92,29 @@ def learned_deltas(model: GPT) -> dict[str, Delta]:
 
 @torch.no_grad()
 def fill(model: GPT, deltas: dict[str, Delta]) -> list[str]:
-    """Copy updates into the LoRA layers of a model, and remove them from `deltas`.
-
-    Returns:
-        The modules whose updates have the wrong shape, each with that shape.
-    """
+    """Move updates from `deltas` into the LoRA layers of a model. Returns the modules and shapes of those that do not
+    fit."""
     names, wrong = weight_map(model.config), []
     for name, layer in lora_layers(model).items():
         modules = names.stored(name)
         sizes = layer.sizes if len(modules) > 1 else [sum(layer.sizes)]
-        for number, (stored, n_rows) in enumerate(zip(modules, sizes)):
+        for stored, n_rows, end in zip(modules, sizes, itertools.accumulate(sizes)):
             delta = deltas.pop(stored.module, None)
             if delta is not None and delta.shape != (n_rows, layer.linear.in_features):
                 wrong.append(f"{stored.module} {delta.shape}")
             elif delta is not None:
-                fill_blocks(layer, None if n_rows == sum(layer.sizes) else number, stored, delta)
+                delta = delta if stored.rows is None else delta.ordered(stored.rows.argsort())
+                fill_rows(layer, end - n_rows, delta)
     return wrong
 
 
-def fill_blocks(layer: LoRALinear, number: Optional[int], stored: Stored, delta: Delta) -> None:
-    """Copy the update that a Hugging Face module has for one block of a layer, or for all of them (None)."""
-    if stored.rows is not None:
-        delta = delta.ordered(stored.rows.argsort())
-    magnitudes = layer.magnitude.split(layer.adapted_sizes) if layer.magnitude is not None else ()
-    row, r = 0, len(delta.a)
-    for (i, a, b), magnitude in zip(layer.blocks(), magnitudes or [None] * len(layer.rows)):
-        if number is not None and i != number:
-            continue
-        rows = slice(row, row + len(b))
-        a.zero_()[:r] = delta.a  # a lower rank is padded with zeros
-        b.zero_()[:, :r] = delta.b[rows] * (delta.scale / layer.lora.scaling)
-        if magnitude is not None and delta.magnitude is not None:
-            magnitude.copy_(delta.magnitude[rows])
-        row += len(b)
+def fill_rows(layer: LoRALinear, first: int, delta: Delta) -> None:
+    """Copy an update into those blocks of a layer that it has the rows of, from row `first` on."""
+    r = len(delta.a)
+    for at, (_, a, b), magnitude in zip(layer.rows, layer.blocks(), layer.magnitudes):
+        if first <= at.start < first + len(delta.b):
+            rows = slice(at.start - first, at.stop - first)
+            a.zero_()[:r] = delta.a  # a lower rank is padded with zeros
+            b.zero_()[:, :r] = delta.b[rows] * (delta.scale / layer.lora.scaling)
+            if magnitude is not None and delta.magnitude is not None:
+                magnitude.copy_(delta.magnitude[rows])

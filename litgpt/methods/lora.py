@@ -29,28 +29,14 @@ Init = Literal["kaiming", "pissa"]
 
 
 class Dropout(nn.Dropout):
-    """`nn.Dropout` by the fastest kernel for the device."""
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return dropout(x, self.p) if self.training and self.p else x
 
 
 class LoRALinear(nn.Module):
-    """A frozen linear layer plus a trainable low-rank update.
-
-    `linear` may be fused from several blocks of rows (q, k and v; gate and up). Each adapted block has its own A and B.
-    They are concatenated along their rows, so that one matmul applies all A's. Both are float32 in every precision.
-
-    Args:
-        linear: The frozen layer.
-        lora: Rank, scale, dropout and variant.
-        adapted: For each block of `linear`, whether it gets an update.
-
-    Attributes:
-        rows: The output features of each adapted block.
-        start: A and B before the first step, for PiSSA.
-        squares: The squared norm of each adapted row of the frozen weight, for DoRA, and what identifies that weight.
-    """
+    """A frozen linear layer plus a trainable low-rank update. `linear` may be fused from several blocks of rows (q, k
+    and v; gate and up); `adapted` says which of them get an update. Each of these has its own A and B. They are
+    concatenated along their rows, so that one matmul applies all A's. Both are float32 in every precision."""
 
     def __init__(self, linear: nn.Linear, lora: "LoRA", adapted: Sequence[bool] = (True,)) -> None:
         super().__init__()
@@ -61,14 +47,15 @@ class LoRALinear(nn.Module):
         self.adapted = tuple(adapted)
         assert len(self.adapted) == len(self.sizes) and any(self.adapted)
         ends = itertools.accumulate(self.sizes)
+        # the output features of each adapted block
         self.rows = [slice(end - n, end) for end, n, on in zip(ends, self.sizes, self.adapted) if on]
         device, r, n_rows = linear.weight.device, lora.r, sum(self.adapted_sizes)
         self.lora_A = nn.Parameter(torch.empty(r * len(self.rows), linear.in_features, device=device))
         self.lora_B = nn.Parameter(torch.empty(n_rows, r, device=device))
         self.magnitude = nn.Parameter(torch.empty(n_rows, device=device)) if lora.variant == "dora" else None
         linear.read = self.magnitude is not None  # type: ignore[assignment]
-        self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None
-        self.squares: Optional[tuple[Any, torch.Tensor]] = None
+        self.start: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # A and B before the first step, for PiSSA
+        self.squares: Optional[tuple[Any, torch.Tensor]] = None  # see `frozen_squares`
         if device.type != "meta":
             self.reset_parameters()
 
@@ -78,10 +65,8 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Draw A like the weight of a linear layer and set B to zero: training starts from exactly the base model.
-
-        For PiSSA, set both to the principal components of the weight, and subtract them from it.
-        """
+        """Draw A like the weight of a linear layer and set B to zero: training starts from exactly the base model. For
+        PiSSA, set both to the principal components of the weight, and subtract them from it."""
         nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
         nn.init.zeros_(self.lora_B)
         self.lora_B.lr_ratio = self.lora.plus_ratio  # type: ignore[attr-defined]
@@ -91,7 +76,6 @@ class LoRALinear(nn.Module):
             self.take_principal_part()
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LoRALinear":
-        """Called by `.to` and similar methods."""
         super()._apply(fn, recurse)
         self.start = (fn(self.start[0]), fn(self.start[1])) if self.start is not None else None
         self.squares = None
@@ -112,12 +96,7 @@ class LoRALinear(nn.Module):
         return self.update(self.linear(x), x)
 
     def update(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-        """Add the update.
-
-        Args:
-            y: Output of the frozen layer, (..., out_features). It may be overwritten.
-            x: Its input, (..., in_features).
-        """
+        """Add the update for `x` (..., in_features) to the frozen layer's output `y`, which may be overwritten."""
         dropped = self.dropout(x)
         weights = self.lora_A, self.lora_B, self.rows, self.lora.scaling
         if self.magnitude is None:
@@ -142,11 +121,9 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def row_norms(self) -> torch.Tensor:
-        """The norm of each adapted row of W + s B A, (adapted rows,), float32.
-
-        A constant for the gradient, as the authors of DoRA advise. Computed as |W|^2 + 2 s W A' . B + s^2 B A A' . B,
-        which needs no matrix of the size of W.
-        """
+        """The norm of each adapted row of W + s B A, (adapted rows,), float32. A constant for the gradient, as the
+        authors of DoRA advise. Computed as |W|^2 + 2 s W A' . B + s^2 B A A' . B, which needs no matrix of the size of
+        W."""
         w, s = self.adapted_rows(), self.lora.scaling
         own = self.frozen_squares(w).split(self.adapted_sizes)
         squares = []
@@ -162,24 +139,23 @@ class LoRALinear(nn.Module):
             self.squares = of, torch.cat([part.float().square().sum(1) for part in w.split(4096)])
         return self.squares[1]
 
+    @property
+    def magnitudes(self) -> Sequence[Optional[torch.Tensor]]:
+        return self.magnitude.split(self.adapted_sizes) if self.magnitude is not None else [None] * len(self.rows)
+
     def blocks(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
         """For each adapted block its number, A (r, in_features) and B (rows of the block, r)."""
         numbers = [i for i, on in enumerate(self.adapted) if on]
         return zip(numbers, self.lora_A.split(self.lora.r), self.lora_B.split(self.adapted_sizes))  # type: ignore
 
     def learned(self) -> Iterator[tuple[int, torch.Tensor, torch.Tensor, Optional[torch.Tensor]]]:
-        """For each adapted block its number and the update of the original weight: A, B and DoRA's magnitude.
-
-        For PiSSA the rank is doubled, since the update also has to subtract the initial B A.
-        """
-        magnitudes = self.magnitude.split(self.adapted_sizes) if self.magnitude is not None else ()
-        starts = zip(self.start[0].split(self.lora.r), self.start[1].split(self.adapted_sizes)) if self.start else ()
-        magnitude, start = iter(magnitudes), iter(starts)
-        for i, a, b in self.blocks():
+        """For each adapted block its number and the update of the original weight: A, B and DoRA's magnitude. For PiSSA
+        the rank is doubled, since the update also has to subtract the initial B A."""
+        for k, ((i, a, b), magnitude) in enumerate(zip(self.blocks(), self.magnitudes)):
             if self.start:
-                a0, b0 = next(start)
+                a0, b0 = self.start[0].split(self.lora.r)[k], self.start[1].split(self.adapted_sizes)[k]
                 a, b = torch.cat([a, a0]), torch.cat([b, -b0], dim=1)
-            yield i, a, b, next(magnitude, None)
+            yield i, a, b, magnitude
 
 
 def identity(linear: nn.Module) -> tuple[tuple[int, int], ...]:
@@ -192,16 +168,9 @@ class Update(torch.autograd.Function):
     """Adds the scaled update to the output of the frozen layer, in place: one matmul for all A's, one for each B."""
 
     @staticmethod
-    def forward(
-        ctx: Any,
-        y: torch.Tensor,
-        x: torch.Tensor,
-        lora_A: torch.Tensor,
-        lora_B: torch.Tensor,
-        rows: list[slice],
-        scaling: float,
-    ) -> torch.Tensor:
+    def forward(ctx: Any, y: torch.Tensor, x: torch.Tensor, *weights: Any) -> torch.Tensor:
         """`y` is (..., out_features), `x` (..., in_features); the others are attributes of `LoRALinear`."""
+        lora_A, lora_B, rows, scaling = weights
         ctx.rows, ctx.scaling = rows, scaling
         a = F.linear(x.reshape(-1, x.size(-1)).to(y.dtype), lora_A.to(y.dtype))  # (n, r * adapted blocks)
         ctx.save_for_backward(x, a, lora_A, lora_B)
@@ -226,13 +195,12 @@ class Update(torch.autograd.Function):
 
 
 def pairs(a: torch.Tensor, lora_B: torch.Tensor, rows: list[slice]) -> tuple[tuple, tuple]:
-    """The output of A, and B, of each block."""
     return a.chunk(len(rows), dim=-1), lora_B.split([at.stop - at.start for at in rows])
 
 
 @dataclass
 class LoRA:
-    """Which layers get an update, and of what kind.
+    """Which layers get an update, and of what kind. Raises one `UserError` for everything that is wrong.
 
     Args:
         r: Rank of the updates.
@@ -253,13 +221,6 @@ class LoRA:
             the six switches. A fused layer such as qkv_proj is updated as a whole.
         layers: Update only these blocks, such as [0, 1], or [-2, -1] for the last two.
 
-    Attributes:
-        train_embeddings: Whether the embedding is trained too.
-        modules: The exact Hugging Face modules of an adapter that is loaded; they replace the switches.
-        scaling: Factor of the update, from alpha and r.
-
-    Raises:
-        UserError: nothing is selected, or a number is out of range; lists everything that is wrong.
     """
 
     r: int = 8
@@ -277,8 +238,8 @@ class LoRA:
     targets: Optional[str] = None
     layers: Optional[Sequence[int]] = None
     train_embeddings: bool = False
-    modules: Optional[frozenset[str]] = None
-    scaling: float = field(init=False)
+    modules: Optional[frozenset[str]] = None  # of an adapter that is loaded: they replace the switches
+    scaling: float = field(init=False)  # factor of the update, from alpha and r
 
     def __post_init__(self) -> None:
         wrong = []
@@ -312,11 +273,8 @@ class LoRA:
         return [f"--lora_{name} {str(on).lower()}" for name, on in switches if on is not getattr(LoRA, name)]
 
     def apply(self, model: GPT) -> None:
-        """Replace the selected linear layers with `LoRALinear` and freeze everything else, in place.
-
-        Raises:
-            UserError: the selection matches no layer, or a layer does not support these options.
-        """
+        """Replace the selected linear layers with `LoRALinear` and freeze everything else, in place. Raises `UserError`
+        if the selection matches no layer, or a layer does not support these options."""
         names = weight_map(model.config)
         model.requires_grad_(False)
         chosen = self.chosen_layers(model.config.n_layer)
@@ -357,12 +315,8 @@ class LoRA:
         return {n % n_layer for n in self.layers}
 
     def selected(self, name: str, hf: Sequence[str], chosen: Optional[set[int]]) -> list[bool]:
-        """For each block of rows of the layer with this name, whether it gets an update.
-
-        Args:
-            hf: For each block of rows, the Hugging Face module that holds it.
-            chosen: Numbers of the layers of the model that `layers` selects; None for all.
-        """
+        """For each block of rows of the layer with this name, whether it gets an update. `hf` has the Hugging Face
+        module that holds each of them; `chosen` the layers of the model that `layers` selects, None for all."""
         if self.modules is not None:
             return [module in self.modules for module in hf]
         layer = re.search(r"\.h\.(\d+)\.", name)
@@ -377,5 +331,4 @@ class LoRA:
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The adapted layers by name."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALinear)}

@@ -13,11 +13,10 @@ from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Overlaid, fill_weights, load_weights, open_checkpoint
 from litgpt.errors import UserError
 from litgpt.families import weight_map
-from litgpt.families.table import Parameter
 from litgpt.families.weights import Weights
 from litgpt.litgpt_format.folder import ADAPTERS, lit_adapter_file
+from litgpt.methods.adapter import AdapterV2Linear
 from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
-from litgpt.methods.adapter_v2 import AdapterV2Linear
 from litgpt.methods.lora import LoRALinear
 from litgpt.methods.peft_folder import PICKLED, WEIGHTS, LoRAFolder
 from litgpt.methods.quantize import quantize
@@ -31,33 +30,22 @@ from litgpt.text.tokenizer import Tokenizer
 
 @dataclass
 class ModelSource:
-    """A base model with an optional adapter. No weights are read yet.
+    """A base model with an optional adapter. No weights are read yet."""
 
-    Args:
-        folder: The folder that was opened. Its tokenizer and prompt style take precedence over those of the base.
-        checkpoint: The base model.
-        adapter: The adapter, if the folder holds one.
-
-    Attributes:
-        replaced: Names of the pretrained weights that the adapter changes: norms, embeddings, routers.
-    """
-
-    folder: Path
-    checkpoint: Weights
+    folder: Path  # that was opened; its tokenizer and prompt style take precedence over those of the base
+    checkpoint: Weights  # the base model
     adapter: Optional[AdapterFolder]
-    replaced: list[str] = field(default_factory=list, init=False)
+    replaced: list[str] = field(default_factory=list, init=False)  # weights that the adapter changes, such as norms
 
     @classmethod
     def open(cls, path: Path, base: Optional[Path] = None, merged: bool = True) -> "ModelSource":
-        """Open a base folder, an adapter folder or an adapter file.
+        """Open a base folder, an adapter folder or an adapter file. Raises `UserError` if the path is none of these, or
+        the recorded base model does not exist.
 
         Args:
             path: The folder, the name of a model under `checkpoints/`, or the path of an adapter's file.
             base: The base model of an adapter, instead of the recorded one.
             merged: Whether to prefer the merged model that LitGPT writes next to its LoRA.
-
-        Raises:
-            UserError: the path is none of these, or the recorded base model does not exist.
         """
         is_file = path.name in (WEIGHTS, PICKLED, *ADAPTERS) and path.is_file()
         folder = path.parent if is_file else find_folder(path)
@@ -102,12 +90,7 @@ class ModelSource:
         return load_style(self.folder if own else self.tokenizer_folder)
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
-        """The model with its adapter, in evaluation mode, without gradients.
-
-        Args:
-            dtype: Dtype of the weights.
-            scheme: A `QuantizeName` to quantize the weights of the blocks.
-        """
+        """The model with its adapter, in evaluation mode, without gradients. `scheme` is a `QuantizeName`, or None."""
         weights = self.weights()
         with torch.device("meta"):
             model = GPT(weights.config)
@@ -117,9 +100,10 @@ class ModelSource:
             self.adapter.apply(model)
         load_weights(model, weights, dtype, device)
         if self.adapter is not None:
-            before = versions(model)
-            self.adapter.load_into(model)
-            self.replaced = [name for name, version in versions(model).items() if version != before[name]]
+            parameters = weight_map(model.config).parameters(model)
+            before = {name: parameter.value._version for name, parameter in parameters.items()}
+            self.adapter.load_into(model)  # the version of a tensor grows when it is written to
+            self.replaced = [name for name, p in parameters.items() if p.value._version != before[name]]
         if isinstance(weights, Overlaid):
             self.replaced += map(weight_map(weights.config).find_parameter, weights.replaced)
         return model.requires_grad_(False).eval()
@@ -134,13 +118,8 @@ class ModelSource:
 
     @contextmanager
     def without_adapter(self, model: GPT) -> Iterator[None]:
-        """Remove the adapter from a model within the context.
-
-        Weights that the adapter replaced are read again, so there is no second base in memory.
-
-        Raises:
-            UserError: as `check_base`.
-        """
+        """Remove the adapter from a model within the context. Weights that the adapter replaced are read again, so
+        there is no second base in memory. Raises as `check_base`."""
         self.check_base()
         wrappers = [(n, m) for n, m in model.named_modules() if isinstance(m, (LoRALinear, AdapterV2Linear))]
         attentions = [m for m in model.modules() if isinstance(m, CausalSelfAttention)]
@@ -149,7 +128,8 @@ class ModelSource:
             model.set_submodule(name, wrapper.linear)
         for attention in attentions:
             attention.prefix = None
-        changed = {name: p for name, p in pretrained(model).items() if name in self.replaced}
+        parameters = weight_map(model.config).parameters(model)
+        changed = {name: p for name, p in parameters.items() if name in self.replaced}
         learned = {name: parameter.value.clone() for name, parameter in changed.items()}
         base, names = self.checkpoint, weight_map(self.checkpoint.config)
         if base.config.tie_embeddings and not model.config.tie_embeddings:
@@ -164,12 +144,3 @@ class ModelSource:
                 model.set_submodule(name, wrapper)
             for attention, prefix in zip(attentions, prefixes):
                 attention.prefix = prefix
-
-
-def versions(model: GPT) -> dict[str, int]:
-    """For each pretrained weight a number that grows when it is written to."""
-    return {name: parameter.value._version for name, parameter in pretrained(model).items()}
-
-
-def pretrained(model: GPT) -> dict[str, Parameter]:
-    return weight_map(model.config).parameters(model)

@@ -25,11 +25,7 @@ Stacks = dict[str, dict[str, dict[int, Delta]]]  # by the module that holds stac
 
 
 def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
-    """Write `adapter_config.json` and `adapter_model.safetensors`.
-
-    Args:
-        base: The base model: its repository id or its absolute path.
-    """
+    """Write `adapter_config.json` and the tensors. `base` is the base's repository id or absolute path."""
     names = weight_map(model.config)
     deltas, stacks = in_memory_deltas(model)
     stacked = [delta for params in stacks.values() for experts in params.values() for delta in experts.values()]
@@ -86,12 +82,8 @@ def in_memory_deltas(model: GPT) -> tuple[dict[str, Delta], Stacks]:
 
 
 def place_in_stack(module: str, model: GPT) -> tuple[str, str, int, int, int]:
-    """Where the stacks in memory hold a module of an expert.
-
-    Returns:
-        The module that holds the stack, its parameter, the number of the expert, how many parts an expert has there,
-        and which of them this is.
-    """
+    """Where the stacks in memory hold a module of an expert: the module that holds the stack, its parameter, the number
+    of the expert, how many parts an expert has there, and which of them this is."""
     expert = module.rpartition(".experts.")[2].partition(".")[0]
     for end, parts in aliases(model.config.model_type).stacks.items():
         for i, part in enumerate(parts):
@@ -119,11 +111,8 @@ def module_tensors(deltas: Mapping[str, Delta], r: int) -> dict[str, torch.Tenso
 
 
 def stack_tensors(stacks: Stacks, r: int, n_expert: int) -> dict[str, torch.Tensor]:
-    """A and B of each stack, with the slices of `expert_slices`.
-
-    `peft` wraps the module once for each of its parameters, `gate_up_proj` first, and calls what is inside
-    `base_layer`.
-    """
+    """A and B of each stack, with the slices of `expert_slices`. `peft` wraps the module once for each of its
+    parameters, `gate_up_proj` first, and calls what is inside `base_layer`."""
     tensors = {}
     for module, params in stacks.items():
         for depth, parameter in enumerate(sorted(params, reverse=True)):  # the last is the outermost
@@ -140,12 +129,8 @@ def stack_tensors(stacks: Stacks, r: int, n_expert: int) -> dict[str, torch.Tens
 
 
 def trained_embeddings(model: GPT, names: WeightMap, deltas: Mapping[str, Delta]) -> dict[str, torch.Tensor]:
-    """The embedding by its name in memory, if it was trained, and a tied head, which `peft` would leave unchanged.
-
-    Args:
-        deltas: The updates by the names of their modules. If the head has one, `peft` stores its weight as that of a
-            `base_layer`.
-    """
+    """The embedding by its name in memory, if it was trained, and a tied head, which `peft` would leave unchanged. If
+    the head has an update, `peft` stores its weight as that of a `base_layer`."""
     if not model.transformer.wte.weight.requires_grad:
         return {}
     embedding = full_tensor(model.transformer.wte.weight)

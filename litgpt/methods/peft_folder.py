@@ -54,11 +54,7 @@ SUPPORTED: dict[str, tuple] = {  # values of the fields that change the math
 
 
 class LoRAFolder:
-    """A LoRA folder in PEFT's format. Weights are read when they are needed.
-
-    Raises:
-        UserError: the folder is damaged, or a field has an unsupported value.
-    """
+    """A LoRA folder in PEFT's format. Raises `UserError` if it is damaged, or a field has an unsupported value."""
 
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder = folder
@@ -66,7 +62,7 @@ class LoRAFolder:
             if fields.get(key) and fields[key] not in allowed:
                 raise UserError(f"{folder / CONFIG} has {key} {fields[key]!r}, which is not supported.")
         self.base = str(fields.get("base_model_name_or_path") or "")
-        self.file, self.shapes = weights_file(folder), read_shapes(folder)
+        self.file, self.shapes = read_shapes(folder)
         self.tokens = fields.get("trainable_token_indices") or []
         self.copied = fields.get("modules_to_save") or []
         self.tying = bool(fields.get("ensure_weight_tying")) and any(  # if peft recognizes the name of an embedding
@@ -95,7 +91,6 @@ class LoRAFolder:
         return [n for n in self.shapes if ".lora_" not in n or ".lora_embedding_" in n]
 
     def apply(self, model: GPT) -> None:
-        """Add LoRA layers for the adapter to a model on the meta device."""
         places = self.places(model.config)
         ranks = [p.r for several in places.values() for p in several]
         lora = LoRA(
@@ -127,11 +122,7 @@ class LoRAFolder:
         return places
 
     def deltas(self, config: Config) -> dict[str, Delta]:
-        """The updates in float32, by Hugging Face module under the names of the family's table.
-
-        Raises:
-            UserError: an A has no B, or a tensor has an unknown name.
-        """
+        """The updates in float32, by Hugging Face module under the names of the family's table. Raises as `factors`."""
         found = self.factors(of_embeddings=False)
         deltas = {}
         for module, places in self.places(config).items():
@@ -143,10 +134,7 @@ class LoRAFolder:
 
     def factors(self, of_embeddings: bool) -> dict[str, dict[str, torch.Tensor]]:
         """The LoRA tensors of linear layers, or of embeddings, in float32: by module, then by the end of the name.
-
-        Raises:
-            UserError: a tensor of a module is missing, or has an unknown name.
-        """
+        Raises `UserError` if a tensor of a module is missing, or has an unknown name."""
         embeddings = {name.partition(".lora_embedding_")[0] for name in self.shapes if ".lora_embedding_" in name}
         found: dict[str, dict[str, torch.Tensor]] = defaultdict(dict)
         with opened(self.file) as f:
@@ -163,11 +151,8 @@ class LoRAFolder:
         return found
 
     def over(self, base: Weights) -> Weights:
-        """The base, with its weights replaced that the adapter trained in full, or whose embeddings it updates.
-
-        Raises:
-            UserError: the replaced weights do not fit each other or the base.
-        """
+        """The base, with those weights replaced that the adapter trained in full, and the embeddings that it updates.
+        Raises `UserError` if they do not fit each other or the base."""
         if not self.in_full:
             return base
         config, names = base.config, weight_map(base.config)
@@ -206,11 +191,8 @@ class LoRAFolder:
         return Overlaid(base, weights, replace(config, padded_vocab_size=sizes.pop(), tie_embeddings=tied))
 
     def full_weights(self, config: Config) -> tuple[dict[str, torch.Tensor], set[str]]:
-        """The fully trained weights, by Hugging Face name under the names of the table.
-
-        Also returns the names of those that are parameters of the base itself, not copies for this adapter
-        (`modules_to_save`).
-        """
+        """The fully trained weights, by Hugging Face name under the names of the table, and the names of those that are
+        parameters of the base itself, not copies for this adapter (`modules_to_save`)."""
         weights, shared = {}, set()
         with opened(self.file) as f:
             for stored in self.in_full:
@@ -235,11 +217,8 @@ class LoRAFolder:
         return edits
 
     def trained_tokens(self, config: Config) -> Edits:
-        """How to make each weight with trained tokens from the base's, by its name in the table.
-
-        Raises:
-            UserError: `trainable_token_indices` does not list the tokens.
-        """
+        """How to make each weight with trained tokens from the base's, by its name in the table. Raises `UserError` if
+        `trainable_token_indices` does not list the tokens."""
         edits: Edits = {}
         with opened(self.file) as f:
             for name in (name for name in self.shapes if name.endswith(TOKENS)):
@@ -257,11 +236,8 @@ class LoRAFolder:
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
-        """Fill the layers that `apply` added, and add updates of routers to their weights, as `peft` does.
-
-        Raises:
-            UserError: modules or shapes do not fit the model; all of them at once.
-        """
+        """Fill the layers that `apply` added, and add updates of routers to their weights, as `peft` does. Raises one
+        `UserError` for all modules that do not fit the model."""
         deltas = self.deltas(model.config)
         wrong = fill(model, deltas)
         names, skipped = weight_map(model.config), []
@@ -286,16 +262,10 @@ class LoRAFolder:
 
 
 class AdapterSlice(NamedTuple):
-    """The part of an adapter's A and B that updates one Hugging Face module.
+    """The part of an adapter's A and B that updates one Hugging Face module."""
 
-    Args:
-        module: Its name in the family's table.
-        target: The name that `peft` matches with its patterns.
-        r: The rank.
-    """
-
-    module: str
-    target: str
+    module: str  # its name in the family's table
+    target: str  # the name that `peft` matches with its patterns
     r: int
     rows_of_a: slice = slice(None)
     rows: slice = slice(None)
@@ -304,28 +274,19 @@ class AdapterSlice(NamedTuple):
 
 def expert_slices(expert: int, n_expert: int, r: int) -> tuple[slice, slice]:
     """The rows of A and the columns of B of one expert in a stack: (experts * r, in_features) and (rows, r * experts).
-
-    In the columns of B the expert is the index that changes fastest.
-    """
+    In the columns of B the expert is the index that changes fastest."""
     return slice(expert * r, (expert + 1) * r), slice(expert, None, n_expert)
 
 
 def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Config) -> list[AdapterSlice]:
-    """The slices of an update of stacked experts; empty for other modules.
-
-    The shapes tell which of the two stacks it is. The name does not: `peft` wraps the module once for each stack, and
-    calls what is inside `base_layer`.
-
-    Args:
-        a: The shape of A.
-        b: The shape of B.
+    """The slices of an update of stacked experts; empty for other modules. The shapes of A and B tell which of the two
+    stacks it is. The name does not: `peft` wraps the module once for each stack, and calls what is inside `base_layer`.
     """
     stem, n = re.sub(r"(\.base_layer)+$", "", module), config.n_expert
     if not stem.endswith(".experts") or not n or a[0] % n or len(a) != 2 or len(b) != 2:
         return []
     width, size = config.n_embd, config.moe_intermediate_size or config.intermediate_size
     names = aliases(config.model_type)
-    assert size is not None
     for end, parts in names.stacks.items():
         shape = (2 * size, width) if len(parts) == 2 else (width, size)
         if (b[0], a[1]) == shape:
@@ -339,22 +300,14 @@ def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
 
 
 def updated_embedding(delta: Delta, weight: torch.Tensor) -> torch.Tensor:
-    """An embedding (tokens, width) with an update that is for its transpose. In float32.
-
-    Raises:
-        UserError: the shapes do not fit.
-    """
+    """An embedding (tokens, width) with an update of its transpose, in float32. Raises `UserError` for wrong shapes."""
     if delta.a.dim() != 2 or delta.b.dim() != 2 or delta.shape != tuple(weight.shape)[::-1]:
         raise UserError(f"its update has an A {tuple(delta.a.shape)} and a B {tuple(delta.b.shape)}")
     return delta.added_to(weight.T).T
 
 
 def with_rows(ids: list[int], rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """A weight with the rows of these tokens replaced.
-
-    Raises:
-        UserError: the weight does not have these tokens, or the shapes do not fit.
-    """
+    """A weight with the rows of these tokens replaced. Raises `UserError` if they do not fit."""
     if not all(0 <= i < len(weight) for i in ids) or rows.shape != (len(ids), *weight.shape[1:]):
         raise UserError(f"its trained tokens are {ids}, with weights {tuple(rows.shape)}")
     return weight.index_copy(0, torch.tensor(ids), rows.to(weight.dtype))
@@ -369,23 +322,11 @@ def is_end(end: str, module: str) -> bool:
     return module == end or module.endswith(f".{end}")
 
 
-def weights_file(folder: Path) -> Path:
-    """The file with an adapter's tensors.
-
-    Raises:
-        UserError: there is none.
-    """
+def read_shapes(folder: Path) -> tuple[Path, dict[str, tuple[int, ...]]]:
+    """The file with an adapter's tensors, and their shapes by name without PEFT's prefix. Raises `UserError` if the
+    file is missing or damaged."""
     file = next((folder / name for name in (WEIGHTS, PICKLED) if (folder / name).is_file()), None)
     if file is None:
         raise UserError(f"{folder} has neither {WEIGHTS} nor {PICKLED}.")
-    return file
-
-
-def read_shapes(folder: Path) -> dict[str, tuple[int, ...]]:
-    """The shapes of an adapter's tensors, by name without PEFT's prefix.
-
-    Raises:
-        UserError: the file is missing or truncated.
-    """
-    with opened(weights_file(folder)) as f:
-        return {name.removeprefix(PREFIX): tuple(f.get_slice(name).get_shape()) for name in sorted(f.keys())}
+    with opened(file) as f:
+        return file, {name.removeprefix(PREFIX): tuple(f.get_slice(name).get_shape()) for name in sorted(f.keys())}

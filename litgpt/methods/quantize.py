@@ -26,15 +26,9 @@ OUTLIER = 6.0  # inputs above this are not rounded, as in the paper on 8 bits
 
 
 class QuantizedLinear(PartwiseLinear):
-    """A frozen linear layer that is quantized part by part with `store`.
-
-    Each Hugging Face tensor has its own scales, even if several form one layer, so that the result equals that of other
-    programs. `weight` is a meta tensor until all parts are stored, then None.
-
-    Args:
-        linear: The layer to replace, on the meta device.
-        scheme: One of `QuantizeName`.
-    """
+    """A frozen linear layer that is quantized part by part with `store`. Each Hugging Face tensor has its own scales,
+    even if several form one layer, so that the result equals that of other programs. `weight` is a meta tensor until
+    all parts are stored, then None. The layer to replace is on the meta device, `scheme` a `QuantizeName`."""
 
     weight: Any
 
@@ -109,8 +103,7 @@ class QuantizedLinear(PartwiseLinear):
 
 
 def moved_state(state: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
-    """A copy of bitsandbytes' state of a weight, or of its scales, with `fn` applied to its tensors. They keep their
-    dtypes."""
+    """A copy of bitsandbytes' state of a weight, or of its scales, with `fn` applied to its tensors. Dtypes stay."""
     moved = copy.copy(state)
     for name, value in vars(state).items():
         if torch.is_tensor(value):
@@ -138,15 +131,8 @@ def full_weight(linear: nn.Linear) -> torch.Tensor:
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:
     """Replace the linear layers of the blocks with `QuantizedLinear`, in place, before the weights are read.
-
-    Embeddings, norms and the head stay as they are.
-
-    Args:
-        model: A model on the meta device.
-
-    Raises:
-        UserError: the device does not support it, or bitsandbytes is missing.
-    """
+    Embeddings, norms and the head stay as they are. Raises `UserError` if the device does not support it, or
+    bitsandbytes is missing."""
     if device.type not in ("cpu", "cuda"):
         raise UserError(f"--quantize {scheme} does not support {device.type}. Use cuda or cpu.")
     bitsandbytes()
@@ -156,10 +142,6 @@ def quantize(model: GPT, scheme: str, device: torch.device) -> None:
 
 @cache
 def bitsandbytes() -> ModuleType:
-    """The library, without the log messages that it writes at import and for each matmul on a CPU.
-
-    Raises:
-        UserError: bitsandbytes is not installed.
-    """
+    """The library without its messages at import and for each matmul. Raises `UserError` if it is not installed."""
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     return require("bitsandbytes", "quantize")

@@ -27,31 +27,17 @@ CHUNK = 256  # queries that a layer with a smaller window processes at once
 
 @dataclass
 class ForwardContext:
-    """What all layers share during one forward pass.
+    """What all layers share during one forward pass. Masks are true where a key is visible; None if not needed."""
 
-    Args:
-        seqlens: Lengths of the sequences that are packed end to end in T.
-        ropes: Cosines and sines of each rope of the model.
-        cache: Keys and values of the tokens before.
-        rows: The cache row that each sequence continues.
-        past: The number of cached tokens of the longest row.
-        causal_mask: True where a key is visible, for layers without a window: (longest sequence, past + longest
-            sequence). Shorter sequences use a part of it. None if no layer needs it.
-        window_mask: The same for a chunk of queries and the keys in their windows: row i sees the columns i to
-            i + window - 1.
-        each: Where the new tokens go in the cache, if each sequence is one token of its own row.
-        padding_mask: In that case, the visible keys, (B, 1, 1, S). None if all of them are.
-    """
-
-    seqlens: list[int]
-    ropes: list[CosSin]
-    cache: Optional[KVCache] = None
-    rows: Sequence[int] = ()
-    past: int = 0
-    causal_mask: Optional[torch.Tensor] = None
-    window_mask: Optional[torch.Tensor] = None
-    each: Optional[EachRow] = None
-    padding_mask: Optional[torch.Tensor] = None
+    seqlens: list[int]  # lengths of the sequences that are packed end to end in T
+    ropes: list[CosSin]  # cosines and sines of each rope of the model
+    cache: Optional[KVCache] = None  # keys and values of the tokens before
+    rows: Sequence[int] = ()  # the cache row that each sequence continues
+    past: int = 0  # the number of cached tokens of the longest row
+    causal_mask: Optional[torch.Tensor] = None  # without a window: (longest, past + longest sequence), or a part of it
+    window_mask: Optional[torch.Tensor] = None  # of a chunk of queries: row i sees the columns i to i + window - 1
+    each: Optional[EachRow] = None  # where new tokens are cached, if each sequence is one token of its own row
+    padding_mask: Optional[torch.Tensor] = None  # in that case, (B, 1, 1, S)
     _cu_seqlens: Optional[torch.Tensor] = None
 
     def make_masks(self, config: Config, device: torch.device) -> None:
@@ -93,7 +79,6 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        assert config.head_size is not None and config.n_query_groups is not None
         self.config = config
         self.layer = layer
         self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
@@ -142,8 +127,8 @@ class CausalSelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Attention within each of the sequences, and to their cached tokens. Shapes as in `attend`."""
         cache = context.cache
-        if cache is not None and context.each is not None:
-            return self.attend_single_tokens(q, k, v, cache, context.each, context.padding_mask)
+        if context.each is not None:
+            return self.attend_single_tokens(q, k, v, context)
         if cache is None and len(context.seqlens) > 1 and len(v) == 1 and self.softcap is None and has_varlen(v):
             return self.attend_varlen(q, k, v, context)
         sequences = zip(*(t.split_with_sizes(context.seqlens, dim=2) for t in (q, k, v)))
@@ -167,29 +152,18 @@ class CausalSelfAttention(nn.Module):
         return y.transpose(0, 1)[None]
 
     def attend_single_tokens(
-        self,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        cache: KVCache,
-        each: EachRow,
-        mask: Optional[torch.Tensor],
+        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext
     ) -> torch.Tensor:
         """Attention of one token of each of T sequences to its own sequence. Shapes as in `attend`, B is 1."""
-        k, v = cache.append_to_each(self.layer, each, *(t[0].transpose(0, 1) for t in (k, v)))
-        mask = mask[..., : k.size(2)] if mask is not None else None
+        assert context.cache is not None and context.each is not None
+        k, v = context.cache.append_to_each(self.layer, context.each, *(t[0].transpose(0, 1) for t in (k, v)))
+        mask = context.padding_mask[..., : k.size(2)] if context.padding_mask is not None else None
         y = self.core(q.permute(2, 1, 0, 3).to(k.dtype), k, v, mask)  # (T, n, 1, hs)
         return y.permute(2, 1, 0, 3).to(q.dtype)
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext) -> torch.Tensor:
-        """Causal attention of the last T of S tokens, within the window.
-
-        Args:
-            q: (B, n, T, hs); `k` and `v` are (B, g, S, hs), all in memory order (B, T, heads, hs).
-
-        Returns:
-            (B, n, T, hs), in memory order (B, T, n, hs)
-        """
+        """Causal attention of the last T of S tokens, within the window. `q` and the result are (B, n, T, hs), `k` and
+        `v` (B, g, S, hs), all in memory order (B, T, heads, hs)."""
         new, total, window = q.size(2), k.size(2), self.window
         if window is None or total <= window:
             mask = None if new in (1, total) else context.causal_mask_of(new, total)

@@ -17,9 +17,7 @@ from litgpt.model.attention import CausalSelfAttention, ForwardContext
 
 def recompute(model: GPT) -> None:
     """Activation checkpointing: keep only the input of each block, and run the block again in the backward pass.
-
-    https://arxiv.org/abs/1604.06174. Dropout draws the same numbers again.
-    """
+    https://arxiv.org/abs/1604.06174. Dropout draws the same numbers again."""
     for block in model.transformer.h:
         block.forward = recomputed(block.forward)
 
@@ -32,13 +30,9 @@ def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
 
 
 def compile_blocks(model: GPT, decoding: bool = False) -> None:
-    """Compile each block except for attention, once for all lengths. Call this before `recompute`.
-
-    Attention, a loop over sequences, would be compiled again for every list of lengths.
-
-    Args:
-        decoding: Compile the path with a cache instead of the one without.
-    """
+    """Compile each block except for attention, once for all lengths; with `decoding` the path with a cache instead of
+    the one without. Call this before `recompute`. Attention, a loop over sequences, would be compiled again for every
+    list of lengths."""
     for block in model.transformer.h:
         attention = block.attn
         assert isinstance(attention, CausalSelfAttention)
@@ -56,29 +50,17 @@ def compiled(block: nn.Module, decoding: bool) -> Callable[..., torch.Tensor]:
 
 
 def check_compiler(device: torch.device) -> None:
-    """Raises:
-    UserError: what `torch.compile` needs on this device is not installed.
-    """
-    COMPILER_CHECKS.get(device.type, lambda: None)()
-
-
-def check_triton() -> None:
-    from torch.utils._triton import has_triton
-
-    if not has_triton():
-        raise UserError("--compile true needs the package triton on a GPU, which is missing or too old. Install it.")
-
-
-def check_cpp_compiler() -> None:
+    """Raises `UserError` if what `torch.compile` needs on this device is not installed."""
     from torch._inductor.cpp_builder import get_cpp_compiler
     from torch._inductor.exc import InvalidCxxCompiler
+    from torch.utils._triton import has_triton
 
+    if device.type == "cuda" and not has_triton():
+        raise UserError("--compile true needs the package triton on a GPU, which is missing or too old. Install it.")
     try:
-        get_cpp_compiler()
+        if device.type == "cpu":
+            get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError) as e:
         raise UserError(
             "--compile true needs a C++ compiler on a CPU, and none was found. Install g++ or clang, or set CXX."
         ) from e
-
-
-COMPILER_CHECKS = {"cuda": check_triton, "cpu": check_cpp_compiler}

@@ -15,41 +15,27 @@ SHORT = 2**19  # scores of all heads up to which the attention weights are kept 
 
 
 def rounded(n: int) -> int:
-    """`n` tokens rounded up to a multiple of `ROUND`, or of a sixteenth of the next power of two.
-
-    oneDNN compiles a kernel for each number that it meets and keeps half a megabyte for it: few numbers, few kernels.
-    """
+    """`n` tokens rounded up to a multiple of `ROUND`, or of a sixteenth of the next power of two. oneDNN compiles a
+    kernel for each number that it meets and keeps half a megabyte for it: few numbers, few kernels."""
     step = max(ROUND, 2 ** ((n - 1).bit_length() - 4)) if n else ROUND
     return -(-n // step) * step
 
 
 def chunk_size(q: torch.Tensor, scores: int, most: Optional[int] = None) -> int:
-    """How many of the queries (B, n, T, hs) to process at once, so that all heads together have about `scores` scores.
-
-    Args:
-        most: The largest chunk.
-    """
+    """How many queries (B, n, T, hs), at most `most`, to process at once: all heads have about `scores` scores."""
     rows, n, total, _ = q.shape
     fitting = scores // (rows * n * rounded(total)) // ROUND * ROUND
     return max(min(fitting, most or rounded(total)), QUERIES)
 
 
 class CausalAttention(torch.autograd.Function):
-    """Causal attention, a chunk of queries and the keys up to them at a time.
-
-    Lengths are padded to `rounded` ones. The attention weights of a long sequence are recomputed in the backward pass,
-    so that memory grows with the number of its tokens, not with the square.
-    """
+    """Causal attention, a chunk of queries and the keys up to them at a time. Lengths are padded to `rounded` ones. The
+    attention weights of a long sequence are recomputed in the backward pass, so that memory grows with the number of
+    its tokens, not with the square."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        q: torch.Tensor,
-        k: torch.Tensor,
-        v: torch.Tensor,
-        scale: float,
-        softcap: Optional[float],
-        chunk: int,
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float], chunk: int
     ) -> torch.Tensor:
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs)."""
         rows, n, total, size = q.shape
@@ -96,13 +82,8 @@ def chunks(q: torch.Tensor, size: int) -> list[slice]:
 def attention_weights(
     q: torch.Tensor, k: torch.Tensor, part: slice, scale: float, softcap: Optional[float]
 ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The attention weights of a chunk of queries, (B g, n / g queries, keys up to the last query).
-
-    With a soft cap also the derivative of the capped scores, 1 - tanh^2, in the same shape.
-
-    Args:
-        q: (B, n, T, hs); `k` is (B, g, T, hs).
-    """
+    """The attention weights of a chunk of the queries (B, n, T, hs), (B g, n / g queries, keys up to the last query).
+    With a soft cap also the derivative of the capped scores, 1 - tanh^2, in the same shape. `k` is (B, g, T, hs)."""
     keys, new, slope = k.flatten(0, 1)[:, : part.stop], part.stop - part.start, None
     scores = torch.bmm(grouped(q[:, :, part], k), keys.transpose(1, 2)).mul_(scale)
     if softcap is not None:
@@ -122,12 +103,8 @@ def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 def softcapped_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor], scale: float, softcap: float
 ) -> torch.Tensor:
-    """Attention whose scores a tanh keeps between -softcap and softcap (https://arxiv.org/abs/2408.00118).
-
-    Args:
-        q: (B, n, T, hs); `k` and `v` are (B, g, S, hs).
-        mask: True where a token is visible, (T, S), or (B, 1, 1, S) for each row.
-    """
+    """Attention whose scores a tanh keeps between -softcap and softcap (https://arxiv.org/abs/2408.00118). `q` is (B,
+    n, T, hs), `k` and `v` (B, g, S, hs). `mask` is true where a token is visible: (T, S), or (B, 1, 1, S)."""
     if mask is not None and mask.dim() == 4:
         mask = mask[:, None]
     q = q.unflatten(1, (k.size(1), -1))  # (B, g, n / g, T, hs)

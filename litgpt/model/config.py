@@ -16,9 +16,7 @@ from litgpt.storage.files import PlainSafeLoader, read_yaml
 @dataclass
 class Config:
     """Sizes and switches of a `GPT`, under LitGPT's names for the switches that LitGPT has.
-
-    `litgpt.families.read_config` reads it from a checkpoint's `config.json`, `from_name` from `models.yaml`.
-    """
+    `litgpt.families.read_config` reads it from a checkpoint's `config.json`, `from_name` from `models.yaml`."""
 
     model_type: str = "llama"  # the family, which decides on `config.json` and weight names
     name: str = ""  # for display only
@@ -28,9 +26,9 @@ class Config:
     n_layer: int = 16
     n_embd: int = 4096
     n_head: int = 32
-    n_query_groups: Optional[int] = None  # heads of keys and values; as many as queries by default
-    head_size: Optional[int] = None
-    intermediate_size: Optional[int] = None
+    n_query_groups: int = 0  # heads of keys and values; as many as queries by default
+    head_size: int = 0  # the width divided by the number of heads by default
+    intermediate_size: int = 0  # four times the width by default
 
     # the block
     norm_class_name: str = "RMSNorm"  # or LayerNorm
@@ -95,29 +93,21 @@ class Config:
 
     @classmethod
     def from_name(cls, name: str) -> "Config":
-        """The config of a known model, by its name or the id of its repository.
-
-        The head has its own weight, as in LitGPT, even if the published model ties it to the embedding.
-
-        Raises:
-            UserError: there is no such model. The message suggests a similar name.
-        """
+        """The config of a known model, by its name or the id of its repository. The head has its own weight, as in
+        LitGPT, even if the published model ties it to the embedding. Raises `UserError` if there is no such model. The
+        message suggests a similar name."""
         rows = known_models()
-        found = rows.get(name) or next((row for row in rows.values() if row["repo_id"] == name), None)
+        found = rows.get(name) or known_repositories().get(name)
         if found is None:
-            every = [*rows, *(row["repo_id"] for row in rows.values())]
+            every = [*rows, *known_repositories()]
             raise UserError(f"No known model is called {name!r}.{nearest(name, every)}")
         return cls(**found)
 
     @classmethod
     def from_file(cls, path: Path) -> "Config":
-        """The config that LitGPT's `model_config.yaml` describes.
-
-        The file does not name the family. It is derived from the repository or the switches.
-
-        Raises:
-            UserError: the file cannot be read, or asks for math that is not implemented.
-        """
+        """The config that LitGPT's `model_config.yaml` describes. The file does not name the family. It is derived from
+        the repository or the switches. Raises `UserError` if the file cannot be read, or asks for math that is not
+        implemented."""
         numbers = read_yaml(Path(path))
         if not is_fields(numbers) or any(numbers.get(k) is None for k in ("n_layer", "n_embd", "n_head")):
             raise UserError(f"{path} is not a model_config.yaml of LitGPT. Expected n_layer, n_embd and n_head.")
@@ -134,7 +124,6 @@ class Config:
     @property
     def rope_n_elem(self) -> int:
         """How many dimensions of a head rotate."""
-        assert self.head_size is not None
         return int(self.rotary_percentage * self.head_size)
 
     def window(self, layer: int) -> Optional[int]:
@@ -148,7 +137,6 @@ class Config:
         return int(self.rope_local_base_freq is not None and on(self.rope_indices, layer))
 
     def mlp_class(self, layer: int) -> str:
-        """The class of this layer's feed-forward part."""
         return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
 
 
@@ -171,6 +159,10 @@ def known_models() -> dict[str, dict[str, Any]]:
                     numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
             models[row["name"]] = numbers
     return models
+
+
+def known_repositories() -> dict[str, dict[str, Any]]:
+    return {row["repo_id"]: row for row in known_models().values()}
 
 
 MOST_LAYERS = 10_000  # lists have one entry per layer
@@ -201,11 +193,9 @@ LITGPT_LLAMA3 = {  # its names of a rope's numbers: those of Hugging Face
 
 
 def from_litgpt(numbers: dict[str, Any]) -> Config:
-    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented.
-
-    In LitGPT two switches depend on the name: with `Gemma` in it an RMSNorm scales by 1 + weight, with `OLMo` in it a
-    LayerNorm has no weights.
-    """
+    """A `Config` from the fields of LitGPT's. Raises `UserError` for math that is not implemented. In LitGPT two
+    switches depend on the name: with `Gemma` in it an RMSNorm scales by 1 + weight, with `OLMo` in it a LayerNorm has
+    no weights."""
     known = {k: v for k, v in numbers.items() if v is not None and not k.startswith(("lora_", "adapter_"))}
     numbers = LITGPT_DEFAULTS | {k: v for k, v in known.items() if k not in LITGPT_UNUSED}
     hf, rope = (numbers.pop(key, None) or {} for key in ("hf_config", "rope_adjustments"))
@@ -259,7 +249,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
         raise UserError(
             f"rotary_percentage {numbers['rotary_percentage']} rotates an odd number of {size} dimensions per head."
         )
-    known_row = next((row for row in known_models().values() if row["repo_id"] == repo_id), None)
+    known_row = known_repositories().get(repo_id)
     return Config(
         **numbers
         | switches
@@ -275,14 +265,8 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
 
 
 def to_litgpt(config: Config, name: str) -> dict[str, Any]:
-    """The fields of LitGPT's `model_config.yaml`.
-
-    Args:
-        name: The model's name in LitGPT, on which two switches depend. See `from_litgpt`.
-
-    Raises:
-        UserError: LitGPT cannot express some of the model's math. The message names the fields.
-    """
+    """The fields of LitGPT's `model_config.yaml`. On the name two switches depend; see `from_litgpt`. Raises
+    `UserError` with the names of the fields if LitGPT cannot express some of the model's math."""
     c = config
     same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
     rope = c.rope_adjustments
@@ -324,10 +308,8 @@ LITGPT_FIELDS = """
 
 
 def meaning(config: Config) -> dict[str, Any]:
-    """What a config says about the math of a model. It is equal for two configs that express the same math.
-
-    It skips names, the length, and whether the head is the embedding.
-    """
+    """What a config says about the math of a model. It is equal for two configs that express the same math. It skips
+    names, the length, and whether the head is the embedding."""
     c, layers = config, range(config.n_layer)
     mlps = [c.mlp_class(i) for i in layers]
     found: dict[str, Any] = {
@@ -368,7 +350,6 @@ def rounded(value: Any) -> Any:
 
 
 def differences(a: Config, b: Config) -> list[str]:
-    """The fields in which the math of two configs differs."""
     ours, theirs = meaning(a), meaning(b)
     return sorted(k for k in ours.keys() | theirs.keys() if ours.get(k) != theirs.get(k))
 
@@ -378,11 +359,7 @@ def is_fields(value: Any) -> bool:
 
 
 def checked(name: str, value: Any, declared: Any) -> Any:
-    """The value of a field, checked against its declared type; 1e-05, which is text in YAML, becomes a number.
-
-    Raises:
-        UserError: it has another type.
-    """
+    """The value of a field. Raises `UserError` if it is not of its type; 1e-05, text in YAML, becomes a number."""
     inner = get_args(declared)[0] if type(None) in get_args(declared) else declared
     kind = get_origin(inner) or inner
     if kind is float and type(value) in (int, str):

@@ -24,11 +24,7 @@ DTYPES = {
 
 
 def pick_device(accelerator: Accelerator) -> torch.device:
-    """The first device of this kind.
-
-    Raises:
-        UserError: the machine has none.
-    """
+    """The first device of this kind. Raises `UserError` if the machine has none."""
     available = {"cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available(), "cpu": True}
     if accelerator == "auto":
         return torch.device(next(kind for kind, there in available.items() if there))
@@ -38,33 +34,21 @@ def pick_device(accelerator: Accelerator) -> torch.device:
 
 
 def default_precision(device: torch.device, all_trained: bool = False) -> str:
-    """`bf16-true` if the device supports bfloat16 natively, else `32-true`.
-
-    If all weights are trained they stay in float32: `bf16-mixed` on a GPU, else `32-true`.
-    """
-    native = HAS_BF16[device.type]() if device.type in HAS_BF16 else False
+    """`bf16-true` if the device supports bfloat16 natively, else `32-true`. If all weights are trained they stay in
+    float32: `bf16-mixed` on a GPU, else `32-true`."""
+    if device.type == "cuda":
+        native = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+        native = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
     if all_trained:
         return "bf16-mixed" if native and device.type == "cuda" else "32-true"
     return "bf16-true" if native else "32-true"
 
 
-def cuda_has_bf16() -> bool:
-    return torch.cuda.is_bf16_supported(including_emulation=False)
-
-
-def cpu_has_bf16() -> bool:
-    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-    return any(getattr(torch.cpu, name, bool)() for name in names)
-
-
-HAS_BF16 = {"cuda": cuda_has_bf16, "cpu": cpu_has_bf16}
-
-
 def share_threads(model: nn.Module, device: torch.device, devices: int = 1) -> None:
-    """Divide the processors among the processes of a run without accelerator. OMP_NUM_THREADS overrides it.
-
-    A small model gets only the threads that it keeps busy: idle ones slow down when anything else runs on the machine.
-    """
+    """Divide the processors among the processes of a run without accelerator. OMP_NUM_THREADS overrides it. A small
+    model gets only the threads that it keeps busy: idle ones slow down when anything else runs on the machine."""
     if device.type not in ("cuda", "mps") and not CHOSEN:
         weights = sum(m.in_features * m.out_features for m in model.modules() if isinstance(m, nn.Linear))
         torch.set_num_threads(max(1, min(THREADS // devices, weights // WEIGHTS_PER_THREAD)))

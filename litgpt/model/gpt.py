@@ -48,8 +48,6 @@ class Block(nn.Module):
 
 
 class Transformer(nn.Module):
-    """Embedding, blocks and final norm."""
-
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
@@ -92,7 +90,6 @@ class GPT(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Dtype of the pretrained weights."""
         return self.transformer.wte.weight.dtype
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "GPT":
@@ -106,7 +103,6 @@ class GPT(nn.Module):
         return self
 
     def tie_weights(self) -> None:
-        """Share the embedding's weight with the head, if the config says so."""
         if self.config.tie_embeddings:
             head: Any = self.lm_head
             while hasattr(head, "linear"):  # in a `ScaledHead` or in a method's layer
@@ -115,11 +111,9 @@ class GPT(nn.Module):
 
     @torch.no_grad()
     def reset_parameters(self) -> None:
-        """Initialize all weights for training from scratch.
-
-        Normal, with a standard deviation of sqrt(2 / (5 C)) (https://arxiv.org/abs/1910.05895), or of
-        2 / (n_layer sqrt(C)) for layers that write to the residual stream (https://arxiv.org/abs/2204.06745).
-        """
+        """Initialize all weights for training from scratch. Normal, with a standard deviation of sqrt(2 / (5 C))
+        (https://arxiv.org/abs/1910.05895), or of 2 / (n_layer sqrt(C)) for layers that write to the residual stream
+        (https://arxiv.org/abs/2204.06745)."""
         width, layers = self.config.n_embd, self.config.n_layer
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):
@@ -133,26 +127,9 @@ class GPT(nn.Module):
                 with unsharded(module):
                     module.reset_parameters()
 
-    def forward(
-        self,
-        idx: torch.Tensor,
-        seqlens: Optional[list[int]] = None,
-        cache: Optional[KVCache] = None,
-        rows: Optional[Sequence[int]] = None,
-    ) -> torch.Tensor:
-        """Logits for the token after each of `idx`.
-
-        Args:
-            idx: Token ids, (B, T).
-            seqlens: Lengths of the sequences that are packed end to end in T. They do not attend to each other. Each
-                starts at position 0, or after its cached tokens. By default each row is one sequence.
-            cache: Keys and values of the tokens before. The new ones are added. B is 1.
-            rows: The cache row that each sequence continues, by default the first.
-
-        Returns:
-            (B, T, V)
-        """
-        return self.lm_head(self.hidden(idx, seqlens, cache, rows))
+    def forward(self, idx: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """Logits for the token after each of `idx`, (B, T, V). Arguments as in `hidden`."""
+        return self.lm_head(self.hidden(idx, *args, **kwargs))
 
     def hidden(
         self,
@@ -161,7 +138,15 @@ class GPT(nn.Module):
         cache: Optional[KVCache] = None,
         rows: Optional[Sequence[int]] = None,
     ) -> torch.Tensor:
-        """The input of the head, (B, T, C). Arguments as in `forward`."""
+        """The input of the head, (B, T, C).
+
+        Args:
+            idx: Token ids, (B, T).
+            seqlens: Lengths of the sequences that are packed end to end in T. They do not attend to each other. Each
+                starts at position 0, or after its cached tokens. By default each row is one sequence.
+            cache: Keys and values of the tokens before. The new ones are added. B is 1.
+            rows: The cache row that each sequence continues, by default the first.
+        """
         seqlens = new_seqlens = seqlens or [idx.size(1)]
         starts = [0] * len(seqlens)
         if cache is not None:
@@ -198,11 +183,8 @@ class GPT(nn.Module):
     def restart_longer(
         self, idx: torch.Tensor, seqlens: list[int], cache: KVCache, rows: Sequence[int]
     ) -> tuple[torch.Tensor, list[int]]:
-        """Clear the cache rows of sequences that grow longer than `switch`, and process all of their tokens again.
-
-        Returns:
-            The ids to process, (1, T), and their sequence lengths. The cache has recorded the ids.
-        """
+        """Clear the cache rows of sequences that grow longer than `switch`, whose tokens are all processed again.
+        Returns the ids to process, (1, T), which the cache has recorded, and their sequence lengths."""
         all_ids: list[int] = []
         lengths = []
         for row, ids in zip(rows, idx[0].split(seqlens)):

@@ -41,10 +41,8 @@ def operation(plain: Function) -> Function:
 
 
 def register(device_type: str) -> Callable[[Function], Function]:
-    """A decorator: registers a function as the faster version of the operation that has its name.
-
-    It returns `NotImplemented` for arguments that the plain version handles as fast.
-    """
+    """A decorator: registers a function as the faster version of the operation that has its name. It returns
+    `NotImplemented` for arguments that the plain version handles as fast."""
 
     def add(function: Function) -> Function:
         FASTER[function.__name__][device_type] = function
@@ -88,14 +86,7 @@ def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
 def causal_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float]
 ) -> torch.Tensor:
-    """Causal attention of a sequence to itself.
-
-    Args:
-        q: (B, n, T, hs); `k` and `v` are (B, g, T, hs).
-
-    Returns:
-        (B, n, T, hs)
-    """
+    """Causal attention of a sequence to itself. `q` and the result are (B, n, T, hs), `k` and `v` (B, g, T, hs)."""
     if softcap is None:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
     return CausalAttention.apply(q.to(v.dtype), k.to(v.dtype), v, scale, softcap, chunk_size(q, SCORES))

@@ -28,10 +28,8 @@ register = kernels.register("cpu")
 
 @register
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
-    """Float32 by oneDNN, which uses AVX-512 on processors of any make. MKL, torch's choice, uses half of it on AMD.
-
-    The sums have the same precision, in another order.
-    """
+    """Float32 by oneDNN, which uses AVX-512 on processors of any make. MKL, torch's choice, uses half of it on AMD. The
+    sums have the same precision, in another order."""
     n = x.shape[:-1].numel()
     if weight.is_mkldnn:
         assert not (x.requires_grad and torch.is_grad_enabled()), "prepacked weights have no gradient: undo prepacking"
@@ -130,10 +128,8 @@ class RMSNorm(torch.autograd.Function):
 
 @register
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
-    """Draws 16 bits for each input, in a quarter of the time of torch's 64.
-
-    The dropped share is the nearest multiple of 2^-16, and the mean is exact. The backward pass keeps a byte per input.
-    """
+    """Draws 16 bits for each input, in a quarter of the time of torch's 64. The dropped share is the nearest multiple
+    of 2^-16, and the mean is exact. The backward pass keeps a byte per input."""
     n_dropped = min(round(p * 2**16), 2**16 - 1)
     drawn = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
     kept = drawn[: x.numel()].view(x.shape) >= n_dropped - 2**15

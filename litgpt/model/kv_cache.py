@@ -15,19 +15,12 @@ Pair = tuple[torch.Tensor, torch.Tensor]
 
 @dataclass
 class EachRow:
-    """Where one new token of each of B sequences goes in the cache.
+    """Where one new token of each of B sequences goes in the cache."""
 
-    Args:
-        rows: The cache row of each sequence, (B,).
-        positions: The position of each token in its sequence, (B,).
-        index: `rows` as an index: a slice if they are the first rows of the cache.
-        longest: Length of the longest sequence, with its new token.
-    """
-
-    rows: torch.Tensor
-    positions: torch.Tensor
-    index: Union[slice, torch.Tensor]
-    longest: int
+    rows: torch.Tensor  # the cache row of each sequence, (B,)
+    positions: torch.Tensor  # the position of each token in its sequence, (B,)
+    index: Union[slice, torch.Tensor]  # `rows` as an index: a slice if they are the first rows of the cache
+    longest: int  # length of the longest sequence, with its new token
 
 
 class KVCache:
@@ -43,7 +36,6 @@ class KVCache:
         self.clear()
 
     def clear(self) -> None:
-        """Free all memory."""
         self.layers: list[Pair | None] = [None] * len(self.windows)  # (R, g, S, hs) each
         self.lengths: list[int] = []  # tokens of each row that every layer has
         self.ids: dict[int, list[int]] = {}  # tokens of each row, for models that may have to process them again
@@ -58,11 +50,7 @@ class KVCache:
             self.lengths[row] += n
 
     def keep(self, row: int, length: int) -> int:
-        """Truncate a row to its first `length` tokens.
-
-        Returns:
-            How many tokens are left: 0 if a window no longer holds all that it needs.
-        """
+        """Truncate a row to `length` tokens. Returns how many are left: 0 if a window no longer holds all it needs."""
         have = self.length(row)
         moved_on = any(window is not None and window < have for window in self.windows)
         kept = 0 if moved_on and length < have else min(length, have)
@@ -71,35 +59,22 @@ class KVCache:
             self.ids[row] = self.ids.get(row, [])[:kept]
         return kept
 
-    def move(self, source: int, target: int) -> None:
-        """Copy a row over another one."""
-        if source >= len(self.lengths):  # nothing was cached in it yet
-            self.keep(target, 0)
-            return
-        for stored in self.layers:
-            for t in stored or ():
-                t[target] = t[source]
-        self.lengths[target], self.ids[target] = self.lengths[source], list(self.ids.get(source, []))
-
     def copy(self, source: int, targets: Sequence[int]) -> None:
-        """Copy a row over several others, which may be new."""
-        length, rows = self.lengths[source], max(targets) + 1
+        """Copy a row over others, which may be new."""
+        length, rows = self.length(source), max(targets) + 1
         numbers = list(targets)
         for layer, (stored, window) in enumerate(zip(self.layers, self.windows)):
             slots = length if window is None else min(length, window)
-            for t in self.room(layer, *stored, rows, slots) if stored is not None else ():
+            for t in self.room(layer, *stored, rows, slots) if stored is not None and slots else ():
                 t[numbers, :, :slots] = t[source, :, :slots].clone()
         self.lengths += [0] * (rows - len(self.lengths))
         for target in targets:
             self.lengths[target], self.ids[target] = length, list(self.ids.get(source, []))
 
     def append(self, layer: int, row: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        """Add keys and values (1, g, T, hs) to a row. Call `advance` once all layers have them.
-
-        Returns:
-            What the new tokens may attend to, (1, g, S, hs), with the new tokens last. Without a window, S is
-            length + T. With one, a single new token gets all keys that it sees, in any order; several get up to
-            `window` - 1 older ones, in order.
+        """Add keys and values (1, g, T, hs) to a row. Call `advance` once all layers have them. Returns what the new
+        tokens may attend to, (1, g, S, hs), with the new tokens last. Without a window, S is length + T. With one, a
+        single new token gets all keys that it sees, in any order; several get up to `window` - 1 older ones, in order.
         """
         length, window = self.length(row), self.windows[layer]
         end = length + k.size(2)
@@ -131,11 +106,8 @@ class KVCache:
         return EachRow(numbers, torch.tensor(lengths, device=device), first, max(lengths) + 1)
 
     def append_to_each(self, layer: int, each: EachRow, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        """Add one token (B, g, hs) to each of several rows.
-
-        Returns:
-            Keys and values (B, g, S, hs). What follows the end of a sequence shorter than S has no meaning.
-        """
+        """Add one token (B, g, hs) to each of several rows. Returns keys and values (B, g, S, hs), in which what
+        follows the end of a sequence shorter than S has no meaning."""
         window = self.windows[layer]
         stored = self.room(layer, k[:, :, None], v[:, :, None], int(each.rows.max()) + 1, each.longest)
         at, n_slots = each.positions, each.longest

@@ -8,13 +8,9 @@ from litgpt.model.kernels import linear
 
 
 class Linear(nn.Linear):
-    """`nn.Linear` by the fastest kernel for the device.
+    """`nn.Linear` by the fastest kernel for the device."""
 
-    Attributes:
-        read: Whether something reads the weight itself, as DoRA does. Such a weight is not prepacked.
-    """
-
-    read = False
+    read = False  # whether something reads the weight itself, as DoRA does; such a weight is not prepacked
 
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:  # torch would import its compiler, which takes a second
@@ -24,11 +20,8 @@ class Linear(nn.Linear):
         return linear(x, self.weight, self.bias)
 
     def prepack(self, shared: bool = False) -> None:
-        """Change the weight to the layout of the kernels for inference, if the device has one that pays.
-
-        Args:
-            shared: Whether another layer has the same weight, which stays as it is there.
-        """
+        """Change the weight to the layout of the kernels for inference, if the device has one that pays. A weight that
+        is `shared` with another layer stays as it is there."""
         if not self.weight.requires_grad and (weight := kernels.prepacked(self.weight.detach())) is not None:
             self.put(weight, shared)
 
@@ -62,19 +55,15 @@ class PartwiseLinear(Linear):
 
 
 class Embedding(nn.Embedding):
-    """`nn.Embedding`."""
-
     def reset_parameters(self) -> None:
         if not self.weight.is_meta:
             super().reset_parameters()
 
 
 def prepack(model: nn.Module) -> None:
-    """Change the weights of a model that only runs inference to the layout that the device's kernels read, in place.
-
-    On a CPU a token then takes half the time in bfloat16 and a third in float32, since a weight in rows is rearranged
-    for every token. A prepacked weight has no gradient. A head that is tied to the embedding gets a copy.
-    """
+    """Change the weights of a model that only runs inference to the layout that the device's kernels read, in place. On
+    a CPU a token then takes half the time in bfloat16 and a third in float32, since a weight in rows is rearranged for
+    every token. A prepacked weight has no gradient. A head that is tied to the embedding gets a copy."""
     embeddings = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
     for layer in linears(model):
         if not layer.read:
@@ -82,10 +71,8 @@ def prepack(model: nn.Module) -> None:
 
 
 def undo_prepack(model: nn.Module) -> bool:
-    """Undo `prepack`, except in quantized layers. Returns whether anything was prepacked.
-
-    A head that was tied to the embedding is not tied again.
-    """
+    """Undo `prepack`, except in quantized layers. Returns whether anything was prepacked. A head that was tied to the
+    embedding is not tied again."""
     return sum(layer.undo_prepack() for layer in linears(model)) > 0
 
 

@@ -19,7 +19,6 @@ class LLaMAMLP(nn.Module):
     def __init__(self, config: Config, intermediate_size: Optional[int] = None) -> None:
         super().__init__()
         size, bias = intermediate_size or config.intermediate_size, bool(config.mlp_bias)
-        assert size is not None
         self.fc = Linear(config.n_embd, 2 * size, bias=bias)
         self.fc.parts = (size, size)  # type: ignore[assignment]
         self.proj = Linear(size, config.n_embd, bias=bias)
@@ -46,7 +45,6 @@ class GptNeoxMLP(nn.Module):
 
     def __init__(self, config: Config) -> None:
         super().__init__()
-        assert config.intermediate_size is not None
         self.fc = Linear(config.n_embd, config.intermediate_size, bias=bool(config.mlp_bias))
         self.proj = Linear(config.intermediate_size, config.n_embd, bias=bool(config.mlp_bias))
         self.approximate = config.gelu_approximate
@@ -56,10 +54,8 @@ class GptNeoxMLP(nn.Module):
 
 
 class Router(nn.Module):
-    """The scores of the experts for each token, (N, n_expert).
-
-    Not an `nn.Linear`, so that no method adapts or quantizes it; `transformers` and `peft` do the same.
-    """
+    """The scores of the experts for each token, (N, n_expert). Not an `nn.Linear`, so that no method adapts or
+    quantizes it; `transformers` and `peft` do the same."""
 
     def __init__(self, n_embd: int, n_expert: int) -> None:
         super().__init__()

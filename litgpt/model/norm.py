@@ -20,7 +20,6 @@ def make_norm(config: Config, size: int) -> nn.Module:
 
 def make_qk_norm(config: Config, heads: int) -> nn.Module:
     """The norm of queries or keys: (B, T, heads, head size), or (B, T, heads * head size) for `norm_qk_type` olmo2."""
-    assert config.head_size is not None
     if config.norm_qk_type == "each_head":
         return EachHeadNorm(heads, config.head_size, config.norm_eps)
     return make_norm(config, config.head_size * (heads if config.norm_qk_type == "olmo2" else 1))

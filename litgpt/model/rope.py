@@ -16,14 +16,9 @@ Numbers = dict[str, Any]
 
 
 class Rope:
-    """Cosines and sines of positions, for every layer that shares this rope.
-
-    Args:
-        size: Dimensions of a head that rotate, in pairs. An odd one has a pair of its own.
-        base: How many times slower the slowest rotation is than the fastest, about.
-        rope_type: A key of `ROPE_TYPES`.
-        numbers: What the type needs, by the names of Hugging Face.
-    """
+    """Cosines and sines of positions, for every layer that shares this rope. `size` dimensions of a head rotate, in
+    pairs; an odd one has a pair of its own. The slowest rotation is about `base` times slower than the fastest.
+    `numbers` has what a `rope_type` needs, by the names of Hugging Face."""
 
     def __init__(self, size: int, base: float, rope_type: str, numbers: Numbers) -> None:
         # on the CPU, even if the weights are on the meta device: no checkpoint holds them
@@ -37,12 +32,7 @@ class Rope:
     def table(
         self, positions: torch.Tensor, seqlens: Sequence[int], lengths: Sequence[int], dtype: torch.dtype
     ) -> CosSin:
-        """Cosines and sines for positions (T,), each (T, 1, 2 p), computed in float32.
-
-        Args:
-            seqlens: How many of the positions belong to each sequence.
-            lengths: Lengths of the sequences, with their cached tokens.
-        """
+        """Cosines and sines for positions (T,), each (T, 1, 2 p), in float32. `lengths` include cached tokens."""
         if self.inverse.device != positions.device:
             self.inverse = self.inverse.to(positions.device)
         inverse = self.inverse[0]
@@ -58,7 +48,6 @@ class Rope:
 
 
 def make_ropes(config: Config) -> list[Rope]:
-    """The ropes of a model, in the order of `Config.rope_kind`."""
     if config.rope_n_elem == 0:
         return []
     ropes = [Rope(config.rope_n_elem, config.rope_base, config.rope_type, config.rope_adjustments)]
@@ -88,10 +77,8 @@ def linear(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> 
 
 
 def llama3(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
-    """Slows slow rotations by `factor`, keeps fast ones and blends those in between.
-
-    As in Llama 3.1 (https://arxiv.org/abs/2407.21783 and the released code).
-    """
+    """Slows slow rotations by `factor`, keeps fast ones and blends those in between. As in Llama 3.1
+    (https://arxiv.org/abs/2407.21783 and the released code)."""
     factor, low, high = (float(numbers[k]) for k in ("factor", "low_freq_factor", "high_freq_factor"))
     inverse = 1 / slowness
     turns = numbers["original_max_position_embeddings"] * inverse / (2 * math.pi)  # over the original context

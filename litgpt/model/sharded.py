@@ -52,11 +52,9 @@ def shard_like(tensor: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """All rows of a tensor. A collective operation if it is sharded: all ranks must call it, except within
     `on_first_rank`."""
-    if not is_sharded(tensor):
-        return tensor
-    if asking is not None:
+    if is_sharded(tensor) and asking is not None:
         asking(tensor)
-    return gathered(tensor)
+    return gathered(tensor) if is_sharded(tensor) else tensor
 
 
 def gathered(tensor: Any) -> torch.Tensor:
@@ -65,10 +63,8 @@ def gathered(tensor: Any) -> torch.Tensor:
 
 
 def on_first_rank(rank: int, tensors: Sequence[Any], work: Callable[[], None]) -> None:
-    """Run `work` on rank 0. Wherever it calls `full_tensor` for one of `tensors`, the other ranks send their shards.
-
-    So `work` can be written for one process, in any order of tensors, and holds one full tensor at a time.
-    """
+    """Run `work` on rank 0. Wherever it calls `full_tensor` for one of `tensors`, the other ranks send their shards. So
+    `work` can be written for one process, in any order of tensors, and holds one full tensor at a time."""
     global asking
     sharded = [t for t in tensors if is_sharded(t)]
 
@@ -114,7 +110,6 @@ def unsharded(module: nn.Module) -> Iterator[None]:
 
 
 def total_norm(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
-    """The norm of all tensors together, over all ranks."""
     norm = torch.nn.utils.get_total_norm([t for t in tensors if not is_sharded(t)])
     sharded = [local_shard(t) for t in tensors if is_sharded(t)]
     if not sharded:
