@@ -22,6 +22,7 @@ Rows = Iterator[tuple[str, Any]]
 Reader = Callable[[Path, BinaryIO], Rows]
 
 LINE = 2**26  # maximum number of bytes in a line
+PIECE = 2**22  # bytes of a JSON file that are read at once
 COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst")
 
 
@@ -152,28 +153,87 @@ def lines_of(stream: BinaryIO) -> Iterator[bytes]:
             line = stream.readline(LINE + 1)
 
 
+class JSONText:
+    """The text of a JSON file, read piece by piece and parsed value by value.
+
+    Raises:
+        UserError: A piece is not UTF-8, or a value is not JSON.
+    """
+
+    def __init__(self, path: Path, stream: BinaryIO) -> None:
+        self.path, self.stream = path, stream
+        self.decode = codecs.getincrementaldecoder("utf-8-sig")().decode
+        self.scan = json.JSONDecoder(parse_int=whole_number).raw_decode
+        self.text, self.position = "", 0  # what was read and not yet parsed begins here
+        self.n_bytes, self.line, self.column = 0, 1, 1  # of the file before the text
+
+    def read_more(self) -> bool:
+        """Read as much as is waiting already, and at least a piece. False at the end of the file."""
+        data = self.stream.read(max(PIECE, len(self.text) - self.position))
+        try:
+            more = self.decode(data, final=not data)
+        except UnicodeDecodeError as e:
+            start = self.n_bytes + len(data) - len(e.object) + e.start
+            raise UserError(f"{self.path} is not UTF-8 text (byte {start}). Save it as UTF-8.") from e
+        if not data:
+            return False
+        self.n_bytes += len(data)
+        self.line, self.column = self.place(self.position)
+        self.text, self.position = self.text[self.position :] + more, 0
+        return True
+
+    def place(self, position: int) -> tuple[int, int]:
+        """Line and column in the file."""
+        before = self.text[:position]
+        last = before.rfind("\n")
+        return self.line + before.count("\n"), (position - last if last >= 0 else self.column + position)
+
+    def next(self) -> str:
+        """The next character that is not blank; empty at the end of the file."""
+        while True:
+            while self.position < len(self.text) and self.text[self.position] in " \t\r\n":
+                self.position += 1
+            if self.position < len(self.text) or not self.read_more():
+                return self.text[self.position : self.position + 1]
+
+    def value(self) -> Any:
+        """The next value, which may need more pieces."""
+        while True:
+            try:
+                value, end = self.scan(self.text, self.position)
+            except json.JSONDecodeError as e:
+                error = self.error(e.msg, e.pos)
+                if len(self.text) - self.position > LINE or not self.read_more():
+                    raise error from e
+                continue
+            except (ValueError, RecursionError) as e:
+                raise UserError(f"{self.path} is JSON that litgpt cannot read: {e}.") from e
+            if end + 3 <= len(self.text) or not self.read_more():  # a number may go on, as in 1.5e+7
+                self.position = end
+                return value
+
+    def error(self, message: str, position: int) -> UserError:
+        line, column = self.place(position)
+        return UserError(f"{self.path} is not JSON: {message.removesuffix(' at')} at line {line}, column {column}.")
+
+
 def read_json(path: Path, stream: BinaryIO) -> Rows:
-    try:
-        text = stream.read().decode("utf-8-sig")
-    except UnicodeDecodeError as e:
-        raise UserError(f"{path} is not UTF-8 text (byte {e.start}). Save it as UTF-8.") from e
-    if not text.strip():
+    text = JSONText(path, stream)
+    first = text.next()
+    if not first:
         raise UserError(f"{path} is empty.")
-    values: Any = None
-    lines = False
-    try:
-        values = json.loads(text, parse_int=whole_number)
-    except json.JSONDecodeError as e:
-        first = text.lstrip().partition("\n")[0]
-        lines = e.msg == "Extra data" and isinstance(parse_line(first.encode(), path, 1), dict)
-        if not lines:
-            raise UserError(
-                f"{path} is not JSON: {e.msg.removesuffix(' at')} at line {e.lineno}, column {e.colno}."
-            ) from e
-    except (ValueError, RecursionError) as e:
-        raise UserError(f"{path} is JSON that litgpt cannot read: {e}.") from e
-    del text
-    if lines:  # JSONL in a .json file
+    if first == "[":
+        for i, value in enumerate(elements(text)):
+            yield json_row(path, i, value)
+        return
+    values = text.value()
+    if text.next():
+        with open_stream(path) as again:  # JSONL in a .json file
+            first_line = next(lines_of(again), b"").removeprefix(codecs.BOM_UTF8)
+            while not first_line.strip():
+                first_line = next(lines_of(again))
+        if not isinstance(parse_line(first_line, path, 1), dict):
+            raise text.error("Extra data", text.position)
         with open_stream(path) as again:
             yield from read_jsonl(path, again)
         return
@@ -182,12 +242,32 @@ def read_json(path: Path, stream: BinaryIO) -> Rows:
     if not isinstance(values, list):
         raise UserError(f"{path} holds {kind(values)}. Expected a list of rows.")
     for i, value in enumerate(values):
-        where = f"{path}, row {i + 1} (index {i})"
-        try:
-            check_depth(value)
-        except ValueError as e:
-            value = UserError(f"{where}, is JSON that litgpt cannot read: {e}.")
-        yield where, value
+        yield json_row(path, i, value)
+
+
+def elements(text: JSONText) -> Iterator[Any]:
+    """The elements of the list that the text is, so that the file may be larger than memory."""
+    text.position += 1
+    more = text.next() != "]"
+    while more:
+        text.next()
+        yield text.value()
+        more = text.next() == ","
+        if not more and text.next() != "]":
+            raise text.error("Expecting ',' delimiter", text.position)
+        text.position += more
+    text.position += 1
+    if text.next():
+        raise text.error("Extra data", text.position)
+
+
+def json_row(path: Path, i: int, value: Any) -> tuple[str, Any]:
+    where = f"{path}, row {i + 1} (index {i})"
+    try:
+        check_depth(value)
+    except ValueError as e:
+        value = UserError(f"{where}, is JSON that litgpt cannot read: {e}.")
+    return where, value
 
 
 def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
