@@ -56,6 +56,7 @@ class FastTokenizer:
     def __init__(self, backend: Any, fields: dict[str, Any]) -> None:
         self.backend = backend
         add_tokens(backend, fields)
+        backend.encode_special_tokens = bool(fields.get("split_special_tokens"))
         probe = next((text for text in "a1. " if backend.encode(text, add_special_tokens=False).ids), "")
         bare, full = (backend.encode(probe, add_special_tokens=special).ids for special in (False, True))
         n = next((i for i in range(len(full), -1, -1) if full[i : i + len(bare)] == bare), None)

@@ -4,10 +4,11 @@ how much it produces are limited."""
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import Any, Optional
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
@@ -27,14 +28,51 @@ FAST_ATTRIBUTES = {
 SHRINKING_FILTERS = frozenset(("trim", "length", "count", "first", "last", "upper", "lower", "default"))
 
 
+class Marks:
+    """The parts of a text that its template marks with `{% generation %}`.
+
+    Attributes:
+        spans: Where each part begins, and what it contains.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0  # of the text so far
+        self.spans: list[tuple[int, str]] = []
+
+    @contextmanager
+    def collect(self, pieces: Iterable[str]) -> Iterator[Iterator[str]]:
+        """The pieces of a text, whose marks are collected while they are read."""
+
+        def counted() -> Iterator[str]:
+            for piece in pieces:
+                self.length += len(piece)
+                yield piece
+
+        token = COLLECTED.set(self)
+        try:
+            yield counted()
+        finally:
+            COLLECTED.reset(token)
+
+
+COLLECTED: ContextVar[Optional[Marks]] = ContextVar("marks", default=None)
+
+
 class Generation(Extension):
-    """`{% generation %}` marks the answers in some templates. It prints what is inside."""
+    """`{% generation %}` marks the answers in some templates. It prints what is inside, and has its own scope."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        text = caller()
+        if (marks := COLLECTED.get()) is not None:
+            marks.spans.append((marks.length, text))
+        return text
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -100,11 +138,11 @@ def raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def tojson(x: Any, **options: Any) -> str:
+def tojson(x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, **more: Any) -> str:
     """The filter of that name. Raises `ValueError` for more text than any model reads: the indentation of nested lists
     can be a thousand times as long as the lists."""
-    options = {"ensure_ascii": False, **options}
-    if options.get("indent") is None:
+    options = {"ensure_ascii": ensure_ascii, "indent": indent, "separators": separators, **more}
+    if indent is None:
         return json.dumps(x, **options)
     parts, size = list[str](), 0
     for part in json.JSONEncoder(**options).iterencode(x):
