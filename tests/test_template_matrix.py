@@ -30,7 +30,7 @@ from litgpt.data.lost import Lookup
 from litgpt.data.tokens import IN_LOSS
 from litgpt.errors import UserError
 from litgpt.text.chat_template import ChatTemplate, call_in
-from litgpt.text.prompts import checkpoint_template
+from litgpt.text.prompts import checkpoint_template, template_variables
 from litgpt.text.tokenizer import Tokenizer
 
 TRL = importlib.util.find_spec("trl")  # only its template files are used, so it is never imported
@@ -420,12 +420,79 @@ def test_marked_parts(body, expected):
     assert {i for *_, i in answers} <= {1, 3}
 
 
-def test_marks_have_their_own_scope():
-    source = (
-        "{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}{{ [1] | tojson(false, 2) }}"
-    )
-    expected = render_jinja_template([TWO_TURNS], chat_template=source)[0][0]
-    assert ChatTemplate(source, {}).render(TWO_TURNS, False) == expected
+# the language
+
+TOKEN = {"__type": "AddedToken", "content": "<s>", "special": True}
+EXPRESSIONS = """
+{% set ns = namespace(x=1) %}{% for m in messages %}{% set ns.x = ns.x + 1 %}{% endfor %}{{ ns.x }}
+{% set ns = namespace(_x=1) %}
+{% set ns = namespace(x=1) %}{% set ns._x = 2 %}
+{% set ns = namespace({'a': 1}, self=2) %}{{ ns.a }}{{ ns.self }}{{ ns.b is defined }}
+{{ dict(a=1) }}{{ dict.fromkeys([1, 2], 3) }}
+{{ tools[0] | tojson(true, 2, none, true) }}{{ tools | tojson(separators=[',', ':'], sort_keys=true) }}
+{{ missing | tojson }}
+{{ missing.a }}
+{{ missing }}{{ messages[9] }}{{ messages[0].nope }}
+{{ messages[0].nope.x }}
+{{ messages[::-1] | map(attribute='role') | join(',') }}{{ messages[0].content[:2] }}
+{{ messages | selectattr('role', 'equalto', 'user') | list | length }}{{ messages | groupby('role') | list | length }}
+{% for m in messages %}{% if loop.index == 3 %}{% break %}{% endif %}{{ loop.previtem is defined }}{{ loop.nextitem.role }}{% endfor %}
+{% for m in messages if m.role == 'user' %}{% if loop.first %}{% continue %}{% endif %}{{ loop.revindex }}{% endfor %}
+{% macro f(a, b=2) %}[{{ a }}{{ b }}{{ caller() if caller }}]{% endmacro %}{{ f(1) }}{% call f(3) %}x{% endcall %}
+{% set x = 1 %}{% for i in [1, 2] %}{% set x = x + 1 %}{% endfor %}{{ x }}
+{{ messages.append(1) }}
+{{ messages[0].update({'a': 1}) }}
+{{ messages[0].pop('role') }}
+{% do messages.append(1) %}
+{{ 'a' ~ 1 ~ none ~ true }}{{ 1 / 2 }}{{ 7 // 2 }}{{ 2 ** 5 }}{{ -7 % 3 }}{{ '%s-%d' % ('a', 3) }}
+{{ '<b>' | escape }}{{ '<b>' | safe }}{{ '<b>' | string }}{{ 'a b' | urlencode }}{{ ['b', 'A'] | sort }}
+{{ messages is iterable }}{{ messages[0] is mapping }}{{ 1 is number }}{{ none is none }}{{ 'a' in 'abc' }}
+{{ [1, 2.0, 'a', none] }}{{ {'a': 1, 'b': [true]} }}{{ (1, 2) }}{{ tools | length }}{{ documents is none }}
+  {% if true %} a {% endif -%}  b {#- comment #} c
+{% include 'x' %}
+{% import 'x' as y %}
+{{ raise_exception('no') }}
+{% generation %}{{ loop }}{% endgeneration %}
+{% for m in messages %}{% generation %}{{ loop.index }}{{ m.content }}{% endgeneration %}{% endfor %}
+{% for m in messages %}{% generation %}{% break %}{% endgeneration %}{% endfor %}
+{% generation %}{% generation %}x{% endgeneration %}{% endgeneration %}
+{% set x = 1 %}{% generation %}{% set x = 2 %}{{ x }}{% endgeneration %}{{ x }}
+{% set ns = namespace(a=1) %}{% generation %}{% set ns.a = 2 %}{% endgeneration %}{{ ns.a }}
+{{ messages[0].content.__class__ }}
+{{ ''.__class__.__mro__ }}
+{{ messages | first | attr('role') }}{{ messages[0].get('zz', 'd') }}{{ messages[0].keys() | list }}
+{{ 'a' if false }}{{ [] or 'x' }}{{ not [] }}{{ 'x' * 3 }}{{ [0] * 3 }}{{ 'abc'.removeprefix('a') }}
+"""  # noqa: E501
+
+
+@pytest.mark.parametrize("source", EXPRESSIONS.strip("\n").split("\n"))
+def test_the_language_of_templates(source):
+    """Each expression makes the same text, or both refuse it."""
+    try:
+        expected = render_jinja_template([TWO_TURNS], [TOOL], chat_template=source)[0][0]
+    except Exception:
+        with pytest.raises(UserError):
+            ChatTemplate(source, {}).render(TWO_TURNS, False, [TOOL])
+    else:
+        assert ChatTemplate(source, {}).render(TWO_TURNS, False, [TOOL]) == expected
+
+
+@pytest.mark.parametrize(
+    "kind", ["LlamaTokenizer", "GPT2Tokenizer", "GPTNeoXTokenizer", "Qwen2Tokenizer", "GemmaTokenizer", None]
+)
+def test_special_tokens_in_templates(kind, request, llama, tmp_path):
+    """Those of the files, else those of the tokenizer's class; null means none."""
+    is_llama = kind == "LlamaTokenizer"  # this class needs a tokenizer made from sentencepiece
+    source = request.getfixturevalue("real_data") / "tokenizers" / "llama-2" if is_llama else llama
+    names = ("bos_token", "eos_token", "unk_token", "pad_token")
+    cases: list[dict[str, Any]] = [{}, dict.fromkeys(names), {"bos_token": "<a>", "unk_token": TOKEN}]
+    cases += [{**case, "added_tokens_decoder": {}} for case in cases]
+    for i, fields in enumerate(cases):
+        shutil.copytree(source, folder := tmp_path / str(i))
+        named = {"tokenizer_class": kind} if kind else {}
+        (folder / "tokenizer_config.json").write_text(json.dumps(fields | named))
+        (folder / "special_tokens_map.json").write_text(json.dumps({"bos_token": "<b>", "sep_token": "<c>"}))
+        assert template_variables(folder) == AutoTokenizer.from_pretrained(folder).special_tokens_map
 
 
 # single templates
