@@ -231,7 +231,6 @@ def rows_of(conversations: dict[str, Conversation]) -> Iterator[tuple[str, dict[
 
 
 CALL_ENDS = "<|tool_response>"  # written after a call at the end of a conversation, as the token to stop at
-RESULT_FIRST = "tool_responses embedded on the assistant message"  # such templates put results before words
 
 
 def compare(pair: Pair, conversations: dict[str, Conversation], path: Path, marked: Optional[str] = None) -> int:
@@ -287,8 +286,7 @@ def check_words(pair: Pair, row: Row, name: str, ids: list[int], trained: list[b
     for message in row.messages:
         words = message["content"].rpartition("</think>")[2].strip()
         if message["role"] == "assistant":
-            hidden = "answers" in lost or (message.get("tool_calls") and RESULT_FIRST in pair.style.template)
-            assert words in shown or hidden, f"{name}: {words!r} is not in {shown!r}"
+            assert words in shown or "answers" in lost, f"{name}: {words!r} is not in {shown!r}"
         elif name not in ("the same words", "control tokens"):
             assert words not in shown, f"{name}: {words!r} is in {shown!r}"
 
@@ -297,7 +295,7 @@ def compare_masks(pair: Pair, row: Row, name: str, ids: list[int], trained: list
     """Trained are the marked tokens, apart from the differences that the module names."""
     theirs, style = pair.theirs, pair.style
     own_marks = "endgeneration" in style.template
-    prompts = [style.prompt([user("a")])]
+    prompts = []
     for i, message in enumerate(row.messages):
         if message["role"] == "assistant":
             with suppress(UserError):
@@ -311,7 +309,8 @@ def compare_masks(pair: Pair, row: Row, name: str, ids: list[int], trained: list
             allowed = ids[start:][:n] == [stop] or text == CALL_ENDS or context in prompts
             assert allowed, f"{name}: only trained: {text!r} after {context[-80:]!r}"
         if mark and not ours:
-            allowed = after_stop or (not own_marks and any(text in prompt[-100:] for prompt in prompts))
+            opens = context + text in prompts or text in style.opening
+            allowed = after_stop or (opens and not own_marks)
             assert allowed, f"{name}: only marked: {text!r} after {context[-80:]!r}"
         start += n
         after_stop = bool(ours) and ids[start - 1] == stop
@@ -541,6 +540,16 @@ def test_the_results_of_ipython(pair_of, tmp_path):
     assert '<|start_header_id|>ipython<|end_header_id|>\n\n"5"<|eot_id|>' in expected
     call_text = '{"name": "weather", "parameters": {"city": "Oslo"}}<|eot_id|>'
     assert trained_texts(pair, messages, None, tmp_path / "rows.json") == [call_text, "Yes.<|eot_id|>"]
+
+
+@needs_trl
+def test_words_behind_the_results_of_calls(pair_of, tmp_path):
+    """Gemma 4 writes the words of an answer with calls behind the results, and its own notation of arguments."""
+    pair = pair_of("gemma4_v5")
+    messages = [user("5"), says("5", tool_calls=[call(OSLO)]), result("5"), says("5"), user("5"), says("5")]
+    written = '<|tool_call>call:weather{city:<|"|>Oslo<|"|>}<tool_call|>' + CALL_ENDS
+    found = trained_texts(pair, messages, [TOOL], tmp_path / "rows.json")
+    assert found == [written, "55<turn|>", "5<turn|>"]  # two answers side by side in one turn, and another
 
 
 @needs_trl

@@ -63,8 +63,8 @@ class Rendered(NamedTuple):
 
     Args:
         text: The complete conversation.
-        answers: For each answer of the assistant: where it begins, where its stop token ends, and the index of its
-            message.
+        answers: The parts of each answer of the assistant, usually one: where it begins, where it or its stop token
+            ends, and the index of its message.
     """
 
     text: str
@@ -243,6 +243,9 @@ class ChatTemplate(PromptStyle):
                 start = self.answer_start(text, end, messages, i, tools=tools)
                 end = self.answer_end(text, start, messages, i, tools=tools, turn_end=turn_end)
                 answers.append((start, end, i))
+                if later := self.words_behind(text, end, messages, i, tools=tools, turn_end=turn_end):
+                    answers.append((*later, i))
+                    end = later[1]
         return Rendered(text, marked_parts(text, answers, marks.spans, turn_end) if marks else answers)
 
     def answer_start(self, text: str, earliest: int, messages: Sequence[Message], i: int, tools: Optional[list]) -> int:
@@ -310,6 +313,28 @@ class ChatTemplate(PromptStyle):
         if re.search(r"\w", part[len(part) - n :]):  # the template dropped something before this, such as a thought
             return text.rfind(part[len(part) - n :], start, limit) + n
         return max(start, min(limit, shared_length(part, text)))
+
+    def words_behind(
+        self,
+        text: str,
+        end: int,
+        messages: Sequence[Message],
+        i: int,
+        tools: Optional[list],
+        turn_end: Optional[str],
+    ) -> Optional[tuple[int, int]]:
+        """Where the words of answer `i` stand if the template writes them behind the results of the answer's calls."""
+        content = stripped_content(messages[i])
+        if not content or not messages[i].get("tool_calls") or content not in text[end:]:
+            return None
+        place = len(text)
+        with suppress(UserError):
+            other = [*messages[:i], {**messages[i], "content": "\uffff"}, *messages[i + 1 :]]
+            place = shared_length(self.render(other, False, tools), text)
+        if place < end or not text.startswith(content, place):
+            return None
+        close = place + len(content)
+        return place, close + len(turn_end) if turn_end and text.startswith(turn_end, close) else close
 
     def next_message_start(
         self, text: str, start: int, messages: Sequence[Message], i: int, tools: Optional[list]
