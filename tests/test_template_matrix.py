@@ -12,6 +12,7 @@ Where litgpt differs, it does so on purpose:
 
 import importlib.util
 import json
+import random
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -338,6 +339,39 @@ def test_all_templates(name, pair_of, tmp_path):
     )
 
 
+def random_conversation(rng: random.Random) -> Conversation:
+    """Turns with calls, reasoning, and words of which none occurs twice."""
+    words = (f"w{n}w" for n in rng.sample(range(1000, 10000), 99))
+
+    def answer(content: str, **more: Any) -> dict[str, Any]:
+        thought = {rng.choice(["thinking", "reasoning", "reasoning_content"]): next(words)}
+        return says(content, **more, **(thought if rng.random() < 0.4 else {}))
+
+    messages = [{**SYSTEM, "content": next(words)}] if rng.random() < 0.3 else []
+    for _ in range(rng.randint(1, 4)):
+        messages.append(user(next(words)))
+        for _ in range(rng.choice([0, 0, 1, 1, 2])):
+            ids = [f"call{next(words)[1:-1]}0" for _ in range(rng.choice([1, 1, 2]))]
+            calls = [call(rng.choice([{}, {"city": next(words)}, {**ROME, "city": next(words)}]), id=i) for i in ids]
+            messages.append(answer(rng.choice(["", next(words)]), tool_calls=calls))
+            messages += [result(next(words), tool_call_id=i) for i in ids]
+        messages.append(answer(next(words) + rng.choice(["", " ", " x", "\n"])))
+    return messages, rng.choice([None, [TOOL]])
+
+
+@needs_trl
+@pytest.mark.long
+@pytest.mark.parametrize("name", NAMES)
+def test_random_conversations(name, pair_of, tmp_path):
+    rng = random.Random(name)
+    compare(
+        pair_of(name),
+        {f"random {i}": random_conversation(rng) for i in range(20)},
+        tmp_path / "rows.json",
+        training_variant(name),
+    )
+
+
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["llama-2", "llama-3-8b-instruct", "qwen2.5", "phi-3", "smollm2", "minimind"])
 def test_real_tokenizers(name, real_data, tmp_path):
@@ -524,6 +558,9 @@ def test_the_analysis_of_gpt_oss_is_trained(key, pair_of, tmp_path):
     shown = ' to=functions.weather<|channel|>commentary json<|message|>{"city": "Oslo"}<|call|>'
     [found] = trained_texts(pair, asks, [TOOL], path)
     assert found.startswith(analysis.format("one") + shown)
+    twice = [*asks, result("5"), says("", tool_calls=[call(OSLO)]), result("5"), says("Yes."), *asks, result("5")]
+    texts = trained_texts(pair, [*twice, says("No.")], [TOOL], path)
+    assert texts == [shown, shown, f"{final}Yes.<|end|>", shown, f"{final}No.<|return|>"]
     answered = [*asks, result("5"), says("Yes.", **{key: "two"})]
     assert trained_texts(pair, answered, [TOOL], path) == [shown, f"{analysis.format('two')}{final}Yes.<|return|>"]
 

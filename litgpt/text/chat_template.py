@@ -265,8 +265,12 @@ class ChatTemplate(PromptStyle):
             prompt = self.prompt(messages[:i], tools)
             if text.startswith(prompt):
                 return len(prompt)
-        other = [*messages[:i], {"role": "assistant", "content": "\uffff"}, *messages[i + 1 :]]
-        start = shared_length(self.render(other, False, tools), text)
+        other: dict[str, Any] = {"role": "assistant", "content": "\uffff"}
+        try:
+            start = shared_length(self.render([*messages[:i], other, *messages[i + 1 :]], False, tools), text)
+        except UserError:  # the results that follow need calls
+            other["tool_calls"] = [renamed(call) for call in messages[i].get("tool_calls") or ()]
+            start = shared_length(self.render([*messages[:i], other, *messages[i + 1 :]], False, tools), text)
         for n in range(len(self.opening), len(self.opening) // 2, -1):  # it may open a thought that the answer lacks
             if (found := text.rfind(self.opening[:n], earliest, start)) >= 0:
                 return found + n
@@ -471,6 +475,12 @@ def template_message(message: Message, form: Optional[CallForm] = None) -> dict[
     else:
         fields.setdefault("content", "")
     return fields
+
+
+def renamed(call: Any) -> Any:
+    """A tool call of another function. Other shapes than OpenAI's are returned unchanged."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return {**call, "function": {**function, "name": "\uffff"}} if isinstance(function, Mapping) else call
 
 
 def call_in(form: CallForm, call: Any) -> Any:
