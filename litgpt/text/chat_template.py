@@ -274,7 +274,7 @@ class ChatTemplate(PromptStyle):
         for n in range(len(self.opening), len(self.opening) // 2, -1):  # it may open a thought that the answer lacks
             if (found := text.rfind(self.opening[:n], earliest, start)) >= 0:
                 return found + n
-        return start
+        return max(earliest, start)
 
     def answer_end(
         self,
