@@ -13,7 +13,7 @@ import torch
 from common import add_model_flags, choose_rows, write_json
 
 from litgpt.checkpoint.find import find_folder
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import write_model
 from litgpt.model import GPT
 from litgpt.train.base_model import BaseModel
 

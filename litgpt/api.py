@@ -14,14 +14,14 @@ import torch
 from torch import nn
 
 from litgpt.checkpoint.find import find_folder
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import write_model
 from litgpt.errors import UserError, kind, nearest
 from litgpt.families.weights import Weights
 from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.sequentially import open_spread, spread, usable_devices
+from litgpt.generate.several_devices import spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
@@ -37,11 +37,7 @@ from litgpt.train.base_model import BaseModel, model_fields
 class LLM(nn.Module):
     """A model that generates text, and that you can train in your own loop. Create one with `LLM.load`.
 
-    Attributes:
-        model: The `GPT`.
-        tokenizer: Its `Tokenizer`.
-        prompt_style: How a prompt becomes text. You can replace it, for example by `PromptStyle.from_name("alpaca")`.
-        checkpoint_dir: The folder of the weights; None for random weights.
+    You can replace `prompt_style`, for example by `PromptStyle.from_name("alpaca")`.
     """
 
     def __init__(
@@ -74,7 +70,7 @@ class LLM(nn.Module):
         quantize: Optional[QuantizeName] = None,
         accelerator: Accelerator = "auto",
     ) -> "LLM":
-        """Load a model, or initialize one with random weights.
+        """Load a model, or initialize one with random weights. Raises `UserError` if the folder cannot be used.
 
         Args:
             model: A model folder or an adapter folder, or the name of one under checkpoints/.
@@ -86,10 +82,6 @@ class LLM(nn.Module):
             precision: Default: 32-true for random weights and for weights stored in float32; otherwise bf16-true if the
                 device supports it natively, else 32-true.
             quantize: Quantize the weights of the blocks to 4 or 8 bits.
-            accelerator: The kind of device.
-
-        Raises:
-            UserError: the folder cannot be used.
         """
         if access_token is not None:
             os.environ["HF_TOKEN"] = access_token
@@ -127,6 +119,7 @@ class LLM(nn.Module):
 
     @property
     def checkpoint_dir(self) -> Optional[Path]:
+        """The folder of the weights; None for random weights."""
         return self.source.folder if self.source is not None else None
 
     # generating
@@ -188,12 +181,7 @@ class LLM(nn.Module):
         return joined[0] if single else joined
 
     def chat(self, messages: Sequence[Mapping[str, Any]], **options: Any) -> Any:
-        """Answer the last message of a conversation.
-
-        Args:
-            messages: Mappings with `role` and `content`.
-            options: As for `generate`.
-        """
+        """Answer the last of some messages, which are mappings with `role` and `content`. Options as for `generate`."""
         if isinstance(messages, (str, Mapping)) or not messages or not isinstance(messages[0], Mapping):
             raise UserError('Expected a list of messages like [{"role": "user", "content": "..."}].')
         return self.generate(messages, **options)
@@ -219,22 +207,16 @@ class LLM(nn.Module):
         if not self.changed:
             prepack(self.model)
         engine = Engine(self.model, max(1, min(len(requests), batch_size)), self.max_length)
-        training, n_sent = self.model.training, dict.fromkeys(requests, 0)
+        training = self.model.training
         self.model.eval()
         try:
             for answer, part in decode(engine, self.tokenizer, requests, stop):
-                new = answer.request.ids[n_sent[answer.request] :]
-                n_sent[answer.request] += len(new)
-                yield answer.number, torch.tensor(new, dtype=torch.long) if as_ids else part
+                yield answer.number, torch.tensor(answer.new_ids, dtype=torch.long) if as_ids else part
         finally:
             self.model.train(training)
 
     def benchmark(self, num_iterations: int = 1, **options: Any) -> tuple[str, dict[str, list[float]]]:
-        """Measure the speed of generation.
-
-        Args:
-            num_iterations: How many times to answer the prompt.
-            options: As for `generate`, with one prompt.
+        """Measure the speed of generation. Options as for `generate`, with one prompt.
 
         Returns:
             The last answer, and for each metric its value in each iteration: `Seconds total`, `Seconds to first token`,
@@ -269,25 +251,18 @@ class LLM(nn.Module):
         generate_strategy: Optional[Literal["sequential", "tensor_parallel"]] = None,
         fixed_kv_cache_size: Optional[Union[int, Literal["max_model_supported"]]] = None,
     ) -> "LLM":
-        """Move the model to devices, in a given precision.
+        """Move the model to devices, in a given precision, and return it.
 
-        Weights that are unchanged since they were loaded are read from the folder again.
+        Weights that are unchanged since they were loaded are read from the folder again. Raises `UserError` if there
+        are no such devices; random or trained weights cannot be quantized.
 
         Args:
-            accelerator: The kind of device.
             devices: The number of devices. Default: one, or all with a strategy.
             precision: Default: as for `load`; for random or trained weights, their current precision.
             quantize: Quantize the weights of the blocks to 4 or 8 bits.
             generate_strategy: `sequential` spreads the layers over the devices. `tensor_parallel` needs a process for
                 each device; use `litgpt generate_tp`.
-            fixed_kv_cache_size: The maximum number of tokens in prompt and answer. Default: the context length of the
-                model. The cache grows with the text.
-
-        Returns:
-            This model.
-
-        Raises:
-            UserError: there are no such devices, or random or trained weights cannot be quantized.
+            fixed_kv_cache_size: The maximum number of tokens in prompt and answer, else the model's context length.
         """
         if generate_strategy == "tensor_parallel":
             raise UserError("tensor_parallel needs a process for each device. Use litgpt generate_tp in a shell.")
@@ -311,7 +286,7 @@ class LLM(nn.Module):
             assert self.source is not None
             adapter = self.source.adapter is not None
             base = self.source.checkpoint.folder if adapter else None
-            loaded = open_spread(self.source.folder, base, chosen_precision, quantize, accelerator, n)
+            loaded = InferenceModel.open(self.source.folder, base, chosen_precision, quantize, accelerator, n)
             self.model, self.source, self.scheme = loaded.model, loaded.source, quantize
         elif quantize is not None:
             raise UserError("Random or trained weights cannot be quantized. Save them, and load them with quantize.")
@@ -326,14 +301,8 @@ class LLM(nn.Module):
     # training and saving
 
     def trainer_setup(self, trainer_ckpt: Optional[Union[str, Path]] = None) -> None:
-        """Make the weights trainable, for your own training loop.
-
-        Args:
-            trainer_ckpt: A PyTorch Lightning checkpoint whose `state_dict` has this model's weights.
-
-        Raises:
-            UserError: the weights are quantized, or the checkpoint has other weights.
-        """
+        """Make the weights trainable, for your own training loop, and load those of a PyTorch Lightning checkpoint, if
+        given. Raises `UserError` if the weights are quantized, or the checkpoint has other weights."""
         self.train()
         if trainer_ckpt is not None:
             saved = torch.load(trainer_ckpt, map_location="cpu", weights_only=True)
@@ -345,10 +314,8 @@ class LLM(nn.Module):
         self.model.requires_grad_(True)
 
     def unpack(self) -> "LLM":
-        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`).
-
-        Call this before you read tensors of `.model` yourself. The methods of this class do so.
-        """
+        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`). Call this
+        before you read tensors of `.model` yourself. The methods of this class do so."""
         if undo_prepack(self.model):
             self.model.tie_weights()
         return self
@@ -379,15 +346,11 @@ class LLM(nn.Module):
         target_ids: Optional[torch.Tensor] = None,
         loss_fn: Optional[Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = None,
     ) -> Any:
-        """Compute the logits of the next tokens, and the loss against targets.
+        """The logits (B, T, V) of the tokens that follow `input_ids` (B, T), with targets also the loss.
 
         Args:
-            input_ids: (B, T)
             target_ids: The same tokens (B, T), with -100 for those to ignore. They are shifted by one here.
             loss_fn: Takes logits (B, T - 1, V) and targets (B, T - 1). Default: mean cross-entropy.
-
-        Returns:
-            The logits (B, T, V), with targets also the loss.
         """
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             self.unpack()
@@ -401,15 +364,8 @@ class LLM(nn.Module):
         )
 
     def save(self, out_dir: Union[str, Path], prompt_style: Optional[PromptStyle] = None) -> None:
-        """Write a Hugging Face folder with tokenizer and prompt style.
-
-        Args:
-            out_dir: The folder, which must be empty or missing.
-            prompt_style: Replaces the model's own.
-
-        Raises:
-            UserError: the folder is not empty, the weights are quantized, or an adapter was trained here.
-        """
+        """Write a Hugging Face folder, which must be empty or missing, with tokenizer and prompt style (by default the
+        model's). Raises `UserError` if weights are quantized, or an adapter was trained here."""
         out, style = Path(out_dir), prompt_style or self.prompt_style
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise UserError(f"{out} already exists. Choose another folder.")

@@ -5,7 +5,7 @@ import random
 import unicodedata
 from collections.abc import Iterable, Sequence
 
-from litgpt.generate.text import TextStream
+from litgpt.generate.answers import TextStream
 from litgpt.text.tokenizer import Tokenizer
 
 SCRIPTS = (

@@ -40,10 +40,10 @@ def start(loaded: InferenceModel, n: int = 8, **more: object) -> Conversation:
 def test_ten_turns_are_one_rendering(pico, monkeypatch):
     conversation, read, forward = start(pico), list[int](), Engine.forward
 
-    def counted(self: Engine, rows: list[int], lengths: list[int]) -> list:
+    def counted(self: Engine, n_tokens: dict[int, int]) -> list:
         if self is conversation.engine:
-            read.append(sum(lengths))
-        return forward(self, rows, lengths)
+            read.append(sum(n_tokens.values()))
+        return forward(self, n_tokens)
 
     monkeypatch.setattr(Engine, "forward", counted)
     for turn in TURNS:

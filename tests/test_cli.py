@@ -171,7 +171,7 @@ TYPICAL = {
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in HANDS_ON])
 def test_a_printed_config_is_a_config(settings, tmp_path, command):
-    printed = settings(command, "X", *TYPICAL.get(command, []))
+    printed = settings(command, "clear" if command == "data_cache" else "X", *TYPICAL.get(command, []))
     text = settings.out
     assert settings(command, "--config", write(tmp_path / "c.yaml", text)) == printed
     assert settings.out == text

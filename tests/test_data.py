@@ -19,7 +19,7 @@ from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
 from litgpt.data.row_files import read_rows
-from litgpt.data.tokens import ANSWER, IN_LOSS, TokenizedRows, TokenWriter, read_tokens
+from litgpt.data.tokens import ANSWER, IN_LOSS, Counts, TokenChunk, TokenizedRows, TokenWriter, read_tokens
 from litgpt.errors import UserError
 from tests.conftest import make_rows
 
@@ -40,10 +40,12 @@ def write_rows(path: Path, fields: list[dict]) -> Path:
 @pytest.fixture
 def rows(tmp_path: Path) -> TokenizedRows:
     """Three rows, read from their file."""
-    writer = TokenWriter(tmp_path / "tokens.safetensors")
+    writer, chunk = TokenWriter(tmp_path / "tokens.safetensors"), TokenChunk()
     T, A = IN_LOSS, ANSWER
     for ids, marks in (([5, 6, 7, 8], [0, 0, T | A, T]), ([9, 10], [T, T]), ([11, 12, 13], [0, T | A, A])):
-        writer.add(ids, bytes(marks))
+        chunk.add(ids, bytes(marks))
+    writer.counts.append(Counts())
+    writer.add(chunk)
     writer.close()
     return read_tokens(tmp_path / "tokens.safetensors")[0]
 

@@ -41,7 +41,8 @@ def test_report_and_json(tmp_path, capsys):
     words = ["pico", "--data", "JSON", "--data.json_path", file, "--show", 30]
     code, out, _ = check(capsys, *words)
     assert code == 0
-    assert "22 read: 22 messages" in out and "row 3" in out and "No problems found." in out
+    line = next(line.split() for line in out.splitlines() if line.startswith(str(file)[:20]))
+    assert "22" in line and line[-1] == "messages" and "line 3: " in out and "No problems found." in out
     shown = [answer for _, answer in sums()[:20] if f"[[{answer}<|end|>]]" in out]
     assert len(shown) > 15 and out.count("<|end|>]]") == out.count(": target tokens are")
 
@@ -59,8 +60,8 @@ def test_report_and_json(tmp_path, capsys):
 def test_the_same_config_as_a_finetune(llama, tmp_path, rows_file, capsys):
     config = tmp_path / "c.yaml"
     config.write_text(f"lora_r: 4\ndata:\n  class_path: JSON\n  init_args:\n    json_path: {rows_file}\n")
-    code, out, _ = check(capsys, llama, "--config", config, "--lora_mlp", "true", "--train.max_steps", 3)
-    assert code == 0 and "40 read" in out
+    code, out, _ = check(capsys, llama, "--config", config, "--lora_mlp", "true", "--train.max_steps", 3, "--json")
+    assert code == 0 and json.loads(out)["counts"]["rows"] == 40
 
 
 def problem(llama: Path, tmp_path: Path, capsys: pytest.CaptureFixture, *words: object) -> str:
@@ -135,8 +136,12 @@ def test_bad_rows_are_named_or_skipped(llama, tmp_path, capsys, kind):
     file.write_text("\n".join(lines))
     words = [llama, "--data", "JSON", "--data.json_path", file]
     code, out, err = check(capsys, *words)
-    assert code == 2 and out == "" and err.count("\n") == 1
-    assert f"{file}, line 731" in err and named in err and "--data.on_bad_row skip" in err
+    (problem,) = [line for line in out.splitlines() if line.startswith("ERROR: ")]
+    assert code == 1 and err == ""
+    with pytest.raises(UserError) as stop:
+        JSON(str(file)).load(Tokenizer(llama), llama, 256)
+    for text in (problem, str(stop.value)):
+        assert f"{file}, line 731" in text and named in text and "--data.on_bad_row skip" in text
     code, out, _ = check(capsys, *words, "--data.on_bad_row", "skip", "--json")
     assert code == 0 and json.loads(out)["counts"]["bad"] == 1
     assert json.loads(out)["train"]["rows"] + json.loads(out)["val"]["rows"] == 899
@@ -150,23 +155,24 @@ def test_turns_that_the_template_forbids(llama, tmp_path, capsys):
     )
     twice = {"messages": [*GOOD["messages"], GOOD["messages"][1]]}
     file = write(tmp_path / "rows.jsonl", [GOOD] * 3 + [twice])
-    code, _, err = check(capsys, llama, "--data", "JSON", "--data.json_path", file, "--data.prompt_style", template)
-    assert code == 2 and f"{file}, line 4" in err and "roles must alternate" in err and "--data.prompt_style" in err
+    code, out, _ = check(capsys, llama, "--data", "JSON", "--data.json_path", file, "--data.prompt_style", template)
+    assert code == 1 and f"{file}, line 4" in out and "roles must alternate" in out and "--data.prompt_style" in out
 
 
-@pytest.mark.parametrize(("too_long", "kept"), [("cut", 11), ("drop", 10), ("error", 0)])
+@pytest.mark.parametrize(("too_long", "kept"), [("cut", 11), ("drop", 10), ("error", 10)])
 def test_rows_that_are_too_long(llama, tmp_path, capsys, too_long, kept):
     rows = [{"instruction": f"{i}", "output": "y"} for i in range(10)] + [{"instruction": "b", "output": "z " * 300}]
     file = write(tmp_path / "rows.jsonl", rows)
     words = [llama, "--data", "JSON", "--data.json_path", file, "--data.too_long", too_long, "--json",
              "--train.max_seq_length", 150]  # fmt: skip
-    code, out, err = check(capsys, *words)
+    code, out, _ = check(capsys, *words)
+    report = json.loads(out)
+    assert report["train"]["rows"] + report["val"]["rows"] == kept and report["lengths"]["max"] > 300
     if too_long == "error":
-        assert code == 2 and "line 11 has" in err.replace(", has", " has") and "--data.too_long cut or drop" in err
+        (problem,) = report["problems"]
+        assert code == 1 and "line 11" in problem and "--data.too_long cut or drop" in problem
     else:
-        report = json.loads(out)
-        assert code == 0 and report["train"]["rows"] + report["val"]["rows"] == kept
-        assert report["counts"]["truncated"] + report["counts"]["too_long"] == 1
+        assert code == 0 and report["counts"]["truncated"] + report["counts"]["too_long"] == 1
 
 
 def test_columns_weights_and_several_paths(llama, tmp_path, capsys):
@@ -204,7 +210,7 @@ def test_a_validation_file_has_its_own_columns(llama, tmp_path, capsys, skip, by
         assert (report["val"]["rows"], report["val_counts"]["bad"]) == (5, 0)
     unlike = write(tmp_path / "unlike.jsonl", [{"x": 1}] * 4)
     code, out, err = check(capsys, llama, *words, "--data.val_path", unlike)
-    assert code == (1 if skip else 2) and "unlike.jsonl" in (out if skip else err), "a file without a usable row"
+    assert code == 1 and "unlike.jsonl" in out, "a file without a usable row"
 
 
 def test_the_cache_is_never_stale(llama, tmp_path, capsys):
@@ -313,6 +319,7 @@ def test_advice_that_works(limit, llama, tmp_path, capsys):
     rows = [{"instruction": "a", "output": "b"}] * 5
     file = write(tmp_path / "short.jsonl", rows)
     loaded = JSON(str(file), prompt_style="none").load(Tokenizer(llama), llama, limit, context=256)
-    loaded.counts.no_stop = sum(loaded.counts.sources)  # none of them cut
+    ((_, counts),) = loaded.sources
+    counts.no_stop = counts.kept  # none of them truncated
     (line,) = data_problems(loaded)
     assert "max_seq_length" not in line and "--data.prompt_style" in line

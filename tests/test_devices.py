@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from litgpt.checkpoint.writing import write_file
+from litgpt.checkpoint.folder import write_file
 from litgpt.errors import UserError, remark
 from litgpt.families.weights import Outline
 from litgpt.model import GPT, devices

@@ -9,10 +9,10 @@ from transformers import AutoModelForCausalLM
 from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate import engine as engine_module
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import TextStream
 from litgpt.model import GPT
 
 SAMPLED = Sampling(1.0, top_k=20, top_p=0.95)

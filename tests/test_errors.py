@@ -10,7 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.__main__ import main
-from litgpt.data.tokens import Counts, TokenWriter, cached_tokens
+from litgpt.data.tokens import Counts, TokenChunk, TokenWriter, cached_tokens
 from tests.conftest import make_rows, save_llama
 
 
@@ -307,18 +307,20 @@ def test_errors_of_the_code_stay_what_they_are(place, error, run, llama, tmp_pat
         lambda tensors, counts: tensors.update(ids=tensors["ids"].long()),
         lambda tensors, counts: counts.clear(),
         lambda tensors, counts: counts.update(counts="[1]"),
+        lambda tensors, counts: counts.update(counts='[{"rows": 1}]'),
         lambda tensors, counts: counts.update(counts='{"rows": 1}'),
         lambda tensors, counts: counts.update(counts="{"),
     ],
 )
 def test_tokens_of_another_make_are_made_again(change, tmp_path):
-    writer = TokenWriter(tmp_path / "tokens.safetensors")
-    writer.add([1, 2, 3], b"\0\1\1")
-    writer.counts.rows = 1
+    writer, chunk = TokenWriter(tmp_path / "tokens.safetensors"), TokenChunk()
+    chunk.add([1, 2, 3], b"\0\1\1")
+    writer.counts.append(Counts())
+    writer.add(chunk)
     writer.close()
     assert cached_tokens(tmp_path / "tokens.safetensors") is not None
     tensors = {k: v.clone() for k, v in load_file(tmp_path / "tokens.safetensors").items()}
-    counts = {"counts": json.dumps(vars(Counts()))}
+    counts = {"counts": json.dumps([vars(Counts())])}
     change(tensors, counts)
     save_file(tensors, tmp_path / "other.safetensors", metadata=counts)
     assert cached_tokens(tmp_path / "other.safetensors") is None

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import write_model
 from litgpt.evaluation import lm, scoring
 from litgpt.evaluation.scoring import score
 from litgpt.generate.inference_model import InferenceModel

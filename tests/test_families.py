@@ -11,8 +11,7 @@ import torch
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
-from litgpt.checkpoint.folder import Checkpoint, load_weights
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import Checkpoint, load_weights, write_model
 from litgpt.errors import UserError
 from litgpt.families import aliases, read_config, weight_map
 from litgpt.generate.engine import Engine, Request, generate

@@ -9,8 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from litgpt.checkpoint.folder import Checkpoint, load_weights
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import Checkpoint, load_weights, write_model
 from litgpt.errors import UserError
 from litgpt.families import read_config, weight_map
 from litgpt.methods.quantize import QuantizedLinear, quantize

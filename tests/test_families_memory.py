@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from litgpt.checkpoint.writing import INDEX, hf_weights
+from litgpt.checkpoint.folder import INDEX, hf_weights
 from litgpt.families import read_config
 from litgpt.model import GPT
 

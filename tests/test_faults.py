@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -269,7 +270,7 @@ def test_what_helps(train, quantize, all_trained, longest, expected):
 def test_errors_of_other_kinds_are_left_alone(tmp_path):
     assert not is_out_of_memory(RuntimeError("shapes do not fit")) and is_out_of_memory(MemoryError())
     for error in (RuntimeError("shapes do not fit"), UserError("no space left in this joke"), KeyError("x")):
-        with pytest.raises(type(error)) as caught, in_words(tmp_path, [], TrainArgs(), None, False):
+        with pytest.raises(type(error)) as caught, in_words(SimpleNamespace(out_dir=tmp_path)):
             raise error
         assert caught.value is error
 

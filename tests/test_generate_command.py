@@ -19,8 +19,7 @@ from litgpt.commands import answer_file
 from litgpt.errors import UserError
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Request, generate
-from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.options import DEFAULT_PROMPT
+from litgpt.generate.inference_model import DEFAULT_PROMPT, InferenceModel
 from litgpt.model.blocks import check_compiler
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
@@ -402,3 +401,47 @@ def test_older_paths(whole, base, ran, tmp_path):
     path = folder / "model.safetensors"
     assert ran("generate_full", PICO, "--finetuned_path", path, *words) == ran("generate", base, *words)
     ran("generate", base, "--finetuned_path", path, "--adapter_path", path, code=2)
+
+
+# prompts in other files, and variables of the template
+
+
+def test_prompts_of_several_files(ran, tmp_path, monkeypatch):
+    """What `--data` takes, and columns by similar names; the answers keep the columns of the file."""
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("Question,ID\nWhat is ten plus one?,1\nWho are you?,2\n")
+    Path("b.jsonl").write_text('{"Frage": "Hello", "system": "Be short."}\n{"Frage": "Hi"}\n')
+    entries = "[{path: a.csv, rows: 1}, {path: b.jsonl, columns: {prompt: Frage}}]"
+    lines = ran("generate", "pico", "--prompts", entries, "--max_new_tokens", 4, *GREEDY).splitlines()
+    found = [json.loads(line) for line in lines]
+    assert [{k: v for k, v in row.items() if k not in ("answer", "finish_reason")} for row in found] == [
+        {"Question": "What is ten plus one?", "ID": "1"}, {"Frage": "Hello", "system": "Be short."}, {"Frage": "Hi"}
+    ]  # fmt: skip
+    assert 'a.csv: columns recognized by similar names: {"question": "Question"}' in ran.err
+    same = {"prompt": "What is ten plus one?"}
+    Path("c.jsonl").write_text(json.dumps(same))
+    (line,) = ran("generate", "pico", "--prompts", "c.jsonl", "--max_new_tokens", 4, *GREEDY).splitlines()
+    assert json.loads(line)["answer"] == found[0]["answer"]
+    assert len(ran("generate", "pico", "--prompts", "[a.csv, '*.jsonl']", "--max_new_tokens", 1).splitlines()) == 5
+
+
+@pytest.fixture
+def styled(tmp_path: Path) -> Path:
+    """A model whose template has a variable."""
+    folder = shutil.copytree(PICO, tmp_path / "styled")
+    template = "{% if loud %}LOUD What is five plus six? {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+    return folder
+
+
+def test_variables_of_the_template(ran, styled, tmp_path):
+    flags = ["--max_new_tokens", 12, *GREEDY]
+    assert ran("generate", styled, "--prompt", "Hi", *flags).startswith("Hi")
+    loud = [*flags, "--template_kwargs", "{loud: true}"]
+    assert ran("generate", styled, "--prompt", "Hi", *loud).startswith("LOUD What is five plus six? Hi")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Hi", "chat_template_kwargs": {"loud": true}}\n')
+    plain, own = map(json.loads, ran("generate", styled, "--prompts", tmp_path / "p.jsonl", *flags).splitlines())
+    first, second = map(json.loads, ran("generate", styled, "--prompts", tmp_path / "p.jsonl", *loud).splitlines())
+    assert own["answer"] == first["answer"] == second["answer"] != plain["answer"]
+    ran("generate", styled, "--prompt", "Hi", *flags, "--template_kwargs", "{messages: []}", code=2)
+    assert "'messages'" in ran.err

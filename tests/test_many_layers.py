@@ -9,8 +9,7 @@ import pytest
 import torch
 
 from litgpt.checkpoint import folder as checkpoint
-from litgpt.checkpoint.folder import Checkpoint
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import Checkpoint, write_model
 from litgpt.commands import merge_lora
 from litgpt.families import MAPS, read_config
 from litgpt.families.table import WeightMap

@@ -147,7 +147,7 @@ def test_merge_heads_and_embeddings(tied, stored, what, form, bases, tmp_path):
 def test_merge_in_several_files(bases, tmp_path, monkeypatch):
     lora = LoRA(r=2)
     adapter = save(trained(bases[False], lora), lora, bases[False], tmp_path / "adapter")
-    monkeypatch.setattr("litgpt.checkpoint.writing.SHARD", 20000)
+    monkeypatch.setattr("litgpt.checkpoint.folder.SHARD", 20000)
     main(["merge_lora", str(adapter)])
     merged = tmp_path / "adapter-merged"
     assert len(list(merged.glob("*.safetensors"))) > 2

@@ -15,8 +15,7 @@ from litgpt.errors import UserError
 from litgpt.train import loop
 from litgpt.train.args import TrainArgs
 from litgpt.train.devices import one_device
-from litgpt.train.loop import Plan, Result
-from litgpt.train.schedule import learning_rate
+from litgpt.train.schedule import Plan, Result, learning_rate
 from tests.conftest import make_rows
 from tests.test_training import losses, read_metrics
 
@@ -77,7 +76,7 @@ class Rows:
     ],
 )
 def test_plan(train, plan):
-    made = Plan.make(TrainArgs(global_batch_size=4, **train), Rows())  # type: ignore[arg-type]
+    made = Plan(TrainArgs(global_batch_size=4, **train), Rows())  # type: ignore[arg-type]
     assert (made.steps, made.warmup, made.decay, made.requested_warmup) == plan
 
 
@@ -85,7 +84,7 @@ def test_plan(train, plan):
 
 
 def made(**train: Any) -> Plan:
-    return Plan.make(TrainArgs(global_batch_size=4, **train), Rows())  # type: ignore[arg-type]
+    return Plan(TrainArgs(global_batch_size=4, **train), Rows())  # type: ignore[arg-type]
 
 
 def after(steps: int, seconds: float) -> Result:

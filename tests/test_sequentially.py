@@ -9,7 +9,7 @@ import torch
 from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import Engine, Request
-from litgpt.generate.sequentially import DeviceContexts, spread, usable_devices
+from litgpt.generate.several_devices import DeviceContexts, spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.model import GPT
 from litgpt.model.attention import ForwardContext

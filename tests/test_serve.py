@@ -3,6 +3,7 @@
 
 import json
 import re
+import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from litgpt.checkpoint.hub import PICO
 from litgpt.generate.engine import generate
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.lora import LoRA
+from litgpt.serve.models import ModelRegistry
 from litgpt.text.prompts import checkpoint_template
 from tests.servers import Running, in_thread
 from tests.test_lora import save, with_lora
@@ -478,3 +480,26 @@ def test_adapters_are_given_as_pairs(settings):
     for words in (["--adapters", "a=x/y", "b=z=1", "pico"], ["pico", "--adapters", json.dumps(expected)]):
         got = settings("serve", *words)
         assert got["adapters"] == expected and got["checkpoint_dir"] == "pico"
+
+
+def test_variables_of_the_template(tmp_path):
+    """A request overrides what the command line says, as `chat_template_kwargs`."""
+    folder = shutil.copytree(PICO, tmp_path / "styled")
+    template = "{% if loud %}LOUD LOUD LOUD {% endif %}{% for m in messages %}{{ m.content }}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(template)
+
+    def n_prompt(running: Running, **fields: Any) -> int:
+        body = {"messages": [{"role": "user", "content": "Hi"}], "max_tokens": 1, **fields}
+        answer = httpx.post(running.url + "/v1/chat/completions", json=body)
+        return answer.json()["usage"]["prompt_tokens"] if answer.status_code == 200 else -answer.status_code
+
+    with in_thread(folder) as running:
+        plain = n_prompt(running)
+        loud = n_prompt(running, chat_template_kwargs={"loud": True})
+        assert plain < loud and n_prompt(running, chat_template_kwargs={"loud": False}) == plain
+        for wrong in ({"messages": []}, {"not a name": 1}, {"tools": [1]}, [1], "x"):
+            assert n_prompt(running, chat_template_kwargs=wrong) == -400
+    registry = ModelRegistry.open(folder, {}, precision="32-true", template_kwargs={"loud": True})
+    (model,) = registry.models.values()
+    assert len(model.render([{"role": "user", "content": "Hi"}])[1]) == loud
+    assert len(model.render([{"role": "user", "content": "Hi"}], variables={"loud": False})[1]) == plain

@@ -21,11 +21,11 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Request
 from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.text import TextStream
-from litgpt.serve import body as body_module
-from litgpt.serve import protocol
+from litgpt.serve import guard as guard_module
+from litgpt.serve import server as server_module
 from litgpt.serve import service as service_module
 from tests.conftest import save_llama
 from tests.servers import in_process, in_thread, n_files
@@ -236,7 +236,7 @@ def test_time_in_the_queue_counts(slow):
 
 def test_bodies_that_are_large_together(monkeypatch):
     """Bytes that came are counted, whoever has sent all of them; small bodies are never refused for that."""
-    monkeypatch.setattr(body_module, "N_BODIES", 2)
+    monkeypatch.setattr(guard_module, "N_BODIES", 2)
     body = post("/v1/completions", {"prompt": "x" * 190_000})
     with in_thread(PICO, max_body=200_000) as running, contextlib.ExitStack() as stack:
         made = [stack.enter_context(connect(running.url)) for _ in range(3)]
@@ -255,7 +255,7 @@ def test_bodies_that_are_large_together(monkeypatch):
 
 
 def test_who_sends_slowly_takes_no_place(monkeypatch):
-    monkeypatch.setattr(body_module, "BODY_SECONDS", 1.0)
+    monkeypatch.setattr(guard_module, "BODY_SECONDS", 1.0)
     body = post("/v1/completions", {"prompt": "Hi", "max_tokens": 1})
     with in_thread(PICO, max_batch=1, max_queue=1) as running, contextlib.ExitStack() as stack:
         made = [stack.enter_context(connect(running.url)) for _ in range(5)]
@@ -300,7 +300,7 @@ def test_a_long_prompt_is_not_tokenized(path, monkeypatch):
 
 def test_who_says_nothing_is_left(monkeypatch):
     """Neither at the beginning nor between two requests; an answer that takes longer is finished."""
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.5)
     ask = post("/v1/completions", {"prompt": "Hi", "max_tokens": 1})
     with in_thread(PICO) as running, contextlib.ExitStack() as stack:
         silent, partly, after = (stack.enter_context(connect(running.url)) for _ in range(3))
@@ -315,7 +315,7 @@ def test_who_says_nothing_is_left(monkeypatch):
 
 
 def test_a_long_answer_is_not_cut_off(talker, monkeypatch):
-    monkeypatch.setattr(protocol, "HEAD_SECONDS", 0.2)
+    monkeypatch.setattr(server_module, "HEAD_SECONDS", 0.2)
     with in_thread(talker) as running:
         began = time.monotonic()
         answer = httpx.post(running.url + "/v1/completions", json={**LONG, "max_tokens": 1000}, timeout=60)
@@ -323,7 +323,7 @@ def test_a_long_answer_is_not_cut_off(talker, monkeypatch):
 
 
 def test_who_takes_nothing_is_left(talker, monkeypatch):
-    monkeypatch.setattr(protocol, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(server_module, "STALL_SECONDS", 0.5)
     body = {**LONG, "n": 8, "logprobs": 20, "stream": True}
     with in_thread(talker, timeout=60) as running, connect(running.url, buffer=4096) as made:
         made.sendall(post("/v1/completions", body))
@@ -333,7 +333,7 @@ def test_who_takes_nothing_is_left(talker, monkeypatch):
 
 
 def test_one_connection_too_many(monkeypatch):
-    monkeypatch.setattr(protocol.Protocol, "limit", 3)
+    monkeypatch.setattr(server_module.Protocol, "limit", 3)
     with in_thread(PICO) as running:
         with contextlib.ExitStack() as stack:
             made = [stack.enter_context(connect(running.url)) for _ in range(3)]

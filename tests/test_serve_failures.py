@@ -21,8 +21,7 @@ from litgpt.checkpoint.hub import PICO
 from litgpt.commands.answer_file import PromptFile
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, Request, generate
-from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.options import PromptOptions
+from litgpt.generate.inference_model import InferenceModel, PromptOptions
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
 from litgpt.serve.worker import MAX_FAILURES, Worker
@@ -105,7 +104,7 @@ PLACES: dict[str, tuple[Any, str, int]] = {  # where it fails, after how many ca
     "step": (Engine, "step", 2),
     "model": (GPT, "hidden", 2),
     "sampling": (Engine, "draw", 2),
-    "between a token and its log-probability": (Engine, "append", 2),
+    "between a token and its log-probability": (Request, "add", 2),
     "event": (Worker, "event", 2),
 }
 

@@ -13,7 +13,7 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
-from litgpt.serve.hosts import is_local, is_own
+from litgpt.serve.guard import is_local, is_own
 from litgpt.serve.server import bind
 from tests.servers import Running, in_thread
 
@@ -208,7 +208,7 @@ def test_who_has_a_key_may_come_from_anywhere():
         assert (
             httpx.get(running.url + "/v1/models", headers={**headers, "Authorization": "Bearer k"}).status_code == 200
         )
-    with in_thread(PICO, local_only=False) as running:
+    with in_thread(PICO, allow_anonymous=True) as running:
         assert httpx.get(running.url + "/v1/models", headers=headers).status_code == 200
 
 

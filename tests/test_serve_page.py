@@ -27,7 +27,7 @@ HOSTILE = "<img src=x onerror=alert(1)>"
 def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     lora = LoRA(r=4, alpha=32)
     folder = save(with_lora(PICO, lora), lora, PICO, tmp_path_factory.mktemp("a") / "one")
-    with in_thread(PICO, {"one": folder}, temperature=0.0) as made:
+    with in_thread(PICO, {"one": folder}, sampling=Sampling(0.0)) as made:
         yield made
 
 

@@ -139,7 +139,7 @@ def test_at_the_end(where, base, whole, rows_file, tmp_path, monkeypatch, capfd)
     if where == "final":
         strike(monkeypatch, Saver, "final", signal.SIGTERM, counted(1))
     else:
-        strike(monkeypatch, Examples, "show", signal.SIGTERM, lambda self, screen, when: when == "after")
+        strike(monkeypatch, Examples, "show", signal.SIGTERM, lambda self, when: when == "after")
     assert go("lora", base, rows_file, tmp_path / "out") == (0 if where == "final" else 143)
     assert where == "final" or f"The result is {tmp_path / 'out' / 'final'}." in capfd.readouterr().out
     same(tmp_path / "out", whole("lora"))

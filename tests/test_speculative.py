@@ -3,13 +3,14 @@
 import random
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from litgpt.__main__ import main
 from litgpt.errors import UserError
-from litgpt.generate.engine import generate
+from litgpt.generate.engine import GREEDY, Request, generate
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Reader, Speculation, accept, draw
 from litgpt.methods.model_source import ModelSource
@@ -39,6 +40,14 @@ def close(model: GPT) -> GPT:
     return model
 
 
+def speculate(
+    speculation: Speculation, prompt: list[int], n: int, sampling: Sampling = GREEDY, **more: Any
+) -> list[int]:
+    request = Request(prompt, n, sampling, **more)
+    list(speculation.grow([request]))
+    return request.ids
+
+
 PROMPTS = [[5], [7, 9, 11, 200], list(range(20, 90))]
 
 
@@ -50,10 +59,10 @@ def test_greedy_text_is_the_targets(llama, other, k):
         speculation = Speculation(target, draft, k)
         for prompt in PROMPTS:
             expected = list(generate(target, prompt, 50))
-            assert list(speculation.generate(prompt, 50)) == expected
+            assert speculate(speculation, prompt, 50) == expected
             stop = expected[20]
             whole = expected[: expected.index(stop)]
-            assert list(speculation.generate(prompt, 50, stop_ids={stop})) == whole
+            assert speculate(speculation, prompt, 50, stop_ids={stop}) == whole
         kept.append(speculation.n_accepted / speculation.n_drafted)
     assert 0 <= kept[0] < kept[1] < kept[2] == 1
 
@@ -63,17 +72,17 @@ def test_to_the_end_of_both_contexts(llama, other):
     for draft in (load(other), load(llama)):
         for n in (94, 99, 101, 250):
             expected = list(generate(target, list(range(n)), 300))
-            assert list(Speculation(target, draft, 4).generate(list(range(n)), 300)) == expected
+            assert speculate(Speculation(target, draft, 4), list(range(n)), 300) == expected
             assert len(expected) == 256 - n
     with pytest.raises(UserError, match="reads at most 256"):
-        Speculation(target, target).generate([5] * 256, 1)
+        speculate(Speculation(target, target), [5] * 256, 1)
 
 
 def test_a_penalty_counts_drafted_tokens(llama):
     target, sampling = load(llama), Sampling(0.0, repetition_penalty=1.8)
     expected = list(generate(target, [5, 6], 60, sampling))
     assert expected != list(generate(target, [5, 6], 60))
-    assert list(Speculation(target, close(load(llama)), 4).generate([5, 6], 60, sampling)) == expected
+    assert speculate(Speculation(target, close(load(llama)), 4), [5, 6], 60, sampling) == expected
 
 
 def test_sliding_windows_can_go_back(tmp_path):
@@ -86,7 +95,7 @@ def test_sliding_windows_can_go_back(tmp_path):
     target, draft = load(tmp_path), close(load(tmp_path))
     for prompt in ([5], list(range(30))):
         speculation = Speculation(target, draft, 3)
-        assert list(speculation.generate(prompt, 40)) == list(generate(target, prompt, 40))
+        assert speculate(speculation, prompt, 40) == list(generate(target, prompt, 40))
         assert 0 < speculation.n_accepted < speculation.n_drafted
 
 
@@ -98,8 +107,8 @@ def test_a_draft_does_not_pass_the_switch_of_longrope(tmp_path):
         prompt = list(range(3, 3 + n))
         expected = list(generate(target, prompt, 30))
         for k in (1, 3, 8):
-            assert list(Speculation(target, target, k).generate(prompt, 30)) == expected, (n, k)
-            assert list(Speculation(target, draft, k).generate(prompt, 30)) == expected, (n, k)
+            assert speculate(Speculation(target, target, k), prompt, 30) == expected, (n, k)
+            assert speculate(Speculation(target, draft, k), prompt, 30) == expected, (n, k)
 
 
 def test_a_reader_reads_only_what_is_new(llama, monkeypatch):

@@ -406,7 +406,7 @@ def test_variables(name, pair_of):
     pair = pair_of(name)
     n = 0
     for variables in VARIABLES:
-        style = ChatTemplate(pair.style.template, {**pair.style.variables, **variables})
+        style = pair.style.with_variables(variables)
         for key, _, row in rows_of({key: CONVERSATIONS[key] for key in SOME}):
             for messages, add in ((row.messages, False), (row.messages[:-1], True)):
                 try:
@@ -438,6 +438,10 @@ MARKED = (
             ["<think>", "Hello.</s>", "<think>", "Bye.</s>"],
         ),
         ("{{ m.content }}{% if loop.last %}{% generation %}!{% endgeneration %}{% endif %}", ["!</s>"]),
+        (
+            "{% if loop.last %}{{ m.content }}{% else %}{% generation %}{{ m.content }}{% endgeneration %}{% endif %}",
+            ["Hello.</s>", ""],
+        ),
         ("{% generation %}{% endgeneration %}{{ m.content }}", ["Hello.</s>", "Bye.</s>"]),
         ("{% if m.x %}{% generation %}x{% endgeneration %}{% endif %}{{ m.content }}", ["Hello.</s>", "Bye.</s>"]),
         (

@@ -10,7 +10,7 @@ import torch
 from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
-from litgpt.generate.tensor_parallel import check_divisible, keep_part
+from litgpt.generate.several_devices import check_divisible, keep_part
 from litgpt.model import GPT
 from litgpt.model.config import Config
 

@@ -15,8 +15,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from glob import escape
 from pathlib import Path
@@ -47,19 +47,12 @@ NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file of a repository, with its size and hash.
+    """A file of a repository, with its size in bytes and its hash."""
 
-    Args:
-        name: Its path in the repository.
-        size: In bytes.
-        sha256: The hash of a large file.
-        blob_id: Git's hash of a small one.
-    """
-
-    name: str
+    name: str  # its path in the repository
     size: int
-    sha256: Optional[str]
-    blob_id: Optional[str]
+    sha256: Optional[str]  # of a large file
+    blob_id: Optional[str]  # Git's hash of a small one
 
     def is_complete(self, path: Path) -> bool:
         """Whether a file on the disk is this one, byte for byte."""
@@ -88,11 +81,7 @@ class Repository:
         return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
     def open(self, revision: Optional[str]) -> None:
-        """Get the commit and the list of its files.
-
-        Raises:
-            UserError: the repository or revision does not exist, or access is denied.
-        """
+        """Get the commit and the list of its files. Raises `UserError` if this is not possible."""
         from huggingface_hub import HfApi
 
         api = HfApi(endpoint=self.endpoint, token=self.token)
@@ -119,11 +108,8 @@ class Repository:
         return UserError(f"{self.endpoint} sent an answer about {self.repo_id} that is not a hub's: {what}")
 
     def fetch(self, file: RemoteFile, folder: Path, stop: threading.Event) -> None:
-        """Download a file to a folder. An incomplete file is removed.
-
-        Raises:
-            UserError: it cannot be downloaded, or arrives twice with another hash.
-        """
+        """Download a file to a folder. An incomplete file is removed. Raises `UserError` if it cannot be downloaded, or
+        arrives twice with another hash."""
         from huggingface_hub import hf_hub_download
 
         path, wrong, failed = folder / file.name, 0, 0
@@ -203,15 +189,8 @@ def download(
 ) -> Path:
     """Download the files of a model that litgpt needs, and return their folder, `checkpoint_dir/ORG/NAME`.
 
-    An existing folder is compared with the repository. Only files that differ are downloaded; other files stay.
-
-    Args:
-        repo_id: `ORG/NAME`.
-        checkpoint_dir: The folder of all models.
-        revision: A branch, a tag or a commit; the main branch by default.
-        access_token: For private or gated repositories; by default that of `HF_TOKEN` or of `hf auth login`.
-        tokenizer_only: Skip the weights.
-        overwrite: Whether to replace files of the model that have changed since they were downloaded.
+    An existing folder is compared with the repository. Only files that differ are downloaded, those that have changed
+    since then only with `overwrite`; other files stay. The options are those of `litgpt download`.
 
     Raises:
         UserError: it cannot be downloaded. Complete files stay in `NAME.partial` for the next try.
@@ -262,11 +241,8 @@ def wrong_entry(entry: tuple) -> Optional[str]:
 
 
 def needed_files(repository: Repository, tokenizer_only: bool) -> set[str]:
-    """The names of the files to download, without the shards, which an index lists.
-
-    Raises:
-        UserError: the repository has no weights in a supported form.
-    """
+    """The names of the files to download, without the shards, which an index lists. Raises `UserError` if the
+    repository has no weights in a supported form."""
     there = {file.name for file in repository.files}
     names = {"config.json", *TOKENIZER_FILES} & there
     names |= {name for name in there if re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)}
@@ -293,11 +269,8 @@ def fetch_files(repository: Repository, names: set[str], partial: Path, target: 
     n_fetched = fetch_missing(repository, indices, partial, target, overwrite)
     for index in indices:
         shards = set(read_json(partial / index.name)["weight_map"].values())
-        if (
-            not shards
-            or not shards <= by_name.keys()
-            or any(Path(shard).name != shard or shard == ".." for shard in shards)
-        ):
+        outside = [shard for shard in shards if Path(shard).name != shard or shard == ".."]
+        if outside or not shards or not shards <= by_name.keys():
             raise UserError(f"{index.name} of {repository.repo_id} lists files that the repository does not have.")
         names |= shards
     return n_fetched + fetch_missing(repository, [by_name[n] for n in sorted(names)], partial, target, overwrite)
@@ -335,37 +308,29 @@ def fetch_missing(repository: Repository, files: list[RemoteFile], partial: Path
         )
     kept = f", {len(files) - len(missing)} files are here already" if len(files) > len(missing) else ""
     say(f"Downloading {repository.repo_id} at {repository.commit[:8]}: {len(missing)} files, {in_words(size)}{kept}")
-    stop = threading.Event()
-    with (
-        closing(in_parallel(lambda file: repository.fetch(file, partial, stop), missing, stop)) as done,
-        bar(missing, size, partial) as show,
-    ):
-        for done_file in done:
-            show(done_file)
+    with bar(missing, size, partial) as show:
+        fetch_in_parallel(repository, missing, partial, show)
     return len(missing)
 
 
-def in_parallel(
-    work: Callable[[RemoteFile], None], files: list[RemoteFile], stop: threading.Event
-) -> Generator[Optional[RemoteFile], None, None]:
-    """Work on several files at once. Yields each file when it is done, and None from time to time.
+def fetch_in_parallel(
+    repository: Repository, files: list[RemoteFile], folder: Path, show: Callable[[Optional[RemoteFile]], None]
+) -> None:
+    """Download several files at once. Calls `show` for each file when it is there, and with None from time to time.
 
     The first error, or an interruption, stops all of them, without waiting for a thread that does not react.
     """
-    waiting = sorted(files, key=lambda f: f.size)
-    results: queue.SimpleQueue = queue.SimpleQueue()
+    waiting = iter(sorted(files, key=lambda f: f.size, reverse=True))  # each thread takes the next one
+    results: queue.SimpleQueue[RemoteFile | BaseException] = queue.SimpleQueue()
+    stop = threading.Event()
 
     def worker() -> None:
-        while not stop.is_set():
-            try:
-                file = waiting.pop()
-            except IndexError:
-                return
-            try:
-                work(file)
-                results.put((file, None))
-            except BaseException as e:
-                results.put((file, e))
+        try:
+            for file in waiting:
+                repository.fetch(file, folder, stop)
+                results.put(file)
+        except BaseException as e:
+            results.put(e)
 
     threads = [threading.Thread(target=worker, daemon=True) for _ in range(min(WORKERS, len(files)))]
     for thread in threads:
@@ -373,15 +338,13 @@ def in_parallel(
     try:
         n_left = len(files)
         while n_left:
-            try:
-                file, error = results.get(timeout=0.3)
-            except queue.Empty:
-                yield None
-                continue
-            if error is not None:
-                raise error
-            n_left -= 1
-            yield file
+            result = None
+            with suppress(queue.Empty):
+                result = results.get(timeout=0.3)
+            if isinstance(result, BaseException):
+                raise result
+            n_left -= result is not None
+            show(result)
     finally:
         stop.set()
         until = time.monotonic() + PATIENCE

@@ -15,12 +15,8 @@ def find_folder(path: Path, weights: bool = True) -> Path:
 
     A name that looks like a model on the hub, `ORG/NAME` or that of a known model, is downloaded if it is missing.
 
-    Args:
-        path: As the user typed it.
-        weights: Whether to download the weights too, or only the tokenizer and `config.json`.
-
-    Raises:
-        UserError: there is no such folder and no such model. The message suggests a similar name.
+    Without `weights`, only the tokenizer and `config.json` are. Raises `UserError`, which suggests a similar name, if
+    there is no such folder and no such model.
     """
     repo_id = repository_named(str(path))
     for candidate in (path, CHECKPOINTS / path, *([CHECKPOINTS / repo_id] if repo_id else [])):

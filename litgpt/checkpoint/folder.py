@@ -1,9 +1,10 @@
-"""A Hugging Face model folder: checked, opened lazily, and read into a model one tensor at a time."""
+"""A Hugging Face model folder: checked, opened lazily, read into a model one tensor at a time, and written."""
 
 import itertools
+import json
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Optional
@@ -15,27 +16,25 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.families import aliases, read_config, weight_map
 from litgpt.families.table import Parameter
-from litgpt.families.weights import KINDS, READ, Weights, check_count, check_tied, check_weights
+from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights
 from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, notify
 from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.linear import PartwiseLinear
-from litgpt.model.sharded import is_sharded, put, unsharded
+from litgpt.model.sharded import full_tensor, is_sharded, put, unsharded
 from litgpt.storage.files import is_there, read_json
-from litgpt.storage.torch_file import TorchFile
+from litgpt.storage.torch_file import NAMES, TorchFile
+
+INDEX = "model.safetensors.index.json"
+SHARD = 5 * 10**9  # maximum bytes of a file of weights
 
 
 class Checkpoint(Weights):
     """The weights and the configuration in a folder. Opening it reads no weights.
 
-    Weights have the names of the family's table, even if the files have other names or stacks of experts.
-
-    Args:
-        folder: Has `config.json` and `model.safetensors`, or an index with its shards, or `pytorch_model.bin`, or its
-            index.
-
-    Raises:
-        UserError: something is missing, truncated, or not supported.
+    Weights have the names of the family's table, even if the files have other names or stacks of experts. A folder has
+    `config.json` and `model.safetensors` or `pytorch_model.bin`, or an index with its shards. Raises `UserError` if
+    something is missing, truncated, or not supported.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -73,9 +72,8 @@ class Checkpoint(Weights):
                 raise UserError(f"{index_file} lists files outside its folder, or none.")
         else:
             names = [kind]
-        missing = [
-            n for n in names if not os.path.isfile(self.folder / n)
-        ]  # Path.is_file raises for a name that is too long
+        # Path.is_file raises for a name that is too long
+        missing = [n for n in names if not os.path.isfile(self.folder / n)]
         if missing:
             raise UserError(f"{self.folder} has no {', '.join(missing)}. The download is incomplete.")
         return [self.folder / n for n in names]
@@ -104,12 +102,9 @@ class Checkpoint(Weights):
 
 
 class Overlaid(Weights):
-    """A checkpoint with tensors that replace some of its own or are added to them.
-
-    Args:
-        replaced: The new tensors, by their names in the family's table. They are written with the types of the base.
-        config: The model with them. It may have another number of embeddings, and an untied head.
-    """
+    """A checkpoint with tensors, by their names in the family's table, that replace some of its own or are added to
+    them. They are written with the types of the base. Their model may have another number of embeddings, and an untied
+    head."""
 
     def __init__(self, base: Weights, replaced: dict[str, torch.Tensor], config: Config) -> None:
         self.base, self.replaced = base, replaced
@@ -165,10 +160,8 @@ def load_weights(
     """Fill a model that was built on the meta device.
 
     Pretrained weights come from the checkpoint, one by one, as `dtype` or quantized from it. Parameters that a method
-    added keep their declared type and are initialized by their module's `reset_parameters`.
-
-    Args:
-        shards: The device of sharded weights; by default `device`.
+    added keep their declared type and are initialized by their module's `reset_parameters`. Sharded weights go to the
+    device `shards`, by default `device`.
 
     Raises:
         UserError: weights are missing, unknown, or have another shape; the message lists all of them. Or a tied head
@@ -224,14 +217,104 @@ def fill_weights(model: GPT, checkpoint: Weights, parameters: dict[str, Paramete
 
 
 def open_checkpoint(folder: Path) -> Weights:
-    """The model in a folder, in Hugging Face's form or, if it has only that, in LitGPT's.
-
-    Raises:
-        UserError: the folder has neither, or is damaged.
-    """
+    """The model in a folder, in Hugging Face's form or, if it has only that, in LitGPT's. Raises `UserError` if the
+    folder has neither, or is damaged."""
     if not (folder / MODEL).is_file():
         return Checkpoint(folder)
     if not has_hf_weights(folder):
         return LitCheckpoint(folder)
     notify(f"{folder} has a model in Hugging Face's form and one in LitGPT's. Ignoring {MODEL}.")
     return Checkpoint(folder)
+
+
+# writing
+
+
+def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional[Weights] = None) -> None:
+    """Write `config.json` and the weights, in files of at most 5 GB, under Hugging Face's names.
+
+    Weights are gathered and written one at a time, so that sharded ones are never all in memory.
+
+    Args:
+        fields: The `config.json`; its dtype is set to that of the weights.
+        base: The checkpoint that the model comes from. What the model does not read of it, like a vision part, is
+            copied unchanged.
+    """
+    meta = hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
+    own = [Outline(name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in meta]
+    kept = weight_map(model.config).kept
+    carried = widest_first(base.outline(n) for n in base.files if kept.search(n)) if base is not None else []
+    wide = [w for w in carried if w.item_size > model.dtype.itemsize]
+    narrow = carried[len(wide) :]
+
+    def copied(weights: list[Outline]) -> Iterator[tuple[str, torch.Tensor]]:
+        return ((w.name, base.tensor(w.name)) for w in weights)  # type: ignore[union-attr]
+
+    tensors = itertools.chain(copied(wide), hf_weights(model), copied(narrow))
+    write_weights([*wide, *own, *narrow], tensors, folder)
+    fields = {k: v for k, v in fields.items() if k != "torch_dtype"}
+    fields["dtype"] = str(model.dtype).removeprefix("torch.")
+    (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
+
+
+def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
+    """Write safetensors files of at most 5 GB, and an index if there are several.
+
+    The weights come in the order of `widest_first`, and so do their tensors. Each is written before the next is taken.
+    """
+    files: list[list[Outline]] = [[]]
+    size = total = 0
+    for weight in weights:
+        if files[-1] and size + weight.size > SHARD:
+            files.append([])
+            size = 0
+        files[-1].append(weight)
+        size, total = size + weight.size, total + weight.size
+    weight_map: dict[str, str] = {}
+    for i, some in enumerate(files, start=1):
+        name = f"model-{i:05d}-of-{len(files):05d}.safetensors" if len(files) > 1 else "model.safetensors"
+        write_file(folder / name, some, itertools.islice(tensors, len(some)))
+        weight_map |= {w.name: name for w in some}
+    write_index(weight_map, total, folder)
+
+
+def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
+    """Write the index that maps weights of `total` bytes to files, if there are several files."""
+    if len(set(weight_map.values())) > 1:
+        index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+        (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+    """Write a safetensors file: the length of a JSON header, the header with the offsets, and the weights."""
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for w in weights:
+        header[w.name] = {"dtype": w.kind, "shape": list(w.shape), "data_offsets": [end, end := end + w.size]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(file, "wb") as f:
+        f.write(len(text).to_bytes(8, "little") + text)
+        for w, (name, tensor) in zip(weights, tensors, strict=True):
+            assert (name, tuple(tensor.shape)) == (w.name, w.shape) and tensor.nbytes == w.size
+            f.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+
+
+def widest_first(weights: Iterable[Outline]) -> list[Outline]:
+    """The order of weights in a file, in which each is aligned to the size of its numbers."""
+    return sorted(weights, key=lambda w: -w.item_size)
+
+
+def hf_weights(
+    model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full_tensor
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """The pretrained weights in their stored form, by their Hugging Face names, without a tied head. `get` returns the
+    full weight of a parameter."""
+    names = weight_map(model.config)
+    for parameter in names.parameters(model).values():
+        tensors = parameter.tensors
+        if tensors[0].name == names.tied_head:
+            continue
+        weight = get(parameter.value).detach()
+        for tensor in tensors:
+            yield tensor.name, tensor.form.from_ours(weight[tensor.rows])

@@ -18,6 +18,8 @@ from litgpt.cli.schema import (
     class_parser,
     class_path,
     current_name,
+    data_options,
+    is_data,
     option_actions,
     option_hint,
     option_names,
@@ -192,10 +194,16 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
     known = option_names(parser)
     groups = {name.partition(".")[0] for name in known if "." in name}
     options: Options = {}
+    files: list[Any] = []
     for name, value in items:
         head, _, leaf = name.partition(".")
         is_class = head in CLASSES and head in known
         leaf = leaf.removeprefix("init_args.") if is_class else leaf
+        value = as_files(value) if head == "data" and is_class and not leaf else value
+        if isinstance(value, list) and head == "data" and is_class and not leaf:
+            files += value
+            options |= data_options(files)
+            continue
         if is_class and leaf in ("", "class_path") and is_null(value):
             if head == "optimizer" and where == "--":
                 class_path(head, str(value))
@@ -210,6 +218,15 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
         else:
             options[f"{head}.{leaf}" if leaf else head] = value
     return options
+
+
+def as_files(value: Any) -> Any:
+    """A value of `--data` that names files, as a list of them. Other values are returned as they are."""
+    if isinstance(value, str) and value.lstrip()[:1] in ("[", "{"):
+        value = parse_yaml(value, "--data")
+    if isinstance(value, dict) and "path" in value:
+        return [value]
+    return [value] if isinstance(value, str) and is_data(value) else value
 
 
 def read_mapping(value: Any, where: str) -> dict[str, Any]:

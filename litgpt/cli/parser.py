@@ -22,6 +22,7 @@ from litgpt.cli.schema import (
     check_required,
     class_path,
     current_name,
+    is_data,
     is_unsafe,
     option_actions,
     option_hint,
@@ -200,6 +201,10 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
                 parser.parse_args([f"--{name}={class_path(name.removesuffix('.help'), value)}"])
             elif parser.takes_many and name == parser.positionals[0] and not value.startswith("["):
                 positional.append(value)
+            elif name == "data" and is_data(value):
+                flags.append((name, value))
+                while words and not words[0].startswith("-") and is_data(words[0]):
+                    flags.append((name, words.pop(0)))
             elif takes_entries(name, parser) and is_entry(value):
                 entries = [value]
                 while words and is_entry(words[0]):
@@ -241,18 +246,18 @@ def name_positionals(words: list[str], named: list[str], parser: Parser) -> list
     if parser.takes_many:
         return [(parser.positionals[0], words)] if words else []
     names = [name for name in parser.positionals if name not in named]
+    files = [word for word in words if is_data(word)] if "data" in option_names(parser) else []
+    words = [word for word in words if word not in files]
     if len(words) > max(len(names), 1):
         expected = {1: "one model", 2: "two folders"}[len(parser.positionals)]
         raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{word_hint(words[1:], parser)}")
-    return list(zip(names or parser.positionals, words))
+    return [*zip(names or parser.positionals, words), *(("data", file) for file in files)]
 
 
 def word_hint(words: list[str], parser: Parser) -> str:
     """Which option surplus words may be the value of."""
     known = option_names(parser)
     file = next((word for word in words if Path(word).is_file()), None)
-    if file and "data" in known:
-        return f" To train on a file, use --data JSON --data.json_path {file}"
     if file and "prompts" in known:
         return f" To answer the prompts in a file, use --prompts {file}"
     return " To give a prompt, use --prompt '...'." if "prompt" in known else ""

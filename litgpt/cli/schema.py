@@ -122,12 +122,29 @@ def load_class(option: str, path: str) -> type:
     if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
         kind = "optimizer" if option == "optimizer" else "data set"
         hint = nearest(path, names) or nearest(path, names.values()) or f" Choose from {', '.join(names)}."
-        if option == "data" and (Path(path).exists() or Path(path).suffix in (".json", ".jsonl", ".csv")):
-            hint = f" To train on a file, use --data JSON --data.json_path {path}"
         raise UserError(f"--{option} {path}: no such {kind}.{hint}")
     if name in NO_CLOSURE and module.startswith("torch."):
         raise UserError(f"--{option} {path} does not work with this training loop. Use AdamW.")
     return found
+
+
+def is_data(word: Any) -> bool:
+    """Whether a value of `--data` names files instead of a data set."""
+    import litgpt.data
+
+    if not isinstance(word, str):
+        return True
+    return word not in class_choices("data")[1] and litgpt.data.json_file.is_data(word)
+
+
+def data_options(entries: list[Any]) -> dict[str, Any]:
+    """The options of the data set that reads these files. Those of other files do not apply to them."""
+    import litgpt.data
+
+    name, arguments = litgpt.data.json_file.from_entries(entries)
+    others = dict.fromkeys(("val_path", "columns", "weights", "format") if name == "JSON" else ("val_data_path",))
+    own = {f"data.{key}": value for key, value in {**others, **arguments}.items()}
+    return {"data": class_path("data", name), **own}
 
 
 @cache

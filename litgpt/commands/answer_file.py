@@ -16,9 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer, decode
 from litgpt.generate.engine import Engine, Request
-from litgpt.generate.inference_model import InferenceModel
-from litgpt.generate.options import PromptOptions
-from litgpt.generate.prompt_file import n_answered, open_prompts, output_fields, to_line, to_messages
+from litgpt.generate.inference_model import InferenceModel, PromptOptions
+from litgpt.generate.prompt_file import Prompts, n_answered, output_fields, to_line
 from litgpt.generate.sampling import Sampling
 from litgpt.train.progress import SECONDS
 
@@ -54,7 +53,7 @@ class PromptFile:
     """The prompts of a file, and the answers that are written for them.
 
     Args:
-        prompts: The file.
+        prompts: The rows.
         out: Where the answers go; None for stdout.
         options: What is generated for each prompt.
 
@@ -62,10 +61,11 @@ class PromptFile:
         UserError: the prompts cannot be read at all, or `out` holds answers to other prompts.
     """
 
-    def __init__(self, prompts: Path, out: Optional[Path], options: PromptOptions) -> None:
+    def __init__(self, prompts: Prompts, out: Optional[Path], options: PromptOptions) -> None:
         self.prompts, self.out, self.options = prompts, out, options
-        self.total = sum(1 for _ in open_prompts(prompts))
-        if out is not None and out.exists() and os.path.samefile(out, prompts):
+        self.total = sum(1 for _ in prompts.rows())
+        files = [source.path for source in prompts.sources if Path(source.path).exists()]
+        if out is not None and out.exists() and any(os.path.samefile(out, file) for file in files):
             raise UserError(f"--out {out} is the file of the prompts itself. Choose another name.")
         self.n_done = n_answered(out, prompts, options.num_samples) if out is not None else 0
         if 0 < self.n_done < self.total:
@@ -105,12 +105,11 @@ class PromptFile:
     def requests(self, model: InferenceModel, sampling: Sampling) -> Iterator[Request]:
         """The requests of the remaining rows, each tagged with its row and its number in it."""
         options, n_before = self.options, self.n_done
-        for number, (where, fields) in enumerate(open_prompts(self.prompts)):
+        for number, (where, fields) in enumerate(self.prompts.rows()):
             if number < n_before:
                 continue
             try:
-                messages, tools = to_messages(fields, where, options.sys_prompt)
-                ids = self.render(model, messages, tools, where)
+                ids = self.render(model, where, *self.prompts.messages(fields, where, options.sys_prompt))
             except UserError as e:
                 self.n_broken += 1
                 if self.n_broken <= N_REPORTED:
@@ -124,9 +123,15 @@ class PromptFile:
                 yield request
 
     @staticmethod
-    def render(model: InferenceModel, messages: list[dict[str, Any]], tools: Optional[list], where: str) -> list[int]:
+    def render(
+        model: InferenceModel,
+        where: str,
+        messages: list[dict[str, Any]],
+        tools: Optional[list],
+        variables: Optional[dict[str, Any]],
+    ) -> list[int]:
         try:
-            _, ids = model.render(messages, tools)
+            _, ids = model.render(messages, tools, variables=variables)
             Request(ids, 1).check(model.model)
         except UserError as e:
             raise UserError(f"{where}: {e}") from e

@@ -14,7 +14,7 @@ from typing import Optional
 from litgpt.cli.groups import option_group
 from litgpt.errors import UserError, nearest
 from litgpt.generate.conversation import Conversation
-from litgpt.generate.options import ModelOptions, PromptOptions
+from litgpt.generate.inference_model import ModelOptions, PromptOptions
 from litgpt.generate.prompt_file import to_line
 from litgpt.generate.sampling import Sampling
 

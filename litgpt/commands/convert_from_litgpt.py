@@ -5,10 +5,9 @@ import shutil
 from pathlib import Path
 
 from litgpt.checkpoint.find import find_folder
-from litgpt.checkpoint.writing import widest_first, write_weights
+from litgpt.checkpoint.folder import widest_first, write_weights
 from litgpt.errors import UserError
-from litgpt.litgpt_format.adapter import lit_adapter_file
-from litgpt.litgpt_format.folder import MODEL, LitCheckpoint
+from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, lit_adapter_file
 from litgpt.storage.outputs import check_replaceable, exclusive, new_folder
 from litgpt.text.prompts import STYLE_FILE, checkpoint_template, load_style, save_template
 from litgpt.text.tokenizer import Tokenizer, copy_files

@@ -1,25 +1,98 @@
 """`litgpt data check`"""
 
-import json
+import json as json_format
+import re
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Literal, Optional
 
-from rich.console import Console
+import torch
+from rich.table import Table
 from rich.text import Text
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data import DataModule
 from litgpt.data.base import TokenizedDataset
-from litgpt.data.check import check_ids, data_problems, duplicates, histogram
+from litgpt.data.check import (
+    bad_rows,
+    check_ids,
+    data_problems,
+    duplicates,
+    histogram,
+    log_histogram,
+    percentiles,
+    source_table,
+)
 from litgpt.data.lost import EARLIER
 from litgpt.data.named import or_alpaca
-from litgpt.data.tokens import IN_LOSS
+from litgpt.data.tokens import IN_LOSS, Counts, Details, TokenizedRows
+from litgpt.errors import UserError, remark
+from litgpt.families import read_config
+from litgpt.model.config import Config
+from litgpt.storage.files import is_there, read_json
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import TrainArgs
+from litgpt.train.progress import Screen
 from litgpt.train.run import row_limit
+
+LONG = (512, 1024, 2048, 4096)  # lengths in tokens over which rows are counted
+N_REASONS = 8  # reasons why rows are bad that the report names
+Kind = Literal["bad", "duplicates", "truncated", "lost"]
+
+
+class Checked:
+    """The rows of a run and what was found in them.
+
+    Args:
+        loaded: The rows.
+        found: What was found in the training rows.
+        val_found: The same for separate validation rows.
+    """
+
+    def __init__(self, loaded: TokenizedDataset, found: Details, val_found: Details) -> None:
+        self.loaded = loaded
+        self.sets = [(loaded.train.stored(), loaded.sources, found)]
+        if loaded.val_sources is not None:
+            self.sets.append((loaded.val.stored(), loaded.val_sources, val_found))
+
+    def rows(self) -> Iterator[tuple[TokenizedRows, int, str, str]]:
+        """All rows that can be used: the set, the number in it, the file, and the position."""
+        for rows, sources, found in self.sets:
+            paths = (str(source.path) for source, counts in sources for _ in range(counts.kept))
+            for i, (path, where) in enumerate(zip(paths, found.positions)):
+                yield rows, i, path, where
+
+    def lengths(self) -> torch.Tensor:
+        """Tokens of each training row before it was truncated."""
+        return torch.tensor(self.sets[0][2].lengths, dtype=torch.int64)
+
+    def listed(self, kind: Kind) -> Iterator[dict[str, Any]]:
+        """The rows of a kind, each with its file, position, and reason."""
+        if kind == "duplicates":
+            for rows, sources, found in self.sets:
+                paths = [str(source.path) for source, counts in sources for _ in range(counts.kept)]
+                for i, first in enumerate(rows.first_equal().tolist()):
+                    if i != first:
+                        reason = f"equal to {found.positions[first]}"
+                        yield entry(paths[i], found.positions[i], reason)
+            return
+        for _, _, found in self.sets:
+            for source, finding in found.findings:
+                if finding.kind == kind:
+                    yield entry(str(source.path), finding.where, finding.reason)
+
+
+def entry(path: str, where: str, reason: str) -> dict[str, Any]:
+    return {"file": path, "row": number_of(where, path), "where": where, "reason": reason}
+
+
+def number_of(where: str, path: str) -> Optional[int]:
+    """The number of the line or row in a position."""
+    found = re.search(r"(?:line|row) (\d+)", where.removeprefix(path))
+    return int(found[1]) if found else None
 
 
 def main(
@@ -27,45 +100,94 @@ def main(
     data: Optional[DataModule] = None,
     train: TrainArgs = TrainArgs(),  # noqa: B008
     json: bool = False,
+    list: Optional[Kind] = None,
     show: int = 3,
+    sample: int = 0,
+    rows: Optional[str] = None,
     **finetune: Any,
 ) -> None:
     """Check the data of a finetuning run before you start it: rows, tokens, duplicates, and target tokens.
 
-    Takes the config and the options of a finetuning command. Options that do not concern the data have no effect. Exits
-    with 1 if it finds a problem.
+    Takes the config and the options of a finetuning command. Options that do not concern the data have no effect. Reads
+    all rows, whatever is wrong with them, and exits with 1 if it finds a problem. Needs no weights.
 
     Args:
         checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
-        data: The rows, for example JSON with --data.json_path FILE.
+        data: The rows: files, or the name of a data set.
         train: Length, batch size, and learning rate of the run.
         json: Print the report as a JSON object.
-        show: Number of rows to show, with their target tokens marked.
+        list: Print all rows of this kind as JSONL: bad, duplicates, truncated, or lost.
+        show: Number of training rows to show, with their target tokens marked.
+        sample: Number of rows to show from every file.
+        rows: Rows to show, by their numbers in the files, such as 181,204.
     """
     data = or_alpaca(data)
-    checkpoint = open_checkpoint(find_folder(checkpoint_dir))
-    tokenizer = Tokenizer(checkpoint.folder, n_embeddings=checkpoint.config.padded_vocab_size)
-    limit = row_limit(train, checkpoint.config, data)
-    loaded = data.load(tokenizer, checkpoint.folder, limit, context=checkpoint.config.block_size)
-    check_ids(loaded, checkpoint.config.padded_vocab_size)
-    problems = data_problems(loaded)
-    if json:
-        print_json(loaded, problems)
+    folder = find_folder(checkpoint_dir, weights=False)
+    config = config_of(folder)
+    tokenizer = Tokenizer(folder, n_embeddings=config.padded_vocab_size)
+    limit = row_limit(train, config, data)
+    numbers = row_numbers(rows)
+    found, val_found = Details(), Details()
+    screen = Screen(active=not json and list is None)
+    with screen.counting("rows tokenized") as on_progress:
+        loaded = data.load(
+            tokenizer,
+            folder,
+            limit,
+            on_progress=on_progress,
+            context=config.block_size,
+            details=found,
+            val_details=val_found,
+        )
+    checked = Checked(loaded, found, val_found)
+    check_ids(loaded, config.padded_vocab_size)
+    findings = found.findings + val_found.findings
+    problems = bad_rows(loaded, findings, skip=data.on_bad_row == "skip") + data_problems(loaded)
+    if list is not None:
+        for fields in checked.listed(list):
+            print(json_format.dumps(fields, ensure_ascii=False))
+        for problem in problems:
+            remark(problem)
+    elif json:
+        print_json(checked, problems)
     else:
-        print_report(Console(highlight=False, soft_wrap=True), loaded, tokenizer, limit, show, problems)
+        Report(screen, checked, tokenizer, limit).print(problems, show, sample, numbers)
     if problems:
         sys.exit(1)
 
 
-def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
+def config_of(folder: Path) -> Config:
+    """The configuration of a model folder that may have no weights."""
+    if not is_there(folder / "config.json"):
+        return open_checkpoint(folder).config
+    try:
+        return read_config(read_json(folder / "config.json"), name=folder.name)
+    except UserError as e:
+        raise UserError(f"{folder}: {e}") from e
+
+
+def row_numbers(text: Optional[str]) -> list[int]:
+    if not text:
+        return []
+    words = re.split(r"[\s,]+", str(text).strip("[] "))
+    if not all(word.isdecimal() for word in words):
+        raise UserError(f"--rows {text}: expected numbers of rows such as 181,204.")
+    return [int(word) for word in words]
+
+
+def print_json(checked: Checked, problems: list[str]) -> None:
+    loaded, lengths = checked.loaded, checked.lengths()
     sets = {"train": loaded.train, "val": loaded.val}
     print(
-        json.dumps(
+        json_format.dumps(
             {
                 "prompt_style": loaded.style.name,
                 "mask_prompt": loaded.mask_prompt,
+                "files": source_table(loaded.sources),
+                "val_files": source_table(loaded.val_sources or []),
                 "counts": asdict(loaded.counts),
                 "val_counts": asdict(loaded.val_counts) if loaded.val_counts else None,
+                "lengths": {**percentiles(lengths), "over": {n: int((lengths > n).sum()) for n in LONG}},
                 **{
                     name: {
                         "rows": len(rows),
@@ -84,56 +206,158 @@ def print_json(loaded: TokenizedDataset, problems: list[str]) -> None:
     )
 
 
-def print_report(
-    console: Console, loaded: TokenizedDataset, tokenizer: Tokenizer, limit: int, show: int, problems: list[str]
-) -> None:
-    def line(name: str, text: str) -> None:
-        console.print(f"{name:17} {text}", markup=False)
+class Report:
+    """The report on the screen.
 
-    counts = loaded.counts
-    forms = ", ".join(f"{n:,} {form}" for form, n in counts.forms.items())
-    line("rows", f"{counts.rows:,} read: {forms}")
-    line("prompt style", loaded.style.name)
-    line("trained on", "the answers" if loaded.mask_prompt else "prompts and answers")
-    line("limit", f"{limit:,} tokens: {counts.truncated:,} truncated, {counts.too_long:,} dropped")
-    line(
-        "skipped",
-        f"{counts.no_targets:,} without a target token, {counts.bad:,} bad, {counts.skipped:,} excluded by label",
-    )
-    for name, rows in (("training", loaded.train), ("validation", loaded.val)):
-        if len(rows):
-            line(
-                name,
-                f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, longest {int(rows.lengths.max()):,}, "
-                f"{rows.trained_share():.1%} target tokens",
-            )
-    found = duplicates(loaded)
-    line(
-        "duplicates",
-        f"{found.train:,} in training, {found.val:,} in validation, {found.across:,} in both",
-    )
-    bars = histogram(loaded.train)
-    for start, end, n in bars:
-        line(f"{start:6,}-{end:<6,}", f"{'█' * -(-40 * n // max(n for _, _, n in bars))} {n:,}")
-    if counts.lost.get(EARLIER):
-        line("note", f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show")
-    if loaded.counts.no_stop:
-        line("note", f"{counts.no_stop:,} rows train no stop token (truncated rows lose theirs)")
-    for i in range(min(show, len(loaded.train))):
-        console.rule(
-            f"row {i + 1}: target tokens are " + ("green" if console.is_terminal else "in [[ ]]"), align="left"
-        )
-        console.print(marked_row(loaded, tokenizer, i, console.is_terminal))
-    console.rule()
-    for problem in problems:
-        console.print(f"ERROR: {problem}", markup=False, style="bold red")
-    if not problems:
-        console.print("No problems found.", markup=False)
+    Args:
+        limit: Maximum length of a row, in tokens.
+    """
+
+    def __init__(self, screen: Screen, checked: Checked, tokenizer: Tokenizer, limit: int) -> None:
+        self.screen, self.console, self.checked = screen, screen.console, checked
+        self.loaded, self.tokenizer, self.limit = checked.loaded, tokenizer, limit
+
+    def print(self, problems: list[str], show: int, sample: int, numbers: list[int]) -> None:
+        self.print_files()
+        self.print_summary()
+        self.print_lengths()
+        self.print_bad()
+        self.print_notes()
+        self.print_rows(show, sample, numbers)
+        self.console.rule()
+        for problem in problems:
+            self.console.print(f"ERROR: {problem}", markup=False, style="bold red", soft_wrap=True)
+        if not problems:
+            self.screen.say("No problems found.")
+
+    def print_files(self) -> None:
+        """A line for each file, and their sum."""
+        table = Table(box=None, pad_edge=False)
+        table.add_column("file", overflow="fold")
+        for name in ("rows", "used", "skipped", "truncated", "weight", "tokens"):
+            table.add_column(name, justify="right", no_wrap=True)
+        table.add_column("forms", overflow="fold")
+        for title, sources in (("", self.loaded.sources), (" (validation)", self.loaded.val_sources or [])):
+            lines = source_table(sources)
+            for line in lines:
+                table.add_row(*cells(line, title))
+            if len(lines) > 1:
+                total = sum((counts for _, counts in sources), Counts())
+                numbers = ("rows", "used", "skipped", "truncated", "tokens")
+                sums = {name: sum(line[name] for line in lines) for name in numbers}
+                table.add_row(*cells({"file": "total", "weight": None, "forms": total.forms, **sums}, title))
+        self.console.print(table)
+
+    def print_summary(self) -> None:
+        loaded, counts = self.loaded, sum((c for _, c in self.loaded.all_sources), Counts())
+        skipped = {
+            "bad": counts.bad,
+            "without a target token": counts.no_targets,
+            "too long": counts.too_long,
+            "excluded by label": counts.skipped,
+            "with lost parts": counts.dropped_lost,
+        }
+        reasons = ", ".join(f"{n:,} {reason}" for reason, n in skipped.items() if n)
+        sets = (("training", loaded.train), ("validation", loaded.val))
+        described = {
+            name: f"{len(rows):,} rows, {int(rows.lengths.sum()):,} tokens, {rows.trained_share():.1%} target tokens"
+            for name, rows in sets
+            if len(rows)
+        }
+        equal = duplicates(loaded)
+        dropped = f"{loaded.n_duplicates:,} dropped, " if loaded.n_duplicates else ""
+        both = f"{equal.train:,} in training, {equal.val:,} in validation, {equal.across:,} in both"
+        rows = {
+            "skipped": reasons or "none",
+            "prompt style": loaded.style.name,
+            "trained on": "the answers" if loaded.mask_prompt else "prompts and answers",
+            "limit": f"{self.limit:,} tokens",
+            **described,
+            "duplicates": f"{dropped}{both}",
+        }
+        self.screen.table("", rows)
+
+    def print_lengths(self) -> None:
+        lengths = self.checked.lengths()
+        if not len(lengths):
+            return
+        shares = ", ".join(f"{name} {n:,}" for name, n in percentiles(lengths).items())
+        over = ", ".join(f"{int((lengths > n).sum()):,} over {n:,}" for n in LONG)
+        bars = log_histogram(lengths)
+        most = max(n for _, _, n in bars)
+        self.screen.say()
+        self.screen.say(f"Tokens per training row: {shares} ({over})")
+        for start, end, n in bars:
+            self.screen.say(f"{start:7,} to {end:<7,} {'█' * -(-40 * n // most)} {n:,}")
+
+    def print_bad(self) -> None:
+        """Why rows are bad, grouped by reasons that differ only in their position."""
+        reasons: dict[str, list[str]] = {}
+        for _, _, found in self.checked.sets:
+            for _, finding in found.findings:
+                if finding.kind == "bad":
+                    same = re.sub(r"\d+|'.*?'", "", finding.reason.replace(finding.where, ""))
+                    reasons.setdefault(same, []).append(finding.reason)
+        groups = sorted(reasons.values(), key=len, reverse=True)
+        if groups:
+            self.screen.say()
+        for group in groups[:N_REASONS]:
+            self.screen.say(f"{len(group):,} bad: {group[0]}")
+        if len(groups) > N_REASONS:
+            self.screen.say(f"and {len(groups) - N_REASONS:,} other reasons; --list bad prints all bad rows")
+
+    def print_notes(self) -> None:
+        counts = sum((c for _, c in self.loaded.all_sources), Counts())
+        notes = self.loaded.notes()
+        if counts.lost.get(EARLIER):
+            notes.append(f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show.")
+        if counts.no_stop:
+            notes.append(f"{counts.no_stop:,} rows train no stop token (truncated rows lose theirs).")
+        if counts.short_prompts:
+            notes.append(f"{counts.short_prompts:,} rows have an almost empty prompt.")
+        for note in notes:
+            self.screen.say(f"NOTE: {note}")
+
+    def print_rows(self, show: int, sample: int, numbers: list[int]) -> None:
+        """Show rows, with their target tokens marked, and the reasons of those that cannot be used."""
+        train, positions = self.loaded.train, self.checked.sets[0][2].positions
+        for i in train.index[:show].tolist():
+            self.print_row(train.stored(), i, positions[i])
+        if sample:
+            by_file: dict[str, list[tuple[TokenizedRows, int, str]]] = {}
+            for rows, i, path, where in self.checked.rows():
+                by_file.setdefault(path, []).append((rows, i, where))
+            for found in by_file.values():
+                n = min(sample, len(found))
+                for k in range(n):
+                    self.print_row(*found[k * len(found) // n])
+        for number in numbers:
+            matching = [row for row in self.checked.rows() if number_of(row[3], row[2]) == number]
+            for rows, i, _, where in matching:
+                self.print_row(rows, i, where)
+            dropped = [f.reason for *_, found in self.checked.sets for s, f in found.findings
+                if number_of(f.where, str(s.path)) == number]  # fmt: skip
+            for reason in dropped:
+                self.screen.say(f"row {number}: {reason}")
+            if not matching and not dropped:
+                self.screen.say(f"row {number}: no such row, or it was skipped")
+
+    def print_row(self, rows: TokenizedRows, i: int, where: str) -> None:
+        marks = "green" if self.console.is_terminal else "in [[ ]]"
+        self.console.rule(f"{where}: target tokens are {marks}", align="left")
+        self.console.print(marked_row(rows, i, self.tokenizer, self.console.is_terminal), soft_wrap=True)
 
 
-def marked_row(loaded: TokenizedDataset, tokenizer: Tokenizer, i: int, color: bool) -> Text:
+def cells(line: dict[str, Any], title: str) -> list[str]:
+    numbers = [f"{line[name]:,}" for name in ("rows", "used", "skipped", "truncated")]
+    weight = "" if line["weight"] is None else f"{line['weight']:g}"
+    forms = ", ".join(line["forms"])
+    return [f"{line['file']}{title}", *numbers, weight, f"{line['tokens']:,}", forms]
+
+
+def marked_row(rows: TokenizedRows, i: int, tokenizer: Tokenizer, color: bool) -> Text:
     """A row as text, including special tokens, with its target tokens marked."""
-    ids, mask = loaded.train.row(i)
+    ids, mask = rows.row(i)
     in_loss = (mask & IN_LOSS).bool().tolist()
     text, start = Text(), 0
     for end in range(1, len(ids) + 1):

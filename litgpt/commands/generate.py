@@ -19,15 +19,22 @@ from torch import distributed
 
 from litgpt.cli.groups import option_group
 from litgpt.commands.answer_file import PromptFile
+from litgpt.data.json_file import Entries
 from litgpt.errors import UserError
 from litgpt.generate.answers import Answer, decode, in_order
 from litgpt.generate.engine import Engine, Request
-from litgpt.generate.inference_model import InferenceModel, natural_precision
-from litgpt.generate.options import DEFAULT_PROMPT, ModelOptions, PromptOptions, check_positive
+from litgpt.generate.inference_model import (
+    DEFAULT_PROMPT,
+    InferenceModel,
+    ModelOptions,
+    PromptOptions,
+    check_positive,
+    natural_precision,
+)
+from litgpt.generate.prompt_file import Prompts
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.sequentially import usable_devices
+from litgpt.generate.several_devices import check_divisible, keep_part, usable_devices
 from litgpt.generate.speculative import Speculation, check_same_tokens
-from litgpt.generate.tensor_parallel import check_divisible, keep_part
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model import GPT
@@ -47,7 +54,7 @@ def main(
     options: PromptOptions,
     sampling: Sampling,
     model: ModelOptions,
-    prompts: Optional[Path] = None,
+    prompts: Optional[Entries] = None,
     out: Optional[Path] = None,
     batch_size: int = MAX_BATCH,
     finetuned_path: Optional[Path] = None,
@@ -61,7 +68,8 @@ def main(
     Args:
         checkpoint_dir: Model folder or adapter folder, or the name of one under checkpoints/.
         prompts: File of prompts (JSONL, JSON, CSV, TSV, or Parquet) whose rows have prompt, messages, or instruction
-            and input. Replaces --prompt. Broken rows are reported, and get an error instead of an answer.
+            and input; also a pattern, a folder, hf:ORG/NAME, or a list, each alone or with options as for --data.
+            Replaces --prompt. Broken rows are reported, and get an error instead of an answer.
         out: JSONL file for the answers to --prompts, row by row: the fields of the prompt, answer, and finish_reason
             (lists of them if --num_samples is above 1). Rows that the file already has are not answered again. By
             default the rows go to stdout.
@@ -80,7 +88,7 @@ def main(
     else:
         options = read_stdin_options(options)
     with exclusive(out, "--out") if out is not None else nullcontext():
-        file = PromptFile(prompts, out, options) if prompts is not None else None
+        file = PromptFile(Prompts(prompts), out, options) if prompts is not None else None
         if file is not None and file.n_done == file.total:
             print(f"{out} already has all {file.total:,} answers.", file=sys.stderr)
             return
@@ -137,7 +145,8 @@ def speculatively(
     """
     check_positive(speculative_k=speculative_k)
     options = read_stdin_options(options)
-    draft, target = model.open(draft_model_checkpoint_dir), model.open(target_model_checkpoint_dir)
+    draft = replace(model, template_kwargs=None).open(draft_model_checkpoint_dir)
+    target = model.open(target_model_checkpoint_dir)
     check_same_tokens(target.tokenizer, draft.tokenizer)
     draft.prepare(model.compile)
     target.prepare(model.compile)  # last, since it sets the number of threads
@@ -145,7 +154,7 @@ def speculatively(
     requests = options.requests(ids, sampling, target.stop_ids)
     speculation = Speculation(target.model, draft.model, speculative_k)
     began = time.perf_counter()
-    answers = speculation.answers(target.tokenizer, requests, options.stop_strings)
+    answers = decode(speculation, target.tokenizer, requests, options.stop_strings)
     n_new = print_answers(answers, rendered, target)
     share = speculation.n_accepted / max(speculation.n_drafted, 1)
     print_metrics(n_new, began, target.device, f"{share:.0%} of {speculation.n_drafted} drafted tokens accepted")
@@ -201,7 +210,8 @@ def tensor_parallel(checkpoint_dir: Path, options: PromptOptions, sampling: Samp
         check_compiler(device)
     with torch.device("meta"):
         empty = GPT(source.checkpoint.config)
-    rendered, ids = options.render(InferenceModel(source, empty, source.tokenizer(), source.style()))
+    style = source.style().with_variables(model.template_kwargs) if model.template_kwargs else source.style()
+    rendered, ids = options.render(InferenceModel(source, empty, source.tokenizer(), style))
     Request(ids, options.max_new_tokens).check(empty)
     precision: Any = model.precision or natural_precision(source, device)
     with tempfile.TemporaryDirectory(prefix="litgpt-tp-") as folder:

@@ -8,8 +8,7 @@ from typing import Literal, Optional
 
 import torch
 
-from litgpt.checkpoint.folder import with_changes
-from litgpt.checkpoint.writing import widest_first, write_weights
+from litgpt.checkpoint.folder import widest_first, with_changes, write_weights
 from litgpt.errors import UserError
 from litgpt.families import weight_map
 from litgpt.families.weights import FLOATS, Outline

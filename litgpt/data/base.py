@@ -3,18 +3,18 @@
 import itertools
 import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
 
-from litgpt.data.forms import recognize, rename
-from litgpt.data.render import TokenMaker, with_remedy
+from litgpt.data.columns import as_option, match
+from litgpt.data.forms import rename
+from litgpt.data.render import Progress, TokenMaker, with_remedy
 from litgpt.data.row_files import Rows
 from litgpt.data.sources import RowSource, TextPiece
-from litgpt.data.tokens import Counts, TokenizedRows
+from litgpt.data.tokens import Counts, Details, TokenizedRows
 from litgpt.errors import UserError
 from litgpt.text.chat_template import clock_at
 from litgpt.text.prompts import PromptStyle, choose_style
@@ -33,25 +33,60 @@ class TokenizedDataset:
         val: Validation rows.
         style: The prompt style of the rows.
         turn_end: The text of the token that ends an answer.
-        counts: What happened to the rows that were read; `val_counts` for separate validation files.
+        sources: The sources of the training rows, and what happened to the rows of each.
+        val_sources: The same for separate validation rows, or None.
         mask_prompt: Whether only answers are trained on.
         cached: Whether the tokens came from the cache.
         below_context: Whether the model could read longer rows than the limit.
         plain_text: Whether the rows are texts without a prompt style.
-        files: The number of usable rows in each training file and each separate validation file.
+        n_duplicates: Training rows that were dropped because they are equal to an earlier one.
     """
 
     train: TokenizedRows
     val: TokenizedRows
     style: PromptStyle
     turn_end: Optional[str]
-    counts: Counts
-    val_counts: Optional[Counts]
+    sources: list[tuple[RowSource, Counts]]
+    val_sources: Optional[list[tuple[RowSource, Counts]]]
     mask_prompt: bool
     cached: bool
     below_context: bool
     plain_text: bool = False
-    files: dict[str, int] = field(default_factory=dict)
+    n_duplicates: int = 0
+
+    @property
+    def counts(self) -> Counts:
+        """What happened to the training rows that were read."""
+        return sum((counts for _, counts in self.sources), Counts())
+
+    @property
+    def val_counts(self) -> Optional[Counts]:
+        return None if self.val_sources is None else sum((counts for _, counts in self.val_sources), Counts())
+
+    @property
+    def all_sources(self) -> list[tuple[RowSource, Counts]]:
+        return [*self.sources, *(self.val_sources or [])]
+
+    def notes(self) -> list[str]:
+        """What happened to the rows that a user may not expect."""
+        found = [
+            f"{source.path}: columns recognized by similar names. To set them, pass "
+            f"{as_option({**(source.columns or {}), **counts.columns})}"
+            for source, counts in self.all_sources
+            if counts.columns
+        ]
+        counts = sum((counts for _, counts in self.all_sources), Counts())
+        if counts.ignored:
+            ignored = sorted(counts.ignored.items(), key=lambda item: -item[1])
+            names = ", ".join(f"{name} ({n:,} rows)" for name, n in ignored[:20])
+            found.append(f"Ignored columns and fields: {names}{', ...' if len(ignored) > 20 else ''}.")
+        if counts.as_text:
+            found.append(f"{counts.as_text:,} rows have parts that became texts of their messages.")
+        if counts.dropped_lost:
+            found.append(f"{counts.dropped_lost:,} rows dropped: the prompt style does not show all of their parts.")
+        if self.n_duplicates:
+            found.append(f"{self.n_duplicates:,} duplicate rows dropped.")
+        return found
 
 
 class DataModule(ABC):
@@ -69,6 +104,10 @@ class DataModule(ABC):
             prompts too. Replaces mask_prompt.
         too_long: What to do with rows longer than train.max_seq_length: cut (truncate), drop, or stop with an error.
         on_bad_row: What to do with rows that cannot be used: stop with an error, or skip and count them.
+        on_lost: What to do with rows whose system message, tools, tool calls, or reasoning the prompt style does not
+            show: stop with an error, drop_row, or as_text to write these parts into the texts of the messages.
+        duplicates: Whether to keep or drop training rows that are equal to an earlier one.
+        template_kwargs: Variables for the chat template, such as {enable_thinking: false}. Saved with the result.
         ignore_index: Ignored; accepted for older recipes.
         seed: Seed for the choice of held-out rows.
         num_workers: Ignored; accepted for older recipes.
@@ -84,6 +123,9 @@ class DataModule(ABC):
         train_on: Optional[TrainOn] = None,
         too_long: Literal["cut", "drop", "error"] = "cut",
         on_bad_row: Literal["error", "skip"] = "error",
+        on_lost: Literal["error", "drop_row", "as_text"] = "error",
+        duplicates: Literal["keep", "drop"] = "keep",
+        template_kwargs: Optional[dict[str, Any]] = None,
         ignore_index: int = -100,
         seed: int = 42,
         num_workers: int = 4,
@@ -93,7 +135,8 @@ class DataModule(ABC):
         self.mask_prompt, self.train_on = mask_prompt, train_on
         self.val_split_fraction, self.seed = val_split_fraction, seed
         self.prompt_style = prompt_style
-        self.too_long, self.on_bad_row = too_long, on_bad_row
+        self.too_long, self.on_bad_row, self.on_lost = too_long, on_bad_row, on_lost
+        self.duplicates, self.template_kwargs = duplicates, template_kwargs
 
     @abstractmethod
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
@@ -115,8 +158,10 @@ class DataModule(ABC):
         tokenizer: Tokenizer,
         folder: Path,
         max_seq_length: int,
-        on_progress: Callable[[int], None] = lambda rows: None,
+        on_progress: Progress = lambda rows, total: None,
         context: Optional[int] = None,
+        details: Optional[Details] = None,
+        val_details: Optional[Details] = None,
     ) -> TokenizedDataset:
         """Tokenize the training and validation rows, or load their tokens from the cache.
 
@@ -124,8 +169,11 @@ class DataModule(ABC):
             tokenizer: The checkpoint's tokenizer.
             folder: The checkpoint, for its chat template.
             max_seq_length: Maximum length of a row, in tokens.
-            on_progress: Called with the number of tokenized rows; never called if they come from the cache.
+            on_progress: Called with the number of rows so far and of all rows, None if unknown. Never called if the
+                tokens come from the cache.
             context: The model's context length in tokens, if known.
+            details: Filled with what was found in the training rows. All rows are then read, whatever is wrong.
+            val_details: The same for separate validation rows.
 
         Raises:
             UserError: The rows cannot be read or used.
@@ -135,6 +183,8 @@ class DataModule(ABC):
         plain_text = form == "text" and self.prompt_style == "auto"
         name = "none" if plain_text else self.prompt_style
         style = choose_style(name, folder, chat=form in CHAT_FORMS)
+        if self.template_kwargs:
+            style = style.with_defaults(self.template_kwargs)
         turn_end = style.turn_end(tokenizer.special_tokens) or tokenizer.eos_token
         mask_prompt = self.mask_prompt
         if self.train_on is not None:
@@ -150,29 +200,31 @@ class DataModule(ABC):
             mask_prompt=mask_prompt,
             max_length=max_seq_length,
             below_context=below_context,
+            details=details,
         )
         train, counts, cached = maker.tokens(train_sources, on_progress, opened)
-        files = {str(source.path): n for source, n in zip(train_sources, counts.sources)}
-        val_counts = None
+        n_rows = len(train)
+        if self.duplicates == "drop":
+            train = train.without_duplicates()
+        n_duplicates, val_counts = n_rows - len(train), None
         if val_sources is None:
             train, val = self.split(train)
         elif self.val_split_fraction:
             raise UserError("Remove --data.val_split_fraction: the data has separate validation rows.")
         else:
-            val, val_counts, _ = maker.tokens(val_sources, on_progress)
-            files |= {str(source.path): n for source, n in zip(val_sources, val_counts.sources)}
+            val, val_counts, _ = replace(maker, details=val_details).tokens(val_sources, on_progress)
         return TokenizedDataset(
             train=weighted(train, train_sources, counts, self.seed),
             val=val,
             style=style,
             turn_end=turn_end,
-            counts=counts,
-            val_counts=val_counts,
+            sources=list(zip(train_sources, counts)),
+            val_sources=None if val_sources is None else list(zip(val_sources, val_counts or [])),
             mask_prompt=mask_prompt,
             cached=cached,
             below_context=below_context,
             plain_text=plain_text,
-            files=files,
+            n_duplicates=n_duplicates,
         )
 
     def first_form(self, sources: list[RowSource]) -> tuple[str, Rows]:
@@ -184,7 +236,7 @@ class DataModule(ABC):
                 try:
                     adapted = self.fields(source, where, fields)
                     if adapted is not None:
-                        form = source.form or recognize(adapted, where)
+                        form, _ = match(adapted, where, source.form)
                         return form, itertools.chain(seen, rows) if number == 0 else sources[0].rows()
                 except UserError as e:
                     if self.on_bad_row == "error":
@@ -224,11 +276,11 @@ class DataModule(ABC):
         return rows.subset((~held).nonzero().squeeze(1)), rows.subset(held.nonzero().squeeze(1))
 
 
-def weighted(rows: TokenizedRows, sources: list[RowSource], counts: Counts, seed: int) -> TokenizedRows:
+def weighted(rows: TokenizedRows, sources: list[RowSource], counts: list[Counts], seed: int) -> TokenizedRows:
     """The rows of each source, repeated by its weight. A fraction of a weight takes a random share of the rows."""
     if all(s.weight == 1 for s in sources):
         return rows
-    ends = torch.tensor(counts.sources).cumsum(0)
+    ends = torch.tensor([c.kept for c in counts]).cumsum(0)
     of = torch.bucketize(rows.index, ends, right=True)
     chosen = []
     for number, source in enumerate(sources):

@@ -25,7 +25,8 @@ EXAMPLES = {
 }
 TEXTS = ("name", "tool_call_id")  # fields of a message that must be strings
 READ = ("role", "from", "content", "value", "tool_calls", "function_call", "weight", "train")  # read by `message`
-SHARED = ("system", "tools", "input", "context", *REASONING)  # keys that a conversation of any form may have
+VARIABLES = "chat_template_kwargs"  # what a row passes to the chat template
+SHARED = ("system", "tools", "input", "context", *REASONING, VARIABLES)  # keys that a conversation of any form may have
 SKIP = "skip such rows with --data.on_bad_row skip."
 
 Fields = Mapping[str, Any]
@@ -43,11 +44,13 @@ class Row:
             further fields of the file.
         tools: The tools that the assistant may call, as in the file.
         text: A text in place of messages. All of it is trained on.
+        variables: What the row passes to the chat template, such as {"enable_thinking": false}.
     """
 
     messages: Messages
     tools: Optional[list[Any]] = None
     text: Optional[str] = None
+    variables: Optional[dict[str, Any]] = None
 
 
 @dataclass(frozen=True)
@@ -118,11 +121,7 @@ def to_row(fields: Any, form: str, where: str, columns: Optional[Mapping[str, st
     if columns:
         fields = rename(fields, columns, where)
     check_keys(fields, form, where)
-    unused = [key for key in columns or () if fields.get(key) is not None and not FORMS[form].uses(key)]
-    if unused:
-        raise UserError(
-            f"--data.columns {unused[0]}: the {form} format has no such column. Remove it from the mapping."
-        )
+    check_mapped(fields, form, columns or {})
     made = FORMS[form].read(fields, where)
     if isinstance(made, str):
         return Row([], text=made)
@@ -153,6 +152,13 @@ def rename(fields: Any, columns: Mapping[str, str], where: str) -> dict[str, Any
             )
         renamed[ours] = fields[theirs]
     return renamed
+
+
+def check_mapped(fields: Fields, form: str, columns: Mapping[str, str]) -> None:
+    """Raise `UserError` if the form does not use a column that `columns` maps."""
+    for key in columns:
+        if fields.get(key) is not None and not FORMS[form].uses(key):
+            raise UserError(f"--data.columns {key}: the {form} format has no such column. Remove it from the mapping.")
 
 
 def turn(prompt: str, answer: str) -> Messages:
@@ -261,7 +267,18 @@ def conversation(messages: Messages, fields: Fields, where: str) -> Row:
     check_texts(thoughts, "reasoning", where)
     if not any(messages[-1].get(key) for key in REASONING):
         messages[-1] |= thoughts
-    return Row(*with_shared(messages, fields, where))
+    return Row(*with_shared(messages, fields, where), variables=variables_of(fields, where))
+
+
+def variables_of(fields: Fields, where: str) -> Optional[dict[str, Any]]:
+    """What a row passes to the chat template, also as JSON text."""
+    value = parsed(fields.get(VARIABLES))
+    if value in (None, "", {}):
+        return None
+    if not isinstance(value, dict):
+        raise UserError(f"{where}, has {VARIABLES} {shown(value)}, which is {kind(value)}, not an object.")
+    check_texts(value, VARIABLES, where)
+    return value
 
 
 def with_shared(messages: Messages, fields: Fields, where: str) -> tuple[Messages, Optional[list[Any]]]:

@@ -1,23 +1,35 @@
 """Rows from the user's own files."""
 
+import glob
 import math
+import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.data.base import DataModule
-from litgpt.data.row_files import no_file
+from litgpt.data.forms import FORMS
+from litgpt.data.row_files import READERS, endings, no_file
 from litgpt.data.sources import RowSource
-from litgpt.errors import UserError
+from litgpt.errors import UserError, nearest, remark
 
-ENDINGS = (".json", ".jsonl", ".ndjson", ".csv", ".tsv", ".parquet")
+Entry = Union[str, dict[str, Any]]
+Entries = Union[str, dict[str, Any], list[Entry]]
+
+ENTRY_KEYS = ("path", "columns", "weight", "form", "split", "rows")
+TEXT = ".txt"
+TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation", "dev", "eval"), ("test",)
 
 
 class JSON(DataModule):
     """Rows from files: JSON, JSONL, CSV, TSV, or Parquet, compressed or not.
 
     Args:
-        json_path: A file, a folder with train and val files, hf:ORG/NAME for a data set on the hub, or a list of these.
-        val_path: A file with the validation rows, hf:ORG/NAME:SPLIT, or a list. Default: hold out some training rows.
+        json_path: A file, a pattern like data/*.jsonl, a folder, hf:ORG/NAME for a data set on the hub, or a list of
+            these. An entry of the list may be a mapping with its own options: path, columns, weight, form, split, and
+            rows: the number of its first rows, or a fraction. split: val makes validation rows; other names select the
+            split of a data set on the hub.
+        val_path: The same for validation rows. Default: hold out some training rows.
         format: Format of the rows, such as alpaca, messages, or sharegpt. Default: detected from the columns.
         columns: Maps litgpt's columns to the file's, such as {instruction: question, output: answer}.
         weights: How often the rows of each path are seen in an epoch, such as [1, 0.5]. Default: once.
@@ -25,44 +37,175 @@ class JSON(DataModule):
 
     def __init__(
         self,
-        json_path: Union[str, list[str]],
-        val_path: Optional[Union[str, list[str]]] = None,
+        json_path: Entries,
+        val_path: Optional[Entries] = None,
         format: Optional[str] = None,
         columns: Optional[dict[str, str]] = None,
         weights: Optional[list[float]] = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.json_path = [str(p) for p in ([json_path] if isinstance(json_path, (str, Path)) else json_path)]
-        self.val_path = [str(p) for p in ([val_path] if isinstance(val_path, (str, Path)) else val_path or [])]
+        self.json_path = entries_of(json_path, "--data.json_path")
+        self.val_path = entries_of(val_path, "--data.val_path") if val_path else []
         self.format, self.columns = format, columns
-        self.weights = weights or [1.0] * len(self.json_path)
-        if len(self.weights) != len(self.json_path) or not all(0 < w < math.inf for w in self.weights):
+        if weights and (len(weights) != len(self.json_path) or not all(0 < w < math.inf for w in weights)):
             raise UserError(
-                f"--data.weights {self.weights}: expected one positive number for each of {len(self.json_path)} paths."
+                f"--data.weights {weights}: expected one positive number for each of {len(self.json_path)} paths."
             )
+        for entry, weight in zip(self.json_path, weights or []):
+            entry.setdefault("weight", weight)
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
-        train = list(zip(self.json_path, self.weights))
-        val = self.val_path
-        if len(train) == 1 and Path(train[0][0]).is_dir():
-            folder = Path(train[0][0])
-            files = {name: in_folder(folder, name) for name in ("train", "val")}
-            if files["train"] is None:
-                raise UserError(f"{folder} has no training file. Expected train.json, train.jsonl, or similar.")
-            train = [(str(files["train"]), self.weights[0])]
-            val = val or [str(p) for p in [files["val"]] if p]
-        for path in val:  # check them before the training rows are read
-            if not path.startswith("hf:") and not Path(path).is_file():
-                raise no_file(Path(path), "--data.val_path")
-        options: dict[str, Any] = {"columns": self.columns, "form": self.format}
-        val_sources = [RowSource(p, inherits=True, **options) for p in val] if val else None
-        return [RowSource(p, w, **options) for p, w in train], val_sources
+        train, val = expand(self.json_path, "--data.json_path", self.columns, self.format)
+        if self.val_path:
+            own, held = expand(self.val_path, "--data.val_path", self.columns, self.format, inherit=True)
+            val = [*own, *held]
+        if not train:
+            raise UserError(f"{', '.join(str(s.path) for s in val)}: expected training rows as well.")
+        return train, val or None
+
+    def places(self) -> list[Path]:
+        train, val = self.sources()
+        paths = [Path(source.path) for source in [*train, *(val or [])] if not str(source.path).startswith("hf:")]
+        return [path for path in paths if path.exists()]
 
 
-def in_folder(folder: Path, name: str) -> Optional[Path]:
-    """The file `name` in `folder`, with any known extension."""
-    found = sorted(p for p in folder.glob(f"{name}.*") if any(f"{name}{e}" in p.name for e in ENDINGS))
-    if len(found) > 1:
-        raise UserError(f"{folder} has several {name} files: {', '.join(p.name for p in found)}. Remove all but one.")
-    return found[0] if found else None
+def expand(
+    entries: list[dict[str, Any]],
+    option: str,
+    columns: Optional[dict[str, str]] = None,
+    form: Optional[str] = None,
+    inherit: bool = False,
+) -> tuple[list[RowSource], list[RowSource]]:
+    """The training rows and the validation rows that paths with their options name.
+
+    Args:
+        entries: As `entries_of` returns them.
+        option: Named in errors.
+        columns: Of files that say nothing of it. It applies to several files only where it fits.
+        form: The same.
+        inherit: Whether it applies to a single file, too, only where it fits.
+    """
+    found: list[tuple[bool, dict[str, Any], Union[str, Path]]] = []
+    for entry in entries:
+        found += [(is_val, entry, path) for is_val, path in files_of(entry["path"], entry.get("split"), option)]
+    sets: tuple[list[RowSource], list[RowSource]] = ([], [])
+    for is_val, entry, path in found:
+        own = entry.get("columns") is not None or entry.get("form") is not None
+        sets[is_val].append(
+            RowSource(
+                path,
+                weight=float(entry.get("weight") or 1.0),
+                columns=entry.get("columns") if own else columns,
+                form=entry.get("form") if own else form,
+                inherits=not own and (inherit or is_val or len(found) > 1),
+                limit=entry.get("rows"),
+            )
+        )
+    return sets
+
+
+def is_data(name: str) -> bool:
+    """Whether a word of a command line names data rather than a data set or a model."""
+    path = Path(name)
+    if path.is_dir():
+        return not (path / "config.json").exists() and any(is_readable(file) for file in path.rglob("*"))
+    return name.startswith("hf:") or is_readable(path) or ("/" in name and path.is_file())
+
+
+def is_readable(path: Path) -> bool:
+    return endings(path)[0] in (*READERS, TEXT)
+
+
+def from_entries(entries: list[Entry]) -> tuple[str, dict[str, Any]]:
+    """The class of the data set that reads these files, and its arguments. Files of text make documents."""
+    paths = [Path(entry) for entry in entries if isinstance(entry, str)]
+    files = [file for p in paths for file in (p.rglob("*") if p.is_dir() else [p]) if is_readable(file)]
+    if len(paths) == len(entries) and files and all(endings(file)[0] == TEXT for file in files):
+        return "TextFiles", {"train_data_path": [str(path) for path in paths]}
+    return "JSON", {"json_path": entries}
+
+
+def entries_of(value: Entries, option: str) -> list[dict[str, Any]]:
+    """Each path with its options. Raises `UserError` if one of them is not valid."""
+    values = value if isinstance(value, list) else [value]
+    if not values:
+        raise UserError(f"{option} is empty. Expected a file.")
+    entries = [dict(v) if isinstance(v, Mapping) else {"path": str(v)} for v in values]
+    for entry in entries:
+        check_entry(entry)
+    return entries
+
+
+def check_entry(entry: dict[str, Any]) -> None:
+    """Raise `UserError` if the options of a path are not valid."""
+    name = entry.get("path")
+    unknown = next((key for key in entry if key not in ENTRY_KEYS), None)
+    if unknown is not None or not isinstance(name, (str, Path)):
+        problem = f"unknown option {unknown!r}.{nearest(str(unknown), ENTRY_KEYS)}" if unknown else "path is missing."
+        raise UserError(f"--data {entry}: {problem} The options of a file are {', '.join(ENTRY_KEYS)}.")
+    weight, rows, form, columns = (entry.get(key) for key in ("weight", "rows", "form", "columns"))
+    if weight is not None and not (type(weight) in (int, float) and 0 < weight < math.inf):
+        raise UserError(f"{name}: weight {weight} is not a positive number.")
+    if rows is not None and not (type(rows) is int and rows > 0) and not (type(rows) is float and 0 < rows < 1):
+        raise UserError(f"{name}: rows {rows} is neither a number of rows nor a fraction between 0 and 1.")
+    if form is not None and form not in FORMS:
+        raise UserError(f"{name}: form {form} is not known. Choose from {', '.join(FORMS)}.{nearest(str(form), FORMS)}")
+    if columns is not None and not isinstance(columns, Mapping):
+        raise UserError(f"{name}: columns {columns} is not a mapping like {{instruction: question, output: answer}}.")
+
+
+def files_of(path: str, split: Optional[str], option: str) -> list[tuple[bool, Union[str, Path]]]:
+    """What a path stands for, each with whether it is for validation.
+
+    Args:
+        path: A file, a pattern, a folder, or a data set on the hub.
+        split: The part to use: `val`, or the split of a data set on the hub.
+        option: Named in errors.
+    """
+    is_val = split in VAL
+    if path.startswith("hf:"):
+        has_split = ":" in path.removeprefix("hf:")
+        return [(is_val, path if has_split or split is None else f"{path}:{split}")]
+    if Path(path).is_dir():
+        return in_folder(Path(path), split)
+    if split is not None and split not in (*TRAIN, *VAL):
+        raise UserError(f"{path}: split {split} is not known. For files, choose train or val.")
+    if not Path(path).is_file() and re.search(r"[*?\[]", path):
+        found = [Path(p) for p in sorted(glob.glob(path, recursive=True)) if Path(p).is_file()]
+        if not found:
+            raise UserError(f"No file matches {path!r} ({option}).")
+        return [(is_val, file) for file in found]
+    if not Path(path).is_file():
+        raise no_file(Path(path), option)
+    return [(is_val, Path(path))]
+
+
+def in_folder(folder: Path, split: Optional[str]) -> list[tuple[bool, Union[str, Path]]]:
+    """The files of rows in a folder and below. Files named train, val, or test, or in folders of that name, are used as
+    such; test files validate if there are no others for that. Without a training file, all others are."""
+    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and endings(p)[0] in READERS]
+    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    if not files:
+        raise UserError(f"{folder} has no file of rows. Expected train.jsonl or similar.")
+    stems = [p.parent / p.name.partition(".")[0] for p in files]
+    if twice := next((stem for stem in stems if stems.count(stem) > 1), None):
+        names = ", ".join(p.name for p, stem in zip(files, stems) if stem == twice)
+        raise UserError(f"{twice.parent} has {twice.name} in several formats: {names}. Remove all but one.")
+
+    def part(file: Path) -> str:
+        words = [re.split(r"[^a-z]", name.lower())[0] for name in reversed(file.relative_to(folder).parts)]
+        return next((word for word in words if word in (*TRAIN, *VAL, *TEST)), "")
+
+    if split is not None:
+        chosen = [p for p in files if part(p) == split or {part(p), split} <= set(VAL)]
+        if not chosen:
+            raise UserError(f"{folder} has no file of the split {split}. Found: {', '.join(p.name for p in files)}.")
+        return [(split in VAL, p) for p in chosen]
+    val = [p for p in files if part(p) in VAL] or [p for p in files if part(p) in TEST]
+    train = [p for p in files if part(p) in TRAIN] or [p for p in files if part(p) not in (*VAL, *TEST)]
+    if not train:
+        raise UserError(f"{folder} has no training file. Found: {', '.join(p.name for p in files)}.")
+    if unused := [str(p.relative_to(folder)) for p in files if p not in train and p not in val]:
+        remark(f"{folder}: not used: {', '.join(unused[:10])}{', ...' if len(unused) > 10 else ''}.")
+    return [*((False, p) for p in train), *((True, p) for p in val)]

@@ -268,5 +268,5 @@ def or_alpaca(data: Optional[DataModule]) -> DataModule:
     """The selected data set, or LitGPT's default with a note on stderr."""
     if data is not None:
         return data
-    remark("no --data: using LitGPT's default, Alpaca's 52,000 rows. For your own: --data JSON --data.json_path FILE")
+    remark("no --data: using LitGPT's default, Alpaca's 52,000 rows. For your own: --data FILE")
     return Alpaca()

@@ -120,9 +120,9 @@ class Generated(RowSource):
     def rows(self) -> Iterator[tuple[str, Any]]:
         yield from ((f"{self.path}, row {i + 1}", fields) for i, fields in enumerate(self.make()))
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> tuple[str, int]:
         code = inspect.getsource(sys.modules[__name__])
-        return hashlib.sha256(f"{self.path} {self.settings} {code}".encode()).hexdigest()
+        return hashlib.sha256(f"{self.path} {self.settings} {code}".encode()).hexdigest(), 0
 
 
 class PicoText(DataModule):

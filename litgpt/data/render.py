@@ -4,30 +4,35 @@ import contextlib
 import gc
 import hashlib
 import inspect
+import itertools
 import json
-from collections import deque
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+import re
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from litgpt.data.forms import SKIP, recognize, to_row
-from litgpt.data.lost import Lookup
+from litgpt.data.cache import cache_folder, cache_limit, shrink_cache
+from litgpt.data.columns import match
+from litgpt.data.forms import FORMS, SKIP, Messages, Row, check_mapped, rename, to_row
+from litgpt.data.lost import EARLIER, LABEL, SPECIAL, Lookup, as_text
 from litgpt.data.row_files import Rows
 from litgpt.data.sources import RowSource, TextPiece
 from litgpt.data.tokens import (
     ANSWER,
     IN_LOSS,
     Counts,
+    Details,
+    Finding,
+    TokenChunk,
     TokenizedRows,
     TokenWriter,
-    cache_folder,
     cached_tokens,
     read_tokens,
 )
+from litgpt.data.workers import Workers
 from litgpt.errors import UserError
 from litgpt.text.prompts import PromptStyle, style_fields
 from litgpt.text.tokenizer import Encoded, Tokenizer
@@ -35,7 +40,9 @@ from litgpt.text.tokenizer import Encoded, Tokenizer
 if TYPE_CHECKING:
     from litgpt.data.base import DataModule
 
-AT_ONCE, CHARACTERS = 4000, 4_000_000  # limits of a batch for the tokenizer: rows and characters
+Progress = Callable[[int, Optional[int]], None]  # called with the number of rows so far and, if known, of all rows
+THREE_LETTERS = re.compile(r"(?:[^\W_]\W*){3}")  # or digits
+AT_ONCE, CHARACTERS = 1000, 4_000_000  # limits of a batch: rows and characters
 
 
 @dataclass
@@ -70,41 +77,54 @@ class TokenMaker:
     mask_prompt: bool
     max_length: int
     below_context: bool
+    details: Optional[Details] = None
 
     def __post_init__(self) -> None:
         self.stops = self.tokenizer.stops(self.style)
-        self.known_forms: dict[tuple, str] = {}
-        self.lookup = Lookup(self.style)
+        self.known_forms: dict[tuple, tuple[str, dict[str, str]]] = {}
+        self.styles: dict[str, tuple[PromptStyle, Lookup]] = {}
+        self.skips = self.data.on_bad_row == "skip" or self.details is not None
 
     def tokens(
-        self, sources: list[RowSource], on_progress: Callable[[int], None], opened: Optional[Rows] = None
-    ) -> tuple[TokenizedRows, Counts, bool]:
-        """The tokens of all rows of `sources`, their counts, and whether they came from the cache."""
-        file = cache_folder() / f"{self.key(sources)}.safetensors"
-        if found := cached_tokens(file):
+        self, sources: list[RowSource], on_progress: Progress, opened: Optional[Rows] = None
+    ) -> tuple[TokenizedRows, list[Counts], bool]:
+        """The tokens of all rows of `sources`, the counts of each source, and whether they came from the cache."""
+        fingerprints = [source.fingerprint() for source in sources]
+        file = cache_folder() / f"{self.key(sources, [digest for digest, _ in fingerprints])}.safetensors"
+        if self.details is None and (found := cached_tokens(file)):
             return *found, True
+        n_rows = sum(n for _, n in fingerprints) if all(n for _, n in fingerprints) else None
+        limit = cache_limit()
         writer = TokenWriter(file)
         collecting = gc.isenabled()
         gc.disable()  # there are no cycles to collect; searching for them takes a tenth of the time
         try:
-            for number, source in enumerate(sources):
-                before = len(writer.hashes)
-                source, rows = source.fitted(opened if opened is not None and number == 0 else source.rows())
-                self.add(source, rows, writer, on_progress)
-                writer.counts.sources.append(len(writer.hashes) - before)
+            with Workers(self.process) as workers:
+                fits = False
+                for number, source in enumerate(sources):
+                    source, rows = source.fitted(opened if opened is not None and number == 0 else source.rows())
+                    fits = fits or source.columns is not None
+                    self.add(source, rows, writer, workers, lambda n: on_progress(n, n_rows))
+                asked = next((s.columns for s in sources if s.columns), None)
+                if asked and not fits and opened is not None:
+                    raise UserError(f"--data.columns: none of the files has {', '.join(asked.values())}.")
             writer.close()
+            shrink_cache(file, limit)
         finally:
             writer.discard()
             if collecting:
                 gc.enable()
         return *read_tokens(file), False
 
-    def key(self, sources: list[RowSource]) -> str:
+    def key(self, sources: list[RowSource], fingerprints: list[str]) -> str:
         """A hash of everything that the tokens depend on."""
         data, tokenizer = self.data, self.tokenizer
         parts = {
             "code": code_hash(),
-            "sources": [[s.fingerprint(), Path(s.path).suffixes[-2:], s.columns, s.form] for s in sources],
+            "sources": [
+                [digest, Path(s.path).suffixes[-2:], s.columns, s.form, s.limit]
+                for digest, s in zip(fingerprints, sources)
+            ],
             "set": [type(data).__name__, class_hash(type(data)), {k: str(v) for k, v in vars(data).items()}],
             "style": [style_fields(self.style), self.style.printed_times()],
             "tokenizer": [tokenizer.fingerprint(), tokenizer.bos_id, tokenizer.eos_id, sorted(self.stops)],
@@ -114,50 +134,65 @@ class TokenMaker:
         }
         return hashlib.sha256(json.dumps(parts, sort_keys=True, default=dict).encode()).hexdigest()[:32]
 
-    def attempt(self, counts: Counts, make: Callable[..., Any], *args: Any) -> Any:
+    def add(
+        self,
+        source: RowSource,
+        rows: Rows,
+        writer: TokenWriter,
+        workers: Workers,
+        on_progress: Callable[[int], None],
+    ) -> None:
+        """Write the rows of a source."""
+        n_before = sum(counts.rows for counts in writer.counts)
+        writer.counts.append(Counts())
+        for chunk in workers.map((source, batch) for batch in batched(rows)):
+            if chunk.error:
+                raise with_remedy(chunk.error)
+            writer.add(chunk)
+            if self.details is not None:
+                self.details.add(source, chunk)
+            on_progress(n_before + writer.counts[-1].rows)
+
+    def process(self, source: RowSource, rows: list[tuple[str, Any]]) -> TokenChunk:
+        """Render and tokenize some rows."""
+        chunk = TokenChunk()
+        examples: list[RenderedExample] = []
+        try:
+            for where, raw in rows:
+                chunk.counts.rows += not isinstance(raw, TextPiece) or raw.first
+                example = self.attempt(chunk, where, self.render, source, where, raw, chunk)
+                if example is not None:
+                    examples.append(example)
+            n = 0
+            while examples:  # texts may be much longer than their rows
+                lengths = itertools.accumulate(len(example.text) for example in examples)
+                n = max(1, sum(1 for length in lengths if length <= CHARACTERS))
+                some, examples = examples[:n], examples[n:]
+                texts, special = [e.text for e in some], [not e.own_special_tokens for e in some]
+                for example, tokens in zip(some, self.tokenizer.encode_batch(texts, special)):
+                    self.attempt(chunk, example.where, self.write, example, tokens, chunk)
+        except UserError as e:
+            chunk.error = e
+        return chunk
+
+    def attempt(self, chunk: TokenChunk, where: str, make: Callable[..., Any], *args: Any) -> Any:
         """`make(*args)`. If it fails and bad rows are to be skipped, count the row and return None."""
         try:
             return make(*args)
         except UserError as e:
-            if self.data.on_bad_row == "error":
-                raise with_remedy(e) from e
-            counts.bad += 1
+            if not self.skips:
+                raise
+            chunk.counts.bad += 1
+            self.note(chunk, "bad", where, str(e))
             return None
 
-    def add(self, source: RowSource, rows: Rows, writer: TokenWriter, on_progress: Callable[[int], None]) -> None:
-        """Write the rows of a source. The next batch is rendered while one is tokenized."""
-        with ThreadPoolExecutor(1) as pool:
-            pending: deque = deque()
+    def note(self, chunk: TokenChunk, kind: str, where: str, reason: str) -> None:
+        if self.details is not None:
+            chunk.findings.append(Finding(kind, where, reason))
 
-            def write_oldest() -> None:
-                examples, encoded = pending.popleft()
-                for example, tokens in zip(examples, encoded.result()):
-                    self.attempt(writer.counts, self.write, example, tokens, writer)
-
-            def tokenize(examples: list[RenderedExample]) -> None:
-                texts, special = [e.text for e in examples], [not e.own_special_tokens for e in examples]
-                pending.append((examples, pool.submit(self.tokenizer.encode_batch, texts, special)))
-                if len(pending) > 1:
-                    write_oldest()
-
-            examples: list[RenderedExample] = []
-            n_characters = 0
-            for where, raw in rows:
-                writer.counts.rows += not isinstance(raw, TextPiece) or raw.first
-                example = self.attempt(writer.counts, self.render, source, where, raw, writer.counts)
-                if example is not None:
-                    examples.append(example)
-                    n_characters += len(example.text)
-                    if len(examples) >= AT_ONCE or n_characters >= CHARACTERS:
-                        tokenize(examples)
-                        examples, n_characters = [], 0
-                        on_progress(len(writer.hashes))
-            tokenize(examples)
-            while pending:
-                write_oldest()
-
-    def render(self, source: RowSource, where: str, raw: Any, counts: Counts) -> Optional[RenderedExample]:
-        """The text of a raw row. If its label is false, count it and return None."""
+    def render(self, source: RowSource, where: str, raw: Any, chunk: TokenChunk) -> Optional[RenderedExample]:
+        """The text of a raw row, or None if it is not to be used, which is counted."""
+        counts = chunk.counts
         if isinstance(raw, TextPiece):
             counts.forms["document"] = counts.forms.get("document", 0) + raw.first
             span = (0, len(raw.text), True)
@@ -165,50 +200,99 @@ class TokenMaker:
                 where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True
             )
         fields = self.data.fields(source, where, raw)
-        form = "" if fields is None else source.form or self.form(fields, where, counts)
-        row = None if fields is None else to_row(fields, form, where)
+        if fields is None:
+            counts.skipped += 1
+            return None
+        form, columns = self.form(source, fields, where, counts)
+        if columns:
+            fields = rename(fields, columns, where)
+            counts.columns = {**columns, **counts.columns}
+        check_mapped(fields, form, source.columns or {})
+        row = to_row(fields, form, where)
         if row is None:
             counts.skipped += 1
             return None
-        counts.forms[form] = counts.forms.get(form, 0) + 1
+        count(counts.forms, form)
+        for key, value in fields.items():
+            if value is not None and not FORMS[form].uses(key):
+                count(counts.ignored, str(key))
         if row.text is not None:
             return RenderedExample(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)
+        return self.render_conversation(row, where, chunk)
+
+    def render_conversation(self, row: Row, where: str, chunk: TokenChunk) -> Optional[RenderedExample]:
+        counts, messages, tools = chunk.counts, row.messages, row.tools
+        style, lookup = self.style_for(row)
+        if self.data.on_lost == "as_text":
+            messages, tools = self.shown_as_text(style, lookup, row)
+            counts.as_text += messages is not row.messages
+        hidden = lookup.hidden(messages, tools)
+        drops = self.data.on_lost == "drop_row" and any(map(is_lost, hidden))
+        counts.dropped_lost += drops
+        for kind in hidden:
+            if kind.startswith(LABEL):
+                count(counts.ignored, kind)
+            elif not drops:
+                count(counts.lost, kind)
+                counts.lost_at.setdefault(kind, where)
+            if is_lost(kind):
+                self.note(chunk, "lost", where, kind)
+        if drops:
+            return None
         try:
-            text, answers = self.style.render_row(row.messages, row.tools, self.turn_end)
+            text, answers = style.render_row(messages, tools, self.turn_end)
         except UserError as e:
             raise UserError(f"{where}: {e}. Fix the row, or choose another --data.prompt_style.") from e
-        for kind in self.lookup.lost(row.messages, row.tools):
-            counts.lost[kind] = counts.lost.get(kind, 0) + 1
-            counts.lost_at.setdefault(kind, where)
+        counts.short_prompts += not any(m["role"] == "user" and THREE_LETTERS.search(m["content"]) for m in messages)
         last = answers[-1][2]
         spans = []
         for start, end, i in answers:
-            if row.messages[i].get("_context"):
+            if messages[i].get("_context"):
                 continue
-            in_loss = bool(row.messages[i].get("train", True)) and (self.data.train_on != "last" or i == last)
+            in_loss = bool(messages[i].get("train", True)) and (self.data.train_on != "last" or i == last)
             spans.append((start, end, in_loss))
-        own = self.style.own_special_tokens
+        own = style.own_special_tokens
         closed = own and bool(self.turn_end) and text[: answers[-1][1]].endswith(str(self.turn_end))
         return RenderedExample(where, text, spans, own, closed)
 
-    def form(self, fields: Any, where: str, counts: Counts) -> str:
-        """The form of a row. If it has none, the most frequent one, whose error then names what is missing."""
-        shape = tuple((key, value is None) for key, value in fields.items()) if isinstance(fields, dict) else None
-        if shape is not None and shape in self.known_forms:
+    def shown_as_text(self, style: PromptStyle, lookup: Lookup, row: Row) -> tuple[Messages, Optional[list[Any]]]:
+        """The messages and tools of a row, with texts in place of parts that the style does not show or refuses."""
+        messages, tools = row.messages, row.tools
+        for _ in range(2):  # definitions of tools become a system message, which may be lost as well
+            if any(map(is_lost, lost := lookup.lost(messages, tools))):
+                messages, tools = as_text(messages, tools, lost)
+        try:
+            style.render_row(messages, tools, self.turn_end)
+        except UserError:
+            messages, tools = as_text(messages, tools, SPECIAL)
+        return messages, tools
+
+    def style_for(self, row: Row) -> tuple[PromptStyle, Lookup]:
+        """The prompt style with what the row passes to it, and what that style shows."""
+        key = json.dumps(row.variables, sort_keys=True) if row.variables else ""
+        if key not in self.styles:
+            style = self.style.with_variables(row.variables) if row.variables else self.style
+            self.styles[key] = style, Lookup(style)
+        return self.styles[key]
+
+    def form(self, source: RowSource, fields: Any, where: str, counts: Counts) -> tuple[str, dict[str, str]]:
+        """The form of a row, and the columns to rename. If it has none, the most frequent form, whose error then names
+        what is missing."""
+        shape = (source.form, *((key, value is None) for key, value in fields.items()))
+        if shape in self.known_forms:
             return self.known_forms[shape]
         try:
-            form = recognize(fields, where)
+            found = match(fields, where, source.form)
         except UserError:
             if not counts.forms:
                 raise
-            return max(counts.forms, key=lambda form: counts.forms[form])
-        if shape is not None:
-            self.known_forms[shape] = form
-        return form
+            return max(counts.forms, key=lambda form: counts.forms[form]), {}
+        self.known_forms[shape] = found
+        return found
 
-    def write(self, example: RenderedExample, tokens: Encoded, writer: TokenWriter) -> None:
+    def write(self, example: RenderedExample, tokens: Encoded, chunk: TokenChunk) -> None:
         """Make the loss mask, add a stop token if there is none, apply the length limit, and write the row."""
-        ids, counts = tokens.ids, writer.counts
+        ids, counts = tokens.ids, chunk.counts
         mask = bytearray(b"\0" if self.mask_prompt else bytes([IN_LOSS])) * len(ids)
         for start, end, in_loss in example.spans:
             first, stop = tokens.span(start, end)
@@ -224,9 +308,15 @@ class TokenMaker:
             for start in range(0, len(ids), self.max_length):
                 part = slice(start, start + self.max_length)
                 if len(ids[part]) > 1:
-                    writer.add(ids[part], bytes(mask[part]))
+                    chunk.add(ids[part], bytes(mask[part]))
+                    if self.details is not None:
+                        chunk.positions.append(example.where)
+                        chunk.full_lengths.append(len(ids[part]))
             return
-        if len(ids) > self.max_length:
+        n_tokens = len(ids)
+        if self.details is not None:
+            chunk.full_lengths.append(n_tokens)
+        if n_tokens > self.max_length:
             if self.data.too_long == "error":
                 fix = "Raise --train.max_seq_length" if self.below_context else "Shorten the row"
                 raise UserError(
@@ -235,8 +325,10 @@ class TokenMaker:
                 )
             if self.data.too_long == "drop":
                 counts.too_long += 1
+                self.note(chunk, "truncated", example.where, f"{n_tokens} tokens; the limit is {self.max_length}")
                 return
             counts.truncated += 1
+            self.note(chunk, "truncated", example.where, f"{n_tokens} tokens; the limit is {self.max_length}")
             ids, mask = ids[: self.max_length], mask[: self.max_length]
         self.check_ids(example, ids)
         last = max(mask.rfind(IN_LOSS), mask.rfind(IN_LOSS | ANSWER))
@@ -246,13 +338,47 @@ class TokenMaker:
         if ids[last] not in self.stops:
             counts.no_stop += not any(i in self.stops and bits & IN_LOSS for i, bits in zip(ids, mask))
         counts.two_bos += self.tokenizer.bos_id is not None and ids[:2] == [self.tokenizer.bos_id] * 2
-        writer.add(ids, bytes(mask))
+        chunk.add(ids, bytes(mask))
+        if self.details is not None:
+            chunk.positions.append(example.where)
 
     def check_ids(self, example: RenderedExample, ids: list[int]) -> None:
         try:
             self.tokenizer.check(ids)
         except UserError as e:
             raise UserError(f"{example.where}: {e}") from e
+
+
+def count(counter: dict[str, int], key: str) -> None:
+    counter[key] = counter.get(key, 0) + 1
+
+
+def is_lost(kind: str) -> bool:
+    """Whether a part that the prompt style does not show must not be lost."""
+    return kind != EARLIER and not kind.startswith(LABEL)
+
+
+def batched(rows: Rows) -> Iterator[list[tuple[str, Any]]]:
+    batch: list[tuple[str, Any]] = []
+    n_characters = 0
+    for row in rows:
+        batch.append(row)
+        n_characters += n_characters_of(row[1])
+        if len(batch) >= AT_ONCE or n_characters >= CHARACTERS:
+            yield batch
+            batch, n_characters = [], 0
+    if batch:
+        yield batch
+
+
+def n_characters_of(value: Any) -> int:
+    if isinstance(value, str):
+        return len(value)
+    if isinstance(value, dict):
+        return sum(map(n_characters_of, value.values()))
+    if isinstance(value, list):
+        return sum(map(n_characters_of, value))
+    return len(value.text) if isinstance(value, TextPiece) else 1
 
 
 @cache

@@ -12,6 +12,8 @@ from litgpt.data.forms import FORMS, rename
 from litgpt.data.row_files import Rows, read_rows, without_padding
 from litgpt.errors import UserError, require
 
+LINES = (".jsonl", ".ndjson", ".csv", ".tsv")  # files with a row in most lines
+
 
 @dataclass(frozen=True)
 class RowSource:
@@ -22,7 +24,8 @@ class RowSource:
         weight: How often its rows are seen in an epoch. A fraction takes that share of the rows.
         columns: Maps litgpt's columns to those of the file.
         form: The form of the rows. If None, it is recognized.
-        inherits: `columns` and `form` are those of another file, and apply only if the first row has such columns.
+        inherits: `columns` and `form` are those of other files, and apply only if the first row has such columns.
+        limit: Read only the first rows, or with a fraction that share of them, spread evenly. If None, all of them.
     """
 
     path: Union[Path, str]
@@ -30,14 +33,23 @@ class RowSource:
     columns: Optional[Mapping[str, str]] = None
     form: Optional[str] = None
     inherits: bool = False
+    limit: Optional[Union[int, float]] = None
 
     def rows(self) -> Rows:
         """The position and the value of each row. Raises `UserError` if the file cannot be read."""
+        rows = self.all_rows()
+        if isinstance(self.limit, int):
+            yield from itertools.islice(rows, self.limit)
+        elif self.limit is not None:
+            yield from (row for i, row in enumerate(rows) if int((i + 1) * self.limit) > int(i * self.limit))
+        else:
+            yield from rows
+
+    def all_rows(self) -> Rows:
         if not str(self.path).startswith("hf:"):
-            yield from read_rows(Path(self.path))
-            return
+            return read_rows(Path(self.path))
         rows = hub_data_set(str(self.path))
-        yield from ((f"{self.path}, row {i + 1}", without_padding(fields)) for i, fields in enumerate(rows))
+        return ((f"{self.path}, row {i + 1}", without_padding(fields)) for i, fields in enumerate(rows))
 
     def fitted(self, rows: Rows) -> tuple["RowSource", Rows]:
         """The source with only those inherited options that fit its first row, and the rows."""
@@ -53,15 +65,20 @@ class RowSource:
                 return replace(self, columns=columns, form=form), itertools.chain(seen, rows)
         return self, iter(seen)
 
-    def fingerprint(self) -> str:
-        """A hash of the rows."""
+    def fingerprint(self) -> tuple[str, int]:
+        """A hash of the rows, and about how many there are: 0 if that is not known."""
         if str(self.path).startswith("hf:"):
-            return str(hub_data_set(str(self.path))._fingerprint)
-        digest = hashlib.sha256()
+            rows = hub_data_set(str(self.path))
+            return str(rows._fingerprint), len(rows)
+        digest, n_lines = hashlib.sha256(), 0
         with open(self.path, "rb") as f:
             while chunk := f.read(1 << 20):
                 digest.update(chunk)
-        return digest.hexdigest()
+                n_lines += chunk.count(b"\n")
+        n_rows = n_lines if Path(self.path).suffix.lower() in LINES else 0
+        if isinstance(self.limit, int):
+            n_rows = min(n_rows, self.limit)
+        return digest.hexdigest(), int(n_rows * self.limit) if isinstance(self.limit, float) else n_rows
 
 
 @lru_cache

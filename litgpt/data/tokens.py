@@ -4,7 +4,6 @@ The file holds `ids` (int32) and `loss_mask` (uint8) of all rows end to end, `st
 and the end of the last one, `hashes` (int64) to find equal rows, and the counts as metadata.
 """
 
-import atexit
 import hashlib
 import json
 import os
@@ -13,9 +12,8 @@ import struct
 import tempfile
 from array import array
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from functools import cache
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, BinaryIO, Optional
 
@@ -24,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.errors import UserError
-from litgpt.storage.files import cache_place, parse_json, part_of
+from litgpt.storage.files import parse_json, part_of
 
 DTYPES = {"ids": ("I32", 4), "loss_mask": ("U8", 1), "starts": ("I64", 8), "hashes": ("I64", 8)}  # and bytes
 IN_LOSS, ANSWER = 1, 2  # bits of the loss mask: the token is a target; it is part of an answer
@@ -32,35 +30,120 @@ IN_LOSS, ANSWER = 1, 2  # bits of the loss mask: the token is a target; it is pa
 
 @dataclass
 class Counts:
-    """What happened to the rows that were read.
+    """What happened to the rows of a source.
 
     Args:
         rows: Rows that were read.
+        kept: Rows that can be trained on.
+        tokens: Tokens of these rows.
         truncated: Rows over the length limit that were truncated.
         too_long: Rows over the length limit that were dropped.
         no_targets: Rows dropped because they have no target token.
         bad: Rows skipped because they cannot be used.
         skipped: Rows skipped because their label is false.
+        dropped_lost: Rows dropped because the prompt style does not show all of their parts.
+        as_text: Rows with parts that were moved into texts because the prompt style does not show them.
         no_stop: Rows without a stop token among their targets.
         two_bos: Rows that start with two BOS tokens.
+        short_prompts: Rows whose prompts together have fewer than three letters or digits.
         lost: Rows with parts that the prompt style does not show, by the kind of part.
         lost_at: The position of the first of these rows.
         forms: Rows of each form.
-        sources: Rows kept from each source.
+        ignored: Rows with a column or a message field that is not used, by its name.
+        columns: Columns that were recognized by a similar name: litgpt's names and those of the file.
     """
 
     rows: int = 0
+    kept: int = 0
+    tokens: int = 0
     truncated: int = 0
     too_long: int = 0
     no_targets: int = 0
     bad: int = 0
     skipped: int = 0
+    dropped_lost: int = 0
+    as_text: int = 0
     no_stop: int = 0
     two_bos: int = 0
+    short_prompts: int = 0
     lost: dict[str, int] = field(default_factory=dict)
     lost_at: dict[str, str] = field(default_factory=dict)
     forms: dict[str, int] = field(default_factory=dict)
-    sources: list[int] = field(default_factory=list)
+    ignored: dict[str, int] = field(default_factory=dict)
+    columns: dict[str, str] = field(default_factory=dict)
+
+    def __add__(self, other: "Counts") -> "Counts":
+        """Numbers are added; of positions and names the first one stays."""
+        total = Counts()
+        for name, value in vars(self).items():
+            more = getattr(other, name)
+            if isinstance(value, int):
+                setattr(total, name, value + more)
+            else:
+                entries = dict(value)
+                for key, inner in more.items():
+                    entries[key] = inner if key not in entries else add_or_keep(entries[key], inner)
+                setattr(total, name, entries)
+        return total
+
+
+def add_or_keep(first: Any, second: Any) -> Any:
+    return first + second if isinstance(first, int) else first
+
+
+@dataclass
+class Finding:
+    """Something about a row that `litgpt data check` lists.
+
+    Args:
+        kind: `bad`, `truncated`, `lost`, or `no_stop`.
+        where: The position of the row.
+        reason: In words.
+    """
+
+    kind: str
+    where: str
+    reason: str
+
+
+@dataclass
+class TokenChunk:
+    """Some rows on their way to the file.
+
+    Args:
+        ids: Token ids of all rows, end to end.
+        loss_mask: As in the file.
+        lengths: Tokens of each row.
+        hashes: A hash of the ids of each row.
+        counts: What happened to the rows that were read.
+        findings: What was found, if somebody asked.
+        positions: The position of each row, if somebody asked.
+        full_lengths: Tokens of each row, also of those that are too long, before it was truncated.
+        error: The first row that cannot be used, unless such rows are skipped.
+    """
+
+    ids: array = field(default_factory=lambda: array("i"))
+    loss_mask: bytearray = field(default_factory=bytearray)
+    lengths: array = field(default_factory=lambda: array("q"))
+    hashes: array = field(default_factory=lambda: array("q"))
+    counts: Counts = field(default_factory=Counts)
+    findings: list[Finding] = field(default_factory=list)
+    positions: list[str] = field(default_factory=list)
+    full_lengths: list[int] = field(default_factory=list)
+    error: Optional[UserError] = None
+
+    def add(self, ids: Sequence[int], loss_mask: bytes) -> None:
+        try:
+            row = array("i", ids)
+        except OverflowError as e:
+            raise UserError(f"The tokenizer has a token with id {max(ids)}, which is too large.") from e
+        self.ids += row
+        self.loss_mask += loss_mask
+        self.lengths.append(len(row))
+        digest = hashlib.blake2b(row.tobytes(), digest_size=8).digest()
+        self.hashes.append(struct.unpack("<q", digest)[0])
+        self.counts.kept += 1
+        self.counts.tokens += len(row)
 
 
 class TokenizedRows:
@@ -93,6 +176,28 @@ class TokenizedRows:
         """These rows, by number. The tokens are shared."""
         return TokenizedRows(self.ids, self.loss_mask, self.starts, self.hashes, self.index[rows])
 
+    def without_duplicates(self) -> "TokenizedRows":
+        """The rows that are not equal to an earlier one."""
+        return self.subset((self.first_equal() == torch.arange(len(self))).nonzero().squeeze(1))
+
+    def first_equal(self) -> torch.Tensor:
+        """For each row the number of the first row that is equal to it: int64."""
+        hashes = self.row_hashes()
+        order = hashes.argsort(stable=True)
+        _, group = hashes[order].unique_consecutive(return_inverse=True)
+        starts = torch.cat([torch.ones(1, dtype=torch.bool), group.diff() > 0])[: len(order)].nonzero().squeeze(1)
+        first = torch.empty_like(order)
+        first[order] = order[starts][group]
+        return first
+
+    def unweighted(self) -> "TokenizedRows":
+        """Each row once, in the order of the file."""
+        return TokenizedRows(self.ids, self.loss_mask, self.starts, self.hashes, self.index.unique())
+
+    def stored(self) -> "TokenizedRows":
+        """All rows of the file, also those of other sets."""
+        return TokenizedRows(self.ids, self.loss_mask, self.starts, self.hashes)
+
     def row(self, i: int) -> tuple[torch.Tensor, torch.Tensor]:
         """Token ids and loss mask of row `i`."""
         stored = int(self.index[i])
@@ -104,8 +209,10 @@ class TokenizedRows:
 
     def trained_share(self) -> float:
         """The fraction of the tokens that are targets."""
-        n_targets = sum(int((self.row(i)[1] & IN_LOSS).sum()) for i in range(len(self)))
-        return n_targets / max(1, int(self.lengths.sum()))
+        before = torch.zeros(len(self.loss_mask) + 1, dtype=torch.int32)
+        torch.cumsum(self.loss_mask & IN_LOSS, 0, dtype=torch.int32, out=before[1:])
+        n_targets = (before[self.starts[1:]] - before[self.starts[:-1]])[self.index]
+        return int(n_targets.sum()) / max(1, int(self.lengths.sum()))
 
     def prompt(self, i: int) -> list[int]:
         """The ids before the last answer of row `i`."""
@@ -141,14 +248,34 @@ class TokenizedRows:
         return self.lengths.argsort(descending=True, stable=True)[:n].tolist()
 
 
+class Details:
+    """What `litgpt data check` shows of single rows.
+
+    Attributes:
+        findings: Remarkable rows with their sources, in order.
+        positions: The position of each row that was kept.
+        lengths: Tokens of each row, also of those that are too long, before it was truncated.
+    """
+
+    def __init__(self) -> None:
+        self.findings: list[tuple[Any, Finding]] = []
+        self.positions: list[str] = []
+        self.lengths = array("q")
+
+    def add(self, source: Any, chunk: TokenChunk) -> None:
+        self.findings += ((source, finding) for finding in chunk.findings)
+        self.positions += chunk.positions
+        self.lengths.extend(chunk.full_lengths)
+
+
 class TokenWriter:
-    """Writes rows one by one. Only their starts and hashes stay in memory.
+    """Writes rows chunk by chunk. Only their starts and hashes stay in memory.
 
     Args:
         target: The file. It appears, complete, when `close` returns.
 
     Attributes:
-        counts: What happened to the rows, written along with them.
+        counts: What happened to the rows of each source, written along with them.
     """
 
     def __init__(self, target: Path) -> None:
@@ -156,21 +283,18 @@ class TokenWriter:
         target.parent.mkdir(parents=True, exist_ok=True)
         self.parts: dict[str, BinaryIO] = {name: self.part() for name in ("ids", "loss_mask")}
         self.starts, self.hashes = array("q", [0]), array("q")
-        self.counts = Counts()
+        self.counts: list[Counts] = []
 
     def part(self) -> Any:
         return tempfile.TemporaryFile(dir=self.target.parent)
 
-    def add(self, ids: Sequence[int], loss_mask: bytes) -> None:
-        try:
-            id_bytes = array("i", ids).tobytes()
-        except OverflowError as e:
-            raise UserError(f"The tokenizer has a token with id {max(ids)}, which is too large.") from e
-        self.parts["ids"].write(id_bytes)
-        self.parts["loss_mask"].write(loss_mask)
-        self.starts.append(self.starts[-1] + len(loss_mask))
-        digest = hashlib.blake2b(id_bytes, digest_size=8).digest()
-        self.hashes.append(struct.unpack("<q", digest)[0])
+    def add(self, chunk: TokenChunk) -> None:
+        """Write the rows of a chunk, and add what happened to them to the counts of the last source."""
+        self.parts["ids"].write(chunk.ids.tobytes())
+        self.parts["loss_mask"].write(chunk.loss_mask)
+        self.starts.extend(list(accumulate(chunk.lengths, initial=self.starts[-1]))[1:])
+        self.hashes += chunk.hashes
+        self.counts[-1] += chunk.counts
 
     def close(self) -> None:
         """Write the file: the safetensors header, then the parts."""
@@ -178,7 +302,7 @@ class TokenWriter:
             self.parts[name] = self.part()
             self.parts[name].write(getattr(self, name).tobytes())
         order = sorted(DTYPES, key=lambda name: -DTYPES[name][1])  # largest elements first, so that all are aligned
-        header: dict[str, Any] = {"__metadata__": {"counts": json.dumps(vars(self.counts))}}
+        header: dict[str, Any] = {"__metadata__": {"counts": json.dumps([vars(c) for c in self.counts])}}
         at = 0
         for name in order:
             dtype, size = DTYPES[name]
@@ -203,40 +327,24 @@ class TokenWriter:
             part.close()
 
 
-def read_tokens(file: Path) -> tuple[TokenizedRows, Counts]:
-    """Open a token file by memory map."""
+def read_tokens(file: Path) -> tuple[TokenizedRows, list[Counts]]:
+    """Open a token file by memory map: the rows, and what happened to the rows of each source."""
     with safe_open(str(file), framework="pt") as f:
         counts = json.loads(f.metadata()["counts"])
         rows = TokenizedRows(*(f.get_tensor(name) for name in DTYPES))
-    return rows, Counts(**counts)
+    return rows, [Counts(**c) for c in counts]
 
 
-def cached_tokens(file: Path) -> Optional[tuple[TokenizedRows, Counts]]:
+def cached_tokens(file: Path, is_used: bool = True) -> Optional[tuple[TokenizedRows, list[Counts]]]:
     """The tokens that an earlier run left in `file`, or None if there is no such file or it cannot be read."""
     try:
         with safe_open(str(file), framework="pt") as f:
             dtypes = {name: f.get_slice(name).get_dtype() for name in f.keys()}  # noqa: SIM118
             counts = parse_json((f.metadata() or {}).get("counts", "null"))
+        if is_used:
+            os.utime(file)  # the cache removes what was not used for the longest time
     except (OSError, SafetensorError, ValueError):
         return None
-    known = isinstance(counts, dict) and counts.keys() == vars(Counts()).keys()
+    names = vars(Counts()).keys()
+    known = isinstance(counts, list) and all(isinstance(c, dict) and c.keys() == names for c in counts)
     return read_tokens(file) if known and dtypes == {name: dtype for name, (dtype, _) in DTYPES.items()} else None
-
-
-def cache_folder() -> Path:
-    """The folder of token files, in `LITGPT_CACHE` or `~/.cache/litgpt`; temporary if that is not writable."""
-    place = cache_place()
-    if place is not None:
-        folder = place / "tokens"
-        with suppress(OSError):
-            folder.mkdir(parents=True, exist_ok=True)
-            if os.access(folder, os.W_OK):
-                return folder
-    return temporary_cache()
-
-
-@cache
-def temporary_cache() -> Path:
-    folder = tempfile.mkdtemp(prefix="litgpt-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    return Path(folder)

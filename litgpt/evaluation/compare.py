@@ -14,6 +14,7 @@ from litgpt.errors import UserError
 Z = 1.96  # standard deviations around the mean that contain 95 % of a normal distribution
 RESAMPLES = 1000
 SLOW_RESAMPLES = 100  # for slow metrics, as in lm-eval
+NORMAL = "paired normal"  # the method of `Difference` for means
 SLOW = ("bleu", "chrf", "chrf++", "ter")
 
 
@@ -21,30 +22,24 @@ SLOW = ("bleu", "chrf", "chrf++", "ter")
 class Difference:
     """A metric of a task with and without the adapter.
 
-    Args:
-        difference: With the adapter minus without it.
-        low: The lower end of its 95 % confidence interval; None for a single sample.
-        high: The upper end.
-        n: Number of samples.
-        method: How the interval was computed: `paired normal`, from the mean and the standard error of the differences
-            of the samples, or, for metrics that are not means, `paired bootstrap`, from resampled pairs.
-        higher_is_better: None if neither is.
+    The interval contains the difference with 95 % confidence. It is `paired normal`, from the mean and the standard
+    error of the differences of the samples, or, for metrics that are not means, `paired bootstrap`, from resampled
+    pairs.
     """
 
     task: str
     metric: str
     base: float
     adapter: float
-    difference: float
-    low: Optional[float]
+    difference: float  # with the adapter minus without it
+    low: Optional[float]  # the ends of the interval; None for a single sample
     high: Optional[float]
-    n: int
+    n: int  # samples
     method: str
-    higher_is_better: Optional[bool]
+    higher_is_better: Optional[bool]  # None if neither is
 
     @property
     def clear(self) -> bool:
-        """Whether the interval excludes zero."""
         return self.low is not None and self.high is not None and (self.low > 0 or self.high < 0)
 
     @property
@@ -59,12 +54,7 @@ class Difference:
 def compare(
     base: dict[str, Any], adapter: dict[str, Any], tasks: dict[str, Any], groups: dict[str, Any], seed: int
 ) -> list[Difference]:
-    """The differences between two of lm-eval's results for the same tasks, both with their samples.
-
-    Args:
-        tasks: lm-eval's tasks by name.
-        groups: Its groups by name.
-    """
+    """The differences between two of lm-eval's results for the same tasks and groups, both with their samples."""
     found = []
     for name, task in tasks.items():
         for key in adapter["results"][name]:
@@ -81,36 +71,23 @@ def compare(
 def task_difference(
     task: Any, name: str, key: str, results: tuple[dict[str, Any], dict[str, Any]], seed: int
 ) -> list[Difference]:
-    """The difference of one metric of a task, unless the metric has no values by sample.
-
-    Args:
-        key: The metric and the filter of its answers, as in lm-eval's results.
-        results: Without and with the adapter.
-    """
+    """The difference of one metric of a task, unless it has no values by sample. `key` has the metric and the filter of
+    its answers, as in lm-eval's results, which are without and with the adapter."""
     metric, _, kind = key.partition(",")
-    values = [per_sample(r["samples"][name], metric, kind) for r in results]
-    if not values[0]:
+    base, adapter = (per_sample(r["samples"][name], metric, kind) for r in results)
+    if not base:
         return []
-    pairs = [(values[0][i], values[1][i]) for i in sorted(set(values[0]) & set(values[1]))]
+    pairs = [(base[i], adapter[i]) for i in sorted(base.keys() & adapter.keys())]
     before, after = (float(r["results"][name][key]) for r in results)
     aggregate = task.aggregation().get(metric, mean)
     if aggregate is mean:
-        low, high = normal_interval([float(b) - float(a) for a, b in pairs])
+        method, interval = NORMAL, normal_interval([float(b) - float(a) for a, b in pairs])
     else:
-        low, high = bootstrap_interval(pairs, aggregate, SLOW_RESAMPLES if metric in SLOW else RESAMPLES, seed)
-    difference = Difference(
-        task=name,
-        metric=label(key),
-        base=before,
-        adapter=after,
-        difference=after - before,
-        low=low,
-        high=high,
-        n=len(pairs),
-        method="paired normal" if aggregate is mean else "paired bootstrap",
-        higher_is_better=task.higher_is_better().get(metric),
-    )
-    return [difference]
+        draws = SLOW_RESAMPLES if metric in SLOW else RESAMPLES
+        method, interval = "paired bootstrap", bootstrap_interval(pairs, aggregate, draws, seed)
+    higher_is_better = task.higher_is_better().get(metric)
+    scores = (before, after, after - before)
+    return [Difference(name, label(key), *scores, *interval, len(pairs), method, higher_is_better)]
 
 
 def group_difference(group: Any, key: str, before: float, after: float, found: Sequence[Difference]) -> Difference:
@@ -121,23 +98,14 @@ def group_difference(group: Any, key: str, before: float, after: float, found: S
     by_size = next((m.weight_by_size for m in group.aggregate_metric_list if m.metric == metric), True)
     total = sum(d.n for d in parts)
     weights = [d.n / total if by_size else 1 / len(parts) for d in parts]
-    low = high = None
+    interval: tuple[Optional[float], Optional[float]] = (None, None)
     halves = [(d.high - d.low) / 2 for d in parts if d.low is not None and d.high is not None]
-    if len(halves) == len(parts) and all(d.method == "paired normal" for d in parts):
+    if len(halves) == len(parts) and all(d.method == NORMAL for d in parts):
         half = math.sqrt(sum((w * h) ** 2 for w, h in zip(weights, halves)))
-        low, high = after - before - half, after - before + half
-    return Difference(
-        task=group.name,
-        metric=label(key),
-        base=before,
-        adapter=after,
-        difference=after - before,
-        low=low,
-        high=high,
-        n=total,
-        method="paired normal",
-        higher_is_better=parts[0].higher_is_better if parts else None,
-    )
+        interval = (after - before - half, after - before + half)
+    higher_is_better = parts[0].higher_is_better if parts else None
+    scores = (before, after, after - before)
+    return Difference(group.name, label(key), *scores, *interval, total, NORMAL, higher_is_better)
 
 
 def label(key: str) -> str:
@@ -146,7 +114,6 @@ def label(key: str) -> str:
 
 
 def per_sample(samples: Sequence[dict[str, Any]], metric: str, kind: str) -> dict[int, Any]:
-    """The values of a metric by sample."""
     return {s["doc_id"]: s[metric] for s in samples if s["filter"] == kind and metric in s}
 
 

@@ -5,9 +5,8 @@ Texts are tokenized as in lm-eval's own class for `transformers`, so that scores
 
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import wraps
 from types import SimpleNamespace
 from typing import Any, Optional
 
@@ -18,10 +17,10 @@ from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from litgpt.errors import UserError
 from litgpt.evaluation.scoring import score
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import TextStream
 from litgpt.text.chat_template import ChatTemplate
 from litgpt.text.prompts import template_variables
 from litgpt.train.progress import SECONDS, duration
@@ -34,26 +33,11 @@ SUPPORTED = {"until", "do_sample", "temperature", "top_k", "top_p", "max_gen_tok
 Pair = tuple[list[int], list[int]]
 
 
-def record_error(method: Callable[..., Any]) -> Callable[..., Any]:
-    """Record an error of this method, to distinguish it from lm-eval's own errors about tasks."""
-
-    @wraps(method)
-    def call(self: "LitGPT", *args: Any, **kwargs: Any) -> Any:
-        try:
-            return method(self, *args, **kwargs)
-        except Exception as e:
-            self.failed = e
-            raise
-
-    return call
-
-
 class LitGPT(LM):
     """A loaded model, as lm-eval uses it.
 
     Args:
         batch: How many different texts are read, or answers decoded, at once; None to choose by the device.
-        seed: Seed of sampled answers.
         chat: Whether prompts are rendered as conversations.
     """
 
@@ -64,7 +48,6 @@ class LitGPT(LM):
         self.loaded, self.batch, self.seed, self.chat = loaded, batch, seed, chat
         self._device = loaded.device
         self.notes: set[str] = set()
-        self.failed: Optional[Exception] = None
 
     @property
     def max_length(self) -> int:
@@ -97,12 +80,10 @@ class LitGPT(LM):
         return self.loaded.tokenizer.eos_id
 
     def encode(self, texts: Sequence[str], special: bool = True, rendered: bool = False) -> list[list[int]]:
-        """Ids of texts.
+        """Ids of texts. `special` adds the tokenizer's special tokens; as in lm-eval, not if a text begins with BOS.
 
-        Args:
-            special: Whether to add the tokenizer's special tokens; as in lm-eval, not if a text begins with BOS.
-            rendered: Whether the texts are rendered prompts. If their style is not the folder's own template, which
-                lm-eval would use, they are tokenized as in training: without special tokens beyond those in the text.
+        `rendered` texts are prompts. If their style is not the folder's own template, which lm-eval would use, they are
+        tokenized as in training: without special tokens beyond those in the text.
         """
         style = self.loaded.style
         as_trained = rendered and self.chat and style.own_special_tokens and style.name != "chat"
@@ -131,11 +112,9 @@ class LitGPT(LM):
         return found
 
     def check_pairs(self, pairs: Sequence[Pair]) -> None:
-        """Raise `UserError` for a token without an embedding."""
         for context, continuation in pairs:
             self.loaded.tokenizer.check([*context, *continuation])
 
-    @record_error
     def loglikelihood(self, requests: list[Instance]) -> list[tuple[float, bool]]:
         """The log-probability of each continuation, and whether greedy decoding would produce it."""
         pairs = self.pairs(requests)
@@ -143,7 +122,6 @@ class LitGPT(LM):
         self.note_truncated([self.max_length] * long, len(pairs))
         return score(self.loaded.model, pairs, self.batch, ProgressLine("log-likelihoods: tokens").show)
 
-    @record_error
     def loglikelihood_rolling(self, requests: list[Instance]) -> list[float]:
         """The log-probability of each text, in windows of the model's context."""
         numbers, windows = list[int](), list[Pair]()
@@ -153,13 +131,11 @@ class LitGPT(LM):
                 windows.append(make_disjoint_window(window))
         self.check_pairs(windows)
         sums = [0.0] * len(requests)
-        for i, (logprob, _) in zip(
-            numbers, score(self.loaded.model, windows, self.batch, ProgressLine("texts: tokens").show)
-        ):
+        scores = score(self.loaded.model, windows, self.batch, ProgressLine("texts: tokens").show)
+        for i, (logprob, _) in zip(numbers, scores):
             sums[i] += logprob
         return sums
 
-    @record_error
     def generate_until(self, requests: list[Instance]) -> list[str]:
         """The answer to each prompt, up to one of the task's stop strings."""
         prompts = self.encode([request.args[0] for request in requests], rendered=True)
@@ -206,7 +182,6 @@ class LitGPT(LM):
         return Request(kept, new, sampling=sampling, stop_ids=stops, seed=self.seed + number, tag=watcher)
 
     def note(self, text: str) -> None:
-        """Print a message, once."""
         if text not in self.notes:
             self.notes.add(text)
             print(f"litgpt: {text}.", file=sys.stderr)
@@ -220,7 +195,6 @@ class LitGPT(LM):
                 f"context has {self.max_length}"
             )
 
-    @record_error
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
         """A conversation as text, in the style that the model was trained with or by its template. As in lm-eval, the
         system message is dropped if the style does not support it."""

@@ -10,6 +10,7 @@ from contextlib import contextmanager, redirect_stdout
 from dataclasses import asdict
 from functools import partialmethod
 from pathlib import Path
+from traceback import walk_tb
 from typing import Any, Optional
 
 from lm_eval import evaluator
@@ -36,15 +37,8 @@ def evaluate(
     limit: Optional[float],
     seed: int,
 ) -> dict[str, Any]:
-    """lm-eval's results with the samples.
-
-    Args:
-        manager: The manager that loaded the tasks.
-        tasks: lm-eval's tasks and groups. They can be reused.
-
-    Raises:
-        UserError: lm-eval refuses the tasks.
-    """
+    """lm-eval's results with the samples, for tasks and groups that `manager` loaded and that can be reused. Raises
+    `UserError` if lm-eval refuses them."""
     tracker = EvaluationTracker()
     try:
         with quiet():
@@ -66,8 +60,8 @@ def evaluate(
                 fewshot_random_seed=seed,
             )
     except (ValueError, AssertionError) as e:
-        if e is lm.failed:  # an error of the model, not of the tasks
-            raise
+        if any(frame.f_globals["__name__"] == LitGPT.__module__ for frame, _ in walk_tb(e.__traceback__)):
+            raise  # an error of the model, not of the tasks
         raise UserError(f"lm-eval refuses: {' '.join(str(e).split()) or type(e).__name__}.") from e
     results["task_hashes"] = {
         name: hash_string("".join(s["doc_hash"] + s["prompt_hash"] + s["target_hash"] for s in samples))
@@ -133,13 +127,12 @@ def file_hash(file: Path) -> str:
 
 
 def write_results(results: dict[str, Any], file: Path) -> None:
-    """Write the results as JSON, without the samples."""
     write_single(file, as_json({name: value for name, value in results.items() if name != "samples"}, 2) + "\n")
 
 
 def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> None:
-    """Write `samples_TASK.jsonl` for each task in lm-eval's format: one question per line, with its answers and their
-    scores."""
+    """Write `samples_TASK.jsonl` for each task in lm-eval's format: a question with its answers and their scores per
+    line."""
     for name, samples in results["samples"].items():
         lines = [as_json(uniform(sample), None) for sample in samples]
         write_single(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")

@@ -27,23 +27,14 @@ Ids = tuple[int, ...]
 
 @dataclass
 class Segment:
-    """A part of one text, or of several that are equal up to its end.
+    """A part of one text, or of several that are equal up to its end."""
 
-    Args:
-        text: The index of one of them.
-        start: Its first token in the text.
-        end: The token after its last one.
-        parent: The segment before it.
-        depth: How many segments precede it.
-        shared: Whether another segment follows it.
-    """
-
-    text: int
-    start: int
-    end: int
-    parent: Optional[int]
-    depth: int
-    shared: bool = False
+    text: int  # the index of one of them
+    start: int  # its first token in the text
+    end: int  # the token after its last one
+    parent: Optional[int]  # the segment before it
+    depth: int  # how many segments precede it
+    shared: bool = False  # whether another segment follows it
 
 
 def shared_length(a: Ids, b: Ids, known: int = 0) -> int:
@@ -61,12 +52,8 @@ def min_saved(model: GPT) -> float:
 
 
 def split_texts(texts: Sequence[Ids], saved: float) -> tuple[list[Segment], list[list[int]]]:
-    """Split texts into segments. Returns them, and for each text the indices of its segments.
-
-    Args:
-        texts: All different, and sorted.
-        saved: The tokens that a segment must save.
-    """
+    """Split texts, all different and sorted, into segments that save `saved` tokens each. Returns them, and for each
+    text the indices of its segments."""
     segments: list[Segment] = []
     paths: list[list[int]] = [[] for _ in texts]
     todo: list[tuple[int, int, int, int, list[int]]] = [(0, len(texts), 0, 0, [])]
@@ -127,12 +114,8 @@ def read_segments(model: GPT, texts: Sequence[Ids], segments: Sequence[Segment])
 
 def likelihoods(model: GPT, texts: Sequence[Ids], targets: Sequence[Sequence[Ids]]) -> list[list[tuple[float, bool]]]:
     """For each target of each text the sum of its log-probabilities, in nats, and whether each of its tokens is the
-    most likely one.
-
-    Args:
-        texts: All different, and sorted.
-        targets: The tokens that follow the last tokens of a text: `(t + 1)[-n:]` for a text t and n target tokens.
-    """
+    most likely one. The texts are all different, and sorted. The targets are the tokens that follow the last tokens of
+    a text: `(t + 1)[-n:]` for a text t and n target tokens."""
     if model.switch is None:
         segments, paths = split_texts(texts, min_saved(model))
     else:  # the beginning of a long text is read differently from a short text
@@ -159,12 +142,8 @@ def likelihoods(model: GPT, texts: Sequence[Ids], targets: Sequence[Sequence[Ids
 def token_logprobs(
     model: GPT, states: torch.Tensor, positions: torch.Tensor, tokens: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of each token at its position, and whether it is the most likely token there.
-
-    Args:
-        states: Hidden states, (N, C).
-        positions: Indices into `states`. Logits are computed once for each different one.
-    """
+    """The log-probability of each token at its position, and whether it is the most likely token there. Positions are
+    indices into `states` (N, C); logits are computed once for each different one."""
     logprobs, greedy = torch.empty(len(tokens)), torch.empty(len(tokens), dtype=torch.bool)
     unique, at = positions.unique(return_inverse=True)
     size = max(1, MAX_LOGITS // model.config.padded_vocab_size)
@@ -188,12 +167,9 @@ def score(
 
     Args:
         requests: Contexts of at least one token, and continuations, as ids. Texts that are too long lose their
-            beginning.
+            beginning. A continuation longer than the model's context raises `UserError`.
         batch: How many different texts are read at once; None to choose by their lengths and the device.
         show: Called with the number of tokens read so far and in total.
-
-    Raises:
-        UserError: A continuation is longer than the model's context.
     """
     most = model.config.block_size
     results: list[tuple[float, bool]] = [(0.0, True)] * len(requests)

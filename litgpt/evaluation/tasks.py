@@ -23,11 +23,8 @@ def new_names(name: str) -> list[str]:
 
 
 def split_names(tasks: str | Iterable[str]) -> list[str]:
-    """The names in `a,b`, `[a, b]` or a list. Renamed tasks are replaced, with a message.
-
-    Raises:
-        UserError: There is none.
-    """
+    """The names in `a,b`, `[a, b]` or a list; `UserError` if there is none. Renamed tasks are replaced, with a
+    message."""
     text = tasks if isinstance(tasks, str) else ",".join(tasks)
     words = re.split(r"[\s,]+", text.strip().removeprefix("[").removesuffix("]"))
     names = [word.strip("'\"") for word in words if word]
@@ -43,14 +40,11 @@ def split_names(tasks: str | Iterable[str]) -> list[str]:
 def find_tasks(
     names: Sequence[str], include: Sequence[Path], metadata: Optional[dict[str, Any]] = None
 ) -> tuple[TaskManager, list[str]]:
-    """A manager of the tasks, and their names with patterns such as `blimp_*` expanded.
+    """A manager of the tasks, and their names with patterns such as `blimp_*` expanded. Raises `UserError` if a task or
+    a folder does not exist.
 
-    Args:
-        include: Folders with custom tasks, which override lm-eval's tasks of the same name.
-        metadata: What tasks may know about the model; some create their texts with its tokenizer.
-
-    Raises:
-        UserError: A task or a folder does not exist.
+    The tasks in the folders `include` override lm-eval's of the same name. `metadata` is what tasks may know about the
+    model; some create their texts with its tokenizer.
     """
     missing = [str(folder) for folder in include if not folder.is_dir()]
     if missing:
@@ -77,12 +71,8 @@ def matches(manager: TaskManager, name: str) -> list[str]:
 
 
 def load_tasks(manager: TaskManager, names: Sequence[str]) -> list[Any]:
-    """The tasks and groups with their data.
-
-    Raises:
-        UserError: Data are not available (the message lists all of them), or a task would run twice, by itself and in
-            a group.
-    """
+    """The tasks and groups with their data. Raises `UserError` if data are not available (the message lists all of
+    them), or a task would run twice, by itself and in a group."""
     loaded, missing = list[Any](), list[str]()
     for name in names:
         try:
@@ -130,9 +120,9 @@ def data_of(manager: TaskManager, name: str) -> str:
 def texts_in(value: Any) -> list[str]:
     if isinstance(value, dict):
         value = list(value.values())
-    return (
-        [text for inner in value for text in texts_in(inner)] if isinstance(value, list) else [str(value)] * bool(value)
-    )
+    if isinstance(value, list):
+        return [text for inner in value for text in texts_in(inner)]
+    return [str(value)] if value else []
 
 
 def stay_offline(error: Exception) -> None:

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any
 
-from litgpt.checkpoint.writing import write_model
+from litgpt.checkpoint.folder import write_model
 from litgpt.model import GPT
 from litgpt.train.args import EvalArgs
 from litgpt.train.base_model import BaseModel

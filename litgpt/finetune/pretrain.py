@@ -12,15 +12,7 @@ from litgpt.train.base_model import BaseModel, model_fields
 from litgpt.train.method import Method
 from litgpt.train.run import Run
 
-TRAIN = TrainArgs(
-    save_interval=1000,
-    global_batch_size=512,
-    micro_batch_size=4,
-    lr_warmup_steps=2000,
-    epochs=1,
-    max_norm=1.0,
-    min_lr=4e-5,
-)
+TRAIN = TrainArgs(global_batch_size=512, micro_batch_size=4, lr_warmup_steps=2000, epochs=1, max_norm=1.0, min_lr=4e-5)
 EVAL = EvalArgs(interval=1000, max_new_tokens=None)
 
 

@@ -18,14 +18,10 @@ from litgpt.model import GPT
 
 
 class Adapters:
-    """Which tokens of the next forward pass have which adapter. All layers share one object.
-
-    Attributes:
-        parts: For each adapter its name and the index of its tokens.
-    """
+    """Which tokens of the next forward pass have which adapter. All layers share one object."""
 
     def __init__(self) -> None:
-        self.parts: list[tuple[str, Union[slice, torch.Tensor]]] = []
+        self.parts: list[tuple[str, Union[slice, torch.Tensor]]] = []  # name and index of its tokens, by adapter
 
     def choose(self, names: Sequence[Optional[str]], lengths: Sequence[int]) -> None:
         """Set the adapter (None for the base model) and the number of tokens of each sequence that is read next."""
@@ -42,12 +38,7 @@ class Adapters:
 
 
 class AdaptedLinear(nn.Module):
-    """A linear layer with the updates of several adapters. As a wrapper, it does not show in names.
-
-    Args:
-        linear: The layer.
-        adapters: Says which tokens get which update.
-    """
+    """A linear layer with the updates of several adapters. As a wrapper, it does not show in names."""
 
     def __init__(self, linear: nn.Module, adapters: Adapters) -> None:
         super().__init__()
@@ -74,10 +65,7 @@ class AdaptedLinear(nn.Module):
 
 @torch.no_grad()
 def add_adapters(model: GPT, folders: Mapping[str, AdapterFolder]) -> Adapters:
-    """Put several LoRA adapters on a base model, in place.
-
-    Returns:
-        What says, before each forward pass, which tokens have which adapter; at first none has any.
+    """Put several LoRA adapters on a base model, in place. At first no token has any.
 
     Raises:
         UserError: adapters do not fit the model, or change what the others need unchanged; all of them at once.

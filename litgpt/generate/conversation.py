@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.generate.answers import Answer, decode
+from litgpt.generate.answers import decode
 from litgpt.generate.engine import Engine, Finish, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
@@ -12,21 +12,7 @@ from litgpt.text.styles import NamedStyle
 
 
 class Conversation:
-    """Messages, and an engine that still has most of them in its cache when the next one comes.
-
-    Args:
-        max_new_tokens: Maximum number of tokens in an answer.
-        stop: Strings that end an answer.
-        seed: The same seed draws the same answers to the same messages.
-        system: The system message.
-
-    Attributes:
-        messages: The conversation so far, the system message first if there is one.
-        single_turn: Whether the prompt style is for a single prompt, so that the model sees no earlier messages.
-        finish: Why the last answer ended.
-        context_full: Whether it ended because the context is full.
-        n_new: Number of tokens in the last answer.
-    """
+    """Messages, and an engine that still has most of them in its cache when the next one comes."""
 
     def __init__(
         self,
@@ -39,10 +25,11 @@ class Conversation:
     ) -> None:
         self.loaded, self.sampling, self.max_new_tokens = loaded, sampling, max_new_tokens
         self.stop, self.seed = stop, seed
-        self.messages: list[dict[str, Any]] = []
+        self.messages: list[dict[str, Any]] = []  # so far, the system message first if there is one
+        # whether the prompt style is for a single prompt, so that the model sees no earlier messages
         self.single_turn = isinstance(loaded.style, NamedStyle) and loaded.style.close is None
-        self.finish: Optional[Finish] = None
-        self.context_full, self.n_new = False, 0
+        self.finish: Optional[Finish] = None  # why the last answer ended
+        self.context_full, self.n_new = False, 0  # whether that was because of the context; tokens of the answer
         self.engine = Engine(loaded.model, rows=1)
         self.set_system(system)
 
@@ -52,11 +39,7 @@ class Conversation:
         return [m for m in self.messages[:1] if m["role"] == "system"]
 
     def set_system(self, text: Optional[str]) -> None:
-        """Replace the system message, or remove it.
-
-        Raises:
-            UserError: the prompt style has no place for one.
-        """
+        """Replace the system message, or remove it. Raises `UserError` if the prompt style has no place for one."""
         system = [{"role": "system", "content": text}] if text else []
         if system:
             self.loaded.render([*system, {"role": "user", "content": "Hello"}])
@@ -69,11 +52,8 @@ class Conversation:
     def ask(self, prompt: str) -> Iterator[str]:
         """The answer to a prompt, as text that comes while it grows.
 
-        Prompt and answer join the conversation when the iterator ends or is closed; then with the text so far.
-
-        Raises:
-            UserError: the conversation with this prompt does not fit into the context. It stays as it was. Raised at
-                once, not with the first text.
+        Prompt and answer join the conversation when the iterator ends or is closed; then with the text so far. Raises
+        `UserError`, at once, if the conversation with this prompt does not fit into the context. It stays as it was.
         """
         messages = [*(self.system if self.single_turn else self.messages), {"role": "user", "content": prompt}]
         _, ids = self.loaded.render(messages)
@@ -98,7 +78,6 @@ class Conversation:
 
     def answer(self, request: Request, prompt: str) -> Iterator[str]:
         texts, answer, complete = list[str](), None, False
-        self.finish, self.context_full, self.n_new = None, False, 0
         try:
             for answer, text in decode(self.engine, self.loaded.tokenizer, [request], self.stop):  # noqa: B007
                 texts.append(text)
@@ -107,12 +86,9 @@ class Conversation:
         finally:
             if not complete:
                 self.engine.clear()
-            self.record(answer, prompt, "".join(texts))
-
-    def record(self, answer: Optional[Answer], prompt: str, text: str) -> None:
-        self.finish, self.n_new = "cancelled", 0
-        if answer is not None:
-            self.finish, self.n_new = answer.finish or "cancelled", len(answer.request.ids)
+            self.n_new = len(request.ids)
+            self.finish = "cancelled" if answer is None else answer.finish or "cancelled"
             self.context_full = self.finish == "length" and self.n_new < self.max_new_tokens
-        if text or self.finish != "cancelled":
-            self.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": text}]
+            said = "".join(texts)
+            if said or self.finish != "cancelled":
+                self.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}]

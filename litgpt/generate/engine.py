@@ -5,7 +5,7 @@ Shapes: B sequences, T tokens, V = padded_vocab_size.
 
 import random
 from collections import deque
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal, Optional
@@ -20,43 +20,25 @@ from litgpt.text.tokenizer import TooLong
 
 GREEDY = Sampling(temperature=0.0)
 CHUNK = 512  # tokens of prompts that are read at once
-Finish = Literal["stop", "length", "cancelled"]
+Finish = Literal["stop", "length", "cancelled"]  # length: its own maximum, or the model's last position
 
 
 @dataclass(eq=False)
 class Request:
-    """A sequence to decode: a prompt, and the answer that an `Engine` fills in.
-
-    Args:
-        prompt: Token ids.
-        max_new_tokens: Maximum number of tokens in the answer.
-        sampling: How tokens are drawn.
-        stop_ids: Tokens that end the answer. They do not belong to it.
-        seed: The same seed draws the same answer, whatever else is decoded at the same time.
-        logprobs: Keep the log-probability of each token, and of this many of the most likely tokens at its place; None
-            for none at all.
-        adapter: The name of one of the engine's adapters; None for the base model.
-        tag: Anything by which the caller recognizes the request.
-
-    Attributes:
-        ids: The answer so far.
-        finish: Why it ended: at a stop token, at its maximum length or the model's last position, or because `cancel`
-            was called. None while it goes on.
-        token_logprobs: The log-probability of each token of the answer, in nats, by the model (before temperature and
-            all limits).
-        top_logprobs: The most likely tokens at the place of each token of the answer, and their log-probabilities.
-    """
+    """A sequence to decode: a prompt, and the answer that an `Engine` fills in."""
 
     prompt: Sequence[int]
     max_new_tokens: int
     sampling: Sampling = GREEDY
-    stop_ids: Collection[int] = ()
-    seed: int = 1234
-    logprobs: Optional[int] = None
-    adapter: Optional[str] = None
-    tag: Any = None
-    ids: list[int] = field(default_factory=list, init=False)
-    finish: Optional[Finish] = field(default=None, init=False)
+    stop_ids: Collection[int] = ()  # end the answer, and do not belong to it
+    seed: int = 1234  # the same seed draws the same answer, whatever else is decoded at the same time
+    logprobs: Optional[int] = None  # keep log-probabilities, also of this many of the most likely tokens
+    adapter: Optional[str] = None  # one of the engine's; None for the base model
+    tag: Any = None  # anything by which the caller recognizes the request
+
+    ids: list[int] = field(default_factory=list, init=False)  # the answer so far
+    finish: Optional[Finish] = field(default=None, init=False)  # why it ended; None while it goes on
+    # in nats, by the model (before temperature and all limits), at the place of each token of the answer
     token_logprobs: list[float] = field(default_factory=list, init=False)
     top_logprobs: list[list[tuple[int, float]]] = field(default_factory=list, init=False)
 
@@ -67,11 +49,21 @@ class Request:
         """End the answer. Its row is free with the next step."""
         self.finish = self.finish or "cancelled"
 
+    def add(self, token: int, max_length: int) -> bool:
+        """Add a token to the answer, or end it. Returns whether the token belongs to the answer. Prompt and answer
+        have at most `max_length` tokens."""
+        if token in self.stop_ids:
+            self.finish = "stop"
+            return False
+        self.ids.append(token)
+        n_new = len(self.ids)
+        if n_new >= self.max_new_tokens or len(self.prompt) + n_new >= max_length:
+            self.finish = "length"
+        return True
+
     def check(self, model: GPT) -> None:
-        """Raises:
-        TooLong: the prompt fills the whole context.
-        UserError: it is empty, or has tokens that the model does not know.
-        """
+        """Raises `TooLong` if the prompt fills the whole context, and `UserError` if it is empty or has tokens that the
+        model does not know."""
         limit, vocab_size = model.config.block_size, model.config.padded_vocab_size
         if not self.prompt:
             raise UserError("The prompt is empty.")
@@ -93,8 +85,7 @@ class Engine:
 
     Args:
         model: In evaluation mode.
-        rows: Number of requests to decode at once.
-        max_length: Maximum number of tokens in a sequence, prompt and answer; by default what the model reads.
+        max_length: Maximum number of tokens in prompt and answer; by default what the model reads.
         adapters: Those that a request may name.
     """
 
@@ -116,11 +107,7 @@ class Engine:
         self.waiting: deque[Request] = deque()
 
     def submit(self, request: Request) -> Request:
-        """Queue a request.
-
-        Raises:
-            UserError: as `Request.check`; at once.
-        """
+        """Queue a request. Raises `UserError` as `Request.check`."""
         request.check(self.model)
         self.waiting.append(request)
         return request
@@ -149,18 +136,21 @@ class Engine:
     def step(self) -> list[Request]:
         """Read a part of the prompts, and add a token to each request whose prompt was read.
 
-        After an error or an interrupt all requests are dropped and the cache is freed, since it may be half written.
-        This does not wait for whoever holds the traceback.
-
-        Returns:
-            The requests that got a token or ended.
+        Returns the requests that got a token or ended. After an error or an interrupt all requests are dropped and the
+        cache is freed, since it may be half written. This does not wait for whoever holds the traceback.
         """
         try:
             ended = self.release_rows()
             self.fill_rows()
-            prefill = [row for row, request in enumerate(self.rows) if request and self.n_unread(row) > 1]
-            decode = [row for row, request in enumerate(self.rows) if request and self.n_unread(row) == 1]
-            grown = self.prefill(prefill) + (self.forward(decode, [1] * len(decode)) if decode else [])
+            prefill, decode, room = dict[int, int](), dict[int, int](), CHUNK
+            for row, request in enumerate(self.rows):
+                n = self.n_unread(row) if request else 0
+                if n == 1:
+                    decode[row] = 1
+                elif n and room:
+                    prefill[row] = min(n, room)
+                    room -= prefill[row]
+            grown = self.forward(prefill) + self.forward(decode)
         except BaseException:
             self.clear()
             raise
@@ -213,30 +203,20 @@ class Engine:
             return 0
         return common_prefix(self.cached[row], request.prompt[:-1])
 
-    def prefill(self, rows: Sequence[int]) -> list[Request]:
-        """Read parts of prompts, in the order of the rows. Returns the requests that got their first token."""
-        chosen, lengths, room = [], [], CHUNK
-        for row in rows:
-            n = min(self.n_unread(row), room)
-            if n:
-                chosen.append(row)
-                lengths.append(n)
-                room -= n
-        return self.forward(chosen, lengths) if chosen else []
-
-    def forward(self, rows: Sequence[int], lengths: Sequence[int]) -> list[Request]:
+    def forward(self, n_tokens: Mapping[int, int]) -> list[Request]:
         """Read this many tokens of each row. Requests whose last token was read get a new one, and are returned."""
+        if not n_tokens:
+            return []
         ids: list[int] = []
+        rows, lengths = list(n_tokens), list(n_tokens.values())
         self.adapters.choose([self.cached_with[row] for row in rows], lengths)
-        for row, n in zip(rows, lengths):
+        for row, n in n_tokens.items():
             request, start = self.rows[row], len(self.cached[row])
             assert request is not None
             new = list(request.prompt[start : start + n]) or request.ids[-1:]
             self.cached[row] += new
             ids += new
-        hidden = self.model.hidden(
-            torch.tensor([ids], device=self.model.device), list(lengths), self.cache, list(rows)
-        )[0]
+        hidden = self.model.hidden(torch.tensor([ids], device=self.model.device), lengths, self.cache, rows)[0]
         ends = torch.tensor(lengths).cumsum(0).tolist()
         done = [(row, end - 1) for row, end in zip(rows, ends) if self.n_unread(row) == 0]
         if not done:
@@ -255,24 +235,12 @@ class Engine:
             own = sampling.penalize(own, [[*requests[i].prompt, *requests[i].ids] for i in same])
             tokens.update(zip(same, sampling.draw(own, [requests[i].generator for i in same]).tolist()))
         for i, request in enumerate(requests):
-            self.append(request, tokens[i], logits[i])
+            if not request.finish and request.add(tokens[i], self.max_length) and request.logprobs is not None:
+                logprobs = logits[i].float().log_softmax(-1)
+                request.token_logprobs.append(float(logprobs[tokens[i]]))
+                top = logprobs.topk(request.logprobs)
+                request.top_logprobs.append(list(zip(top.indices.tolist(), top.values.tolist())))
         return list(requests)
-
-    def append(self, request: Request, token: int, logits: torch.Tensor) -> None:
-        if request.finish:
-            return
-        if token in request.stop_ids:
-            request.finish = "stop"
-            return
-        request.ids.append(token)
-        if request.logprobs is not None:
-            logprobs = logits.float().log_softmax(-1)
-            request.token_logprobs.append(float(logprobs[token]))
-            top = logprobs.topk(request.logprobs)
-            request.top_logprobs.append(list(zip(top.indices.tolist(), top.values.tolist())))
-        n_new = len(request.ids)
-        if n_new >= request.max_new_tokens or len(request.prompt) + n_new >= self.max_length:
-            request.finish = "length"
 
 
 def common_prefix(a: Sequence[int], b: Sequence[int]) -> int:
@@ -288,11 +256,8 @@ def generate(
     stop_ids: Collection[int] = (),
     seed: int = 1234,
 ) -> Iterator[int]:
-    """The ids that follow `prompt`, one by one, up to a stop token (not included) or the model's last position.
-
-    Raises:
-        UserError: as `Request.check`; at once, not with the first id.
-    """
+    """The ids that follow `prompt`, one by one, up to a stop token (not included) or the model's last position. Raises
+    `UserError` as `Request.check`; at once, not with the first id."""
     engine = Engine(model, rows=1)
     request = engine.submit(Request(prompt, max_new_tokens, sampling, stop_ids, seed))
 

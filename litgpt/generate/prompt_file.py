@@ -6,25 +6,70 @@ import re
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.forms import as_messages, check_object, key_names, with_shared
-from litgpt.data.row_files import Rows, no_file, read_rows
-from litgpt.errors import UserError
+from litgpt.data.columns import same_names, usual_columns
+from litgpt.data.forms import SHARED, as_messages, check_object, key_names, rename, variables_of, with_shared
+from litgpt.data.json_file import Entries, entries_of, expand
+from litgpt.data.row_files import Rows
+from litgpt.errors import UserError, remark
 from litgpt.storage.files import whole_number
 
 OUTPUT_KEYS = ("answer", "answers", "finish_reason", "finish_reasons", "error")
+CONVERSATIONS = ("messages", "conversations")
 PROMPT_KEYS = ("prompt", "instruction", "question")
 TRAINING_HINT = re.compile(r" [^.]*--data\.on_bad_row skip[^.]*\.$")  # the last sentence of errors in training data
 
 
-def open_prompts(path: Path) -> Rows:
-    """The rows of a file of any kind that data sets may have. Raises `UserError` as `read_rows`."""
-    if not path.is_file():
-        raise no_file(path, "--prompts")
-    return read_rows(path)
+class Prompts:
+    """Rows to answer, from files of any kind that data sets may have.
+
+    Args:
+        entries: A file, a pattern, a folder, a data set on the hub, or a list of these, each alone or as a mapping with
+            options, as for `--data`.
+
+    Raises:
+        UserError: A file does not exist, or its options are not valid.
+    """
+
+    def __init__(self, entries: Entries) -> None:
+        train, val = expand(entries_of(entries, "--prompts"), "--prompts")
+        self.sources = [*train, *val]
+        self.name = ", ".join(str(source.path) for source in self.sources)
+        self.guessed: set[str] = set()  # the sources whose columns were recognized by similar names
+
+    def rows(self) -> Rows:
+        """Position and value of each row. Raises `UserError` as `read_rows`."""
+        for source in self.sources:
+            yield from source.rows()
+
+    def messages(
+        self, fields: Any, where: str, sys_prompt: Optional[str]
+    ) -> tuple[list[dict[str, Any]], Optional[list], Optional[dict[str, Any]]]:
+        """As `to_messages`, with the columns of the row's file."""
+        source = next(s for s in self.sources if where.startswith(f"{s.path}, "))
+        if isinstance(fields, dict):
+            fields = rename(fields, source.columns, where) if source.columns else fields
+            if guessed := prompt_columns(fields):
+                fields = rename(fields, guessed, where)
+                if str(source.path) not in self.guessed:
+                    self.guessed.add(str(source.path))
+                    columns = json.dumps({**(source.columns or {}), **guessed}, ensure_ascii=False)
+                    remark(f"{source.path}: columns recognized by similar names: {columns}")
+        return to_messages(fields, where, sys_prompt)
 
 
-def to_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[list[dict[str, Any]], Optional[list]]:
-    """The messages of a row that is to be answered, and the tools that it offers.
+def prompt_columns(fields: Any) -> dict[str, str]:
+    """Columns whose names are similar to those that a prompt has."""
+    found = {k: v for k, v in same_names(fields).items() if k in (*CONVERSATIONS, *PROMPT_KEYS, *SHARED)}
+    if any(fields.get(key) is not None for key in (*CONVERSATIONS, *PROMPT_KEYS)) or found.keys() - set(SHARED):
+        return found
+    usual = usual_columns({**fields, "answer": ""})
+    return {("prompt" if ours == "instruction" else ours): theirs for ours, theirs in usual.items() if ours != "output"}
+
+
+def to_messages(
+    fields: Any, where: str, sys_prompt: Optional[str]
+) -> tuple[list[dict[str, Any]], Optional[list], Optional[dict[str, Any]]]:
+    """The messages of a row that is to be answered, the tools that it offers, and its variables of the chat template.
 
     A row has `messages` (or `conversations`), without the assistant's messages at the end; or `prompt` (or
     `instruction`, or `question`) with an optional `input` or `context`. It may have `system`.
@@ -42,7 +87,7 @@ def to_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[lis
     try:
         check_object(fields, where, "prompt or messages")
         present = [key for key, value in fields.items() if value is not None]
-        key = next((k for k in ("messages", "conversations", *PROMPT_KEYS) if k in present), None)
+        key = next((k for k in (*CONVERSATIONS, *PROMPT_KEYS) if k in present), None)
         if key is None:
             names = key_names(fields)
             raise UserError(f"{where}, has no prompt, messages, instruction, or question. Found: {names}.")
@@ -53,7 +98,7 @@ def to_messages(fields: Any, where: str, sys_prompt: Optional[str]) -> tuple[lis
             raise UserError(f"{where}, has no user message in {key}.")
         if sys_prompt and not fields.get("system") and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": sys_prompt}, *messages]
-        return with_shared(messages, fields, where)
+        return *with_shared(messages, fields, where), variables_of(fields, where)
     except UserError as e:
         raise UserError(TRAINING_HINT.sub("", str(e))) from e
 
@@ -74,7 +119,7 @@ def to_line(fields: dict[str, Any]) -> str:
     return line + "\n"
 
 
-def n_answered(out: Path, prompts: Path, num_samples: int) -> int:
+def n_answered(out: Path, prompts: Prompts, num_samples: int) -> int:
     """How many rows of the prompts an earlier run has answered. An incomplete last line is removed.
 
     Raises:
@@ -85,7 +130,7 @@ def n_answered(out: Path, prompts: Path, num_samples: int) -> int:
         return 0
     if not out.is_file():
         raise UserError(f"--out {out} is not a file.")
-    rows, n, end, incomplete = open_prompts(prompts), 0, 0, b""
+    rows, n, end, incomplete = prompts.rows(), 0, 0, b""
     with open(out, "rb") as f:
         for line in f:
             if not line.endswith(b"\n"):
@@ -94,7 +139,7 @@ def n_answered(out: Path, prompts: Path, num_samples: int) -> int:
             n, end = n + 1, end + len(line)
             row, saved = next(rows, None), read_answers(line)
             if row is None or saved is None or not answers_to(saved, row[1]):
-                raise UserError(f"--out {out}: line {n} is not an answer to row {n} of {prompts}. {remedy}")
+                raise UserError(f"--out {out}: line {n} is not an answer to row {n} of {prompts.name}. {remedy}")
             n_saved = len(saved["answers"]) if isinstance(saved.get("answers"), list) else 1
             if "error" not in saved and n_saved != num_samples:
                 was = f"an earlier run wrote --out {out} with --num_samples {n_saved}"
@@ -103,7 +148,7 @@ def n_answered(out: Path, prompts: Path, num_samples: int) -> int:
         row = next(rows, None)
         expected = to_line(output_fields(row[1])).rstrip("}\n").encode() if row is not None else b""
         if row is None or not (incomplete.startswith(expected) or expected.startswith(incomplete)):
-            raise UserError(f"--out {out}: its end is not an answer to row {n + 1} of {prompts}. {remedy}")
+            raise UserError(f"--out {out}: its end is not an answer to row {n + 1} of {prompts.name}. {remedy}")
         os.truncate(out, end)
     return n
 

@@ -16,6 +16,7 @@ from litgpt.generate.engine import common_prefix, generate
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
 from litgpt.storage.files import read_json
+from litgpt.storage.torch_file import NAMES
 from litgpt.text.chat_template import clock_at, now
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
@@ -35,7 +36,6 @@ N_TOP, N_GREEDY = 5, 8
 # how far logits may differ, as a fraction of the largest: rounding on another machine or in another kernel
 TOLERANCE = {"F32": 1e-4, "F16": 1e-2, "BF16": 5e-2}
 PRECISIONS = {"F32": "32-true", "F16": "16-true", "BF16": "bf16-true"}  # that compute in the type of the weights
-NAMES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
 
 @clock_at()  # one time for all prompts, also around midnight
@@ -90,9 +90,7 @@ def write_reference_outputs(reference: dict[str, Any], folder: Path) -> None:
 
 
 def read_reference_outputs(folder: Path) -> dict[str, Any]:
-    """Raises:
-    UserError: the file is damaged.
-    """
+    """Raises `UserError` if the file is damaged."""
     reference = read_json(folder / FILE)
     prompts = reference["prompts"]
     valid = all(p["ids"] and p["top_ids"] and len(p["top_ids"]) == len(p["top_logits"]) for p in prompts)
@@ -108,8 +106,7 @@ def read_reference_outputs(folder: Path) -> dict[str, Any]:
 def changes(
     reference: dict[str, Any], model: GPT, tokenizer: Tokenizer, style: PromptStyle, stored: Sequence[str]
 ) -> dict[str, str]:
-    """What has changed since the reference outputs were made: template, tokenizer, weights, or precision, each with an
-    example.
+    """What has changed since the reference outputs were made, each with an example.
 
     Each is tested by itself: the template by the rendered text, the tokenizer by the ids of the recorded text, weights
     and precision by the logits after the recorded ids.
@@ -167,10 +164,8 @@ def times_in(text: str, formats: Sequence[str]) -> Iterator[str]:
 
 
 def difference(reference: dict[str, Any], model: GPT) -> tuple[float, str]:
-    """How far the model's logits are from the recorded ones, as a fraction of the largest, and after which prompt.
-
-    NaN if they are not finite; infinite if the vocabulary or the context has become too small.
-    """
+    """How far the model's logits are from the recorded ones, as a fraction of the largest, and after which prompt. NaN
+    if they are not finite; infinite if the vocabulary or the context has become too small."""
     worst, where = 0.0, ""
     for then in reference["prompts"]:
         too_long = len(then["ids"]) > model.config.block_size

@@ -5,17 +5,14 @@ Shapes: K drafted tokens, V = the target's padded_vocab_size.
 """
 
 import random
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
-from litgpt.generate.answers import Answer
-from litgpt.generate.engine import CHUNK, GREEDY, Request, common_prefix
-from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import TextStream
+from litgpt.generate.engine import CHUNK, Request, common_prefix
 from litgpt.model import GPT, KVCache
 from litgpt.text.tokenizer import Tokenizer
 
@@ -52,96 +49,57 @@ class Reader:
 
 @dataclass
 class Speculation:
-    """A target model, and a draft model that proposes tokens to it.
+    """A target model, and a draft model with the same tokenizer that proposes tokens to it.
 
-    Args:
-        target: Determines the text: greedily exactly its own, else drawn from its distribution.
-        draft: Has the same tokenizer.
-        k: Maximum number of tokens to draft at a time.
-
-    Attributes:
-        n_drafted: Tokens that were drafted so far.
-        n_accepted: Those of them that the target accepted.
+    The target determines the text: greedily exactly its own, else drawn from its distribution.
     """
 
     target: GPT
     draft: GPT
-    k: int = 3
-    n_drafted: int = field(default=0, init=False)
-    n_accepted: int = field(default=0, init=False)
+    k: int = 3  # maximum number of tokens to draft at a time
+    n_drafted: int = field(default=0, init=False)  # tokens so far
+    n_accepted: int = field(default=0, init=False)  # those of them that the target accepted
 
-    def answers(
-        self, tokenizer: Tokenizer, requests: Iterable[Request], stop: Sequence[str] = ()
-    ) -> Iterator[tuple[Answer, str]]:
-        """Answer requests one by one. Yields as `litgpt.generate.answers.decode`."""
-        for number, request in enumerate(requests):
-            answer = Answer(number, request, TextStream(tokenizer, request.prompt, stop))
-            room = min(request.max_new_tokens, self.target.config.block_size - len(request.prompt))
-            tokens = self.generate(request.prompt, room, request.sampling, stop_ids=request.stop_ids, seed=request.seed)
-            for token in tokens:
-                request.ids.append(token)
-                if len(request.ids) == room:
-                    request.finish = "length"
-                yield answer, answer.new_text()
-                if answer.finish:
-                    break
-            else:
-                request.finish = "stop"
-                yield answer, answer.new_text()
+    def grow(self, requests: Iterable[Request]) -> Iterator[Request]:
+        """As `Engine.grow`, one request after another."""
+        for request in requests:
+            yield from self.decode(request)
 
-    def generate(
-        self,
-        prompt: Sequence[int],
-        max_new_tokens: int,
-        sampling: Sampling = GREEDY,
-        stop_ids: Collection[int] = (),
-        seed: int = 1234,
-    ) -> Iterator[int]:
-        """The ids that follow `prompt`, up to a stop token (not included) or the target's last position.
-
-        Raises:
-            UserError: as `Request.check`; at once, not with the first id.
-        """
-        Request(prompt, max_new_tokens).check(self.target)
-        return self.decode(list(prompt), max_new_tokens, sampling, stop_ids, random.Random(seed))
-
-    def decode(
-        self, ids: list[int], room: int, sampling: Sampling, stop_ids: Collection[int], generator: random.Random
-    ) -> Iterator[int]:
+    def decode(self, request: Request) -> Iterator[Request]:
+        request.check(self.target)
         target, draft = Reader(self.target), Reader(self.draft)
-        vocab_size = self.target.config.padded_vocab_size
-        room = min(room, self.target.config.block_size - len(ids))
+        vocab_size, block_size = self.target.config.padded_vocab_size, self.target.config.block_size
 
         def probabilities(logits: torch.Tensor, text: Sequence[int]) -> torch.Tensor:
             """(V,) for logits (1, vocabulary of either model)"""
             logits = F.pad(logits, (0, vocab_size - logits.size(-1)), value=float("-inf"))
-            return sampling.probabilities(sampling.penalize(logits, [text]))[0]
+            return request.sampling.probabilities(request.sampling.penalize(logits, [text]))[0]
 
-        while room > 0:
+        while not request.finish:
+            ids = [*request.prompt, *request.ids]
+            room = min(request.max_new_tokens - len(request.ids), block_size - len(ids))
             drafted: list[int] = []
             q: list[torch.Tensor] = []
             for _ in range(min(self.n_draftable(ids), room - 1)):
                 text = [*ids, *drafted]
                 q.append(probabilities(draft.read(text, 1), text))
-                drafted.append(draw(q[-1], generator))
+                drafted.append(draw(q[-1], request.generator))
             logits = target.read([*ids, *drafted], len(drafted) + 1)
             p = [probabilities(logits[i : i + 1], [*ids, *drafted[:i]]) for i in range(len(drafted) + 1)]
-            n, last = accept(p, q, drafted, generator)
+            n, last = accept(p, q, drafted, request.generator)
             self.n_drafted += len(drafted)
             self.n_accepted += n
             for token in (*drafted[:n], last):
-                if token in stop_ids:
-                    return
-                yield token
-                ids.append(token)
-                room -= 1
+                if not request.finish:
+                    request.add(token, block_size)
+                    yield request
 
     def n_draftable(self, ids: Sequence[int]) -> int:
         """How many tokens can be drafted behind these.
 
-        None if the draft model does not know all of these tokens (its embedding may be padded less than the target's);
-        no more than its context has room for; and no more than up to the length at which the target's positions change
-        (longrope), where its logits for the first of them would be those of a longer text.
+        Zero if the draft model does not know all of them (its embedding may be padded less than the target's). At most
+        what its context has room for, and up to the length at which the target's positions change (longrope), where the
+        logits for the first of them would be those of a longer text.
         """
         if max(ids) >= self.draft.config.padded_vocab_size:
             return 0
@@ -154,12 +112,9 @@ def accept(
 ) -> tuple[int, int]:
     """How many of the drafted tokens are accepted, and the token that follows them.
 
-    A token is accepted with probability min(1, p / q). Instead of the first rejected one, a token is drawn from what p
-    has more than q. So each token is distributed as p (algorithm 1 of the paper).
-
-    Args:
-        p: Probabilities of the target at each place, (V,), K + 1 of them.
-        q: Probabilities of the draft model, K of them.
+    p has the target's probabilities (V,) at K + 1 places, q those of the draft model at K. A token is accepted with
+    probability min(1, p / q). Instead of the first rejected one, a token is drawn from what p has more than q. So each
+    token is distributed as p (algorithm 1 of the paper).
     """
     for i, token in enumerate(drafted):
         if generator.random() * float(q[i][token]) >= float(p[i][token]):
@@ -176,9 +131,7 @@ def draw(weights: torch.Tensor, generator: random.Random) -> int:
 
 
 def check_same_tokens(target: Tokenizer, draft: Tokenizer) -> None:
-    """Raises:
-    UserError: two models do not have the same tokens.
-    """
+    """Raises `UserError` if two models do not have the same tokens."""
     if target.vocab_size != draft.vocab_size or target.encode(SAMPLE) != draft.encode(SAMPLE):
         raise UserError(
             f"The draft model has another tokenizer ({draft.vocab_size:,} tokens) than the target "

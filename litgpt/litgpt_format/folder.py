@@ -2,10 +2,13 @@
 
 Its weights have our names with two exceptions. Gate and up are two layers there, `fc_1` and `fc_2`. In older files q, k
 and v are one tensor, `attn.attn`, that holds for each key-value head its queries, its key and its value.
+
+Finetuning writes `lit_model.pth.lora`, `.adapter` or `.adapter_v2`, and `hyperparameters.yaml`.
 """
 
 import re
 import sys
+from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -13,46 +16,39 @@ from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.families import check, read_config, weight_map, write_config
-from litgpt.families.table import Stored, rows_by_group
+from litgpt.families.table import Parameter, Stored, rows_by_group, without_wrappers
 from litgpt.families.weights import KINDS, READ, Weights, check_count, check_tied, check_weights
 from litgpt.model import GPT
 from litgpt.model.config import Config, differences
-from litgpt.storage.files import is_there, read_json
-from litgpt.storage.torch_file import read
+from litgpt.storage.files import is_there, read_json, read_yaml
+from litgpt.storage.torch_file import NAMES, read
 from litgpt.text.tokenizer import Tokenizer
 
 MODEL, MODEL_CONFIG = "lit_model.pth", "model_config.yaml"
+SETTINGS = "hyperparameters.yaml"
 ADAPTERS = (f"{MODEL}.lora", f"{MODEL}.adapter", f"{MODEL}.adapter_v2")
-NAMES = {torch.float64: "F64", torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}  # in safetensors
+Blocks = dict[int, tuple[torch.Tensor, torch.Tensor]]  # A and B by the index of a layer's block
 
 
 @dataclass
 class StoredRows:
-    """Where LitGPT's file has the rows of a Hugging Face tensor.
+    """Where LitGPT's file has the rows of a Hugging Face tensor."""
 
-    Args:
-        names: The tensors that, concatenated, have them.
-        order: For each row in the file, the index of our row; None if the order is the same.
-        rows: The rows of ours that the Hugging Face tensor holds.
-        form: How it holds them.
-    """
-
-    names: list[str]
-    order: Optional[torch.Tensor]
-    rows: slice
-    form: Stored
+    names: list[str]  # the tensors that, concatenated, have them
+    order: Optional[torch.Tensor]  # for each row in the file, the index of our row; None if the order is the same
+    rows: slice  # the rows of ours that the Hugging Face tensor holds
+    form: Stored  # how it holds them
 
 
 class LitCheckpoint(Weights):
     """`Weights` in LitGPT's form, under their Hugging Face names.
 
-    `model_config.yaml` describes the model. A `config.json` beside it is used if it describes the same one.
-
-    Raises:
-        UserError: something is missing, truncated, does not fit, or contains code to run.
+    `model_config.yaml` describes the model. A `config.json` beside it is used if it describes the same one. Raises
+    `UserError` if something is missing, truncated, does not fit, or contains code to run.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -108,11 +104,7 @@ class LitCheckpoint(Weights):
 
     @cached_property
     def fields(self) -> dict[str, Any]:  # type: ignore[override]
-        """The `config.json` to write with the model as a Hugging Face folder.
-
-        Raises:
-            UserError: no `config.json` can describe it.
-        """
+        """The `config.json` of the model as a Hugging Face folder. Raises `UserError` if none can describe it."""
         if self.without_fields is not None:
             raise UserError(f"{self.folder} cannot become a Hugging Face folder. {self.without_fields}")
         ids: dict[str, Any] = {}
@@ -133,24 +125,22 @@ class LitCheckpoint(Weights):
         names, expected = weight_map(self.config), dict[str, tuple[int, ...]]()
         with torch.device("meta"):
             model = GPT(self.config)
-        for name, module, leaf, _ in (parameters := names.parameters(model)).values():
-            ours, shape = name.rpartition(".")[0], tuple(getattr(module, leaf).shape)
-            theirs, order = [f"{n}.{leaf}" for n in lit_modules(ours, module)], None
-            old = f"{ours.removesuffix('qkv')}attn.{leaf}"
-            if ours.endswith("attn.qkv") and old in self.weights:
-                theirs, order = [old], group_order(self.config)
-            sizes = module.parts if len(theirs) > 1 else shape[:1]  # type: ignore[union-attr]
-            expected |= {n: (size, *shape[1:]) for n, size in zip(theirs, sizes)}  # type: ignore[arg-type]
-            tensors = parameters[name].tensors
+        for parameter in names.parameters(model).values():
+            sizes, order = lit_tensors(parameter), None
+            old = parameter.name.replace(".attn.qkv.", ".attn.attn.")
+            if old != parameter.name and old in self.weights:
+                sizes, order = {old: len(parameter.value)}, group_order(self.config)
+            expected |= {n: (size, *parameter.value.shape[1:]) for n, size in sizes.items()}
+            tensors, theirs = parameter.tensors, list(sizes)
             if tensors[0].name == names.tied_head:
                 continue
             dtype = self.weights[theirs[0]].dtype if theirs[0] in self.weights else torch.float32
             for i, (hf, form, rows) in enumerate(tensors):
                 alone = StoredRows([theirs[i]], order, slice(None), form) if len(tensors) == len(theirs) else None
                 self.sources[hf] = alone or StoredRows(theirs, order, rows, form)
-                self.shapes[hf] = parameters[name].shape(tensors[i])
+                self.shapes[hf] = parameter.shape(tensors[i])
                 self.files[hf] = self.file
-                self.dtypes[hf] = NAMES.get(dtype, str(dtype).removeprefix("torch."))
+                self.dtypes[hf] = NAMES.get(dtype, str(dtype))
         found = {n: tuple(t.shape) for n, t in self.weights.items()}
         wrong = [f"{n} is missing" for n in expected if n not in found]
         wrong += [f"{n} is unknown" for n in found if n not in expected]
@@ -171,11 +161,8 @@ class LitCheckpoint(Weights):
 
 
 def to_lit(checkpoint: Weights) -> Iterator[tuple[str, torch.Tensor]]:
-    """The weights of a model under LitGPT's names, in its form; a tied head is the embedding's tensor again.
-
-    Raises:
-        UserError: the weights do not fit the model.
-    """
+    """The weights of a model under LitGPT's names, in its form; a tied head is the embedding's tensor again. Raises
+    `UserError` if the weights do not fit the model."""
     names = weight_map(checkpoint.config)
     with torch.device("meta"):
         model = GPT(checkpoint.config)
@@ -184,20 +171,17 @@ def to_lit(checkpoint: Weights) -> Iterator[tuple[str, torch.Tensor]]:
     embedding = torch.empty(0)
     parameters = names.parameters(model).values()
     for parameter in sorted(parameters, key=lambda p: p.name != "transformer.wte.weight"):
-        tensors, leaf = parameter.tensors, parameter.leaf
-        if tensors[0].name == names.tied_head:
+        if parameter.tensors[0].name == names.tied_head:
             yield parameter.name, embedding
             continue
-        parts = [tensor.form.to_ours(checkpoint.tensor(tensor.name)) for tensor in tensors]
-        theirs = lit_modules(parameter.name.rpartition(".")[0], parameter.module)
-        if len(parts) != len(theirs):
-            joined = torch.cat(parts)
-            sizes = parameter.module.parts if len(theirs) > 1 else [len(joined)]  # type: ignore[union-attr]
-            parts = list(joined.split(list(sizes)))  # type: ignore[arg-type]
+        parts = [tensor.form.to_ours(checkpoint.tensor(tensor.name)) for tensor in parameter.tensors]
+        sizes = lit_tensors(parameter)
+        if len(parts) != len(sizes):
+            parts = list(torch.cat(parts).split(list(sizes.values())))
         if parameter.name == "transformer.wte.weight":
             embedding = parts[0]
-        for module, part in zip(theirs, parts):
-            yield f"{module}.{leaf}", part.clone() if len(parts) > 1 else part.contiguous()
+        for name, part in zip(sizes, parts):
+            yield name, part.clone() if len(parts) > 1 else part.contiguous()
 
 
 def has_hf_weights(folder: Path) -> bool:
@@ -218,6 +202,13 @@ def lit_modules(ours: str, module: Any) -> list[str]:
     return [f"{ours}_1", f"{ours}_2"] if gated else [ours]
 
 
+def lit_tensors(parameter: Parameter) -> dict[str, int]:
+    """The tensors of LitGPT that hold a parameter of ours, in the order of its rows, and the rows of each."""
+    modules = lit_modules(parameter.name.rpartition(".")[0], parameter.module)
+    sizes: Any = parameter.module.parts if len(modules) > 1 else [len(parameter.value)]
+    return {f"{module}.{parameter.leaf}": size for module, size in zip(modules, sizes)}
+
+
 def our_module(theirs: str) -> tuple[str, int]:
     """Our module for a module of LitGPT, and the index of the block that it holds."""
     if found := re.fullmatch(r"(.*\.fc)_([12])", theirs):
@@ -232,14 +223,59 @@ def group_order(config: Config) -> torch.Tensor:
 
 
 def read_pth(file: Path) -> dict[str, torch.Tensor]:
-    """The weights in a file of LitGPT by their names. The file is mapped into memory, and no code in it runs.
-
-    Raises:
-        UserError: it is truncated, holds something else, or contains code to run.
-    """
+    """The weights in a file of LitGPT by their names. The file is mapped into memory, and no code in it runs. Raises
+    `UserError` if it is truncated, holds something else, or contains code to run."""
     state = read(file)
     if isinstance(state, dict) and isinstance(state.get("model"), dict):
         state = state["model"]
     if not isinstance(state, dict) or not state or not all(isinstance(t, torch.Tensor) for t in state.values()):
         raise UserError(f"{file} does not hold named weights.")
     return {str(name).replace("_orig_mod.", ""): t for name, t in state.items()}  # prefix of a compiled model
+
+
+# what finetuning writes
+
+
+def lit_adapter_file(folder: Path) -> Optional[Path]:
+    """The file of a LitGPT adapter in a folder, if there is one."""
+    return next((folder / name for name in ADAPTERS if (folder / name).is_file()), None)
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run that wrote a folder, empty if missing. Raises `UserError` if they are unreadable."""
+    file = folder / SETTINGS
+    return read_yaml(file) if is_there(file) else {}
+
+
+def read_lora(file: Path, r: int, adapted: list[int], config: Config) -> dict[str, Blocks]:
+    """The A and B, of rank r, of each adapted block of our layers. `adapted` has the indices of the adapted ones of q,
+    k and v. Raises `UserError` if the model lacks a layer, or a shape does not fit the settings."""
+    weights, names = read_pth(file), weight_map(config)
+    found: dict[str, Blocks] = defaultdict(dict)
+    wrong = []
+    for theirs in sorted({re.sub(r"\.lora_[AB]$", "", name) for name in weights}):
+        ours, block = our_module(theirs)
+        a, b = (weights.get(f"{theirs}.lora_{x}") for x in "AB")
+        fused = ours.endswith("attn.qkv")
+        sizes = [config.qkv_sizes[i] for i in adapted] if fused else [len(b) if b is not None else 0]
+        if a is None or b is None or not names.stored(ours):
+            wrong.append(theirs)
+        elif len(a) != r * len(sizes) or tuple(b.shape) != (sum(sizes), r):
+            wrong.append(f"{theirs} {tuple(a.shape)}, {tuple(b.shape)}")
+        else:
+            numbers = adapted if fused else [block]
+            for i, a_part, b_part in zip(numbers, a.float().split(r), b.float().split(sizes)):
+                found[ours][i] = a_part, b_part
+    if wrong:
+        raise UserError(f"{file} does not match the model and its {SETTINGS}: {'; '.join(wrong)}.")
+    return found
+
+
+def prefix_sources(weights: dict[str, torch.Tensor], path: str, leaf: str, layer: nn.Module) -> list[str]:
+    """The names of the tensors in LitGPT's file that hold a trained parameter `leaf` of our module `path`, whose layer
+    is given without a wrapper."""
+    if path.endswith(".prefix"):
+        return [path.removesuffix("prefix") + {"embedding": "adapter_wte.weight", "gate": "gating_factor"}[leaf]]
+    modules = lit_modules(without_wrappers(path), layer)
+    old = f"{path.removesuffix('qkv')}attn.{leaf}"
+    return [old] if path.endswith("attn.qkv") and old in weights else [f"{m}.{leaf}" for m in modules]

@@ -9,8 +9,7 @@ from safetensors.torch import save_file
 
 from litgpt.checkpoint.folder import opened
 from litgpt.errors import UserError, nearest
-from litgpt.litgpt_format.adapter import lit_adapter_file
-from litgpt.litgpt_format.folder import MODEL, has_hf_weights
+from litgpt.litgpt_format.folder import MODEL, has_hf_weights, lit_adapter_file
 from litgpt.methods.adapter import LLaMAAdapter, trained
 from litgpt.methods.adapter_v2 import LLaMAAdapterV2
 from litgpt.methods.litgpt_folder import LitLoRAFolder, LitPrefixFolder

@@ -8,8 +8,16 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.families import weight_map
-from litgpt.litgpt_format.adapter import SETTINGS, prefix_sources, read_lora, read_settings
-from litgpt.litgpt_format.folder import ADAPTERS, group_order, notify, read_pth
+from litgpt.litgpt_format.folder import (
+    ADAPTERS,
+    SETTINGS,
+    group_order,
+    notify,
+    prefix_sources,
+    read_lora,
+    read_pth,
+    read_settings,
+)
 from litgpt.methods.adapter import LLaMAAdapter, Prefix, trained
 from litgpt.methods.adapter_v2 import AdapterV2Linear, LLaMAAdapterV2
 from litgpt.methods.deltas import Delta, to_modules

@@ -15,8 +15,7 @@ from litgpt.errors import UserError
 from litgpt.families import weight_map
 from litgpt.families.table import Parameter
 from litgpt.families.weights import Weights
-from litgpt.litgpt_format.adapter import lit_adapter_file
-from litgpt.litgpt_format.folder import ADAPTERS
+from litgpt.litgpt_format.folder import ADAPTERS, lit_adapter_file
 from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
 from litgpt.methods.adapter_v2 import AdapterV2Linear
 from litgpt.methods.lora import LoRALinear

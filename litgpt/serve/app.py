@@ -13,13 +13,13 @@ from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
 from litgpt.serve.failure import Failure
-from litgpt.serve.generation import Generation
 from litgpt.serve.guard import RequestGuard
 from litgpt.serve.models import ModelRegistry
 from litgpt.serve.responses import litgpt_response, openai_response
 from litgpt.serve.schema import Chat, Completion, Predict, SamplingParams
 from litgpt.serve.service import Service
 from litgpt.serve.settings import Settings
+from litgpt.serve.worker import Generation
 
 PAGE = {
     "/": ("index.html", "text/html"),
@@ -38,11 +38,7 @@ Respond = Callable[[Generation], Awaitable[Response]]
 
 
 class App:
-    """A FastAPI application behind a `RequestGuard`, which is what a server runs.
-
-    Attributes:
-        service: Everything that the routes share.
-    """
+    """A FastAPI application behind a `RequestGuard`, which is what a server runs."""
 
     def __init__(self, registry: ModelRegistry, settings: Settings) -> None:
         self.service = Service(registry, settings)

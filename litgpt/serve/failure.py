@@ -26,14 +26,7 @@ HEADERS = {
 
 
 class Failure(Exception):
-    """A request that is refused or fails.
-
-    Args:
-        status: Status of the response.
-        message: One line for people.
-        param: The field of the request that caused it.
-        code: For programs; by default that of the status.
-    """
+    """A request that is refused or fails. `param` is the field that caused it, `code` by default that of the status."""
 
     def __init__(self, status: int, message: str, param: Optional[str] = None, code: Optional[str] = None) -> None:
         super().__init__(message)
@@ -44,8 +37,7 @@ class Failure(Exception):
 
     @property
     def body(self) -> dict[str, Any]:
-        fields = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
-        return {"error": fields}
+        return {"error": {"message": self.message, "type": self.type, "param": self.param, "code": self.code}}
 
     def response(self) -> JSONResponse:
         return JSONResponse(self.body, self.status, self.headers)

@@ -1,26 +1,112 @@
-"""What every request passes before a route handles it: access, limits, and the log."""
+"""What every request passes before a route handles it: access, the limits of its body, and the log."""
 
 import asyncio
 import hmac
+import ipaddress
 import logging
 import re
 import time
-from collections.abc import Awaitable, Callable, Collection, MutableMapping
+from collections.abc import Awaitable, Callable, Collection, MutableMapping, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import Any, Optional, Union
 from urllib.parse import unquote
 
-from litgpt.serve.body import Body, BodyMemory, Disconnected, Receive
 from litgpt.serve.failure import Failure
-from litgpt.serve.hosts import is_local, is_own
 from litgpt.serve.metrics import Metrics
-from litgpt.serve.settings import Settings
+from litgpt.serve.settings import Settings, is_loopback
 
 Scope = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[MutableMapping[str, Any]]]
 Send = Callable[[MutableMapping[str, Any]], Awaitable[None]]
+BODY_SECONDS = 30.0  # time limit for a body to arrive
+SMALL = 65_536  # the largest small body, in bytes
+N_BODIES = 16  # how many bodies of the largest size may be in memory at once
 DISCONNECTED = 499  # the status that is counted if the client went away before the response
 ABSOLUTE = re.compile(rb"https?://([^/]*)(.*)", re.IGNORECASE | re.DOTALL)
+AUTHORITY = re.compile(r"(?:\[([0-9a-f:.]+)\]|([^\s\[\]:@/\\?#%,]+))(?::[0-9]{0,5})?", re.IGNORECASE)
+ORIGIN = re.compile(r"[a-z][a-z0-9+.-]*://([^/]*)", re.IGNORECASE)
+Host = Union[str, ipaddress.IPv4Address, ipaddress.IPv6Address]
 log = logging.getLogger("litgpt.serve")
+
+
+class Disconnected(Exception):
+    """The client closed the connection."""
+
+
+class BodyMemory:
+    """The bytes of all bodies that are in memory."""
+
+    def __init__(self, max_body: int) -> None:
+        self.max_body, self.max_held, self.held = max_body, N_BODIES * max_body, 0
+
+
+class Body:
+    """The body of one request."""
+
+    def __init__(self, memory: BodyMemory, receive: Receive) -> None:
+        self.memory, self.receive = memory, receive
+        self.parts, self.size, self.more = list[bytes](), 0, True
+        self.deadline = time.monotonic() + BODY_SECONDS
+
+    async def read(self, announced: int) -> None:
+        """Read all of it. `announced` is its size in bytes as the client says.
+
+        Raises:
+            Failure: It is too large, arrives too slowly, or all bodies together are too large.
+            Disconnected: The client went away.
+        """
+        if announced > self.memory.max_body:
+            raise self.too_large()
+        while self.more:
+            part = await self.receive_part()
+            self.parts.append(part)
+            self.size += len(part)
+            self.memory.held += len(part)
+            if self.size > self.memory.max_body:
+                raise self.too_large()
+            if self.size > SMALL and self.memory.held > self.memory.max_held:
+                raise Failure(429, "Too many large requests at once. Try again soon.")
+
+    async def receive_part(self) -> bytes:
+        try:
+            message = await asyncio.wait_for(self.receive(), max(0, self.deadline - time.monotonic()))
+        except asyncio.TimeoutError:
+            raise Failure(408, f"The body did not arrive within {BODY_SECONDS:g} seconds.") from None
+        if message["type"] == "http.disconnect":
+            raise Disconnected
+        self.more = message.get("more_body", False)
+        return message.get("body", b"")
+
+    def too_large(self) -> Failure:
+        return Failure(413, f"The body has more than {self.memory.max_body} bytes (--max_body).")
+
+    def free(self) -> None:
+        self.memory.held -= self.size
+        self.parts, self.size = [], 0
+
+    async def discard(self) -> None:
+        """Read the rest and drop it: a client that is still sending does not read the response."""
+        self.free()
+        with suppress(Failure, Disconnected):
+            while self.more:
+                await self.receive_part()
+
+    async def disconnected(self) -> None:
+        """Wait for the client to go away."""
+        while (await self.receive())["type"] != "http.disconnect":
+            pass
+
+    def replay(self, disconnected: asyncio.Future) -> Receive:
+        """A `receive` that returns the complete body once, and keeps nothing of it."""
+
+        async def receive() -> MutableMapping[str, Any]:
+            if self.parts:
+                content, self.parts = b"".join(self.parts), []
+                return {"type": "http.request", "body": content, "more_body": False}
+            await asyncio.wait((disconnected,))
+            return {"type": "http.disconnect"}
+
+        return receive
 
 
 class RequestGuard:
@@ -28,28 +114,19 @@ class RequestGuard:
 
     Args:
         app: The application. A call is cancelled when the client of a request with a body goes away.
-        metrics: Counts requests by path and status.
         known_paths: The paths that are counted by name.
         open_paths: The paths that need no API key.
-
-    Attributes:
-        active: Requests being answered that have a body. A request whose body is still arriving does not count.
-        stopping: Whether new requests are refused.
     """
 
     def __init__(
-        self,
-        app: Any,
-        settings: Settings,
-        metrics: Metrics,
-        known_paths: Collection[str],
-        open_paths: Collection[str],
+        self, app: Any, settings: Settings, metrics: Metrics, known_paths: Collection[str], open_paths: Collection[str]
     ) -> None:
         self.app, self.metrics, self.known_paths, self.open_paths = app, metrics, known_paths, open_paths
         self.key = settings.api_key.encode() if settings.api_key is not None else None
-        self.local_only = settings.local_only and self.key is None
+        self.local_only = settings.local_only
         self.max_active, self.bodies = settings.max_sequences, BodyMemory(settings.max_body)
-        self.active, self.stopping = 0, False
+        self.active = 0  # requests with a complete body that are being answered
+        self.stopping = False  # whether new requests are refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "lifespan":
@@ -103,7 +180,8 @@ class RequestGuard:
     def check_host(self, hosts: list[str], origins: list[str]) -> None:
         """Raise `Failure` for a request that was not meant for this machine, if only local ones are allowed.
 
-        The domain of another site may resolve to this machine, but its Host and Origin headers have the other name.
+        The domain of another site may resolve to this machine (DNS rebinding), but not an address: the Host and Origin
+        headers that a browser sends for such a site have the other name.
         """
         if self.local_only and not (all(map(is_local, hosts)) and all(is_own(origin, hosts) for origin in origins)):
             raise Failure(403, "This server answers requests to local addresses only. To allow others, set an API key.")
@@ -122,11 +200,7 @@ class RequestGuard:
             raise Failure(429, f"Too many requests at once (at most {self.max_active}). Try again soon.")
 
     async def run_app(self, scope: Scope, body: Body, send: Send, is_complete: Callable[[], bool]) -> None:
-        """Let the application answer as long as the client is there.
-
-        Args:
-            is_complete: Whether the complete response was sent.
-        """
+        """Let the application answer as long as the client is there. `is_complete` says whether all was sent."""
         disconnected = asyncio.ensure_future(body.disconnected())
         answering = asyncio.ensure_future(self.app(scope, body.replay(disconnected), send))
         try:
@@ -147,9 +221,36 @@ def header_values(scope: Scope, name: bytes) -> list[str]:
 
 
 def normalize_target(scope: Scope) -> list[str]:
-    """Reduce a request target that is a complete URL to its path, and remove slashes at the end. Returns the host of
-    the URL; none for an ordinary target."""
+    """Reduce a request target that is a complete URL to its path, and remove slashes at the end. Returns the hosts of
+    such a URL."""
     found = ABSOLUTE.fullmatch(scope.get("raw_path") or b"")
     path = unquote(found[2].decode("latin-1")) if found else scope["path"]
     scope["path"] = path.rstrip("/") or "/"
     return [found[1].decode("latin-1")] if found else []
+
+
+def parse_host(authority: str) -> Optional[Host]:
+    """The host in `HOST:PORT`: an address, or a name in lower case without a final dot. None for anything else."""
+    found = AUTHORITY.fullmatch(authority)
+    if found is None:
+        return None
+    name = found[2] and found[2].lower().removesuffix(".")
+    try:
+        return ipaddress.IPv6Address(found[1]) if found[1] else ipaddress.IPv4Address(name)
+    except ValueError:
+        return name or None
+
+
+def is_local(authority: str) -> bool:
+    """Whether a Host header is an address or `localhost`."""
+    host = parse_host(authority)
+    return host is not None and (host == "localhost" or not isinstance(host, str))
+
+
+def is_own(origin: str, hosts: Sequence[str]) -> bool:
+    """Whether an Origin header belongs to a page of this machine, on any port, given the request's Host headers."""
+    found = ORIGIN.fullmatch(origin)
+    host = parse_host(found[1]) if found else None
+    if host is None:
+        return False
+    return is_loopback(str(host)) or host in map(parse_host, hosts)

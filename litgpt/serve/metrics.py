@@ -1,9 +1,10 @@
 """Metrics in the text format of Prometheus (https://prometheus.io/docs/instrumenting/exposition_formats/)."""
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterable, Sequence
 
-from litgpt.serve.generation import TokenEvent
+from litgpt.serve.worker import TokenEvent
 
 SECONDS = (0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)  # upper bounds of the buckets
 
@@ -35,27 +36,21 @@ class Metrics:
 
     def count(self, events: Iterable[TokenEvent]) -> None:
         """Count what a step of the engine produced."""
+        now = asyncio.get_running_loop().time()
         for event in events:
             generation = event.generation
-            model, seconds = generation.request.model, generation.loop.time() - generation.began
+            model, seconds = generation.model, now - generation.began
             self.tokens[model, "answer"] += len(event.tokens)
             if event.tokens and not generation.started:
                 generation.started = True
-                self.tokens[model, "prompt"] += generation.request.n_prompt
+                self.tokens[model, "prompt"] += generation.n_prompt
                 self.first_token.add(seconds)
             if event.finish and all(generation.closed) and not generation.ended:
                 generation.ended = True
                 self.request.add(seconds)
 
     def text(self, running: int, waiting: int, failures: int, up: bool) -> str:
-        """All metrics.
-
-        Args:
-            running: Sequences that are being decoded.
-            waiting: Sequences that wait.
-            failures: How often the engine has failed.
-            up: Whether the engine answers.
-        """
+        """All metrics; those of the engine are given."""
         requests = [
             (f'{{path="{escaped(path)}",status="{status}"}}', str(n))
             for (path, status), n in sorted(self.requests.items())
@@ -78,11 +73,7 @@ class Metrics:
 
 
 def metric(name: str, kind: str, about: str, samples: Iterable[tuple[str, str]]) -> str:
-    """One metric.
-
-    Args:
-        samples: For each sample what follows the name, and the value.
-    """
+    """One metric. A sample is what follows the name, and the value."""
     name = f"litgpt_{name}"
     lines = [f"# HELP {name} {about}", f"# TYPE {name} {kind}", *(f"{name}{rest} {value}" for rest, value in samples)]
     return "\n".join(lines) + "\n"

@@ -16,17 +16,11 @@ from litgpt.methods.model_source import ModelSource
 
 @dataclass
 class ModelRegistry:
-    """The models of a server.
-
-    Args:
-        models: By the name that requests use; the first one is the default. They share one `GPT`.
-        adapters: The adapters on the base, for the engine.
-        aliases: Other names that requests may use for a model.
-    """
+    """The models of a server, by the name that requests use. The first one is the default. They share one `GPT`."""
 
     models: dict[str, InferenceModel]
-    adapters: Optional[Adapters] = None
-    aliases: dict[str, set[str]] = field(default_factory=dict)
+    adapters: Optional[Adapters] = None  # on the base, for the engine
+    aliases: dict[str, set[str]] = field(default_factory=dict)  # other names that requests may use for a model
 
     def find(self, name: str) -> Optional[str]:
         """The name of the model that a request means: by name, else by alias, else ignoring case. None if no model
@@ -49,11 +43,8 @@ class ModelRegistry:
 
     @classmethod
     def open(cls, folder: Path, adapters: Mapping[str, Path], **options: Any) -> "ModelRegistry":
-        """Load a folder and adapters. `options` are those of `InferenceModel.open`.
-
-        Raises:
-            UserError: A folder cannot be used, or two models would have the same name.
-        """
+        """Load a folder and adapters. `options` are those of `InferenceModel.open`. Raises `UserError` if a folder
+        cannot be used, or two models would have the same name."""
         source = ModelSource.open(folder, options.get("base"))
         name = source.folder.resolve().name.encode(errors="replace").decode()  # it may not be UTF-8
         if adapters:
@@ -75,10 +66,11 @@ class ModelRegistry:
             if recorded and recorded != first.source.folder.resolve().name:
                 print(f"litgpt: the adapter {key} was made for the base {adapter.base}.", file=sys.stderr)
         engine_adapters = add_adapters(first.model, found)
-        models = {
-            key: replace(first, source=source, tokenizer=source.tokenizer(), style=source.style())
-            for key, source in sources.items()
-        }
+        kwargs = options.get("template_kwargs")
+        models = {}
+        for key, source in sources.items():
+            style = source.style().with_variables(kwargs) if kwargs else source.style()
+            models[key] = replace(first, source=source, tokenizer=source.tokenizer(), style=style)
         aliases |= {key: aliases_of(path, sources[key]) for key, path in adapters.items()}
         return cls({name: first.prepare(), **models}, engine_adapters, aliases)
 

@@ -11,22 +11,18 @@ from typing import Any, Optional
 from starlette.responses import JSONResponse, Response, StreamingResponse
 
 from litgpt.serve.failure import Failure
-from litgpt.serve.generation import Delta, Generation, GenerationRequest, Token
+from litgpt.serve.worker import Delta, Generation, Token
 
 Fields = dict[str, Any]
 STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
 
 
 class ResponseFormat:
-    """The format of one response of OpenAI's API.
+    """The format of one response of OpenAI's API, to chat completions or to completions."""
 
-    Args:
-        chat: Whether the request is for chat completions, else for completions.
-    """
-
-    def __init__(self, chat: bool, request: GenerationRequest) -> None:
-        self.chat, self.model, self.tokenizer = chat, request.model, request.tokenizer
-        self.with_logprobs = request.logprobs
+    def __init__(self, chat: bool, generation: Generation) -> None:
+        self.chat, self.model, self.tokenizer = chat, generation.model, generation.tokenizer
+        self.with_logprobs = generation.logprobs
         self.id = ("chatcmpl-" if chat else "cmpl-") + uuid.uuid4().hex
         self.created = int(time.time())
         self.kind = "chat.completion" if chat else "text_completion"
@@ -94,13 +90,13 @@ def choice(index: int, content: Fields, logprobs: Optional[Fields] = None, finis
 
 
 def usage_of(generation: Generation) -> Fields:
-    prompt, new = generation.request.n_prompt, generation.n_new
+    prompt, new = generation.n_prompt, generation.n_new
     return {"prompt_tokens": prompt, "completion_tokens": new, "total_tokens": prompt + new}
 
 
 async def openai_response(generation: Generation, chat: bool) -> Response:
-    format = ResponseFormat(chat, generation.request)
-    if generation.request.stream:
+    format = ResponseFormat(chat, generation)
+    if generation.stream:
         return GenerationStream(generation, server_sent_events(generation, format), "text/event-stream")
     answers = await collect(generation)
     # in a thread: the log-probabilities of a long answer take a while
@@ -108,11 +104,10 @@ async def openai_response(generation: Generation, chat: bool) -> Response:
 
 
 async def litgpt_response(generation: Generation, stream: bool) -> Response:
-    request = generation.request
-    if stream or request.stream:
+    if stream or generation.stream:
         return GenerationStream(generation, json_lines(generation), "application/x-ndjson")
     outputs = ["".join(delta.text for delta in deltas) for deltas in await collect(generation)]
-    return JSONResponse({"output": outputs[0] if request.n == 1 else outputs})
+    return JSONResponse({"output": outputs[0] if generation.n == 1 else outputs})
 
 
 class GenerationStream(StreamingResponse):
@@ -130,17 +125,17 @@ class GenerationStream(StreamingResponse):
 
 
 async def collect(generation: Generation) -> list[list[Delta]]:
-    answers: list[list[Delta]] = [[] for _ in generation.request.sequences]
+    answers: list[list[Delta]] = [[] for _ in generation.sequences]
     async for delta in generation.deltas():
         answers[delta.index].append(delta)
     return answers
 
 
 async def server_sent_events(generation: Generation, format: ResponseFormat) -> AsyncIterator[str]:
-    include_usage = generation.request.include_usage
+    include_usage = generation.include_usage
     more: Fields = {"usage": None} if include_usage else {}
     try:
-        for chunk in format.first_chunks(len(generation.request.sequences)):
+        for chunk in format.first_chunks(len(generation.sequences)):
             yield sse({**chunk, **more})
         async for delta in generation.deltas():
             for chunk in format.chunks(delta):
@@ -149,8 +144,6 @@ async def server_sent_events(generation: Generation, format: ResponseFormat) -> 
             yield sse(format.chunk(usage=usage_of(generation)))
     except Failure as e:
         yield sse(e.body)
-    finally:
-        generation.cancel()
     yield "data: [DONE]\n\n"
 
 
@@ -166,5 +159,3 @@ async def json_lines(generation: Generation) -> AsyncIterator[str]:
                 yield json.dumps({"output": delta.text}) + "\n"
     except Failure as e:
         yield json.dumps(e.body) + "\n"
-    finally:
-        generation.cancel()

@@ -45,26 +45,26 @@ def parse(schema: type[D], body: bytes, content_type: str) -> D:
     """Validate a body. Raises `Failure` if it is not JSON or does not match the schema."""
     kind = content_type.partition(";")[0].strip().lower()
     if not re.fullmatch(r"application/(.+\+)?json", kind):  # a page of another site cannot send it without permission
-        raise Failure(
-            400, "The body must be JSON, with the header Content-Type: application/json.", None, "invalid_body"
-        )
+        raise invalid("The body must be JSON, with the header Content-Type: application/json.")
     try:
         text = body.decode(json.detect_encoding(body))
         fields = json.loads(text)
         if SURROGATE.search(text):
             json.dumps(fields, ensure_ascii=False).encode()
     except RecursionError:
-        raise Failure(400, "The body is nested too deeply.", None, "invalid_body") from None
+        raise invalid("The body is nested too deeply.") from None
     except UnicodeEncodeError:
-        raise Failure(
-            400, "A string contains half a surrogate pair, which is not text.", None, "invalid_body"
-        ) from None
+        raise invalid("A string contains half a surrogate pair, which is not text.") from None
     except ValueError:  # also for bytes that are not Unicode, and for numbers with thousands of digits
-        raise Failure(400, "The body is not JSON.", None, "invalid_body") from None
+        raise invalid("The body is not JSON.") from None
     try:
         return schema.model_validate(fields)
     except ValidationError as e:
         raise wrong_fields(e) from None
+
+
+def invalid(message: str, param: Optional[str] = None) -> Failure:
+    return Failure(400, message, param, "invalid_body")
 
 
 def wrong_fields(e: ValidationError) -> Failure:
@@ -75,7 +75,7 @@ def wrong_fields(e: ValidationError) -> Failure:
         field = ".".join(map(str, error["loc"]))
         param = param or field or None
         messages.append(f"{field[:80]}: {message}" if field else message)
-    return Failure(400, "; ".join(messages)[:1000] + ".", param and param[:80], "invalid_body")
+    return invalid("; ".join(messages)[:1000] + ".", param and param[:80])
 
 
 class Strict(BaseModel):
@@ -211,6 +211,7 @@ class Chat(SamplingParams):
     logprobs: bool = False
     top_logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
     tools: FailFast[dict[str, Any]] = []
+    chat_template_kwargs: dict[str, Any] = {}
 
     @model_validator(mode="after")
     def check_logprobs(self) -> "Chat":
@@ -220,7 +221,8 @@ class Chat(SamplingParams):
 
     def token_ids(self, model: InferenceModel) -> list[list[int]]:
         messages = [message.for_template() for message in self.messages]
-        return [model.render(messages, self.tools or None, model.model.config.block_size)[1]]
+        limit = model.model.config.block_size
+        return [model.render(messages, self.tools or None, limit, self.chat_template_kwargs)[1]]
 
     @property
     def n_logprobs(self) -> Optional[int]:

@@ -1,27 +1,62 @@
 """From the body of a request to sequences for the engine."""
 
 import asyncio
+import gc
 import random
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Optional
+from typing import Optional, TypeVar, Union
 
 from fastapi import Request
 
 from litgpt.errors import UserError, nearest
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Engine
 from litgpt.generate.engine import Request as Sequence
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.text import TextStream
 from litgpt.serve.failure import Failure
-from litgpt.serve.generation import Generation, GenerationRequest, timed_out
-from litgpt.serve.lanes import Lanes
+from litgpt.serve.guard import SMALL
 from litgpt.serve.metrics import Metrics
 from litgpt.serve.models import ModelRegistry
 from litgpt.serve.schema import Chat, SamplingParams, parse
 from litgpt.serve.settings import Settings
-from litgpt.serve.worker import Worker
+from litgpt.serve.worker import Generation, Worker, timed_out
 from litgpt.text.tokenizer import TooLong
+
+T = TypeVar("T")
+N_SMALL, N_LARGE = 2, 1  # bodies that are parsed at once
+
+
+class Lanes:
+    """A queue for small bodies and one for large ones. Belongs to the event loop.
+
+    Parsing takes many times the memory of a body; one large body at a time bounds it.
+    """
+
+    def __init__(self) -> None:
+        self.pool = ThreadPoolExecutor(N_SMALL + N_LARGE, "reader")
+        self.small, self.large = asyncio.Semaphore(N_SMALL), asyncio.Semaphore(N_LARGE)
+
+    async def run(self, size: int, work: Callable[[], T]) -> T:
+        """Run `work`, for a body of `size` bytes, in a thread and return its result. A caller that is cancelled while
+        it waits leaves the queue; work that has begun is finished, and keeps its place until then."""
+        lane = self.large if size > SMALL else self.small
+        await lane.acquire()
+        try:
+            future = asyncio.get_running_loop().run_in_executor(self.pool, call, work, size > SMALL)
+        except BaseException:
+            lane.release()
+            raise
+        future.add_done_callback(lambda _: lane.release())
+        result = await asyncio.shield(future)
+        if isinstance(result, Failure):
+            raise result
+        return result
+
+    def close(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
 
 
 class Service:
@@ -44,24 +79,19 @@ class Service:
         return found, registry.models[found]
 
     async def start(self, schema: type[SamplingParams], request: Request) -> Generation:
-        """Parse a request and start to answer it.
-
-        Raises:
-            Failure: The request cannot be parsed in time, or too many requests wait.
-        """
+        """Parse a request and start to answer it. Raises `Failure` if it cannot be parsed in time, or too many wait."""
         began, body = asyncio.get_running_loop().time(), (await request.receive())["body"]
-        size, content_type = len(body), request.headers.get("content-type", "")
-        parsing = self.lanes.run(size, partial(self.parse, schema, body, content_type))
+        content_type = request.headers.get("content-type", "")
+        parsing = self.lanes.run(len(body), partial(self.parse, schema, body, content_type, began))
         del body  # otherwise it would stay in memory while others are parsed
         try:
-            parsed = await asyncio.wait_for(parsing, self.settings.timeout)
+            generation = await asyncio.wait_for(parsing, self.settings.timeout)
         except asyncio.TimeoutError:
             raise timed_out(self.settings.timeout) from None
-        generation = Generation(parsed, began, self.settings.timeout)
         self.worker.submit(generation)
         return generation
 
-    def parse(self, schema: type[SamplingParams], content: bytes, content_type: str) -> GenerationRequest:
+    def parse(self, schema: type[SamplingParams], content: bytes, content_type: str, began: float) -> Generation:
         """What a body asks for; runs in a thread. Raises `Failure` if it cannot be answered."""
         body = parse(schema, content, content_type)
         name, model = self.find(body.model)
@@ -75,7 +105,7 @@ class Service:
             raise Failure(400, str(e), "messages" if isinstance(body, Chat) else "prompt", code) from e
         except RecursionError as e:
             raise Failure(400, "The body is nested too deeply.") from e
-        return GenerationRequest(
+        return Generation(
             model=name,
             tokenizer=model.tokenizer,
             sequences=sequences,
@@ -85,6 +115,8 @@ class Service:
             stream=body.stream,
             include_usage=body.stream_options.include_usage,
             logprobs=body.n_logprobs is not None,
+            began=began,
+            timeout=self.settings.timeout,
         )
 
     def sequences(self, body: SamplingParams, name: str, model: InferenceModel) -> list[Sequence]:
@@ -112,7 +144,7 @@ class Service:
         return sequences
 
     def sampling(self, body: SamplingParams) -> Sampling:
-        defaults = self.settings
+        defaults = self.settings.sampling
         return Sampling(
             temperature=defaults.temperature if body.temperature is None else body.temperature,
             top_k=body.top_k if "top_k" in body.model_fields_set else defaults.top_k,
@@ -120,3 +152,20 @@ class Service:
             min_p=body.min_p,
             repetition_penalty=body.repetition_penalty,
         )
+
+
+def call(work: Callable[[], T], large: bool) -> Union[T, Failure]:
+    """Return a failure instead of raising it, without its traceback, whose frames hold the body.
+
+    For a large body, the garbage collector would scan millions of new objects, and block all threads meanwhile.
+    """
+    if large:
+        gc.disable()
+    try:
+        return work()
+    except Failure as e:
+        e.__cause__ = e.__context__ = None
+        return e.with_traceback(None)
+    finally:
+        if large:
+            gc.enable()

@@ -1,6 +1,8 @@
 """The options of a server, checked."""
 
-from dataclasses import dataclass
+import ipaddress
+import os
+from dataclasses import dataclass, field
 from typing import Optional
 
 from litgpt.errors import UserError
@@ -11,51 +13,83 @@ TAKEN_PATHS = ("/health", "/metrics", "/style.css", "/script.js", "/openapi.json
 
 @dataclass
 class Settings:
-    """Options of `litgpt serve`; see its help.
+    """Who may send requests, and how they are answered.
+
+    Args:
+        host: Address to listen on. Other addresses than this machine's own require --api_key.
+        api_key: Key that clients have to send. By default the value of LITGPT_API_KEY, which, unlike a flag, other
+            users of the machine cannot see.
+        allow_anonymous: Allow requests without a key, also from other machines.
+        max_new_tokens: Default limit of the answer for requests that set none. By default the rest of the context, as
+            in OpenAI's API, and 50 for --api_path, as in LitGPT.
+        stream: Answer requests to --api_path as lines of JSON while the tokens are generated.
+        openai_spec: Disable --api_path. /v1 is always available.
+        api_path: Path of LitGPT's own API, from {"prompt": ...} to {"output": ...}.
+        timeout: Time limit of a request in seconds, including its time in the queue. LitGPT's 30 are too short for
+            long answers on a CPU.
+        max_batch: Number of answers that are generated at once.
+        max_queue: Number of answers that may wait. More are refused with 429.
+        max_body: Size limit of a request in bytes. Larger ones are refused with 413.
 
     Raises:
-        UserError: Options are out of range. The message lists all of them.
+        UserError: Options are out of range. The message lists all of them. Or a key is missing.
     """
 
-    temperature: float = 0.8
-    top_k: Optional[int] = 50
-    top_p: float = 1.0
+    host: str = "127.0.0.1"
+    api_key: Optional[str] = None
+    allow_anonymous: bool = False
     max_new_tokens: Optional[int] = None
-    api_path: Optional[str] = "/predict"
     stream: bool = False
+    openai_spec: bool = False
+    api_path: str = "/predict"
     timeout: float = 600.0
     max_batch: int = 16
     max_queue: int = 64
     max_body: int = 4_194_304
-    api_key: Optional[str] = None
-    local_only: bool = True
+    sampling: Sampling = field(default_factory=Sampling)  # for requests that set no other
 
     def __post_init__(self) -> None:
-        positive = ("max_new_tokens", "timeout", "max_batch", "max_body")
-        values = {name: getattr(self, name) for name in positive}
+        if self.api_key is None:
+            self.api_key = os.environ.get("LITGPT_API_KEY")
         wrong = [
-            f"--{name} {value} must be above 0" for name, value in values.items() if value is not None and value <= 0
+            f"--{name} {value} must be above 0"
+            for name in ("max_new_tokens", "timeout", "max_batch", "max_body")
+            if (value := getattr(self, name)) is not None and value <= 0
         ]
         if self.max_queue < 0:
             wrong.append(f"--max_queue {self.max_queue} must not be negative")
-        if self.api_path is not None:
-            if problem := path_problem(self.api_path):
-                wrong.append(f"--api_path {self.api_path!r} {problem}")
-            self.api_path = self.api_path.rstrip("/")
+        if self.openai_spec:
+            self.api_path = ""
+        elif problem := path_problem(self.api_path):
+            wrong.append(f"--api_path {self.api_path!r} {problem}")
+        self.api_path = self.api_path.rstrip("/")
         key = self.api_key
         if key is not None and not (key.strip() and key.isascii() and key == key.strip()):
             wrong.append("--api_key (or LITGPT_API_KEY) must be ASCII text without surrounding blanks")
-        try:
-            Sampling(self.temperature, self.top_k, self.top_p)
-        except UserError as e:
-            wrong.append(str(e).rstrip("."))
         if wrong:
             raise UserError("; ".join(wrong) + ".")
+        if key is None and not is_loopback(self.host) and not self.allow_anonymous:
+            raise UserError(
+                f"--host {self.host} accepts requests from other machines. Set --api_key (or LITGPT_API_KEY), or pass "
+                "--allow_anonymous true to let anyone use this server."
+            )
+
+    @property
+    def local_only(self) -> bool:
+        """Whether only pages and programs of this machine may send requests."""
+        return self.api_key is None and not self.allow_anonymous
 
     @property
     def max_sequences(self) -> int:
         """How many sequences may be decoded or wait at the same time."""
         return self.max_batch + self.max_queue
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
 
 
 def path_problem(path: str) -> Optional[str]:

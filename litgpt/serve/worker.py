@@ -1,20 +1,126 @@
-"""The thread that owns the engine. Sequences reach it through a queue; tokens go back to the event loop."""
+"""The thread that owns the engine, and the requests that it answers.
+
+Their sequences reach it through a queue; tokens go back to the event loop.
+"""
 
 import asyncio
 import queue
 import sys
 import threading
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
 from itertools import islice
-from typing import Optional
+from typing import NamedTuple, Optional
 
+from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Engine, Request
 from litgpt.serve.failure import Failure
-from litgpt.serve.generation import Generation, Token, TokenEvent, engine_failed
+from litgpt.text.tokenizer import Tokenizer
 
 MAX_FAILURES = 5  # consecutive failures without an answer, after which the server no longer counts as healthy
+
+
+class Token(NamedTuple):
+    """A token of an answer, with log-probabilities if the request asks for them."""
+
+    id: int
+    logprob: Optional[float]
+    top: list[tuple[int, float]]
+
+
+@dataclass(frozen=True)
+class Delta:
+    """The next part of one of a request's answers."""
+
+    index: int  # the number of the answer
+    text: str  # may be empty: a character or a stop string may not be complete yet
+    tokens: Sequence[Token]
+    finish: Optional[str]  # why the answer ends here; None while it goes on
+
+
+@dataclass(frozen=True)
+class TokenEvent:
+    """What a step of the engine did to one sequence."""
+
+    generation: "Generation"
+    index: int
+    tokens: list[Token]
+    finish: Optional[str]  # as in `Request`, or `failed` or `refused` if the engine failed
+
+
+@dataclass(eq=False)
+class Generation:
+    """A request that is being answered. It is small, however large its body was.
+
+    Belongs to the event loop once it is parsed, except for `sent` and `closed`.
+    """
+
+    model: str
+    tokenizer: Tokenizer
+    sequences: Sequence[Request]  # `n` for each prompt
+    streams: Sequence[TextStream]  # turn the tokens of each sequence into text and find its stop strings
+    n_prompt: int  # tokens of all prompts
+    n: int
+    stream: bool
+    include_usage: bool
+    logprobs: bool
+    began: float  # when the request arrived, by the clock of the event loop
+    timeout: float  # seconds that it may take from then on, its time in the queue included
+    n_new: int = 0  # tokens of all answers so far
+    cancelled: bool = False
+    started: bool = False  # whether the metrics include its first token
+    ended: bool = False  # whether they include its end
+
+    def __post_init__(self) -> None:
+        self.events: asyncio.Queue[Optional[TokenEvent]] = asyncio.Queue()  # None: the time is up
+        self.sent = [0] * len(self.sequences)  # tokens that the worker has sent back, by sequence
+        self.closed = [False] * len(self.sequences)  # whether it has sent back the end
+        for i, sequence in enumerate(self.sequences):
+            sequence.tag = self, i
+
+    def cancel(self) -> None:
+        """Free the places of all sequences and their memory: a cancelled task may be kept for a while."""
+        for sequence in self.sequences:
+            sequence.cancel()
+        self.cancelled, self.events = True, asyncio.Queue()
+        self.sequences = self.streams = ()
+
+    async def deltas(self) -> AsyncIterator[Delta]:
+        """The answers as they are generated, until all have ended. Raises `Failure` if the request took too long or the
+        engine failed."""
+        going = set(range(len(self.sequences)))
+        timer = asyncio.get_running_loop().call_at(self.began + self.timeout, self.events.put_nowait, None)
+        try:
+            while going:
+                if (event := await self.events.get()) is None:
+                    raise timed_out(self.timeout)
+                if event.finish == "failed":
+                    raise Failure(500, "The model failed. See the server's log.")
+                if event.finish == "refused":
+                    raise engine_failed()
+                if event.index in going:
+                    delta = self.delta(event)
+                    if delta.finish:
+                        going.discard(event.index)
+                        self.sequences[event.index].cancel()  # a stop string ends it before the engine does
+                    yield delta
+        finally:
+            timer.cancel()
+            self.cancel()
+
+    def delta(self, event: TokenEvent) -> Delta:
+        stream, text, taken = self.streams[event.index], "", []
+        for token in event.tokens:
+            text += stream.push([token.id])
+            taken.append(token)
+            if stream.stopped:
+                break
+        if event.finish and not stream.stopped:
+            text += stream.close()
+        self.n_new += len(taken)
+        return Delta(event.index, text, taken, "stop" if stream.stopped else event.finish)
 
 
 class Worker:
@@ -27,21 +133,16 @@ class Worker:
         engine: Belongs to the thread.
         max_sequences: How many sequences may exist at once, including those that wait.
         on_events: Called in the event loop with what a step did.
-
-    Attributes:
-        n_sequences: Sequences that have not ended. Belongs to the event loop.
-        failures: How often the engine has failed.
-        broken: Why nothing can be answered any more.
     """
 
     def __init__(self, engine: Engine, max_sequences: int, on_events: Callable[[Sequence[TokenEvent]], None]) -> None:
         self.engine, self.max_sequences, self.on_events = engine, max_sequences, on_events
         self.inbox: queue.SimpleQueue[Optional[Sequence[Request]]] = queue.SimpleQueue()
         self.thread = threading.Thread(target=self.work, name="engine", daemon=True)
-        self.n_sequences = 0
+        self.n_sequences = 0  # that have not ended; belongs to the event loop
         self.open: set[Request] = set()  # the same sequences, as the thread knows them
         self.failures, self.consecutive_failures, self.last_error = 0, 0, ""
-        self.broken: Optional[str] = None
+        self.broken: Optional[str] = None  # why nothing can be answered any more
 
     def start(self) -> None:
         self.loop = asyncio.get_running_loop()
@@ -71,18 +172,13 @@ class Worker:
         return max(0, self.n_sequences - self.running)
 
     def submit(self, generation: Generation) -> None:
-        """Decode the sequences of a request, which have been checked.
-
-        Raises:
-            Failure: Too many sequences wait already, or the engine can no longer answer.
-        """
-        sequences = generation.request.sequences
+        """Decode the sequences of a request, which have been checked. Raises `Failure` if they cannot wait."""
+        sequences = generation.sequences
         if self.broken is not None or not self.thread.is_alive():
             raise engine_failed()
         if self.n_sequences + len(sequences) > self.max_sequences:
-            raise Failure(
-                429, f"Too many requests wait already (at most {self.max_sequences} answers). Try again soon."
-            )
+            message = f"Too many requests wait already (at most {self.max_sequences} answers). Try again soon."
+            raise Failure(429, message)
         self.n_sequences += len(sequences)
         self.inbox.put(sequences)
 
@@ -198,3 +294,11 @@ class Worker:
 def in_one_line(error: BaseException) -> str:
     first = (str(error).strip().splitlines() or [""])[0][:200]
     return f"{type(error).__name__}: {first}" if first else type(error).__name__
+
+
+def timed_out(seconds: float) -> Failure:
+    return Failure(504, f"The answer took longer than {seconds:g} seconds (--timeout).")
+
+
+def engine_failed() -> Failure:
+    return Failure(503, "The model can no longer answer. See the server's log.", code="engine_failed")

@@ -21,12 +21,8 @@ from litgpt.errors import brief
 
 
 class Each(NamedTuple):
-    """An object whose fields all have the same shape.
-
-    Args:
-        names: A regular expression that the field names match.
-        label: What the names are, for messages.
-    """
+    """An object whose fields all have the same shape. Their names match a regular expression; `label` is what messages
+    call them."""
 
     shape: "Shape"
     names: str = r"[\s\S]*"
@@ -92,9 +88,7 @@ SHAPES: dict[str, Shape] = {
         "stored": [str],
         "special": bool,
         "time": TEXT,
-        "prompts": [
-            {"prompt": str, "text": str, "ids": [ID], "top_ids": [ID], "top_logits": [float], "greedy": [ID]},
-        ],
+        "prompts": [{"prompt": str, "text": str, "ids": [ID], "top_ids": [ID], "top_logits": [float], "greedy": [ID]}],
     },
     "checksums.json": {"step": (ID, None), "files": Each((SUM, [SUM]))},
     ".litgpt.json": {"files": Each((SUM, [SUM]))},
@@ -158,14 +152,8 @@ def in_object(value: dict, shape: Union[dict, Each], name: str) -> Iterator[Opti
 
 
 def pattern(text: str, around: str = "{}") -> re.Pattern:
-    """Compile a regular expression from a file.
-
-    Args:
-        around: The expression around it, with {} in its place.
-
-    Raises:
-        ValueError: it is invalid, or could take exponential time because it repeats a group or has many repeats.
-    """
+    """Compile a regular expression from a file, in the place of {} in `around`. Raises `ValueError` if it is invalid,
+    or could take exponential time because it repeats a group or has many repeats."""
     try:
         compiled = re.compile(around.format(text))
     except (re.error, RecursionError, OverflowError) as e:
@@ -180,7 +168,6 @@ def prefix(name: str) -> str:
 
 
 def describe(shape: Shape) -> str:
-    """Describe a shape for messages."""
     if isinstance(shape, range):
         return f"an integer from {shape.start} to {shape.stop - 1}"
     if isinstance(shape, frozenset):

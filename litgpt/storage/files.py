@@ -29,11 +29,7 @@ TOO_LONG = f"it has a number of more than {DIGITS} digits"
 
 
 def is_there(path: Path) -> bool:
-    """Whether the file exists.
-
-    Raises:
-        UserError: the path is a folder, a pipe or a broken link.
-    """
+    """Whether the file exists. Raises `UserError` if the path is a folder, a pipe or a broken link."""
     if path.is_file():
         return True
     if path.is_symlink() and not path.exists():
@@ -67,11 +63,8 @@ def read_text(path: Path, max_bytes: int = TEMPLATE, encoding: str = "utf-8") ->
 
 
 def read_json(path: Path) -> Any:
-    """Read a JSON file and check the fields that `SHAPES` lists for files of this name.
-
-    Raises:
-        UserError: the file cannot be read, is too large, is empty, is not JSON, or has a field of the wrong type.
-    """
+    """Read a JSON file and check the fields that `SHAPES` lists for files of this name. Raises `UserError` if it cannot
+    be read, is too large, is empty, is not JSON, or has a field of the wrong type."""
     text = read_text(path, JSON_BYTES, "utf-8-sig")
     if not text.strip():
         raise UserError(f"{path} is empty.")
@@ -85,12 +78,8 @@ def read_json(path: Path) -> Any:
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON.
-
-    Raises:
-        json.JSONDecodeError: the text is not JSON.
-        ValueError: it is nested too deeply, or a number has too many digits.
-    """
+    """Parse JSON. Raises `json.JSONDecodeError` if it is not JSON, and `ValueError` if it is nested too deeply, or a
+    number has too many digits."""
     try:
         value = json.loads(text, parse_int=whole_number)
     except RecursionError as e:
@@ -119,7 +108,7 @@ def check_depth(value: Any) -> None:
 
 
 def checked_value(value: Any, text: str, path: Path) -> Any:
-    """Return a parsed value if it is valid Unicode and has the shape of files of this name."""
+    """A parsed value, if it is valid Unicode and has the shape of files of this name."""
     if SURROGATE.search(text):
         try:
             json.dumps(value, ensure_ascii=False).encode()
@@ -148,14 +137,8 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_yaml(text: str, where: Any) -> Any:
-    """Parse YAML into the types that JSON has.
-
-    Args:
-        where: The origin of the text, for messages.
-
-    Raises:
-        UserError: the text is not YAML, has a tag, is nested too deeply, or its aliases expand to too many values.
-    """
+    """Parse YAML from `where` into the types that JSON has. Raises `UserError` if the text is not YAML, has a tag, is
+    nested too deeply, or its aliases expand to too many values."""
     try:
         check_events(text)
         value = yaml.load(text, PlainSafeLoader)
@@ -202,7 +185,6 @@ def check_events(text: str) -> None:
 
 
 def home() -> Optional[Path]:
-    """The user's home folder, if known."""
     try:
         return Path.home()
     except RuntimeError:  # HOME is not set, and the system does not know the user

@@ -1,10 +1,10 @@
 """HTTP requests with time limits, size limits and credentials that stay with their server."""
 
 import base64
-import queue
 import threading
 import urllib.request
 from collections.abc import Callable
+from concurrent.futures import Future, wait
 from typing import Any, Optional
 from urllib.error import HTTPError, URLError
 from urllib.parse import unquote, urlsplit, urlunsplit
@@ -35,11 +35,8 @@ def fetch_text(url: str) -> str:
 
 
 def open_url(url: str, token: Optional[str] = None, timeout: Optional[float] = None) -> Any:
-    """Open a URL. A user and password in it, or the token, are sent in a header and to this server only.
-
-    Args:
-        timeout: Maximum seconds without data, by default `SILENCE`.
-    """
+    """Open a URL. A user and password in it, or the token, are sent in a header and to this server only. `timeout` is
+    the maximum of seconds without data."""
     parts = urlsplit(url)
     user, _, host = parts.netloc.rpartition("@")
     headers = {}
@@ -71,22 +68,18 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 def within(seconds: float, work: Callable[[], Any]) -> Any:
     """The result of `work`. Raises `TimeoutError` if it takes longer, whatever it waits for."""
-    results: queue.SimpleQueue = queue.SimpleQueue()
+    result: Future = Future()
 
     def run() -> None:
         try:
-            results.put((work(), None))
+            result.set_result(work())
         except BaseException as e:
-            results.put((None, e))
+            result.set_exception(e)
 
     threading.Thread(target=run, daemon=True).start()
-    try:
-        value, error = results.get(timeout=seconds)
-    except queue.Empty:
-        raise TimeoutError(f"it took more than {seconds:g} seconds") from None
-    if error is not None:
-        raise error
-    return value
+    if not wait([result], seconds).done:
+        raise TimeoutError(f"it took more than {seconds:g} seconds")
+    return result.result()
 
 
 def reason_of(error: BaseException) -> str:

@@ -131,12 +131,8 @@ def discard(folder: Path) -> bool:
 
 
 def check_place(out: Path, sources: Iterable[Path] = (), option: str = "--out_dir") -> None:
-    """Raise `UserError` if results must not be written to a folder.
-
-    Args:
-        sources: Files and folders that the command reads.
-        option: The option that names the folder, for messages.
-    """
+    """Raise `UserError` if results must not be written to a folder, which `option` names, because of where it is or
+    because the command reads something in it (`sources`)."""
     place = out.resolve()
     taken = {"the current folder": Path.cwd(), **{str(source): source.resolve() for source in sources}}
     if (own := home()) is not None:
@@ -232,11 +228,7 @@ def marked(out: Path, what: str) -> str:
 
 @contextmanager
 def new_folder(target: Path, sums: bool = True) -> Iterator[Path]:
-    """A temporary folder that replaces `target` if the block succeeds.
-
-    Args:
-        sums: Write `checksums.json`, unless the block did.
-    """
+    """A temporary folder that replaces `target` if the block succeeds, with a `checksums.json` of all its files."""
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=marked(target, "new"), dir=target.parent))
     try:
@@ -261,11 +253,8 @@ def new_folder(target: Path, sums: bool = True) -> Iterator[Path]:
 
 
 def replace_folder(source: Path, target: Path, carried: bool = False) -> None:
-    """Rename `source` to `target`, then remove the previous folder, or rename it if it contains files of others.
-
-    Args:
-        carried: Whether the new folder has those files too.
-    """
+    """Rename `source` to `target`, then remove the previous folder, or rename it if it contains files of others that
+    were not `carried` over."""
     if not target.exists():
         source.rename(target)
         return
@@ -273,12 +262,8 @@ def replace_folder(source: Path, target: Path, carried: bool = False) -> None:
     try:
         target.rename(old / target.name)
         source.rename(target)
-    except BaseException:
-        put_back(old, target)
-        raise
-    if not carried:
-        keep_others(old / target.name, target)
-    shutil.rmtree(old, ignore_errors=True)
+    finally:
+        put_back(old, target, carried)
 
 
 def put_back(old: Path, target: Path, carried: bool = False) -> None:

@@ -21,25 +21,20 @@ NAMES = {  # safetensors' names
     torch.bool: "BOOL",
 }
 TYPES = {name: dtype for dtype, name in NAMES.items()}
-_legacy: dict[
-    Path, tuple[int, dict[str, torch.Tensor]]
-] = {}  # the last file that cannot be mapped: its time, its tensors
+# the last file that cannot be mapped: its time, its tensors
+_legacy: dict[Path, tuple[int, dict[str, torch.Tensor]]] = {}
 
 
 class TorchFile:
-    """The tensors of a file, with the methods of `safetensors.safe_open` that litgpt uses.
-
-    Raises:
-        UserError: the file is damaged, or does not contain named tensors.
-    """
+    """The tensors of a file, with the methods of `safetensors.safe_open` that litgpt uses. Raises `UserError` if the
+    file is damaged, or does not contain named tensors."""
 
     def __init__(self, file: Path) -> None:
         found = read(file)
         if isinstance(found, dict) and isinstance(found.get("state_dict"), dict):
             found = found["state_dict"]
-        self.tensors = (
-            {k: t for k, t in found.items() if isinstance(t, torch.Tensor)} if isinstance(found, dict) else {}
-        )
+        named = found.items() if isinstance(found, dict) else ()
+        self.tensors = {name: t for name, t in named if isinstance(t, torch.Tensor)}
         if not self.tensors:
             raise UserError(f"{file} does not contain named tensors.")
 
@@ -60,8 +55,6 @@ class TorchFile:
 
 
 class TorchSlice:
-    """A tensor to read a part of."""
-
     def __init__(self, tensor: torch.Tensor) -> None:
         self.tensor = tensor
 
@@ -76,11 +69,8 @@ class TorchSlice:
 
 
 def read(file: Path) -> Any:
-    """Load a file of `torch.save`, mapped into memory. Files of the format before torch 1.6 are read and cached.
-
-    Raises:
-        UserError: the file is damaged, or contains more than tensors and plain values.
-    """
+    """Load a file of `torch.save`, mapped into memory. Files of the format before torch 1.6 are read and cached. Raises
+    `UserError` if it is damaged, or contains more than tensors and plain values."""
     try:
         with open(file, "rb") as f:
             if f.read(4) == b"PK\x03\x04":

@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, ClassVar, NamedTuple, Optional
@@ -24,6 +24,7 @@ NOW = "LITGPT_NOW"  # the environment variable that sets the clock of the templa
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for the same text
 INTERNAL = ("input", "train", "_context")  # message fields that no template reads
 ANSWER = "(answer)"
+RESERVED = ("messages", "tools", "add_generation_prompt")  # variables that no row and no request may set
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER})
 MANGLED = ("'key': 'value'", '\\"key\\"', "&#34;")  # an object printed by Python, JSON in JSON, JSON in HTML
 
@@ -111,6 +112,18 @@ class PromptStyle(ABC):
         """The stop token that the style writes after an answer, if it differs from the tokenizer's EOS."""
         return None
 
+    def with_variables(self, variables: Mapping[str, Any]) -> "PromptStyle":
+        """The style with what `chat_template_kwargs` passes to a chat template, such as {"enable_thinking": false}.
+
+        Raises:
+            UserError: The style is not a template, or litgpt sets the variable itself.
+        """
+        raise UserError(f"The prompt style {self.name} is not a chat template, so it has no {', '.join(variables)}.")
+
+    def with_defaults(self, variables: Mapping[str, Any]) -> "PromptStyle":
+        """The style whose template sets these variables unless it is told otherwise. Raises as `with_variables`."""
+        return self.with_variables(variables)
+
     @property
     def time_formats(self) -> list[str]:
         """The formats in which rendered texts contain the current time; empty for most styles."""
@@ -148,6 +161,25 @@ class ChatTemplate(PromptStyle):
             raise UserError(f"The chat template is not valid: {reason_of(e)}.") from e
         template.globals = dict(template.globals)  # jinja2 copies them for each rendering; a ChainMap makes that slow
         return template
+
+    def with_variables(self, variables: Mapping[str, Any]) -> "ChatTemplate":
+        for name in variables:
+            if name in RESERVED or not str(name).isidentifier():
+                why = "litgpt sets it" if name in RESERVED else "it is not the name of a variable"
+                raise UserError(f"The chat template's variable {name!r} cannot be set: {why}.")
+        for_tools = self.for_tools and self.for_tools.with_variables(variables)
+        made = replace(self, variables={**self.variables, **variables}, for_tools=for_tools)
+        made.__dict__["compiled"] = self.compiled
+        return made
+
+    def with_defaults(self, variables: Mapping[str, Any]) -> "ChatTemplate":
+        self.with_variables(variables)
+        lines = (
+            f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
+            for name, value in variables.items()
+        )
+        template = "".join(lines) + "{{ '' }}" + self.template  # a line break at its start must stay
+        return replace(self, template=template, for_tools=self.for_tools and self.for_tools.with_defaults(variables))
 
     @cached_property
     def time_formats(self) -> list[str]:
@@ -420,6 +452,8 @@ def marked_parts(
                 end = close
             if start < end:
                 parts.append((start, end, i))
+    if parts and parts[-1][2] != answers[-1][2]:
+        parts.append((answers[-1][1], *answers[-1][1:]))  # nothing of the last answer
     return parts or answers
 
 

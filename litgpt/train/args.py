@@ -103,15 +103,17 @@ class TrainArgs:
         if wrong:
             raise UserError("; ".join(wrong) + ".")
 
+    def unused(self) -> list[str]:
+        """A note about options that a constant learning rate does not use."""
+        unused = [f"--train.{name}" for name in ("lr_decay_iters", "min_lr") if getattr(self, name)]
+        if self.lr_schedule != "constant" or not unused:
+            return []
+        return [f"Ignored with --train.lr_schedule constant: {', '.join(unused)}."]
+
     def on(self, world_size: int) -> "TrainArgs":
-        """The same options with the batch sizes that `world_size` devices use.
-
-        Where a device's share of a step is not a multiple of the micro-batch size, the micro-batches become smaller,
-        which does not change the result.
-
-        Raises:
-            UserError: the rows of a step cannot be divided among the devices.
-        """
+        """The same options with the batch sizes that `world_size` devices use: smaller micro-batches if a device's
+        share of a step is not a multiple of theirs, which does not change the result. Raises `UserError` if the rows of
+        a step cannot be divided among the devices."""
         share, rest = divmod(self.global_batch_size, world_size)
         if world_size > 1 and self.gradient_accumulation_iters is None and not rest and share % self.micro_batch_size:
             size = math.gcd(share, self.micro_batch_size)

@@ -24,19 +24,12 @@ from litgpt.text.tokenizer import Tokenizer, copy_files
 
 @dataclass
 class BaseModel:
-    """The model before the first step.
+    """The model before the first step."""
 
-    Args:
-        fields: The contents of `config.json`.
-        config: The configuration made from them.
-        tokenizer_folder: The folder with its tokenizer and chat template.
-        checkpoint: Its weights; None for random ones.
-    """
-
-    fields: dict[str, Any]
-    config: Config
-    tokenizer_folder: Path
-    checkpoint: Optional[Weights] = None
+    fields: dict[str, Any]  # the contents of `config.json`
+    config: Config  # made from them
+    tokenizer_folder: Path  # with its tokenizer and chat template
+    checkpoint: Optional[Weights] = None  # its weights; None for random ones
 
     @classmethod
     def from_folder(cls, path: Path) -> "BaseModel":
@@ -72,15 +65,18 @@ class BaseModel:
         """The folders that a run reads."""
         return [self.tokenizer_folder, *([self.checkpoint.folder] if self.checkpoint else [])]
 
+    def check_tied(self, tied: Optional[bool]) -> None:
+        if tied not in (None, self.config.tie_embeddings):
+            raise UserError(
+                f"--train.tie_embeddings {tied} does not match the checkpoint, which has {self.config.tie_embeddings}."
+            )
+
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder, n_embeddings=self.config.padded_vocab_size)
 
     def fill(self, model: GPT, dtype: torch.dtype, device: torch.device, shards: Optional[torch.device] = None) -> None:
-        """Load or initialize the weights of a model on the meta device.
-
-        Args:
-            shards: The device of sharded weights, if not `device`.
-        """
+        """Load or initialize the weights of a model on the meta device. `shards` is the device of sharded weights, if
+        not `device`."""
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint, dtype, device, shards)
         else:
@@ -99,15 +95,8 @@ class BaseModel:
 
 
 def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:
-    """The fields of a `config.json`.
-
-    Args:
-        model: A model folder that has them.
-        config: A YAML or JSON file with fields, or the fields. They override those of `model`.
-
-    Raises:
-        UserError: neither is given, or one is not readable.
-    """
+    """The fields of a `config.json`: those of the folder `model`, overridden by `config`, which is a YAML or JSON file
+    with fields, or the fields. Raises `UserError` if neither is given or one is not readable."""
     fields: dict[str, Any] = {}
     if model is not None:
         folder = find_folder(model, weights=False)

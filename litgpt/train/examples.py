@@ -2,19 +2,16 @@
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass, field
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import torch
 
-from litgpt.data.base import TokenizedDataset
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
-from litgpt.text.tokenizer import Tokenizer
-from litgpt.train.args import EvalArgs
 from litgpt.train.faults import spared
-from litgpt.train.loss import LossModel
-from litgpt.train.progress import Screen
+
+if TYPE_CHECKING:
+    from litgpt.train.run import Run
 
 
 class FirstRankGreedy(Sampling):
@@ -27,46 +24,38 @@ class FirstRankGreedy(Sampling):
         return token
 
 
-@dataclass
 class Examples:
-    """Shows greedy answers to validation prompts. All ranks have to call its methods.
+    """Shows greedy answers to validation prompts. All ranks have to call its methods."""
 
-    Args:
-        scores: The fraction of exact answers, each time it is measured.
-        ranks: The number of ranks.
-    """
+    def __init__(self, run: "Run") -> None:
+        self.model, self.tokenizer, self.dataset = run.loss_model, run.tokenizer, run.dataset
+        self.eval, self.scores, self.screen = run.eval, run.result.scores, run.screen
+        self.ranks = run.fabric.world_size
 
-    model: LossModel
-    tokenizer: Tokenizer
-    dataset: TokenizedDataset
-    eval: EvalArgs
-    scores: list[float] = field(default_factory=list)
-    ranks: int = 1
-
-    def show(self, screen: Screen, when: str) -> None:
+    def show(self, when: str) -> None:
         """Print some answers and, if requested, the fraction of exact answers. `when` is before or after."""
         if self.eval.max_new_tokens and len(self.dataset.val):
             with spared(f"Cannot show the examples ({when})", self.ranks):
-                self.show_answers(screen, when)
+                self.show_answers(when)
             with spared(f"Cannot count the exact answers ({when})", self.ranks):
-                self.count_exact(screen, when)
+                self.count_exact(when)
 
-    def show_answers(self, screen: Screen, when: str) -> None:
+    def show_answers(self, when: str) -> None:
         rows, choice = self.dataset.val, self.eval.evaluate_example
         first = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(choice))
         first = int(choice) if first is None else first
         for row in ((first + i) % len(rows) for i in range(min(self.eval.examples, len(rows)))):
             if (answer := self.answer(row)) is not None:
                 prompt = " ".join(self.tokenizer.decode(rows.prompt(row)).split())
-                screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
+                self.screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
 
-    def count_exact(self, screen: Screen, when: str) -> None:
+    def count_exact(self, when: str) -> None:
         rows = self.dataset.val
         if self.eval.exact_match:
             total = min(self.eval.exact_match, len(rows))
             exact = sum(self.answer(i) == self.tokenizer.decode(rows.answer(i)).strip() for i in range(total))
             self.scores.append(exact / total)
-            screen.say(f"exact answers, {when}: {exact} of {total} validation rows ({exact / total:.1%})")
+            self.screen.say(f"exact answers, {when}: {exact} of {total} validation rows ({exact / total:.1%})")
 
     def answer(self, row: int) -> Optional[str]:
         """The answer to the prompt of one validation row; None for plain text, which has no prompt."""

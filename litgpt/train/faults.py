@@ -7,49 +7,41 @@ import os
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
-from litgpt.data.batches import Batch, PackedRows, Rows
+from litgpt.data.batches import Batch, PackedRows
 from litgpt.errors import UserError, reason, remark
 from litgpt.methods.quantize import QuantizedLinear
 from litgpt.model import GPT
 from litgpt.model.sharded import full_tensor
 from litgpt.storage.outputs import free_name, is_ours, write_single
-from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import TrainArgs
-from litgpt.train.loss import LossModel
 from litgpt.train.resume.state import checkpoints
 from litgpt.train.signals import Stopped
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from litgpt.train.run import Run
 
 TEXT, NAMED = 300, 5  # in messages: characters of a row, and number of rows
 
 
 @torch.no_grad()
-def crash(
-    fabric: "Fabric", model: LossModel, rows: Rows, tokenizer: Tokenizer, out_dir: Path, *failure: Any
-) -> BaseException:
+def crash(run: "Run", step: int, units: list[int], loss: float, norm: float) -> BaseException:
     """The error for a step whose loss or gradient is not finite. Writes the step's rows to `crash/`.
 
-    All ranks must call this, because all of them run the model; only the first gets a `UserError`.
-
-    Args:
-        failure: The step, the indices of its rows or packs, its mean loss, and the norm of its gradient.
+    All ranks must call this, because all of them run the model; only the first gets a `UserError`. `units` are the
+    indices of the step's rows or packs, `loss` is the mean, and `norm` that of the gradient.
     """
-    step, units, loss, norm = failure
-    model.eval()
-    found = losses_of_rows(fabric, model, rows, units, tokenizer)
+    run.loss_model.eval()
+    found = losses_of_rows(run, units)
     bad = [row for row in found if not math.isfinite(row["loss"])]
-    broken = [name for name, weight in all_weights(model.gpt) if not bool(weight.isfinite().all())]
-    fabric.barrier()
-    if not fabric.is_global_zero:
+    broken = [name for name, weight in all_weights(run.model) if not bool(weight.isfinite().all())]
+    run.fabric.barrier()
+    if not run.fabric.is_global_zero:
         return Stopped(0)
-    file = out_dir / "crash" / f"step-{step:06d}.json"
+    file = run.out_dir / "crash" / f"step-{step:06d}.json"
     file.parent.mkdir(parents=True, exist_ok=True)
     file = file if is_ours(file) else free_name(file)
     report = {"step": step, "loss": loss, "gradient_norm": norm, "weights_not_finite": broken, "rows": bad or found}
@@ -69,18 +61,16 @@ def crash(
     return UserError(f"{what} is {kind} at step {step}. Stopping before the weights are updated. {why} See {file}.")
 
 
-def losses_of_rows(
-    fabric: "Fabric", model: LossModel, rows: Rows, units: list[int], tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    """The text and loss of each row of a step."""
-    numbers = [row for unit in units for row in rows.packs[unit]] if isinstance(rows, PackedRows) else list(units)
-    single = rows.rows if isinstance(rows, PackedRows) else rows
-    found = []
+def losses_of_rows(run: "Run", units: list[int]) -> list[dict[str, Any]]:
+    rows, numbers, found = run.train_rows, units, []
+    if isinstance(rows, PackedRows):
+        numbers = [row for unit in units for row in rows.packs[unit]]
+        rows = rows.rows
     for number in numbers:
-        batch = single.batch([number]).to(fabric.device)
-        loss = float(model(batch)) / max(1, batch.n_target_tokens)
-        text = tokenizer.decode(single.row(number)[0].tolist())  # type: ignore[attr-defined]
-        found.append({"row": number, "tokens": int(single.lengths[number]), "loss": loss, "text": text})
+        batch = rows.batch([number]).to(run.fabric.device)
+        loss = float(run.loss_model(batch)) / max(1, batch.n_target_tokens)
+        text = run.tokenizer.decode(rows.row(number)[0].tolist())  # type: ignore[attr-defined]
+        found.append({"row": number, "tokens": int(rows.lengths[number]), "loss": loss, "text": text})
     return found
 
 
@@ -93,27 +83,20 @@ def all_weights(gpt: GPT) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 @contextmanager
-def in_words(
-    out_dir: Path, last: list[Batch], train: TrainArgs, quantize: Optional[str], all_trained: bool
-) -> Iterator[None]:
-    """Raise a `UserError` if memory or disk space runs out within this context.
-
-    Args:
-        last: The current micro-batch, once there is one.
-        all_trained: Whether all weights are trained.
-    """
+def in_words(run: "Run") -> Iterator[None]:
+    """Raise a `UserError` if memory or disk space runs out within this context."""
     try:
         yield
     except UserError:
         raise
     except Exception as e:
         if is_out_of_memory(e):
-            raise out_of_memory(next(iter(last), None), train, quantize, all_trained) from e
+            raise out_of_memory(run.last_batch, run.train, run.quantize, not run.is_frozen) from e
         if is_disk_full(e):
             advice = "There is no checkpoint yet. Free some space, or use another --out_dir."
-            if saved := checkpoints(out_dir):
+            if saved := checkpoints(run.out_dir):
                 advice = f"The last complete checkpoint is {saved[0]}. Free some space, then pass --resume true."
-            raise UserError(f"The disk of {out_dir} is full. {advice}") from e
+            raise UserError(f"The disk of {run.out_dir} is full. {advice}") from e
         raise
 
 
@@ -154,13 +137,9 @@ def is_disk_full(error: BaseException) -> bool:
 
 @contextmanager
 def spared(what: str, ranks: int = 1) -> Iterator[None]:
-    """Report errors within this context in one line instead of ending the run; for steps that only display or record.
-
-    Args:
-        what: The beginning of the line.
-        ranks: The number of processes. With several, running out of memory still raises: the other ranks would wait for
-            this one.
-    """
+    """Report errors within this context in one line, which begins with `what`, instead of ending the run; for steps
+    that only display or record. With several `ranks`, running out of memory still raises: the others would wait for
+    this one."""
     try:
         yield
     except Exception as e:

@@ -25,17 +25,11 @@ SECONDS = 1.0  # approximate limit for the timing; of large models only the smal
 
 @dataclass
 class FlopCounter:
-    """The FLOPs of one model and one method.
+    """The FLOPs of one model and one method."""
 
-    Args:
-        per_token: FLOPs per token in the blocks, forward and backward.
-        per_target: FLOPs per target position in the head.
-        peak: FLOPs per second of the matrix multiplications alone, on one device.
-    """
-
-    per_token: float
-    per_target: float
-    peak: float
+    per_token: float  # in the blocks, forward and backward
+    per_target: float  # per target position in the head
+    peak: float  # per second, of the matrix multiplications alone on one device
 
     @classmethod
     def of(cls, model: GPT, device: torch.device, dtype: torch.dtype) -> "FlopCounter":
@@ -78,12 +72,8 @@ def flops_per_token(name: str, linear: nn.Linear, model: GPT) -> float:
 def gemm_throughput(
     model: GPT, device: torch.device, dtype: torch.dtype, matmul: Callable[..., torch.Tensor] = linear
 ) -> float:
-    """FLOPs per second of the forward pass of the model's linear layers at `TOKENS` tokens.
-
-    Args:
-        model: On any device; only its shapes are used.
-        matmul: Multiplies (n, in_features) by a weight (out_features, in_features).
-    """
+    """FLOPs per second of the forward pass of the model's linear layers at `TOKENS` tokens, of which only the shapes
+    are used. `matmul` multiplies (n, in_features) by a weight (out_features, in_features)."""
     shapes = Counter((linear.in_features, linear.out_features) for _, linear in linears(model))
     operations, seconds, began = 0.0, 0.0, time.perf_counter()
     for (n_in, n_out), count in sorted(shapes.items(), key=lambda item: item[0][0] * item[0][1]):

@@ -1,13 +1,14 @@
 """Loggers that receive a run's metrics in addition to `metrics.csv`: TensorBoard, Weights & Biases, MLflow.
 
-Each library is imported only if it is selected. `litgpt/__init__.py` turns their telemetry off.
+Each library is imported only if it is selected. `where` says where to view the metrics; `close` ends the logger's run
+as finished, failed or interrupted. `litgpt/__init__.py` turns their telemetry off.
 """
 
 import os
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Optional, Protocol
+from typing import Any, Optional, Union
 
 import yaml
 
@@ -18,17 +19,6 @@ from litgpt.train.resume.state import flat
 
 Settings = dict[str, Any]
 PROJECT = "litgpt"  # by default
-
-
-class Logger(Protocol):
-    """Receives the same metrics as `metrics.csv`. `where` says where to view them."""
-
-    where: str
-
-    def write(self, step: int, values: dict[str, float]) -> None: ...
-
-    def close(self, status: str) -> None:
-        """End the logger's run as finished, failed or interrupted."""
 
 
 class TensorBoard:
@@ -108,6 +98,7 @@ class MLflow:
         self.client.set_terminated(self.run, status=names[status])
 
 
+Logger = Union[TensorBoard, WandB, MLflow]
 # name: (class, required module, extra that installs it, options of --log that it uses)
 LOGGERS: dict[str, tuple[Callable[..., Logger], str, str, tuple[str, ...]]] = {
     "tensorboard": (TensorBoard, "torch.utils.tensorboard", "tensorboard", ()),
@@ -129,10 +120,8 @@ def check_logger(name: str, log: LogArgs) -> list[str]:
 def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings, resumed: bool = False) -> Optional[Logger]:
     """Start the logger `name`; None for csv, which is always written.
 
-    Its files go to a folder in `logs`: a new one, or that of the previous run if this run resumes it.
-
-    Raises:
-        UserError: the logger cannot start, for example because its server does not respond.
+    Its files go to a folder in `logs`: a new one, or that of the previous run if this run resumes it. Raises
+    `UserError` if the logger cannot start, for example because its server does not respond.
     """
     if name not in LOGGERS:
         return None

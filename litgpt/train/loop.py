@@ -6,8 +6,7 @@ The loss of a step is the sum over its target tokens divided by their number, ov
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 import torch
@@ -16,184 +15,35 @@ from torch.optim import Optimizer
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory
 from litgpt.model.sharded import local_shard, total_norm
-from litgpt.train.args import EvalArgs, TrainArgs
-from litgpt.train.faults import all_finite
-from litgpt.train.flops import FlopCounter
-from litgpt.train.metrics import Metrics
-from litgpt.train.progress import Screen, gigabytes, percent
-from litgpt.train.schedule import Schedule, learning_rate
-from litgpt.train.signals import Signals, Stopped
+from litgpt.train.faults import all_finite, crash
+from litgpt.train.progress import gigabytes, percent
+from litgpt.train.signals import Stopped
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
+    from litgpt.train.run import Run
+
 PAUSED = 75  # exit code after --train.pause_after, as for SIGUSR1
-RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
 
 
-@dataclass
-class Result:
-    """The progress of a run, and its result. Losses are in nats per target token.
-
-    Args:
-        steps: Optimizer steps.
-        seen: Rows (or packs) trained on.
-        tokens: Tokens read.
-        seconds: Seconds of training.
-        loss: Loss of the last step.
-        val_losses: Pairs of step and validation loss.
-        last_eval_step: Step of the last validation during training.
-        best: Lowest loss of the validations during training, which may read fewer rows than the others.
-        since_best: Validations since then.
-        early: Whether early stopping ended the run.
-        scores: Fraction of exact answers, each time it was measured.
-    """
-
-    steps: int = 0
-    seen: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    loss: float = math.nan
-    val_losses: list[tuple[int, float]] = field(default_factory=list)
-    last_eval_step: int = 0
-    best: float = math.inf
-    since_best: int = 0
-    early: bool = False
-    scores: list[float] = field(default_factory=list)
-
-
-@dataclass
-class Plan:
-    """The limits of a run, of which the first one reached ends it, and its learning rate.
-
-    How many steps fit into a token or time budget shows only during the run. Until then the learning rate and the
-    progress follow an estimate, which is exact at the end.
-
-    Args:
-        steps: Limit in optimizer steps; None if only tokens or time end the run.
-        warmup: Warmup steps.
-        decay: Step at which the learning rate reaches its minimum; None for the last step.
-        requested_warmup: The warmup that the options ask for, if it was truncated because the run is shorter.
-        fraction: Fraction of the run that warms up, instead of `warmup`.
-        tokens: Limit in tokens.
-        seconds: Limit in seconds of training.
-        tokens_per_step: Average over all rows.
-    """
-
-    steps: Optional[int]
-    warmup: int
-    decay: Optional[int]
-    requested_warmup: Optional[int] = None
-    fraction: Optional[float] = None
-    tokens: Optional[int] = None
-    seconds: Optional[float] = None
-    tokens_per_step: float = math.nan
-
-    @classmethod
-    def make(cls, train: TrainArgs, rows: Rows) -> "Plan":
-        limits = [train.max_steps] if train.max_steps else []
-        if train.epochs is not None:
-            limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
-        steps = min(limits) if limits else None
-        has_budget = train.max_tokens is not None or train.max_time is not None
-        warmup, fraction = train.lr_warmup_steps or 0, train.lr_warmup_fraction if has_budget else None
-        if train.lr_warmup_fraction is not None:
-            warmup = 0 if has_budget or steps is None else round(train.lr_warmup_fraction * steps)
-        decay = train.lr_decay_iters or (None if has_budget else steps)
-        end = min(steps or math.inf, decay or math.inf)
-        return cls(
-            steps=steps,
-            warmup=int(end) // 10 if warmup > end else warmup,
-            decay=decay,
-            requested_warmup=warmup if warmup > end else None,
-            fraction=fraction,
-            tokens=train.max_tokens,
-            seconds=train.max_time,
-            tokens_per_step=float(rows.lengths.float().mean()) * train.global_batch_size,
-        )
-
-    def steps_in_budget(self, result: Result) -> float:
-        """The estimated number of steps that the tokens and the time allow; infinite without such a limit."""
-        estimates = [math.inf]
-        if self.tokens is not None:
-            estimates.append(self.tokens / (result.tokens / result.steps if result.steps else self.tokens_per_step))
-        if self.seconds is not None and result.seconds:
-            estimates.append(self.seconds / result.seconds * result.steps)
-        return min(estimates)
-
-    def total_steps(self, result: Result) -> float:
-        """The steps of the whole run, an estimate if tokens or time may end it."""
-        return min(self.steps or math.inf, self.steps_in_budget(result))
-
-    def learning_rate(self, result: Result, peak: float, least: float, schedule: Schedule) -> float:
-        """The learning rate of the next step."""
-        total, warmup = self.total_steps(result), min(self.warmup, self.steps_in_budget(result) / 10)
-        if self.fraction is not None:
-            warmup = self.fraction * total if self.fraction else 0
-        return learning_rate(result.steps, self.decay or total, warmup, peak, least, schedule)
-
-    def is_done(self, result: Result) -> bool:
-        limits = ((result.steps, self.steps), (result.tokens, self.tokens), (result.seconds, self.seconds))
-        return any(limit is not None and used >= limit for used, limit in limits)
-
-    def fraction_done(self, result: Result) -> float:
-        return min(1.0, result.steps / self.total_steps(result))
-
-    def position(self, result: Result) -> str:
-        """The current step, as log lines show it."""
-        if self.steps is not None and self.steps <= self.steps_in_budget(result):
-            return f"step {result.steps}/{self.steps}"
-        return f"step {result.steps} ({self.fraction_done(result):.0%})"
-
-
-@dataclass
 class Trainer:
-    """Trains a model until its plan is done, it stops improving, or a signal ends the run.
+    """Trains the model of a run until its plan is done, it stops improving, or a signal ends the run."""
 
-    Args:
-        fabric: Devices and precision.
-        model: A `LossModel`, set up by `fabric`. Takes a batch and returns the sum of its losses.
-        optimizer: Set up by `fabric`; each of its groups has an `lr_ratio`.
-        result: The progress so far, which is updated in place.
-        save: Writes a checkpoint of this name.
-        on_nonfinite: Returns the error for a step whose loss or gradient is not finite, given the number of the step,
-            its rows, its loss, and the norm of its gradient.
-        on_batch: Called with each micro-batch before it runs.
-        flops: Measures utilization; None if that failed.
-    """
-
-    fabric: "Fabric"
-    model: Any
-    optimizer: Optimizer
-    train_rows: Rows
-    val_rows: Rows
-    plan: Plan
-    train: TrainArgs
-    eval: EvalArgs
-    seed: int
-    result: Result
-    screen: Screen
-    metrics: Metrics
-    signals: Signals
-    save: Callable[[str], None]
-    on_nonfinite: Callable[[int, list[int], float, float], BaseException]
-    on_batch: Callable[[Batch], None] = lambda batch: None
-    flops: Optional[FlopCounter] = None
-
-    def __post_init__(self) -> None:
+    def __init__(self, run: "Run") -> None:
+        self.run, self.fabric, self.screen = run, run.fabric, run.screen
+        self.model, self.optimizer, self.peak_lr = run.fabric_model, run.fabric_optimizer, run.peak_lr
+        self.train, self.eval, self.plan, self.result = run.train, run.eval, run.plan, run.result
+        self.train_rows, self.val_rows = run.train_rows, run.val_rows
+        self.metrics, self.signals = run.metrics, run.signals
         self.first_step = self.result.steps
-        self.peak_lr = peak_learning_rate(self.optimizer, self.train)
         self.start_log_window()
-        steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, self.seed)
+        steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, run.seed)
         self.steps = itertools.islice(steps, self.result.steps, self.plan.steps)
 
-    def fit(self) -> Result:
-        """Train.
-
-        Raises:
-            Stopped: a signal or --train.pause_after ended the run. The last complete step is saved.
-            UserError: a loss or a gradient is not finite.
-        """
+    def fit(self) -> None:
+        """Train. Raises `UserError` if a loss or a gradient is not finite, and `Stopped` if a signal or
+        --train.pause_after ended the run; then the last complete step is saved."""
         fabric, model, optimizer, result = self.fabric, self.model, self.optimizer, self.result
         self.signals.holds = True
         self.prepare()
@@ -207,7 +57,7 @@ class Trainer:
             n_targets, signaled = sum_over_ranks(fabric, counts).tolist()
             loss = torch.zeros((), device=fabric.device)
             for i, batch in enumerate(batches):
-                self.on_batch(batch)
+                self.run.last_batch = batch
                 with fabric.no_backward_sync(model, enabled=i + 1 < len(batches)):
                     part = model(batch) / n_targets
                     fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
@@ -216,7 +66,7 @@ class Trainer:
             norm = clip(fabric, model, optimizer, self.train.max_norm)
             result.loss = float(sum_over_ranks(fabric, loss))
             if not all_finite(result.loss, norm):
-                raise self.on_nonfinite(result.steps + 1, rows, result.loss, float(norm))
+                raise crash(self.run, result.steps + 1, rows, result.loss, float(norm))
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_ratio"]
             optimizer.step()
@@ -232,12 +82,11 @@ class Trainer:
         self.screen.stop()
         if self.eval.final_validation and len(self.val_rows):
             self.validate()
-        return result
 
     def prepare(self) -> None:
         """Run the largest micro-batch, so that a run that does not fit in memory fails at once; validate."""
         longest = self.train_rows.batch(self.train_rows.longest(self.train.micro_batch_size))
-        self.on_batch(longest)
+        self.run.last_batch = longest
         memory_dry_run(self.fabric, self.model, self.optimizer, longest.to(self.fabric.device))
         if self.eval.initial_validation and len(self.val_rows) and not self.result.steps:
             self.validate()
@@ -261,7 +110,7 @@ class Trainer:
         sums = torch.zeros(2, dtype=torch.float64)
         model.eval()
         for batch in itertools.islice(batches, max_iters):
-            self.on_batch(batch)
+            self.run.last_batch = batch
             sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
             if self.is_interrupted:
                 self.stop()
@@ -304,10 +153,9 @@ class Trainer:
 
     def save_checkpoint(self, name: str) -> None:
         self.metrics.flush()
-        self.save(name)
+        self.run.saver.checkpoint(name)
 
     def stop(self) -> NoReturn:
-        """Save the last step and end the run."""
         self.screen.stop()
         if self.result.steps:
             self.save_checkpoint(f"step-{self.result.steps:06d}")
@@ -333,9 +181,9 @@ class Trainer:
         if not (self.is_due(self.train.log_interval) or plan.is_done(result)):
             return
         tokens, seconds = result.tokens - self.logged_tokens, result.seconds - self.logged_seconds
-        utilization = None
-        if self.flops is not None:
-            utilization = self.flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
+        flops, utilization = self.run.flops, None
+        if flops is not None:
+            utilization = flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
         memory = peak_memory(self.fabric.device)
         self.metrics.write(
             step=result.steps,
@@ -352,10 +200,6 @@ class Trainer:
         details = [f"GEMM utilization {percent(utilization)}", f"peak memory {gigabytes(memory)}"]
         self.screen.step(plan.fraction_done(result), [plan.position(result), *parts], details)
         self.start_log_window()
-
-
-def peak_learning_rate(optimizer: Optimizer, train: TrainArgs) -> float:
-    return optimizer.param_groups[0]["lr"] if train.learning_rate is None else train.learning_rate
 
 
 def memory_dry_run(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -> None:

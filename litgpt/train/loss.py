@@ -35,15 +35,13 @@ class LossModel(nn.Module):
         return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0])
 
     def read(self, function: Callable[[GPT], T]) -> T:
-        """Return `function(self.gpt)`. A sharded model can only be run by this or by `forward`.
-
-        All ranks must call it, with functions that run the blocks equally often.
-        """
+        """Return `function(self.gpt)`. A sharded model can only be run by this or by `forward`. All ranks must call it,
+        with functions that run the blocks equally often."""
         return function(self.gpt)
 
 
 def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
-    """Sum of the cross-entropies of `head(hidden)` against `targets`.
+    """Sum of the cross-entropies of `head(hidden)` against `targets`, a float32 scalar.
 
     Logits are computed only where there is a target, `LOGITS` at a time. Their gradient overwrites them, and yields the
     gradients of the input and of the trained parameters of the head.
@@ -52,9 +50,6 @@ def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> t
         hidden: (T, C), or longer.
         head: A module that maps (n, C) to logits (n, V).
         targets: The next token or `UNTRAINED`, (T,).
-
-    Returns:
-        A float32 scalar.
     """
     positions = (targets != UNTRAINED).nonzero().squeeze(1)
     target_tokens = targets[positions]
@@ -99,10 +94,8 @@ class _HeadLoss(torch.autograd.Function):
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """`cross_entropy_` of the first logits, which have targets; the rest is padding.
-
-    To pass this gradient to `torch.autograd.grad` instead would import a part of torch's compiler, in 0.25 s.
-    """
+    """`cross_entropy_` of the first logits, which have targets; the rest is padding. To pass this gradient to
+    `torch.autograd.grad` instead would import a part of torch's compiler, in 0.25 s."""
 
     @staticmethod
     def forward(ctx: Any, logits: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:

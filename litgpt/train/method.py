@@ -3,7 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Optional
 
+from litgpt.errors import UserError
 from litgpt.model import GPT
 from litgpt.train.base_model import BaseModel
 
@@ -14,19 +16,21 @@ RESULT_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {f
 class Method:
     """A finetuning method: what is trained and how it is saved.
 
-    Args:
-        name: The command, such as `finetune lora`.
-        apply: Modifies a newly built model in place, before its weights are loaded. Sets `requires_grad` on what is
-            trained.
-        save: Writes what was trained. Takes the model, the base model, and the folder.
-        saves_style: Whether the result records the prompt style of the training rows.
-        next_commands: Commands to suggest at the end, with `{final}` for the folder of the result.
-        remark: A note about that folder.
+    `apply` modifies a newly built model in place, before its weights are loaded, and sets `requires_grad` on what is
+    trained. `save` writes that, given the model, the base model, and the folder.
     """
 
-    name: str
+    name: str  # the command, such as `finetune lora`
     apply: Callable[[GPT], None]
     save: Callable[[GPT, BaseModel, Path], None]
-    saves_style: bool = True
-    next_commands: tuple[str, ...] = ()
-    remark: str = ""
+    saves_style: bool = True  # whether the result records the prompt style of the training rows
+    next_commands: tuple[str, ...] = ()  # to suggest at the end, with `{final}` for the folder of the result
+    remark: str = ""  # a note about that folder
+
+    def check_quantize(self, quantize: Optional[str], frozen: bool, precision: str) -> None:
+        if quantize is not None and not frozen:
+            raise UserError(f"--quantize {quantize} needs frozen weights, but {self.name} trains all of them.")
+        if quantize is not None and not precision.endswith("-true"):
+            raise UserError(
+                f"--quantize {quantize} does not support --precision {precision}. Use bf16-true, 16-true, or 32-true."
+            )

@@ -8,7 +8,6 @@ import re
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Optional
 
 from litgpt.errors import reason, remark
@@ -24,12 +23,9 @@ COMPLETE_LINE = re.compile(rf"[0-9]{{1,9}}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)
 class Metrics:
     """Writes each line at once. Closes the file and the logger when it is left as a context manager.
 
-    A line that cannot be written, for example because the disk is full, waits for the next one.
-
-    Args:
-        path: The file; None to write nothing, on all ranks but the first.
-        logger: Receives the same metrics. Its errors do not end the run; the first one is reported.
-        carried: Lines of an earlier part of the run, see `lines_until`.
+    A line that cannot be written, for example because the disk is full, waits for the next one. Without a path, on all
+    ranks but the first, nothing is written. The first error of the logger is reported and does not end the run.
+    `carried` are lines of an earlier part of the run, see `lines_until`.
     """
 
     def __init__(
@@ -84,9 +80,7 @@ class Metrics:
     def __enter__(self) -> "Metrics":
         return self
 
-    def __exit__(
-        self, kind: Optional[type[BaseException]], error: Optional[BaseException], traceback: Optional[TracebackType]
-    ) -> None:
+    def __exit__(self, kind: Optional[type[BaseException]], *error: Any) -> None:
         if self.file:
             self.try_to_write()
             self.file.close()

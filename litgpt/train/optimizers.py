@@ -29,11 +29,8 @@ CHUNK_ELSEWHERE = 2**24
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The parameter groups of a model's trained weights.
-
-    A parameter's attribute `lr_ratio` (default 1) multiplies the learning rate; there is one group per ratio.
-    The matrices of the blocks get an attribute `row_blocks` for `Muon`.
-    """
+    """The parameter groups of a model's trained weights, one per learning rate: a parameter's attribute `lr_ratio`
+    (default 1) multiplies it. The matrices of the blocks get an attribute `row_blocks` for `Muon`."""
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}  # sharded and other weights cannot share a group
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -64,11 +61,8 @@ def ours(make: Callable[..., Optimizer]) -> Callable[..., Optimizer]:
 def finished(optimizer: Optimizer, seed: int, fuse: bool = True) -> Optimizer:
     """The optimizer to train with.
 
-    torch's AdamW becomes `AdamW`, fused on float32 weights by default, which is several times faster. Our optimizers
-    get the seed, so that all devices round alike.
-
-    Args:
-        fuse: Whether AdamW may be fused; scaled gradients could not be clipped then.
+    torch's AdamW becomes `AdamW`, on float32 weights fused unless `fuse` is False (scaled gradients could not be
+    clipped then), which is several times faster. Our optimizers get the seed, so that all devices round alike.
     """
     if type(optimizer) is torch.optim.AdamW:  # created by a function, where `ours` does not find it
         optimizer = AdamW(optimizer.param_groups)
@@ -83,7 +77,6 @@ def finished(optimizer: Optimizer, seed: int, fuse: bool = True) -> Optimizer:
 
 
 def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
-    """Notes for the user about an optimizer on these weights."""
     name, lines = type(optimizer).__name__, []
     dtypes = {p.dtype for group in optimizer.param_groups for p in group["params"]}
     rounded = {torch.bfloat16} if isinstance(optimizer, Rounding) else set()
@@ -129,14 +122,10 @@ def check_sharded(optimizer: Optimizer) -> None:
 
 
 class Rounding(Optimizer):
-    """The base of optimizers with stochastic rounding: keeps the random generators, also in `state_dict`.
+    """The base of optimizers with stochastic rounding: keeps a random generator per device type, also in `state_dict`.
 
     torch's decorators exclude its methods from compilation, for which they import the compiler. Unwrapping them saves a
     quarter of the time to the first step.
-
-    Attributes:
-        seed: The seed of the generators.
-        generators: One per device type.
     """
 
     seed: int = 0
@@ -176,9 +165,8 @@ class Rounding(Optimizer):
         super().load_state_dict({k: v for k, v in state_dict.items() if k != "generators"})
         for p, state in self.state.items():
             if p.dtype == torch.bfloat16 and torch.is_tensor(state.get("step")):
-                state["step"] = state[
-                    "step"
-                ].cpu()  # loading moves it in fused groups; reading it there would synchronize
+                # loading moves it in fused groups; reading it there would synchronize
+                state["step"] = state["step"].cpu()
         self.generators = {}
         for kind, bits in state_dict.get("generators", {}).items():
             self.generator(torch.device(kind)).set_state(bits.cpu())

@@ -4,13 +4,14 @@ import io
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from typing import Optional
 
 from rich.console import Console
 from rich.live import Live
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.progress_bar import ProgressBar
 from rich.table import Table
 
 from litgpt.errors import reason, remark
@@ -42,12 +43,10 @@ class Output(Console):
 
 
 class Screen:
-    """The output of rank 0. Steps are shown in a progress bar on a terminal and as lines elsewhere.
+    """The output of rank 0, if this is it (`active`). Steps are shown in a progress bar on a terminal and as lines
+    elsewhere.
 
     If the output fails, the run goes on: the screen says so once on stderr and shows nothing more.
-
-    Args:
-        active: Whether this process prints at all.
     """
 
     def __init__(self, active: bool) -> None:
@@ -76,32 +75,41 @@ class Screen:
         with self.tolerating_errors():
             self.console.print(text, markup=False, soft_wrap=True)
 
-    def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+    def table(self, title: str, rows: dict[str, str]) -> None:
+        """Print the rows that are not empty."""
         table = Table(title=title, title_justify="left", title_style="bold", show_header=False, box=None)
         table.add_column(style="cyan", no_wrap=True)
         table.add_column(overflow="fold")
-        for name, value in rows:
-            table.add_row(name, value)
+        for name, value in rows.items():
+            if value:
+                table.add_row(name, value)
         with self.tolerating_errors():
             self.console.print(table)
 
     @contextmanager
-    def counting(self, what: str) -> Iterator[Callable[[int], None]]:
-        """Yield a function that shows a growing count: in place on a terminal, elsewhere every few seconds."""
+    def counting(self, what: str) -> Iterator[Callable[[int, Optional[int]], None]]:
+        """Yield a function that shows a growing count and the total, if that is known: in a bar on a terminal,
+        elsewhere in a line every few seconds."""
         line = Live(console=self.console, transient=True, auto_refresh=False, redirect_stderr=False)
-        last = time.perf_counter()
+        began = last = time.perf_counter()
 
-        def show(count: int) -> None:
+        def show(count: int, total: Optional[int] = None) -> None:
             nonlocal last
             if time.perf_counter() - last < (REFRESH if self.interactive else SECONDS):
                 return
             last = time.perf_counter()
+            text = f"{what}: {count:,}"
+            if total:
+                left = (last - began) * max(0, total - count) / max(count, 1)
+                text += f" of {total:,}, {duration(left)} left"
             if not self.interactive:
-                self.say(f"{what}: {count:,}")
+                self.say(text)
                 return
+            grid = Table.grid(padding=(0, 1))
+            grid.add_row(*([ProgressBar(total, min(count, total), width=30)] if total else []), text)
             with self.tolerating_errors():
                 line.start()
-                line.update(f"{what}: {count:,}", refresh=True)
+                line.update(grid, refresh=True)
 
         try:
             yield show
@@ -121,13 +129,8 @@ class Screen:
                 self.bar.start()
 
     def step(self, done: float, parts: Sequence[str], details: Sequence[str] = ()) -> None:
-        """Show a finished step and the time left, in the bar or as a line.
-
-        Args:
-            done: Fraction of the run that is done.
-            parts: The step and its metrics.
-            details: Further metrics, which a narrow terminal truncates.
-        """
+        """Show a finished step and the time left, in the bar or as a line. `done` is the fraction of the run that is
+        done; a narrow terminal truncates the `details`."""
         left = (time.perf_counter() - self.began) / max(done - self.done_before, 1e-9) * (1 - done)
         parts = [*parts, f"{duration(left)} left", *details]
         if self.bar is None:

@@ -10,8 +10,9 @@ from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.model.devices import peak_memory
 from litgpt.train.args import TrainArgs
-from litgpt.train.loop import Plan, perplexity
-from litgpt.train.progress import Screen, duration, gigabytes
+from litgpt.train.loop import perplexity
+from litgpt.train.progress import duration, gigabytes
+from litgpt.train.schedule import Plan
 
 if TYPE_CHECKING:
     from litgpt.train.run import Run
@@ -37,7 +38,7 @@ def print_header(run: "Run") -> None:
         "device": describe_devices(run),
         "output": str(run.out_dir),
     }
-    print_table(run.screen, f"litgpt {run.method.name}", rows)
+    run.screen.table(f"litgpt {run.method.name}", rows)
     if plan.requested_warmup is not None:
         what = "run" if (plan.decay or math.inf) >= (plan.steps or math.inf) else "decay"
         run.screen.say(
@@ -63,16 +64,12 @@ def print_report(run: "Run", plotted: bool) -> None:
         "result": str(out_dir / "final"),
         "metrics": str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if plotted else ""),
     }
-    print_table(run.screen, "Done", rows)
+    run.screen.table("Done", rows)
     run.screen.say("Next:")
     for command in run.method.next_commands:
         run.screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
     if run.method.remark:
         run.screen.say(run.method.remark)
-
-
-def print_table(screen: Screen, title: str, rows: dict[str, str]) -> None:
-    screen.table(title, [(name, value) for name, value in rows.items() if value])
 
 
 def describe_devices(run: "Run") -> str:
@@ -94,7 +91,6 @@ def describe_packs(rows: Rows) -> str:
 
 
 def describe_schedule(plan: Plan, train: TrainArgs, rows: Rows) -> str:
-    """What ends the run, and the size of a step."""
     unit = "packs" if isinstance(rows, PackedRows) else "rows"
     step = f"of {train.global_batch_size} {unit} (about {plan.tokens_per_step:,.0f} tokens)"
     budget = [f"{plan.tokens:,} tokens"] if plan.tokens is not None else []
@@ -105,8 +101,7 @@ def describe_schedule(plan: Plan, train: TrainArgs, rows: Rows) -> str:
 
 
 def describe_learning_rate(peak: float, plan: Plan, train: TrainArgs) -> str:
-    has_budget = plan.tokens is not None or plan.seconds is not None
-    warmup = f"{plan.warmup:,} warmup steps{' (at most a tenth of the run)' * has_budget}, " if plan.warmup else ""
+    warmup = f"{plan.warmup:,} warmup steps{' (at most a tenth of the run)' * plan.has_budget}, " if plan.warmup else ""
     warmup = f"warmup over {plan.fraction:.0%} of the run, " if plan.fraction else warmup
     if train.lr_schedule == "constant":
         return f"{warmup}learning rate {peak:g}, constant"

@@ -1,22 +1,25 @@
 """The rows of a run: loaded, checked, and packed."""
 
 from contextlib import nullcontext
+from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
 from litgpt.data import DataModule
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import PackedRows, Rows
+from litgpt.data.cache import cache_folder
 from litgpt.data.check import check_ids, data_problems
-from litgpt.data.tokens import TokenizedRows, cache_folder
+from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.text.prompts import STYLE_FILE, load_style
-from litgpt.text.tokenizer import Tokenizer
-from litgpt.train.args import EvalArgs, TrainArgs
+from litgpt.train.args import TrainArgs
 from litgpt.train.base_model import BaseModel
 from litgpt.train.devices.launch import started_by
-from litgpt.train.progress import Screen
+
+if TYPE_CHECKING:
+    from litgpt.train.run import Run
 
 
 def uses_packs(train: TrainArgs, data: DataModule) -> bool:
@@ -24,11 +27,7 @@ def uses_packs(train: TrainArgs, data: DataModule) -> bool:
 
 
 def row_limit(train: TrainArgs, config: Config, data: DataModule) -> int:
-    """The maximum length of a row, or of a pack, in tokens.
-
-    Raises:
-        UserError: --train.max_seq_length exceeds the context length.
-    """
+    """The maximum length of a row, or of a pack, in tokens. Raises `UserError` if that exceeds the context length."""
     limit = train.max_seq_length
     if limit is not None and limit > config.block_size:
         field = "n_positions" if config.learned_positions else "max_position_embeddings"
@@ -39,16 +38,16 @@ def row_limit(train: TrainArgs, config: Config, data: DataModule) -> int:
     return limit or (min(config.block_size, 2048) if uses_packs(train, data) else config.block_size)
 
 
-def load_dataset(
-    data: DataModule, tokenizer: Tokenizer, base_model: BaseModel, limit: int, evaluate: EvalArgs, screen: Screen
-) -> TokenizedDataset:
+def load_dataset(run: "Run") -> TokenizedDataset:
     """The tokenized rows. Raises `UserError` if they cannot be trained on."""
+    config, base_model, evaluate = run.base_model.config, run.base_model, run.eval
     # processes of one launcher take turns: the first one tokenizes, the others find the tokens in the cache
     turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()
-    with turn, screen.counting("rows tokenized") as show_count:
-        context = base_model.config.block_size
-        dataset = data.load(tokenizer, base_model.tokenizer_folder, limit, show_count, context)
-    check_ids(dataset, base_model.config.padded_vocab_size)
+    with turn, run.screen.counting("rows tokenized") as show_count:
+        dataset = run.source.load(
+            run.tokenizer, base_model.tokenizer_folder, run.row_limit, show_count, config.block_size
+        )
+    check_ids(dataset, config.padded_vocab_size)
     if problems := data_problems(dataset):
         raise UserError(" ".join(problems) + " For details, run litgpt data check with the same options.")
     row = evaluate.evaluate_example

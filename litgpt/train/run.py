@@ -24,40 +24,26 @@ from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
 from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
 from litgpt.train.base_model import BaseModel
-from litgpt.train.checks import check_machine, check_quantize, check_tied, unused_options, unused_strategy
-from litgpt.train.devices.launch import (
-    StrategyName,
-    give_memory_back,
-    layout,
-    make_fabric,
-    pick_strategy,
-    seed_everything,
-)
+from litgpt.train.devices import launch
+from litgpt.train.devices.launch import StrategyName, make_fabric
 from litgpt.train.devices.ranks import is_first, together, watch
 from litgpt.train.examples import Examples
-from litgpt.train.faults import crash, in_words, spared
+from litgpt.train.faults import in_words, spared
 from litgpt.train.flops import FlopCounter
 from litgpt.train.loggers import check_logger, make_logger
-from litgpt.train.loop import RENAMED_PROGRESS, Plan, Result, Trainer, peak_learning_rate
+from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
 from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.report import print_header, print_report
-from litgpt.train.resume.find import (
-    compare,
-    first_start,
-    is_finished,
-    resume_hint,
-    set_aside,
-    to_resume,
-    what_must_stay,
-)
+from litgpt.train.resume.find import compare, first_start, is_finished, resume_hint, set_aside, to_resume
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
 from litgpt.train.rows import changed_style, load_dataset, row_limit, sequences
+from litgpt.train.schedule import RENAMED_PROGRESS, Plan, Result
 from litgpt.train.signals import Signals, Stopped
 
 if TYPE_CHECKING:
@@ -122,21 +108,17 @@ class Run:
     overwrite: bool = False
 
     def __call__(self) -> Result:
-        """Run.
-
-        Raises:
-            UserError: the options, the data, or the folder do not allow it. Then nothing has been written.
-            Stopped: a signal or --train.pause_after ended the run.
-        """
+        """Run. Raises `UserError`, before anything is written, if the options, the data, or the folder do not allow it,
+        and `Stopped` if a signal or --train.pause_after ended the run."""
         self.check()
         self.pick_devices()
-        self.last_batch: list[Batch] = []
+        self.last_batch: Optional[Batch] = None
         self.result, self.is_saved = Result(), False
         with (
             Signals(self.is_first) as self.signals,
             ExitStack() as self.held,
             together(self.fabric, self.signals),
-            in_words(self.out_dir, self.last_batch, self.train, self.quantize, not self.is_frozen),
+            in_words(self),
         ):
             if self.find_checkpoint():
                 self.screen.say(f"The run in {self.out_dir} is finished. Its result is {self.out_dir / 'final'}.")
@@ -146,13 +128,13 @@ class Run:
                 self.load()
                 self.build()
                 print_header(self)
-                with self.open_metrics() as self.metrics:
+                self.metrics: Metrics = self.open_metrics()
+                with self.metrics:
                     self.fit()
                     self.save()
             except Stopped:
-                self.screen.say(
-                    f"The result is {self.out_dir / 'final'}." if self.is_saved else resume_hint(self.out_dir)
-                )
+                final = f"The result is {self.out_dir / 'final'}."
+                self.screen.say(final if self.is_saved else resume_hint(self.out_dir))
                 raise
             finally:
                 self.screen.stop()
@@ -164,14 +146,14 @@ class Run:
         """Check the options, without weights."""
         self.train.check()
         self.eval.check()
-        self.notes = check_logger(self.logger_name, self.log) + unused_options(self.train)
-        check_machine(self.devices, self.num_nodes, self.seed)
+        self.notes = check_logger(self.logger_name, self.log) + self.train.unused()
+        launch.check_machine(self.devices, self.num_nodes, self.seed)
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite removes it. Pass only one of them.")
         self.source = or_alpaca(self.data)
         self.inputs = [*self.base_model.places(), *self.source.places()]
         check_out_dir(self.out_dir, self.overwrite, self.resume is not False, self.inputs)
-        check_tied(self.base_model, self.train)
+        self.base_model.check_tied(self.train.tie_embeddings)
         self.device = pick_device(self.accelerator)
         self.model = empty_model(self.method, self.base_model, self.quantize, self.device)
         self.tokenizer = self.base_model.tokenizer()
@@ -180,20 +162,22 @@ class Run:
             check_compiler(self.device)
         self.is_frozen = any(not p.requires_grad for p in self.model.parameters())
         self.precision_name = self.precision or default_precision(self.device, all_trained=not self.is_frozen)
-        check_quantize(self.quantize, self.method, self.is_frozen, self.precision_name)
+        self.method.check_quantize(self.quantize, self.is_frozen, self.precision_name)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
 
     def pick_devices(self) -> None:
-        self.devices_per_node, n_nodes = layout(self.device, self.devices, self.num_nodes)
+        self.devices_per_node, n_nodes = launch.layout(self.device, self.devices, self.num_nodes)
         world_size = self.devices_per_node * n_nodes
         self.train = self.train.on(world_size)
-        self.sharing: str = pick_strategy(
+        self.sharing: str = launch.pick_strategy(
             self.strategy, self.model, self.precision_name, self.device, self.devices_per_node, self.quantize
         )
         self.offloads = self.fsdp_cpu_offload and self.sharing == "fsdp" and self.device.type == "cuda"
         if world_size == 1 and not self.offloads:
             self.sharing = "ddp"
-        self.notes += unused_strategy(self.strategy, self.sharing, world_size, self.fsdp_cpu_offload, self.offloads)
+        self.notes += launch.unused_strategy(
+            self.strategy, self.sharing, world_size, self.fsdp_cpu_offload, self.offloads
+        )
         self.fabric: Fabric = make_fabric(
             self.device, self.devices_per_node, n_nodes, self.precision_name, self.sharing, self.offloads
         )
@@ -213,14 +197,12 @@ class Run:
 
     def load(self) -> None:
         """Load the rows and plan the steps."""
-        self.dataset = load_dataset(
-            self.source, self.tokenizer, self.base_model, self.row_limit, self.eval, self.screen
-        )
+        self.dataset = load_dataset(self)
         self.train_rows, self.val_rows = (
             sequences(rows, self.train, self.source, self.row_limit) for rows in (self.dataset.train, self.dataset.val)
         )
-        self.plan = Plan.make(self.train, self.train_rows)
-        self.notes += changed_style(self.dataset, self.base_model)
+        self.plan = Plan(self.train, self.train_rows)
+        self.notes += self.dataset.notes() + changed_style(self.dataset, self.base_model)
 
     def build(self) -> None:
         """Start the processes, load the weights, and restore the checkpoint."""
@@ -229,14 +211,14 @@ class Run:
         if fabric.broadcast(printed := self.dataset.style.printed_times()) != printed:
             raise UserError("The chat template prints the date, and the processes started on different days. Retry.")
         share_threads(self.model, self.device, self.devices_per_node)
-        seed_everything(self.seed)
+        launch.seed_everything(self.seed)
         self.loss_model = LossModel(self.model)
         if self.sharing == "fsdp":
-            give_memory_back()
+            launch.give_memory_back()
             fabric.strategy.shard(self.loss_model)  # type: ignore[attr-defined]
         self.fill()
         optimizer = self.make_optimizer()
-        self.saver = self.make_saver(optimizer)
+        self.saver = Saver(self, optimizer)
         state = None
         if self.checkpoint is not None:
             state = TrainingState.read(self.checkpoint, mmap=self.sharing == "fsdp")
@@ -249,7 +231,7 @@ class Run:
             recompute(self.model)
         moves = self.sharing != "fsdp"
         self.fabric_model, self.fabric_optimizer = fabric.setup(self.loss_model, optimizer, move_to_device=moves)
-        seed_everything(self.seed, fabric.global_rank)
+        launch.seed_everything(self.seed, fabric.global_rank)
         if state is not None:
             self.saver.restore_random(state)
 
@@ -269,33 +251,12 @@ class Run:
             raise UserError(f"--optimizer: {e}.") from e
         optimizer = finished(optimizer, self.seed, fuse=self.precision_name != "16-mixed")
         check_sharded(optimizer)
-        self.peak_lr = peak_learning_rate(optimizer, self.train)
+        rate = self.train.learning_rate
+        self.peak_lr: float = optimizer.param_groups[0]["lr"] if rate is None else rate
         if self.train.min_lr > self.peak_lr and self.train.lr_schedule != "constant":
             raise UserError(f"--train.min_lr {self.train.min_lr} is above the learning rate {self.peak_lr}.")
         self.notes += remarks(optimizer, self.fabric.device)
         return optimizer
-
-    def make_saver(self, optimizer: Optimizer) -> Saver:
-        fixed = what_must_stay(
-            self.precision_name, self.dataset, self.plan, optimizer, self.fabric.world_size, self.sharing
-        )
-        records_style = self.method.saves_style and not self.dataset.plain_text
-        return Saver(
-            fabric=self.fabric,
-            method=self.method,
-            start=self.base_model,
-            loss_model=self.loss_model,
-            optimizer=optimizer,
-            tokenizer=self.tokenizer,
-            style=self.dataset.style if records_style else None,
-            result=self.result,
-            settings=fixed,
-            precision=self.precision_name,
-            quantize=self.quantize,
-            saves_all=not self.is_frozen,
-            out_dir=self.out_dir,
-            keep_last=self.train.keep_last,
-        )
 
     def open_metrics(self) -> Metrics:
         """Take the output folder for this run, and start its logs."""
@@ -321,47 +282,14 @@ class Run:
 
     def fit(self) -> None:
         """Train."""
-        fabric, flops = self.fabric, None
-        with spared("Cannot measure the utilization", fabric.world_size):
+        self.flops: Optional[FlopCounter] = None
+        with spared("Cannot measure the utilization", self.fabric.world_size):
             dtype = torch.bfloat16 if self.precision_name == "bf16-mixed" else DTYPES[self.precision_name]
-            flops = FlopCounter.of(self.model, fabric.device, dtype)
-        self.examples = Examples(
-            model=self.loss_model,
-            tokenizer=self.tokenizer,
-            dataset=self.dataset,
-            eval=self.eval,
-            scores=self.result.scores,
-            ranks=fabric.world_size,
-        )
+            self.flops = FlopCounter.of(self.model, self.fabric.device, dtype)
+        self.examples = Examples(self)
         if self.checkpoint is None:
-            self.examples.show(self.screen, "before")
-        Trainer(
-            fabric=fabric,
-            model=self.fabric_model,
-            optimizer=self.fabric_optimizer,
-            train_rows=self.train_rows,
-            val_rows=self.val_rows,
-            plan=self.plan,
-            train=self.train,
-            eval=self.eval,
-            seed=self.seed,
-            result=self.result,
-            screen=self.screen,
-            metrics=self.metrics,
-            signals=self.signals,
-            save=self.saver.checkpoint,
-            on_nonfinite=self.on_nonfinite,
-            on_batch=self.on_batch,
-            flops=flops,
-        ).fit()
-
-    def on_batch(self, batch: Batch) -> None:
-        """Keep the micro-batch for the message if memory runs out."""
-        self.last_batch[:] = [batch]
-
-    def on_nonfinite(self, step: int, rows: list[int], loss: float, norm: float) -> BaseException:
-        context = self.loss_model, self.train_rows, self.tokenizer, self.out_dir
-        return crash(self.fabric, *context, step, rows, loss, norm)
+            self.examples.show("before")
+        Trainer(self).fit()
 
     def save(self) -> None:
         """Save the result, then show what the model answers now."""
@@ -369,7 +297,7 @@ class Run:
         self.saver.final()
         self.is_saved, self.signals.holds = True, False
         if not self.fabric.broadcast(self.signals.code):  # a signal may have reached only one rank
-            self.examples.show(self.screen, "after")
+            self.examples.show("after")
 
     def report(self) -> None:
         plotted = False

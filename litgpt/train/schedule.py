@@ -1,20 +1,101 @@
-"""The learning rate over a run."""
+"""How long a run takes, how far it is, and its learning rate."""
 
 import math
+from dataclasses import dataclass, field
 from typing import Literal
 
+from litgpt.data.batches import Rows
+from litgpt.train.args import TrainArgs
+
 Schedule = Literal["cosine", "linear", "constant"]
+RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
+
+
+@dataclass
+class Result:
+    """The progress of a run, and its result. Losses are in nats per target token."""
+
+    steps: int = 0  # optimizer steps
+    seen: int = 0  # rows (or packs) trained on
+    tokens: int = 0  # read
+    seconds: float = 0.0  # of training
+    loss: float = math.nan  # of the last step
+    val_losses: list[tuple[int, float]] = field(default_factory=list)  # pairs of step and validation loss
+    last_eval_step: int = 0  # step of the last validation during training
+    best: float = math.inf  # of the validations during training, which may read fewer rows than the others
+    since_best: int = 0  # validations since then
+    early: bool = False  # whether early stopping ended the run
+    scores: list[float] = field(default_factory=list)  # fraction of exact answers, each time it was measured
+
+
+class Plan:
+    """The limits of a run, of which the first one reached ends it, and its learning rate.
+
+    How many steps fit into a token or time budget shows only during the run. Until then the learning rate and the
+    progress follow an estimate, which is exact at the end.
+
+    `steps` is None if only tokens or time end the run. `fraction`, if set, replaces `warmup`. `requested_warmup` is set
+    if the warmup of the options was truncated because the run is shorter. `decay` is the step at which the learning
+    rate reaches its minimum; None for the last one. `tokens_per_step` is an average over all rows.
+    """
+
+    def __init__(self, train: TrainArgs, rows: Rows) -> None:
+        limits = [train.max_steps] if train.max_steps else []
+        if train.epochs is not None:
+            limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
+        self.steps = min(limits) if limits else None
+        self.tokens, self.seconds = train.max_tokens, train.max_time
+        self.has_budget = self.tokens is not None or self.seconds is not None
+        self.fraction = train.lr_warmup_fraction if self.has_budget else None
+        warmup = train.lr_warmup_steps or 0
+        if train.lr_warmup_fraction is not None:
+            warmup = 0 if self.has_budget or self.steps is None else round(train.lr_warmup_fraction * self.steps)
+        self.decay = train.lr_decay_iters or (None if self.has_budget else self.steps)
+        end = min(self.steps or math.inf, self.decay or math.inf)
+        self.warmup = int(end) // 10 if warmup > end else warmup
+        self.requested_warmup = warmup if warmup > end else None
+        self.tokens_per_step = float(rows.lengths.float().mean()) * train.global_batch_size
+
+    def steps_in_budget(self, result: Result) -> float:
+        """The estimated number of steps that the tokens and the time allow; infinite without such a limit."""
+        estimates = [math.inf]
+        if self.tokens is not None:
+            estimates.append(self.tokens / (result.tokens / result.steps if result.steps else self.tokens_per_step))
+        if self.seconds is not None and result.seconds:
+            estimates.append(self.seconds / result.seconds * result.steps)
+        return min(estimates)
+
+    def total_steps(self, result: Result) -> float:
+        """The steps of the whole run, an estimate if tokens or time may end it."""
+        return min(self.steps or math.inf, self.steps_in_budget(result))
+
+    def learning_rate(self, result: Result, peak: float, least: float, schedule: Schedule) -> float:
+        """The learning rate of the next step."""
+        total, warmup = self.total_steps(result), min(self.warmup, self.steps_in_budget(result) / 10)
+        if self.fraction is not None:
+            warmup = self.fraction * total if self.fraction else 0
+        return learning_rate(result.steps, self.decay or total, warmup, peak, least, schedule)
+
+    def is_done(self, result: Result) -> bool:
+        limits = ((result.steps, self.steps), (result.tokens, self.tokens), (result.seconds, self.seconds))
+        return any(limit is not None and used >= limit for used, limit in limits)
+
+    def fraction_done(self, result: Result) -> float:
+        return min(1.0, result.steps / self.total_steps(result))
+
+    def position(self, result: Result) -> str:
+        """The current step, as log lines show it."""
+        if self.steps is not None and self.steps <= self.steps_in_budget(result):
+            return f"step {result.steps}/{self.steps}"
+        return f"step {result.steps} ({self.fraction_done(result):.0%})"
 
 
 def learning_rate(
     step: int, total: float, warmup: float, peak: float, least: float, schedule: Schedule = "cosine"
 ) -> float:
-    """The learning rate of optimizer step `step`, counted from 0.
-
-    It rises linearly to `peak` over the first `warmup` steps. Then it decays to `least` at step `total`, along a cosine
-    (https://arxiv.org/abs/1608.03983) or a line, or stays at `peak`. `total` and `warmup` may be estimates: fractional
-    or infinite.
-    """
+    """The learning rate of optimizer step `step`, counted from 0: rises linearly to `peak` over the first `warmup`
+    steps, then decays to `least` at step `total`, along a cosine (https://arxiv.org/abs/1608.03983) or a line, or stays
+    at `peak`. `total` and `warmup` may be estimates: fractional or infinite."""
     if step < warmup:
         return peak * min(step + 1, warmup) / warmup if warmup < math.inf else 0.0
     progress = min(1.0, (step - warmup) / max(1, total - warmup))

@@ -17,16 +17,11 @@ class Stopped(SystemExit):
 
 
 class Signals:
-    """A context in which the signals of `CODES` stop the run: at once, or after the current step if `holds` is set.
+    """A context in which the signals of `CODES` stop the run: at once, or after the current step if `holds` is set,
+    because the run has something to save. A second SIGINT always stops at once.
 
-    A second SIGINT always stops at once.
-
-    Args:
-        speaks: Whether to acknowledge signals on stderr; only the first rank does.
-
-    Attributes:
-        code: The requested exit code; 0 if there was no signal.
-        holds: Whether to defer signals, because the run has something to save.
+    `code` is the requested exit code; 0 if there was no signal. Only the first rank `speaks`: it acknowledges signals
+    on stderr.
     """
 
     def __init__(self, speaks: bool) -> None:

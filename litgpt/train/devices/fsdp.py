@@ -22,13 +22,8 @@ from litgpt.train.loss import LossModel
 
 
 class ShardedStrategy(ModelParallelStrategy):
-    """Lightning's strategy for FSDP2 over one group of all devices.
-
-    Args:
-        world_size: The number of devices of all machines.
-        backend: The backend of the process group.
-        offload: Keep the shards in CPU memory.
-    """
+    """Lightning's strategy for FSDP2 over one group of all devices of all machines. `offload` keeps the shards in CPU
+    memory."""
 
     def __init__(self, world_size: int, backend: str, offload: bool) -> None:
         super().__init__(
@@ -71,8 +66,6 @@ class ShardedStrategy(ModelParallelStrategy):
 
 
 class ShardedFabric(Fabric):
-    """A Fabric with a `ShardedStrategy`."""
-
     @contextmanager
     def no_backward_sync(self, module: nn.Module, enabled: bool = True) -> Iterator[None]:  # type: ignore[override]
         """Defer averaging replicated gradients to the last micro-batch. Sharded gradients are reduced at once, because

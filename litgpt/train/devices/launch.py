@@ -21,12 +21,18 @@ StrategyName = Literal["auto", "ddp", "fsdp"]
 FITS = 0.8  # share of a device's memory for weights and optimizer; the rest is for activations
 
 
-def layout(device: torch.device, devices: Union[int, Literal["auto"]], num_nodes: int) -> tuple[int, int]:
-    """The devices per machine and the number of machines, from the options or from torchrun or SLURM.
+def check_machine(devices: Union[int, str], num_nodes: int, seed: int) -> None:
+    if isinstance(devices, int) and devices < 1:
+        raise UserError(f"--devices {devices} must be above 0, or auto.")
+    if num_nodes < 1:
+        raise UserError(f"--num_nodes {num_nodes} must be above 0.")
+    if not 0 <= seed < 2**48:
+        raise UserError(f"--seed {seed} must be at least 0 and below 2^48.")
 
-    Raises:
-        UserError: the two disagree, or the machine has fewer devices.
-    """
+
+def layout(device: torch.device, devices: Union[int, Literal["auto"]], num_nodes: int) -> tuple[int, int]:
+    """The devices per machine and the number of machines, from the options or from torchrun or SLURM. Raises
+    `UserError` if the two disagree, or the machine has fewer devices."""
     there = {"cuda": torch.cuda.device_count(), "mps": 1}.get(device.type)
     started = started_by()
     if started is not None:
@@ -63,15 +69,8 @@ def started_by() -> Optional[tuple[str, int, int]]:
 def pick_strategy(
     requested: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
 ) -> Literal["ddp", "fsdp"]:
-    """Pick the strategy for several devices. The help of `--strategy` has the rule for `auto`.
-
-    Args:
-        model: The model to train, on the meta device.
-        devices: The number of devices of this machine.
-
-    Raises:
-        UserError: fsdp does not support the quantization or the precision.
-    """
+    """Pick the strategy for a model on the meta device and for the devices of this machine. The help of `--strategy`
+    has the rule for `auto`. Raises `UserError` if fsdp does not support the quantization or the precision."""
     if quantize is not None and requested == "fsdp":
         raise UserError(f"--strategy fsdp does not support --quantize {quantize}. Use --strategy ddp.")
     if precision == "16-mixed" and requested == "fsdp":
@@ -84,6 +83,16 @@ def pick_strategy(
     # weights, and the gradients and two moments of those that are trained
     n = sum(p.numel() * (4 if p.requires_grad else 1) for p in model.parameters())
     return "ddp" if DTYPES[precision].itemsize * n <= FITS * memory else "fsdp"
+
+
+def unused_strategy(requested: str, used: str, world_size: int, cpu_offload: bool, offloads: bool) -> list[str]:
+    """Notes about options of several devices that the run does not use."""
+    notes = []
+    if requested != "auto" and world_size == 1 and used != requested:
+        notes.append(f"--strategy {requested} has no effect on one device.")
+    if cpu_offload and not offloads:
+        notes.append("--fsdp_cpu_offload true has no effect: it needs --strategy fsdp and GPUs.")
+    return notes
 
 
 def device_memory(device: torch.device, devices: int) -> Optional[int]:
@@ -99,12 +108,8 @@ def device_memory(device: torch.device, devices: int) -> Optional[int]:
 def make_fabric(
     device: torch.device, devices: int, num_nodes: int, precision: str, strategy: str, offload: bool = False
 ) -> "Fabric":
-    """A Fabric before its launch; a `OneDevice` where one process needs no more than that.
-
-    Args:
-        strategy: `ddp` or `fsdp`; ignored for one device without offloading.
-        offload: Keep the shards in CPU memory.
-    """
+    """A Fabric before its launch; a `OneDevice` where one process needs no more than that. `offload` keeps the shards
+    in CPU memory."""
     if devices * num_nodes == 1 and not offload and precision.endswith("-true"):
         return OneDevice(device)  # type: ignore[return-value]
     return make_lightning(device, devices, num_nodes, precision, strategy, offload)

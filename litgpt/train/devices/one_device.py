@@ -21,8 +21,6 @@ class NoPrecision:
 
 
 class OneDevice:
-    """One process with one device."""
-
     strategy = SimpleNamespace(precision=NoPrecision())
     world_size, global_rank, is_global_zero = 1, 0, True
 

@@ -30,10 +30,8 @@ def is_first(fabric: "Fabric") -> bool:
 
 
 def watch(fabric: "Fabric") -> None:
-    """Start threads that end this process when its parent or one of its children has died.
-
-    A process may wait for hours in a collective operation; only a thread can end it.
-    """
+    """Start threads that end this process when its parent or one of its children has died. It may wait for hours in a
+    collective operation; only a thread can end it."""
     environment = getattr(fabric.strategy, "cluster_environment", None)
     if environment is None:
         return

@@ -5,19 +5,17 @@ import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
 from torch.optim import Optimizer
 
-from litgpt.data.base import TokenizedDataset
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError, without_secrets
 from litgpt.storage.files import read_yaml
 from litgpt.storage.outputs import SUMS, free_name, listed
 from litgpt.text.chat_template import now
 from litgpt.train.args import run_settings, run_words
-from litgpt.train.loop import Plan
 from litgpt.train.resume.folder import HYPERPARAMETERS, settings
 from litgpt.train.resume.state import (
     OPTIMIZER,
@@ -32,18 +30,18 @@ from litgpt.train.resume.state import (
     step_of,
 )
 
+if TYPE_CHECKING:
+    from litgpt.train.run import Run
+
 BOOLEANS = ("true", "false", "yes", "no", "null")
 
 
 def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tuple[Optional[Path], list[str]]:
     """The checkpoint to resume from, None to start from the beginning, and notes for the user.
 
-    Args:
-        resume: True or auto for the newest complete checkpoint in `out_dir`; or the path of a checkpoint or a run.
-
-    Raises:
-        UserError: the path does not exist, has no complete checkpoint, or is not where this run can continue, because
-            the run has newer checkpoints or `out_dir` contains another run.
+    `resume` is True or auto for the newest complete checkpoint in `out_dir`, or the path of a checkpoint or a run.
+    Raises `UserError` if that does not exist, has no complete checkpoint, or is not where this run can continue,
+    because the run has newer checkpoints or `out_dir` contains another run.
     """
     if resume is False:
         return None, []
@@ -114,17 +112,13 @@ def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -
 
 
 def resume_hint(out_dir: Path) -> str:
-    """The message of a run that was stopped."""
     saved = next(iter(all_checkpoints(out_dir)), None)
     return f"{f'Saved {saved}.' if saved else 'No checkpoint was saved.'} To resume: {again(saved is not None)}"
 
 
 def again(saved: bool) -> str:
-    """The command that resumes this run.
-
-    Args:
-        saved: Whether it has a checkpoint. If not, keep the --resume that it was started with.
-    """
+    """The command that resumes this run. If it has not saved a checkpoint, keep the --resume that it was started
+    with."""
     words = list(run_words.get()) or ["litgpt", "..."]
     take_out(words, "--overwrite", lambda value: value.lower() in BOOLEANS)
     take_out(words, "--train.pause_after", lambda value: True)
@@ -147,18 +141,15 @@ def take_out(words: list[str], flag: str, is_value: Callable[[str], bool]) -> Op
     return last
 
 
-def what_must_stay(
-    precision: str, loaded: TokenizedDataset, plan: Plan, optimizer: Optimizer, devices: int, shared: str
-) -> dict[str, Any]:
-    """The settings to compare when the run resumes."""
-    kind = type(optimizer)
+def what_must_stay(run: "Run", optimizer: Optimizer) -> dict[str, Any]:
+    kind, devices = type(optimizer), run.fabric.world_size
     return {
-        **flat(settings(precision)),
-        "the training rows (rows, tokens, checksum)": summary(loaded.train),
-        "the validation rows (rows, tokens, checksum)": summary(loaded.val),
-        "the number of steps": plan.steps,
+        **flat(settings(run.precision_name)),
+        "the training rows (rows, tokens, checksum)": summary(run.dataset.train),
+        "the validation rows (rows, tokens, checksum)": summary(run.dataset.val),
+        "the number of steps": run.plan.steps,
         "the number of devices": devices,  # `--devices auto` may change
-        **({"the strategy": shared} if devices > 1 else {}),
+        **({"the strategy": run.sharing} if devices > 1 else {}),
         TIME: now().isoformat(),
         OPTIMIZER: f"{kind.__module__}.{kind.__qualname__}",
         "threads": torch.get_num_threads(),

@@ -19,13 +19,7 @@ FOLDERS, FILES = ("final", "best"), (METRICS, "loss.png", HYPERPARAMETERS)  # be
 
 
 def check_out_dir(out_dir: Path, overwrite: bool, resume: bool = False, sources: Iterable[Path] = ()) -> None:
-    """Raise `UserError` if a run must not write to `out_dir`.
-
-    Args:
-        overwrite: Whether an earlier run may be removed.
-        resume: Whether the run resumes an earlier one.
-        sources: Files and folders that the run reads.
-    """
+    """Raise `UserError` if a run that reads `sources` must not write to `out_dir`, perhaps over an earlier run."""
     check_place(out_dir, sources)
     refuse_others(out_dir, in_the_way(out_dir, resume))
     paths = [*(out_dir / name for name in FOLDERS), *checkpoints(out_dir), *(out_dir / name for name in FILES)]
@@ -89,10 +83,6 @@ def settings(precision: str) -> dict[str, Any]:
 
 
 def write_settings(folder: Path, precision: str, write: Callable[[Path, str], None] = write_text) -> None:
-    """Write the run's settings to a file with which `--config` repeats the run.
-
-    Args:
-        write: Writes text to a path.
-    """
+    """Write the run's settings to a file with which `--config` repeats the run."""
     if found := settings(precision):
         write(folder / HYPERPARAMETERS, yaml.safe_dump(found, sort_keys=False, allow_unicode=True))

@@ -1,7 +1,7 @@
 """Writes the folders of a run: its result, and checkpoints from which it can resume."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -12,29 +12,19 @@ from litgpt.errors import UserError
 from litgpt.generate.reference_outputs import make_reference_outputs, stored_dtypes, write_reference_outputs
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
 from litgpt.model.sharded import full_tensor, is_sharded, my_rows, on_first_rank, put, shard_like
 from litgpt.storage.outputs import discard, new_folder, write_sums
-from litgpt.text.prompts import PromptStyle, load_style, save_style
-from litgpt.text.tokenizer import Tokenizer, save_stop
-from litgpt.train.base_model import BaseModel
+from litgpt.text.prompts import load_style, save_style
+from litgpt.text.tokenizer import save_stop
 from litgpt.train.faults import spared
-from litgpt.train.loop import Result
-from litgpt.train.loss import LossModel
-from litgpt.train.method import Method
+from litgpt.train.resume.find import what_must_stay
 from litgpt.train.resume.folder import write_settings
-from litgpt.train.resume.state import (
-    OPTIMIZER,
-    TrainingState,
-    checkpoints,
-    is_dict,
-    random_state,
-    set_random_state,
-)
+from litgpt.train.resume.state import OPTIMIZER, TrainingState, checkpoints, is_dict, random_state, set_random_state
+from litgpt.train.schedule import Result
 from litgpt.train.signals import Stopped
 
 if TYPE_CHECKING:
-    from lightning.fabric import Fabric
+    from litgpt.train.run import Run
 
 ROUNDING = "rounding-"  # prefix of the random states of optimizers that round stochastically
 LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # optimizer state of a weight's shape
@@ -45,39 +35,21 @@ PARTS: dict[str, Callable[[Any], bool]] = {  # checks of the elements of the pro
 }
 
 
-@dataclass
 class Saver:
-    """Writes folders that are complete or absent.
+    """Writes the folders of a run, which are complete or absent."""
 
-    Args:
-        result: The progress of the run, which the loop updates.
-        style: The prompt style to save with the model; None to keep the base model's.
-        settings: The run's settings, flat, to compare when it resumes.
-        saves_all: Whether the method saves all weights, so that the training state need not.
-        keep_last: The number of checkpoints to keep.
-    """
-
-    fabric: "Fabric"
-    method: Method
-    start: BaseModel
-    loss_model: LossModel
-    optimizer: Optimizer
-    tokenizer: Tokenizer
-    style: Optional[PromptStyle]
-    result: Result
-    settings: dict[str, Any]
-    precision: str
-    quantize: Optional[str]
-    saves_all: bool
-    out_dir: Path
-    keep_last: Optional[int]
-
-    def __post_init__(self) -> None:  # the options before the first step
-        self.options = [{k: v for k, v in g.items() if k != "params"} for g in self.optimizer.param_groups]
-
-    @property
-    def model(self) -> GPT:
-        return self.loss_model.gpt
+    def __init__(self, run: "Run", optimizer: Optimizer) -> None:
+        self.fabric, self.method, self.start, self.result = run.fabric, run.method, run.base_model, run.result
+        self.model, self.loss_model = run.model, run.loss_model
+        self.optimizer, self.tokenizer = optimizer, run.tokenizer
+        self.precision, self.quantize = run.precision_name, run.quantize
+        self.out_dir, self.keep_last = run.out_dir, run.train.keep_last
+        self.saves_all = not run.is_frozen  # the method saves all weights, so the training state need not
+        records_style = run.method.saves_style and not run.dataset.plain_text
+        self.style = run.dataset.style if records_style else None  # None keeps the base model's
+        self.settings = what_must_stay(run, optimizer)
+        # the options before the first step
+        self.options = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
 
     def checkpoint(self, name: str) -> None:
         """Write a checkpoint. All ranks must call this."""

@@ -27,21 +27,13 @@ FREE = re.compile(
 
 @dataclass
 class TrainingState:
-    """Everything that the rest of a run depends on, except the base model and the data.
+    """Everything that the rest of a run depends on, except the base model and the data."""
 
-    Args:
-        trained: The trained weights by name.
-        optimizer: The optimizer's `state_dict`.
-        random: For each rank, the states of its random generators: {"cpu": ..., "cuda": ...}.
-        progress: Steps, tokens, seconds, validation losses and so on.
-        settings: The run's settings, flat.
-    """
-
-    trained: dict[str, torch.Tensor]
-    optimizer: dict[str, Any]
-    random: list[dict[str, torch.Tensor]]
-    progress: dict[str, Any]
-    settings: dict[str, Any]
+    trained: dict[str, torch.Tensor]  # the trained weights by name
+    optimizer: dict[str, Any]  # its `state_dict`
+    random: list[dict[str, torch.Tensor]]  # for each rank, the states of its generators: {"cpu": ..., "cuda": ...}
+    progress: dict[str, Any]  # steps, tokens, seconds, validation losses and so on
+    settings: dict[str, Any]  # of the run, flat
 
     def write(self, folder: Path) -> None:
         with open(folder / STATE, "wb") as f:  # with a path, torch hides the cause of an error
@@ -49,14 +41,7 @@ class TrainingState:
 
     @classmethod
     def read(cls, folder: Path, mmap: bool = False) -> "TrainingState":
-        """Read the file of `write`.
-
-        Args:
-            mmap: Map the tensors into memory.
-
-        Raises:
-            UserError: it is not such a file.
-        """
+        """Read the file of `write`, perhaps mapped into memory. Raises `UserError` if it is not such a file."""
         try:
             found = torch.load(folder / STATE, map_location="cpu", mmap=mmap, weights_only=True)
         except MemoryError:
