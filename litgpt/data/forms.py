@@ -16,7 +16,7 @@ ROLES = {
     **dict.fromkeys(("user", "human"), "user"),
     **dict.fromkeys(("assistant", "gpt", "chatgpt", "bing", "bard", "gemini", "claude", "model", "bot"), "assistant"),
     **dict.fromkeys(("function_call", "tool_call"), "assistant"),  # the content is the call
-    **dict.fromkeys(("tool", "function", "observation", "function_response", "tool_response"), "tool"),
+    **dict.fromkeys(("tool", "ipython", "function", "observation", "function_response", "tool_response"), "tool"),
 }
 EXAMPLES = {
     "instruction": '{"instruction": "...", "input": "...", "output": "..."}',

@@ -66,7 +66,7 @@ SHAPES: dict[str, Shape] = {
         "added_tokens_decoder": (Each(ADDED_TOKEN, r"[0-9]{1,9}", "the id of a token"), None),
         "chat_template": (Text(TEMPLATE), [{"name": str, "template": Text(TEMPLATE)}], Each(Text(TEMPLATE)), None),
         "tokenizer_class": TEXT,
-        **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "legacy"), FLAG),
+        **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "split_special_tokens"), FLAG),
     },
     "special_tokens_map.json": TOKEN_TABLES,
     "added_tokens.json": Each(ID, r"[\s\S]{0,1000}", "text of at most 1000 characters"),

@@ -6,6 +6,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
+from bisect import bisect_left
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -25,6 +26,7 @@ INTERNAL = ("input", "train", "_context")  # message fields that no template rea
 ANSWER = "(answer)"
 RESERVED = ("messages", "tools", "add_generation_prompt")  # variables that no row and no request may set
 PROBE = ({"role": "user", "content": "a"}, {"role": "assistant", "content": ANSWER})
+MANGLED = ("'key': 'value'", '\\"key\\"', "&#34;")  # an object printed by Python, JSON in JSON, JSON in HTML
 
 
 def now() -> datetime.datetime:
@@ -62,8 +64,8 @@ class Rendered(NamedTuple):
 
     Args:
         text: The complete conversation.
-        answers: For each answer of the assistant: where it begins, where its stop token ends, and the index of its
-            message.
+        answers: The parts of each answer of the assistant, usually one: where it begins, where it or its stop token
+            ends, and the index of its message.
     """
 
     text: str
@@ -138,7 +140,7 @@ class ChatTemplate(PromptStyle):
 
     Args:
         template: The source.
-        variables: What it may use besides the messages, such as `bos_token` and `eos_token`.
+        variables: What it may use besides the messages, such as `bos_token`, `eos_token`, and `enable_thinking`.
         name: Shown on the screen and recorded in `prompt_style.yaml`.
         for_tools: The checkpoint's separate template for conversations with tools, if there is one.
     """
@@ -186,27 +188,43 @@ class ChatTemplate(PromptStyle):
         literals = re.findall(r"\bstrftime_now\s*\(\s*(['\"])(.*?)\1\s*\)", self.template)
         return [text for _, text in literals] if len(literals) == len(uses) else ["%Y-%m-%dT%H:%M:%S"]
 
-    def render(self, messages: Sequence[Message], add_generation_prompt: bool, tools: Optional[list] = None) -> str:
+    def render(
+        self,
+        messages: Sequence[Message],
+        add_generation_prompt: bool,
+        tools: Optional[list] = None,
+        marks: Optional[sandbox.Marks] = None,
+    ) -> str:
         """The text of a conversation.
+
+        Args:
+            marks: Collects the parts that the template marks as answers.
 
         Raises:
             UserError: The template refuses it. The message quotes the template's own words.
         """
         if tools and self.for_tools:
-            return self.for_tools.render(messages, add_generation_prompt, tools)
+            return self.for_tools.render(messages, add_generation_prompt, tools, marks)
         form = self.call_form if any(message.get("tool_calls") for message in messages) else None
-        return self.run([template_message(m, form) for m in messages], add_generation_prompt, tools)
+        return self.run([template_message(m, form) for m in messages], add_generation_prompt, tools, marks)
 
-    def run(self, messages: list[dict[str, Any]], add_generation_prompt: bool, tools: Optional[list] = None) -> str:
+    def run(
+        self,
+        messages: list[dict[str, Any]],
+        add_generation_prompt: bool,
+        tools: Optional[list] = None,
+        marks: Optional[sandbox.Marks] = None,
+    ) -> str:
         """Render messages that already have the form that this template reads."""
-        self.compiled.environment.until = time.monotonic() + sandbox.SECONDS
+        template, environment = self.compiled, self.compiled.environment
+        environment.until = time.monotonic() + sandbox.SECONDS
         try:
-            return self.compiled.render(
-                {"documents": None, **self.variables},
-                messages=messages,
-                tools=tools,
-                add_generation_prompt=add_generation_prompt,
-            )
+            given = {"messages": messages, "tools": tools, "add_generation_prompt": add_generation_prompt}
+            fields = {"documents": None, **self.variables, **given}
+            if marks is None:
+                return template.render(fields)
+            with marks.collect(template.generate(fields)) as pieces:
+                return environment.concat(pieces)
         except Exception as e:  # an expression may raise anything
             raise UserError(f"the chat template refuses these messages: {reason_of(e)}") from e
 
@@ -224,7 +242,7 @@ class ChatTemplate(PromptStyle):
                 with suppress(UserError):
                     text = self.run([dict(PROBE[0]), template_message(answer, form)], False, tools)
                     complete = "probe" in text and "key" in text and "value" in text
-                    clean = "&#34;" not in text and re.search(r'"key"\s*:\s*"value"', text) is not None
+                    clean = not any(wrong in text for wrong in MANGLED)
                     best = max(best, complete + (complete and clean))
             return best
 
@@ -243,31 +261,52 @@ class ChatTemplate(PromptStyle):
         """Render a conversation, and locate the assistant's answers.
 
         An answer begins after the prompt before it and ends with the `turn_end` that closes it. What the template
-        writes after that, such as a line break, is not part of the answer.
+        writes after that, such as a line break, is not part of the answer. If the template marks parts of its text with
+        `{% generation %}`, those parts are the answers, each up to the `turn_end`.
         """
         if tools and self.for_tools:
             return self.for_tools.render_row(messages, tools, turn_end)
-        text = self.render(messages, False, tools)
+        marks = sandbox.Marks() if "endgeneration" in self.template else None
+        text = self.render(messages, False, tools, marks)
         answers = []
+        end = 0
         for i, message in enumerate(messages):
             if message["role"] == "assistant":
-                start = self.answer_start(text, messages, i, tools)
-                answers.append((start, self.answer_end(text, start, messages, i, tools=tools, turn_end=turn_end), i))
-        return Rendered(text, answers)
+                start = self.answer_start(text, end, messages, i, tools=tools)
+                end = self.answer_end(text, start, messages, i, tools=tools, turn_end=turn_end)
+                answers.append((start, end, i))
+                if later := self.words_behind(text, end, messages, i, tools=tools, turn_end=turn_end):
+                    answers.append((*later, i))
+                    end = later[1]
+        return Rendered(text, marked_parts(text, answers, marks.spans, turn_end) if marks else answers)
 
-    def answer_start(self, text: str, messages: Sequence[Message], i: int, tools: Optional[list]) -> int:
-        """Where answer `i` begins. If the text does not begin with the prompt (the template writes something else once
-        an answer follows, or there is no prompt), that is where a different answer would change the text."""
+    def answer_start(self, text: str, earliest: int, messages: Sequence[Message], i: int, tools: Optional[list]) -> int:
+        """Where answer `i` begins: after the prompt. If the text does not begin with the prompt (the template writes
+        something else once an answer follows, or there is no prompt), that is where a different answer would change
+        the text, or before that, where the words end that open an answer.
+
+        Args:
+            earliest: Where the answer before it ends.
+        """
         content, (before, between, after) = stripped_content(messages[i]), self.frame
         end = between + content + after
-        if i == len(messages) - 1 and before and content and text.endswith(before + end):
+        is_last = i == len(messages) - 1
+        if is_last and before and content and content_only(messages[i]) and text.endswith(before + end):
             return len(text) - len(end)  # without rendering the prompt again
         with suppress(UserError):
             prompt = self.prompt(messages[:i], tools)
             if text.startswith(prompt):
                 return len(prompt)
-        other = [*messages[:i], {"role": "assistant", "content": "\uffff"}, *messages[i + 1 :]]
-        return shared_length(self.render(other, False, tools), text)
+        other: dict[str, Any] = {"role": "assistant", "content": "\uffff"}
+        try:
+            start = shared_length(self.render([*messages[:i], other, *messages[i + 1 :]], False, tools), text)
+        except UserError:  # the results that follow need calls
+            other["tool_calls"] = [renamed(call) for call in messages[i].get("tool_calls") or ()]
+            start = shared_length(self.render([*messages[:i], other, *messages[i + 1 :]], False, tools), text)
+        for n in range(len(self.opening), len(self.opening) // 2, -1):  # it may open a thought that the answer lacks
+            if (found := text.rfind(self.opening[:n], earliest, start)) >= 0:
+                return found + n
+        return max(earliest, start)
 
     def answer_end(
         self,
@@ -282,10 +321,10 @@ class ChatTemplate(PromptStyle):
         content = stripped_content(messages[i])
         content_start = len(text) - len(text[start:].lstrip())
         content_end = content_start + len(content)
-        content_only = not any(messages[i].get(key) for key in ("tool_calls", *REASONING))
-        if turn_end and content_only and text.startswith(content, content_start):
+        if turn_end and content_only(messages[i]) and text.startswith(content, content_start):
             found = text.find(turn_end, content_end)
-            if found >= 0 and not text[content_end:found].strip():
+            before_it = self.frame[2].partition(turn_end)[0].strip()
+            if found >= 0 and text[content_end:found].strip() in ("", before_it):
                 return found + len(turn_end)
         part, limit = text, len(text)
         if i < len(messages) - 1:
@@ -293,14 +332,45 @@ class ChatTemplate(PromptStyle):
             with suppress(UserError):
                 part = self.render(messages[: i + 1], False, tools)
             limit = self.next_message_start(text, start, messages, i, tools=tools)
+        is_prefix = bool(part) and text.startswith(part)
         if turn_end:  # the answer itself may contain one: the last one in the message closes it
-            is_prefix = bool(part) and text.startswith(part)
             found = text.rfind(turn_end, start, len(part) if is_prefix else limit)
             if found < 0 and is_prefix:
                 found = text.find(turn_end, len(part), limit)  # the template writes it before the next message
             if found >= 0:
                 return found + len(turn_end)
+        if is_prefix:
+            return max(start, min(limit, len(part)))
+        place, found = part.rfind(content), text.rfind(content, start, limit)
+        if content and place >= 0 and found >= 0:  # what follows an answer depends on whether another message does
+            rest = found + len(content)
+            return rest + shared_length(part[place + len(content) :], text[rest:limit])
+        n = bisect_left(range(len(part)), True, key=lambda n: part[len(part) - n - 1 :] not in text[start:limit])
+        if re.search(r"\w", part[len(part) - n :]):  # the template dropped something before this, such as a thought
+            return text.rfind(part[len(part) - n :], start, limit) + n
         return max(start, min(limit, shared_length(part, text)))
+
+    def words_behind(
+        self,
+        text: str,
+        end: int,
+        messages: Sequence[Message],
+        i: int,
+        tools: Optional[list],
+        turn_end: Optional[str],
+    ) -> Optional[tuple[int, int]]:
+        """Where the words of answer `i` stand if the template writes them behind the results of the answer's calls."""
+        content = stripped_content(messages[i])
+        if not content or not messages[i].get("tool_calls") or content not in text[end:]:
+            return None
+        place = len(text)
+        with suppress(UserError):
+            other = [*messages[:i], {**messages[i], "content": "\uffff"}, *messages[i + 1 :]]
+            place = shared_length(self.render(other, False, tools), text)
+        if place < end or not text.startswith(content, place):
+            return None
+        close = place + len(content)
+        return place, close + len(turn_end) if turn_end and text.startswith(turn_end, close) else close
 
     def next_message_start(
         self, text: str, start: int, messages: Sequence[Message], i: int, tools: Optional[list]
@@ -314,6 +384,14 @@ class ChatTemplate(PromptStyle):
                 if limit < len(text):
                     break
         return limit
+
+    @cached_property
+    def opening(self) -> str:
+        """What the template writes between a prompt and its answer."""
+        with suppress(UserError):
+            prompt, bare = self.prompt(PROBE[:1]), self.render(PROBE[:1], False)
+            return prompt[len(bare) :] if prompt.startswith(bare) else ""
+        return ""
 
     @cached_property
     def frame(self) -> tuple[str, str, str]:
@@ -330,13 +408,53 @@ class ChatTemplate(PromptStyle):
         return prompts[0][len(prompts[0]) - shared :], between, after
 
     def turn_end(self, special_tokens: Collection[str]) -> Optional[str]:
-        """The special token that closes an answer, found by rendering one; None if the template writes none."""
-        try:
-            tail = self.render(PROBE, False).rpartition(ANSWER)[2]
-        except UserError:
-            return None
-        found = [(tail.find(token), -len(token), token) for token in special_tokens if token in tail]
-        return min(found)[2] if found else None
+        """The special token that closes an answer, found by rendering some; None if the template writes none.
+
+        It is the last of those that follow an answer directly, both at the end of a conversation and before another
+        prompt. If there is none, it is the first one at the end, or else the one that the next prompt begins with.
+        """
+        tails = []
+        for more in ((), ({"role": "user", "content": "b"}, PROBE[1])):
+            tail = ""
+            with suppress(UserError):
+                tail = self.render([*PROBE, *more], False).partition(ANSWER)[2]
+            tails.append(tail)
+        last, middle = tails
+        in_both = last[: shared_length(last, middle)] if middle else last
+        closing = ""
+        while (token := first_token(in_both, special_tokens)) and (not closing or in_both.startswith(token)):
+            closing, in_both = token, in_both.partition(token)[2]
+        following = first_token(middle, special_tokens)
+        begins = following if middle.lstrip().startswith(following) else ""
+        return closing or first_token(last, special_tokens) or begins or None
+
+
+def first_token(text: str, tokens: Collection[str]) -> str:
+    """The first of the tokens in a text, the longest of those at one place; empty if there is none."""
+    found = [(text.find(token), -len(token), token) for token in tokens if token in text]
+    return min(found)[2] if found else ""
+
+
+def marked_parts(
+    text: str, answers: list[tuple[int, int, int]], marks: list[tuple[int, str]], turn_end: Optional[str]
+) -> list[tuple[int, int, int]]:
+    """The parts of the answers that a template marks. What follows a stop token is not part of an answer, and the stop
+    token is, whether or not it is marked. If the place of a mark is not known, all answers are returned."""
+    parts = []
+    for start, marked in marks:
+        end = start + len(marked)
+        if text[start:end] != marked:  # in a macro, whose text the template places later
+            return answers
+        owner = next((answer for answer in answers if start < answer[1]), None)
+        if owner is not None:
+            _, close, i = owner
+            if turn_end and text.endswith(turn_end, 0, close) and not text[end : close - len(turn_end)].strip():
+                end = close
+            if start < end:
+                parts.append((start, end, i))
+    if parts and parts[-1][2] != answers[-1][2]:
+        parts.append((answers[-1][1], *answers[-1][1:]))  # nothing of the last answer
+    return parts or answers
 
 
 def reason_of(error: BaseException) -> str:
@@ -356,6 +474,11 @@ def shared_length(a: str, b: str) -> int:
 def stripped_content(message: Message) -> str:
     """The content of a message without surrounding blanks, which some templates drop."""
     return str(message.get("content") or "").strip()
+
+
+def content_only(message: Message) -> bool:
+    """Whether an answer has neither tool calls nor reasoning."""
+    return not any(message.get(key) for key in ("tool_calls", *REASONING))
 
 
 class CallForm(NamedTuple):
@@ -386,6 +509,12 @@ def template_message(message: Message, form: Optional[CallForm] = None) -> dict[
     else:
         fields.setdefault("content", "")
     return fields
+
+
+def renamed(call: Any) -> Any:
+    """A tool call of another function. Other shapes than OpenAI's are returned unchanged."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    return {**call, "function": {**function, "name": "\uffff"}} if isinstance(function, Mapping) else call
 
 
 def call_in(form: CallForm, call: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any, Optional
 
 from litgpt.storage.fields import ADDED_FLAGS
 from litgpt.text.length_bound import BYTE_TOKENS, length_bound
-from litgpt.text.token_fields import CLASS_TOKENS, named_tokens, token_text
+from litgpt.text.token_fields import named_tokens, special_token
 
 MAX_GROWTH = 1000  # how much longer a normalizer or a decoder may make a text
 EACH_BYTE = "litgpt.each_byte"
@@ -56,6 +56,7 @@ class FastTokenizer:
     def __init__(self, backend: Any, fields: dict[str, Any]) -> None:
         self.backend = backend
         add_tokens(backend, fields)
+        backend.encode_special_tokens = bool(fields.get("split_special_tokens"))
         probe = next((text for text in "a1. " if backend.encode(text, add_special_tokens=False).ids), "")
         bare, full = (backend.encode(probe, add_special_tokens=special).ids for special in (False, True))
         n = next((i for i in range(len(full), -1, -1) if full[i : i + len(bare)] == bare), None)
@@ -198,9 +199,8 @@ def build_bpe(folder: Path, fields: dict[str, Any], kind: str) -> Any:
         backend.normalizer = normalizers.NFC()  # type: ignore[assignment]
     backend.pre_tokenizer = words
     backend.decoder = decoders.ByteLevel()  # type: ignore[assignment]
-    names = CLASS_TOKENS.get(kind, (None, None))
-    bos = token_text(fields.get("bos_token", names[0])) if fields.get("add_bos_token") else None
-    eos = token_text(fields.get("eos_token", names[1])) if fields.get("add_eos_token") else None
+    bos = special_token(fields, kind, "bos_token") if fields.get("add_bos_token") else None
+    eos = special_token(fields, kind, "eos_token") if fields.get("add_eos_token") else None
     add_tokens(backend, fields)
     around = {t: i for t in (bos, eos) if t and (i := backend.token_to_id(t)) is not None}
     template = " ".join([*([bos] if bos in around else []), "$A", *([eos] if eos in around else [])])  # type: ignore

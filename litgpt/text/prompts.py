@@ -18,6 +18,7 @@ from litgpt.storage.fields import SPECIAL_TOKENS
 from litgpt.storage.files import TOKENIZER_BYTES, is_there, read_json, read_text, read_yaml
 from litgpt.text.chat_template import ChatTemplate, PromptStyle
 from litgpt.text.styles import STYLES, NamedStyle
+from litgpt.text.token_fields import optional_json, special_token, token_fields, tokenizer_class
 
 STYLE_FILE = "prompt_style.yaml"
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
@@ -25,13 +26,9 @@ TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
 
 def template_variables(folder: Path) -> dict[str, str]:
     """The special tokens of a model folder, for its chat template."""
-    found: dict[str, str] = {}
-    for name in ("special_tokens_map.json", "tokenizer_config.json"):
-        fields = read_json(folder / name) if is_there(folder / name) else {}
-        for key in SPECIAL_TOKENS:
-            if fields.get(key):
-                found[key] = fields[key]["content"] if isinstance(fields[key], dict) else fields[key]
-    return found
+    fields = token_fields(folder)
+    kind = tokenizer_class(fields, optional_json(folder / "config.json").get("model_type"))
+    return {name: text for name in SPECIAL_TOKENS if (text := special_token(fields, kind, name))}
 
 
 def chat_templates(folder: Path) -> dict[str, str]:

@@ -4,15 +4,16 @@ how much it produces are limited."""
 import json
 import math
 import time
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
-from typing import Any
+from typing import Any, Optional
 
 from jinja2 import TemplateError, nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.runtime import LoopContext
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2.sandbox import ImmutableSandboxedEnvironment, SecurityError
 from jinja2.utils import Namespace
 
 SECONDS = 5  # time limit of a rendering
@@ -27,14 +28,66 @@ FAST_ATTRIBUTES = {
 SHRINKING_FILTERS = frozenset(("trim", "length", "count", "first", "last", "upper", "lower", "default"))
 
 
+class Marks:
+    """The parts of a text that its template marks with `{% generation %}`.
+
+    Attributes:
+        spans: Where each part begins, and what it contains.
+    """
+
+    def __init__(self) -> None:
+        self.length = 0  # of the text so far
+        self.spans: list[tuple[int, str]] = []
+
+    @contextmanager
+    def collect(self, pieces: Iterable[str]) -> Iterator[Iterator[str]]:
+        """The pieces of a text, whose marks are collected while they are read."""
+
+        def counted() -> Iterator[str]:
+            for piece in pieces:
+                self.length += len(piece)
+                yield piece
+
+        token = COLLECTED.set(self)
+        try:
+            yield counted()
+        finally:
+            COLLECTED.reset(token)
+
+
+COLLECTED: ContextVar[Optional[Marks]] = ContextVar("marks", default=None)
+
+
 class Generation(Extension):
-    """`{% generation %}` marks the answers in some templates. It prints what is inside."""
+    """`{% generation %}` marks the answers in some templates. It prints what is inside, and has its own scope."""
 
     tags = {"generation"}  # noqa: RUF012
 
     def parse(self, parser: Any) -> Any:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        return nodes.CallBlock(self.call_method("mark"), [], [], body).set_lineno(line)
+
+    def mark(self, caller: Callable[[], str]) -> str:
+        text = caller()
+        if (marks := COLLECTED.get()) is not None:
+            marks.spans.append((marks.length, text))
+        return text
+
+
+class TemplateNamespace(Namespace):
+    """The `namespace` of templates. Like that of `transformers`, it takes no names that begin with an underscore."""
+
+    def __init__(*args: Any, **fields: Any) -> None:  # `self` may be a field
+        self, *rest = args
+        Namespace.__init__(self)
+        for name, value in dict(*rest, **fields).items():
+            self[name] = value
+
+    def __setitem__(self, name: str, value: Any) -> None:
+        if str(name).startswith("_"):
+            raise SecurityError(f"a namespace takes no {name!r}, because the name begins with an underscore")
+        super().__setitem__(name, value)
 
 
 class Sandbox(ImmutableSandboxedEnvironment):
@@ -52,7 +105,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
         growing = self.filters.keys() - SHRINKING_FILTERS
         self.filters |= {name: limited(self.filters[name]) for name in growing} | {"within_limits": within_limits}
         del self.globals["lipsum"]  # random words, as many as it is asked for
-        self.globals["raise_exception"] = raise_exception
+        self.globals |= {"raise_exception": raise_exception, "namespace": TemplateNamespace}
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """A shortcut for attributes that templates read all the time and that the sandbox always allows."""
@@ -60,7 +113,7 @@ class Sandbox(ImmutableSandboxedEnvironment):
             return obj[attribute] if attribute in obj else self.undefined(obj=obj, name=attribute)
         if (type(obj), attribute) in FAST_ATTRIBUTES:
             return getattr(obj, attribute)
-        if type(obj) is Namespace and not attribute.startswith("_"):
+        if type(obj) is TemplateNamespace and not attribute.startswith("_"):
             with suppress(AttributeError):
                 return getattr(obj, attribute)
         return super().getattr(obj, attribute)
@@ -100,14 +153,16 @@ def raise_exception(message: str) -> None:
     raise TemplateError(message)
 
 
-def tojson(x: Any, **options: Any) -> str:
+def tojson(
+    x: Any, ensure_ascii: bool = False, indent: Any = None, separators: Any = None, sort_keys: bool = False
+) -> str:
     """The filter of that name. Raises `ValueError` for more text than any model reads: the indentation of nested lists
     can be a thousand times as long as the lists."""
-    options = {"ensure_ascii": False, **options}
-    if options.get("indent") is None:
+    options: dict[str, Any] = {"ensure_ascii": ensure_ascii, "separators": separators, "sort_keys": sort_keys}
+    if indent is None:
         return json.dumps(x, **options)
     parts, size = list[str](), 0
-    for part in json.JSONEncoder(**options).iterencode(x):
+    for part in json.JSONEncoder(indent=indent, **options).iterencode(x):
         parts.append(part)
         size += len(part)
         if size > MAX_JSON:

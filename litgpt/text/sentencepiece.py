@@ -59,7 +59,8 @@ class SentencePieceTokenizer:
         flags = {t["content"]: t.get("special", False) for t in fields["added_tokens_decoder"].values()}
         self.hidden = {i for token, i in self.added.items() if token in controls or token in named or flags[token]}
         self.vocab_size = max([n, *(i + 1 for i in beyond.values())])
-        longest_first = sorted(self.added, key=len, reverse=True)
+        matched = self.added.keys() - (self.texts[i] for i in self.hidden if fields.get("split_special_tokens"))
+        longest_first = sorted(matched, key=len, reverse=True)
         self.special = re.compile("|".join(map(re.escape, longest_first)) or "(?!)")
         bos, eos = self.backend.bos_id(), self.backend.eos_id()
         self.before = [bos] if fields.get("add_bos_token", True) and bos >= 0 else []

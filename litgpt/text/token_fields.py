@@ -13,12 +13,21 @@ CLASSES = {  # the tokenizer class of a family, for folders that name none
     **dict.fromkeys(("qwen2", "qwen3", "qwen3_moe"), "Qwen2Tokenizer"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
 }
-CLASS_TOKENS = {  # BOS and EOS of a class, for folders that name none
-    "LlamaTokenizer": ("<s>", "</s>"),
-    "GPT2Tokenizer": ("<|endoftext|>", "<|endoftext|>"),
-    "GPTNeoXTokenizer": ("<|endoftext|>", "<|endoftext|>"),
-    "Qwen2Tokenizer": (None, "<|endoftext|>"),
-    "GemmaTokenizer": ("<bos>", "<eos>"),
+CLASS_TOKENS: dict[str, dict[str, Optional[str]]] = {  # what a class names, for folders that do not name it
+    "LlamaTokenizer": {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"},
+    "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+    "GPTNeoXTokenizer": {
+        **dict.fromkeys(("bos_token", "eos_token", "unk_token"), "<|endoftext|>"),
+        "pad_token": "<|padding|>",
+    },
+    "Qwen2Tokenizer": dict.fromkeys(("eos_token", "unk_token", "pad_token"), "<|endoftext|>"),
+    "GemmaTokenizer": {
+        "bos_token": "<bos>",
+        "eos_token": "<eos>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    },
 }
 
 
@@ -50,6 +59,12 @@ def named_tokens(fields: dict[str, Any]) -> list[str]:
         listed = fields.get(key) or []
         named += listed.values() if isinstance(listed, dict) else listed
     return [text for token in named if (text := token_text(token))]
+
+
+def special_token(fields: dict[str, Any], kind: str, name: str) -> Optional[str]:
+    """The text of a special token, such as `bos_token`: that of the files, else that of the tokenizer's class. A null
+    in the files means that there is none."""
+    return token_text(fields[name]) if name in fields else CLASS_TOKENS.get(kind, {}).get(name)
 
 
 def token_text(token: Any) -> Optional[str]:

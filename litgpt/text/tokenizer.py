@@ -13,7 +13,7 @@ from litgpt.storage.files import TOKENIZER_BYTES, check_size, is_there
 from litgpt.text.fast_tokenizer import FastTokenizer, build_bpe, read_backend
 from litgpt.text.prompts import MORE_TEMPLATES, TEMPLATE, PromptStyle
 from litgpt.text.sentencepiece import SentencePieceTokenizer
-from litgpt.text.token_fields import CLASS_TOKENS, optional_json, token_fields, token_text, tokenizer_class
+from litgpt.text.token_fields import CLASS_TOKENS, optional_json, special_token, token_fields, tokenizer_class
 
 GENERATION = "generation_config.json"
 FILES = (  # what belongs to the tokenizer of a folder, and is copied with it
@@ -67,9 +67,10 @@ class Tokenizer:
         fields = token_fields(folder)
         self.kind = tokenizer_class(fields, model.get("model_type"))
         self.backend = open_backend(folder, fields, self.kind)
-        names = CLASS_TOKENS.get(self.kind, self.backend.ends)
-        self.bos_token = token_text(fields["bos_token"]) if "bos_token" in fields else names[0]
-        self.eos_token = token_text(fields["eos_token"]) if "eos_token" in fields else names[1]
+        if self.kind not in CLASS_TOKENS:
+            fields = dict(zip(("bos_token", "eos_token"), self.backend.ends)) | fields
+        self.bos_token = special_token(fields, self.kind, "bos_token")
+        self.eos_token = special_token(fields, self.kind, "eos_token")
         self.bos_id = self.token_id(self.bos_token, model.get("bos_token_id"))
         self.eos_id = self.token_id(self.eos_token, model.get("eos_token_id"))
         stops = [self.eos_id, *as_list(model.get("eos_token_id"))]
