@@ -169,7 +169,7 @@ class TokenMaker:
             mask[first:stop] = bytes([ANSWER | (IN_LOSS if in_loss else 0)]) * (stop - first)
         eos = self.tokenizer.eos_id
         if not example.closed and eos is not None:
-            if ids[-1:] != [eos]:  # some tokenizers add it by themselves
+            if not ids or ids[-1] not in self.stops:  # some tokenizers add EOS by themselves
                 ids = [*ids, eos]
                 mask.append(0)
             mask[-1] = ANSWER | (IN_LOSS if example.spans[-1][2] else 0)
