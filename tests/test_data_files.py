@@ -527,7 +527,7 @@ def test_processes_make_the_same_tokens(llama, tmp_path, monkeypatch, n_processe
     file = tmp_path / "a.jsonl"
     file.write_text("\n".join(lines))
     data = JSON(str(file), on_bad_row="skip", val_split_fraction=0)
-    made = []
+    before, made = os.environ.get("TOKENIZERS_PARALLELISM"), []
     for at_once, n in ((1000, 1), (7, n_processes)):
         monkeypatch.setattr(token_maker, "AT_ONCE", at_once)
         monkeypatch.setattr(workers.os, "sched_getaffinity", lambda pid, n=n: set(range(n)))
@@ -539,7 +539,7 @@ def test_processes_make_the_same_tokens(llama, tmp_path, monkeypatch, n_processe
     assert one.counts == other.counts and one.counts.bad == 2 and one.notes() == other.notes()
     with pytest.raises(UserError, match="line 51"):
         JSON(str(file), val_split_fraction=0).load(Tokenizer(llama), llama, 200)
-    assert "TOKENIZERS_PARALLELISM" not in os.environ
+    assert os.environ.get("TOKENIZERS_PARALLELISM") == before
 
 
 INTERRUPTED = """

@@ -95,9 +95,15 @@ def test_rows(form, where, folder, tmp_path, refused, capsys):
     file.write_text(json.dumps([good(ROWS[form]), ROWS[form], good(ROWS[form])]))
     other.write_text(json.dumps([good(ROWS[form])] * 3))
     train, val = (file, other) if where == "train" else (other, file)
-    args = ["data", "check", folder, "--data", "JSON", "--data.json_path", train, "--data.val_path", val]
-    line = refused(*args)
-    assert "bad.json" in line and "row 2 (index 1)" in line and "--data.on_bad_row skip" in line
+    data = ["--data", "JSON", "--data.json_path", train, "--data.val_path", val]
+    line = refused("finetune", "lora", folder, *data, "--out_dir", tmp_path / "out")
+    args = ["data", "check", folder, *data]
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, args)])
+    report = capsys.readouterr().out
+    assert stop.value.code == 1 and BEYOND in report and "only 300 embeddings" in report
+    for text in (line, report):
+        assert "bad.json" in text and "row 2 (index 1)" in text and "--data.on_bad_row skip" in text
     with pytest.raises(SystemExit):  # the same rows are in both files
         main([*map(str, args), "--data.on_bad_row", "skip", "--json"])
     found = json.loads(capsys.readouterr().out)
@@ -243,6 +249,5 @@ def test_an_end_of_text_beyond_the_embedding(folder, tmp_path, refused):
     fields = json.loads((copy / "tokenizer_config.json").read_text())
     (copy / "tokenizer_config.json").write_text(json.dumps(fields | {"eos_token": BEYOND}))
     (tmp_path / "rows.json").write_text(json.dumps(make_rows(4)))
-    assert "row 1 (index 0)" in refused(
-        "data", "check", copy, "--data", "JSON", "--data.json_path", tmp_path / "rows.json"
-    )
+    words = ["finetune", "lora", copy, tmp_path / "rows.json", "--out_dir", tmp_path / "out"]
+    assert "row 1 (index 0)" in refused(*words)

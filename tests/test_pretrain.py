@@ -10,7 +10,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litgpt.__main__ import main
-from litgpt.checkpoint import writing as checkpoint_module
+from litgpt.checkpoint import folder as checkpoint_module
 from litgpt.methods.model_source import ModelSource
 from tests.conftest import WORDS
 

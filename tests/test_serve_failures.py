@@ -22,6 +22,7 @@ from litgpt.commands.answer_file import PromptFile
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import InferenceModel, PromptOptions
+from litgpt.generate.prompt_file import Prompts
 from litgpt.generate.sampling import Sampling
 from litgpt.model import GPT, KVCache
 from litgpt.serve.worker import MAX_FAILURES, Worker
@@ -273,7 +274,7 @@ def by_file(folder: Path) -> Callable[[InferenceModel], Iterator[Any]]:
     (folder / "p.jsonl").write_text('{"prompt": "Hello"}\n' * 3)
 
     def answer(pico: InferenceModel) -> Iterator[Any]:
-        file = PromptFile(folder / "p.jsonl", None, PromptOptions(max_new_tokens=20))
+        file = PromptFile(Prompts(str(folder / "p.jsonl")), None, PromptOptions(max_new_tokens=20))
         yield file.answer(pico, Engine(pico.model, 2), Sampling(0.0))
 
     return answer

@@ -445,8 +445,11 @@ def test_tokens_that_the_model_does_not_know(number, command, scenes, tmp_path, 
     rows = tmp_path / "a.json"
     rows.write_text(json.dumps([{"instruction": "a zz", "output": "b"}] * 4))
     words = [command, str(copy), "--data", "JSON", "--data.json_path", str(rows), "--out_dir", str(tmp_path / "out")]
-    code, err = run(words, capsys)
-    assert code == 2 and str(number) in err.splitlines()[-1], err
+    with pytest.raises(SystemExit) as stop:
+        main(words)
+    out, err = capsys.readouterr()
+    said = err.splitlines()[-1] if command == "finetune" else out
+    assert stop.value.code == (2 if command == "finetune" else 1) and str(number) in said, out + err
 
 
 # metrics, rows
