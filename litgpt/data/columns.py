@@ -36,10 +36,10 @@ def match(fields: Any, where: str, form: str | None = None) -> tuple[str, dict[s
         return form or recognize(fields, where), {}
     same = same_names(fields)
     if form in FORMS:
-        return form, {ours: theirs for ours, theirs in same.items() if FORMS[form].uses(ours)}
+        return form, {ours: theirs for ours, theirs in same.items() if ours in FORMS[form].used}
     try:
         found = recognize(fields, where)
-        return found, {ours: theirs for ours, theirs in same.items() if ours in SHARED and FORMS[found].uses(ours)}
+        return found, {ours: theirs for ours, theirs in same.items() if ours in SHARED and ours in FORMS[found].used}
     except UserError:
         for columns in (same, usual_columns(fields)):
             if not columns:
@@ -49,7 +49,7 @@ def match(fields: Any, where: str, form: str | None = None) -> tuple[str, dict[s
                 found = recognize(renamed, where)
             except UserError:
                 continue
-            return found, {ours: theirs for ours, theirs in columns.items() if FORMS[found].uses(ours)}
+            return found, {ours: theirs for ours, theirs in columns.items() if ours in FORMS[found].used}
         raise
 
 

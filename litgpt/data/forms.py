@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Any, Optional, Union
 
@@ -67,13 +68,18 @@ class Form:
     read: Callable[[Fields, str], Union[Messages, str, None]]
     also: tuple[str, ...] = ()
 
-    def lacking(self, present: Any) -> list[str]:
-        return [key.split("|")[0] for key in self.keys if not any(k in present for k in key.split("|"))]
+    @cached_property
+    def alternatives(self) -> list[list[str]]:
+        return [key.split("|") for key in self.keys]
 
-    def uses(self, key: str) -> bool:
-        """Whether a row of this form is made from this key."""
-        own = "|".join(self.keys).split("|")
-        return key in (*own, *self.also) or (own != ["text"] and key in SHARED)
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """The keys that a row of this form is made from."""
+        own = [key for keys in self.alternatives for key in keys]
+        return frozenset([*own, *self.also, *(() if own == ["text"] else SHARED)])
+
+    def lacking(self, present: Any) -> list[str]:
+        return [keys[0] for keys in self.alternatives if present.keys().isdisjoint(keys)]
 
 
 def recognize(fields: Any, where: str) -> str:
@@ -87,7 +93,7 @@ def recognize(fields: Any, where: str) -> str:
         UserError: The row has no known form. The message lists its keys and the known forms.
     """
     check_object(fields, where, "instruction and output")
-    filled = {key for key, value in fields.items() if value is not None}
+    filled = {key: value for key, value in fields.items() if value is not None}
     for present in (filled, fields):
         for name, form in FORMS.items():
             if not form.lacking(present):
@@ -157,7 +163,7 @@ def rename(fields: Any, columns: Mapping[str, str], where: str) -> dict[str, Any
 def check_mapped(fields: Fields, form: str, columns: Mapping[str, str]) -> None:
     """Raise `UserError` if the form does not use a column that `columns` maps."""
     for key in columns:
-        if fields.get(key) is not None and not FORMS[form].uses(key):
+        if fields.get(key) is not None and key not in FORMS[form].used:
             raise UserError(f"--data.columns {key}: the {form} format has no such column. Remove it from the mapping.")
 
 
@@ -262,11 +268,12 @@ def conversation(messages: Messages, fields: Fields, where: str) -> Row:
     Reasoning belongs to the last answer, unless that contains it already.
     """
     messages = up_to_answer(messages, where)
-    texts = {key: fields[key] for key in REASONING if isinstance(fields.get(key), str)}
-    thoughts = {key: text for key, text in texts.items() if text.strip() not in messages[-1]["content"]}
-    check_texts(thoughts, "reasoning", where)
-    if not any(messages[-1].get(key) for key in REASONING):
-        messages[-1] |= thoughts
+    if not fields.keys().isdisjoint(REASONING):
+        texts = {key: fields[key] for key in REASONING if isinstance(fields.get(key), str)}
+        thoughts = {key: text for key, text in texts.items() if text.strip() not in messages[-1]["content"]}
+        check_texts(thoughts, "reasoning", where)
+        if not any(messages[-1].get(key) for key in REASONING):
+            messages[-1] |= thoughts
     return Row(*with_shared(messages, fields, where), variables=variables_of(fields, where))
 
 
@@ -312,10 +319,10 @@ def has_messages(fields: Fields) -> bool:
 
 def up_to_answer(messages: Messages, where: str) -> Messages:
     """The messages up to the last answer."""
-    n = max((i for i, m in enumerate(messages, 1) if m["role"] == "assistant"), default=0)
-    if not n:
-        raise UserError(f"{where}, has no assistant message, so there is nothing to train on.")
-    return messages[:n]
+    for n in range(len(messages), 0, -1):
+        if messages[n - 1]["role"] == "assistant":
+            return messages[:n]
+    raise UserError(f"{where}, has no assistant message, so there is nothing to train on.")
 
 
 def as_context(messages: Messages) -> Messages:

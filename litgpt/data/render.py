@@ -79,7 +79,7 @@ class RowRenderer:
             return None
         count(counts.forms, form)
         for key, value in fields.items():
-            if value is not None and not FORMS[form].uses(key):
+            if value is not None and key not in FORMS[form].used:
                 count(counts.ignored, str(key))
         if row.text is not None:
             return RenderedExample(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)

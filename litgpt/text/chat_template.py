@@ -22,6 +22,7 @@ Message = Mapping[str, Any]  # `role` and `content`; the user message of an inst
 
 NOW = "LITGPT_NOW"  # the environment variable that sets the clock of the templates
 REASONING = ("reasoning_content", "thinking", "reasoning")  # names under which templates look for the same text
+BESIDE_CONTENT = frozenset(("tool_calls", *REASONING))  # message fields that are answers, too
 INTERNAL = ("input", "train", "_context")  # message fields that no template reads
 ANSWER = "(answer)"
 RESERVED = ("messages", "tools", "add_generation_prompt")  # variables that no row and no request may set
@@ -478,7 +479,7 @@ def stripped_content(message: Message) -> str:
 
 def content_only(message: Message) -> bool:
     """Whether an answer has neither tool calls nor reasoning."""
-    return not any(message.get(key) for key in ("tool_calls", *REASONING))
+    return BESIDE_CONTENT.isdisjoint(message) or not any(message.get(key) for key in BESIDE_CONTENT)
 
 
 class CallForm(NamedTuple):
@@ -499,9 +500,10 @@ def template_message(message: Message, form: Optional[CallForm] = None) -> dict[
     fields = {k: v for k, v in message.items() if k not in INTERNAL and v is not None}
     if message.get("input"):
         fields["content"] = f"{message['content']}\n\n{message['input']}"
-    reasoning = next((r for k in REASONING if isinstance(r := fields.get(k), str) and r), None)
-    if reasoning is not None:
-        fields = {**dict.fromkeys(REASONING, reasoning), **fields}
+    if not BESIDE_CONTENT.isdisjoint(fields):
+        reasoning = next((r for k in REASONING if isinstance(r := fields.get(k), str) and r), None)
+        if reasoning is not None:
+            fields = {**dict.fromkeys(REASONING, reasoning), **fields}
     if form is not None and fields.get("tool_calls"):
         fields["tool_calls"] = [call_in(form, call) for call in fields["tool_calls"]]
         if not fields.get("content"):
