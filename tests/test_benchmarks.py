@@ -302,7 +302,7 @@ def test_memory_does_not_follow_the_steps(script, tmp_path):
     assert record["steps"] == 100 and record["early"] > 1e8 and record["late"] < 1.15 * record["early"], record
 
 
-def test_rows(tmp_path):
+def test_rows_to_tokens(tmp_path):
     file = tmp_path / "rows.jsonl"
     started([sys.executable, FOLDER / "rows.py", "--rows", 60, "--rounds", 1, "--json", file])
     (found,) = records(file)
