@@ -2,10 +2,18 @@
 
 import hashlib
 import json
+import shutil
+from pathlib import Path
 
 import pytest
+import yaml
 
+from litgpt.__main__ import main
+from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
+from litgpt.model.config import known_models
+from litgpt.text.model_styles import report, style_named
+from litgpt.text.prompts import choose_style, load_style
 from litgpt.text.styles import STYLES
 
 SYSTEM, USER, ANSWER = "Answer as a fox.", "What does the fox say? {system} {x}", "Ring {input} {}"
@@ -203,3 +211,58 @@ def test_tools_are_refused():
 def test_names_and_ends():
     assert all(style.name == name for name, style in STYLES.items() if name != "default")
     assert not any(style.own_special_tokens or style.turn_end({"<|im_end|>"}) for style in STYLES.values())
+
+
+# styles that are known by the name of a model
+
+BY_NAME = {  # what LitGPT 0.5.13 takes for each of its models
+    name: style
+    for style, names in json.loads(Path(__file__).with_name("model_styles_litgpt.json").read_text()).items()
+    for name in names.split()
+}
+
+
+def test_by_the_name_of_a_known_model():
+    for name, row in known_models().items():
+        for named in (name, row["repo_id"], name.lower()):
+            style = style_named(named)
+            assert (style.name if style else None) == BY_NAME.get(name), named
+    assert len(BY_NAME) == 138
+    for name in ("", "phi-20", "my-model", "pico"):
+        assert style_named(name) is None
+
+
+@pytest.fixture
+def phi(tmp_path, monkeypatch):
+    """A model without a template under the name of phi-2."""
+    monkeypatch.chdir(tmp_path)
+    report.cache_clear()
+    folder = tmp_path / "checkpoints" / "microsoft" / "phi-2"
+    shutil.copytree(PICO, folder)
+    for name in ("chat_template.jinja", "prompt_style.yaml", "checksums.json", "parity.json"):
+        (folder / name).unlink(missing_ok=True)
+    fields = json.loads((folder / "tokenizer_config.json").read_text())
+    fields.pop("chat_template", None)
+    (folder / "tokenizer_config.json").write_text(json.dumps(fields))
+    return folder
+
+
+def test_generate_and_training_take_the_style_of_the_name(phi, capsys):
+    """And say so once."""
+    words = ["generate", "microsoft/phi-2", "--prompt", "Hi", "--max_new_tokens", "2", "--accelerator", "cpu"]
+    main(words)
+    said = capsys.readouterr()
+    assert "Instruct: Hi\nOutput:" in said.out
+    assert said.err.count("phi-2 has no chat template") == 1
+    assert load_style(phi).name == choose_style("auto", phi).name == "phi-2"
+    assert choose_style("auto", phi, chat=True).name == "chatml"  # phi-2 has no turns
+    assert "chat template" not in capsys.readouterr().err
+
+
+def test_a_name_counts_only_without_a_template_and_in_checkpoints(phi, tmp_path):
+    copy = shutil.copytree(phi, tmp_path / "phi-2")
+    assert load_style(copy).name == "none" and choose_style("auto", copy).name == "alpaca"
+    (copy / "model_config.yaml").write_text(yaml.safe_dump({"name": "stablelm-zephyr-3b"}))
+    assert load_style(copy).name == "stablelm-zephyr" and choose_style("auto", copy, chat=True).name == "stablelm-zephyr"
+    (phi / "chat_template.jinja").write_text("{{ messages[0].content }}")
+    assert load_style(phi).name == "chat"

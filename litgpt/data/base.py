@@ -98,9 +98,9 @@ class DataModule(ABC):
             rendered by a chat template, false for instruction rows in a named style.
         val_split_fraction: Fraction of the rows that is held out for validation, at least 0 and below 1. If null: 0.05
             unless there are validation rows.
-        prompt_style: Prompt style of the rows: auto for the checkpoint's chat template or, without one, alpaca for
-            instruction rows and chatml for conversations; chat for the template; the name of a style; none; or a file
-            with a Jinja template.
+        prompt_style: Prompt style of the rows: auto for the checkpoint's chat template or, without one, the style that
+            is known by the model's name, else alpaca for instruction rows and chatml for conversations; chat for the
+            template; the name of a style; none; or a file with a Jinja template.
         train_on: What to train on: assistant for all answers, last for the last answer of each row, or all for
             prompts too. Replaces mask_prompt.
         too_long: What to do with rows longer than train.max_seq_length: cut (truncate), drop, or stop with an error.

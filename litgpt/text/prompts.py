@@ -17,6 +17,7 @@ from litgpt.errors import UserError, nearest
 from litgpt.storage.fields import SPECIAL_TOKENS
 from litgpt.storage.files import TOKENIZER_BYTES, is_there, read_json, read_text, read_yaml
 from litgpt.text.chat_template import ChatTemplate, PromptStyle
+from litgpt.text.model_styles import model_name, style_named, style_of_model
 from litgpt.text.styles import STYLES, NamedStyle
 from litgpt.text.token_fields import optional_json, special_token, token_fields, tokenizer_class
 
@@ -73,9 +74,9 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
     """The style that `--data.prompt_style` selects for a checkpoint.
 
     Args:
-        name: `auto` for the style that the checkpoint was trained with, else its template, else chatml for
-            conversations and alpaca for instruction rows. `chat` for the template; `chatml`; a named style; or the
-            path of a Jinja template.
+        name: `auto` for the style that the checkpoint was trained with, else its template, else the style that is known
+            by the model's name (for conversations only if it has turns), else chatml for conversations and alpaca for
+            instruction rows. `chat` for the template; `chatml`; a named style; or the path of a Jinja template.
         folder: The checkpoint.
         chat: Whether the rows are conversations.
 
@@ -92,7 +93,12 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
         template = checkpoint_template(folder)
         if template is None and name == "chat":
             raise UserError(f"{folder} has no chat template. Pass another --data.prompt_style, such as chatml.")
-        return template or (chatml(folder) if chat else STYLES["alpaca"])
+        if template is not None:
+            return template
+        by_name = style_named(model_name(folder))
+        if by_name is not None and (not chat or by_name.close is not None):
+            return style_of_model(folder) or by_name
+        return chatml(folder) if chat else STYLES["alpaca"]
     if Path(name).is_file():
         return ChatTemplate(read_text(Path(name)), template_variables(folder), name=Path(name).name)
     known = ("auto", "chat", "chatml", *STYLES)
@@ -147,14 +153,15 @@ def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
 
 
 def load_style(folder: Path) -> PromptStyle:
-    """The style for prompts to a model: what it was trained with, else its chat template, else none.
+    """The style for prompts to a model: what it was trained with, else its chat template, else none. Some models without
+    a template were trained with a style that is known by their name.
 
     Raises:
         UserError: `prompt_style.yaml` does not name a style.
     """
     path = folder / STYLE_FILE
     if not is_there(path):
-        return checkpoint_template(folder) or STYLES["none"]
+        return checkpoint_template(folder) or style_of_model(folder) or STYLES["none"]
     fields = read_yaml(path)
     name = fields.get("prompt_style")
     if name is not None and fields.get("template") is not None:
