@@ -96,6 +96,25 @@ def test_convert_from_litgpt(model, lit, published, tmp_path, capsys):
     assert all(torch.equal(found[name], wanted[name]) for name in wanted)
 
 
+def test_convert_from_litgpt_where_there_is_nothing_to_convert(published, tmp_path, capsys):
+    """It says so, and succeeds. On request it writes model.pth, which `transformers` takes as a state dict."""
+    folder, out = published("llama"), tmp_path / "out"
+    code, said, _ = command(capsys, "convert_from_litgpt", folder, out)
+    assert code == 0 and "already a Hugging Face folder" in said and not out.exists()
+    assert command(capsys, "convert_from_litgpt", folder, out, "--model_pth")[0] == 0
+    state = torch.load(out / "model.pth", weights_only=True)
+    wanted = load_file(folder / "model.safetensors")
+    assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
+    assert_same(theirs(out), theirs(folder))
+
+
+def test_convert_from_litgpt_with_model_pth(lit, published, tmp_path, capsys):
+    code, said, _ = command(capsys, "convert_from_litgpt", lit("llama"), tmp_path / "out", "--model_pth", "true")
+    assert code == 0 and str(tmp_path / "out") in said
+    state, wanted = torch.load(tmp_path / "out" / "model.pth"), load_file(published("llama") / "model.safetensors")
+    assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize(
     "case", [pytest.param(c, marks=() if c in QUICK else pytest.mark.long, id=" ".join(c)) for c in ALL]
 )

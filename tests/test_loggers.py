@@ -123,7 +123,7 @@ def test_its_failure_does_not_end_the_run(finetune, monkeypatch, capsys):
     ("name", "message"),
     [
         ("tensorboard", "pip install 'litgpt[tensorboard]'"),
-        ("litlogger", "expected csv, tensorboard, wandb or mlflow"),
+        ("litlogger", "--logger_name: litlogger is not available. Use csv, tensorboard, wandb, or mlflow."),
     ],
 )
 def test_refused_before_anything_is_written(finetune, tmp_path, monkeypatch, capsys, name, message):

@@ -195,6 +195,28 @@ def test_what_others_write(writer, tied, stored, form, bases, rows_file, tmp_pat
     compare(tmp_path / "out", theirs(bases[tied])(IDS).logits)
 
 
+def test_merged_twice(bases, tmp_path, capsys):
+    """The second time says so and changes nothing. Another adapter, or another precision, is another merge."""
+    base, lora = bases[False], LoRA(r=2)
+    adapter, out = save(trained(base, lora), lora, base, tmp_path / "adapter"), tmp_path / "adapter-merged"
+    main(["merge_lora", str(adapter)])
+    before = {p.name: p.stat().st_mtime_ns for p in out.iterdir()}
+    capsys.readouterr()
+    for path in (adapter, adapter / "adapter_model.safetensors", out):
+        main(["merge_lora", str(path)])
+        said = capsys.readouterr().out
+        assert "merged already" in said and str(out) in said
+    assert {p.name: p.stat().st_mtime_ns for p in out.iterdir()} == before
+    for more in ([adapter, "--precision", "bf16-true"], [out, "--out_dir", tmp_path / "again"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["merge_lora", *map(str, more)])
+        assert stop.value.code == 2
+    (adapter / "adapter_config.json").write_text((adapter / "adapter_config.json").read_text() + " ")
+    with pytest.raises(SystemExit) as stop:
+        main(["merge_lora", str(adapter)])
+    assert "is not empty" in capsys.readouterr().err
+
+
 def test_nothing_about_other_weights_is_copied(bases, tmp_path):
     """Neither an index of other files, nor the checksums of a checkpoint."""
     base = in_form(bases[False], "safetensors", tmp_path / "base")

@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import subprocess
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -191,6 +192,103 @@ def test_each_recipe_of_litgpt_keeps_every_value(settings, config, name):
     fields = LITGPTS[name]
     kept(fields, settings(command, "--config", config("c.yaml", **fields)))
     assert not settings.err
+
+
+SHARED = {"mask_prompt": False, "prompt_style": "alpaca", "ignore_index": -100, "seed": 42, "num_workers": 4}
+RAW = "https://raw.githubusercontent.com"
+LITGPT_DATA: dict[str, dict[str, Any]] = {  # what LitGPT 0.5.13 writes for its data sets
+    "Alpaca": {
+        **SHARED,
+        "val_split_fraction": 0.03865,
+        "download_dir": "data/alpaca",
+        "file_url": f"{RAW}/tloen/alpaca-lora/main/alpaca_data_cleaned_archive.json",
+        "file_name": "alpaca_data_cleaned_archive.json",
+    },
+    "Alpaca2k": {
+        **SHARED,
+        "val_split_fraction": 0.05,
+        "download_dir": "data/alpaca2k",
+        "file_url": f"{RAW}/tloen/alpaca-lora/main/alpaca_data_cleaned_archive.json",
+        "file_name": "alpaca2k_data_cleaned_archive.json",
+        "repo_id": "mhenrichsen/alpaca_2k_test",
+    },
+    "AlpacaGPT4": {
+        **SHARED,
+        "val_split_fraction": 0.03847,
+        "download_dir": "data/alpacagpt4",
+        "file_url": f"{RAW}/Instruction-Tuning-with-GPT-4/GPT-4-LLM/main/data/alpaca_gpt4_data.json",
+        "file_name": "alpacagpt4_data_cleaned_archive.json",
+    },
+    "Deita": {
+        **SHARED,
+        "include_multiturn_conversations": False,
+        "download_dir": "data/deita",
+        "repo_id": "HuggingFaceH4/deita-10k-v0-sft",
+    },
+    "FLAN": {
+        **SHARED,
+        "prompt_style": "flan",
+        "download_dir": "data/flan",
+        "url": "https://huggingface.co/datasets/Muennighoff/flan/resolve/main",
+        "subsets": None,
+    },
+    "JSON": {**SHARED, "json_path": "x.json", "val_split_fraction": None},
+    "LIMA": {
+        **SHARED,
+        "val_split_fraction": 0.1,
+        "include_multiturn_conversations": False,
+        "repo_id": "GAIR/lima",
+        "access_token": None,
+    },
+    "LongForm": {**SHARED, "prompt_style": "longform", "download_dir": "data/longform"},
+    "TextFiles": {"train_data_path": "d", "val_data_path": None, "seed": 42, "num_workers": 4},
+    "TinyStories": {"data_path": "data/tinystories", "seed": 42, "num_workers": 8},
+}
+
+
+@pytest.mark.parametrize("name", LITGPT_DATA)
+def test_what_litgpt_writes_for_its_data_sets_is_a_config(name, settings, config):
+    data = {"class_path": f"litgpt.data.{name}", "init_args": LITGPT_DATA[name]}
+    for command in ("finetune_lora", "pretrain"):
+        own = {"data": data, "logger_name": "csv"} | ({"checkpoint_dir": "X"} if command != "pretrain" else {})
+        kept({"data": data}, settings(command, "--config", config("c.yaml", **own)))
+    assert not settings.err
+
+
+@pytest.mark.parametrize("name", ["LitData", "MicroLlama", "OpenWebText", "TinyLlama"])
+def test_data_sets_that_litgpt_prepares_are_refused_by_name(name, capsys):
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune_lora", "X", "--data", name])
+    assert stop.value.code == 2 and f"--data {name} is not available" in capsys.readouterr().err
+
+
+def test_configs_of_other_commands(settings, config, capsys):
+    fields = {"checkpoint_dir": "x", "model_filename": "lit_model.pth", "dtype": "float32", "training": False}
+    got = settings("validate", "--config", config("v.yaml", **fields))
+    assert got["precision"] == "32-true" and str(got["checkpoint_dir"]) == "x"
+    fields = {"repo_id": "x/y", "access_token": None, "tokenizer_only": False, "convert_checkpoint": True}
+    assert settings("download", "--config", config("d.yaml", **fields))["repo_id"] == ["x/y"]
+    with pytest.raises(SystemExit):
+        main(["validate", "--config", str(config("w.yaml", checkpoint_dir="x", model_filename="other.pth"))])
+    assert "model_filename is not needed" in capsys.readouterr().err
+
+
+@pytest.mark.long
+@pytest.mark.skipif("LITGPT_PEER" not in os.environ, reason="LITGPT_PEER does not name a python that has LitGPT")
+@pytest.mark.parametrize("command", [*(f"finetune_lora --data {name}" for name in LITGPT_DATA), *FLAGS])
+def test_every_config_that_litgpt_prints_is_valid(command, tmp_path, capsys):
+    name, *words = command.split()
+    n = {"convert_from_litgpt": 2, "convert_pretrained_checkpoint": 2, "generate_speculatively": 2}.get(name, 1)
+    needs = {"JSON": ["--data.json_path", "x"], "TextFiles": ["--data.train_data_path", "x"]}.get(
+        command.split()[-1], []
+    )
+    arguments = [os.environ["LITGPT_PEER"], "-m", "litgpt", name, *"xy"[:n], *words, *needs, "--print_config"]
+    environment = {**os.environ, "PYTHONPATH": ""}
+    printed = subprocess.run(arguments, cwd=tmp_path, env=environment, capture_output=True, text=True, check=True)
+    (tmp_path / "c.yaml").write_text(printed.stdout)
+    with pytest.raises(SystemExit) as stop:
+        main([name, "--config", str(tmp_path / "c.yaml"), "--print_config"])
+    assert stop.value.code == 0, capsys.readouterr().err
 
 
 # whole commands, as guides to LitGPT print them

@@ -3,10 +3,12 @@
 import csv
 import json
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from litgpt.__main__ import main
@@ -89,6 +91,30 @@ def test_continued(llama, text, tmp_path):
     assert all(moved)
 
 
+def test_continued_as_in_litgpts_readme(llama, text, tmp_path, monkeypatch):
+    """With the name of the model, its tokenizer and its weights, which are the same model."""
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(llama, tmp_path / "checkpoints" / "me" / "tiny")
+    other = shutil.copytree(llama, tmp_path / "other")
+    words = ["me/tiny", "--initial_checkpoint_dir", "me/tiny", "--train.max_steps", 1]
+    named = pretrain(tmp_path / "out", text, *words, "--tokenizer_dir", "me/tiny")
+    fields = {"--model_config": other / "config.json", "--tokenizer_dir": other}
+    described = pretrain(tmp_path / "out2", text, *words[1:], *(w for pair in fields.items() for w in pair))
+    alone = pretrain(tmp_path / "out3", text, *words[1:])
+    assert val_losses(named) == val_losses(described) == val_losses(alone)
+
+
+def test_the_fields_of_litgpts_config(llama, text, tmp_path):
+    fields = {"name": "tiny", "n_layer": 2, "n_embd": 32, "n_head": 4, "block_size": 128, "padded_vocab_size": 320,
+              "norm_class_name": "RMSNorm", "mlp_class_name": "LLaMAMLP", "intermediate_size": 44, "bias": False,
+              "parallel_residual": False, "rotary_percentage": 1.0}  # fmt: skip
+    file = tmp_path / "config.yaml"
+    file.write_text(yaml.safe_dump({"model_config": fields}))
+    pretrain(tmp_path / "out", text, "--config", file, "--tokenizer_dir", llama, "--train.max_steps", 1)
+    written = json.loads((tmp_path / "out" / "final" / "config.json").read_text())
+    assert (written["num_hidden_layers"], written["hidden_size"], written["vocab_size"]) == (2, 32, 320)
+
+
 def test_shards_that_we_write(llama, text, tmp_path, monkeypatch):
     monkeypatch.setattr(checkpoint_module, "SHARD", 20_000)
     pretrain(tmp_path / "out", text, "--initial_checkpoint_dir", llama, "--train.max_steps", 1)
@@ -109,7 +135,12 @@ def test_shards_that_we_write(llama, text, tmp_path, monkeypatch):
         (["--model_config", "nowhere.yaml"], "nowhere.yaml"),
         (["--model_config", json.dumps(CONFIG | {"vocab_size": 100}), "--tokenizer_dir", "LLAMA"], "vocab_size 100"),
         (["--model_config", json.dumps({"model_type": "llama"}), "--tokenizer_dir", "LLAMA"], "lacks the field"),
-        (["--initial_checkpoint_dir", "LLAMA", "--tokenizer_dir", "LLAMA"], "Omit --model_name"),
+        (
+            ["--initial_checkpoint_dir", "LLAMA", "--model_config", json.dumps(CONFIG | {"hidden_size": 64})],
+            "Omit --model_config",
+        ),
+        (["--initial_checkpoint_dir", "LLAMA", "--model_name", "pythia-14m"], "Omit --model_name"),
+        (["--initial_checkpoint_dir", "LLAMA", "--tokenizer_dir", "pico"], "--tokenizer_dir pico"),
     ],
 )
 def test_errors(llama, text, tmp_path, capsys, words, message):

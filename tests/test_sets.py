@@ -14,12 +14,14 @@ from urllib.request import OpenerDirector
 
 import pytest
 
+from litgpt.checkpoint.hub import PICO
 from litgpt.data import FLAN, LIMA, Alpaca, Alpaca2k, AlpacaGPT4, Deita, Dolly, LongForm, TinyStories, download
 from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch, hub_url, unpack
 from litgpt.data.forms import recognize, rename, to_row
 from litgpt.data.named import SUBSETS
 from litgpt.errors import UserError
+from litgpt.text.tokenizer import Tokenizer
 
 ALPACA = {"instruction": "Name a fox.", "input": "red", "output": "Reynard"}
 TALK = [("user", "Hi"), ("assistant", "Hello"), ("user", "Sing"), ("assistant", "La")]
@@ -173,6 +175,63 @@ def test_flan_subsets(tmp_path):
     assert FLAN().subsets == SUBSETS and len(SUBSETS) == len(set(SUBSETS))
     with pytest.raises(UserError, match=r"'aeslc_10template'\. Did you mean 'aeslc_10templates'\?"):
         FLAN(subsets="aeslc_10template,cola_10templates")
+
+
+def test_the_options_of_litgpt_for_files_and_repositories(tmp_path, monkeypatch):
+    """Its defaults mean the published data; other values are used."""
+    at = {"download_dir": tmp_path}
+    published = Alpaca().train
+    ((name, url),) = published.items()
+    assert Alpaca(file_url=url, file_name=name).train == published
+    assert Alpaca(file_url="https://x.org/a/mine.json?b=1").train == {"mine.json": "https://x.org/a/mine.json?b=1"}
+    (tmp_path / "mine.json").write_text(json.dumps([ALPACA]))
+    train, _ = AlpacaGPT4(file_name="mine.json", **at).sources()
+    assert [source.path for source in train] == [tmp_path / "mine.json"]
+    assert Alpaca2k(repo_id="me/alpaca", file_url="x", **at).sources()[0] == [RowSource("hf:me/alpaca")]
+    train, val = Deita(repo_id="me/my.deita", **at).sources()
+    assert [str(s.path) for s in [*train, *(val or [])]] == ["hf:me/my.deita:train_sft", "hf:me/my.deita:test_sft"]
+    assert LIMA(repo_id="me/lima").train == {"train.jsonl": "hub:me/lima/train.jsonl"}
+    flan = {"subsets": AESLC}
+    assert FLAN(url="https://huggingface.co/datasets/Muennighoff/flan/resolve/main", **flan).train == FLAN(**flan).train
+    mine = FLAN(url="https://x.org/flan/", **flan)
+    assert mine.train == {f"{AESLC}_train.jsonl": f"https://x.org/flan/train/{AESLC}_train.jsonl"}
+    assert TinyStories(data_path=tmp_path).download_dir == tmp_path
+
+
+@pytest.mark.parametrize(
+    ("cls", "options", "words"),
+    [
+        (Alpaca, {"file_url": "file:///etc/passwd"}, "file_url"),
+        (Alpaca, {"file_name": "../x.json"}, "file_name"),
+        (Deita, {"repo_id": "me/../x/y"}, "repo_id"),
+        (FLAN, {"url": "ftp://x"}, "url"),
+    ],
+)
+def test_wrong_files_and_repositories(cls, options, words):
+    with pytest.raises(UserError, match=f"--data.{words}"):
+        cls(**options)
+
+
+@pytest.mark.parametrize("cls", [Deita, LIMA])
+def test_several_turns_become_pairs_where_the_style_has_none(cls, tmp_path):
+    """As in LitGPT. With a chat template, they stay one row."""
+    texts = [text for _, text in TALK]
+    row = {"messages": MESSAGES} if cls is Deita else {"conversations": [*texts, "and?"]}
+    write(tmp_path, {f"{name}.jsonl": row for name in ("train_sft", "test_sft", "train")})
+    options: dict[str, Any] = {"download_dir": tmp_path, "val_split_fraction": 0.0 if cls is LIMA else None}
+    tokenizer = Tokenizer(PICO)
+
+    def rows(**more: Any) -> list[str]:
+        train = cls(**options, **more).load(tokenizer, PICO, 512).train
+        return [tokenizer.decode(train.row(i)[0].tolist(), skip_special=False) for i in range(len(train))]
+
+    first, second = rows(include_multiturn_conversations=True)
+    assert "Hi\n" in first and "Hello" in first and "Sing" not in first
+    assert "Sing\n" in second and "La" in second and "Hello" not in second
+    assert len(rows()) == 1
+    if cls is Deita:  # LIMA's row ends with a prompt
+        (whole,) = rows(include_multiturn_conversations=True, prompt_style="chat")
+        assert "Hello" in whole and "La" in whole
 
 
 # fetching

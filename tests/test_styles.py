@@ -263,6 +263,8 @@ def test_a_name_counts_only_without_a_template_and_in_checkpoints(phi, tmp_path)
     copy = shutil.copytree(phi, tmp_path / "phi-2")
     assert load_style(copy).name == "none" and choose_style("auto", copy).name == "alpaca"
     (copy / "model_config.yaml").write_text(yaml.safe_dump({"name": "stablelm-zephyr-3b"}))
-    assert load_style(copy).name == "stablelm-zephyr" and choose_style("auto", copy, chat=True).name == "stablelm-zephyr"
+    assert (
+        load_style(copy).name == "stablelm-zephyr" and choose_style("auto", copy, chat=True).name == "stablelm-zephyr"
+    )
     (phi / "chat_template.jinja").write_text("{{ messages[0].content }}")
     assert load_style(phi).name == "chat"

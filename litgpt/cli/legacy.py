@@ -27,6 +27,10 @@ REFUSED = {  # by the first word of a command: options without a counterpart, an
         "training": "a model is validated as it is used, without dropout",
     },
 }
+DEFAULTS = {"model_filename": "lit_model.pth"}  # LitGPT's, of options without a counterpart
+REFUSED_VALUES = {  # values of options that only LitGPT has
+    ("logger_name", "litlogger"): "litlogger is not available. Use csv, tensorboard, wandb, or mlflow.",
+}
 ADAPTER_FILES = ("adapter_config.json", "lit_model.pth.lora")
 WEIGHTS = (".pth", ".pth.lora", ".ckpt")  # endings of files in whose place there are folders now
 FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # paths of merge_lora beside the adapter
@@ -95,9 +99,15 @@ def refused_options(command: str) -> dict[str, str]:
 
 
 def without_refused(fields: dict[str, Any], command: str, source: str) -> dict[str, Any]:
-    """A config without options that have no counterpart. Raises `UserError` with the reason for those that are set."""
+    """A config in today's words, without options that have no counterpart. Raises `UserError` with the reason for those
+    that are set to something else than LitGPT's default."""
     refused = refused_options(command)
     for name in refused.keys() & fields.keys():
-        if fields[name] not in (None, False):
+        if fields[name] not in (None, False, DEFAULTS.get(name)):
             raise UserError(f"--config {source}: {name} is not needed: {refused[name]}.")
-    return {name: value for name, value in fields.items() if name not in refused}
+    fields = {name: value for name, value in fields.items() if name not in refused}
+    for flag, new_words in FLAGS.get(command.partition("_")[0], {}).items():
+        value = fields.pop(flag.removeprefix("--"), None)
+        words = new_words(str(value)) if value is not None else []
+        fields = {**{w.removeprefix("--"): new for w, new in zip(words[::2], words[1::2])}, **fields}
+    return fields

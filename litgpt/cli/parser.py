@@ -206,7 +206,10 @@ def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> li
     fields = without_refused(read_config(value), parser.prog.removeprefix("litgpt "), value)
     inner = fields.pop("config", None)
     levels = [] if inner is None else config_levels(str(inner), parser, (*outer, value))
-    return [*levels, Level(value, config_options(fields, parser, value))]
+    options, first = config_options(fields, parser, value), parser.positionals[0]
+    if parser.takes_many and isinstance(options.get(first), str):
+        options[first] = [options[first]]
+    return [*levels, Level(value, options)]
 
 
 def flag_name(flag: str, parser: Parser) -> str:

@@ -13,11 +13,12 @@ from typing import Any, Literal, Union, get_args, get_origin
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from litgpt.cli.legacy import NAMES
+from litgpt.cli.legacy import NAMES, REFUSED_VALUES
 from litgpt.errors import UserError, nearest, reason
 from litgpt.storage.files import check_events
 
 CLASSES = ("data", "optimizer")  # options whose value is a class, which brings options of its own
+UNAVAILABLE = ("LitData", "MicroLlama", "OpenWebText", "TinyLlama")  # LitGPT's data sets that need its own preparation
 NO_CLOSURE = ("LBFGS", "SparseAdam")  # optimizers of torch that the training loop cannot drive
 REQUIRED = {  # what an option stands for, where its name says too little
     "checkpoint_dir": "the model folder, or ORG/NAME, or pico, which is built in",
@@ -101,6 +102,8 @@ def load_class(option: str, path: str) -> type:
 
     base, names = class_choices(option)
     module, _, name = path.rpartition(".")
+    if option == "data" and name in UNAVAILABLE and module in ("", "litgpt.data"):
+        raise UserError(f"--data {name} is not available. For texts of your own, use TextFiles or TinyStories.")
     if module.partition(".")[0] == "bitsandbytes":
         bitsandbytes()
     found: Any = None
@@ -170,6 +173,8 @@ def wrong_value(options: dict[str, Any], actions: dict[str, Action]) -> str:
         hint, value = action._typehint, options.get(name)  # type: ignore[attr-defined]
         may_be_wrong = name not in CLASSES and not (action.required and value is None)
         if may_be_wrong and not fits(value, hint):
+            if (name, str(value)) in REFUSED_VALUES:
+                return f"--{name}: {REFUSED_VALUES[name, str(value)]}"
             *others, last = expected = type_words(hint) or [str(hint)]
             phrase = f"{', '.join(others)} or {last}" if others else last
             return f"--{name} {value}: expected {phrase}.{nearest(str(value), expected)}"

@@ -14,12 +14,25 @@ from litgpt.checkpoint.folder import Checkpoint, widest_first, write_weights
 from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.families import weight_map
-from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, LitCheckpoint, lit_adapter_file, read_pth, to_lit
+from litgpt.families.weights import Weights
+from litgpt.litgpt_format.folder import (
+    MODEL,
+    MODEL_CONFIG,
+    LitCheckpoint,
+    has_hf_weights,
+    lit_adapter_file,
+    read_pth,
+    to_lit,
+)
+from litgpt.methods.adapter_folder import is_adapter
 from litgpt.model.config import Config, to_litgpt
 from litgpt.storage.outputs import check_file, check_replaceable, exclusive, new_folder, put_single, write_single
 from litgpt.text.prompts import STYLE_FILE, checkpoint_template, load_style, save_template
+from litgpt.text.styles import STYLES
 from litgpt.text.tokenizer import Tokenizer, copy_files
 
+MODEL_PTH = "model.pth"
+TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
 LITGPT_NAMES = {  # by family, the prefix of its names in LitGPT
     "gemma": "Gemma-",
     "gemma2": "Gemma-2-",
@@ -94,35 +107,49 @@ def lit_name(config: Config, folder: str) -> str:
     return folder if folder.lower().startswith(begin.lower()) and begin.rstrip("-") in folder else begin + folder
 
 
-def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path) -> None:
+def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path, model_pth: bool = False) -> None:
     """Convert a LitGPT model to a Hugging Face folder: config.json, safetensors and the tokenizer files.
 
-    All commands read LitGPT's folders directly; this is for other programs.
+    All commands read LitGPT's folders directly; this is for other programs. A folder that is already a Hugging Face
+    folder is not converted.
 
     Args:
         checkpoint_dir: The folder with lit_model.pth and model_config.yaml, or the name of one under checkpoints/.
         output_dir: The output folder, which must be empty or missing.
+        model_pth: Also write model.pth, which has the weights under their Hugging Face names for torch.load.
     """
     folder = find_folder(checkpoint_dir)
     check_replaceable(output_dir, None, [folder], "--output_dir")
     if not (folder / MODEL).is_file():
-        if lit_adapter_file(folder):
+        if lit_adapter_file(folder) or is_adapter(folder):
             raise UserError(f"{folder} is an adapter. Only LoRA can become a model: use litgpt merge_lora.")
-        raise UserError(f"{folder} has no {MODEL}, so it is not a LitGPT model folder.")
-    checkpoint = LitCheckpoint(folder)
+        if not has_hf_weights(folder):
+            raise UserError(f"{folder} has no {MODEL}, so it is not a LitGPT model folder.")
+        if not model_pth:
+            print(f"{folder} is already a Hugging Face folder. Use it as it is, or pass --model_pth true.")
+            return
+    checkpoint: Weights = LitCheckpoint(folder) if (folder / MODEL).is_file() else Checkpoint(folder)
     fields, weights = checkpoint.fields, widest_first(map(checkpoint.outline, checkpoint.files))
     with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:
         write_weights(weights, checkpoint.tensors(w.name for w in weights), target)
+        if model_pth:
+            torch.save(dict(checkpoint.tensors(w.name for w in weights)), target / MODEL_PTH)
         (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         copy_files(folder, target)
-        if (folder / STYLE_FILE).is_file():
-            shutil.copyfile(folder / STYLE_FILE, target / STYLE_FILE)
-            if checkpoint_template(folder) is None:
-                tokenizer = Tokenizer(folder)
-                save_template(load_style(folder), target, tokenizer.prefix, tokenizer.eos_token or "")
+        copy_style(folder, target)
     size = sum(w.size for w in weights) / 1e9
     print(f"model      {checkpoint.config.model_type}, {len(weights)} tensors, {size:.2f} GB")
     print(f"written    {output_dir}")
+
+
+def copy_style(folder: Path, target: Path) -> None:
+    """Copy the prompt style of a folder. Without a chat template, it becomes one, if there is a tokenizer."""
+    if (folder / STYLE_FILE).is_file():
+        shutil.copyfile(folder / STYLE_FILE, target / STYLE_FILE)
+    has_tokenizer = any((folder / name).is_file() for name in TOKENIZERS)
+    if has_tokenizer and checkpoint_template(folder) is None and (style := load_style(folder)) is not STYLES["none"]:
+        tokenizer = Tokenizer(folder)
+        save_template(style, target, tokenizer.prefix, tokenizer.eos_token or "")
 
 
 def convert_pretrained_checkpoint(checkpoint_dir: Path, output_dir: Path) -> None:

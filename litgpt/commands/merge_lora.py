@@ -4,7 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import torch
 
@@ -22,11 +22,14 @@ from litgpt.generate.reference_outputs import (
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import CONFIG, LoRAFolder
 from litgpt.model.devices import DTYPES, default_precision, pick_device
-from litgpt.storage.outputs import SUMS, check_replaceable, exclusive, new_folder
+from litgpt.storage.files import is_there, read_json
+from litgpt.storage.outputs import SUMS, check_replaceable, entry, exclusive, listed, new_folder, write_sums
 from litgpt.storage.torch_file import NAMES, TYPES
 from litgpt.text.prompts import STYLE_FILE, save_template
 from litgpt.text.styles import STYLES
 from litgpt.text.tokenizer import copy_files, save_stop
+
+ADAPTER_FILES = ("adapter_", "lit_model.pth.lora")  # what the names of an adapter's files begin with
 
 
 def main(
@@ -38,6 +41,8 @@ def main(
 ) -> None:
     """Merge a LoRA adapter into its base model and write a Hugging Face folder.
 
+    What is merged already is left as it is.
+
     Args:
         checkpoint_dir: The adapter folder, or the path of its adapter_model.safetensors.
         out_dir: The output folder. Default: the name of the adapter folder with -merged appended.
@@ -46,6 +51,9 @@ def main(
         overwrite: Replace out_dir if it exists.
     """
     source = ModelSource.open(checkpoint_dir, base, merged=False)
+    if source.adapter is None and out_dir is None:
+        print(f"{source.folder} is a whole model. It is merged already, or was trained without LoRA.")
+        return
     if source.adapter is None:
         raise UserError(f"{source.folder} is not an adapter folder. There is nothing to merge.")
     if not isinstance(source.adapter, LoRAFolder):
@@ -54,6 +62,10 @@ def main(
         )
     folder = source.folder.resolve()
     out_dir = out_dir or folder.with_name(folder.name + "-merged")
+    record = merge_record(source, precision)
+    if not overwrite and is_merged(out_dir, record):
+        print(f"{source.folder} is merged already: {out_dir}")
+        return
     check_replaceable(out_dir, overwrite, (folder, source.checkpoint.folder))
     device = pick_device("auto")
     computed = PRECISIONS.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
@@ -65,11 +77,26 @@ def main(
         model = merged.model(DTYPES[computed], device)
         stored = stored_dtypes(merged.checkpoint)
         write_reference_outputs(make_reference_outputs(model, merged.tokenizer(), merged.style(), stored), temporary)
+        write_sums(temporary, merged=record)
     worst, _ = difference(before, model)
     print(f"base       {source.checkpoint.folder}")
     print(f"adapter    {source.folder}")
     print(f"merged     {out_dir}")
     print(f"parity     logits differ from the adapter's by at most {worst:.1e} of the largest, in {computed}")
+
+
+def merge_record(source: ModelSource, precision: Optional[str]) -> dict[str, Any]:
+    """What a merged folder depends on: the adapter's files, the base, and the type of the weights."""
+    files = [p for p in sorted(source.folder.iterdir()) if p.name.startswith(ADAPTER_FILES) and p.is_file()]
+    sizes_and_sums = {file.name: entry(file)[:2] for file in files}
+    return {"adapter": sizes_and_sums, "base": str(source.checkpoint.folder.resolve()), "precision": precision}
+
+
+def is_merged(out_dir: Path, record: dict[str, Any]) -> bool:
+    """Whether a folder is the complete result of the same merge."""
+    if not is_there(out_dir / SUMS) or not (files := listed(out_dir / SUMS)):
+        return False
+    return read_json(out_dir / SUMS).get("merged") == record and all(path.is_file() for path in files)
 
 
 def copy_small_files(source: ModelSource, target: Path) -> None:

@@ -2,15 +2,21 @@
 
 import inspect
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import wraps
 from pathlib import Path
 from typing import Any, Optional
+from urllib.parse import urlsplit
 
-from litgpt.data.base import DataModule
+from litgpt.data.base import DataModule, TokenizedDataset
 from litgpt.data.download import fetch, hub_url, placed, unpack
+from litgpt.data.row_files import Rows
 from litgpt.data.sources import RowSource
 from litgpt.errors import UserError, nearest, remark
+from litgpt.text.prompts import choose_style
+from litgpt.text.tokenizer import Tokenizer
 
 SUBSETS = [
     f"{name}_10templates"
@@ -24,6 +30,8 @@ SUBSETS = [
     wmt16_translate_roen wmt16_translate_ruen wmt16_translate_tren wnli word_segment wsc yelp_polarity_reviews
     """.split()
 ]
+
+LITGPT_FLAN = "https://huggingface.co/datasets/Muennighoff/flan/resolve/main"
 
 
 class PublishedDataSet(DataModule):
@@ -113,8 +121,47 @@ def set_defaults(cls: type, defaults: Mapping[str, Any]) -> None:
     cls.__init__ = __init__  # type: ignore[misc]
 
 
+class OneFile(PublishedDataSet):
+    """A data set in one file.
+
+    Args:
+        file_url: Address of the file. Default: the published one.
+        file_name: Name of the file in download_dir. Default: the last part of its address.
+    """
+
+    def __init__(self, file_url: Optional[str] = None, file_name: Optional[str] = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        ((name, address),) = self.train.items()
+        if file_url and not re.match(r"https?://", file_url):
+            raise UserError(f"--data.file_url {file_url}: expected an address that begins with https://.")
+        if file_url and file_url != address:
+            name, address = Path(urlsplit(file_url).path).name or name, file_url
+        if file_name and Path(file_name).name != file_name:
+            raise UserError(f"--data.file_name {file_name}: expected a name without a folder. See --data.download_dir.")
+        self.train = {file_name or name: address}
+
+
+class HubDataSet(PublishedDataSet):
+    """A data set on the Hugging Face hub.
+
+    Args:
+        repo_id: Repository ORG/NAME with the same files. Default: the published one.
+    """
+
+    def __init__(self, repo_id: Optional[str] = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if repo_id is None:
+            return
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo_id):
+            raise UserError(f"--data.repo_id {repo_id}: expected ORG/NAME.")
+        self.train, self.val = (
+            {name: re.sub(r"(?<=:)[\w.-]+/[\w.-]+", repo_id, address, count=1) for name, address in files.items()}
+            for files in (self.train, self.val)
+        )
+
+
 class Alpaca(
-    PublishedDataSet,
+    OneFile,
     train={
         "alpaca_data_cleaned_archive.json": "https://raw.githubusercontent.com/tloen/alpaca-lora/main/"
         "alpaca_data_cleaned_archive.json"
@@ -124,12 +171,20 @@ class Alpaca(
     """Alpaca: 52,000 instructions with answers by text-davinci-003, cleaned."""
 
 
-class Alpaca2k(PublishedDataSet, train={"alpaca2k": "hf:mhenrichsen/alpaca_2k_test"}, val_split_fraction=0.05):
-    """2,000 rows of Alpaca, the data set of most recipes."""
+class Alpaca2k(HubDataSet, train={"alpaca2k": "hf:mhenrichsen/alpaca_2k_test"}, val_split_fraction=0.05):
+    """2,000 rows of Alpaca, the data set of most recipes.
+
+    Args:
+        file_url: Ignored; accepted for configurations of LitGPT, which ignores it as well.
+        file_name: Ignored, like file_url.
+    """
+
+    def __init__(self, file_url: Optional[str] = None, file_name: Optional[str] = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
 
 
 class AlpacaGPT4(
-    PublishedDataSet,
+    OneFile,
     train={
         "alpaca_gpt4_data.json": "https://raw.githubusercontent.com/Instruction-Tuning-with-GPT-4/GPT-4-LLM/main/data/"
         "alpaca_gpt4_data.json"
@@ -140,7 +195,7 @@ class AlpacaGPT4(
 
 
 class Dolly(
-    PublishedDataSet,
+    OneFile,
     train={"databricks-dolly-15k.jsonl": "hub:databricks/databricks-dolly-15k/databricks-dolly-15k.jsonl"},
     columns={"context": "input", "response": "output"},
     val_split_fraction=0.1,
@@ -163,34 +218,72 @@ class FLAN(PublishedDataSet, train={}, columns={"inputs": "instruction", "target
 
     Args:
         subsets: Comma-separated names, such as aeslc_10templates,cola_10templates. Default: all, many gigabytes.
+        url: Address of a folder with the files in train/ and test/. Default: the published one.
     """
 
-    def __init__(self, subsets: Optional[str] = None, **kwargs: Any) -> None:
+    def __init__(self, subsets: Optional[str] = None, url: Optional[str] = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
+        if url and not re.match(r"https?://", url):
+            raise UserError(f"--data.url {url}: expected an address that begins with https://.")
         self.subsets = SUBSETS if subsets is None else [name.strip() for name in subsets.split(",")]
         unknown = [f"{name!r}.{nearest(name, SUBSETS)}" for name in self.subsets if name not in SUBSETS]
         if unknown:
             raise UserError(f"--data.subsets: FLAN does not have {' '.join(unknown)}")
+        published = hub_url("Muennighoff/flan", "").rstrip("/")
+        place = "hub:Muennighoff/flan" if url in (None, published, LITGPT_FLAN) else str(url).rstrip("/")
         self.train, self.val = (
-            {
-                f"{subset}_{split}.jsonl": f"hub:Muennighoff/flan/{split}/{subset}_{split}.jsonl"
-                for subset in self.subsets
-            }
+            {f"{subset}_{split}.jsonl": f"{place}/{split}/{subset}_{split}.jsonl" for subset in self.subsets}
             for split in ("train", "test")
         )
 
 
-class Conversations(PublishedDataSet):
+@dataclass(frozen=True)
+class PairSource(RowSource):
+    """Conversations, each as several rows: one for each prompt with its answer.
+
+    Args:
+        turns: The column with the turns.
+    """
+
+    turns: str = ""
+
+    def all_rows(self) -> Rows:
+        for where, fields in super().all_rows():
+            turns = fields.get(self.turns) if isinstance(fields, dict) else None
+            if not isinstance(turns, list) or len(turns) < 2:
+                yield where, fields
+                continue
+            system = turns[:1] if isinstance(turns[0], dict) and turns[0].get("role") == "system" else []
+            for i in range(len(system), len(turns) - 1, 2):
+                yield f"{where}, turn {i // 2 + 1}", {**fields, self.turns: [*system, *turns[i : i + 2]]}
+
+
+class Conversations(HubDataSet):
     """Conversations of one or several turns.
 
     Args:
-        include_multiturn_conversations: Keep all turns instead of only the first prompt and answer. Requires a prompt
-            style that supports several turns, such as chat.
+        include_multiturn_conversations: Keep all turns instead of only the first prompt and answer. If the prompt style
+            supports a single turn only, each prompt with its answer becomes a row of its own.
+
+    Attributes:
+        turns: The column of the files with the turns.
     """
+
+    turns: str
 
     def __init__(self, include_multiturn_conversations: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.include_multiturn_conversations = include_multiturn_conversations
+        self.as_pairs = False
+
+    def load(self, tokenizer: Tokenizer, folder: Path, *args: Any, **kwargs: Any) -> TokenizedDataset:
+        style = choose_style(self.prompt_style, folder, chat=True)
+        self.as_pairs = self.include_multiturn_conversations and getattr(style, "close", "") is None
+        return super().load(tokenizer, folder, *args, **kwargs)
+
+    def source(self, name: str, address: str) -> RowSource:
+        source = super().source(name, address)
+        return PairSource(**vars(source), turns=self.turns) if self.as_pairs else source
 
 
 class Deita(
@@ -199,6 +292,8 @@ class Deita(
     val={"test_sft": "hf:HuggingFaceH4/deita-10k-v0-sft:test_sft"},
 ):
     """Deita: 10,000 conversations, selected for complexity and quality. It has validation rows of its own."""
+
+    turns = "messages"
 
     def adapt(self, fields: dict[str, Any]) -> Optional[dict[str, Any]]:
         messages = fields.get("messages")
@@ -217,6 +312,7 @@ class LIMA(Conversations, train={"train.jsonl": "hub:GAIR/lima/train.jsonl"}, va
         access_token: Access token for the Hugging Face hub. Default: the environment variable HF_TOKEN.
     """
 
+    turns = "conversations"
     hint = (
         "The data set is gated: accept its terms at https://huggingface.co/datasets/GAIR/lima, "
         "then set HF_TOKEN or --data.access_token."
@@ -244,13 +340,16 @@ class TinyStories(DataModule):
 
     Args:
         download_dir: Folder for the archive and its files, several gigabytes. The first file is for validation.
+        data_path: The same under LitGPT's name; takes precedence.
     """
 
     packed = True
 
-    def __init__(self, download_dir: Path = Path("data/tinystories"), **kwargs: Any) -> None:
+    def __init__(
+        self, download_dir: Path = Path("data/tinystories"), data_path: Optional[Path] = None, **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
-        self.download_dir = Path(download_dir)
+        self.download_dir = Path(data_path or download_dir)
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         folder = self.download_dir / "TinyStories_all_data"

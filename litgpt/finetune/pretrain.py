@@ -4,9 +4,13 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.hub import CHECKPOINTS, repository_named
 from litgpt.data import DataModule
 from litgpt.errors import UserError
+from litgpt.families import read_config
 from litgpt.finetune.full import save, train_everything
+from litgpt.model.config import Config, differences, known_models, known_repositories
+from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import EvalArgs, TrainArgs
 from litgpt.train.base_model import BaseModel, model_fields
 from litgpt.train.method import Method
@@ -14,6 +18,7 @@ from litgpt.train.run import Run
 
 TRAIN = TrainArgs(global_batch_size=512, micro_batch_size=4, lr_warmup_steps=2000, epochs=1, max_norm=1.0, min_lr=4e-5)
 EVAL = EvalArgs(interval=1000, max_new_tokens=None)
+PROBE = "Two tokenizers agree: 0123456789, na\u00efve caf\u00e9, \u6771\u4eac.\n\tdef f(x): return x"
 
 
 def setup(
@@ -34,10 +39,11 @@ def setup(
 
     Args:
         model_name: Folder with the config.json of the model, whose weights are not used, or the name of one under
-            checkpoints/.
+            checkpoints/. With initial_checkpoint_dir, it must describe the same model.
         model_config: Fields of a config.json, or a YAML or JSON file with them. They override those of model_name.
         initial_checkpoint_dir: Model to continue training, instead of random weights.
-        tokenizer_dir: Folder with the tokenizer; by default that of the model.
+        tokenizer_dir: Folder with the tokenizer; by default that of the model. With initial_checkpoint_dir, it must be
+            the same tokenizer.
         out_dir: Output folder; the result is in final/.
         data: Training data, for example TextFiles with --data.train_data_path FOLDER.
         train: Training options.
@@ -45,12 +51,9 @@ def setup(
         seed: Seed for initial weights and row order.
     """
     if initial_checkpoint_dir is not None:
-        if model_name is not None or model_config is not None or tokenizer_dir is not None:
-            raise UserError(
-                "--initial_checkpoint_dir already has a model and a tokenizer. Omit --model_name, --model_config, and "
-                "--tokenizer_dir."
-            )
         base_model = BaseModel.from_folder(initial_checkpoint_dir)
+        check_same_model(base_model, model_name, model_config)
+        check_same_tokenizer(base_model, tokenizer_dir)
     else:
         folder = tokenizer_dir or model_name
         fields = model_fields(model_name, model_config)
@@ -64,3 +67,44 @@ def setup(
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
     method = Method("pretrain", train_everything, save, saves_style=False, next_commands=next_commands)
     Run(method, base_model, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)()
+
+
+def check_same_model(base_model: BaseModel, name: Optional[Path], config: Any) -> None:
+    """Raise `UserError` unless a name or fields, if given, describe the model that training continues from. Its number
+    of embeddings may differ, which LitGPT pads."""
+    if name is None and config is None:
+        return
+    known = known_models().get(str(name)) or known_repositories().get(str(name))
+    if config is None and known is not None and not has_folder(Path(str(name))):
+        described = Config(**known)
+    elif config is None and is_same_folder(Path(str(name)), base_model):
+        return
+    else:
+        described = read_config({"vocab_size": base_model.config.padded_vocab_size, **model_fields(name, config)})
+    if other := [field for field in differences(base_model.config, described) if field != "padded_vocab_size"]:
+        option = "--model_config" if name is None else f"--model_name {name}"
+        raise UserError(
+            f"{option} is not the model in --initial_checkpoint_dir {base_model.name}: they differ in "
+            f"{', '.join(other)}. Omit {option.partition(' ')[0]}."
+        )
+
+
+def check_same_tokenizer(base_model: BaseModel, folder: Optional[Path]) -> None:
+    """Raise `UserError` unless a tokenizer, if given, is that of the model that training continues from."""
+    if folder is None or is_same_folder(folder, base_model):
+        return
+    ours, theirs = base_model.tokenizer(), Tokenizer(find_folder(folder, weights=False))
+    if ours.vocab_size != theirs.vocab_size or ours.encode(PROBE, eos=True) != theirs.encode(PROBE, eos=True):
+        raise UserError(
+            f"--tokenizer_dir {folder} is not the tokenizer of --initial_checkpoint_dir {base_model.name}. Omit it."
+        )
+
+
+def has_folder(name: Path) -> bool:
+    return any(
+        path.is_dir() for path in (name, CHECKPOINTS / name, CHECKPOINTS / (repository_named(str(name)) or name))
+    )
+
+
+def is_same_folder(name: Path, base_model: BaseModel) -> bool:
+    return find_folder(name, weights=False).samefile(base_model.tokenizer_folder)

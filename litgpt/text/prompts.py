@@ -153,8 +153,8 @@ def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
 
 
 def load_style(folder: Path) -> PromptStyle:
-    """The style for prompts to a model: what it was trained with, else its chat template, else none. Some models without
-    a template were trained with a style that is known by their name.
+    """The style for prompts to a model: what it was trained with, else its chat template, else the one that is known by
+    the model's name, else none.
 
     Raises:
         UserError: `prompt_style.yaml` does not name a style.

@@ -16,7 +16,7 @@ from litgpt.families.weights import Weights
 from litgpt.litgpt_format.folder import MODEL_CONFIG
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.model import GPT
-from litgpt.model.config import Config
+from litgpt.model.config import Config, from_litgpt
 from litgpt.storage.files import is_there, read_json, read_yaml
 from litgpt.text.prompts import STYLE_FILE
 from litgpt.text.tokenizer import Tokenizer, copy_files
@@ -96,7 +96,8 @@ class BaseModel:
 
 def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:
     """The fields of a `config.json`: those of the folder `model`, overridden by `config`, which is a YAML or JSON file
-    with fields, or the fields. Raises `UserError` if neither is given or one is not readable."""
+    with fields, or the fields. LitGPT's fields are translated. Raises `UserError` if neither is given or one is not
+    readable."""
     fields: dict[str, Any] = {}
     if model is not None:
         folder = find_folder(model, weights=False)
@@ -109,6 +110,8 @@ def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]
         config = read_json(path) if path.suffix == ".json" else read_yaml(path)
     if config is not None and not isinstance(config, dict):
         raise UserError("--model_config must be a mapping with fields of a config.json.")
+    if config and "n_layer" in config and "model_type" not in config:
+        config = write_config(from_litgpt(config))
     fields |= config or {}
     if not fields:
         raise UserError("Missing model. Pass a model folder, --model_config, or --initial_checkpoint_dir.")
