@@ -1,9 +1,11 @@
 """`from litgpt import LLM`: a model with its tokenizer and prompts, in Python."""
 
+import importlib
 import os
+import re
 import shutil
 import time
-from collections import defaultdict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -13,25 +15,50 @@ from typing import Any, Literal, Optional, Union, get_args
 import torch
 from torch import nn
 
-from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.find import find_folder, local_folder
 from litgpt.checkpoint.folder import write_model
 from litgpt.errors import UserError, kind, nearest
+from litgpt.families import write_config
 from litgpt.families.weights import Weights
 from litgpt.generate.answers import decode, stop_strings
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.several_devices import spread, usable_devices
+from litgpt.litgpt_format.state import from_lit_state, to_lit_state
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model import GPT
-from litgpt.model.config import Config
+from litgpt.model.config import Config, known_models, known_repositories
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, pick_device
 from litgpt.model.linear import prepack, undo_prepack
 from litgpt.storage.outputs import new_folder
+from litgpt.text.model_styles import style_named
 from litgpt.text.prompts import PromptStyle, load_style, save_style
+from litgpt.text.styles import STYLES
 from litgpt.text.tokenizer import Tokenizer, copy_files, save_stop
 from litgpt.train.base_model import BaseModel, model_fields
+
+FABRIC_PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
+
+
+class Preprocessor:
+    """Text to token IDs on a device, and back.
+
+    Args:
+        tokenizer: A `litgpt.Tokenizer`.
+        device: Where `encode` puts the IDs.
+    """
+
+    def __init__(self, tokenizer: Any, device: Union[str, torch.device] = "cpu") -> None:
+        self.tokenizer, self.device = tokenizer, torch.device(device)
+
+    def encode(self, text: str) -> torch.Tensor:
+        """Token IDs, (T,)."""
+        return torch.as_tensor(self.tokenizer.encode(text), device=self.device)
+
+    def decode(self, token_ids: torch.Tensor) -> str:
+        return self.tokenizer.decode(token_ids)
 
 
 class LLM(nn.Module):
@@ -49,11 +76,16 @@ class LLM(nn.Module):
         source: Optional[ModelSource],
     ) -> None:
         super().__init__()
-        self.model, self.tokenizer, self.prompt_style = model, tokenizer, style
+        self.model, self.inner_tokenizer, self.prompt_style = model, tokenizer, style
         self.fields, self.source = fields, source
         self.changed = source is None  # whether the weights may differ from those of the folder
         self.max_length: Optional[int] = None
         self.scheme: Optional[str] = None
+        self.placed = True  # whether the model is where it is to run, rather than waiting for `distribute`
+        self.in_graph = False  # whether a graph may hold the weights, which then keep their layout
+        self.trainable: Optional[list[bool]] = None  # which weights were, before they were frozen to generate
+        self.made_preprocessor: Optional[Preprocessor] = None
+        self.made_fabric: Any = None
         self.eval()
 
     @classmethod
@@ -74,7 +106,8 @@ class LLM(nn.Module):
 
         Args:
             model: A model folder or an adapter folder, or the name of one under checkpoints/.
-            init: `random` initializes the model that the folder's config.json describes.
+            init: `random` initializes the model that the folder's config.json describes, or a known model by its name,
+                such as pythia-160m.
             tokenizer_dir: The folder of the tokenizer for random weights. Default: the model's.
             access_token: Hugging Face token, to download a model. Default: the value of HF_TOKEN.
             distribute: `auto` uses the best available device; None the CPU, until you call `distribute`.
@@ -98,16 +131,23 @@ class LLM(nn.Module):
                 raise UserError("tokenizer_dir is for random weights (init='random'). A folder has its own tokenizer.")
             loaded = InferenceModel.open(Path(model), Path(base) if base else None, precision, quantize, accelerator)
             made = cls(loaded.model, loaded.tokenizer, loaded.style, loaded.source.checkpoint.fields, loaded.source)
-            made.scheme = quantize
+            made.scheme, made.placed = quantize, distribute is not None
+            made.model.requires_grad_(quantize is None and loaded.source.adapter is None)
             return made
         if quantize is not None or base is not None:
             raise UserError("Random weights (init='random') take no base and cannot be quantized.")
-        folder = find_folder(Path(tokenizer_dir or model))
-        start = BaseModel.random(model_fields(Path(model), None), folder)
+        fields, style = random_model(str(model))
+        if style is not None and tokenizer_dir is None:
+            raise UserError("Missing tokenizer. For random weights by the name of a model, pass tokenizer_dir.")
+        folder = find_folder(Path(tokenizer_dir or model), weights=False)
+        start = BaseModel.random(fields, folder)
+        start.config.name = Path(model).name
         with torch.device("meta"):
             empty = GPT(start.config)
         start.fill(empty, DTYPES[precision or "32-true"], pick_device(accelerator))
-        return cls(empty.requires_grad_(False).eval(), start.tokenizer(), load_style(folder), start.fields, None)
+        made = cls(empty.eval(), start.tokenizer(), style or load_style(folder), start.fields, None)
+        made.placed = distribute is not None
+        return made
 
     @property
     def config(self) -> Config:
@@ -116,6 +156,28 @@ class LLM(nn.Module):
     @property
     def device(self) -> torch.device:
         return self.model.device
+
+    @property
+    def preprocessor(self) -> Preprocessor:
+        """The tokenizer with the device of the model; on the CPU before `distribute`, that of the best device."""
+        if self.made_preprocessor is None:
+            tokenizer = importlib.import_module("litgpt").Tokenizer(self.inner_tokenizer.folder)
+            self.made_preprocessor = Preprocessor(tokenizer, self.device if self.placed else pick_device("auto"))
+        return self.made_preprocessor
+
+    @property
+    def tokenizer(self) -> Any:
+        """A `litgpt.Tokenizer`."""
+        return self.preprocessor.tokenizer
+
+    @property
+    def fabric(self) -> Any:
+        """A `lightning.Fabric` for the device and precision of the model; None before `distribute`."""
+        if self.made_fabric is None and self.placed:
+            fabric = importlib.import_module("lightning.fabric").Fabric
+            precision = FABRIC_PRECISIONS[self.model.dtype]
+            self.made_fabric = fabric(accelerator=self.device.type, devices=1, precision=precision)
+        return self.made_fabric
 
     @property
     def checkpoint_dir(self) -> Optional[Path]:
@@ -190,7 +252,7 @@ class LLM(nn.Module):
         self, conversations: list[list[dict[str, Any]]], max_new_tokens: int, sampling: Sampling, seed: Optional[int]
     ) -> list[Request]:
         first = int(torch.randint(2**31, ())) if seed is None else seed
-        loaded = InferenceModel(self.source, self.model, self.tokenizer, self.prompt_style)  # type: ignore[arg-type]
+        loaded = InferenceModel(self.source, self.model, self.inner_tokenizer, self.prompt_style)  # type: ignore[arg-type]
         requests = []
         for i, messages in enumerate(conversations):
             request = Request(loaded.render(messages)[1], max_new_tokens, sampling, loaded.stop_ids, first + i)
@@ -204,13 +266,13 @@ class LLM(nn.Module):
         self, requests: list[Request], stop: list[str], as_ids: bool, batch_size: int
     ) -> Iterator[tuple[int, Any]]:
         """Yield the number of a request with a part of its answer, as text or ids."""
-        if not self.changed:
-            prepack(self.model)
+        if not self.changed and not self.in_graph:
+            self.freeze_and_prepack()
         engine = Engine(self.model, max(1, min(len(requests), batch_size)), self.max_length)
         training = self.model.training
         self.model.eval()
         try:
-            for answer, part in decode(engine, self.tokenizer, requests, stop):
+            for answer, part in decode(engine, self.inner_tokenizer, requests, stop):
                 yield answer.number, torch.tensor(answer.new_ids, dtype=torch.long) if as_ids else part
         finally:
             self.model.train(training)
@@ -238,7 +300,7 @@ class LLM(nn.Module):
             metrics["Inference speed in tokens/sec"].append(len(ids) / seconds)
             if self.device.type == "cuda":
                 metrics["Total GPU memory allocated in GB"].append(torch.cuda.max_memory_allocated() / 1e9)
-        return self.tokenizer.decode(ids), dict(metrics)
+        return self.inner_tokenizer.decode(ids), dict(metrics)
 
     # devices
 
@@ -287,7 +349,9 @@ class LLM(nn.Module):
             adapter = self.source.adapter is not None
             base = self.source.checkpoint.folder if adapter else None
             loaded = InferenceModel.open(self.source.folder, base, chosen_precision, quantize, accelerator, n)
-            self.model, self.source, self.scheme = loaded.model, loaded.source, quantize
+            self.model, self.source, self.scheme, self.trainable = loaded.model, loaded.source, quantize, None
+            self.model.requires_grad_(quantize is None and not adapter)
+            self.in_graph = False
         elif quantize is not None:
             raise UserError("Random or trained weights cannot be quantized. Save them, and load them with quantize.")
         else:
@@ -295,29 +359,40 @@ class LLM(nn.Module):
             self.model.tie_weights()
             if len(chosen) > 1:
                 spread(self.model, chosen)
-        self.max_length = size
+        self.max_length, self.placed, self.made_fabric = size, True, None
+        self.preprocessor.device = self.device
         return self
 
     # training and saving
 
     def trainer_setup(self, trainer_ckpt: Optional[Union[str, Path]] = None) -> None:
-        """Make the weights trainable, for your own training loop, and load those of a PyTorch Lightning checkpoint, if
+        """Make all weights trainable, for your own training loop, and load those of a PyTorch Lightning checkpoint, if
         given. Raises `UserError` if the weights are quantized, or the checkpoint has other weights."""
         self.train()
         if trainer_ckpt is not None:
             saved = torch.load(trainer_ckpt, map_location="cpu", weights_only=True)
             state = saved.get("state_dict", saved)
-            prefix = next((n.partition("model.transformer")[0] for n in state if "model.transformer" in n), None)
+            prefix = next((re.split(r"(?:\bmodel\.)?transformer\.", n)[0] for n in state if "transformer." in n), None)
             if prefix is None:
                 raise UserError(f"{trainer_ckpt} has no weights for this model.")
             self.load_state_dict({n.removeprefix(prefix): t for n, t in state.items() if n.startswith(prefix)})
         self.model.requires_grad_(True)
+
+    def freeze_and_prepack(self) -> None:
+        if self.trainable is None:
+            self.trainable = [p.requires_grad for p in self.model.parameters()]
+        self.model.requires_grad_(False)
+        prepack(self.model)
 
     def unpack(self) -> "LLM":
         """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`). Call this
         before you read tensors of `.model` yourself. The methods of this class do so."""
         if undo_prepack(self.model):
             self.model.tie_weights()
+        if self.trainable is not None:
+            for parameter, trainable in zip(self.model.parameters(), self.trainable):
+                parameter.requires_grad_(trainable)
+            self.trainable = None
         return self
 
     def train(self, mode: bool = True) -> "LLM":
@@ -330,12 +405,19 @@ class LLM(nn.Module):
     def named_parameters(self, *args: Any, **kwargs: Any) -> Iterator[tuple[str, nn.Parameter]]:
         return super(LLM, self.unpack()).named_parameters(*args, **kwargs)
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        return super(LLM, self.unpack()).state_dict(*args, **kwargs)
+    def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:  # type: ignore
+        """The weights of the model under LitGPT's names, such as `transformer.h.0.mlp.fc_1.weight`."""
+        destination = OrderedDict() if destination is None else destination
+        state = self.unpack().model.state_dict(prefix=prefix, keep_vars=keep_vars)
+        destination.update(to_lit_state(self.model, state, prefix))
+        return destination
 
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:  # also where this is a part of a module
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Takes LitGPT's names as well as ours, also where this is a part of a module."""
         self.unpack().changed = True
-        super()._load_from_state_dict(*args, **kwargs)
+        for given in (prefix, f"{prefix}model."):
+            from_lit_state(self.model, state_dict, given, f"{prefix}model.")
+        super()._load_from_state_dict(state_dict, prefix, *args)
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:  # to another device or dtype
         return super(LLM, self.unpack())._apply(*args, **kwargs)
@@ -350,18 +432,24 @@ class LLM(nn.Module):
 
         Args:
             target_ids: The same tokens (B, T), with -100 for those to ignore. They are shifted by one here.
-            loss_fn: Takes logits (B, T - 1, V) and targets (B, T - 1). Default: mean cross-entropy.
+            loss_fn: Takes logits (B, T - 1, V) and targets (B, T - 1). Default: mean cross-entropy, 0 without targets.
         """
         if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
             self.unpack()
         logits = self.model(input_ids)
+        if logits.requires_grad:
+            self.in_graph = True
+            logits.register_hook(self.note_backward)
         if target_ids is None:
             return logits
         if loss_fn is not None:
             return logits, loss_fn(logits[:, :-1], target_ids[:, 1:])
-        return logits, nn.functional.cross_entropy(
-            logits[:, :-1].flatten(0, 1).float(), target_ids[:, 1:].flatten(), ignore_index=-100
-        )
+        targets = target_ids[:, 1:].flatten()
+        losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
+        return logits, losses / (targets != -100).sum().clamp(min=1)
+
+    def note_backward(self, gradient: torch.Tensor) -> None:
+        self.changed = True
 
     def save(self, out_dir: Union[str, Path], prompt_style: Optional[PromptStyle] = None) -> None:
         """Write a Hugging Face folder, which must be empty or missing, with tokenizer and prompt style (by default the
@@ -381,9 +469,17 @@ class LLM(nn.Module):
             else:
                 base: Optional[Weights] = self.source.checkpoint if self.source is not None else None
                 write_model(self.unpack().model, self.fields, temporary, base)
-                copy_files(self.tokenizer.folder, temporary)
-            save_style(style, temporary, self.tokenizer.prefix, self.tokenizer.eos_token or "")
-            save_stop(temporary, self.tokenizer.trained_stop(style), self.fields)
+                copy_files(self.inner_tokenizer.folder, temporary)
+            save_style(style, temporary, self.inner_tokenizer.prefix, self.inner_tokenizer.eos_token or "")
+            save_stop(temporary, self.inner_tokenizer.trained_stop(style), self.fields)
+
+
+def random_model(name: str) -> tuple[dict[str, Any], Optional[PromptStyle]]:
+    """The `config.json` of a folder or of a known model, and the prompt style of the latter; None for a folder's."""
+    known = known_models().get(name) or known_repositories().get(name)
+    if known is None or local_folder(Path(name)) is not None:
+        return model_fields(Path(name), None), None
+    return write_config(Config(**known)), style_named(name) or STYLES["none"]
 
 
 def to_messages(prompt: Any) -> list[dict[str, Any]]:

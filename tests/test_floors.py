@@ -20,7 +20,7 @@ FLOORS = (  # a module imports from its own floor or from below
     ("methods",),
     ("generate",),
     ("train", "evaluation", "serve"),
-    ("finetune", "commands", "cli", "api", "__main__"),
+    ("finetune", "commands", "cli", "api", "compat", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_TORCH = ("errors", "text", "cli/legacy", "storage/files", "storage/fields", "storage/outputs", "storage/http")

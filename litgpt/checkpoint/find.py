@@ -2,6 +2,7 @@
 
 import time
 from pathlib import Path
+from typing import Optional
 
 from litgpt.checkpoint.hub import CHECKPOINTS, PICO, local_rank, offline, repository_named
 from litgpt.errors import UserError, nearest
@@ -18,12 +19,9 @@ def find_folder(path: Path, weights: bool = True) -> Path:
     Without `weights`, only the tokenizer and `config.json` are. Raises `UserError`, which suggests a similar name, if
     there is no such folder and no such model.
     """
+    if (found := local_folder(path)) is not None:
+        return found
     repo_id = repository_named(str(path))
-    for candidate in (path, CHECKPOINTS / path, *([CHECKPOINTS / repo_id] if repo_id else [])):
-        if candidate.is_dir():
-            return candidate
-    if str(path) == PICO.name or path.parts[-2:] == ("litgpt", PICO.name):  # where it was in earlier versions
-        return PICO
     if path.exists():
         raise UserError(f"{path} is a file. Expected a model folder (with config.json and *.safetensors).")
     near = [str(p.relative_to(CHECKPOINTS)) for p in CHECKPOINTS.glob("*/*") if p.is_dir()]
@@ -40,6 +38,16 @@ def find_folder(path: Path, weights: bool = True) -> Path:
     if offline():
         raise UserError(f"{nowhere}. It is not downloaded because HF_HUB_OFFLINE is set.{hint}")
     return fetched(repo_id, weights)
+
+
+def local_folder(path: Path) -> Optional[Path]:
+    """The folder that `path` names, if it is on this machine."""
+    repo_id = repository_named(str(path))
+    for candidate in (path, CHECKPOINTS / path, *([CHECKPOINTS / repo_id] if repo_id else [])):
+        if candidate.is_dir():
+            return candidate
+    is_pico = str(path) == PICO.name or path.parts[-2:] == ("litgpt", PICO.name)  # where it was in earlier versions
+    return PICO if is_pico else None
 
 
 def fetched(repo_id: str, weights: bool) -> Path:

@@ -3,8 +3,7 @@
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.checkpoint.find import find_folder
-from litgpt.checkpoint.hub import CHECKPOINTS, repository_named
+from litgpt.checkpoint.find import find_folder, local_folder
 from litgpt.data import DataModule
 from litgpt.errors import UserError
 from litgpt.families import read_config
@@ -75,7 +74,7 @@ def check_same_model(base_model: BaseModel, name: Optional[Path], config: Any) -
     if name is None and config is None:
         return
     known = known_models().get(str(name)) or known_repositories().get(str(name))
-    if config is None and known is not None and not has_folder(Path(str(name))):
+    if config is None and known is not None and local_folder(Path(str(name))) is None:
         described = Config(**known)
     elif config is None and is_same_folder(Path(str(name)), base_model):
         return
@@ -98,12 +97,6 @@ def check_same_tokenizer(base_model: BaseModel, folder: Optional[Path]) -> None:
         raise UserError(
             f"--tokenizer_dir {folder} is not the tokenizer of --initial_checkpoint_dir {base_model.name}. Omit it."
         )
-
-
-def has_folder(name: Path) -> bool:
-    return any(
-        path.is_dir() for path in (name, CHECKPOINTS / name, CHECKPOINTS / (repository_named(str(name)) or name))
-    )
 
 
 def is_same_folder(name: Path, base_model: BaseModel) -> bool:

@@ -7,10 +7,15 @@ from importlib.machinery import ModuleSpec
 from types import ModuleType
 from typing import Any, Optional
 
+GENERATE = "litgpt.compat.generate"
+SCRIPTS = """
+    convert_hf_checkpoint convert_lit_checkpoint convert_pretrained_checkpoint download merge_lora validate
+"""
 MODULES = {
     "litgpt.adapter": "litgpt.methods.adapter",
     "litgpt.adapter_v2": "litgpt.methods.adapter",
     "litgpt.args": "litgpt.train.args",
+    "litgpt.chat.base": "litgpt.compat.chat",
     "litgpt.config": "litgpt.model.config",
     **dict.fromkeys(
         (
@@ -19,17 +24,26 @@ MODULES = {
         ),
         "litgpt.data.named",
     ),
+    "litgpt.deploy.serve": "litgpt.compat.scripts",
+    "litgpt.eval.evaluate": "litgpt.compat.scripts",
+    **dict.fromkeys((f"litgpt.generate.{name}" for name in "adapter adapter_v2 base full".split()), GENERATE),
     "litgpt.lora": "litgpt.methods.lora",
+    "litgpt.parser_config": "litgpt.compat.utils",
     "litgpt.pretrain": "litgpt.finetune.pretrain",
     "litgpt.prompts": "litgpt.text.prompts",
+    **dict.fromkeys((f"litgpt.scripts.{name}" for name in SCRIPTS.split()), "litgpt.compat.scripts"),
     "litgpt.tokenizer": "litgpt.text.tokenizer",
+    "litgpt.utils": "litgpt.compat.utils",
 }
+PACKAGES = ("litgpt.chat", "litgpt.deploy", "litgpt.eval", "litgpt.scripts")  # that have some of these modules
 
 
 class OtherNames(MetaPathFinder, Loader):
     """Imports one of `MODULES` after the ordinary lookup has failed. Both names refer to the same module object."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
+        if name in PACKAGES:
+            return ModuleSpec(name, None, is_package=True)
         return ModuleSpec(name, self) if name in MODULES else None
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
