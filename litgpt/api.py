@@ -162,6 +162,7 @@ class LLM(nn.Module):
         """The tokenizer with the device of the model; on the CPU before `distribute`, that of the best device."""
         if self.made_preprocessor is None:
             tokenizer = importlib.import_module("litgpt").Tokenizer(self.inner_tokenizer.folder)
+            getattr(tokenizer, "inner", tokenizer).n_embeddings = self.inner_tokenizer.n_embeddings
             self.made_preprocessor = Preprocessor(tokenizer, self.device if self.placed else pick_device("auto"))
         return self.made_preprocessor
 

@@ -51,8 +51,8 @@ def main(
         overwrite: Replace out_dir if it exists.
     """
     source = ModelSource.open(checkpoint_dir, base, merged=False)
-    if source.adapter is None and out_dir is None:
-        print(f"{source.folder} is a whole model. It is merged already, or was trained without LoRA.")
+    if source.adapter is None and out_dir is None and merged_from(source.folder):
+        print(f"{source.folder} is merged already.")
         return
     if source.adapter is None:
         raise UserError(f"{source.folder} is not an adapter folder. There is nothing to merge.")
@@ -94,9 +94,12 @@ def merge_record(source: ModelSource, precision: Optional[str]) -> dict[str, Any
 
 def is_merged(out_dir: Path, record: dict[str, Any]) -> bool:
     """Whether a folder is the complete result of the same merge."""
-    if not is_there(out_dir / SUMS) or not (files := listed(out_dir / SUMS)):
-        return False
-    return read_json(out_dir / SUMS).get("merged") == record and all(path.is_file() for path in files)
+    return merged_from(out_dir) == record and all(path.is_file() for path in listed(out_dir / SUMS))
+
+
+def merged_from(folder: Path) -> Any:
+    """The record of the merge that wrote a folder, if one did."""
+    return read_json(folder / SUMS).get("merged") if is_there(folder / SUMS) else None
 
 
 def copy_small_files(source: ModelSource, target: Path) -> None:

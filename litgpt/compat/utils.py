@@ -21,8 +21,8 @@ from litgpt.cli.legacy import REFUSED_VALUES
 from litgpt.errors import UserError, nearest
 from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, has_hf_weights, read_pth
 from litgpt.litgpt_format.state import from_lit_state
-from litgpt.model import GPT
 from litgpt.model.config import Config, to_litgpt
+from litgpt.model.gpt import GPT
 from litgpt.text.tokenizer import copy_files
 
 SETTINGS = "hyperparameters.yaml"

@@ -7,7 +7,7 @@ import torch
 
 from litgpt.families.table import without_wrappers
 from litgpt.litgpt_format.folder import lit_modules
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 
 
 def lit_names(model: GPT) -> Iterator[tuple[str, list[str], list[int]]]:
