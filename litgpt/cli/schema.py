@@ -114,6 +114,9 @@ def load_class(option: str, path: str) -> type:
     if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
         kind = "optimizer" if option == "optimizer" else "data set"
         hint = nearest(path, names) or nearest(path, names.values()) or f" Choose from {', '.join(names)}."
+        if option == "data" and (Path(path).is_dir() or "/" in path):
+            missing = "no file of rows in this folder" if Path(path).is_dir() else "no such file or folder"
+            raise UserError(f"--data {path}: {missing}. For a data set on the Hugging Face hub, use hf:ORG/NAME.")
         raise UserError(f"--{option} {path}: no such {kind}.{hint}")
     if name in NO_CLOSURE and module.startswith("torch."):
         raise UserError(f"--{option} {path} does not work with this training loop. Use AdamW.")

@@ -39,6 +39,7 @@ from litgpt.train.progress import Screen
 from litgpt.train.run import row_limit
 
 LONG = (512, 1024, 2048, 4096)  # lengths in tokens over which rows are counted
+MIN_WIDTH = 80  # of the table of files, whose lines a narrower terminal breaks
 N_REASONS = 8  # reasons why rows are bad that the report names
 Kind = Literal["bad", "duplicates", "truncated", "lost"]
 
@@ -121,6 +122,10 @@ def main(
         sample: Number of rows to show from every file.
         rows: Rows to show, by their numbers in the files, such as 181,204.
     """
+    if json and list is not None:
+        raise UserError("--json prints the report, --list prints rows. Pass only one of them.")
+    if min(show, sample) < 0:
+        raise UserError(f"--show {show} and --sample {sample} must be at least 0.")
     data = or_alpaca(data)
     folder = find_folder(checkpoint_dir, weights=False)
     config = config_of(folder)
@@ -246,7 +251,8 @@ class Report:
                 numbers = ("rows", "used", "skipped", "truncated", "tokens")
                 sums = {name: sum(line[name] for line in lines) for name in numbers}
                 table.add_row(*cells({"file": "total", "weight": None, "forms": total.forms, **sums}, title))
-        self.console.print(table)
+        table.width = MIN_WIDTH if self.console.width < MIN_WIDTH else None
+        self.console.print(table, soft_wrap=True)
 
     def print_summary(self) -> None:
         loaded, counts = self.loaded, sum((c for _, c in self.loaded.all_sources), Counts())

@@ -70,16 +70,17 @@ class TokenizedDataset:
 
     def notes(self) -> list[str]:
         """What happened to the rows that a user may not expect."""
+        n_sources = len(self.all_sources)
         found = [
             f"{source.path}: columns recognized by similar names. To set them, pass "
-            f"{as_option({**(source.columns or {}), **counts.columns})}"
+            + as_option({**(source.columns or {}), **counts.columns}, source.path if n_sources > 1 else None)
             for source, counts in self.all_sources
             if counts.columns
         ]
         counts = sum((counts for _, counts in self.all_sources), Counts())
         if counts.ignored:
             ignored = sorted(counts.ignored.items(), key=lambda item: -item[1])
-            names = ", ".join(f"{name} ({n:,} rows)" for name, n in ignored[:20])
+            names = ", ".join(f"{name.strip() or repr(name)} ({n:,} rows)" for name, n in ignored[:20])
             found.append(f"Ignored columns and fields: {names}{', ...' if len(ignored) > 20 else ''}.")
         if counts.as_text:
             found.append(f"{counts.as_text:,} rows have parts that became texts of their messages.")
@@ -180,7 +181,7 @@ class DataModule(ABC):
             UserError: The rows cannot be read or used.
         """
         train_sources, val_sources = self.sources()
-        form, opened = self.first_form(train_sources)
+        form, opened = self.first_form(train_sources, checks=details is not None)
         plain_text = form == "text" and self.prompt_style == "auto"
         name = "none" if plain_text else self.prompt_style
         style = choose_style(name, folder, chat=form in CHAT_FORMS)
@@ -228,8 +229,9 @@ class DataModule(ABC):
             n_duplicates=n_duplicates,
         )
 
-    def first_form(self, sources: list[RowSource]) -> tuple[str, Rows]:
-        """The form of the first usable row, which decides the default style, and the rows of the first source."""
+    def first_form(self, sources: list[RowSource], checks: bool) -> tuple[str, Rows]:
+        """The form of the first usable row, which decides the default style, and the rows of the first source. A check
+        skips bad rows, too, and needs no usable row."""
         for number, source in enumerate(sources):
             rows, seen = source.rows(), []
             for where, fields in rows:
@@ -240,8 +242,10 @@ class DataModule(ABC):
                         form, _ = match(adapted, where, source.form)
                         return form, itertools.chain(seen, rows) if number == 0 else sources[0].rows()
                 except UserError as e:
-                    if self.on_bad_row == "error":
+                    if self.on_bad_row == "error" and not checks:
                         raise with_remedy(e) from e
+        if checks:
+            return "alpaca", sources[0].rows()
         raise UserError(f"No usable rows in {', '.join(str(s.path) for s in sources)}.")
 
     def fields(self, source: RowSource, where: str, fields: Any) -> Optional[dict[str, Any]]:
