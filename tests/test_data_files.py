@@ -237,7 +237,7 @@ def test_a_data_set_by_its_class(llama, files, monkeypatch, capsys, name):
         (["--data", "{path: a.jsonl, columns: x}"], "columns x"),
         (["--data", "{path: a.jsonl, split: test}"], "split test"),
         (["--data", "{path: a.jsonl, split: val}"], "training rows"),
-        (["--data", "a.jsonl", "--data.columns", "{context: nothing}"], "missing nothing"),
+        (["--data", "a.jsonl", "--data.columns", "{context: nothing}"], "no row has nothing"),
     ],
 )
 def test_what_cannot_be_read_is_named(llama, files, monkeypatch, capsys, words, named):
@@ -565,6 +565,30 @@ def test_text_of_calls_is_trained_and_results_are_not(llama, tmp_path):
     assert "<tool_response>\nrain\n</tool_response>\n<tool_response>\nsun" in text and '"name": "weather"' in text
     assert trained.count("<tool_call>") == 2 and "Perhaps." in trained
     assert "tool_response" not in trained and "<tools>" not in trained and "rain?" not in trained
+
+
+def test_a_mapped_optional_column_may_be_missing_in_some_rows(llama, tmp_path, capsys):
+    rows = [{**row, **({"Input": f"more {i}"} if i % 3 == 2 else {})} for i, row in enumerate(pairs(9))]
+    file = write(tmp_path / "a.jsonl", rows)
+    words = [llama, file, "--data.val_split_fraction", 0, "--json"]
+    guessed = json.loads(check(capsys, *words)[1])
+    code, out, _ = check(capsys, *words, "--data.columns", "{input: Input}")
+    report = json.loads(out)
+    assert code == 0 and report["counts"]["tokens"] == guessed["counts"]["tokens"]
+    assert report["counts"]["mapped"] == {"Input": 3}
+    code, out, err = check(capsys, *words[:1], write(tmp_path / "b.jsonl", pairs(3, word="b")), *words[1:],
+                           "--data.columns", "{input: Input}")  # fmt: skip
+    assert code == 0 and json.loads(out)["counts"]["kept"] == 12, err
+    prompts = Prompts({"path": str(file), "columns": {"input": "Input"}})
+    with pytest.raises(UserError, match="missing Input"):
+        prompts.messages(rows[0], f"{file}, line 1", None)
+
+
+def test_messages_after_the_last_answer_are_counted(llama, tmp_path, capsys):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rows = [{"messages": chat}, {"messages": [*chat, {"role": "user", "content": "And now?"}]}]
+    code, out, _ = check(capsys, llama, write(tmp_path / "a.jsonl", rows))
+    assert code == 0 and "messages after the last answer (1 rows)" in out
 
 
 def test_a_column_without_a_name_is_named(llama, tmp_path, capsys):

@@ -63,6 +63,9 @@ class RowRenderer:
             return RenderedExample(
                 where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True
             )
+        for theirs in (source.columns or {}).values():
+            if isinstance(raw, dict) and theirs in raw:
+                count(counts.mapped, theirs)
         fields = self.data.fields(source, where, raw)
         if fields is None:
             counts.skipped += 1
@@ -81,6 +84,8 @@ class RowRenderer:
         for key, value in fields.items():
             if value is not None and key not in FORMS[form].used:
                 count(counts.ignored, str(key))
+        if row.goes_on:
+            count(counts.ignored, "messages after the last answer")
         if row.text is not None:
             return RenderedExample(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)
         return self.render_conversation(row, where, chunk)

@@ -47,7 +47,7 @@ class Prompts:
         """As `to_messages`, with the columns of the row's file."""
         source = next(s for s in self.sources if where.startswith(f"{s.path}, "))
         if isinstance(fields, dict):
-            fields = rename(fields, source.columns, where) if source.columns else fields
+            fields = rename(fields, source.columns, where, strict=True) if source.columns else fields
             if guessed := prompt_columns(fields):
                 fields = rename(fields, guessed, where)
                 if str(source.path) not in self.guessed:
