@@ -124,10 +124,10 @@ def load_class(option: str, path: str) -> type:
 
 
 def is_data(word: Any) -> bool:
-    """Whether a value of `--data` names files instead of a data set."""
+    """Whether a value of `--data` names files, or is a mapping or a list, instead of the name of a data set."""
     import litgpt.data
 
-    if not isinstance(word, str):
+    if not isinstance(word, str) or word.lstrip()[:1] in ("{", "["):
         return True
     return word not in class_choices("data")[1] and litgpt.data.json_file.is_data(word)
 

@@ -212,7 +212,10 @@ class DataModule(ABC):
         if val_sources is None:
             train, val = self.split(train)
         elif self.val_split_fraction:
-            raise UserError("Remove --data.val_split_fraction: the data has separate validation rows.")
+            raise UserError(
+                f"--data.val_split_fraction {self.val_split_fraction}: the data has separate validation rows. Remove "
+                "the option, or pass null if it is from a config."
+            )
         else:
             val, val_counts, _ = replace(maker, details=val_details).tokens(val_sources, on_progress)
         return TokenizedDataset(

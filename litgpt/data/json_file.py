@@ -60,7 +60,11 @@ class JSON(DataModule):
                 f"--data.weights {weights}: expected one positive number for each of {len(self.json_path)} paths."
             )
         for entry, weight in zip(self.json_path, weights or []):
-            entry.setdefault("weight", weight)
+            if "weight" in entry:
+                raise UserError(
+                    f"--data.weights {weights}: {entry['path']} has a weight of its own. Remove one of them."
+                )
+            entry["weight"] = weight
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         train, val = expand(self.json_path, "--data.json_path", self.columns, self.format)
