@@ -90,6 +90,11 @@ def test_guesses_of_several_files_are_printed_as_options_of_each(llama, tmp_path
     options = [line.partition("pass ")[2] for line in out.splitlines() if "similar names" in line]
     code, again, _ = check(capsys, llama, *shlex.split(" ".join(options)))
     assert code == 0 and "similar names" not in again and "b b.csv" in again
+    _, out, _ = check(
+        capsys, llama, "--data", "a.csv", "b b.csv", "--data.columns", "{instruction: Query, output: Reply}"
+    )
+    options = [line.partition("pass ")[2] for line in out.splitlines() if "similar names" in line]
+    assert options == ["--data '{path: a.csv, columns: {question: Question, answer: Answer}}'"]
     main(["generate", str(llama), "--prompts", "a.csv", "b b.csv", "--max_new_tokens", "1"])
     out, err = capsys.readouterr()
     assert len(out.splitlines()) == 4
@@ -414,6 +419,12 @@ def test_duplicates(llama, tmp_path, capsys):
     listed = [json.loads(line) for line in out.splitlines()]
     assert [(Path(r["file"]).name, r["row"]) for r in listed] == [("a.jsonl", 6), ("b.jsonl", 1)]
     assert f"{a}, line 3" in listed[0]["reason"] and f"{a}, line 1" in listed[1]["reason"]
+
+
+def test_a_small_weight_takes_a_row(llama, tmp_path, capsys):
+    a, b = write(tmp_path / "a.jsonl", pairs(5)), write(tmp_path / "b.jsonl", pairs(3, word="z"))
+    words = [llama, "--data", f"{{path: {a}, weight: 0.01}}", b, "--data.val_split_fraction", 0]
+    assert json.loads(check(capsys, *words, "--json")[1])["train"]["rows"] == 4
 
 
 def test_rows_by_their_number(llama, tmp_path, capsys):

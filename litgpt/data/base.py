@@ -70,13 +70,15 @@ class TokenizedDataset:
 
     def notes(self) -> list[str]:
         """What happened to the rows that a user may not expect."""
-        n_sources = len(self.all_sources)
-        found = [
-            f"{source.path}: columns recognized by similar names. To set them, pass "
-            + as_option({**(source.columns or {}), **counts.columns}, source.path if n_sources > 1 else None)
-            for source, counts in self.all_sources
-            if counts.columns
-        ]
+        found = []
+        for source, counts in self.all_sources:
+            if counts.columns:  # of inherited columns, the file may have none
+                set_already = {
+                    ours: theirs for ours, theirs in (source.columns or {}).items() if theirs in counts.mapped
+                }
+                path = source.path if len(self.all_sources) > 1 else None
+                option = as_option({**set_already, **counts.columns}, path)
+                found.append(f"{source.path}: columns recognized by similar names. To set them, pass {option}")
         counts = sum((counts for _, counts in self.all_sources), Counts())
         if counts.ignored:
             ignored = sorted(counts.ignored.items(), key=lambda item: -item[1])
@@ -285,7 +287,10 @@ class DataModule(ABC):
 
 
 def weighted(rows: TokenizedRows, sources: list[RowSource], counts: list[Counts], seed: int) -> TokenizedRows:
-    """The rows of each source, repeated by its weight. A fraction of a weight takes a random share of the rows."""
+    """The rows of each source, repeated by its weight. A fraction of a weight takes a random share of the rows.
+
+    Every source keeps at least one row.
+    """
     if all(s.weight == 1 for s in sources):
         return rows
     ends = torch.tensor([c.kept for c in counts]).cumsum(0)
@@ -295,5 +300,6 @@ def weighted(rows: TokenizedRows, sources: list[RowSource], counts: list[Counts]
         own = (of == number).nonzero().squeeze(1)
         order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
         chosen += [own] * int(source.weight)
-        chosen.append(own[order[: round(source.weight % 1 * len(own))].sort().values])
+        n_more = round(source.weight % 1 * len(own)) or int(source.weight < 1)
+        chosen.append(own[order[:n_more].sort().values])
     return rows.subset(torch.cat(chosen))
