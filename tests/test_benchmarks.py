@@ -300,3 +300,11 @@ def test_memory_does_not_follow_the_steps(script, tmp_path):
     script("memory").main(["steps", "--steps", "100", "--precision", "32-true", "--json", str(file)])
     (record,) = records(file)
     assert record["steps"] == 100 and record["early"] > 1e8 and record["late"] < 1.15 * record["early"], record
+
+
+def test_rows_to_tokens(tmp_path):
+    file = tmp_path / "rows.jsonl"
+    started([sys.executable, FOLDER / "rows.py", "--rows", 60, "--rounds", 1, "--json", file])
+    (found,) = records(file)
+    assert found["rows"] == 60 and 10 < found["tokens_per_row"] < 60
+    assert found["ratio"] == pytest.approx(found["all_cores_rows_per_s"] / found["one_process_rows_per_s"], rel=0.2)
