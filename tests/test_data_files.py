@@ -660,6 +660,9 @@ def test_rows_pass_variables_to_the_template(llama, tmp_path):
         JSON(str(file), prompt_style=str(template)).load(tokenizer, llama, 200)
     with pytest.raises(UserError, match="alpaca"):
         JSON(str(file), prompt_style="alpaca", template_kwargs={"style": 1}).load(tokenizer, llama, 200)
+    for wrong in ({"stile": "x"}, {"style": float("inf")}):
+        with pytest.raises(UserError, match=r"'sti|'style' cannot be inf"):
+            JSON(str(file), prompt_style=str(template), template_kwargs=wrong).load(tokenizer, llama, 200)
 
 
 def test_variables_of_a_run_are_saved_with_the_result(llama, tmp_path):

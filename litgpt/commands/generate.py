@@ -210,7 +210,9 @@ def tensor_parallel(checkpoint_dir: Path, options: PromptOptions, sampling: Samp
         check_compiler(device)
     with torch.device("meta"):
         empty = GPT(source.checkpoint.config)
-    style = source.style().with_variables(model.template_kwargs) if model.template_kwargs else source.style()
+    style = (
+        source.style().with_variables(model.template_kwargs, strict=True) if model.template_kwargs else source.style()
+    )
     rendered, ids = options.render(InferenceModel(source, empty, source.tokenizer(), style))
     Request(ids, options.max_new_tokens).check(empty)
     precision: Any = model.precision or natural_precision(source, device)

@@ -61,7 +61,7 @@ class InferenceModel:
             raise UserError(f"--quantize {quantize} needs one device. It does not work with --devices {len(chosen)}.")
         source = ModelSource.open(path, base)
         tokenizer, style = source.tokenizer(), source.style()
-        style = style.with_variables(template_kwargs) if template_kwargs else style
+        style = style.with_variables(template_kwargs, strict=True) if template_kwargs else style
         dtype = DTYPES[precision or natural_precision(source, chosen[0])]
         device = pick_device(accelerator if len(chosen) == 1 else "cpu")
         loaded = cls(source, source.model(dtype, device, quantize), tokenizer, style)
