@@ -12,6 +12,8 @@ from litgpt.litgpt_format.model import Names
 from litgpt.methods.adapter import LLaMAAdapter, Prefix
 from litgpt.methods.adapter_folder import as_lit_adapts
 from litgpt.model import gpt
+from litgpt.model.attention import CausalSelfAttention as CausalSelfAttention
+from litgpt.model.gpt import Block as Block
 
 PREFIX = {"embedding": "adapter_wte.weight", "gate": "gating_factor"}  # our names below `prefix`, and LitGPT's
 

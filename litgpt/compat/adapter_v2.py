@@ -11,6 +11,8 @@ from litgpt.methods.adapter import AdapterV2Linear as AdapterV2Linear
 from litgpt.methods.adapter import LLaMAAdapterV2
 from litgpt.methods.adapter_folder import as_lit_adapts
 from litgpt.model import gpt
+from litgpt.model.attention import CausalSelfAttention as CausalSelfAttention
+from litgpt.model.gpt import Block as Block
 
 TRAINED = ("adapter_scale", "adapter_bias", "norm_1", "norm_2", "ln_f")
 

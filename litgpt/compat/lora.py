@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, Union
 
 import torch
 from torch import nn
@@ -13,6 +13,8 @@ from litgpt.litgpt_format.model import GPT as BaseGPT
 from litgpt.methods import lora as inner
 from litgpt.methods.quantize import QuantizedLinear
 from litgpt.model import gpt
+from litgpt.model.attention import CausalSelfAttention as CausalSelfAttention
+from litgpt.model.gpt import Block as Block
 from litgpt.model.linear import Linear
 from litgpt.model.mlp import Router
 
@@ -104,11 +106,42 @@ class LoRALinear(inner.LoRALinear):
             self.merged = True
 
 
+class LoRAQKVLinear(LoRALinear):
+    """A fused projection of queries, keys and values, of which any may have an update. `enable_lora` says which, in
+    this order, or is one value for all."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        head_size: int,
+        n_head: int,
+        n_query_groups: int,
+        r: int = 0,
+        lora_alpha: int = 1,
+        lora_dropout: float = 0.0,
+        enable_lora: Union[bool, Sequence[bool]] = False,
+        **kwargs: Any,
+    ) -> None:
+        adapted = [enable_lora] * 3 if isinstance(enable_lora, bool) else list(enable_lora)
+        linear = Linear(in_features, out_features, **kwargs)
+        linear.parts = tuple(n * head_size for n in (n_head, n_query_groups, n_query_groups))  # type: ignore[assignment]
+        is_on = r > 0 and any(adapted)
+        lora = inner.LoRA(r=max(r, 1), alpha=lora_alpha, dropout=lora_dropout)
+        inner.LoRALinear.__init__(self, linear, lora, adapted if is_on else [True] * 3)
+        if not is_on:
+            del self.lora_A, self.lora_B
+
+    @property
+    def enable_lora(self) -> tuple[bool, ...]:
+        return self.adapted
+
+
 class LoRA(inner.LoRA):
     """LoRA with layers that can be merged. As in LitGPT, the routers of experts are adapted with the MLPs."""
 
     def wrap(self, linear: nn.Linear, adapted: Sequence[bool]) -> inner.LoRALinear:
-        return LoRALinear.wrap(linear, self, adapted)
+        return (LoRAQKVLinear if len(adapted) == 3 else LoRALinear).wrap(linear, self, adapted)
 
     def apply(self, model: gpt.GPT) -> None:
         super().apply(model)
@@ -130,6 +163,9 @@ class GPT(BaseGPT):
         if c.lora_r > 0 and any(chosen.values()):
             LoRA(r=c.lora_r, alpha=c.lora_alpha, dropout=c.lora_dropout, **chosen).apply(model)
             model.requires_grad_(True)
+
+
+LoRALayer = LoRALinear  # LitGPT's base class of its layers
 
 
 def mark_only_lora_as_trainable(model: nn.Module, bias: Literal["none", "all", "lora_only"] = "none") -> None:

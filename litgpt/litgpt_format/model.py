@@ -13,6 +13,7 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.litgpt_format.config import Config
 from litgpt.litgpt_format.folder import group_order, lit_modules
+from litgpt.litgpt_format.rope import build_rope_cache
 from litgpt.model.gpt import GPT as InnerGPT
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.mlp import Router
@@ -83,6 +84,24 @@ class GPT(nn.Module):
 
     def reset_parameters(self) -> None:
         """Does nothing: positions are computed when they are needed."""
+
+    def rope_cache(self, device: Optional[torch.device] = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Cosines and sines of all positions, as in `build_rope_cache`. The model itself does not use them."""
+        c = self.config
+        ropes = c.rope_condense_ratio, c.rope_adjustments, c.rope_local_base_freq
+        return build_rope_cache(self.max_length, c.rope_n_elem, device, c.rope_base, *ropes)
+
+    def rope_cache_length(self) -> int:
+        """How many dimensions of a head rotate."""
+        return self.config.rope_n_elem
+
+    @property
+    def cos(self) -> torch.Tensor:
+        return self.rope_cache(self.inner.device)[0]
+
+    @property
+    def sin(self) -> torch.Tensor:
+        return self.rope_cache(self.inner.device)[1]
 
     def _init_weights(self, module: nn.Module) -> None:
         """For `model.apply(model._init_weights)`."""
@@ -203,18 +222,22 @@ def to_lit_names(model: nn.Module, state: dict[str, Any], prefix: str, metadata:
     state.update(found)
 
 
-def from_lit_names(model: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+def from_lit_names(
+    model: nn.Module, state: dict[str, Any], prefix: str, metadata: Any, strict: bool, missing: list[str], *_: Any
+) -> None:
     """Give the tensors of a state dict our names, in place. Accepts names with and without `.linear`, and the fused qkv
-    of older files."""
+    of older files. Of a layer that is only half there, the other half stays as it is."""
     assert isinstance(model, GPT)
     order = group_order(model.inner.config)
     for names in model.parameter_names():
         found = [
             next((prefix + s for s in spellings(name, names.old) if prefix + s in state), "") for name in names.theirs
         ]
-        if not all(found):
+        own = model.get_parameter(names.ours).detach()
+        if not any(found) or (own.is_meta and not all(found)):
             continue
-        values = [state.pop(key) for key in found]
+        values = [state.pop(key) if key else part for key, part in zip(found, own.split(names.sizes))]
+        missing += [prefix + name for key, name in zip(found, names.theirs) if not key]
         if LEGACY_QKV in found[0] and names.ours.endswith(("weight", "bias")):
             values = [value[order.argsort().to(value.device)] for value in values]
         value = values[0] if len(values) == 1 else torch.cat(values)

@@ -14,6 +14,8 @@ PUBLIC = {
     "LLaMAMLP": "litgpt.model.mlp",
     "LLaMAMoE": "litgpt.model.mlp",
     "RMSNorm": "litgpt.model.norm",
+    "apply_rope": "litgpt.litgpt_format.rope",
+    "build_rope_cache": "litgpt.litgpt_format.rope",
 }
 
 

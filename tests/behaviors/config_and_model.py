@@ -283,6 +283,7 @@ def test_names():
     assert litgpt.Config is litgpt.config.Config is litgpt.model.Config
     assert litgpt.GPT is litgpt.model.GPT
     assert all(hasattr(litgpt.model, name) for name in ("Block", "CausalSelfAttention", "LLaMAMLP", "RMSNorm"))
+    assert isinstance(tiny().transformer.h[0], litgpt.model.Block)
 
 
 def test_default_config():
@@ -653,6 +654,57 @@ def test_dtype_and_meta_device():
     model.max_seq_length = 40
     model.eval()
     assert all(not p.is_meta for p in model.parameters())
+
+
+def test_fabric():
+    """The loop of LitGPT's own scripts."""
+    from lightning.fabric import Fabric
+
+    fabric = Fabric(accelerator="cpu", devices=1, precision="32-true")
+    with fabric.init_module(empty_init=False):
+        model = GPT(Config(**LLAMA))
+    model = fabric.setup(model)
+    model.max_seq_length = 12
+    optimizer = fabric.setup_optimizers(torch.optim.AdamW(model.parameters(), lr=1e-3))
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "lit_model.pth")
+        torch.save(tiny().state_dict(), file)
+        fabric.load_raw(file, model, strict=True)
+        with torch.no_grad():
+            close(model(IDS), tiny()(IDS))
+        fabric.backward(model(IDS).sum())
+        optimizer.step()
+        fabric.save(file, {"model": model})
+        state = torch.load(file, weights_only=True)["model"]
+    assert "transformer.h.0.mlp.fc_2.weight" in state and model.max_seq_length == 12
+
+
+def test_positions():
+    from litgpt.model import apply_rope, build_rope_cache
+
+    cos, sin = build_rope_cache(seq_len=12, n_elem=8)
+    assert cos.shape == sin.shape == (12, 8)
+    close(cos[1], torch.tensor([1.0, 0.1, 0.01, 0.001] * 2).cos())
+    close(sin[5], torch.tensor([5.0, 0.5, 0.05, 0.005] * 2).sin())
+    close(
+        build_rope_cache(12, 8, base=500, condense_ratio=2)[0][2],
+        torch.tensor([500 ** (-i / 4) for i in range(4)] * 2).cos(),
+    )
+    x = torch.randn(2, 3, 12, 8)
+    rotated = apply_rope(x, cos[None], sin[None])
+    close(rotated[:, :, 0], x[:, :, 0])
+    close(rotated.norm(dim=-1), x.norm(dim=-1))
+    close(rotated[..., 1, 0], x[..., 1, 0] * cos[1, 0] - x[..., 1, 4] * sin[1, 0])
+    raises(ValueError, lambda: apply_rope(x, cos, sin))
+
+
+def test_positions_of_a_model():
+    model = tiny("llama 3")
+    cos, sin = model.rope_cache()
+    assert cos.shape == sin.shape == (40, 8) and torch.equal(cos, model.cos) and torch.equal(sin, model.sin)
+    close(cos[9], torch.tensor([0.4548, 0.9991, 1.0, 1.0] * 2), 1e-4)
+    model.max_seq_length = 7
+    assert model.cos.shape == (7, 8) and model.rope_cache_length() == 8
 
 
 def test_copies():

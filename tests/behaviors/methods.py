@@ -557,6 +557,34 @@ def test_lora_linear():
     assert set(plain.state_dict()) == {"linear.weight", "linear.bias"} and plain(x).shape == (3, 5)
 
 
+def test_lora_qkv_linear():
+    layer = litgpt.lora.LoRAQKVLinear(
+        8, 16, head_size=2, n_head=4, n_query_groups=2, r=2, lora_alpha=4, enable_lora=(True, False, True), bias=False
+    )
+    assert isinstance(layer, litgpt.lora.LoRALinear) and isinstance(layer, litgpt.lora.LoRALayer)
+    assert layer.lora_A.shape == (4, 8) and layer.lora_B.shape == (12, 2)
+    x = torch.randn(3, 5, 8)
+    with torch.no_grad():
+        close(layer(x), layer.linear(x))
+        layer.lora_B.normal_()
+        q, v = ((x @ a.T @ b.T) * 2 for a, b in zip(layer.lora_A.split(2), layer.lora_B.split([8, 4])))
+        expected = layer.linear(x) + torch.cat([q, torch.zeros(3, 5, 4), v], dim=-1)
+        close(layer(x), expected)
+        layer.merge()
+        close(layer(x), expected)
+
+
+def test_classes_of_layers():
+    model = made("lora", LLAMA, **EVERYWHERE)
+    assert isinstance(model.transformer.h[0].attn.qkv, litgpt.lora.LoRAQKVLinear)
+    assert isinstance(model.lm_head, litgpt.lora.LoRALinear)
+    assert sum(isinstance(m, litgpt.lora.LoRALayer) for m in model.modules()) >= 3 * 4 + 1
+    assert isinstance(model.transformer.h[0], litgpt.lora.Block)
+    assert isinstance(made("adapter", LLAMA).transformer.h[0], litgpt.adapter.Block)
+    linear = made("adapter_v2", LLAMA).transformer.h[0].attn.proj
+    assert isinstance(linear, litgpt.adapter_v2.AdapterV2Linear)
+
+
 # adapters
 
 
