@@ -41,7 +41,7 @@ def test_report_and_json(tmp_path, capsys):
     words = ["pico", "--data", "JSON", "--data.json_path", file, "--show", 30]
     code, out, _ = check(capsys, *words)
     assert code == 0
-    line = next(line.split() for line in out.splitlines() if line.startswith(str(file)[:20]))
+    line = next(line.split() for line in out.splitlines() if line.startswith(file.name))
     assert "22" in line and line[-1] == "messages" and "line 3: " in out and "No problems found." in out
     shown = [answer for _, answer in sums()[:20] if f"[[{answer}<|end|>]]" in out]
     assert len(shown) > 15 and out.count("<|end|>]]") == out.count(": target tokens are")

@@ -1,6 +1,7 @@
 """`litgpt data check`"""
 
 import json as json_format
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -232,20 +233,23 @@ class Report:
 
     def print_files(self) -> None:
         """A line for each file, and their sum."""
+        paths = [str(source.path) for source, _ in self.loaded.all_sources]
+        if len({os.path.dirname(path) for path in paths}) == 1 and not paths[0].startswith("hf:"):
+            paths = [os.path.basename(path) for path in paths]
         table = Table(box=None, pad_edge=False)
-        table.add_column("file", overflow="fold")
+        table.add_column("file", overflow="fold", min_width=min(24, max(map(len, paths))))
         for name in ("rows", "used", "skipped", "truncated", "weight", "tokens"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("forms", overflow="fold")
         for title, sources in (("", self.loaded.sources), (" (validation)", self.loaded.val_sources or [])):
             lines = source_table(sources)
             for line in lines:
+                line["file"] = paths.pop(0)
                 table.add_row(*cells(line, title))
             if len(lines) > 1:
-                total = sum((counts for _, counts in sources), Counts())
                 numbers = ("rows", "used", "skipped", "truncated", "tokens")
                 sums = {name: sum(line[name] for line in lines) for name in numbers}
-                table.add_row(*cells({"file": "total", "weight": None, "forms": total.forms, **sums}, title))
+                table.add_row(*cells({"file": "total", "weight": None, "forms": {}, **sums}, title))
         self.console.print(table)
 
     def print_summary(self) -> None:
@@ -302,7 +306,8 @@ class Report:
         if groups:
             self.screen.say()
         for group in groups[:N_REASONS]:
-            self.screen.say(f"{len(group):,} bad: {group[0]}")
+            rows = "1 bad row" if len(group) == 1 else f"{len(group):,} bad rows like this"
+            self.screen.say(f"{rows}: {group[0]}")
         if len(groups) > N_REASONS:
             self.screen.say(f"and {len(groups) - N_REASONS:,} other reasons; --list bad prints all bad rows")
 

@@ -58,7 +58,7 @@ def check_compiler(device: torch.device) -> None:
     if device.type == "cuda" and not has_triton():
         raise UserError("--compile true needs the package triton on a GPU, which is missing or too old. Install it.")
     try:
-        if device.type == "cpu":
+        if device.type not in ("cuda", "mps"):
             get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError) as e:
         raise UserError(
