@@ -28,11 +28,12 @@ DIFFERENT = {  # what fails in LitGPT, and why it is done otherwise here
 
 @cache
 def behaviors(name: str) -> ModuleType:
-    os.environ.setdefault("BEHAVIOR_FOLDER", str(PICO))
     spec = importlib.util.spec_from_file_location(f"behaviors_{name}", FOLDER / f"{name}.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("BEHAVIOR_FOLDER", str(PICO))
+        spec.loader.exec_module(module)
     return module
 
 
