@@ -24,9 +24,9 @@ from litgpt.generate.sampling import Sampling
 from litgpt.generate.several_devices import spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
-from litgpt.model import GPT
 from litgpt.model.config import Config
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, pick_device
+from litgpt.model.gpt import GPT
 from litgpt.model.linear import prepack, undo_prepack
 from litgpt.storage.outputs import new_folder
 from litgpt.text.prompts import PromptStyle, load_style, save_style

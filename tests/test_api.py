@@ -12,14 +12,17 @@ import pytest
 import torch
 
 import litgpt
-from litgpt import GPT, LLM, Config, PromptStyle, Tokenizer
+from litgpt import LLM, PromptStyle
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.model import kernels_cpu
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.kernels_cpu import onednn
+from litgpt.text.tokenizer import Tokenizer
 
 ROOT = Path(__file__).parent.parent
 PAGE = ROOT / "tutorials" / "developer-docs" / "python-api.md"

@@ -37,9 +37,9 @@ from litgpt.generate.several_devices import check_divisible, keep_part, usable_d
 from litgpt.generate.speculative import Speculation, check_same_tokens
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import LoRAFolder
-from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler
 from litgpt.model.devices import peak_memory, pick_device
+from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import exclusive
 from litgpt.train.progress import gigabytes
 

@@ -15,9 +15,9 @@ from litgpt.generate.sampling import Sampling
 from litgpt.generate.several_devices import DeviceCount, spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
-from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler, compile_blocks
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device, share_threads
+from litgpt.model.gpt import GPT
 from litgpt.model.linear import prepack
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer

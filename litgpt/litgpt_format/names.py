@@ -8,10 +8,10 @@ from types import ModuleType
 from typing import Any, Optional
 
 MODULES = {
-    "litgpt.adapter": "litgpt.methods.adapter",
-    "litgpt.adapter_v2": "litgpt.methods.adapter",
+    "litgpt.adapter": "litgpt.compat.adapter",
+    "litgpt.adapter_v2": "litgpt.compat.adapter_v2",
     "litgpt.args": "litgpt.train.args",
-    "litgpt.config": "litgpt.model.config",
+    "litgpt.config": "litgpt.litgpt_format.config",
     **dict.fromkeys(
         (
             f"litgpt.data.{name}"
@@ -19,10 +19,10 @@ MODULES = {
         ),
         "litgpt.data.named",
     ),
-    "litgpt.lora": "litgpt.methods.lora",
+    "litgpt.lora": "litgpt.compat.lora",
     "litgpt.pretrain": "litgpt.finetune.pretrain",
     "litgpt.prompts": "litgpt.text.prompts",
-    "litgpt.tokenizer": "litgpt.text.tokenizer",
+    "litgpt.tokenizer": "litgpt.litgpt_format.tokenizer",
 }
 
 

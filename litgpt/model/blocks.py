@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
-from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention, ForwardContext
+from litgpt.model.gpt import GPT
 
 
 def recompute(model: GPT) -> None:
