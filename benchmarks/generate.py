@@ -24,7 +24,7 @@ from prepare import write_random_model
 
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.model.linear import linear
 
 

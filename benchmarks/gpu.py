@@ -37,10 +37,10 @@ from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import weight_map
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import quantize
-from litgpt.model import GPT
 from litgpt.model.blocks import recompute
 from litgpt.model.config import Config
 from litgpt.model.devices import DTYPES, peak_memory, pick_device
+from litgpt.model.gpt import GPT
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.devices.launch import make_fabric, seed_everything
 from litgpt.train.flops import FlopCounter

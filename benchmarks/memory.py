@@ -46,8 +46,8 @@ def micro_batch(folder: Path, precision: str, seqlens: list[int], times: int) ->
 
     from litgpt.data.batches import Batch
     from litgpt.methods.lora import LoRA
-    from litgpt.model import GPT
     from litgpt.model.devices import DTYPES
+    from litgpt.model.gpt import GPT
     from litgpt.train.base_model import BaseModel
     from litgpt.train.loss import LossModel
 

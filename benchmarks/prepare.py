@@ -14,7 +14,7 @@ from common import add_model_flags, choose_rows, write_json
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import write_model
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 
 N_VAL = 4  # LitGPT wants some

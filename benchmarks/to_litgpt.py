@@ -10,7 +10,7 @@ from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama
 from litgpt.utils import save_config
 from safetensors.torch import load_file
 
-from litgpt import Config
+from litgpt.model.config import Config
 
 
 def main(source: Path, out: Path) -> None:

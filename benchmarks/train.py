@@ -55,8 +55,8 @@ def over_f_linear(folder: Path, precision: str) -> float:
     import torch
 
     from litgpt.checkpoint.folder import Checkpoint
-    from litgpt.model import GPT
     from litgpt.model.devices import DTYPES, pick_device
+    from litgpt.model.gpt import GPT
     from litgpt.train.flops import gemm_throughput
 
     with torch.device("meta"):

@@ -17,19 +17,21 @@ for _name, _value in {
     os.environ.setdefault(_name, _value)
 
 _MODULES = {  # public names and their modules, imported on first use so that `litgpt -h` starts without torch
-    "Config": "litgpt.model.config",
-    "GPT": "litgpt.model",
+    "Config": "litgpt.litgpt_format.config",
+    "GPT": "litgpt.litgpt_format.model",
     "LLM": "litgpt.api",
     "PromptStyle": "litgpt.text.prompts",
-    "Tokenizer": "litgpt.text.tokenizer",
+    "Tokenizer": "litgpt.litgpt_format.tokenizer",
     "UserError": "litgpt.errors",
 }
 __all__ = [*_MODULES, "__version__"]
 
-importlib.import_module("litgpt.litgpt_format.names")  # makes LitGPT's module names importable
+_OTHER_NAMES = importlib.import_module("litgpt.litgpt_format.names").MODULES  # makes LitGPT's module names importable
 
 
 def __getattr__(name: str) -> Any:
+    if f"litgpt.{name}" in _OTHER_NAMES or name in ("api", "data", "model"):  # LitGPT imports these with `litgpt`
+        return importlib.import_module(f"litgpt.{name}")
     if name not in _MODULES:
         raise AttributeError(f"module 'litgpt' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)

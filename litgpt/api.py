@@ -28,9 +28,9 @@ from litgpt.generate.several_devices import spread, usable_devices
 from litgpt.litgpt_format.state import from_lit_state, to_lit_state
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
-from litgpt.model import GPT
 from litgpt.model.config import Config, known_models, known_repositories
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, pick_device
+from litgpt.model.gpt import GPT
 from litgpt.model.linear import prepack, undo_prepack
 from litgpt.storage.outputs import new_folder
 from litgpt.text.model_styles import style_named

@@ -12,13 +12,15 @@ import pytest
 import torch
 
 import litgpt
-from litgpt import GPT, LLM, Config, PromptStyle, Tokenizer
+from litgpt import LLM, PromptStyle
 from litgpt.api import benchmark_dict_to_markdown_table
 from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.model import kernels_cpu
+from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.kernels_cpu import onednn
 
 ROOT = Path(__file__).parent.parent
@@ -226,10 +228,10 @@ def test_benchmark(llm):
 def test_random_weights_are_trained_and_saved(tmp_path):
     torch.manual_seed(0)
     llm = LLM.load("pico", init="random", accelerator="cpu")
-    assert isinstance(llm.model, GPT) and isinstance(llm.config, Config) and isinstance(llm.tokenizer, Tokenizer)
+    assert isinstance(llm.model, GPT) and isinstance(llm.config, Config) and isinstance(llm.tokenizer, litgpt.Tokenizer)
     llm.trainer_setup()
     ids = llm.tokenizer.encode("Hello there, who are you?")
-    batch = torch.tensor([ids, ids])
+    batch = torch.stack([ids, ids]).long()
     optimizer = torch.optim.AdamW(llm.parameters(), lr=3e-3)
     losses = []
     for _ in range(12):
@@ -262,7 +264,7 @@ def test_random_weights_are_trained_and_saved(tmp_path):
 
 
 def test_ignored_targets(llm):
-    ids = torch.tensor([llm.tokenizer.encode("Hello there, who are you?")])
+    ids = llm.tokenizer.encode("Hello there, who are you?")[None].long()
     targets = ids.clone()
     targets[:, :3] = -100
     logits, loss = llm(ids, targets)
@@ -286,7 +288,7 @@ def test_adapter(whole, base, tmp_path):
 @pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
 def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
     monkeypatch.setattr(kernels_cpu, "PREPACKED_SIZE", {torch.float32: 0})
-    ids = torch.tensor([llm.tokenizer.encode("Hello there, who are you?")])
+    ids = llm.tokenizer.encode("Hello there, who are you?")[None].long()
     before = {name: t.clone() for name, t in llm.state_dict().items()}
     with torch.no_grad():
         logits = llm(ids)
@@ -325,7 +327,7 @@ def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
 @pytest.mark.skipif(not onednn(), reason="for processors with AVX-512")
 def test_an_optimizer_holds_what_is_trained(monkeypatch, llm):
     monkeypatch.setattr(kernels_cpu, "PREPACKED_SIZE", {torch.float32: 0})
-    ids = torch.tensor([llm.tokenizer.encode("Hello there, who are you?")])
+    ids = llm.tokenizer.encode("Hello there, who are you?")[None].long()
     llm.generate("Hello", top_k=1)
     outer = torch.nn.ModuleList([llm]).requires_grad_(True)
     held = list(outer.parameters())

@@ -7,7 +7,7 @@ from torch.nn import functional as F
 import litgpt.model.attention as attention
 import litgpt.model.chunked_attention as chunked
 from litgpt.families import read_config
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.varlen import varlen_attn
 
 

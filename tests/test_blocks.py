@@ -8,7 +8,8 @@ from litgpt.data.batches import Batch
 from litgpt.families import read_config
 from litgpt.generate.engine import generate
 from litgpt.methods.lora import LoRA
-from litgpt.model import GPT, blocks
+from litgpt.model import blocks
+from litgpt.model.gpt import GPT
 from litgpt.train.loss import LossModel
 from tests.test_training import files, finetune, losses  # noqa: F401
 

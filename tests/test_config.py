@@ -11,8 +11,8 @@ import yaml
 
 from litgpt.errors import UserError
 from litgpt.families import weight_map
-from litgpt.model import GPT
 from litgpt.model.config import Config, known_models
+from litgpt.model.gpt import GPT
 
 PUBLISHED = {  # parameters, where the head has a weight of its own
     "Llama-2-7b-hf": 6_738_415_616,

@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 import torch
 
-from litgpt import Tokenizer
 from litgpt.checkpoint.hub import PICO
 from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
@@ -21,6 +20,7 @@ from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
 from litgpt.data.row_files import read_rows
 from litgpt.data.tokens import ANSWER, IN_LOSS, Counts, TokenChunk, TokenizedRows, TokenWriter, read_tokens
 from litgpt.errors import UserError
+from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import make_rows
 
 EMOJI_ROWS = [

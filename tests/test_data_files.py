@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from rich.console import Console
 
 from litgpt.__main__ import main
 from litgpt.data import JSON, cache, token_maker, workers
@@ -20,6 +21,7 @@ from litgpt.data.forms import FORMS, to_row
 from litgpt.data.json_file import from_entries, is_data
 from litgpt.data.tokens import IN_LOSS
 from litgpt.errors import UserError
+from litgpt.generate.prompt_file import Prompts, prompt_columns
 from litgpt.text.prompts import load_style
 from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import make_rows
@@ -80,6 +82,30 @@ def test_a_guess_is_printed_as_the_flag_that_sets_it(name):
     assert flag == "--data.columns" and yaml.safe_load(value) == {"question": name, "answer": "Answer"}
 
 
+def test_guesses_of_several_files_are_printed_as_options_of_each(llama, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    Path("a.csv").write_text("Question,Answer\nWhy?,So.\nHow?,So.\n")
+    Path("b b.csv").write_text("Query,Reply\nWhy not?,So.\nHow not?,So.\n")
+    _, out, _ = check(capsys, llama, "--data", "a.csv", "b b.csv")
+    options = [line.partition("pass ")[2] for line in out.splitlines() if "similar names" in line]
+    code, again, _ = check(capsys, llama, *shlex.split(" ".join(options)))
+    assert code == 0 and "similar names" not in again and "b b.csv" in again
+    _, out, _ = check(
+        capsys, llama, "--data", "a.csv", "b b.csv", "--data.columns", "{instruction: Query, output: Reply}"
+    )
+    options = [line.partition("pass ")[2] for line in out.splitlines() if "similar names" in line]
+    assert options == ["--data '{path: a.csv, columns: {question: Question, answer: Answer}}'"]
+    main(["generate", str(llama), "--prompts", "a.csv", "b b.csv", "--max_new_tokens", "1"])
+    out, err = capsys.readouterr()
+    assert len(out.splitlines()) == 4
+    options = [line.partition("pass ")[2] for line in err.splitlines() if "similar names" in line]
+    assert prompt_columns({"dialogue": [{"from": "human", "value": "q"}]}) == {"messages": "dialogue"}
+    assert prompt_columns({"content": "A text."}) == {}
+    main(["generate", str(llama), *shlex.split(" ".join(options)), "--max_new_tokens", "1"])
+    again, err = capsys.readouterr()
+    assert len(options) == 2 and again == out and "similar names" not in err
+
+
 def test_a_csv_file_with_other_headers_trains(llama, tmp_path, capsys):
     file = tmp_path / "support.csv"
     file.write_text("Question,Answer,Ticket ID\n" + "".join(f"Why {i}?,Because {i}.,{i}\n" for i in range(12)))
@@ -121,6 +147,9 @@ def files(tmp_path: Path) -> Path:
         (["--data", "*.jsonl"], 16),
         (["--data", "[a.jsonl, {path: b.jsonl, rows: 2}]"], 12),
         (["--data", "{path: b.jsonl, rows: 0.5}"], 3),
+        (["--data", "a.jsonl", "{path: b.jsonl, rows: 2}", "[c.csv]"], 16),
+        (["--data", "{path: b.jsonl, rows: 2}", "a.jsonl"], 12),
+        (["{path: b.jsonl, rows: 2}", "a.jsonl"], 12),
         (["--data", "JSON", "--data.json_path", "a.jsonl"], 10),
         (["--data", "a.jsonl", "--data.on_bad_row", "skip"], 10),
     ],
@@ -172,8 +201,20 @@ def test_words_that_name_data(llama, files, monkeypatch):
     monkeypatch.chdir(files)
     for word in ("a.jsonl", "missing.csv", "hf:ORG/NAME", "x.json.gz", ".", "*.parquet"):
         assert is_data(word), word
-    for word in ("pico", "Alpaca", "ORG/NAME", str(llama), "my.module.Class", "lora"):
+    for word in ("fold*", "data/part-?"):
+        assert is_data(word), word
+    (files / "run").mkdir()
+    (files / "run" / "hyperparameters.yaml").touch()
+    (files / "run" / "metrics.csv").touch()
+    for word in ("pico", "Alpaca", "ORG/NAME", str(llama), "my.module.Class", "lora", "", "run"):
         assert not is_data(word), word
+
+
+@pytest.mark.parametrize("name", ["JSON", "litgpt.data.JSON"])
+def test_a_data_set_by_its_class(llama, files, monkeypatch, capsys, name):
+    monkeypatch.chdir(files)
+    code, out, err = check(capsys, llama, "--data", name, "--data.json_path", "a.jsonl", "--json")
+    assert code == 0 and json.loads(out)["counts"]["kept"] == 10, err
 
 
 @pytest.mark.parametrize(
@@ -182,6 +223,23 @@ def test_words_that_name_data(llama, files, monkeypatch):
         (["a.jsnl"], "Expected one model, got 2"),
         (["aa.jsonl"], "Did you mean 'a.jsonl'?"),
         (["--data", "*.parquet"], "No file matches"),
+        (["--data", "nothing*"], "No file matches"),
+        (["--data", "ORG/NAME"], "hf:ORG/NAME"),
+        (["--data", "nothing/"], "no such file or folder"),
+        (["--data", "empty"], "no file of rows"),
+        (["--data", "[]"], "data is empty"),
+        (["--data", "{path: ''}"], "expected one path"),
+        (["--data", "{path: [a.jsonl, b.jsonl]}"], "expected one path"),
+        (["--data", "{path: a.jsonl, columns: {instruction: 3}}"], "columns {'instruction': 3}"),
+        (["--data", "a.jsonl", "--data.format", "alpca"], "Did you mean 'alpaca'?"),
+        (["--data", "a.jsonl", "--data", "Dolly"], "--data Dolly"),
+        (["--data", "[a.jsonl, {path: c.csv, weight: 2}]", "--data.weights", "[1, 1]"], "c.csv has a weight"),
+        (["a.jsonl", "--data.val_path", "b.jsonl", "--data.val_split_fraction", "0.1"], "pass null"),
+        (["--data", "--show", "0"], "--data needs a value"),
+        (["--data", "semicolons.csv"], "one cell with ';'"),
+        (["--data", "broken.jsonl"], "No file 'broken.jsonl' (--data.json_path)."),
+        (["a.jsonl", "--list", "bad"], "--list"),
+        (["a.jsonl", "--show", "-1"], "--show -1"),
         (["--data", "{path: a.jsonl, row: 3}"], "'row'. Did you mean 'rows'?"),
         (["--data", "{path: a.jsonl, rows: 0}"], "rows 0"),
         (["--data", "{path: a.jsonl, weight: -1}"], "weight -1"),
@@ -189,13 +247,17 @@ def test_words_that_name_data(llama, files, monkeypatch):
         (["--data", "{path: a.jsonl, columns: x}"], "columns x"),
         (["--data", "{path: a.jsonl, split: test}"], "split test"),
         (["--data", "{path: a.jsonl, split: val}"], "training rows"),
-        (["--data", "a.jsonl", "--data.columns", "{context: nothing}"], "missing nothing"),
+        (["--data", "a.jsonl", "--data.columns", "{context: nothing}"], "no row has nothing"),
     ],
 )
 def test_what_cannot_be_read_is_named(llama, files, monkeypatch, capsys, words, named):
     monkeypatch.chdir(files)
+    (files / "empty").mkdir()
+    (files / "semicolons.csv").write_text("question;answer\nWhy?;So.\n")
+    (files / "broken.jsonl").symlink_to("nothing.jsonl")
     code, out, err = check(capsys, llama, *words, "--json")
     assert code in (1, 2) and named in out + err, out + err
+    assert "mean 'broken.jsonl'" not in err
 
 
 @pytest.mark.parametrize(
@@ -207,6 +269,7 @@ def test_what_cannot_be_read_is_named(llama, files, monkeypatch, capsys, words, 
         (["train/a.jsonl", "validation/a.jsonl", "test/a.jsonl"], ["train/a.jsonl"], ["validation/a.jsonl"]),
         (["one.jsonl", "two.csv", ".hidden.jsonl"], ["one.jsonl", "two.csv"], []),
         (["a.jsonl", "dev.jsonl"], ["a.jsonl"], ["dev.jsonl"]),
+        (["a.jsonl", "notes.txt"], ["a.jsonl"], []),
     ],
 )  # fmt: skip
 def test_a_folder(tmp_path, capsys, names, train, val):
@@ -218,6 +281,32 @@ def test_a_folder(tmp_path, capsys, names, train, val):
     assert all(str(s.path).endswith(name) for s, name in zip(found_val or [], val, strict=True))
     unused = len(names) - len(train) - len(val) - any(name.startswith(".") for name in names)
     assert ("not used" in capsys.readouterr().err) == bool(unused)
+
+
+def test_a_folder_with_links_and_the_result_of_a_run(llama, tmp_path, capsys):
+    """A linked folder counts once, and the files of a run are not rows."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "more").mkdir()
+    write(tmp_path / "data" / "a.jsonl", pairs(6))
+    write(tmp_path / "more" / "b.jsonl", pairs(6, word="m"))
+    (tmp_path / "data" / "link").symlink_to(tmp_path / "more")
+    (tmp_path / "more" / "back").symlink_to(tmp_path / "data")
+    words = ["finetune", "lora", str(llama), str(tmp_path / "data"), "--out_dir", str(tmp_path / "data" / "out")]
+    for _ in range(2):
+        main([*words, "--train.max_steps", "1", "--overwrite"])
+        out, err = capsys.readouterr()
+        assert "12 read" in out and "not used" not in err
+
+
+def test_a_folder_of_validation_files(llama, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    (files / "held").mkdir()
+    write(files / "held" / "test.jsonl", pairs(3, word="held"))
+    code, out, err = check(capsys, llama, "a.jsonl", "--data.val_path", "held", "--json")
+    assert code == 0 and json.loads(out)["val_counts"]["kept"] == 3, err
+    code, _, err = check(capsys, llama, "held")
+    assert code == 2 and "training rows" in err
+    assert len(list(Prompts("held").rows())) == 3
 
 
 def test_a_folder_with_one_set_in_two_formats(tmp_path):
@@ -297,6 +386,16 @@ def test_what_a_check_leaves_in_the_cache_does_not_hide_bad_rows(llama, tmp_path
         assert code == 1 and "line 2, is" in out
 
 
+@pytest.mark.parametrize("flags", [[], ["--data.on_bad_row", "skip"]])
+@pytest.mark.parametrize("n", [0, 20])
+def test_a_check_reads_on_behind_a_bad_first_row(llama, tmp_path, capsys, n, flags):
+    (tmp_path / "a.jsonl").write_text("\n".join(["{broken", '{"x": 1}', "[1]", *map(json.dumps, pairs(n))]))
+    code, out, _ = check(capsys, llama, tmp_path / "a.jsonl", "--list", "bad", *flags)
+    assert code == 1 and [json.loads(line)["row"] for line in out.splitlines()] == [1, 2, 3]
+    code, out, _ = check(capsys, llama, tmp_path / "a.jsonl", "--json", *flags)
+    assert code == 1 and json.loads(out)["counts"]["kept"] == n
+
+
 def test_more_than_a_tenth_bad_is_an_error_of_the_check(llama, tmp_path, capsys):
     for n_bad, expected in ((1, 0), (3, 1)):
         file = write(tmp_path / f"{n_bad}.jsonl", [*pairs(20), *({"x": 1} for _ in range(n_bad))])
@@ -320,6 +419,12 @@ def test_duplicates(llama, tmp_path, capsys):
     listed = [json.loads(line) for line in out.splitlines()]
     assert [(Path(r["file"]).name, r["row"]) for r in listed] == [("a.jsonl", 6), ("b.jsonl", 1)]
     assert f"{a}, line 3" in listed[0]["reason"] and f"{a}, line 1" in listed[1]["reason"]
+
+
+def test_a_small_weight_takes_a_row(llama, tmp_path, capsys):
+    a, b = write(tmp_path / "a.jsonl", pairs(5)), write(tmp_path / "b.jsonl", pairs(3, word="z"))
+    words = [llama, "--data", f"{{path: {a}, weight: 0.01}}", b, "--data.val_split_fraction", 0]
+    assert json.loads(check(capsys, *words, "--json")[1])["train"]["rows"] == 4
 
 
 def test_rows_by_their_number(llama, tmp_path, capsys):
@@ -433,6 +538,26 @@ def test_what_a_template_refuses_becomes_text(llama, tmp_path, capsys, name):
     words = [llama, file, "--data.prompt_style", template, "--data.val_split_fraction", 0]
     code, out, _ = check(capsys, *words, "--data.on_lost", "as_text")
     assert code == 0 and LOST[name][3] in out, out
+    if name != "tools":  # which it does not show, but does not refuse either
+        code, out, _ = check(capsys, *words)
+        assert code == 1 and "--data.on_lost as_text" in out
+    write(file, [with_part("messages", name), *pairs(2)])
+    code, out, _ = check(capsys, *words, "--data.on_lost", "drop_row", "--json")
+    counts = json.loads(out)["counts"]
+    assert code == 0 and (counts["kept"], counts["dropped_lost"], counts["bad"]) == (2, 1, 0)
+    write(file, [{"messages": [{"role": "user", "content": "Hi"}] * 2 + [{"role": "assistant", "content": "Ho"}]}])
+    template.write_text("{{ raise_exception('never') }}")
+    code, out, _ = check(capsys, *words)
+    assert code == 1 and "on_lost" not in out and "Fix the row" in out
+
+
+def test_the_advice_is_another_style(llama, tmp_path, capsys):
+    template = tmp_path / "t.jinja"
+    template.write_text(PLAIN)
+    for name, style, advised in (("reasoning", template, True), ("field", template, False), ("field", "chatml", False)):
+        file = write(tmp_path / "a.jsonl", [with_part("messages", name)] * 2)
+        _, out, _ = check(capsys, llama, file, "--data.prompt_style", style)
+        assert ("such as chatml" in out) == advised and "on_lost" in out
 
 
 def test_text_of_calls_is_trained_and_results_are_not(llama, tmp_path):
@@ -456,6 +581,47 @@ def test_text_of_calls_is_trained_and_results_are_not(llama, tmp_path):
     assert "<tool_response>\nrain\n</tool_response>\n<tool_response>\nsun" in text and '"name": "weather"' in text
     assert trained.count("<tool_call>") == 2 and "Perhaps." in trained
     assert "tool_response" not in trained and "<tools>" not in trained and "rain?" not in trained
+
+
+def test_a_mapped_optional_column_may_be_missing_in_some_rows(llama, tmp_path, capsys):
+    rows = [{**row, **({"Input": f"more {i}"} if i % 3 == 2 else {})} for i, row in enumerate(pairs(9))]
+    file = write(tmp_path / "a.jsonl", rows)
+    words = [llama, file, "--data.val_split_fraction", 0, "--json"]
+    guessed = json.loads(check(capsys, *words)[1])
+    code, out, _ = check(capsys, *words, "--data.columns", "{input: Input}")
+    report = json.loads(out)
+    assert code == 0 and report["counts"]["tokens"] == guessed["counts"]["tokens"]
+    assert report["counts"]["mapped"] == {"Input": 3}
+    code, out, err = check(capsys, *words[:1], write(tmp_path / "b.jsonl", pairs(3, word="b")), *words[1:],
+                           "--data.columns", "{input: Input}")  # fmt: skip
+    assert code == 0 and json.loads(out)["counts"]["kept"] == 12, err
+    prompts = Prompts({"path": str(file), "columns": {"input": "Input"}})
+    with pytest.raises(UserError, match="missing Input"):
+        prompts.messages(rows[0], f"{file}, line 1", None)
+
+
+def test_messages_after_the_last_answer_are_counted(llama, tmp_path, capsys):
+    chat = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Ho"}]
+    rows = [{"messages": chat}, {"messages": [*chat, {"role": "user", "content": "And now?"}]}]
+    code, out, _ = check(capsys, llama, write(tmp_path / "a.jsonl", rows))
+    assert code == 0 and "messages after the last answer (1 rows)" in out
+
+
+def test_a_column_without_a_name_is_named(llama, tmp_path, capsys):
+    (tmp_path / "a.csv").write_text(",question,answer\n0,Why?,So.\n1,How?,So.\n")
+    code, out, _ = check(capsys, llama, tmp_path / "a.csv")
+    assert code == 0 and "'' (2 rows)" in out
+    (tmp_path / "a.csv").write_text('"a, b"\nWhy?\nHow?\n')
+    code, out, err = check(capsys, llama, tmp_path / "a.csv", "--data.columns", "{text: 'a, b'}")
+    assert code == 0, err
+
+
+def test_the_table_of_files_stays_readable_on_a_narrow_terminal(llama, files, monkeypatch, capsys):
+    monkeypatch.chdir(files)
+    monkeypatch.setattr(Console, "is_terminal", True)
+    monkeypatch.setenv("COLUMNS", "40")
+    code, out, _ = check(capsys, llama, "--data", "a.jsonl", "b.jsonl", "--show", 0)
+    assert code == 0 and "a.jsonl" in out and "b.jsonl" in out and "truncated" in out
 
 
 def test_columns_that_are_not_used_are_counted(llama, tmp_path, capsys):
@@ -489,8 +655,14 @@ def test_rows_pass_variables_to_the_template(llama, tmp_path):
         assert [text.startswith(start) for text, start in zip(texts, expected)] == [True] * 3, texts
     with pytest.raises(UserError, match="messages"):
         JSON(str(file), prompt_style=str(template), template_kwargs={"messages": []}).load(tokenizer, llama, 200)
+    write(file, [{**pairs(1)[0], "chat_template_kwargs": {"messages": []}}])
+    with pytest.raises(UserError, match=r"a\.jsonl, line 1: "):
+        JSON(str(file), prompt_style=str(template)).load(tokenizer, llama, 200)
     with pytest.raises(UserError, match="alpaca"):
         JSON(str(file), prompt_style="alpaca", template_kwargs={"style": 1}).load(tokenizer, llama, 200)
+    for wrong in ({"stile": "x"}, {"style": float("inf")}):
+        with pytest.raises(UserError, match=r"'sti|'style' cannot be inf"):
+            JSON(str(file), prompt_style=str(template), template_kwargs=wrong).load(tokenizer, llama, 200)
 
 
 def test_variables_of_a_run_are_saved_with_the_result(llama, tmp_path):

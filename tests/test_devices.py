@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from litgpt.checkpoint.folder import write_file
 from litgpt.errors import UserError, remark
 from litgpt.families.weights import Outline
-from litgpt.model import GPT, devices
+from litgpt.model import devices
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.sharded import full_tensor, local_shard, my_rows, put, total_norm
 from litgpt.train import run
 from litgpt.train.devices import launch

@@ -13,7 +13,7 @@ from litgpt.generate.answers import TextStream
 from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 
 SAMPLED = Sampling(1.0, top_k=20, top_p=0.95)
 

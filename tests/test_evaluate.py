@@ -18,7 +18,7 @@ from litgpt.evaluation.scoring import score
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizedLinear
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.conftest import save_llama
 from tests.eval_tasks import KINDS, made_rows, write_tasks
 

@@ -15,8 +15,9 @@ from litgpt.checkpoint.folder import Checkpoint, load_weights, write_model
 from litgpt.errors import UserError
 from litgpt.families import aliases, read_config, weight_map
 from litgpt.generate.engine import Engine, Request, generate
-from litgpt.model import GPT, KVCache
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
+from litgpt.model.kv_cache import KVCache
 from tests.families import ALL, FAMILIES, QUICK, save_random, warnings_of_transformers
 
 CPU = torch.device("cpu")

@@ -13,7 +13,7 @@ from litgpt.checkpoint.folder import Checkpoint, load_weights, write_model
 from litgpt.errors import UserError
 from litgpt.families import read_config, weight_map
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.families import FAMILIES, SIZES, YARN, save_random
 from tests.test_families import CPU, assert_close, ids, ours, tensors
 

@@ -11,7 +11,7 @@ from safetensors.torch import save_file
 
 from litgpt.checkpoint.folder import INDEX, hf_weights
 from litgpt.families import read_config
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 
 FIELDS = {
     "model_type": "llama",

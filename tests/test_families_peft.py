@@ -23,8 +23,8 @@ from litgpt.methods.lora import TARGETS, LoRA, lora_layers
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from tests.families import ALL, FAMILIES, SIZES, save_random
 from tests.test_families import CPU, assert_close, ids
 from tests.test_lora import flags, with_lora

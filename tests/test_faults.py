@@ -81,7 +81,7 @@ def overflow(base: Path, folder: Path, token: int) -> Path:
 @pytest.mark.parametrize("packs", [False, True], ids=["rows", "packs"])
 def test_a_row_whose_loss_is_infinite(packs, base, whole, rows_file, tmp_path, capsys):
     """One row of 36 has the token that overflows. The run ends before its step; the checkpoint before it is good."""
-    from litgpt import Tokenizer
+    from litgpt.text.tokenizer import Tokenizer
 
     token = Tokenizer(base).encode("~")[-1]
     broken = overflow(base, tmp_path / "base", token)

@@ -1,6 +1,7 @@
 """The rooms of the package: what may import what."""
 
 import ast
+import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -24,7 +25,7 @@ FLOORS = (  # a module imports from its own floor or from below
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_TORCH = ("errors", "text", "cli/legacy", "storage/files", "storage/fields", "storage/outputs", "storage/http")
-PUBLIC = {"litgpt.model.GPT": "litgpt.model.gpt", "litgpt.model.KVCache": "litgpt.model.kv_cache"}
+PUBLIC = {"litgpt.model.GPT": "litgpt.litgpt_format.model"}  # what users import from `litgpt.model`
 LATE = {  # modules that are imported within functions, and why
     "litgpt.cli.parser": "`litgpt -h` starts without the libraries that it needs",
     "litgpt.checkpoint.download": "a model that is here does not need the hub's library",
@@ -142,3 +143,36 @@ def test_a_circle_is_found():
     assert any({"model", "checkpoint"} <= set(circle) for circle in circles(rooms))
     one = {**SOURCES, "litgpt.text.chat_template": "def f():\n    from litgpt.text import styles"}
     assert ["litgpt.text.chat_template", "litgpt.text.styles", "litgpt.text.chat_template"] in circles(graphs(one)[0])
+
+
+def test_code_for_a_cpu_alone_is_behind_its_door():
+    """`model/kernels_cpu.py`, which a switch turns off."""
+    places = [
+        *(ROOT / "model").rglob("*.py"),
+        *(ROOT / "methods").rglob("*.py"),
+        ROOT / "api.py",
+        ROOT / "train/loss.py",
+    ]
+    found = [p.name for p in places if re.search(r"is_cpu|device\.type == .cpu.", p.read_text(encoding="utf-8"))]
+    assert set(found) <= {"kernels_cpu.py"}
+
+
+LONG, MANY = 80, 8  # lines of a function without its docstring, and its parameters
+EXEMPT = (
+    *("litgpt.commands.", "litgpt.finetune.", "litgpt.api", "litgpt.train.optimizers", "litgpt.data."),  # options
+    "litgpt.compat.",  # LitGPT's signatures
+)
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_functions_are_short(module):
+    tree = ast.parse(MODULES[module].read_text(encoding="utf-8"))
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)):
+            has_docstring = ast.get_docstring(node) is not None
+            docstring = node.body[0].end_lineno - node.body[0].lineno + 1 if has_docstring else 0
+            n_lines = node.end_lineno - node.lineno + 1 - docstring
+            assert n_lines <= LONG, f"{node.name} has {n_lines} lines"
+            arguments = [a.arg for a in (*node.args.posonlyargs, *node.args.args, *node.args.kwonlyargs)]
+            n = len([a for a in arguments if a not in ("self", "cls")])
+            assert n <= MANY or module.startswith(EXEMPT), f"{node.name} has {n} parameters"

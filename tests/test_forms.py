@@ -283,7 +283,7 @@ def test_which_messages_are_trained():
 
 def test_what_follows_the_last_answer_is_cut_off():
     assert messages(Q, A, Q, {"role": "tool", "content": "3"}) == [Q, A]
-    assert convert({"prompt": "q", "chosen": [A, Q], "rejected": "b"})[1] == Row([Q, A])
+    assert convert({"prompt": "q", "chosen": [A, Q], "rejected": "b"})[1] == Row([Q, A], goes_on=True)
 
 
 @pytest.mark.parametrize(

@@ -16,7 +16,7 @@ from transformers import AutoConfig
 
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.families import FAMILIES
 from tests.mutations import Scene, damaged, put, run, structural
 

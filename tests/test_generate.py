@@ -11,13 +11,13 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from litgpt import Tokenizer
 from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
 from litgpt.methods.model_source import ModelSource
 from litgpt.text.prompts import STYLES
+from litgpt.text.tokenizer import Tokenizer
 from tests.nasty import pieces
 
 CPU = torch.device("cpu")

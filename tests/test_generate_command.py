@@ -417,7 +417,7 @@ def test_prompts_of_several_files(ran, tmp_path, monkeypatch):
     assert [{k: v for k, v in row.items() if k not in ("answer", "finish_reason")} for row in found] == [
         {"Question": "What is ten plus one?", "ID": "1"}, {"Frage": "Hello", "system": "Be short."}, {"Frage": "Hi"}
     ]  # fmt: skip
-    assert 'a.csv: columns recognized by similar names: {"question": "Question"}' in ran.err
+    assert "--prompts '{path: a.csv, columns: {question: Question}}'" in ran.err
     same = {"prompt": "What is ten plus one?"}
     Path("c.jsonl").write_text(json.dumps(same))
     (line,) = ran("generate", "pico", "--prompts", "c.jsonl", "--max_new_tokens", 4, *GREEDY).splitlines()

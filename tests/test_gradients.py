@@ -12,8 +12,8 @@ from litgpt.finetune.full import train_everything
 from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import quantize
-from litgpt.model import GPT
 from litgpt.model.blocks import recompute
+from litgpt.model.gpt import GPT
 from litgpt.train.loss import LossModel
 from tests.families import FAMILIES, save_random
 

@@ -12,8 +12,8 @@ import litgpt.model.kernels_cpu as module
 from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.families import read_config
 from litgpt.methods.quantize import QuantizedLinear, bitsandbytes, in_tiles
-from litgpt.model import GPT
 from litgpt.model.chunked_attention import ROUND, rounded
+from litgpt.model.gpt import GPT
 from litgpt.model.kernels_cpu import LARGE, onednn
 from litgpt.model.linear import Linear, linear, prepack, undo_prepack
 from litgpt.train.loss import LossModel
@@ -139,7 +139,7 @@ def test_round_numbers_are_few_and_near():
 def test_a_model_without_weights_needs_no_compiler():
     """torch draws values on the meta device through its compiler, whose import takes a second."""
     code = (
-        "import sys, torch; from litgpt.families import read_config; from litgpt.model import GPT\n"
+        "import sys, torch; from litgpt.families import read_config; from litgpt.model.gpt import GPT\n"
         f"with torch.device('meta'): GPT(read_config({FIELDS!r}, name='tiny'))\n"
         "assert 'torch._dynamo' not in sys.modules"
     )

@@ -14,7 +14,7 @@ from litgpt.litgpt_format.folder import LitCheckpoint
 from litgpt.methods.adapter import LLaMAAdapter, Prefix
 from litgpt.methods.adapter_folder import LitPrefixFolder, write_adapter
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.conftest import save_llama
 from tests.families import save_random
 from tests.lit import MODELS, by_group, config_fields, lit_weights, save_lit

@@ -15,7 +15,7 @@ from litgpt.methods.adapter_folder import open_adapter
 from litgpt.methods.lora import TARGETS, Dropout, LoRA, lora_layers
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.conftest import save_llama
 
 CPU = torch.device("cpu")

@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.methods.adapter_folder import open_adapter
 from litgpt.methods.lora import TARGETS, LoRA, lora_layers
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.test_lora import CPU, IDS, base, flags, save, theirs, with_lora  # noqa: F401 (a fixture)
 
 EVERYTHING = flags(set(TARGETS))

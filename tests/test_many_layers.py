@@ -18,7 +18,7 @@ from litgpt.methods.adapter_folder import open_adapter
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.devices.fsdp import added_parameters
 from tests.test_lora import CPU, with_lora
 

@@ -12,8 +12,8 @@ from litgpt.errors import UserError
 from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.train.loop import Trainer
 from tests.conftest import save_llama
 

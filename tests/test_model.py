@@ -10,8 +10,9 @@ from transformers import AutoModelForCausalLM
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.generate.engine import generate
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT, KVCache
+from litgpt.model.gpt import GPT
 from litgpt.model.kernels_cpu import NORM_SIZE
+from litgpt.model.kv_cache import KVCache
 from litgpt.model.norm import RMSNorm, UnitOffsetRMSNorm
 from tests.conftest import save_llama
 

@@ -13,7 +13,7 @@ from litgpt.generate.adapters import AdaptedLinear, Adapters
 from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2, Prefix
 from litgpt.methods.lora import LoRA, LoRALinear
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.families import FAMILIES, save_random
 
 CPU = torch.device("cpu")

@@ -425,9 +425,12 @@ def test_commands_of_guides_are_understood(command, settings):
 def test_a_recipe_on_several_devices(base, tmp_path):
     (tmp_path / "alpaca2k.json").write_text(json.dumps(make_rows(60)))
     command = f"finetune lora {base} --config config_hub/finetune/phi-2/lora.yaml --devices 4 --accelerator cpu"
-    short = f"--data.download_dir {tmp_path} --out_dir {tmp_path / 'out'} --train.max_steps 2 --eval.max_new_tokens 2"
+    short = (
+        f"--data.download_dir {tmp_path} --out_dir {tmp_path / 'out'} --train.max_steps 2 --eval.max_new_tokens 2 "
+        "--train.max_seq_length 256"
+    )
     text = ended(start(tmp_path, f"{command} {short}".split()))
-    assert "4 x cpu (ddp), bf16-true" in text and "--train.micro_batch_size 4 is 2 here" in text
+    assert "4 x cpu (ddp), bf16-true" in text and "--train.micro_batch_size 2 instead of 4" in text
     alike(tmp_path, 4)
     assert (tmp_path / "out" / "final" / "adapter_model.safetensors").is_file()
 

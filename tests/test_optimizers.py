@@ -15,7 +15,7 @@ from litgpt.__main__ import main
 from litgpt.cli.schema import load_class
 from litgpt.families import read_config
 from litgpt.methods.lora import LoRA, lora_layers
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.optimizers import (
     SHORT_NAMES,
     AdamW,

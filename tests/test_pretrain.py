@@ -164,7 +164,7 @@ def test_tokenizer_train(text, tmp_path, capsys):
     main(["tokenizer", "train", str(text), "--vocab_size", "290", "--out_dir", str(out)])
     assert "tokens from 3 files" in capsys.readouterr().out
     theirs = AutoTokenizer.from_pretrained(out)
-    from litgpt import Tokenizer
+    from litgpt.text.tokenizer import Tokenizer
 
     ours = Tokenizer(out)
     for sample in ("the quick brown fox", "Ünïcödé 東京 😀", "", " two  blanks\n"):

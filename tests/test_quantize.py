@@ -17,7 +17,7 @@ from litgpt.generate.adapters import AdaptedLinear, Adapters
 from litgpt.methods.adapter import AdapterV2Linear, LLaMAAdapter, LLaMAAdapterV2, Prefix
 from litgpt.methods.lora import LoRA, LoRALinear
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.loss import LossModel
 from tests.families import FAMILIES, save_random
 from tests.test_training import files, finetune, losses, reference  # noqa: F401

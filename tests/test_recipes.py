@@ -20,8 +20,8 @@ from litgpt.commands.recipes import lora_parameters, model_of, repository
 from litgpt.errors import UserError
 from litgpt.families import read_config
 from litgpt.methods.lora import TARGETS, LoRA
-from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.train.base_model import model_fields
 from tests.conftest import make_rows
 from tests.families import SIZES

@@ -11,8 +11,8 @@ from litgpt.errors import UserError
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.several_devices import DeviceContexts, spread, usable_devices
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
 from litgpt.model.attention import ForwardContext
+from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
 
 CPU = torch.device("cpu")

@@ -24,7 +24,8 @@ from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import InferenceModel, PromptOptions
 from litgpt.generate.prompt_file import Prompts
 from litgpt.generate.sampling import Sampling
-from litgpt.model import GPT, KVCache
+from litgpt.model.gpt import GPT
+from litgpt.model.kv_cache import KVCache
 from litgpt.serve.worker import MAX_FAILURES, Worker
 from tests.servers import Running, in_thread
 

@@ -14,7 +14,7 @@ from litgpt.generate.engine import GREEDY, Request, generate
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Reader, Speculation, accept, draw
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from tests.conftest import save_llama
 from tests.families import save_random
 

@@ -11,8 +11,8 @@ from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.several_devices import check_divisible, keep_part
-from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 
 SIZES = dict(block_size=64, padded_vocab_size=50, n_layer=2, n_embd=32, n_head=4, intermediate_size=48)
 MODELS = {

@@ -17,12 +17,12 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-from litgpt import Tokenizer
 from litgpt.__main__ import main
 from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch, steps_of_rows
 from litgpt.data.tokens import IN_LOSS
 from litgpt.model import kernels, kernels_cpu
+from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
 from litgpt.train.schedule import learning_rate
 from tests.conftest import make_rows

@@ -18,8 +18,8 @@ from litgpt.families import aliases, read_config, weight_map
 from litgpt.families.table import Parameter
 from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights
 from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, notify
-from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.linear import PartwiseLinear
 from litgpt.model.sharded import full_tensor, is_sharded, put, unsharded
 from litgpt.storage.files import is_there, read_json

@@ -176,6 +176,8 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
         leaf = leaf.removeprefix("init_args.") if is_class else leaf
         value = as_files(value) if head == "data" and is_class and not leaf else value
         if isinstance(value, list) and head == "data" and is_class and not leaf:
+            if not value:
+                raise UserError(f"{where}data is empty. Expected a file.")
             files += value
             continue
         if is_class and leaf in ("", "class_path") and is_null(value):
@@ -195,9 +197,9 @@ def read_options(items: Iterable[tuple[str, Any]], parser: ArgumentParser, where
         named = data_options(files)
         for name, value in named.items():
             if value is not None and options.get(name, value) != value:
-                raise UserError(
-                    f"{where}data names files, which does not go with {where}{name}. Pass only one of them."
-                )
+                other = options[name].rpartition(".")[2] if name == "data" else options[name]
+                both = f"{where}data names files, which does not go with {'--' * (where == '--')}{name} {other}"
+                raise UserError(f"{both}. Pass only one of them.")
         options = named | options
     return options
 

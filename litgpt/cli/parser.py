@@ -15,7 +15,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
 
 from litgpt.cli.legacy import translate, without_refused
-from litgpt.cli.options import FLAGS, Level, config_options, read_options, resolve_options
+from litgpt.cli.options import FLAGS, Level, as_files, config_options, read_options, resolve_options
 from litgpt.cli.recipes import find_recipe
 from litgpt.cli.schema import (
     CLASSES,
@@ -35,6 +35,7 @@ from litgpt.train.args import run_settings, run_words
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the function whose options it takes as well
+FILES = ("data", "prompts")  # options that take several files
 HANDS_ON = ("verify_resume",)  # commands that take the options of another command as a list
 HIDDEN = ("Ignored", "Has no effect", "Without effect", "Not supported")  # the help of options that only LitGPT has
 TRUTH = ("true", "false", "yes", "no", "null")
@@ -174,7 +175,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
             if not equals and is_switch(name, words, parser):
                 value = "true"
             elif not equals:
-                if not words:
+                if not words or is_flag(words[0], parser):
                     raise UserError(f"{flag} needs a value.")
                 value = words.pop(0)
             if flag == "--config":
@@ -183,7 +184,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
                 parser.parse_args([f"--{name}={class_path(name.removesuffix('.help'), value)}"])
             elif parser.takes_many and name == parser.positionals[0] and not value.startswith("["):
                 positional.append(value)
-            elif name == "data" and is_data(value):
+            elif name in FILES and is_data(value):
                 flags.append((name, value))
                 while words and not words[0].startswith("-") and is_data(words[0]):
                     flags.append((name, words.pop(0)))
@@ -195,6 +196,10 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
             else:
                 flags.append((name, value))
     flags = [*name_positionals(positional, [name for name, _ in flags], parser), *flags]
+    prompts = [as_files(value) for name, value in flags if name == "prompts"]
+    if len(prompts) > 1:
+        entries = [entry for value in prompts for entry in (value if isinstance(value, list) else [value])]
+        flags = [*((name, value) for name, value in flags if name != "prompts"), ("prompts", entries)]
     flags.sort(key=lambda flag: "." in flag[0])  # a group comes before its options
     return [*levels, Level(FLAGS, read_options(flags, parser, "--"))], printed
 
@@ -269,6 +274,11 @@ def is_switch(name: str, words: list[str], parser: Parser) -> bool:
     if "Union" in hint or "|" in hint:  # --resume takes a path as well
         return "bool" in hint and follows.startswith("-")
     return "bool" in hint and follows not in TRUTH
+
+
+def is_flag(word: str, parser: Parser) -> bool:
+    name = word.partition("=")[0]
+    return name.startswith("--") and name.removeprefix("--") in option_names(parser)
 
 
 def is_entry(word: str) -> bool:

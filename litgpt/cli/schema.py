@@ -117,6 +117,9 @@ def load_class(option: str, path: str) -> type:
     if not (isinstance(found, type) and issubclass(found, base)) or inspect.isabstract(found):
         kind = "optimizer" if option == "optimizer" else "data set"
         hint = nearest(path, names) or nearest(path, names.values()) or f" Choose from {', '.join(names)}."
+        if option == "data" and (Path(path).is_dir() or "/" in path):
+            missing = "no file of rows in this folder" if Path(path).is_dir() else "no such file or folder"
+            raise UserError(f"--data {path}: {missing}. For a data set on the Hugging Face hub, use hf:ORG/NAME.")
         raise UserError(f"--{option} {path}: no such {kind}.{hint}")
     if name in NO_CLOSURE and module.startswith("torch."):
         raise UserError(f"--{option} {path} does not work with this training loop. Use AdamW.")
@@ -124,10 +127,10 @@ def load_class(option: str, path: str) -> type:
 
 
 def is_data(word: Any) -> bool:
-    """Whether a value of `--data` names files instead of a data set."""
+    """Whether a value of `--data` names files, or is a mapping or a list, instead of the name of a data set."""
     import litgpt.data
 
-    if not isinstance(word, str):
+    if not isinstance(word, str) or word.lstrip()[:1] in ("{", "["):
         return True
     return word not in class_choices("data")[1] and litgpt.data.json_file.is_data(word)
 

@@ -25,7 +25,7 @@ def main(action: Literal["list", "clear"] = "list") -> None:
     table.add_column("last used")
     for name in ("rows", "tokens", "MB"):
         table.add_column(name, justify="right")
-    table.add_column("file")
+    table.add_column("file", overflow="fold")
     total = n = 0
     for file in cache_files(folder):
         with suppress(OSError):  # another process may remove it
@@ -33,7 +33,7 @@ def main(action: Literal["list", "clear"] = "list") -> None:
             used = time.strftime("%Y-%m-%d %H:%M", time.localtime(found.st_mtime))
             tokens = cached_tokens(file, is_used=False)
             sizes = [f"{len(tokens[0]):,}", f"{len(tokens[0].ids):,}"] if tokens else ["?", "?"]
-            table.add_row(used, *sizes, f"{size / 1e6:,.1f}", file.name)
+            table.add_row(used, *sizes, f"{size / 1e6:,.1f}", file.stem)
             total, n = total + size, n + 1
             if action == "clear":
                 file.unlink()

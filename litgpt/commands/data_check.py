@@ -1,6 +1,7 @@
 """`litgpt data check`"""
 
 import json as json_format
+import os
 import re
 import sys
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from litgpt.train.progress import Screen
 from litgpt.train.run import row_limit
 
 LONG = (512, 1024, 2048, 4096)  # lengths in tokens over which rows are counted
+MIN_WIDTH = 80  # of the table of files, whose lines a narrower terminal breaks
 N_REASONS = 8  # reasons why rows are bad that the report names
 Kind = Literal["bad", "duplicates", "truncated", "lost"]
 
@@ -121,6 +123,10 @@ def main(
         sample: Number of rows to show from every file.
         rows: Rows to show, by their numbers in the files, such as 181,204.
     """
+    if json and list is not None:
+        raise UserError("--json prints the report, --list prints rows. Pass only one of them.")
+    if min(show, sample) < 0:
+        raise UserError(f"--show {show} and --sample {sample} must be at least 0.")
     data = or_alpaca(data)
     folder = find_folder(checkpoint_dir, weights=False)
     config = config_of(folder)
@@ -232,21 +238,25 @@ class Report:
 
     def print_files(self) -> None:
         """A line for each file, and their sum."""
+        paths = [str(source.path) for source, _ in self.loaded.all_sources]
+        if len({os.path.dirname(path) for path in paths}) == 1 and not paths[0].startswith("hf:"):
+            paths = [os.path.basename(path) for path in paths]
         table = Table(box=None, pad_edge=False)
-        table.add_column("file", overflow="fold")
+        table.add_column("file", overflow="fold", min_width=min(24, max(map(len, paths))))
         for name in ("rows", "used", "skipped", "truncated", "weight", "tokens"):
             table.add_column(name, justify="right", no_wrap=True)
         table.add_column("forms", overflow="fold")
         for title, sources in (("", self.loaded.sources), (" (validation)", self.loaded.val_sources or [])):
             lines = source_table(sources)
             for line in lines:
+                line["file"] = paths.pop(0)
                 table.add_row(*cells(line, title))
             if len(lines) > 1:
-                total = sum((counts for _, counts in sources), Counts())
                 numbers = ("rows", "used", "skipped", "truncated", "tokens")
                 sums = {name: sum(line[name] for line in lines) for name in numbers}
-                table.add_row(*cells({"file": "total", "weight": None, "forms": total.forms, **sums}, title))
-        self.console.print(table)
+                table.add_row(*cells({"file": "total", "weight": None, "forms": {}, **sums}, title))
+        table.width = MIN_WIDTH if self.console.width < MIN_WIDTH else None
+        self.console.print(table, soft_wrap=True)
 
     def print_summary(self) -> None:
         loaded, counts = self.loaded, sum((c for _, c in self.loaded.all_sources), Counts())
@@ -302,7 +312,8 @@ class Report:
         if groups:
             self.screen.say()
         for group in groups[:N_REASONS]:
-            self.screen.say(f"{len(group):,} bad: {group[0]}")
+            rows = "1 bad row" if len(group) == 1 else f"{len(group):,} bad rows like this"
+            self.screen.say(f"{rows}: {group[0]}")
         if len(groups) > N_REASONS:
             self.screen.say(f"and {len(groups) - N_REASONS:,} other reasons; --list bad prints all bad rows")
 

@@ -162,9 +162,9 @@ def check_environment(report: Report) -> None:
 def train_a_step(precision: str, device: Any) -> None:
     import torch
 
-    from litgpt.model import GPT
     from litgpt.model.config import Config
     from litgpt.model.devices import DTYPES
+    from litgpt.model.gpt import GPT
 
     config = Config(n_layer=1, n_head=2, n_embd=64, padded_vocab_size=64, block_size=16, intermediate_size=64)
     model = GPT(config).to(device, DTYPES[precision])

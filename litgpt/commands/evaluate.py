@@ -97,24 +97,22 @@ def main(
         raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate --tasks list.")
     share = compare.read_share(fail_if_drop) if fail_if_drop is not None else None
     check_options(num_fewshot, batch_size, limit, missing_base=share is not None and vs is None)
-    batch = None if str(batch_size).startswith("auto") else int(batch_size)
     precision, accelerator = precision_of(precision, dtype), accelerator_of(device)
     source = ModelSource.open(find_folder(checkpoint_dir), base)
     if vs and source.adapter is None:
         raise UserError(f"--vs base requires an adapter folder; {source.folder} is a complete model.")
     folder = run.writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
-    file = save_filepath or folder / "results.json"
+    file, samples_folder = save_filepath or folder / "results.json", folder if log_samples else None
     run.check_outputs(file, log_samples, overwrite)
     manager, names = find_tasks(split_names(words), include, {"pretrained": str(source.checkpoint.folder)})
     loaded_tasks = load_tasks(manager, names)
-
     loaded = InferenceModel.open(
         checkpoint_dir, base=base, precision=precision, quantize=quantize, accelerator=accelerator
     )
     if vs:
         loaded.source.check_base()
     share_threads(loaded.model, loaded.device)
-    lm = LitGPT(loaded, batch, seed, apply_chat_template)
+    lm = LitGPT(loaded, None if str(batch_size).startswith("auto") else int(batch_size), seed, apply_chat_template)
     hashes = run.model_hashes(loaded.source)
     began, clock = time.perf_counter(), now().isoformat()
 
@@ -134,12 +132,8 @@ def main(
         differences = compare.compare(base_results, results, tasks=known["tasks"], groups=known["groups"], seed=seed)
         results["vs_base"] = compare.as_fields(differences)
         print(compare.table(differences))
-        run.write_results(base_results, file.with_stem(f"{file.stem}_base"))
-        if log_samples:
-            run.write_samples(base_results, folder, "_base")
-    run.write_results(results, file)
-    if log_samples:
-        run.write_samples(results, folder)
+        run.write_results(base_results, file, samples_folder, "_base")
+    run.write_results(results, file, samples_folder)
     print(f"results  {file}")
     exit_if_dropped(differences, share)
 

@@ -37,9 +37,9 @@ from litgpt.generate.several_devices import check_divisible, keep_part, usable_d
 from litgpt.generate.speculative import Speculation, check_same_tokens
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import LoRAFolder
-from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler
 from litgpt.model.devices import peak_memory, pick_device
+from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import exclusive
 from litgpt.train.progress import gigabytes
 
@@ -210,7 +210,9 @@ def tensor_parallel(checkpoint_dir: Path, options: PromptOptions, sampling: Samp
         check_compiler(device)
     with torch.device("meta"):
         empty = GPT(source.checkpoint.config)
-    style = source.style().with_variables(model.template_kwargs) if model.template_kwargs else source.style()
+    style = (
+        source.style().with_variables(model.template_kwargs, strict=True) if model.template_kwargs else source.style()
+    )
     rendered, ids = options.render(InferenceModel(source, empty, source.tokenizer(), style))
     Request(ids, options.max_new_tokens).check(empty)
     precision: Any = model.precision or natural_precision(source, device)

@@ -17,8 +17,8 @@ from litgpt.generate.reference_outputs import (
     stored_dtypes,
 )
 from litgpt.methods.model_source import ModelSource
-from litgpt.model import GPT
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device
+from litgpt.model.gpt import GPT
 from litgpt.storage.files import is_there
 
 

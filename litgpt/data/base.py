@@ -70,16 +70,19 @@ class TokenizedDataset:
 
     def notes(self) -> list[str]:
         """What happened to the rows that a user may not expect."""
-        found = [
-            f"{source.path}: columns recognized by similar names. To set them, pass "
-            f"{as_option({**(source.columns or {}), **counts.columns})}"
-            for source, counts in self.all_sources
-            if counts.columns
-        ]
+        found = []
+        for source, counts in self.all_sources:
+            if counts.columns:  # of inherited columns, the file may have none
+                set_already = {
+                    ours: theirs for ours, theirs in (source.columns or {}).items() if theirs in counts.mapped
+                }
+                path = source.path if len(self.all_sources) > 1 else None
+                option = as_option({**set_already, **counts.columns}, path)
+                found.append(f"{source.path}: columns recognized by similar names. To set them, pass {option}")
         counts = sum((counts for _, counts in self.all_sources), Counts())
         if counts.ignored:
             ignored = sorted(counts.ignored.items(), key=lambda item: -item[1])
-            names = ", ".join(f"{name} ({n:,} rows)" for name, n in ignored[:20])
+            names = ", ".join(f"{name.strip() or repr(name)} ({n:,} rows)" for name, n in ignored[:20])
             found.append(f"Ignored columns and fields: {names}{', ...' if len(ignored) > 20 else ''}.")
         if counts.as_text:
             found.append(f"{counts.as_text:,} rows have parts that became texts of their messages.")
@@ -180,7 +183,7 @@ class DataModule(ABC):
             UserError: The rows cannot be read or used.
         """
         train_sources, val_sources = self.sources()
-        form, opened = self.first_form(train_sources)
+        form, opened = self.first_form(train_sources, checks=details is not None)
         plain_text = form == "text" and self.prompt_style == "auto"
         name = "none" if plain_text else self.prompt_style
         style = choose_style(name, folder, chat=form in CHAT_FORMS)
@@ -211,7 +214,10 @@ class DataModule(ABC):
         if val_sources is None:
             train, val = self.split(train)
         elif self.val_split_fraction:
-            raise UserError("Remove --data.val_split_fraction: the data has separate validation rows.")
+            raise UserError(
+                f"--data.val_split_fraction {self.val_split_fraction}: the data has separate validation rows. Remove "
+                "the option, or pass null if it is from a config."
+            )
         else:
             val, val_counts, _ = replace(maker, details=val_details).tokens(val_sources, on_progress)
         return TokenizedDataset(
@@ -228,8 +234,9 @@ class DataModule(ABC):
             n_duplicates=n_duplicates,
         )
 
-    def first_form(self, sources: list[RowSource]) -> tuple[str, Rows]:
-        """The form of the first usable row, which decides the default style, and the rows of the first source."""
+    def first_form(self, sources: list[RowSource], checks: bool) -> tuple[str, Rows]:
+        """The form of the first usable row, which decides the default style, and the rows of the first source. A check
+        skips bad rows, too, and needs no usable row."""
         for number, source in enumerate(sources):
             rows, seen = source.rows(), []
             for where, fields in rows:
@@ -240,8 +247,10 @@ class DataModule(ABC):
                         form, _ = match(adapted, where, source.form)
                         return form, itertools.chain(seen, rows) if number == 0 else sources[0].rows()
                 except UserError as e:
-                    if self.on_bad_row == "error":
+                    if self.on_bad_row == "error" and not checks:
                         raise with_remedy(e) from e
+        if checks:
+            return "alpaca", sources[0].rows()
         raise UserError(f"No usable rows in {', '.join(str(s.path) for s in sources)}.")
 
     def fields(self, source: RowSource, where: str, fields: Any) -> Optional[dict[str, Any]]:
@@ -278,7 +287,10 @@ class DataModule(ABC):
 
 
 def weighted(rows: TokenizedRows, sources: list[RowSource], counts: list[Counts], seed: int) -> TokenizedRows:
-    """The rows of each source, repeated by its weight. A fraction of a weight takes a random share of the rows."""
+    """The rows of each source, repeated by its weight. A fraction of a weight takes a random share of the rows.
+
+    Every source keeps at least one row.
+    """
     if all(s.weight == 1 for s in sources):
         return rows
     ends = torch.tensor([c.kept for c in counts]).cumsum(0)
@@ -288,5 +300,6 @@ def weighted(rows: TokenizedRows, sources: list[RowSource], counts: list[Counts]
         own = (of == number).nonzero().squeeze(1)
         order = torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))
         chosen += [own] * int(source.weight)
-        chosen.append(own[order[: round(source.weight % 1 * len(own))].sort().values])
+        n_more = round(source.weight % 1 * len(own)) or int(source.weight < 1)
+        chosen.append(own[order[:n_more].sort().values])
     return rows.subset(torch.cat(chosen))

@@ -6,6 +6,7 @@ from typing import Any
 import torch
 
 from litgpt.data.base import TokenizedDataset
+from litgpt.data.lost import FIELD
 from litgpt.data.render import is_lost, with_remedy
 from litgpt.data.sources import RowSource
 from litgpt.data.tokens import Counts, Finding, TokenizedRows
@@ -54,9 +55,10 @@ def data_problems(loaded: TokenizedDataset) -> list[str]:
         found.append(f"No usable rows in {', '.join(empty)}. See --data.columns and --data.format.")
     for kind, n in sorted(total.lost.items()):
         if is_lost(kind):
+            such = "" if kind.startswith(FIELD) or loaded.style.name == "chatml" else ", such as chatml"
             found.append(
                 f"{n:,} rows have {kind} that the prompt style {loaded.style.name} does not show (first: "
-                f"{total.lost_at[kind]}). Choose another --data.prompt_style, such as chatml, or pass --data.on_lost "
+                f"{total.lost_at[kind]}). Choose another --data.prompt_style{such}, or pass --data.on_lost "
                 "as_text or drop_row."
             )
     if len(loaded.train) and counts.kept and counts.no_stop == counts.kept:

@@ -88,8 +88,9 @@ def usual_columns(fields: Mapping[str, Any]) -> dict[str, str]:
     return {}
 
 
-def as_option(columns: Mapping[str, str]) -> str:
-    """A mapping as the flag that sets it."""
-    text = yaml.safe_dump(dict(columns), default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
-    text = json.dumps(columns, ensure_ascii=False) if "'" in text else text.strip()  # which is YAML, too
-    return f"--data.columns {shlex.quote(text)}"
+def as_option(columns: Mapping[str, str], path: Any = None, flag: str = "--data") -> str:
+    """A mapping as the flag that sets it, for all files or for the one at `path`."""
+    value = dict(columns) if path is None else {"path": str(path), "columns": dict(columns)}
+    text = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=10_000)
+    text = json.dumps(value, ensure_ascii=False) if "'" in text else text.strip()  # which is YAML, too
+    return f"{flag if path is not None else '--data.columns'} {shlex.quote(text)}"

@@ -46,12 +46,14 @@ class Row:
         tools: The tools that the assistant may call, as in the file.
         text: A text in place of messages. All of it is trained on.
         variables: What the row passes to the chat template, such as {"enable_thinking": false}.
+        goes_on: Whether the row has messages after the last answer, which are not used.
     """
 
     messages: Messages
     tools: Optional[list[Any]] = None
     text: Optional[str] = None
     variables: Optional[dict[str, Any]] = None
+    goes_on: bool = False
 
 
 @dataclass(frozen=True)
@@ -134,16 +136,17 @@ def to_row(fields: Any, form: str, where: str, columns: Optional[Mapping[str, st
     return None if made is None else conversation(made, fields, where)
 
 
-def rename(fields: Any, columns: Mapping[str, str], where: str) -> dict[str, Any]:
-    """The fields of a row under the keys of the forms.
+def rename(fields: Any, columns: Mapping[str, str], where: str, strict: bool = False) -> dict[str, Any]:
+    """The fields of a row under the keys of the forms. A row may lack a column that maps to an optional key.
 
     Args:
         fields: The row as in the file.
         columns: Maps keys of the forms to keys of the file, such as {"instruction": "question", "output": "answer"}.
         where: The position of the row.
+        strict: Whether the row must have all of these columns.
 
     Raises:
-        UserError: The row lacks such a key, or no form has a key of `columns`.
+        UserError: The row lacks another such key, or no form has a key of `columns`.
     """
     check_object(fields, where, " and ".join(columns.values()))
     renamed = {key: value for key, value in fields.items() if key not in columns.values()}
@@ -151,6 +154,8 @@ def rename(fields: Any, columns: Mapping[str, str], where: str) -> dict[str, Any
         if ours not in KEYS:
             hint = nearest(ours, KEYS)
             raise UserError(f"--data.columns {ours}: no format has this column. Choose from {', '.join(KEYS)}.{hint}")
+        if theirs not in fields and ours in SHARED and not strict:
+            continue
         if theirs not in fields:
             raise UserError(
                 f"{where}, is missing {theirs}, which --data.columns maps to {ours}. Found: {key_names(fields)}."
@@ -267,14 +272,16 @@ def conversation(messages: Messages, fields: Fields, where: str) -> Row:
 
     Reasoning belongs to the last answer, unless that contains it already.
     """
+    n_messages = len(messages)
     messages = up_to_answer(messages, where)
+    goes_on = len(messages) < n_messages
     if not fields.keys().isdisjoint(REASONING):
         texts = {key: fields[key] for key in REASONING if isinstance(fields.get(key), str)}
         thoughts = {key: text for key, text in texts.items() if text.strip() not in messages[-1]["content"]}
         check_texts(thoughts, "reasoning", where)
         if not any(messages[-1].get(key) for key in REASONING):
             messages[-1] |= thoughts
-    return Row(*with_shared(messages, fields, where), variables=variables_of(fields, where))
+    return Row(*with_shared(messages, fields, where), variables=variables_of(fields, where), goes_on=goes_on)
 
 
 def variables_of(fields: Fields, where: str) -> Optional[dict[str, Any]]:

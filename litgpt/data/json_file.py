@@ -2,8 +2,10 @@
 
 import glob
 import math
+import os
 import re
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -18,8 +20,11 @@ Entries = Union[str, dict[str, Any], list[Entry]]
 
 ENTRY_KEYS = ("path", "columns", "weight", "form", "split", "rows")
 TEXT = ".txt"
-MODEL_FILES = ("config.json", "tokenizer.json", "tokenizer.model", ".safetensors", ".pth", ".bin")  # or endings
+PATTERN = re.compile(r"[*?\[]")
+RESULT = "hyperparameters.yaml"  # is in the folder of a run
+MODEL_FILES = (RESULT, "config.json", "tokenizer.json", "tokenizer.model", ".safetensors", ".pth", ".bin")  # or endings
 TRAIN, VAL, TEST = ("train", "training"), ("val", "valid", "validation", "dev", "eval"), ("test",)
+remark_once = cache(remark)  # a run looks into a folder more than once
 
 
 class JSON(DataModule):
@@ -49,12 +54,17 @@ class JSON(DataModule):
         self.json_path = entries_of(json_path, "--data.json_path")
         self.val_path = entries_of(val_path, "--data.val_path") if val_path else []
         self.format, self.columns = format, columns
+        check_form(format, "--data.format")
         if weights and (len(weights) != len(self.json_path) or not all(0 < w < math.inf for w in weights)):
             raise UserError(
                 f"--data.weights {weights}: expected one positive number for each of {len(self.json_path)} paths."
             )
         for entry, weight in zip(self.json_path, weights or []):
-            entry.setdefault("weight", weight)
+            if "weight" in entry:
+                raise UserError(
+                    f"--data.weights {weights}: {entry['path']} has a weight of its own. Remove one of them."
+                )
+            entry["weight"] = weight
 
     def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
         train, val = expand(self.json_path, "--data.json_path", self.columns, self.format)
@@ -109,21 +119,37 @@ def expand(
 def is_data(name: str) -> bool:
     """Whether a word of a command line names data rather than a data set or a model."""
     path = Path(name)
-    if path.is_dir():
+    if name and path.is_dir():
         names = [file.name for file in path.iterdir()]
         is_model = any(name.endswith(MODEL_FILES) for name in names)
-        return not is_model and any(is_readable(file) for file in path.rglob("*"))
-    return name.startswith("hf:") or is_readable(path) or ("/" in name and path.is_file())
+        return not is_model and any(True for _ in files_below(path))
+    if name.startswith("hf:") or PATTERN.search(name) or ("/" in name and path.is_file()):
+        return True
+    return is_readable(path) and (path.suffix.islower() or path.exists())  # litgpt.data.JSON is a class
 
 
 def is_readable(path: Path) -> bool:
     return endings(path)[0] in (*READERS, TEXT)
 
 
+def files_below(folder: Path) -> Iterator[Path]:
+    """The files of rows and texts in a folder and below, without hidden ones and the results of runs."""
+    seen = set()  # a link may lead back
+    for name, folders, names in os.walk(folder, followlinks=True):
+        place, real = Path(name), os.path.realpath(name)
+        if real in seen or (place != folder and RESULT in names):
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = [inner for inner in folders if not inner.startswith(".")]
+        files = [place / name for name in names if not name.startswith(".") and is_readable(Path(name))]
+        yield from (file for file in files if file.is_file())
+
+
 def from_entries(entries: list[Entry]) -> tuple[str, dict[str, Any]]:
     """The class of the data set that reads these files, and its arguments. Files of text make documents."""
     paths = [Path(entry) for entry in entries if isinstance(entry, str)]
-    files = [file for p in paths for file in (p.rglob("*") if p.is_dir() else [p]) if is_readable(file)]
+    files = [file for p in paths for file in (files_below(p) if p.is_dir() else [p] if is_readable(p) else [])]
     if len(paths) == len(entries) and files and all(endings(file)[0] == TEXT for file in files):
         return "TextFiles", {"train_data_path": [str(path) for path in paths]}
     return "JSON", {"json_path": entries}
@@ -144,18 +170,23 @@ def check_entry(entry: dict[str, Any]) -> None:
     """Raise `UserError` if the options of a path are not valid."""
     name = entry.get("path")
     unknown = next((key for key in entry if key not in ENTRY_KEYS), None)
-    if unknown is not None or not isinstance(name, (str, Path)):
-        problem = f"unknown option {unknown!r}.{nearest(str(unknown), ENTRY_KEYS)}" if unknown else "path is missing."
+    if unknown is not None or not isinstance(name, (str, Path)) or not str(name).strip():
+        problem = f"unknown option {unknown!r}.{nearest(str(unknown), ENTRY_KEYS)}" if unknown else "expected one path."
         raise UserError(f"--data {entry}: {problem} The options of a file are {', '.join(ENTRY_KEYS)}.")
     weight, rows, form, columns = (entry.get(key) for key in ("weight", "rows", "form", "columns"))
     if weight is not None and not (type(weight) in (int, float) and 0 < weight < math.inf):
         raise UserError(f"{name}: weight {weight} is not a positive number.")
     if rows is not None and not (type(rows) is int and rows > 0) and not (type(rows) is float and 0 < rows < 1):
         raise UserError(f"{name}: rows {rows} is neither a number of rows nor a fraction between 0 and 1.")
-    if form is not None and form not in FORMS:
-        raise UserError(f"{name}: form {form} is not known. Choose from {', '.join(FORMS)}.{nearest(str(form), FORMS)}")
-    if columns is not None and not isinstance(columns, Mapping):
+    check_form(form, f"{name}: form")
+    texts = [*columns, *columns.values()] if isinstance(columns, Mapping) else [None]
+    if columns is not None and not all(isinstance(text, str) for text in texts):
         raise UserError(f"{name}: columns {columns} is not a mapping like {{instruction: question, output: answer}}.")
+
+
+def check_form(form: Any, option: str) -> None:
+    if form is not None and form not in FORMS:
+        raise UserError(f"{option} {form} is not known. Choose from {', '.join(FORMS)}.{nearest(str(form), FORMS)}")
 
 
 def files_of(path: str, split: Optional[str], option: str) -> list[tuple[bool, Union[str, Path]]]:
@@ -174,7 +205,7 @@ def files_of(path: str, split: Optional[str], option: str) -> list[tuple[bool, U
         return in_folder(Path(path), split)
     if split is not None and split not in (*TRAIN, *VAL):
         raise UserError(f"{path}: split {split} is not known. For files, choose train or val.")
-    if not Path(path).is_file() and re.search(r"[*?\[]", path):
+    if not Path(path).is_file() and PATTERN.search(path):
         found = [Path(p) for p in sorted(glob.glob(path, recursive=True)) if Path(p).is_file()]
         if not found:
             raise UserError(f"No file matches {path!r} ({option}).")
@@ -186,9 +217,10 @@ def files_of(path: str, split: Optional[str], option: str) -> list[tuple[bool, U
 
 def in_folder(folder: Path, split: Optional[str]) -> list[tuple[bool, Union[str, Path]]]:
     """The files of rows in a folder and below. Files named train, val, or test, or in folders of that name, are used as
-    such; test files validate if there are no others for that. Without a training file, all others are."""
-    files = [p for p in sorted(folder.rglob("*")) if p.is_file() and endings(p)[0] in READERS]
-    files = [p for p in files if not any(part.startswith(".") for part in p.relative_to(folder).parts)]
+    such; test files validate if there are no others for that. Without a training file, all others are training files.
+    """
+    found = sorted(files_below(folder))
+    files = [p for p in found if endings(p)[0] in READERS]
     if not files:
         raise UserError(f"{folder} has no file of rows. Expected train.jsonl or similar.")
     stems = [p.parent / p.name.partition(".")[0] for p in files]
@@ -207,8 +239,6 @@ def in_folder(folder: Path, split: Optional[str]) -> list[tuple[bool, Union[str,
         return [(split in VAL, p) for p in chosen]
     val = [p for p in files if part(p) in VAL] or [p for p in files if part(p) in TEST]
     train = [p for p in files if part(p) in TRAIN] or [p for p in files if part(p) not in (*VAL, *TEST)]
-    if not train:
-        raise UserError(f"{folder} has no training file. Found: {', '.join(p.name for p in files)}.")
-    if unused := [str(p.relative_to(folder)) for p in files if p not in train and p not in val]:
-        remark(f"{folder}: not used: {', '.join(unused[:10])}{', ...' if len(unused) > 10 else ''}.")
+    if unused := [str(p.relative_to(folder)) for p in found if p not in train and p not in val]:
+        remark_once(f"{folder}: not used: {', '.join(unused[:10])}{', ...' if len(unused) > 10 else ''}.")
     return [*((False, p) for p in train), *((True, p) for p in val)]

@@ -63,6 +63,9 @@ class RowRenderer:
             return RenderedExample(
                 where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True
             )
+        for theirs in (source.columns or {}).values():
+            if isinstance(raw, dict) and theirs in raw:
+                count(counts.mapped, theirs)
         fields = self.data.fields(source, where, raw)
         if fields is None:
             counts.skipped += 1
@@ -81,13 +84,15 @@ class RowRenderer:
         for key, value in fields.items():
             if value is not None and key not in FORMS[form].used:
                 count(counts.ignored, str(key))
+        if row.goes_on:
+            count(counts.ignored, "messages after the last answer")
         if row.text is not None:
             return RenderedExample(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)
         return self.render_conversation(row, where, chunk)
 
     def render_conversation(self, row: Row, where: str, chunk: TokenChunk) -> Optional[RenderedExample]:
         counts, messages, tools = chunk.counts, row.messages, row.tools
-        style, lookup = self.style_for(row)
+        style, lookup = self.style_for(row, where)
         if self.data.on_lost == "as_text":
             messages, tools = self.shown_as_text(style, lookup, row)
             counts.as_text += messages is not row.messages
@@ -107,7 +112,13 @@ class RowRenderer:
         try:
             text, answers = style.render_row(messages, tools, self.turn_end)
         except UserError as e:
-            raise UserError(f"{where}: {e}. Fix the row, or choose another --data.prompt_style.") from e
+            is_special = self.renders(style, *as_text(messages, tools, SPECIAL))
+            if is_special and self.data.on_lost == "drop_row":
+                counts.dropped_lost += 1
+                chunk.note("lost", where, str(e))
+                return None
+            fix = "Pass --data.on_lost as_text or drop_row" if is_special else "Fix the row"
+            raise UserError(f"{where}: {e}. {fix}, or choose another --data.prompt_style.") from e
         counts.short_prompts += not any(m["role"] == "user" and THREE_LETTERS.search(m["content"]) for m in messages)
         last = answers[-1][2]
         spans = []
@@ -126,17 +137,24 @@ class RowRenderer:
         for _ in range(2):  # definitions of tools become a system message, which may be lost as well
             if any(map(is_lost, lost := lookup.lost(messages, tools))):
                 messages, tools = as_text(messages, tools, lost)
+        return (messages, tools) if self.renders(style, messages, tools) else as_text(messages, tools, SPECIAL)
+
+    def renders(self, style: PromptStyle, messages: Messages, tools: Optional[list[Any]]) -> bool:
+        """Whether the style accepts a conversation."""
         try:
             style.render_row(messages, tools, self.turn_end)
         except UserError:
-            messages, tools = as_text(messages, tools, SPECIAL)
-        return messages, tools
+            return False
+        return True
 
-    def style_for(self, row: Row) -> tuple[PromptStyle, Lookup]:
+    def style_for(self, row: Row, where: str) -> tuple[PromptStyle, Lookup]:
         """The prompt style with what the row passes to it, and what that style shows."""
         key = json.dumps(row.variables, sort_keys=True) if row.variables else ""
         if key not in self.styles:
-            style = self.style.with_variables(row.variables) if row.variables else self.style
+            try:
+                style = self.style.with_variables(row.variables) if row.variables else self.style
+            except UserError as e:
+                raise UserError(f"{where}: {e}") from e
             self.styles[key] = style, Lookup(style)
         return self.styles[key]
 

@@ -70,7 +70,7 @@ def no_file(path: Path, option: str = "--data.json_path") -> UserError:
     if path.is_dir():
         return UserError(f"{path} is a folder. Expected a file of rows.")
     siblings = path.parent.iterdir() if path.parent.is_dir() else iter(())
-    near = [p for p in siblings if endings(p)[0] in READERS]
+    near = [p for p in siblings if endings(p)[0] in READERS and p.exists()]
     hint = nearest(str(path), map(str, near)) if nearest(path.name, [p.name for p in near]) else ""
     return UserError(f"No file {str(path)!r} ({option}).{hint}")
 
@@ -297,6 +297,10 @@ def read_csv(path: Path, stream: BinaryIO, delimiter: str = ",") -> Rows:
             if problem:
                 raise problem
             check_names(cells, f"{where}, the header,")
+            if other := next((c for c in ",;\t|" if len(cells) == 1 and c in cells[0] and c != delimiter), None):
+                raise UserError(
+                    f"{where}, the header, is one cell with {other!r}. Separate the cells with {delimiter!r}."
+                )
             header = cells
             continue
         if problem is None and len(cells) != len(header):

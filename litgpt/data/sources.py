@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.forms import FORMS, rename
+from litgpt.data.forms import FORMS, SHARED, rename
 from litgpt.data.row_files import Rows, read_rows, without_padding
 from litgpt.errors import UserError, require
 
@@ -59,7 +59,8 @@ class RowSource:
         for where, fields in rows:
             seen.append((where, fields))
             if isinstance(fields, dict):
-                columns = self.columns if set((self.columns or {}).values()) <= fields.keys() else None
+                needed = {theirs for ours, theirs in (self.columns or {}).items() if ours not in SHARED}
+                columns = self.columns if needed <= fields.keys() else None
                 known = rename(fields, columns, where) if columns else fields
                 form = self.form if self.form in FORMS and not FORMS[self.form].lacking(known) else None
                 return replace(self, columns=columns, form=form), itertools.chain(seen, rows)

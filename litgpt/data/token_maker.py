@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from litgpt.data.cache import cache_folder, cache_limit, shrink_cache
+from litgpt.data.forms import SHARED
 from litgpt.data.render import RenderedExample, RowRenderer, with_remedy
 from litgpt.data.row_files import Rows
 from litgpt.data.sources import RowSource, TextPiece
@@ -82,6 +83,10 @@ class TokenMaker:
                 asked = next((s.columns for s in sources if s.columns), None)
                 if asked and not fits and opened is not None:
                     raise UserError(f"--data.columns: none of the files has {', '.join(asked.values())}.")
+                optional = [pair for s in sources for pair in (s.columns or {}).items() if pair[0] in SHARED]
+                for ours, theirs in optional if opened is not None else ():
+                    if not any(theirs in counts.mapped for counts in writer.counts):
+                        raise UserError(f"--data.columns {ours}: no row has {theirs}.")
             writer.close()
             shrink_cache(file, limit)
         finally:

@@ -51,6 +51,7 @@ class Counts:
         forms: Rows of each form.
         ignored: Rows with a column or a message field that is not used, by its name.
         columns: Columns that were recognized by a similar name: litgpt's names and those of the file.
+        mapped: Rows with a column that `--data.columns` maps, by its name in the file.
     """
 
     rows: int = 0
@@ -71,6 +72,7 @@ class Counts:
     forms: dict[str, int] = field(default_factory=dict)
     ignored: dict[str, int] = field(default_factory=dict)
     columns: dict[str, str] = field(default_factory=dict)
+    mapped: dict[str, int] = field(default_factory=dict)
 
     def __add__(self, other: "Counts") -> "Counts":
         """Numbers are added; of positions and names the first one stays."""

@@ -126,13 +126,13 @@ def file_hash(file: Path) -> str:
     return digest.hexdigest()
 
 
-def write_results(results: dict[str, Any], file: Path) -> None:
+def write_results(results: dict[str, Any], file: Path, folder: Optional[Path], ending: str = "") -> None:
+    """Write the results and, to a folder, `samples_TASK.jsonl` for each task in lm-eval's format: a question with its
+    answers and their scores per line. `ending` is added to the names."""
+    file = file.with_stem(f"{file.stem}{ending}")
     write_single(file, as_json({name: value for name, value in results.items() if name != "samples"}, 2) + "\n")
-
-
-def write_samples(results: dict[str, Any], folder: Path, ending: str = "") -> None:
-    """Write `samples_TASK.jsonl` for each task in lm-eval's format: a question with its answers and their scores per
-    line."""
+    if folder is None:
+        return
     for name, samples in results["samples"].items():
         lines = [as_json(uniform(sample), None) for sample in samples]
         write_single(folder / f"samples_{name.replace('/', '__')}{ending}.jsonl", "\n".join(lines) + "\n")

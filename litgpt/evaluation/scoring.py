@@ -13,7 +13,8 @@ from typing import Optional
 import torch
 
 from litgpt.errors import UserError
-from litgpt.model import GPT, KVCache
+from litgpt.model.gpt import GPT
+from litgpt.model.kv_cache import KVCache
 
 MIN_SAVED = 16  # tokens that reading a shared prefix separately must save; more for small models
 SEGMENT_COST = {"cpu": 4e6, "cuda": 8e9}  # multiplications per layer that take as long as reading one more segment

@@ -13,8 +13,8 @@ import torch
 from litgpt.errors import UserError
 from litgpt.families import weight_map
 from litgpt.families.table import WeightMap
-from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
 READ = 2**30  # bytes after which a file is opened again, so that its pages do not stay in memory

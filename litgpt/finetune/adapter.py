@@ -6,7 +6,7 @@ from typing import Any
 
 from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_folder import write_adapter
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 from litgpt.train.method import RESULT_COMMANDS, Method
 from litgpt.train.run import Run

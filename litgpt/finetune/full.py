@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.checkpoint.folder import write_model
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.args import EvalArgs
 from litgpt.train.base_model import BaseModel
 from litgpt.train.method import RESULT_COMMANDS, Method

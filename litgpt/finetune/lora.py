@@ -9,7 +9,7 @@ from litgpt.cli.groups import option_group
 from litgpt.errors import remark
 from litgpt.methods.lora import LoRA
 from litgpt.methods.peft_export import write_lora
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 from litgpt.train.method import RESULT_COMMANDS, Method
 from litgpt.train.run import Run

@@ -14,7 +14,7 @@ from litgpt.families import weight_map
 from litgpt.methods.adapter_folder import AdapterFolder
 from litgpt.methods.lora import LoRALinear, lora_layers
 from litgpt.methods.peft_folder import LoRAFolder
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 
 
 class Adapters:

@@ -15,7 +15,8 @@ import torch
 from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters
 from litgpt.generate.sampling import Sampling
-from litgpt.model import GPT, KVCache
+from litgpt.model.gpt import GPT
+from litgpt.model.kv_cache import KVCache
 from litgpt.text.tokenizer import TooLong
 
 GREEDY = Sampling(temperature=0.0)

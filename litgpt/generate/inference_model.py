@@ -15,9 +15,9 @@ from litgpt.generate.sampling import Sampling
 from litgpt.generate.several_devices import DeviceCount, spread, usable_devices
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
-from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler, compile_blocks
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device, share_threads
+from litgpt.model.gpt import GPT
 from litgpt.model.linear import prepack
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
@@ -61,7 +61,7 @@ class InferenceModel:
             raise UserError(f"--quantize {quantize} needs one device. It does not work with --devices {len(chosen)}.")
         source = ModelSource.open(path, base)
         tokenizer, style = source.tokenizer(), source.style()
-        style = style.with_variables(template_kwargs) if template_kwargs else style
+        style = style.with_variables(template_kwargs, strict=True) if template_kwargs else style
         dtype = DTYPES[precision or natural_precision(source, chosen[0])]
         device = pick_device(accelerator if len(chosen) == 1 else "cpu")
         loaded = cls(source, source.model(dtype, device, quantize), tokenizer, style)

@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import Any, Optional
 
-from litgpt.data.columns import same_names, usual_columns
+from litgpt.data.columns import as_option, same_names, usual_columns
 from litgpt.data.forms import SHARED, as_messages, check_object, key_names, rename, variables_of, with_shared
 from litgpt.data.json_file import Entries, entries_of, expand
 from litgpt.data.row_files import Rows
@@ -47,13 +47,13 @@ class Prompts:
         """As `to_messages`, with the columns of the row's file."""
         source = next(s for s in self.sources if where.startswith(f"{s.path}, "))
         if isinstance(fields, dict):
-            fields = rename(fields, source.columns, where) if source.columns else fields
+            fields = rename(fields, source.columns, where, strict=True) if source.columns else fields
             if guessed := prompt_columns(fields):
                 fields = rename(fields, guessed, where)
                 if str(source.path) not in self.guessed:
                     self.guessed.add(str(source.path))
-                    columns = json.dumps({**(source.columns or {}), **guessed}, ensure_ascii=False)
-                    remark(f"{source.path}: columns recognized by similar names: {columns}")
+                    option = as_option({**(source.columns or {}), **guessed}, source.path, "--prompts")
+                    remark(f"{source.path}: columns recognized by similar names. To set them, pass {option}")
         return to_messages(fields, where, sys_prompt)
 
 
@@ -62,7 +62,9 @@ def prompt_columns(fields: Any) -> dict[str, str]:
     found = {k: v for k, v in same_names(fields).items() if k in (*CONVERSATIONS, *PROMPT_KEYS, *SHARED)}
     if any(fields.get(key) is not None for key in (*CONVERSATIONS, *PROMPT_KEYS)) or found.keys() - set(SHARED):
         return found
-    usual = usual_columns({**fields, "answer": ""})
+    usual = usual_columns(fields)
+    if not usual or "text" in usual:  # a row to answer may have no answer yet
+        usual = usual_columns({**fields, "answer": ""})
     return {("prompt" if ours == "instruction" else ours): theirs for ours, theirs in usual.items() if ours != "output"}
 
 

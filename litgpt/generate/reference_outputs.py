@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.families.weights import Weights
 from litgpt.generate.engine import common_prefix, generate
 from litgpt.methods.quantize import QuantizeName
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.storage.files import read_json
 from litgpt.storage.torch_file import NAMES
 from litgpt.text.chat_template import clock_at, now

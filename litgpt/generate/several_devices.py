@@ -13,10 +13,10 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
-from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention, ForwardContext
 from litgpt.model.config import Config
 from litgpt.model.devices import Accelerator, pick_device
+from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
 from litgpt.model.linear import Linear
 from litgpt.model.mlp import LLaMAMoE

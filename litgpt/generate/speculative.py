@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from litgpt.errors import UserError
 from litgpt.generate.engine import CHUNK, Request, common_prefix
-from litgpt.model import GPT, KVCache
+from litgpt.model.gpt import GPT
+from litgpt.model.kv_cache import KVCache
 from litgpt.text.tokenizer import Tokenizer
 
 SAMPLE = "Hello, world! 12 + 30 = 42\n\tdef f(x): return 'naïve café, 東京, 😀'"

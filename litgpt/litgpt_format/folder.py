@@ -22,8 +22,8 @@ from litgpt.errors import UserError
 from litgpt.families import check, read_config, weight_map, write_config
 from litgpt.families.table import Parameter, Stored, rows_by_group, without_wrappers
 from litgpt.families.weights import KINDS, READ, Weights, check_count, check_tied, check_weights
-from litgpt.model import GPT
 from litgpt.model.config import Config, differences
+from litgpt.model.gpt import GPT
 from litgpt.storage.files import is_there, read_json, read_yaml
 from litgpt.storage.torch_file import NAMES, read
 from litgpt.text.tokenizer import Tokenizer

@@ -12,11 +12,11 @@ SCRIPTS = """
     convert_hf_checkpoint convert_lit_checkpoint convert_pretrained_checkpoint download merge_lora validate
 """
 MODULES = {
-    "litgpt.adapter": "litgpt.methods.adapter",
-    "litgpt.adapter_v2": "litgpt.methods.adapter",
+    "litgpt.adapter": "litgpt.compat.adapter",
+    "litgpt.adapter_v2": "litgpt.compat.adapter_v2",
     "litgpt.args": "litgpt.train.args",
     "litgpt.chat.base": "litgpt.compat.chat",
-    "litgpt.config": "litgpt.model.config",
+    "litgpt.config": "litgpt.litgpt_format.config",
     **dict.fromkeys(
         (
             f"litgpt.data.{name}"
@@ -27,12 +27,12 @@ MODULES = {
     "litgpt.deploy.serve": "litgpt.compat.scripts",
     "litgpt.eval.evaluate": "litgpt.compat.scripts",
     **dict.fromkeys((f"litgpt.generate.{name}" for name in "adapter adapter_v2 base full".split()), GENERATE),
-    "litgpt.lora": "litgpt.methods.lora",
+    "litgpt.lora": "litgpt.compat.lora",
     "litgpt.parser_config": "litgpt.compat.utils",
     "litgpt.pretrain": "litgpt.finetune.pretrain",
     "litgpt.prompts": "litgpt.text.prompts",
     **dict.fromkeys((f"litgpt.scripts.{name}" for name in SCRIPTS.split()), "litgpt.compat.scripts"),
-    "litgpt.tokenizer": "litgpt.text.tokenizer",
+    "litgpt.tokenizer": "litgpt.litgpt_format.tokenizer",
     "litgpt.utils": "litgpt.compat.utils",
 }
 PACKAGES = ("litgpt.chat", "litgpt.deploy", "litgpt.eval", "litgpt.scripts")  # that have some of these modules

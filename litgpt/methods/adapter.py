@@ -15,9 +15,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.errors import UserError
-from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.chunked_attention import softcapped_attention
+from litgpt.model.gpt import GPT
 from litgpt.model.mlp import Router
 
 NORMS = {"norm_1", "norm_2", "post_attention_norm", "post_mlp_norm", "ln_f"}
@@ -121,6 +121,9 @@ class LLaMAAdapterV2(LLaMAAdapter):
 
     def apply(self, model: GPT) -> None:
         super().apply(model)
+        self.adapt_linears(model)
+
+    def adapt_linears(self, model: GPT) -> None:
         for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
             model.set_submodule(name, AdapterV2Linear(linear))
         for name, parameter in model.named_parameters():

@@ -28,9 +28,9 @@ from litgpt.litgpt_format.folder import (
 from litgpt.methods.adapter import AdapterV2Linear, LLaMAAdapter, LLaMAAdapterV2, Prefix, trained
 from litgpt.methods.deltas import Delta, to_modules
 from litgpt.methods.peft_folder import CONFIG, WEIGHTS, AdapterSlice, LoRAFolder, read_shapes
-from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.mlp import Router
 from litgpt.model.sharded import full_tensor
 from litgpt.storage.files import is_there, read_json
@@ -156,22 +156,10 @@ class LitPrefixFolder:
 
     def apply(self, model: GPT) -> None:
         self.adapter.apply(model)
-        config = model.config
-        rows = group_order(config).argsort()
-        other_rows = not self.legacy and not torch.equal(rows, torch.arange(len(rows)))
-        for block in model.transformer.h:
-            attention = block.attn
-            assert isinstance(attention, CausalSelfAttention)
-            if isinstance(attention.prefix, Prefix):
-                attention.prefix.order = rows if other_rows else None
-                attention.prefix.softcap = config.attention_logit_softcapping
-        if other_rows:
+        if as_lit_adapts(model, self.legacy):
             notify(
                 f"{self.file}: the keys and values of the prefix use the rows that LitGPT uses, not those of the paper."
             )
-        if isinstance(self.adapter, LLaMAAdapterV2):  # LitGPT adapts routers too
-            for name, router in [(n, m) for n, m in model.named_modules() if isinstance(m, Router)]:
-                model.set_submodule(name, AdapterV2Linear(router))
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:
@@ -201,6 +189,24 @@ class LitPrefixFolder:
         path, _, leaf = name.rpartition(".")
         layer: nn.Module = model.get_submodule(path)
         return prefix_sources(self.weights, path, leaf, layer.linear if isinstance(layer, AdapterV2Linear) else layer)
+
+
+def as_lit_adapts(model: GPT, legacy: bool = False) -> bool:
+    """Change a model with a LLaMA-Adapter, or its second version, to what LitGPT adapts. Returns whether the prefixes
+    use other rows than those of the paper; never if the adapter is `legacy`, from when there was `attn.attn`."""
+    config = model.config
+    rows = group_order(config).argsort()
+    other_rows = not legacy and not torch.equal(rows, torch.arange(len(rows)))
+    for block in model.transformer.h:
+        attention = block.attn
+        assert isinstance(attention, CausalSelfAttention)
+        if isinstance(attention.prefix, Prefix):
+            attention.prefix.order = rows if other_rows else None
+            attention.prefix.softcap = config.attention_logit_softcapping
+    if any(isinstance(module, AdapterV2Linear) for module in model.modules()):
+        for name, router in [(n, m) for n, m in model.named_modules() if isinstance(m, Router)]:
+            model.set_submodule(name, AdapterV2Linear(router))
+    return other_rows
 
 
 AdapterFolder = Union[LoRAFolder, PrefixFolder, LitPrefixFolder]

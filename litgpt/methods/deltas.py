@@ -15,7 +15,7 @@ from litgpt.families import weight_map
 from litgpt.families.table import WeightMap
 from litgpt.methods.lora import LoRALinear, lora_layers
 from litgpt.methods.quantize import full_weight
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 
 
 @dataclass

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from litgpt.errors import UserError
 from litgpt.families import weight_map
 from litgpt.methods.quantize import QuantizedLinear, full_weight
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.model.kernels import dropout
 from litgpt.storage.fields import pattern
 
@@ -297,13 +297,16 @@ class LoRA:
                     raise UserError(
                         "--lora_init pissa changes the frozen weights, which --quantize rounds. Use only one of them."
                     )
-                model.set_submodule(name, LoRALinear(linear, self, adapted))
+                model.set_submodule(name, self.wrap(linear, adapted))
         if not found and self.modules is None:
             flag = f"--lora_targets {self.targets!r}" if self.targets is not None else "The selection for LoRA"
             leaves = sorted({module.rpartition(".")[2] for _, _, hf in linears for module in hf})
             raise UserError(f"{flag} matches no layer, so there is nothing to train. Layers: {', '.join(leaves)}.")
         if self.train_embeddings:
             model.transformer.wte.weight.requires_grad_(True)
+
+    def wrap(self, linear: nn.Linear, adapted: Sequence[bool]) -> LoRALinear:
+        return LoRALinear(linear, self, adapted)
 
     def chosen_layers(self, n_layer: int) -> Optional[set[int]]:
         if self.layers is None:

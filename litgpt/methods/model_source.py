@@ -20,9 +20,9 @@ from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapte
 from litgpt.methods.lora import LoRALinear
 from litgpt.methods.peft_folder import PICKLED, WEIGHTS, LoRAFolder
 from litgpt.methods.quantize import quantize
-from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.storage.files import is_there
 from litgpt.text.prompts import STYLE_FILE, PromptStyle, checkpoint_template, load_style
 from litgpt.text.tokenizer import Tokenizer

@@ -18,7 +18,7 @@ from litgpt.families.table import WeightMap
 from litgpt.methods.deltas import Delta, fused, learned_deltas
 from litgpt.methods.lora import LoRA, lora_layers
 from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS, expert_slices
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.model.sharded import full_tensor
 
 Stacks = dict[str, dict[str, dict[int, Delta]]]  # by the module that holds stacks, its parameter, and the expert

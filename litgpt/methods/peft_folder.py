@@ -28,8 +28,8 @@ from litgpt.families import aliases, weight_map
 from litgpt.families.weights import Weights
 from litgpt.methods.deltas import Delta, fill
 from litgpt.methods.lora import LoRA
-from litgpt.model import GPT
 from litgpt.model.config import Config
+from litgpt.model.gpt import GPT
 from litgpt.model.mlp import Router
 from litgpt.storage.fields import pattern
 

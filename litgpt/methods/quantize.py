@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError, require
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.model.kernels import prepacked_4bit
 from litgpt.model.linear import PartwiseLinear, in_rows
 from litgpt.model.sharded import full_tensor

@@ -11,8 +11,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from litgpt.errors import UserError
-from litgpt.model import GPT
 from litgpt.model.attention import CausalSelfAttention, ForwardContext
+from litgpt.model.gpt import GPT
 
 
 def recompute(model: GPT) -> None:
@@ -58,7 +58,7 @@ def check_compiler(device: torch.device) -> None:
     if device.type == "cuda" and not has_triton():
         raise UserError("--compile true needs the package triton on a GPU, which is missing or too old. Install it.")
     try:
-        if device.type == "cpu":
+        if device.type not in ("cuda", "mps"):
             get_cpp_compiler()
     except (InvalidCxxCompiler, RuntimeError) as e:
         raise UserError(

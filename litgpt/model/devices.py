@@ -40,7 +40,7 @@ def default_precision(device: torch.device, all_trained: bool = False) -> str:
         native = torch.cuda.is_bf16_supported(including_emulation=False)
     else:
         names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = device.type == "cpu" and any(getattr(torch.cpu, name, bool)() for name in names)
+        native = device.type != "mps" and any(getattr(torch.cpu, name, bool)() for name in names)
     if all_trained:
         return "bf16-mixed" if native and device.type == "cuda" else "32-true"
     return "bf16-true" if native else "32-true"

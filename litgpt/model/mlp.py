@@ -59,7 +59,7 @@ class Router(nn.Module):
 
     def __init__(self, n_embd: int, n_expert: int) -> None:
         super().__init__()
-        self.out_features = n_expert
+        self.in_features, self.out_features = n_embd, n_expert
         self.weight = nn.Parameter(torch.empty(n_expert, n_embd))
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=n_embd**-0.5)

@@ -2,6 +2,7 @@
 
 import datetime
 import json
+import math
 import os
 import re
 import time
@@ -13,6 +14,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import takewhile
 from typing import Any, ClassVar, NamedTuple, Optional
+
+from jinja2 import meta
 
 from litgpt.errors import UserError, nearest
 from litgpt.storage.files import parse_json
@@ -113,11 +116,14 @@ class PromptStyle(ABC):
         """The stop token that the style writes after an answer, if it differs from the tokenizer's EOS."""
         return None
 
-    def with_variables(self, variables: Mapping[str, Any]) -> "PromptStyle":
+    def with_variables(self, variables: Mapping[str, Any], strict: bool = False) -> "PromptStyle":
         """The style with what `chat_template_kwargs` passes to a chat template, such as {"enable_thinking": false}.
 
+        Args:
+            strict: Whether the template must use each of them.
+
         Raises:
-            UserError: The style is not a template, or litgpt sets the variable itself.
+            UserError: The style is not a template, or a variable cannot be set.
         """
         raise UserError(f"The prompt style {self.name} is not a chat template, so it has no {', '.join(variables)}.")
 
@@ -163,24 +169,36 @@ class ChatTemplate(PromptStyle):
         template.globals = dict(template.globals)  # jinja2 copies them for each rendering; a ChainMap makes that slow
         return template
 
-    def with_variables(self, variables: Mapping[str, Any]) -> "ChatTemplate":
-        for name in variables:
+    def with_variables(self, variables: Mapping[str, Any], strict: bool = False) -> "ChatTemplate":
+        for name, value in variables.items():
             if name in RESERVED or not str(name).isidentifier():
                 why = "litgpt sets it" if name in RESERVED else "it is not the name of a variable"
                 raise UserError(f"The chat template's variable {name!r} cannot be set: {why}.")
+            if strict and name not in self.variable_names:
+                hint = nearest(name, self.variable_names)
+                raise UserError(f"The chat template does not use the variable {name!r}.{hint}")
+            if isinstance(value, float) and not math.isfinite(value):
+                raise UserError(f"The chat template's variable {name!r} cannot be {value}.")
         for_tools = self.for_tools and self.for_tools.with_variables(variables)
         made = replace(self, variables={**self.variables, **variables}, for_tools=for_tools)
         made.__dict__["compiled"] = self.compiled
         return made
 
+    @cached_property
+    def variable_names(self) -> set[str]:
+        """What the template, or the one for tools, reads."""
+        names = meta.find_undeclared_variables(self.compiled.environment.parse(self.template))
+        return names | self.for_tools.variable_names if self.for_tools else names
+
     def with_defaults(self, variables: Mapping[str, Any]) -> "ChatTemplate":
-        self.with_variables(variables)
+        self.with_variables(variables, strict=True)
         lines = (
             f"{{%- if {name} is not defined %}}{{%- set {name} = {value!r} %}}{{%- endif %}}"
             for name, value in variables.items()
         )
-        template = "".join(lines) + "{{ '' }}" + self.template  # a line break at its start must stay
-        return replace(self, template=template, for_tools=self.for_tools and self.for_tools.with_defaults(variables))
+        defaults = "".join(lines) + "{{ '' }}"  # a line break at the start of the template must stay
+        for_tools = self.for_tools and replace(self.for_tools, template=defaults + self.for_tools.template)
+        return replace(self, template=defaults + self.template, for_tools=for_tools)
 
     @cached_property
     def time_formats(self) -> list[str]:

@@ -15,8 +15,8 @@ from litgpt.families import read_config, write_config
 from litgpt.families.weights import Weights
 from litgpt.litgpt_format.folder import MODEL_CONFIG
 from litgpt.methods.adapter_folder import is_adapter
-from litgpt.model import GPT
 from litgpt.model.config import Config, from_litgpt
+from litgpt.model.gpt import GPT
 from litgpt.storage.files import is_there, read_json, read_yaml
 from litgpt.text.prompts import STYLE_FILE
 from litgpt.text.tokenizer import Tokenizer, copy_files

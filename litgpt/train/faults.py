@@ -14,7 +14,7 @@ import torch
 from litgpt.data.batches import Batch, PackedRows
 from litgpt.errors import UserError, reason, remark
 from litgpt.methods.quantize import QuantizedLinear
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.model.sharded import full_tensor
 from litgpt.storage.outputs import free_name, is_ours, write_single
 from litgpt.train.args import TrainArgs

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from litgpt.methods.lora import LoRALinear
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.model.linear import linear
 
 TOKENS = 1024

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.data.batches import UNTRAINED, Batch
-from litgpt.model import GPT
 from litgpt.model.chunked_attention import ROUND
+from litgpt.model.gpt import GPT
 from litgpt.model.kernels import cross_entropy_, padded_length
 
 T = TypeVar("T")

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Optional
 
 from litgpt.errors import UserError
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 
 RESULT_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")

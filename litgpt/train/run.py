@@ -17,9 +17,9 @@ from litgpt.errors import UserError
 from litgpt.families.weights import check_weights
 from litgpt.methods.quantize import QuantizeName
 from litgpt.methods.quantize import quantize as quantize_layers
-from litgpt.model import GPT
 from litgpt.model.blocks import check_compiler, compile_blocks, recompute
 from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device, share_threads
+from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
 from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs

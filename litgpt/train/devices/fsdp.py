@@ -17,7 +17,7 @@ from lightning.fabric.strategies import ModelParallelStrategy
 from torch import nn
 
 from litgpt.families import weight_map
-from litgpt.model import GPT
+from litgpt.model.gpt import GPT
 from litgpt.train.loss import LossModel
 
 

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 import torch
 
 from litgpt.errors import UserError
-from litgpt.model import GPT
 from litgpt.model.devices import DTYPES
+from litgpt.model.gpt import GPT
 from litgpt.train.devices.one_device import OneDevice
 
 if TYPE_CHECKING:
