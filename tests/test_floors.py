@@ -20,7 +20,7 @@ FLOORS = (  # a module imports from its own floor or from below
     ("methods",),
     ("generate",),
     ("train", "evaluation", "serve"),
-    ("finetune", "commands", "cli", "api", "__main__"),
+    ("finetune", "commands", "cli", "api", "compat", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_TORCH = ("errors", "text", "cli/legacy", "storage/files", "storage/fields", "storage/outputs", "storage/http")
@@ -39,7 +39,8 @@ LATE = {  # modules that are imported within functions, and why
     "litgpt.storage.http": "only `--config URL` fetches something",
     "litgpt.train.optimizers": "read by a command that trains, and by no other",
     "litgpt.methods.quantize": "only `--quantize` needs it",
-    "litgpt.data": "its modules are looked up by the name that an option gives",
+    "litgpt.data.base": "a command without data sets does not need it",
+    "litgpt.data.json_file": "a command without data sets does not need it",
     "litgpt.model.gpt": "`litgpt doctor` says which of its parts cannot be imported",
     "litgpt.model.config": "`litgpt doctor` says which of its parts cannot be imported",
     "litgpt.model.devices": "`litgpt doctor` says which of its parts cannot be imported",

@@ -19,8 +19,8 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from litgpt import Tokenizer
 from litgpt.__main__ import main
-from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch, steps_of_rows
+from litgpt.data.json_file import JSON
 from litgpt.data.tokens import IN_LOSS
 from litgpt.model import kernels, kernels_cpu
 from litgpt.train.loss import LossModel

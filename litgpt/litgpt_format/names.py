@@ -15,13 +15,16 @@ MODULES = {
     **dict.fromkeys(
         (
             f"litgpt.data.{name}"
-            for name in "alpaca alpaca_2k alpaca_gpt4 deita dolly flan lima longform tinystories".split()
+            for name in (
+                "alpaca alpaca_2k alpaca_gpt4 deita dolly flan json_data lima lit_data longform microllama openwebtext "
+                "tinyllama tinystories"
+            ).split()
         ),
-        "litgpt.data.named",
+        "litgpt.compat.data",
     ),
     "litgpt.lora": "litgpt.methods.lora",
     "litgpt.pretrain": "litgpt.finetune.pretrain",
-    "litgpt.prompts": "litgpt.text.prompts",
+    "litgpt.prompts": "litgpt.litgpt_format.prompts",
     "litgpt.tokenizer": "litgpt.text.tokenizer",
 }
 
