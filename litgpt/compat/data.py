@@ -322,6 +322,9 @@ class LIMA(named.LIMA, Instructions):
 class PicoSums(pico.PicoSums, Instructions):
     """Sums for the built-in model."""
 
+    def __init__(self, prompt_style: Style = "alpaca", **options: Any) -> None:
+        super().__init__(prompt_style=prompt_style, **options)
+
 
 class Texts(DataModule):
     """Texts for pretraining: blocks of `max_seq_length` + 1 tokens, shape (B, `max_seq_length` + 1). The texts lie end

@@ -64,7 +64,7 @@ class Streams(DataModule):
     def check_folders(self, folders: list[str]) -> None:
         for folder in folders:
             if "://" not in folder and not Path(folder).is_dir():
-                raise UserError(f"{folder} does not exist. Write its files with litdata.optimize.")
+                raise FileNotFoundError(f"{folder} does not exist. Write its files with litdata.optimize.")
 
 
 class LitData(Streams):
@@ -193,7 +193,7 @@ class TinyLlama(Streams):
         return self.loader(mixed)
 
     def val_dataloader(self) -> Any:
-        return self.loader(self.blocks(self.place("slimpajama", "val"), shuffle=False))
+        return self.loader(self.blocks(self.place("slimpajama", "val"), shuffle=True))
 
 
 class MicroLlama(TinyLlama):

@@ -23,6 +23,7 @@ from litgpt.data import (
     AlpacaGPT4,
     DataModule,
     Deita,
+    LitData,
     LongForm,
     SFTDataset,
     TextFiles,
@@ -360,6 +361,31 @@ def test_text_files():
         assert len(batches) >= 4 and all(batch.shape == (2, 17) for batch in batches)
         text = Letters().decode(batches[0][0])
         assert len(text) >= 16 and set(text) <= set("doc012 ")
+
+
+def block(i):
+    """A text of forty tokens, for litdata."""
+    yield torch.full((40,), i, dtype=torch.int)
+
+
+def test_lit_data():
+    try:
+        from litdata import optimize
+        from litdata.streaming import TokensLoader
+    except ImportError:
+        raises((ImportError, ValueError), LitData)
+        return
+    place = folder()
+    for part in ("train", "val"):
+        options = {"num_workers": 1, "chunk_bytes": "1MB", "item_loader": TokensLoader()}
+        optimize(fn=block, inputs=list(range(1, 9)), output_dir=str(place / part), **options)
+    data = LitData(data_path=place, split_names=("train", "val"), num_workers=0)
+    assert isinstance(data, DataModule)
+    connected(data, batch_size=2, max_seq_length=9)
+    train, val = list(data.train_dataloader()), list(data.val_dataloader())
+    assert len(train) == len(val) == 16 and train[0].shape == (2, 10)
+    assert train[0][:, 0].tolist() == [5, 4] and val[0][:, 0].tolist() == [1, 1]
+    raises(ValueError, LitData, data_path=place, split_names=("train",))
 
 
 @cache
