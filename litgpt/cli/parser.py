@@ -64,7 +64,8 @@ class Parser(ArgumentParser):
 
 def run(where: str, command: str, args: list[str]) -> None:
     """Parse `args` and call the function at `where`, given as module:function."""
-    load(where)(**parse(where, command, args))
+    arguments = parse(where, command, args)  # first, because it imports the module without garbage collection
+    load(where)(**arguments)
 
 
 @inner_classes()
