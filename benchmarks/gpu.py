@@ -32,8 +32,8 @@ from common import choose_rows, gigabytes, machine, publish, write_json
 import litgpt
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Checkpoint, load_weights
-from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch
+from litgpt.data.json_file import JSON
 from litgpt.families import weight_map
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import quantize

@@ -26,7 +26,7 @@ import os, sys, time
 from pathlib import Path
 if sys.argv[3] == "1":
     os.sched_getaffinity = lambda pid: {0}
-from litgpt.data import JSON
+from litgpt.data.json_file import JSON
 from litgpt.text.tokenizer import Tokenizer
 folder = Path(sys.argv[1])
 tokenizer, data = Tokenizer(folder), JSON(sys.argv[2], val_split_fraction=0)

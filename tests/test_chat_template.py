@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.forms import Row, recognize, to_row
+from litgpt.data.json_file import JSON
 from litgpt.data.tokens import IN_LOSS
 from litgpt.errors import UserError
 from litgpt.text.chat_template import ChatTemplate, template_message

@@ -303,12 +303,13 @@ def test_another_name(settings):
 # the options
 
 
+@litgpt.data.inner_classes()
 def parsers() -> dict[str, ArgumentParser]:
     """A parser for every command, and one for the options of every data set."""
     made: dict[str, ArgumentParser] = {name: make_parser(where, name) for name, (where, _) in COMMANDS.items()}
-    for name in sorted({*litgpt.data.__all__} - {"DataModule"}):
+    for name in sorted(litgpt.data.MODULES):
         made[f"--data {name}"] = ArgumentParser()
-        made[f"--data {name}"].add_class_arguments(getattr(litgpt.data, name), "data")
+        made[f"--data {name}"].add_class_arguments(litgpt.data.inner_class(name), "data")
     return made
 
 

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.data import JSON
+from litgpt.data.json_file import JSON
 from litgpt.errors import UserError
 from litgpt.text import chat_template
 from litgpt.text.chat_template import ChatTemplate

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.data import JSON, token_maker
+from litgpt.data import token_maker
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import data_problems
+from litgpt.data.json_file import JSON
 from litgpt.data.pico import sums
 from litgpt.errors import UserError
 from litgpt.model.config import Config

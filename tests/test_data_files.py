@@ -15,10 +15,10 @@ import yaml
 from rich.console import Console
 
 from litgpt.__main__ import main
-from litgpt.data import JSON, cache, token_maker, workers
+from litgpt.data import cache, token_maker, workers
 from litgpt.data.columns import as_option, match
 from litgpt.data.forms import FORMS, to_row
-from litgpt.data.json_file import from_entries, is_data
+from litgpt.data.json_file import JSON, from_entries, is_data
 from litgpt.data.tokens import IN_LOSS
 from litgpt.errors import UserError
 from litgpt.generate.prompt_file import Prompts, prompt_columns
@@ -717,7 +717,8 @@ def test_processes_make_the_same_tokens(llama, tmp_path, monkeypatch, n_processe
 INTERRUPTED = """
 import sys
 from pathlib import Path
-from litgpt.data import JSON, token_maker
+from litgpt.data import token_maker
+from litgpt.data.json_file import JSON
 from litgpt.text.tokenizer import Tokenizer
 token_maker.AT_ONCE = 10
 folder = Path(sys.argv[1])

@@ -278,7 +278,7 @@ def test_two_writers_of_one_file(llama, tmp_path, capsys):
 
 
 def test_a_finished_run_from_python_is_not_repeated(base, rows_file, tmp_path, capsys):
-    from litgpt.data import JSON
+    from litgpt.data.json_file import JSON
     from litgpt.finetune.lora import setup
     from litgpt.train.args import EvalArgs, TrainArgs
 

@@ -9,8 +9,8 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.__main__ import main
-from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, PackedRows, best_fit
+from litgpt.data.json_file import JSON
 from litgpt.methods.model_source import ModelSource
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
@@ -101,7 +101,7 @@ def test_text_files(real_data, tmp_path, capsys):
     metrics = run(model, tmp_path / "out", "--data", "TextFiles", "--data.train_data_path", short,
                   "--train.max_seq_length", 128)  # fmt: skip
     assert len(metrics) == 5
-    from litgpt.data import TextFiles
+    from litgpt.data.text_files import TextFiles
 
     tokenizer = Tokenizer(model)
     loaded = TextFiles(str(short), val_split_fraction=0).load(tokenizer, model, 128)

@@ -9,7 +9,7 @@ import pytest
 from transformers import AutoTokenizer, GenerationConfig
 
 from litgpt.__main__ import main
-from litgpt.data import JSON
+from litgpt.data.json_file import JSON
 from litgpt.text.prompts import STYLE_FILE, chat_templates, checkpoint_template, choose_style, load_style, save_style
 from litgpt.text.styles import STYLES, NamedStyle
 from litgpt.text.tokenizer import Tokenizer

@@ -15,11 +15,11 @@ from urllib.request import OpenerDirector
 import pytest
 
 from litgpt.checkpoint.hub import PICO
-from litgpt.data import FLAN, LIMA, Alpaca, Alpaca2k, AlpacaGPT4, Deita, Dolly, LongForm, TinyStories, download
+from litgpt.data import download
 from litgpt.data.base import DataModule, RowSource
 from litgpt.data.download import fetch, hub_url, unpack
 from litgpt.data.forms import recognize, rename, to_row
-from litgpt.data.named import SUBSETS
+from litgpt.data.named import FLAN, LIMA, SUBSETS, Alpaca, Alpaca2k, AlpacaGPT4, Deita, Dolly, LongForm, TinyStories
 from litgpt.errors import UserError
 from litgpt.text.tokenizer import Tokenizer
 

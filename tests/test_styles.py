@@ -25,6 +25,7 @@ GOLDEN = {  # sha256 of what `renderings` gives, its first 12 digits
     "stablelm-alpha": "a286173402cc",
     "stablelm-zephyr": "cf2b2eeb0251",
     "falcon": "f7e03cfccdd8",
+    "falcon3": "257e58ba936d",
     "llama2-function-calling": "abc47a59a32e",
     "llama2": "4ffe63c0de91",
     "freewilly2": "318795f2b761",
@@ -48,6 +49,7 @@ GOLDEN = {  # sha256 of what `renderings` gives, its first 12 digits
     "qwen3": "3d75bdc5cc1f",
     "smollm2": "b08b2e9d074a",
     "salamandra": "8c1ecf062819",
+    "r1": "7c5bee9c0039",
     "default": "b6f941bbf7cb",
 }
 SHOWN = {
@@ -96,7 +98,7 @@ def test_every_known_style(real_data):
     if not file.is_file():
         pytest.skip(f"{file} is not there")
     rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
-    assert {row["style"] for row in rows} | {"none", "default"} == set(STYLES)
+    assert {row["style"] for row in rows} | {"none", "default", "falcon3", "r1"} == set(STYLES)
     several = [system("<<SYSTEM>>"), user("<<USER1>>"), assistant("<<ANSWER1>>"), user("<<USER2>>")]
     for row in rows:
         style = STYLES[row["style"]]

@@ -25,8 +25,8 @@ import pytest
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils.chat_template_utils import render_jinja_template
 
-from litgpt.data import JSON
 from litgpt.data.forms import Row, to_row
+from litgpt.data.json_file import JSON
 from litgpt.data.lost import Lookup
 from litgpt.data.tokens import IN_LOSS
 from litgpt.errors import UserError

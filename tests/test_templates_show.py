@@ -9,10 +9,10 @@ import pytest
 from transformers import AutoTokenizer
 
 from litgpt.__main__ import main
-from litgpt.data import JSON
 from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import data_problems
 from litgpt.data.forms import recognize, to_row
+from litgpt.data.json_file import JSON
 from litgpt.data.lost import Lookup
 from litgpt.data.tokens import IN_LOSS
 from litgpt.text.chat_template import ChatTemplate

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from litgpt.__main__ import main
-from litgpt.data import JSON
 from litgpt.data.batches import UNTRAINED, Batch, steps_of_rows
+from litgpt.data.json_file import JSON
 from litgpt.data.tokens import IN_LOSS
 from litgpt.model import kernels, kernels_cpu
 from litgpt.text.tokenizer import Tokenizer

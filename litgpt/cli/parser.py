@@ -29,6 +29,7 @@ from litgpt.cli.schema import (
     option_names,
     wrong_value,
 )
+from litgpt.data import inner_classes
 from litgpt.errors import UserError, remark, without_secrets
 from litgpt.storage.files import YAML_BYTES, check_events, parse_yaml, read_text
 from litgpt.train.args import run_settings, run_words
@@ -63,8 +64,15 @@ class Parser(ArgumentParser):
 
 
 def run(where: str, command: str, args: list[str]) -> None:
-    """Parse `args` and call the function at `where`, given as module:function. Values come from the function's
-    defaults, then from `--config`, then from flags and the positional model folder, in any order."""
+    """Parse `args` and call the function at `where`, given as module:function."""
+    arguments = parse(where, command, args)  # first, because it imports the module without garbage collection
+    load(where)(**arguments)
+
+
+@inner_classes()
+def parse(where: str, command: str, args: list[str]) -> Namespace:
+    """The arguments of the function at `where`. Values come from the function's defaults, then from `--config`, then
+    from flags and the positional model folder, in any order."""
     gc.disable()  # garbage collection would take a quarter of the time to import torch
     try:
         parser = make_parser(where, command)
@@ -89,7 +97,7 @@ def run(where: str, command: str, args: list[str]) -> None:
     first_words = command.split("_", 1) if command.startswith("finetune") else [command]
     run_words.set(("litgpt", *first_words, *args))
     run_settings.set(without_tokens(resolved.recorded(yaml.safe_load(parser.dump(settings, skip_none=False)))))
-    load(where)(**instantiate(parser, settings))
+    return instantiate(parser, settings)
 
 
 def without_tokens(settings: Any) -> Any:
@@ -130,6 +138,7 @@ def load(where: str) -> Callable[..., None]:
     return getattr(importlib.import_module(module), name)
 
 
+@inner_classes()
 def make_parser(where: str, command: str) -> Parser:
     function = load(where)
     first, *others = inspect.signature(function).parameters.values()

@@ -14,6 +14,8 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from litgpt.cli.legacy import NAMES, REFUSED_VALUES
+from litgpt.data import MODULES as DATA_SETS
+from litgpt.data import inner_classes
 from litgpt.errors import UserError, nearest, reason
 from litgpt.storage.files import check_events
 
@@ -84,9 +86,9 @@ def class_choices(option: str) -> tuple[type, dict[str, str]]:
         from litgpt.train.optimizers import SHORT_NAMES
 
         return Optimizer, SHORT_NAMES
-    import litgpt.data
+    from litgpt.data.base import DataModule
 
-    return litgpt.data.DataModule, {name: f"litgpt.data.{name}" for name in litgpt.data.__all__}
+    return DataModule, {name: f"litgpt.data.{name}" for name in DATA_SETS}
 
 
 def class_path(option: str, name: str) -> str:
@@ -96,6 +98,7 @@ def class_path(option: str, name: str) -> str:
     return path
 
 
+@inner_classes()
 def load_class(option: str, path: str) -> type:
     """The class at a dotted path. Raises `UserError` if there is none of the option's kind that training can use."""
     from litgpt.methods.quantize import bitsandbytes
@@ -128,24 +131,25 @@ def load_class(option: str, path: str) -> type:
 
 def is_data(word: Any) -> bool:
     """Whether a value of `--data` names files, or is a mapping or a list, instead of the name of a data set."""
-    import litgpt.data
+    from litgpt.data.json_file import is_data as names_rows
 
     if not isinstance(word, str) or word.lstrip()[:1] in ("{", "["):
         return True
-    return word not in class_choices("data")[1] and litgpt.data.json_file.is_data(word)
+    return word not in class_choices("data")[1] and names_rows(word)
 
 
 def data_options(entries: list[Any]) -> dict[str, Any]:
     """The options of the data set that reads these files. Those of other files do not apply to them."""
-    import litgpt.data
+    from litgpt.data.json_file import from_entries
 
-    name, arguments = litgpt.data.json_file.from_entries(entries)
+    name, arguments = from_entries(entries)
     others = dict.fromkeys(("val_path", "columns", "weights", "format") if name == "JSON" else ("val_data_path",))
     own = {f"data.{key}": value for key, value in {**others, **arguments}.items()}
     return {"data": class_path("data", name), **own}
 
 
 @cache
+@inner_classes()
 def class_parser(option: str, path: str) -> ArgumentParser:
     """A parser whose options are the arguments of a class, as `data.json_path`."""
     parser = ArgumentParser()

@@ -31,7 +31,9 @@ from litgpt.data.tokens import (
 )
 from litgpt.data.workers import Workers
 from litgpt.errors import UserError
+from litgpt.text.chat_template import ChatTemplate
 from litgpt.text.prompts import PromptStyle, style_fields
+from litgpt.text.styles import PUBLIC
 from litgpt.text.tokenizer import Encoded, Tokenizer
 
 if TYPE_CHECKING:
@@ -105,7 +107,7 @@ class TokenMaker:
                 for digest, s in zip(fingerprints, sources)
             ],
             "set": [type(data).__name__, class_hash(type(data)), {k: str(v) for k, v in vars(data).items()}],
-            "style": [style_fields(self.style), self.style.printed_times()],
+            "style": [style_fields(self.style), style_hash(self.style), self.style.printed_times()],
             "tokenizer": [tokenizer.fingerprint(), tokenizer.bos_id, tokenizer.eos_id, sorted(self.stops)],
             "n_embeddings": tokenizer.n_embeddings,
             "trained": [self.mask_prompt, self.turn_end],
@@ -252,8 +254,17 @@ def code_hash() -> str:
     return digest.hexdigest()
 
 
+def style_hash(style: PromptStyle) -> str:
+    """A hash of the code of a style that is written in Python; empty for others."""
+    if isinstance(style, ChatTemplate) or type(style).__module__ == PUBLIC:
+        return ""
+    functions = [getattr(getattr(type(style), n), "__code__", None) for n in ("apply", "prompt", "render_row")]
+    code = [(f.co_code.hex(), repr(f.co_consts), f.co_names) for f in functions if f is not None]
+    return hashlib.sha256(json.dumps([class_hash(type(style)), str(vars(style)), code]).encode()).hexdigest()
+
+
 def class_hash(data_class: type) -> str:
-    """A hash of the source files of a data set, which may be the user's own, and of its base classes."""
+    """A hash of the source files of a class, which may be the user's own, and of its base classes."""
     digest = hashlib.sha256()
     for base in data_class.__mro__:
         with contextlib.suppress(TypeError, OSError):  # built in, or defined in an interactive session

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.checkpoint.find import find_folder, local_folder
-from litgpt.data import DataModule
+from litgpt.data.base import DataModule
 from litgpt.errors import UserError
 from litgpt.families import read_config
 from litgpt.finetune.full import save, train_everything

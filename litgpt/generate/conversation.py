@@ -8,7 +8,6 @@ from litgpt.generate.answers import decode
 from litgpt.generate.engine import Engine, Finish, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
-from litgpt.text.styles import NamedStyle
 
 
 class Conversation:
@@ -27,7 +26,7 @@ class Conversation:
         self.stop, self.seed = stop, seed
         self.messages: list[dict[str, Any]] = []  # so far, the system message first if there is one
         # whether the prompt style is for a single prompt, so that the model sees no earlier messages
-        self.single_turn = isinstance(loaded.style, NamedStyle) and loaded.style.close is None
+        self.single_turn = loaded.style.single_turn
         self.finish: Optional[Finish] = None  # why the last answer ended
         self.context_full, self.n_new = False, 0  # whether that was because of the context; tokens of the answer
         self.engine = Engine(loaded.model, rows=1)

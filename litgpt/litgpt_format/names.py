@@ -20,9 +20,12 @@ MODULES = {
     **dict.fromkeys(
         (
             f"litgpt.data.{name}"
-            for name in "alpaca alpaca_2k alpaca_gpt4 deita dolly flan lima longform tinystories".split()
+            for name in (
+                "alpaca alpaca_2k alpaca_gpt4 deita dolly flan json_data lima lit_data longform microllama openwebtext "
+                "tinyllama tinystories"
+            ).split()
         ),
-        "litgpt.data.named",
+        "litgpt.compat.data",
     ),
     "litgpt.deploy.serve": "litgpt.compat.scripts",
     "litgpt.eval.evaluate": "litgpt.compat.scripts",
@@ -30,7 +33,7 @@ MODULES = {
     "litgpt.lora": "litgpt.compat.lora",
     "litgpt.parser_config": "litgpt.compat.utils",
     "litgpt.pretrain": "litgpt.finetune.pretrain",
-    "litgpt.prompts": "litgpt.text.prompts",
+    "litgpt.prompts": "litgpt.litgpt_format.prompts",
     **dict.fromkeys((f"litgpt.scripts.{name}" for name in SCRIPTS.split()), "litgpt.compat.scripts"),
     "litgpt.tokenizer": "litgpt.litgpt_format.tokenizer",
     "litgpt.utils": "litgpt.compat.utils",

@@ -101,6 +101,7 @@ SHAPES: dict[str, Shape] = {
     "prompt_style.yaml": {
         **dict.fromkeys(("prompt_style", "template", "tool_use", "class_path"), TEXT),
         "variables": (Each(str), None),
+        "init_args": ({"system_message": TEXT}, None),
     },
 }
 

@@ -5,11 +5,11 @@ A `PromptStyle` is either a checkpoint's own chat template (`ChatTemplate`) or a
 """
 
 import json
-import re
 import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, cast
+from typing import Any, Optional, Union, cast
 
 import yaml
 
@@ -18,7 +18,7 @@ from litgpt.storage.fields import SPECIAL_TOKENS
 from litgpt.storage.files import TOKENIZER_BYTES, is_there, read_json, read_text, read_yaml
 from litgpt.text.chat_template import ChatTemplate, PromptStyle
 from litgpt.text.model_styles import model_name, style_named, style_of_model
-from litgpt.text.styles import STYLES, NamedStyle
+from litgpt.text.styles import CLASSES, PUBLIC, STYLES, ChatML, NamedStyle
 from litgpt.text.token_fields import optional_json, special_token, token_fields, tokenizer_class
 
 STYLE_FILE = "prompt_style.yaml"
@@ -70,19 +70,22 @@ def chatml(folder: Path) -> ChatTemplate:
     return ChatTemplate(source.replace("TURN_END", json.dumps(end, ensure_ascii=False)), variables, name="chatml")
 
 
-def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
+def choose_style(name: Union[str, PromptStyle], folder: Path, chat: bool = False) -> PromptStyle:
     """The style that `--data.prompt_style` selects for a checkpoint.
 
     Args:
-        name: `auto` for the style that the checkpoint was trained with, else its template, else the style that is known
-            by the model's name (for conversations only if it has turns), else chatml for conversations and alpaca for
-            instruction rows. `chat` for the template; `chatml`; a named style; or the path of a Jinja template.
+        name: A style, or `auto` for the style that the checkpoint was trained with, else its template, else the style
+            that is known by the model's name (for conversations only if it has turns), else chatml for conversations
+            and alpaca for instruction rows. `chat` for the template; `chatml`; a named style; or the path of a Jinja
+            template.
         folder: The checkpoint.
         chat: Whether the rows are conversations.
 
     Raises:
         UserError: The style is unknown, or it is `chat` and the checkpoint has no template.
     """
+    if isinstance(name, PromptStyle):
+        return name
     if name in STYLES:
         return STYLES[name]
     if name == "chatml":
@@ -96,7 +99,8 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
         if template is not None:
             return template
         by_name = style_named(model_name(folder))
-        if by_name is not None and (not chat or by_name.close is not None):
+        has_turns = not isinstance(by_name, NamedStyle) or by_name.close is not None
+        if by_name is not None and (has_turns or not chat):
             return style_of_model(folder) or by_name
         return chatml(folder) if chat else STYLES["alpaca"]
     if Path(name).is_file():
@@ -110,6 +114,8 @@ def choose_style(name: str, folder: Path, chat: bool = False) -> PromptStyle:
 def style_fields(style: PromptStyle) -> dict[str, Any]:
     """The content of `prompt_style.yaml`, which is enough to restore the style."""
     fields: dict[str, Any] = {"prompt_style": style.name}
+    if not isinstance(style, ChatTemplate) and style is not STYLES.get(style.name):
+        fields = class_fields(style)
     if isinstance(style, ChatTemplate):
         fields |= {"template": style.template, "variables": dict(style.variables)}
         fields |= {"tool_use": style.for_tools.template} if style.for_tools else {}
@@ -170,18 +176,37 @@ def load_style(folder: Path) -> PromptStyle:
         return cast(ChatTemplate, make_template(templates, fields.get("variables") or {}, name))
     if name in STYLES:
         return STYLES[name]
-    if style := litgpt_style(fields.get("class_path") or ""):
-        return style
+    if class_path := fields.get("class_path"):
+        return style_of_class(class_path, fields.get("init_args") or {}, path)
     raise UserError(f"{path} does not name a prompt style.")
 
 
-def litgpt_style(class_path: str) -> Optional[PromptStyle]:
-    """The style of a LitGPT class. Their names differ from ours in case, dots and dashes only."""
-    if not class_path.startswith("litgpt.prompts."):
-        return None
+def class_fields(style: PromptStyle) -> dict[str, Any]:
+    """The content of `prompt_style.yaml` in LitGPT's form, for a style that is a class."""
+    system = style.system_message if isinstance(style, ChatML) else None
+    arguments = {"init_args": {"system_message": system}} if system != getattr(type(style), "system", None) else {}
+    return {"class_path": f"{type(style).__module__}.{type(style).__qualname__}", **(arguments if system else {})}
 
-    def letters(name: str) -> str:
-        return re.sub(r"[^a-z0-9]", "", name.lower())
 
-    name_of_class = letters(class_path.rpartition(".")[2].replace("Default", "none"))
-    return next((style for name, style in STYLES.items() if letters(name) == name_of_class), None)
+def style_of_class(class_path: str, arguments: dict[str, Any], path: Path) -> PromptStyle:
+    """The style of a class of LitGPT, or of one in a module that the program has imported.
+
+    Args:
+        class_path: The module and the name of the class.
+        arguments: Passed to the class.
+        path: The file that names it, for errors.
+
+    Raises:
+        UserError: There is no such class.
+    """
+    module, _, name = class_path.rpartition(".")
+    found = CLASSES.get(name) if module == PUBLIC else getattr(sys.modules.get(module), name, None)
+    if not (isinstance(found, type) and issubclass(found, PromptStyle)):
+        hint = nearest(name, CLASSES) if module == PUBLIC else f" Import {module} first." if module else ""
+        raise UserError(f"{path}: {class_path} is not a prompt style that is imported.{hint}")
+    if module == PUBLIC and found.name in STYLES and not arguments:
+        return STYLES[found.name]
+    try:
+        return found(**arguments)
+    except TypeError as e:
+        raise UserError(f"{path}: {class_path} cannot be made with {arguments or 'no arguments'}.") from e

@@ -3,24 +3,22 @@
 import json
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional, Union
 
 from litgpt.errors import UserError
 from litgpt.storage.files import read_yaml
 from litgpt.text.chat_template import Message, PromptStyle, Rendered
 
 
-@dataclass(frozen=True)
 class NamedStyle(PromptStyle):
-    """A fixed text around the prompt. The answer follows it and ends with the tokenizer's EOS.
+    """A fixed text around the prompt. The answer follows it and ends with the tokenizer's EOS. Each style is a class.
 
     Names in braces are replaced in one pass, so braces in a row are kept. A style without `with_input` puts the input
     below the prompt, after an empty line; LitGPT drops it there.
 
-    Args:
+    Attributes:
         name: As in `--data.prompt_style`.
         text: Contains `{prompt}`, and `{system}` if the style supports a system message.
         system: Default system message. If it is empty, `{system}` is replaced by nothing.
@@ -29,6 +27,8 @@ class NamedStyle(PromptStyle):
         input_system: Default system message for `with_input`.
         close: Text between an answer and the next prompt, which is rendered with the part of `text` after `{system}`.
             None if the style supports a single turn only.
+        models: A regular expression for LitGPT's names of the models that were trained in this style.
+        stops: Tokens besides EOS at which LitGPT stops, each as a sequence of tokens or their ids.
     """
 
     name: str
@@ -38,7 +38,20 @@ class NamedStyle(PromptStyle):
     with_input: str = ""
     input_system: str = ""
     close: Optional[str] = None
+    stops: Sequence[Sequence[Union[str, int]]] = ()
     own_special_tokens = False  # the tokenizer adds BOS, and the answer ends with EOS
+
+    @property
+    def single_turn(self) -> bool:
+        return self.close is None
+
+    def stop_tokens(self, tokenizer: Any) -> tuple[list[int], ...]:
+        others = ([t if isinstance(t, int) else tokenizer.token_to_id(t) for t in stop] for stop in self.stops)
+        return ([tokenizer.eos_id], *others)
+
+    def stop_ids(self, tokenizer: Any) -> frozenset[int]:
+        """Those of a subclass that implements `stop_tokens`. The model folder names the stop tokens of other styles."""
+        return frozenset() if type(self).stop_tokens is NamedStyle.stop_tokens else super().stop_ids(tokenizer)
 
     def prompt(self, messages: Sequence[Message], tools: Optional[list] = None) -> str:
         """The text that the answer to the last message follows.
@@ -181,8 +194,37 @@ def with_input_below(message: Message) -> str:
     return f"{message['content']}\n\n{message['input']}" if message.get("input") else message["content"]
 
 
-STYLES = {
-    name: NamedStyle(name, **fields) for name, fields in read_yaml(Path(__file__).with_name("styles.yaml")).items()
+class ChatML(NamedStyle):
+    """ChatML with a fixed end of turn. The styles of Qwen and other models are subclasses.
+
+    Args:
+        system_message: Default system message; None for none, or for that of the subclass.
+    """
+
+    name = "chatml"
+    text = "{system}<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n"
+    system_frame = "<|im_start|>system\n{system}<|im_end|>\n"
+    close = "<|im_end|>\n"
+
+    def __init__(self, system_message: Optional[str] = None) -> None:
+        self.system = system_message or self.system
+
+    @property
+    def system_message(self) -> Optional[str]:
+        return self.system or None
+
+
+def style_class(name: str, fields: dict[str, Any]) -> type[NamedStyle]:
+    """The class of a style in `styles.yaml`."""
+    base = ChatML if fields.get("text") == ChatML.text else NamedStyle
+    return type(fields.pop("class"), (base,), {"name": name, "__module__": PUBLIC, **fields})
+
+
+PUBLIC = "litgpt.prompts"  # LitGPT's module of these classes, which records of a style name
+ChatML.__module__ = PUBLIC
+STYLES: dict[str, NamedStyle] = {
+    name: style_class(name, fields)() for name, fields in read_yaml(Path(__file__).with_name("styles.yaml")).items()
 }
 STYLES["default"] = STYLES["none"]
+CLASSES = {"ChatML": ChatML, **{type(style).__name__: type(style) for style in STYLES.values()}}
 PromptStyle.named = {**STYLES}

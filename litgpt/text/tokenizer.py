@@ -92,9 +92,17 @@ class Tokenizer:
         return self.backend.special_tokens
 
     def stops(self, style: PromptStyle) -> frozenset[int]:
-        """The tokens that end an answer: those that the model folder names, and the one that the style writes."""
+        """The tokens that end an answer: those that the model folder names, the one that the style writes, and
+        those of a custom style."""
         stop = self.trained_stop(style)
-        return self.stop_ids if stop is None else self.stop_ids | {stop}
+        return (self.stop_ids if stop is None else self.stop_ids | {stop}) | style.stop_ids(self)
+
+    def token_to_id(self, token: str) -> int:
+        """The id of a token. Raises `UserError` if there is none."""
+        found = self.backend.token_id(token)
+        if found is None:
+            raise UserError(f"The tokenizer in {self.folder} has no token {token!r}.")
+        return found
 
     def trained_stop(self, style: PromptStyle) -> Optional[int]:
         """The token that ends an answer in training: the one that the style writes, else EOS."""
