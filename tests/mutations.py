@@ -39,14 +39,15 @@ class Scene:
 
 
 def run(command: list[str], capsys: Any) -> tuple[int, str]:
-    """The exit code of a command in this process, and what it wrote to stderr."""
+    """The exit code of a command in this process, and what it wrote to stderr, with the problems that a check found."""
     capsys.readouterr()
     try:
         main(command)
         code = 0
     except SystemExit as e:
         code = int(e.code or 0)
-    return code, capsys.readouterr().err
+    out, err = capsys.readouterr()
+    return code, err + "".join(line for line in out.splitlines(keepends=True) if line.startswith("ERROR: "))
 
 
 def make_scenes(folder: Path, tokenizer_file: Path) -> dict[str, Scene]:

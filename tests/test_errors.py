@@ -197,8 +197,8 @@ def test_no_rows_file(fails, run, rows_file):
         (["--accelerator", "gpu"], "--accelerator gpu: expected auto, cpu, cuda or mps.\n"),
         (["--data", __file__], "--data.json_path"),
         (["--data", "my.json"], "--data.json_path"),
-        (["--data", "mine"], "--data mine: no such data set. Choose from FLAN, JSON"),
-        (["--data", "torch.nn.Linear"], "--data torch.nn.Linear: no such data set. Choose from FLAN, JSON"),
+        (["--data", "mine"], "--data mine: no such data set. Choose from FLAN"),
+        (["--data", "torch.nn.Linear"], "--data torch.nn.Linear: no such data set. Choose from FLAN"),
         (["--optimizer", "AdamWW"], "AdamWW"),
     ],
 )

@@ -88,7 +88,8 @@ def check(scene: Scene, name: str, command: int, form: str, tmp_path: Path, caps
     shutil.rmtree(copy)
     allowed = next((NO_HARM[end] for end in NO_HARM if name.endswith(end)), ())
     last = err.splitlines()[-1] if code else ""
-    assert form in allowed or (code == 2 and Path(name).name in last), err
+    is_named = Path(name).name in (last if code == 2 else err)
+    assert form in allowed or is_named, err
     assert code in (0, 1) or (code == 2 and last.startswith("litgpt: error: ") and "Traceback" not in err), err
 
 

@@ -22,6 +22,7 @@ EXTRAS = {  # the extras of pyproject.toml, and what they add
     "serve": "the HTTP server",
     "plot": "loss.png beside metrics.csv",
     "data": "Parquet and zstandard files, Hugging Face datasets (hf:ORG/NAME)",
+    "litdata": "LitGPT's LitData, OpenWebText, TinyLlama, and MicroLlama in Python",
     "tensorboard": "--logger_name tensorboard",
     "wandb": "--logger_name wandb",
     "mlflow": "--logger_name mlflow",
