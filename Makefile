@@ -30,7 +30,7 @@ $(VENV)/.tools: $(VENV)/.installed  # what the tests compare with takes longer t
 
 demo: $(VENV)/.installed  ## teach the built-in model to add, in under two minutes
 	$(BIN)/litgpt finetune lora --config pico/lora --out_dir out/demo --overwrite
-	@echo "  litgpt finetune lora checkpoints/ORG/MODEL --data JSON --data.json_path my.json   # the same on a real model"
+	@echo "  litgpt finetune lora checkpoints/ORG/MODEL my.json   # the same on a real model"
 
 lint: $(VENV)/.tools
 	$(BIN)/ruff format --check .

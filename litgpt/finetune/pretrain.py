@@ -17,7 +17,7 @@ from litgpt.train.run import Run
 
 TRAIN = TrainArgs(global_batch_size=512, micro_batch_size=4, lr_warmup_steps=2000, epochs=1, max_norm=1.0, min_lr=4e-5)
 EVAL = EvalArgs(interval=1000, max_new_tokens=None)
-PROBE = "Two tokenizers agree: 0123456789, na\u00efve caf\u00e9, \u6771\u4eac.\n\tdef f(x): return x"
+PROBE = "Two tokenizers agree: 0123456789, naïve café, 東京.\n\tdef f(x): return x"
 
 
 def setup(
