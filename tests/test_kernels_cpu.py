@@ -51,7 +51,7 @@ def test_greedy_text(folder):
 
 
 def test_loss_curve_is_that_of_the_kernels(folder, monkeypatch):
-    monkeypatch.setattr(kernels_cpu, "LARGE", 0)
+    monkeypatch.setattr(kernels_cpu, "LARGE", 1)
     monkeypatch.setattr(kernels_cpu, "NORM_SIZE", 0)
     curves = []
     for enabled in (False, True):
