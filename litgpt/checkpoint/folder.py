@@ -87,7 +87,7 @@ class Checkpoint(Weights):
                     self.files[name], self.places[name] = file, (stored, index)
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield weights with their names. A file stays open while the next weight is in it. After a gigabyte it is
+        """Yield weights with their names. A file stays open while the next weight is in it. After 256 MB it is
         opened again, because its pages stay in memory until it is closed."""
         waiting = deque(names)
         while waiting:

@@ -17,7 +17,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
-READ = 2**30  # bytes after which a file is opened again, so that its pages do not stay in memory
+READ = 2**28  # bytes after which a file is opened again, so that its pages do not stay in memory
 FLOATS = ("F64", "F32", "F16", "BF16")  # the names in safetensors; integers and 8 bits need scales, not a cast
 
 
