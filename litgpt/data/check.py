@@ -78,8 +78,7 @@ def data_problems(loaded: TokenizedDataset) -> list[str]:
 
 
 def bad_rows(loaded: TokenizedDataset, findings: list[tuple[RowSource, Finding]], skip: bool) -> list[str]:
-    """Files with rows that cannot be used. With `skip` only those where they are so many that something else must be
-    wrong."""
+    """A problem for each file that has rows that cannot be used; with `skip`, only if they exceed `MAX_BAD`."""
     found = []
     for source, counts in loaded.all_sources:
         if counts.bad > (MAX_BAD * counts.rows if skip else 0):
