@@ -101,13 +101,13 @@ class LoRALinear(nn.Module):
         weights = self.lora_A, self.lora_B, self.rows, self.lora.scaling
         if self.magnitude is None:
             return Update.apply(y, dropped, *weights)
-        update = Update.apply(torch.zeros_like(y), dropped, *weights)
         ratio = self.per_row(self.magnitude / self.row_norms()).to(y.dtype)
         if self.training and self.lora.dropout:
             base = F.linear(dropped, full_weight(self.linear).to(x.dtype))
-        else:
-            base = y if self.linear.bias is None else y - self.linear.bias
-        return y + (ratio - 1) * base + ratio * update
+            return y + torch.addcmul(-base, ratio, Update.apply(base, dropped, *weights))  # exactly y where nothing is adapted
+        if self.linear.bias is None:
+            return ratio * Update.apply(y, dropped, *weights)
+        return torch.addcmul(self.linear.bias, ratio, Update.apply(y - self.linear.bias, dropped, *weights))
 
     def per_row(self, ratio: torch.Tensor) -> torch.Tensor:
         """From one value per adapted row to one per row, (out_features,): 1 for rows that are not adapted."""

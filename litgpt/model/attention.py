@@ -16,7 +16,7 @@ from torch.nn import functional as F
 
 from litgpt.model.chunked_attention import softcapped_attention
 from litgpt.model.config import Config
-from litgpt.model.kernels import causal_attention
+from litgpt.model.kernels import causal_attention, remat
 from litgpt.model.kv_cache import EachRow, KVCache
 from litgpt.model.linear import Linear
 from litgpt.model.norm import make_qk_norm
@@ -95,32 +95,30 @@ class CausalSelfAttention(nn.Module):
         self.prefix: Optional[nn.Module] = None  # set by litgpt.methods.adapter
 
     def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
-        qk, v = self.heads(x)  # (B, T, n + g, hs), (B, T, g, hs)
-        if self.rope is not None:
-            qk = apply_rope(qk, *context.ropes[self.rope])
-        q, k = qk.transpose(1, 2).split_with_sizes([self.config.n_head, self.n_groups], dim=1)  # (B, n or g, T, hs)
-        v = v.transpose(1, 2)
-        y = self.attend_within_sequences(q, k, v, context)
-        if self.prefix is not None:
-            y = y + self.prefix(q, self.qkv, self.config.qkv_sizes)
-        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
-
-    def heads(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Queries and keys (B, T, n + g, hs), normalized if the config says so, and values (B, T, g, hs)."""
         config = self.config
         qkv = self.qkv(x)
         if config.clip_qkv is not None:
             qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
-        qkv = qkv.view(*x.shape[:-1], -1, config.head_size)
+        qkv = qkv.unflatten(2, (-1, config.head_size))  # (B, T, n + 2 g, hs)
         qk, v = qkv.split_with_sizes([config.n_head + self.n_groups, self.n_groups], dim=2)
-        if config.norm_qk:
-            q, k = qk.split_with_sizes([config.n_head, self.n_groups], dim=2)
-            if config.norm_qk_type == "olmo2":
+        qk = remat(qk, self.normalize_and_rotate, *(context.ropes[self.rope] if self.rope is not None else ()))
+        q, k = qk.transpose(1, 2).split_with_sizes([config.n_head, self.n_groups], dim=1)  # (B, n or g, T, hs)
+        v = v.transpose(1, 2)
+        y = self.attend_within_sequences(q, k, v, context)
+        if self.prefix is not None:
+            y = y + self.prefix(q, self.qkv, config.qkv_sizes)
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
+
+    def normalize_and_rotate(self, qk: torch.Tensor, *rope: torch.Tensor) -> torch.Tensor:
+        """Queries and keys, (B, T, n + g, hs), with the norms and the rope of this layer, if it has them."""
+        if self.config.norm_qk:
+            q, k = qk.split_with_sizes([self.config.n_head, self.n_groups], dim=2)
+            if self.config.norm_qk_type == "olmo2":
                 q, k = (norm(t.flatten(2)).view(t.shape) for norm, t in ((self.norm_q, q), (self.norm_k, k)))
             else:
                 q, k = self.norm_q(q), self.norm_k(k)
             qk = torch.cat([q, k], dim=2)
-        return qk, v
+        return apply_rope(qk, *rope) if rope else qk
 
     def attend_within_sequences(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext

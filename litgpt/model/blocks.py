@@ -4,7 +4,7 @@ Both replace the `forward` of each block, so that no parameter changes its name.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 import torch
 from torch import nn
@@ -15,11 +15,14 @@ from litgpt.model.attention import CausalSelfAttention, ForwardContext
 from litgpt.model.gpt import GPT
 
 
-def recompute(model: GPT) -> None:
+def recompute(model: GPT, offload: bool = False) -> None:
     """Activation checkpointing: keep only the input of each block, and run the block again in the backward pass.
-    https://arxiv.org/abs/1604.06174. Dropout draws the same numbers again."""
+    https://arxiv.org/abs/1604.06174. Dropout draws the same numbers again. With `offload` the inputs are kept in the
+    memory of the CPU."""
     for block in model.transformer.h:
         block.forward = recomputed(block.forward)
+    if offload:
+        model.saved_tensors = Offload
 
 
 def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -27,6 +30,33 @@ def recomputed(forward: Callable[..., torch.Tensor]) -> Callable[..., torch.Tens
         return checkpoint(forward, *args, use_reentrant=False) if torch.is_grad_enabled() else forward(*args)
 
     return wrapped
+
+
+class Offload(torch.autograd.graph.saved_tensors_hooks):
+    """Keeps what autograd saves in pinned memory of the CPU until the backward pass needs it. Copies to the CPU run
+    beside the computation."""
+
+    def __init__(self) -> None:
+        self.stream: Optional[torch.cuda.Stream] = None
+        super().__init__(self.pack, self.unpack)
+
+    def pack(self, x: torch.Tensor) -> Any:
+        if not x.is_cuda:
+            return x.detach()
+        self.stream = self.stream or torch.cuda.Stream(x.device)
+        self.stream.wait_stream(torch.cuda.current_stream(x.device))
+        with torch.cuda.stream(self.stream):
+            kept = torch.empty(x.size(), dtype=x.dtype, pin_memory=True)
+            kept.copy_(x, non_blocking=True)
+        x.record_stream(self.stream)
+        return x.device, kept
+
+    def unpack(self, kept: Any) -> torch.Tensor:
+        if torch.is_tensor(kept):
+            return kept
+        device, x = kept
+        torch.cuda.current_stream(device).wait_stream(self.stream)  # type: ignore[arg-type]
+        return x.to(device, non_blocking=True)
 
 
 def compile_blocks(model: GPT, decoding: bool = False) -> None:

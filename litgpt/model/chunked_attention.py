@@ -3,6 +3,7 @@
 Shapes: B rows, T tokens, S tokens that they may attend to, n query heads, g key-value heads, hs head size.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Optional
 
 import torch
@@ -38,27 +39,27 @@ class CausalAttention(torch.autograd.Function):
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float], chunk: int
     ) -> torch.Tensor:
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs)."""
+        ctx.scale, ctx.softcap, ctx.chunk = scale, softcap, chunk
         rows, n, total, size = q.shape
-        padding = (0, 0, 0, rounded(total) - total)  # keys that are in the future of every query
-        q, k, v = (F.pad(x, padding) for x in (q, k, v))
+        inputs = q, k, v
+        q, k, v = map(padded, inputs)
         values = v.flatten(0, 1)  # (B g, T, hs)
         kept: list[Optional[torch.Tensor]] = []
         y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
-        with torch.autocast(q.device.type, enabled=False):
+        with no_autocast(q):
             for part in chunks(q, chunk):
                 weights, slope = attention_weights(q, k, part, scale, softcap)
                 y[:, :, part] = (weights @ values[:, : part.stop]).view(rows, n, -1, size)
                 if n * total**2 <= SHORT:
                     kept += weights, slope
-        ctx.save_for_backward(q, k, v, *kept)
-        ctx.scale, ctx.softcap, ctx.chunk, ctx.total = scale, softcap, chunk, total
+        ctx.save_for_backward(*inputs, *kept)
         return y[:, :, :total]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
         q, k, v, *kept = ctx.saved_tensors
-        grad_y = F.pad(grads[0], (0, 0, 0, q.size(2) - ctx.total))
+        q, k, v, grad_y = map(padded, (q, k, v, *grads))
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
         for i, part in enumerate(chunks(q, ctx.chunk)):
@@ -71,8 +72,19 @@ class CausalAttention(torch.autograd.Function):
                 grad_scores *= slope
             grad_q[:, :, part] = (grad_scores @ keys[:, past]).view_as(q[:, :, part])
             grad_k[:, past].baddbmm_(grad_scores.transpose(1, 2), grouped(q[:, :, part], k))
-        real = slice(ctx.total)
+        real = slice(grads[0].size(2))
         return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None, None, None
+
+
+def padded(x: torch.Tensor) -> torch.Tensor:
+    """(B, heads, T, hs) padded to a `rounded` T: keys that are in the future of every query."""
+    padding = rounded(x.size(2)) - x.size(2)
+    return F.pad(x, (0, 0, 0, padding)) if padding else x
+
+
+def no_autocast(x: torch.Tensor) -> AbstractContextManager:
+    kind = x.device.type
+    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
 
 
 def chunks(q: torch.Tensor, size: int) -> list[slice]:

@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, C = n_embd, V = padded_vocab_size.
 """
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Optional
 
 import torch
@@ -16,6 +17,7 @@ from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
+from litgpt.model.rematerialize import rematerialization
 from litgpt.model.rope import make_ropes
 from litgpt.model.sharded import unsharded
 
@@ -72,6 +74,8 @@ class ScaledHead(nn.Module):
 
 class GPT(nn.Module):
     """A decoder-only transformer."""
+
+    saved_tensors: Callable[[], AbstractContextManager] = staticmethod(rematerialization)  # how blocks keep activations
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -166,9 +170,10 @@ class GPT(nn.Module):
         ropes = [rope.table(positions, seqlens, lengths, x.dtype) for rope in self.ropes]
         context = ForwardContext(seqlens, ropes, cache, rows or ())
         context.make_masks(self.config, x.device)
-        for block in self.transformer.h:
-            x = block(x, context)
-        x = self.transformer.ln_f(x)
+        with self.saved_tensors():
+            for block in self.transformer.h:
+                x = block(x, context)
+            x = self.transformer.ln_f(x)
         if cache is not None:
             cache.advance(context.rows, seqlens)
             if seqlens != new_seqlens:

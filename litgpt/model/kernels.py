@@ -14,6 +14,7 @@ from typing import Any, Optional, TypeVar
 import torch
 from torch.nn import functional as F
 
+from litgpt.model import rematerialize
 from litgpt.model.chunked_attention import CausalAttention, chunk_size
 
 Function = TypeVar("Function", bound=Callable)
@@ -52,8 +53,17 @@ def register(device_type: str) -> Callable[[Function], Function]:
 
 
 @operation
+def remat(x: torch.Tensor, function: Callable[..., torch.Tensor], *others: Any) -> torch.Tensor:
+    """`function(x, *others)`, which the backward pass computes again instead of keeping it. The function must be cheap and deterministic, and nothing may write to its inputs afterwards."""
+    return rematerialize.run(x, function, *others)
+
+
+@operation
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
     """`F.linear`: x (..., in_features) times weight (out_features, in_features), plus bias."""
+    kind = x.device.type
+    if x.is_floating_point() and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
+        x = remat(x, torch.Tensor.to, torch.get_autocast_dtype(kind))  # not a second copy that is kept
     return F.linear(x, weight, bias)
 
 
@@ -73,13 +83,33 @@ def prepacked_4bit(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, upcast: bool = False) -> torch.Tensor:
     """`F.rms_norm` over the last dimension; with `upcast` computed in float32 and returned in the dtype of `x`."""
     if upcast:
-        return F.rms_norm(x.float(), weight.shape, weight, eps).to(x.dtype)
+        return F.rms_norm(remat(x, torch.Tensor.float), weight.shape, weight, eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
 @operation
 def dropout(x: torch.Tensor, p: float) -> torch.Tensor:
-    return F.dropout(x, p)
+    """`F.dropout`, without a mask that is kept: the seed of the mask draws it again in the backward pass."""
+    if is_compiling():
+        return F.dropout(x, p)
+    return remat(x, Dropped.apply, p, int(torch.randint(2**62, (), device="cpu")))
+
+
+class Dropped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+        ctx.p, ctx.seed = p, seed
+        return Dropped.mask(x, p, seed).mul_(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        return Dropped.mask(grads[0], ctx.p, ctx.seed).mul_(grads[0]), None, None
+
+    @staticmethod
+    def mask(x: torch.Tensor, p: float, seed: int) -> torch.Tensor:
+        """0 or 1 / (1 - p), in the shape and dtype of `x`."""
+        generator = None if x.is_meta else torch.Generator(x.device).manual_seed(seed)
+        return torch.empty_like(x).bernoulli_(1 - p, generator=generator).div_(1 - p)
 
 
 @operation

@@ -10,6 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.model.config import Config
+from litgpt.model.kernels import remat
 from litgpt.model.linear import Linear, linear
 
 
@@ -24,8 +25,15 @@ class LLaMAMLP(nn.Module):
         self.proj = Linear(size, config.n_embd, bias=bias)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.fc(x).chunk(2, dim=-1)
-        return self.proj(F.silu(gate) * up)
+        return self.proj(remat(self.fc(x), self.glu))
+
+    def glu(self, x: torch.Tensor) -> torch.Tensor:
+        """The gated half of `x`, (..., 2 size) to (..., size)."""
+        gate, up = x.chunk(2, dim=-1)
+        return remat(gate, self.activation) * up
+
+    def activation(self, gate: torch.Tensor) -> torch.Tensor:
+        return F.silu(gate)
 
 
 class GemmaMLP(LLaMAMLP):
@@ -35,9 +43,8 @@ class GemmaMLP(LLaMAMLP):
         super().__init__(config)
         self.approximate = config.gelu_approximate
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        gate, up = self.fc(x).chunk(2, dim=-1)
-        return self.proj(F.gelu(gate, approximate=self.approximate) * up)
+    def activation(self, gate: torch.Tensor) -> torch.Tensor:
+        return F.gelu(gate, approximate=self.approximate)
 
 
 class GptNeoxMLP(nn.Module):
@@ -50,7 +57,10 @@ class GptNeoxMLP(nn.Module):
         self.approximate = config.gelu_approximate
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.proj(F.gelu(self.fc(x), approximate=self.approximate))
+        return self.proj(remat(self.fc(x), self.activation))
+
+    def activation(self, x: torch.Tensor) -> torch.Tensor:
+        return F.gelu(x, approximate=self.approximate)
 
 
 class Router(nn.Module):

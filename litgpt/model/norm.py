@@ -8,13 +8,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.model.config import Config
-from litgpt.model.kernels import rms_norm
+from litgpt.model.kernels import remat, rms_norm
 
 
 def make_norm(config: Config, size: int) -> nn.Module:
     """The config's norm over `size` dimensions."""
     if config.norm_class_name == "LayerNorm":
-        return nn.LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_affine)
+        return LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_affine)
     return (UnitOffsetRMSNorm if config.norm_unit_offset else RMSNorm)(size, config.norm_eps)
 
 
@@ -37,7 +37,7 @@ class RMSNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, self.weight, self.eps)
+        return remat(x, rms_norm, self.weight, self.eps)
 
 
 class UnitOffsetRMSNorm(RMSNorm):
@@ -47,7 +47,12 @@ class UnitOffsetRMSNorm(RMSNorm):
         nn.init.zeros_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return rms_norm(x, 1 + self.weight.float(), self.eps, True)
+        return remat(x, rms_norm, 1 + self.weight.float(), self.eps, True)
+
+
+class LayerNorm(nn.LayerNorm):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return remat(x, super().forward)
 
 
 class EachHeadNorm(nn.Module):
@@ -63,4 +68,7 @@ class EachHeadNorm(nn.Module):
         nn.init.ones_(self.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:  # (B, T, heads, size)
-        return F.layer_norm(x, x.shape[-1:], eps=self.eps) * self.weight.view(x.shape[-2:])
+        return remat(x, self.normalize) * self.weight.view(x.shape[-2:])
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, x.shape[-1:], eps=self.eps)

@@ -47,7 +47,8 @@ class TrainArgs:
         max_norm: Maximum gradient norm; larger gradients are clipped.
         min_lr: Learning rate at the end of the schedule.
         activation_checkpointing: Recompute the activations of each block in the backward pass. Saves memory, takes more
-            time, and gives the same result.
+            time, and gives the same result. offload also moves the inputs of the blocks to CPU memory; block is the
+            same as true.
     """
 
     save_interval: Optional[int] = 1000
@@ -72,7 +73,7 @@ class TrainArgs:
     tie_embeddings: Optional[bool] = None
     max_norm: Optional[float] = None
     min_lr: float = 0.0
-    activation_checkpointing: bool = False
+    activation_checkpointing: Union[bool, Literal["block", "offload"]] = False
 
     def check(self, world_size: int = 1) -> None:
         """Raise `UserError` for values that cannot run on `world_size` devices, all of them at once."""

@@ -117,6 +117,7 @@ def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[s
     remedies = [
         (train.micro_batch_size > 1, f"--train.micro_batch_size {max(1, train.micro_batch_size // 2)}"),
         (not train.activation_checkpointing, "--train.activation_checkpointing true"),
+        (train.activation_checkpointing in (True, "block"), "--train.activation_checkpointing offload"),
         (not all_trained and quantize is None, "--quantize bnb.nf4"),
         (longest > 256, f"--train.max_seq_length {longest // 2}"),
         (all_trained, "finetune lora, which trains fewer weights"),

@@ -228,7 +228,7 @@ class Run:
         if self.compile:
             compile_blocks(self.model)
         if self.train.activation_checkpointing:
-            recompute(self.model)
+            recompute(self.model, offload=self.train.activation_checkpointing == "offload")
         moves = self.sharing != "fsdp"
         self.fabric_model, self.fabric_optimizer = fabric.setup(self.loss_model, optimizer, move_to_device=moves)
         launch.seed_everything(self.seed, fabric.global_rank)
