@@ -36,7 +36,7 @@ class Offload(torch.autograd.graph.saved_tensors_hooks):
     """Keeps what autograd saves in pinned memory of the CPU until the backward pass needs it. Copies to the CPU run
     beside the computation."""
 
-    def __init__(self) -> None:
+    def __init__(self, x: torch.Tensor) -> None:
         self.stream: Optional[torch.cuda.Stream] = None
         super().__init__(self.pack, self.unpack)
 

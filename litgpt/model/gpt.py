@@ -13,11 +13,11 @@ from torch import nn
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.attention import CausalSelfAttention, ForwardContext
 from litgpt.model.config import Config
+from litgpt.model.kernels import saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
-from litgpt.model.rematerialize import rematerialization
 from litgpt.model.rope import make_ropes
 from litgpt.model.sharded import unsharded
 
@@ -75,7 +75,7 @@ class ScaledHead(nn.Module):
 class GPT(nn.Module):
     """A decoder-only transformer."""
 
-    saved_tensors: Callable[[], AbstractContextManager] = staticmethod(rematerialization)  # how blocks keep activations
+    saved_tensors: Callable[[torch.Tensor], AbstractContextManager] = staticmethod(saved_tensors)
 
     def __init__(self, config: Config) -> None:
         super().__init__()
@@ -170,7 +170,7 @@ class GPT(nn.Module):
         ropes = [rope.table(positions, seqlens, lengths, x.dtype) for rope in self.ropes]
         context = ForwardContext(seqlens, ropes, cache, rows or ())
         context.make_masks(self.config, x.device)
-        with self.saved_tensors():
+        with self.saved_tensors(x):
             for block in self.transformer.h:
                 x = block(x, context)
             x = self.transformer.ln_f(x)

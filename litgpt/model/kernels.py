@@ -9,6 +9,7 @@ Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size.
 import functools
 import os
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Optional, TypeVar
 
 import torch
@@ -56,6 +57,12 @@ def register(device_type: str) -> Callable[[Function], Function]:
 def remat(x: torch.Tensor, function: Callable[..., torch.Tensor], *others: Any) -> torch.Tensor:
     """`function(x, *others)`, which the backward pass computes again instead of keeping it. The function must be cheap and deterministic, and nothing may write to its inputs afterwards."""
     return rematerialize.run(x, function, *others)
+
+
+@operation
+def saved_tensors(x: torch.Tensor) -> AbstractContextManager:
+    """How blocks keep what the backward pass needs; `x` is their input."""
+    return rematerialize.rematerialization()
 
 
 @operation

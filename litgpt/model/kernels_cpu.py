@@ -5,6 +5,7 @@ Shapes: n tokens, V vocabulary.
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Optional
 
@@ -31,6 +32,11 @@ register = kernels.register("cpu")
 def remat(x: torch.Tensor, function: Callable[..., torch.Tensor], *others: Any) -> torch.Tensor:
     """Keeps all results: a CPU has memory, and is slow at anything but matmuls."""
     return function(x, *others)
+
+
+@register
+def saved_tensors(x: torch.Tensor) -> AbstractContextManager:
+    return nullcontext()
 
 
 @register

@@ -66,12 +66,12 @@ def rematerialization() -> Iterator[None]:
 def run(x: torch.Tensor, function: Callable[..., torch.Tensor], *others: Any) -> torch.Tensor:
     """`function(x, *others)`, with a recipe unless it is a view of `x`."""
     y = function(x, *others)
-    if y.untyped_storage()._cdata == x.untyped_storage()._cdata:
+    if is_compiling() or recipes is None or not y.requires_grad:
         return y
-    if recipes is not None and y.requires_grad and not is_compiling():
+    storage = y.untyped_storage()
+    if storage._cdata != x.untyped_storage()._cdata:
         inputs = [pack(value) if torch.is_tensor(value) else value for value in (x, *others)]
         versions = [value._version for value in inputs if torch.is_tensor(value)]
-        storage = y.untyped_storage()
         recipes[storage._cdata] = Recipe(function, inputs, versions, y.dtype, y._version, autocast_of(x))
         weakref.finalize(storage, recipes.pop, storage._cdata, None).atexit = False  # the address may be used again
     return y
