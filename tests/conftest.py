@@ -145,12 +145,12 @@ def scenes(tmp_path_factory: pytest.TempPathFactory, tokenizer_file: Path) -> di
 @pytest.fixture(autouse=os.environ.get("LITGPT_CPU_KERNELS") == "0")
 def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     """A CPU runs the code that a GPU runs: the plain operations, and one kernel for packed sequences."""
-    from litgpt.model import attention, kernels
+    from litgpt.model import attention_kernels, kernels
     from tests.varlen import varlen_attn
 
     monkeypatch.setattr(kernels, "enabled", False)
-    monkeypatch.setattr(attention, "has_varlen", lambda x: True)
-    monkeypatch.setattr(attention, "varlen", lambda: varlen_attn)
+    monkeypatch.setattr(attention_kernels, "has_varlen", lambda x: True)
+    monkeypatch.setattr(attention_kernels, "varlen", lambda: varlen_attn)
 
 
 @pytest.fixture

@@ -16,11 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model import attention
+from litgpt.model import attention_kernels
 from litgpt.model.blocks import recompute
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from tests import varlen
 
 
 class Norm(torch.autograd.Function):
@@ -63,8 +62,8 @@ def fused_kernels() -> Iterator[None]:
     with (
         mock.patch.object(F, "rms_norm", rms_norm),
         mock.patch.object(F, "scaled_dot_product_attention", one_attention),
-        mock.patch.object(attention, "has_varlen", lambda x: True),
-        mock.patch.object(attention, "varlen", lambda: one_attention),
+        mock.patch.object(attention_kernels, "has_varlen", lambda x: True),
+        mock.patch.object(attention_kernels, "varlen", lambda: one_attention),
     ):
         yield
 

@@ -1,12 +1,15 @@
 """Causal attention: in chunks, and over packed sequences."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch.nn import functional as F
 
-import litgpt.model.attention as attention
+import litgpt.model.attention_kernels as attention_kernels
 import litgpt.model.chunked_attention as chunked
 from litgpt.families import read_config
+from litgpt.model import kernels
 from litgpt.model.gpt import GPT
 from tests.varlen import varlen_attn
 
@@ -14,18 +17,20 @@ from tests.varlen import varlen_attn
 @pytest.mark.parametrize("groups", [4, 2, 1])
 @pytest.mark.parametrize("tokens", [1, 31, 64, 150])
 @pytest.mark.parametrize("kept", [True, False])
+@pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("cap", [None, 0.5])
-def test_causal_attention_is_torchs(monkeypatch, cap, kept, tokens, groups):
+def test_causal_attention_is_torchs(monkeypatch, cap, window, kept, tokens, groups):
     if not kept:
         monkeypatch.setattr(chunked, "SHORT", 0)
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, tokens, n, 8).transpose(1, 2).requires_grad_() for n in (4, groups, groups))
     target = torch.randn(2, 4, tokens, 8)
-    y = chunked.CausalAttention.apply(q, k, v, 0.3, cap, 64)
+    y = chunked.CausalAttention.apply(q, k, v, chunked.Scores(0.3, cap, window), 64)
+    mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
+    mask = mask if window is None else mask.triu(1 - window)
     if cap is None:
-        expected = F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=0.3, enable_gqa=True)
+        expected = F.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=True)
     else:
-        mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
         expected = chunked.softcapped_attention(q, k, v, mask, 0.3, cap)
     torch.testing.assert_close(y, expected)
     assert y.transpose(1, 2)[:, :tokens].stride() == y.transpose(1, 2).stride()
@@ -43,35 +48,57 @@ def test_memory_of_a_long_sequence_grows_with_its_tokens(monkeypatch, cap):
         q, k, v = (torch.randn(1, 4, tokens, 8, requires_grad=True) for _ in range(3))
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            chunked.CausalAttention.apply(q, k, v, 1.0, cap, 64)
+            chunked.CausalAttention.apply(q, k, v, chunked.Scores(1.0, cap), 64)
         return sum(saved)
 
     assert kept(256) == 2 * kept(128) < kept(100)
 
 
-@pytest.mark.parametrize("window", [None, 5])
-def test_one_kernel_for_all_sequences(monkeypatch, window):
-    """Packed sequences are passed to `varlen_attn` together, here a plain version of it."""
-    fields = {
-        "model_type": "mistral", "vocab_size": 96, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2,
-        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 64, "sliding_window": window,
-    }  # fmt: skip
+SMALL = {
+    "vocab_size": 96, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8,
+}  # fmt: skip
+KINDS = {
+    "plain": {"model_type": "mistral", "sliding_window": None},
+    "window": {"model_type": "mistral", "sliding_window": 5},
+    "soft cap": {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "sliding_window": 64},
+    "soft cap and window": {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "sliding_window": 5},
+}
+
+
+def small_model(kind: str) -> GPT:
     torch.manual_seed(0)
-    model = GPT(read_config(fields))
+    model = GPT(read_config(SMALL | KINDS[kind]))
     model.reset_parameters()
-    ids = torch.randint(96, (1, 20))
+    return model.eval()
+
+
+@pytest.mark.parametrize("varlen", [True, False])
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_layer_attends_to_all_sequences_at_once(kind, varlen, monkeypatch):
+    """By `varlen_attn`, or as a padded batch where that kernel is missing or knows no soft cap."""
+    model, ids = small_model(kind), torch.randint(96, (1, 20))
     expected = model(ids, [9, 1, 7, 3])
-    calls: list[int] = []
-    monkeypatch.setattr(attention, "has_varlen", lambda x: True)
-    monkeypatch.setattr(
-        attention, "varlen", lambda: lambda *args, **kwargs: calls.append(1) or varlen_attn(*args, **kwargs)
-    )
-    torch.testing.assert_close(model(ids, [9, 1, 7, 3]), expected)
-    assert len(calls) == 2
-    model(ids)
-    assert len(calls) == 2, "a single document has torch's own attention"
+    expected.sum().backward()
+    gradients = [p.grad.clone() for p in model.parameters()]
+    model.zero_grad()
+    calls: list[str] = []
+
+    def counted(name: str, function: Any) -> Any:
+        return lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
+
+    monkeypatch.setattr(kernels, "enabled", False)
+    monkeypatch.setattr(attention_kernels, "has_varlen", lambda x: varlen)
+    monkeypatch.setattr(attention_kernels, "varlen", lambda: counted("varlen", varlen_attn))
+    monkeypatch.setattr(attention_kernels, "causal_attention", counted("batch", attention_kernels.causal_attention))
+    y = model(ids, [9, 1, 7, 3])
+    torch.testing.assert_close(y, expected)
+    assert calls == 2 * ["varlen" if varlen and "cap" not in kind else "batch"]
+    y.sum().backward()
+    for parameter, gradient in zip(model.parameters(), gradients):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
 
 
 def test_this_torch_has_the_kernel():
-    assert attention.varlen() is not None or not hasattr(torch.nn.attention, "varlen")
-    assert not attention.has_varlen(torch.zeros(1, 8))
+    assert attention_kernels.varlen() is not None or not hasattr(torch.nn.attention, "varlen")
+    assert not attention_kernels.has_varlen(torch.zeros(1, 8))

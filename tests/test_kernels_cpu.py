@@ -8,7 +8,9 @@ import pytest
 import torch
 
 from litgpt.data.batches import Batch
-from litgpt.model import kernels, kernels_cpu
+from litgpt.model import attention_kernels, kernels, kernels_cpu
+from litgpt.model.chunked_attention import Scores
+from litgpt.model.packing import Packing
 from litgpt.train.loss import LossModel
 from tests import test_families, test_gradients, test_training
 from tests.families import ALL, FAMILIES, save_random
@@ -20,15 +22,20 @@ SAMPLE = ("llama", "gemma2", "mistral", "mixtral")  # among them soft caps, wind
 FIRST = [(family, next(iter(FAMILIES[family]))) for family in SAMPLE]
 CASES = [pytest.param(case, marks=() if case in FIRST else pytest.mark.long, id=" ".join(case)) for case in ALL]
 LLAMA_OR_LONG = [pytest.param(f, marks=() if f == "llama" else pytest.mark.long) for f in FAMILIES]
-X = torch.ones(1, 2, 3, 4)
+X, SCORES = torch.ones(1, 2, 3, 4), Scores(1.0)
 ARGUMENTS: dict[str, tuple] = {
     "linear": (X, torch.ones(5, 4)),
     "prepacked": (X,),
     "prepacked_4bit": (X, None),
     "rms_norm": (X, torch.ones(4), 1e-5),
     "dropout": (X, 0.5),
-    "causal_attention": (X, X, X, 1.0, None),
-    "cache_dtype": (X,),
+    "remat": (X, torch.exp),
+    "saved_tensors": (X,),
+    "causal_attention": (X, X, X, SCORES),
+    "packed_attention": (X, X, X, SCORES, Packing.of([3])),
+    "continued_attention": (X, X, X, SCORES, lambda: None),
+    "masked_attention": (X, X, X, SCORES, None),
+    "empty_cache": (X, 1, 4),
     "padded_length": (X, 3),
     "cross_entropy_": (torch.ones(2, 3), torch.tensor([0, 2])),
 }
@@ -96,7 +103,8 @@ def test_the_switch_turns_off_every_kernel(name, monkeypatch):
 
     assert kernels.FASTER[name]["cpu"] is getattr(kernels_cpu, name)
     monkeypatch.setitem(kernels.FASTER[name], "cpu", reached)
-    call = partial(getattr(kernels, name), *ARGUMENTS[name])
+    module = kernels if hasattr(kernels, name) else attention_kernels
+    call = partial(getattr(module, name), *ARGUMENTS[name])
     call()
     monkeypatch.setattr(kernels, "enabled", True)
     with pytest.raises(AssertionError, match="for CPUs"):

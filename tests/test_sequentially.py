@@ -1,6 +1,6 @@
 """Layers on several devices give what they give on one."""
 
-from dataclasses import replace
+from dataclasses import is_dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -14,6 +14,7 @@ from litgpt.methods.model_source import ModelSource
 from litgpt.model.attention import ForwardContext
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
+from litgpt.model.packing import Packing
 
 CPU = torch.device("cpu")
 PROMPTS = [[5], [7, 9, 11, 200], list(range(20, 90))]
@@ -52,13 +53,24 @@ def test_all_that_layers_share_is_moved():
     def t() -> torch.Tensor:
         return torch.ones(2)
 
-    context = ForwardContext([2], [(t(), t()), (t(), t())], None, (0,), 1, t(), t(), EachRow(t(), t(), t(), 3), t())
+    each = EachRow(t(), t(), t(), 1, 3, 3, {3: t()})
+    context = ForwardContext(Packing([2], t(), t()), [(t(), t()), (t(), t())], None, (0,), each, {0: t()})
     copies, meta = DeviceContexts(), torch.device("meta")
     there = copies.on(context, meta)
-    assert there.each is not None
-    values = [*vars(there).values(), *vars(there.each).values(), *(x for pair in there.ropes for x in pair)]
-    tensors = [x for x in values if isinstance(x, torch.Tensor)]
-    assert len(tensors) == 10 and all(x.device == meta for x in tensors)
+    tensors: list[torch.Tensor] = []
+
+    def find(value: object) -> None:
+        if isinstance(value, torch.Tensor):
+            tensors.append(value)
+        elif isinstance(value, (list, tuple)):
+            [find(v) for v in value]
+        elif isinstance(value, dict):
+            find(list(value.values()))
+        elif is_dataclass(value):
+            find(vars(value))
+
+    find(there)
+    assert len(tensors) == 11 and all(x.device == meta for x in tensors)
     assert copies.on(context, meta) is there, "moved once for all layers of a device"
     assert copies.on(replace(context), meta) is not there
 

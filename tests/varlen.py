@@ -1,6 +1,7 @@
 """`torch.nn.attention.varlen.varlen_attn` by a plain computation, for CPUs, which have no such kernel."""
 
 from itertools import pairwise
+from typing import Optional
 
 import torch
 from torch.nn import functional as F
@@ -18,16 +19,21 @@ def varlen_attn(
     scale: float,
     window_size: tuple[int, int],
     enable_gqa: bool,
+    seqused_k: Optional[torch.Tensor] = None,
 ) -> torch.Tensor:
-    """Causal attention of packed sequences: `q` is (T, n, hs); `k` and `v` are (T, g, hs)."""
-    assert cu_seqlens_q.dtype == torch.int32 and cu_seqlens_q is cu_seqlens_k and enable_gqa
-    assert int(cu_seqlens_q.diff().max()) == max_seqlen_q == max_seqlen_k and int(cu_seqlens_q[-1]) == len(q)
-    left, right = window_size
-    assert right == 0
+    """Causal attention of packed sequences: `q` is (T, n, hs); `k` and `v` are (S, g, hs). The last queries and keys of
+    a sequence are aligned. Of its keys it uses the first `seqused_k`, without a gradient."""
+    assert cu_seqlens_q.dtype == cu_seqlens_k.dtype == torch.int32 and enable_gqa and window_size[1] == 0
+    assert int(cu_seqlens_q.diff().max()) == max_seqlen_q and int(cu_seqlens_q[-1]) == len(q)
+    used = cu_seqlens_k.diff() if seqused_k is None else seqused_k
+    assert used.dtype == torch.int32 and int(used.max()) <= max_seqlen_k and bool((used <= cu_seqlens_k.diff()).all())
+    assert seqused_k is None or not torch.is_grad_enabled()
     outputs = []
-    for start, end in pairwise(cu_seqlens_q.tolist()):
-        a, b, c = (t[start:end].transpose(0, 1)[None] for t in (q, k, v))
-        mask = torch.ones(end - start, end - start, dtype=torch.bool).tril()
-        mask = mask if left < 0 else mask.triu(-left)
+    for (start, end), first, n_keys in zip(pairwise(cu_seqlens_q.tolist()), cu_seqlens_k.tolist(), used.tolist()):
+        a, b, c = (t.transpose(0, 1)[None] for t in (q[start:end], k[first : first + n_keys], v[first : first + n_keys]))
+        n = end - start
+        mask = torch.ones(n, n_keys, dtype=torch.bool).tril(n_keys - n)
+        if window_size[0] >= 0:
+            mask = mask.triu(n_keys - n - window_size[0])
         outputs.append(F.scaled_dot_product_attention(a, b, c, mask, scale=scale, enable_gqa=True)[0].transpose(0, 1))
     return torch.cat(outputs)

@@ -6,7 +6,7 @@ Embedding, norms, routers and the head are complete everywhere.
 """
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, Optional, Union
 
 import torch
@@ -18,6 +18,7 @@ from litgpt.model.config import Config
 from litgpt.model.devices import Accelerator, pick_device
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
+from litgpt.model.packing import Packing
 from litgpt.model.linear import Linear
 from litgpt.model.mlp import LLaMAMoE
 from litgpt.model.norm import EachHeadNorm
@@ -72,13 +73,15 @@ class DeviceContexts:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A copy with its tensors on a device, also those within lists, tuples, and the parts of a `ForwardContext`."""
+    """A copy with its tensors on a device, also those within lists, tuples, dictionaries, and the parts of a `ForwardContext`."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, (list, tuple)):
         return type(value)(to_device(v, device) for v in value)
-    if isinstance(value, (ForwardContext, EachRow)):
-        return replace(value, **{name: to_device(v, device) for name, v in vars(value).items()})
+    if isinstance(value, dict):
+        return {key: to_device(v, device) for key, v in value.items()}
+    if isinstance(value, (ForwardContext, EachRow, Packing)):
+        return replace(value, **{f.name: to_device(getattr(value, f.name), device) for f in fields(value)})
     return value
 
 

@@ -12,11 +12,11 @@ from typing import ClassVar, Optional, Union
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from litgpt.errors import UserError
 from litgpt.model.attention import CausalSelfAttention
-from litgpt.model.chunked_attention import softcapped_attention
+from litgpt.model.attention_kernels import masked_attention
+from litgpt.model.chunked_attention import Scores
 from litgpt.model.gpt import GPT
 from litgpt.model.mlp import Router
 
@@ -32,8 +32,7 @@ class Prefix(nn.Module):
 
     def __init__(self, length: int, n_embd: int, n_head: int, scale: float, device: torch.device) -> None:
         super().__init__()
-        self.scale = scale  # of the layer's attention scores
-        self.softcap: Optional[float] = None  # of the layer, if it applies to the prefix
+        self.scores = Scores(scale)  # with the layer's soft cap if it applies to the prefix
         self.register_buffer("order", None, persistent=False)
         self.embedding = nn.Parameter(torch.empty(length, n_embd, device=device))
         self.gate = nn.Parameter(torch.empty(n_head, device=device))
@@ -51,10 +50,7 @@ class Prefix(nn.Module):
         fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
         _, k, v = fused.split(sizes, dim=-1)  # (P, n * hs or g * hs)
         k, v = (t.unflatten(-1, (-1, q.size(-1))).transpose(0, 1)[None].expand(q.size(0), -1, -1, -1) for t in (k, v))
-        if self.softcap is None:
-            y = F.scaled_dot_product_attention(q, k, v, scale=self.scale, enable_gqa=True)
-        else:
-            y = softcapped_attention(q, k, v, None, self.scale, self.softcap)
+        y = masked_attention(q, k, v, self.scores, None)
         return self.gate.to(y.dtype)[:, None, None] * y
 
 
@@ -89,7 +85,7 @@ class LLaMAAdapter:
             attention = block.attn
             assert isinstance(attention, CausalSelfAttention)
             device = attention.qkv.weight.device
-            attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scale, device)
+            attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scores.scale, device)
 
 
 class AdapterV2Linear(nn.Module):

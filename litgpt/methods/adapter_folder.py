@@ -202,7 +202,7 @@ def as_lit_adapts(model: GPT, legacy: bool = False) -> bool:
         assert isinstance(attention, CausalSelfAttention)
         if isinstance(attention.prefix, Prefix):
             attention.prefix.order = rows if other_rows else None
-            attention.prefix.softcap = config.attention_logit_softcapping
+            attention.prefix.scores.softcap = config.attention_logit_softcapping
     if any(isinstance(module, AdapterV2Linear) for module in model.modules()):
         for name, router in [(n, m) for n, m in model.named_modules() if isinstance(m, Router)]:
             model.set_submodule(name, AdapterV2Linear(router))

@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, S tokens that they may attend to, n query heads, g key
 """
 
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from typing import Any, Optional
 
 import torch
@@ -29,17 +30,36 @@ def chunk_size(q: torch.Tensor, scores: int, most: Optional[int] = None) -> int:
     return max(min(fitting, most or rounded(total)), QUERIES)
 
 
+@dataclass
+class Scores:
+    """How attention scores are computed from queries and keys.
+
+    Args:
+        scale: Their factor.
+        softcap: A tanh keeps them between -softcap and softcap (https://arxiv.org/abs/2408.00118); None for no limit.
+        window: Queries see this many keys, their own included; None for all up to their own.
+    """
+
+    scale: float
+    softcap: Optional[float] = None
+    window: Optional[int] = None
+
+    def past(self, part: slice) -> slice:
+        """The keys that any of these queries sees."""
+        return slice(0 if self.window is None else max(0, part.start - self.window + 1), part.stop)
+
+
 class CausalAttention(torch.autograd.Function):
-    """Causal attention, a chunk of queries and the keys up to them at a time. Lengths are padded to `rounded` ones. The
-    attention weights of a long sequence are recomputed in the backward pass, so that memory grows with the number of
-    its tokens, not with the square."""
+    """Causal attention, a chunk of queries and the keys that they see at a time. Lengths are padded to `rounded` ones.
+    The attention weights of a long sequence are recomputed in the backward pass, so that memory grows with the number
+    of its tokens, not with the square."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float], chunk: int
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, chunk: int
     ) -> torch.Tensor:
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs)."""
-        ctx.scale, ctx.softcap, ctx.chunk = scale, softcap, chunk
+        ctx.scores, ctx.chunk = scores, chunk
         rows, n, total, size = q.shape
         inputs = q, k, v
         q, k, v = map(padded, inputs)
@@ -48,8 +68,8 @@ class CausalAttention(torch.autograd.Function):
         y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
         with no_autocast(q):
             for part in chunks(q, chunk):
-                weights, slope = attention_weights(q, k, part, scale, softcap)
-                y[:, :, part] = (weights @ values[:, : part.stop]).view(rows, n, -1, size)
+                weights, slope = attention_weights(q, k, part, scores)
+                y[:, :, part] = (weights @ values[:, scores.past(part)]).view(rows, n, -1, size)
                 if n * total**2 <= SHORT:
                     kept += weights, slope
         ctx.save_for_backward(*inputs, *kept)
@@ -63,17 +83,17 @@ class CausalAttention(torch.autograd.Function):
         keys, values = k.flatten(0, 1), v.flatten(0, 1)
         grad_q, grad_k, grad_v = torch.empty_like(q), torch.zeros_like(keys), torch.zeros_like(values)
         for i, part in enumerate(chunks(q, ctx.chunk)):
-            past, grad = slice(part.stop), grouped(grad_y[:, :, part], k)
-            weights, slope = kept[2 * i : 2 * i + 2] or attention_weights(q, k, part, ctx.scale, ctx.softcap)
+            past, grad = ctx.scores.past(part), grouped(grad_y[:, :, part], k)
+            weights, slope = kept[2 * i : 2 * i + 2] or attention_weights(q, k, part, ctx.scores)
             grad_v[:, past].baddbmm_(weights.transpose(1, 2), grad)
             grad_weights = grad @ values[:, past].transpose(1, 2)
-            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype).mul_(ctx.scale)
+            grad_scores = torch._softmax_backward_data(grad_weights, weights, -1, q.dtype).mul_(ctx.scores.scale)
             if slope is not None:
                 grad_scores *= slope
             grad_q[:, :, part] = (grad_scores @ keys[:, past]).view_as(q[:, :, part])
             grad_k[:, past].baddbmm_(grad_scores.transpose(1, 2), grouped(q[:, :, part], k))
         real = slice(grads[0].size(2))
-        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None, None, None
+        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None, None
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:
@@ -92,18 +112,22 @@ def chunks(q: torch.Tensor, size: int) -> list[slice]:
 
 
 def attention_weights(
-    q: torch.Tensor, k: torch.Tensor, part: slice, scale: float, softcap: Optional[float]
+    q: torch.Tensor, k: torch.Tensor, part: slice, how: Scores
 ) -> tuple[torch.Tensor, Optional[torch.Tensor]]:
-    """The attention weights of a chunk of the queries (B, n, T, hs), (B g, n / g queries, keys up to the last query).
-    With a soft cap also the derivative of the capped scores, 1 - tanh^2, in the same shape. `k` is (B, g, T, hs)."""
-    keys, new, slope = k.flatten(0, 1)[:, : part.stop], part.stop - part.start, None
-    scores = torch.bmm(grouped(q[:, :, part], k), keys.transpose(1, 2)).mul_(scale)
-    if softcap is not None:
-        scores.div_(softcap).tanh_()
+    """The attention weights of a chunk of the queries (B, n, T, hs), (B g, n / g queries, keys that they see). With a
+    soft cap also the derivative of the capped scores, 1 - tanh^2, in the same shape. `k` is (B, g, T, hs)."""
+    past, new, slope = how.past(part), part.stop - part.start, None
+    keys = k.flatten(0, 1)[:, past]
+    scores = torch.bmm(grouped(q[:, :, part], k), keys.transpose(1, 2)).mul_(how.scale)
+    if how.softcap is not None:
+        scores.div_(how.softcap).tanh_()
         slope = 1 - scores.square()
-        scores *= softcap
-    future = torch.full((new, new), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
-    scores.view(len(keys), -1, new, part.stop)[..., part] += future
+        scores *= how.softcap
+    last = part.start - past.start  # the key of the first query
+    grid = scores.view(len(keys), -1, new, keys.size(1))
+    grid[..., last:] += torch.full((new, new), -torch.inf, dtype=q.dtype, device=q.device).triu_(1)
+    if how.window is not None and last + new > how.window:
+        grid += torch.full(grid.shape[-2:], -torch.inf, dtype=q.dtype, device=q.device).tril_(last - how.window)
     return scores.softmax(-1), slope
 
 
@@ -115,8 +139,8 @@ def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 def softcapped_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor], scale: float, softcap: float
 ) -> torch.Tensor:
-    """Attention whose scores a tanh keeps between -softcap and softcap (https://arxiv.org/abs/2408.00118). `q` is (B,
-    n, T, hs), `k` and `v` (B, g, S, hs). `mask` is true where a token is visible: (T, S), or (B, 1, 1, S)."""
+    """Attention with a soft cap. `q` is (B, n, T, hs), `k` and `v` (B, g, S, hs). `mask` is true where a token is
+    visible: (T, S), or (B, 1, 1, S)."""
     if mask is not None and mask.dim() == 4:
         mask = mask[:, None]
     q = q.unflatten(1, (k.size(1), -1))  # (B, g, n / g, T, hs)
@@ -124,3 +148,10 @@ def softcapped_attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     return (scores.softmax(-1, dtype=torch.float32).to(v.dtype) @ v[:, :, None]).flatten(1, 2)
+
+
+def join(outputs: list[torch.Tensor]) -> torch.Tensor:
+    """Outputs (B, n, some of T, hs) to (B, n, T, hs), in memory order (B, T, n, hs)."""
+    if len(outputs) == 1:
+        return outputs[0]
+    return torch.cat([y.transpose(1, 2) for y in outputs], dim=1).transpose(1, 2)

@@ -46,6 +46,22 @@ def default_precision(device: torch.device, all_trained: bool = False) -> str:
     return "bf16-true" if native else "32-true"
 
 
+def to_device(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:
+    """Copies of integer tensors on the device, by one transfer that the host does not wait for. Tensors that are there
+    already are returned."""
+    new = [x for x in tensors if x.device != device]
+    if not new:
+        return list(tensors)
+    buffer = pinned(torch.cat([x.flatten().long() for x in new])).to(device, non_blocking=True)
+    parts = iter(buffer.split([x.numel() for x in new]))
+    return [x if x.device == device else next(parts).view(x.shape).to(x.dtype) for x in tensors]
+
+
+def pinned(x: torch.Tensor) -> torch.Tensor:
+    """A copy in pinned memory, from which a GPU copies without waiting; `x` itself without a GPU."""
+    return x.pin_memory() if torch.cuda.is_available() else x
+
+
 def share_threads(model: nn.Module, device: torch.device, devices: int = 1) -> None:
     """Divide the processors among the processes of a run without accelerator. OMP_NUM_THREADS overrides it. A small
     model gets only the threads that it keeps busy: idle ones slow down when anything else runs on the machine."""

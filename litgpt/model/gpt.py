@@ -13,11 +13,13 @@ from torch import nn
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.attention import CausalSelfAttention, ForwardContext
 from litgpt.model.config import Config
+from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
 from litgpt.model.mlp import MLPS, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
+from litgpt.model.packing import Packing
 from litgpt.model.rope import make_ropes
 from litgpt.model.sharded import unsharded
 
@@ -141,26 +143,26 @@ class GPT(nn.Module):
         seqlens: Optional[list[int]] = None,
         cache: Optional[KVCache] = None,
         rows: Optional[Sequence[int]] = None,
+        packing: Optional[Packing] = None,
     ) -> torch.Tensor:
         """The input of the head, (B, T, C).
 
         Args:
-            idx: Token ids, (B, T).
+            idx: Token ids, (B, T), on the model's device or on the CPU.
             seqlens: Lengths of the sequences that are packed end to end in T. They do not attend to each other. Each
                 starts at position 0, or after its cached tokens. By default each row is one sequence.
             cache: Keys and values of the tokens before. The new ones are added. B is 1.
             rows: The cache row that each sequence continues, by default the first.
+            packing: That of `seqlens`, on the model's device; by default it is made here.
         """
-        seqlens = new_seqlens = seqlens or [idx.size(1)]
-        starts = [0] * len(seqlens)
-        if cache is not None:
-            assert idx.size(0) == 1
-            rows = rows or [0]
-            if self.switch is not None:
-                idx, seqlens = self.restart_longer(idx, seqlens, cache, rows)
-            starts = [cache.length(row) for row in rows]
-        positions = torch.cat([torch.arange(start, start + n) for start, n in zip(starts, seqlens)])
-        positions = positions.to(idx.device)
+        seqlens = new_seqlens = seqlens or (packing.seqlens if packing is not None else [idx.size(1)])
+        rows = (rows or [0]) if cache is not None else ()
+        if cache is not None and self.switch is not None:
+            idx, seqlens = self.restart_longer(idx, seqlens, cache, rows)
+        starts = [cache.length(row) for row in rows] if cache is not None else [0] * len(seqlens)
+        packing = packing or Packing.of(seqlens, starts)
+        tensors = idx, packing.positions, packing.cu_seqlens, torch.tensor(list(rows))
+        idx, positions, cu_seqlens, rows_on_device = to_device(self.device, *tensors)
         x = self.transformer.wte(idx)
         if self.config.learned_positions:
             x = x + self.transformer.wpe(positions)
@@ -168,8 +170,9 @@ class GPT(nn.Module):
             x = x * torch.tensor(self.embedding_scale, dtype=x.dtype)  # rounded, as when these models were trained
         lengths = [start + n for start, n in zip(starts, seqlens)]
         ropes = [rope.table(positions, seqlens, lengths, x.dtype) for rope in self.ropes]
-        context = ForwardContext(seqlens, ropes, cache, rows or ())
-        context.make_masks(self.config, x.device)
+        context = ForwardContext(Packing(seqlens, positions, cu_seqlens), ropes, cache, rows)
+        if cache is not None and len(rows) > 1 and max(seqlens) == 1:
+            context.each = cache.each_row(rows, rows_on_device, positions)
         with self.saved_tensors(x):
             for block in self.transformer.h:
                 x = block(x, context)
@@ -200,4 +203,4 @@ class GPT(nn.Module):
             cache.ids.setdefault(row, []).extend(new)
             all_ids += new
             lengths.append(len(new))
-        return torch.tensor([all_ids], device=idx.device), lengths
+        return torch.tensor([all_ids]), lengths

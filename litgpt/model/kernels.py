@@ -1,9 +1,10 @@
 """Operations of the model that some types of device have a faster version of.
 
-Each function below is plain torch: what a GPU runs. `litgpt.model.kernels_cpu` registers the faster versions for a CPU.
+Each function below, and in `attention_kernels`, is plain torch: what a GPU runs. `kernels_cpu` registers the faster
+versions for a CPU.
 With LITGPT_CPU_KERNELS=0 in the environment a CPU runs the plain ones too.
 
-Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size.
+Shapes: n tokens, V vocabulary.
 """
 
 import functools
@@ -16,13 +17,11 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.model import rematerialize
-from litgpt.model.chunked_attention import CausalAttention, chunk_size
 
 Function = TypeVar("Function", bound=Callable)
 enabled = os.environ.get("LITGPT_CPU_KERNELS") != "0"
 FASTER: dict[str, dict[str, Callable]] = {}  # by operation, then by device type
 is_compiling = torch.compiler.is_compiling
-SCORES = 2**26  # attention scores of all heads that are computed at once: a GPU prefers few, large matmuls
 
 
 def operation(plain: Function) -> Function:
@@ -120,19 +119,10 @@ class Dropped(torch.autograd.Function):
 
 
 @operation
-def causal_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float]
-) -> torch.Tensor:
-    """Causal attention of a sequence to itself. `q` and the result are (B, n, T, hs), `k` and `v` (B, g, T, hs)."""
-    if softcap is None:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=True)
-    return CausalAttention.apply(q.to(v.dtype), k.to(v.dtype), v, scale, softcap, chunk_size(q, SCORES))
-
-
-@operation
-def cache_dtype(k: torch.Tensor) -> torch.dtype:
-    """The dtype in which keys like these are cached."""
-    return k.dtype
+def empty_cache(k: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
+    """A cache for keys or values (1, g, T, hs): (rows, g, slots, hs), in memory order (rows, slots, g, hs). Zeros, since
+    attention multiplies masked values by 0, which does not remove a NaN."""
+    return k.new_zeros(rows, slots, k.size(1), k.size(3)).transpose(1, 2)
 
 
 @operation

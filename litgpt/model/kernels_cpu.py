@@ -11,9 +11,12 @@ from typing import Any, Optional
 
 import torch
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
+from litgpt.model import attention_kernels as attention_kernels  # whose operations are registered here
 from litgpt.model import kernels
-from litgpt.model.chunked_attention import ROUND, CausalAttention, chunk_size, rounded
+from litgpt.model.chunked_attention import ROUND, CausalAttention, Scores, chunk_size, join, rounded
+from litgpt.model.packing import Packing
 
 LARGE = 2**24  # multiplications from which oneDNN is faster than MKL
 SMALL = 2**19  # the same for fewer than ROUND tokens
@@ -164,18 +167,42 @@ class Kept(torch.autograd.Function):
 
 
 @register
-def causal_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scale: float, softcap: Optional[float]
-) -> torch.Tensor:
+def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> torch.Tensor:
     """Two thirds of the time of torch's fused kernel in float32, less than half in bfloat16."""
     q, k = q.to(v.dtype), k.to(v.dtype)
-    return CausalAttention.apply(q, k, v, scale, softcap, chunk_size(q, SCORES.get(q.dtype, 0), QUERIES))
+    return CausalAttention.apply(q, k, v, scores, chunk_size(q, SCORES.get(q.dtype, 0), QUERIES))
 
 
 @register
-def cache_dtype(k: torch.Tensor) -> torch.dtype:
-    """Attention of one token to many is several times faster in float32."""
-    return torch.float32
+def packed_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, packing: Packing
+) -> torch.Tensor:
+    """One sequence after another, without padding."""
+    sequences = zip(*(t.split_with_sizes(packing.seqlens, dim=2) for t in (q, k, v)))
+    return join([causal_attention(q, k, v, scores) for q, k, v in sequences])
+
+
+@register
+def continued_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, mask: Callable[[], torch.Tensor]
+) -> torch.Tensor:
+    return masked_attention(q, k, v, scores, mask())
+
+
+@register
+def masked_attention(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, mask: Optional[torch.Tensor]
+) -> torch.Tensor:
+    """The kernel for CPUs takes groups of heads in any case."""
+    if scores.softcap is not None:
+        return NotImplemented
+    return F.scaled_dot_product_attention(q, k, v, mask, scale=scores.scale, enable_gqa=True)
+
+
+@register
+def empty_cache(k: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
+    """Attention of one token to many is several times faster in float32, with the tokens of a head side by side."""
+    return k.new_zeros(rows, k.size(1), slots, k.size(3), dtype=torch.float32)
 
 
 @register

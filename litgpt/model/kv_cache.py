@@ -1,13 +1,13 @@
 """Keys and values of the tokens that the model has already processed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Union
+from dataclasses import dataclass, field
+from typing import Any, Optional, Union
 
 import torch
 
 from litgpt.model.config import Config
-from litgpt.model.kernels import cache_dtype
+from litgpt.model.kernels import empty_cache
 
 BLOCK = 256  # positions that the cache grows by
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -20,7 +20,25 @@ class EachRow:
     rows: torch.Tensor  # the cache row of each sequence, (B,)
     positions: torch.Tensor  # the position of each token in its sequence, (B,)
     index: Union[slice, torch.Tensor]  # `rows` as an index: a slice if they are the first rows of the cache
-    longest: int  # length of the longest sequence, with its new token
+    n_rows: int  # that the cache needs
+    shortest: int  # length of the shortest sequence, with its new token
+    longest: int
+    made: dict[Any, torch.Tensor] = field(default_factory=dict)  # what all layers share
+
+    def lengths(self, slots: int) -> torch.Tensor:
+        """How many of the slots each sequence fills, (B,), int32."""
+        if slots not in self.made:
+            self.made[slots] = (self.positions + 1).clamp(max=slots).int()
+        return self.made[slots]
+
+    def mask(self, slots: int) -> Optional[torch.Tensor]:
+        """Where slots are filled, (B, 1, 1, slots); None if all are."""
+        if slots <= self.shortest:
+            return None
+        if ("mask", slots) not in self.made:
+            filled = torch.arange(slots, device=self.rows.device) < self.lengths(slots)[:, None, None, None]
+            self.made["mask", slots] = filled
+        return self.made["mask", slots]
 
 
 class KVCache:
@@ -62,11 +80,11 @@ class KVCache:
     def copy(self, source: int, targets: Sequence[int]) -> None:
         """Copy a row over others, which may be new."""
         length, rows = self.length(source), max(targets) + 1
-        numbers = list(targets)
         for layer, (stored, window) in enumerate(zip(self.layers, self.windows)):
             slots = length if window is None else min(length, window)
             for t in self.room(layer, *stored, rows, slots) if stored is not None and slots else ():
-                t[numbers, :, :slots] = t[source, :, :slots].clone()
+                for target in targets:
+                    t[target, :, :slots] = t[source, :, :slots]
         self.lengths += [0] * (rows - len(self.lengths))
         for target in targets:
             self.lengths[target], self.ids[target] = length, list(self.ids.get(source, []))
@@ -99,23 +117,20 @@ class KVCache:
             cached[:, :, kept] = t[:, :, -window:]
         return tuple(visible)  # type: ignore[return-value]
 
-    def each_row(self, rows: Sequence[int], device: torch.device) -> EachRow:
-        lengths = [self.length(row) for row in rows]
-        numbers = torch.tensor(list(rows), device=device)
-        first = slice(0, len(rows)) if list(rows) == list(range(len(rows))) else numbers
-        return EachRow(numbers, torch.tensor(lengths, device=device), first, max(lengths) + 1)
+    def each_row(self, rows: Sequence[int], on_device: torch.Tensor, positions: torch.Tensor) -> EachRow:
+        """For a new token of each of `rows`, which are also `on_device`, at its position."""
+        lengths = [self.length(row) + 1 for row in rows]
+        first = slice(0, len(rows)) if list(rows) == list(range(len(rows))) else on_device
+        return EachRow(on_device, positions, first, max(rows) + 1, min(lengths), max(lengths))
 
     def append_to_each(self, layer: int, each: EachRow, k: torch.Tensor, v: torch.Tensor) -> Pair:
-        """Add one token (B, g, hs) to each of several rows. Returns keys and values (B, g, S, hs), in which what
-        follows the end of a sequence shorter than S has no meaning."""
+        """Add one token (B, g, hs) to each of several rows. Returns these rows, (B, g, S, hs), with all their slots."""
         window = self.windows[layer]
-        stored = self.room(layer, k[:, :, None], v[:, :, None], int(each.rows.max()) + 1, each.longest)
-        at, n_slots = each.positions, each.longest
-        if window is not None:
-            at, n_slots = at % window, min(n_slots, window)
+        stored = self.room(layer, k[:, :, None], v[:, :, None], each.n_rows, each.longest)
+        at = each.positions if window is None else each.positions % window
         for cached, t in zip(stored, (k, v)):
             cached[each.rows, :, at] = t.to(cached.dtype)
-        return tuple(cached[each.index, :, :n_slots] for cached in stored)  # type: ignore[return-value]
+        return tuple(cached[each.index] for cached in stored)  # type: ignore[return-value]
 
     def room(self, layer: int, k: torch.Tensor, v: torch.Tensor, rows: int, slots: int) -> Pair:
         """The tensors of a layer, grown to at least this many rows and slots."""
@@ -128,11 +143,9 @@ class KVCache:
             if slots > had_slots:
                 slots = -(-max(slots, had_slots * 3 // 2) // BLOCK) * BLOCK
                 slots = min(slots, window) if window is not None else slots
-            shape, dtype = (rows, k.size(1), max(slots, had_slots), k.size(3)), cache_dtype(k)
-            # zeros: attention multiplies masked values by 0, which does not remove a NaN
-            grown = (k.new_zeros(shape, dtype=dtype), v.new_zeros(shape, dtype=dtype))
+            grown = tuple(empty_cache(t, rows, max(slots, had_slots)) for t in (k, v))
             if stored is not None:
                 for new, old in zip(grown, stored):
                     new[:had_rows, :, :had_slots] = old
-            stored = self.layers[layer] = grown
+            stored = self.layers[layer] = grown  # type: ignore[assignment]
         return stored

@@ -10,6 +10,7 @@ from typing import Any, Optional
 import torch
 
 from litgpt.model.config import Config
+from litgpt.model.devices import to_device
 
 CosSin = tuple[torch.Tensor, torch.Tensor]
 Numbers = dict[str, Any]
@@ -37,9 +38,8 @@ class Rope:
             self.inverse = self.inverse.to(positions.device)
         inverse = self.inverse[0]
         if self.switch is not None:
-            longer = torch.tensor([int(n > self.switch) for n in lengths], device=positions.device)
-            tokens = torch.tensor(seqlens, device=positions.device)
-            inverse = self.inverse[longer.repeat_interleave(tokens)]
+            longer = torch.tensor([int(n > self.switch) for n in lengths]).repeat_interleave(torch.tensor(seqlens))
+            inverse = self.inverse[to_device(positions.device, longer)[0]]
         angles = (positions.float()[:, None] * inverse)[:, None]
         cos, sin = angles.cos(), angles.sin()
         if self.factor != 1:
