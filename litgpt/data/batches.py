@@ -3,11 +3,15 @@
 Shapes: T is the number of tokens in all rows of a micro-batch.
 """
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+
+from litgpt.model.devices import to_device
+from litgpt.model.packing import Packing
 
 UNTRAINED = -100  # the target of a token whose successor is not in the loss
 
@@ -21,6 +25,9 @@ class Batch:
         targets: (1, T), int64: the next token in the same row, or `UNTRAINED`.
         seqlens: The length of each row.
         n_target_tokens: The number of targets that are not `UNTRAINED`.
+
+    Two more attributes follow from these: `packing` has the positions of the tokens, and `trained` those tokens that
+    have a target, (n_target_tokens,), int64.
     """
 
     ids: torch.Tensor
@@ -28,13 +35,17 @@ class Batch:
     seqlens: list[int]
     n_target_tokens: int
 
+    def __post_init__(self) -> None:
+        self.packing = Packing.of(self.seqlens)
+        self.trained = (self.targets[0] != UNTRAINED).nonzero().squeeze(1)
+
     def to(self, device: torch.device) -> "Batch":
-        ids, targets = self.ids, self.targets
-        if device.type == "cuda":  # a copy from pageable memory would wait for the device
-            ids, targets = (t.pin_memory().to(device, non_blocking=True) for t in (ids, targets))
-        else:
-            ids, targets = ids.to(device), targets.to(device)
-        return Batch(ids, targets, self.seqlens, self.n_target_tokens)
+        """The batch on the device, by one transfer that the host does not wait for."""
+        batch, packing = copy.copy(self), self.packing
+        tensors = self.ids, self.targets, self.trained, packing.positions, packing.cu_seqlens
+        batch.ids, batch.targets, batch.trained, *both = to_device(device, *tensors)
+        batch.packing = Packing(self.seqlens, *both)
+        return batch
 
 
 class Rows(Protocol):

@@ -13,7 +13,7 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
-from litgpt.model.devices import peak_memory
+from litgpt.model.devices import peak_memory, to_device
 from litgpt.model.sharded import local_shard, total_norm
 from litgpt.train.faults import all_finite, crash
 from litgpt.train.progress import gigabytes, percent
@@ -53,27 +53,27 @@ class Trainer:
             began = time.perf_counter()
             lr = self.plan.learning_rate(result, self.peak_lr, self.train.min_lr, self.train.lr_schedule)
             # ------------------------------------------------------------------------------------------------ the step
-            counts = torch.tensor([sum(b.n_target_tokens for b in batches), self.signals.code], device=fabric.device)
-            n_targets, signaled = sum_over_ranks(fabric, counts).tolist()
+            counts = torch.tensor([sum(b.n_target_tokens for b in batches), self.signals.code])
+            counts = sum_over_ranks(fabric, to_device(fabric.device, counts)[0])
             loss = torch.zeros((), device=fabric.device)
             for i, batch in enumerate(batches):
                 self.run.last_batch = batch
                 with fabric.no_backward_sync(model, enabled=i + 1 < len(batches)):
-                    part = model(batch) / n_targets
+                    part = model(batch) / counts[0]
                     fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
                 loss += part.detach()
             upcoming = self.next_step()  # while the device is busy
             norm = clip(fabric, model, optimizer, self.train.max_norm)
-            result.loss = float(sum_over_ranks(fabric, loss))
+            result.loss, norm, n_targets, signaled = read(sum_over_ranks(fabric, loss), norm, *counts)
             if not all_finite(result.loss, norm):
-                raise crash(self.run, result.steps + 1, rows, result.loss, float(norm))
+                raise crash(self.run, result.steps + 1, rows, result.loss, norm)
             for group in optimizer.param_groups:
                 group["lr"] = lr * group["lr_ratio"]
             optimizer.step()
             optimizer.zero_grad()
             # --------------------------------------------------------------------------------------------------------
             self.count_step(rows, began)
-            self.log_step(lr, n_targets)
+            self.log_step(lr, int(n_targets))
             if signaled or self.is_interrupted or self.should_pause():
                 self.signals.code = self.signals.code or PAUSED
                 self.stop()
@@ -215,7 +215,7 @@ def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[
     if getattr(fabric.strategy.precision, "scaler", None) is not None:
         if max_norm is not None:
             fabric.clip_gradients(model, optimizer, max_norm=max_norm, error_if_nonfinite=False)
-        return torch.zeros(())
+        return torch.zeros((), device=fabric.device)
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     grads = [p.grad for p in parameters if p.grad is not None]
     norm = total_norm(grads)
@@ -224,6 +224,12 @@ def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[
         for grad in grads:
             local_shard(grad).mul_(scale.to(grad.device))
     return norm
+
+
+def read(*scalars: torch.Tensor) -> list[float]:
+    """The values of scalars on the device, by the one transfer of a step that the host waits for. In float32, which is
+    exact for whole numbers up to 2^24."""
+    return torch.stack([x.to(scalars[0].device, torch.float32) for x in scalars]).tolist()
 
 
 def sum_over_ranks(fabric: "Fabric", x: torch.Tensor) -> torch.Tensor:

@@ -10,10 +10,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from litgpt.data.batches import UNTRAINED, Batch
+from litgpt.data.batches import Batch
 from litgpt.model.chunked_attention import ROUND
 from litgpt.model.gpt import GPT
 from litgpt.model.kernels import cross_entropy_, padded_length
+from litgpt.model.packing import Packing
 
 T = TypeVar("T")
 LOGITS = 2**24  # held in memory at once
@@ -28,11 +29,11 @@ class LossModel(nn.Module):
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Sum of the cross-entropies of the target tokens, a float32 scalar."""
-        ids, seqlens = batch.ids, batch.seqlens
+        ids, packing = batch.ids, batch.packing
         if padding := padded_length(ids, ids.size(1)) - ids.size(1):
-            ids, seqlens = F.pad(ids, (0, padding)), [*seqlens, padding]  # a last sequence without targets
-        hidden = self.gpt.hidden(ids, seqlens)
-        return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0])
+            ids, packing = F.pad(ids, (0, padding)), Packing.of([*batch.seqlens, padding])  # a last row without targets
+        hidden = self.gpt.hidden(ids, packing=packing)
+        return head_loss(hidden[0], self.gpt.lm_head, batch.targets[0], batch.trained)
 
     def read(self, function: Callable[[GPT], T]) -> T:
         """Return `function(self.gpt)`. A sharded model can only be run by this or by `forward`. All ranks must call it,
@@ -40,7 +41,9 @@ class LossModel(nn.Module):
         return function(self.gpt)
 
 
-def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> torch.Tensor:
+def head_loss(
+    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
     """Sum of the cross-entropies of `head(hidden)` against `targets`, a float32 scalar.
 
     Logits are computed only where there is a target, `LOGITS` at a time. Their gradient overwrites them, and yields the
@@ -50,8 +53,8 @@ def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor) -> t
         hidden: (T, C), or longer.
         head: A module that maps (n, C) to logits (n, V).
         targets: The next token or `UNTRAINED`, (T,).
+        positions: Where the targets are not `UNTRAINED`, (n,).
     """
-    positions = (targets != UNTRAINED).nonzero().squeeze(1)
     target_tokens = targets[positions]
     trained = [p for p in head.parameters() if p.requires_grad]
     if padding := padded_length(hidden, len(positions)) - len(positions):
