@@ -64,13 +64,13 @@ def test_each_text_has_its_own_adapter(base, folders, rows):
 
 def test_places_of_tokens():
     adapters = Adapters()
-    adapters.choose(["a", None, "b", "a", "b"], [2, 1, 1, 1, 1])
+    adapters.choose(["a", None, "b", "a", "b"], [2, 1, 1, 1, 1], torch.device("cpu"))
     (a, at_a), (b, at_b) = adapters.parts
     assert (a, b) == ("a", "b")
     assert torch.arange(6)[at_a].tolist() == [0, 1, 4] and torch.arange(6)[at_b].tolist() == [3, 5]
-    adapters.choose([None, "b", "b"], [3, 2, 1])
+    adapters.choose([None, "b", "b"], [3, 2, 1], torch.device("cpu"))
     assert adapters.parts == [("b", slice(3, 6))]
-    adapters.choose([None], [4])
+    adapters.choose([None], [4], torch.device("cpu"))
     assert adapters.parts == []
 
 

@@ -96,7 +96,7 @@ def make(folders):
 def answer(model: GPT) -> torch.Tensor:
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
-            module.adapters.choose(["a", None, "b"], [4, 3, 5])
+            module.adapters.choose(["a", None, "b"], [4, 3, 5], torch.device("cpu"))
     return model(IDS.to(model.device), seqlens=[4, 3, 5])
 
 
@@ -120,7 +120,7 @@ def tensors(value: Any, seen: set[int], path: str) -> Iterator[tuple[str, torch.
 def reachable(model: GPT) -> dict[str, torch.Tensor]:
     for module in model.modules():
         if isinstance(module, AdaptedLinear):
-            module.adapters.choose([], [])  # of the next pass alone
+            module.adapters.choose([], [], torch.device("cpu"))  # of the next pass alone
     return dict(tensors(model, set(), ""))
 
 

@@ -162,7 +162,7 @@ def test_several_adapters_of_a_quantized_layer(scheme, as_on_cuda):
         layer.updates[name] = LoRALinear(linear, LoRA(dropout=0.0, variant=variant)).eval()
         nn.init.normal_(layer.updates[name].lora_B)
     x = torch.randn(1, 6, 64)
-    adapters.choose(["a", None, "b"], [3, 1, 2])
+    adapters.choose(["a", None, "b"], [3, 1, 2], torch.device("cpu"))
     with torch.no_grad():
         together = layer(x)
         base = base_output(linear, x)

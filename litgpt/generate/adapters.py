@@ -14,6 +14,7 @@ from litgpt.families import weight_map
 from litgpt.methods.adapter_folder import AdapterFolder
 from litgpt.methods.lora import LoRALinear, lora_layers
 from litgpt.methods.peft_folder import LoRAFolder
+from litgpt.model.devices import to_device
 from litgpt.model.gpt import GPT
 
 
@@ -23,8 +24,9 @@ class Adapters:
     def __init__(self) -> None:
         self.parts: list[tuple[str, Union[slice, torch.Tensor]]] = []  # name and index of its tokens, by adapter
 
-    def choose(self, names: Sequence[Optional[str]], lengths: Sequence[int]) -> None:
-        """Set the adapter (None for the base model) and the number of tokens of each sequence that is read next."""
+    def choose(self, names: Sequence[Optional[str]], lengths: Sequence[int], device: torch.device) -> None:
+        """Set the adapter (None for the base model) and the number of tokens of each sequence that is read next, on this
+        device."""
         places: dict[str, list[int]] = {}
         start = 0
         for name, n in zip(names, lengths):
@@ -34,7 +36,8 @@ class Adapters:
         self.parts = []
         for name, at in places.items():
             contiguous = at[-1] + 1 - at[0] == len(at)
-            self.parts.append((name, slice(at[0], at[-1] + 1) if contiguous else torch.tensor(at)))
+            index = slice(at[0], at[-1] + 1) if contiguous else to_device(device, torch.tensor(at))[0]
+            self.parts.append((name, index))
 
 
 class AdaptedLinear(nn.Module):

@@ -7,7 +7,7 @@ import random
 from collections import deque
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import Any, Literal, Optional
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from litgpt.errors import UserError
 from litgpt.generate.adapters import Adapters
 from litgpt.generate.sampling import Sampling
+from litgpt.model.devices import to_device
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import KVCache
 from litgpt.text.tokenizer import TooLong
@@ -210,37 +211,45 @@ class Engine:
             return []
         ids: list[int] = []
         rows, lengths = list(n_tokens), list(n_tokens.values())
-        self.adapters.choose([self.cached_with[row] for row in rows], lengths)
+        self.adapters.choose([self.cached_with[row] for row in rows], lengths, self.model.device)
         for row, n in n_tokens.items():
             request, start = self.rows[row], len(self.cached[row])
             assert request is not None
             new = list(request.prompt[start : start + n]) or request.ids[-1:]
             self.cached[row] += new
             ids += new
-        hidden = self.model.hidden(torch.tensor([ids], device=self.model.device), lengths, self.cache, rows)[0]
-        ends = torch.tensor(lengths).cumsum(0).tolist()
+        hidden = self.model.hidden(torch.tensor([ids]), lengths, self.cache, rows)[0]
+        ends = accumulate(lengths)
         done = [(row, end - 1) for row, end in zip(rows, ends) if self.n_unread(row) == 0]
         if not done:
             return []
         if len(done) < len(hidden):
-            hidden = hidden[torch.tensor([at for _, at in done], device=hidden.device)]
-        self.adapters.choose([self.cached_with[row] for row, _ in done], [1] * len(done))
+            hidden = hidden[to_device(hidden.device, torch.tensor([at for _, at in done]))[0]]
+        self.adapters.choose([self.cached_with[row] for row, _ in done], [1] * len(done), self.model.device)
         return self.draw([request for row, _ in done if (request := self.rows[row])], self.model.lm_head(hidden))
 
     def draw(self, requests: Sequence[Request], logits: torch.Tensor) -> list[Request]:
         """Add a token to each request, from its logits (B, V)."""
-        tokens: dict[int, int] = {}
+        tokens = torch.empty(len(requests), dtype=torch.int64, device=logits.device)
         for sampling in dict.fromkeys(request.sampling for request in requests):
             same = [i for i, request in enumerate(requests) if request.sampling == sampling]
-            own = logits if len(same) == len(requests) else logits[same]
-            own = sampling.penalize(own, [[*requests[i].prompt, *requests[i].ids] for i in same])
-            tokens.update(zip(same, sampling.draw(own, [requests[i].generator for i in same]).tolist()))
-        for i, request in enumerate(requests):
-            if not request.finish and request.add(tokens[i], self.max_length) and request.logprobs is not None:
-                logprobs = logits[i].float().log_softmax(-1)
-                request.token_logprobs.append(float(logprobs[tokens[i]]))
-                top = logprobs.topk(request.logprobs)
-                request.top_logprobs.append(list(zip(top.indices.tolist(), top.values.tolist())))
+            chosen = slice(None) if len(same) == len(requests) else to_device(logits.device, torch.tensor(same))[0]
+            own = sampling.penalize(logits[chosen], [[*requests[i].prompt, *requests[i].ids] for i in same])
+            tokens[chosen] = sampling.draw(own, [requests[i].generator for i in same])
+        found = [tokens]
+        for i, n in ((i, request.logprobs) for i, request in enumerate(requests) if request.logprobs is not None):
+            logprobs = logits[i].float().log_softmax(-1)
+            found += [logprobs.gather(0, tokens[i : i + 1]), *logprobs.topk(n)]
+        # the one time that the host waits for the device; float32 is exact for ids up to 2^24
+        values = iter(torch.cat([x.float() for x in found]).tolist())
+        ids = [int(x) for x in islice(values, len(requests))]
+        for request, token in zip(requests, ids):
+            added = not request.finish and request.add(token, self.max_length)
+            if (n := request.logprobs) is not None:
+                logprob, likely, likely_ids = next(values), list(islice(values, n)), map(int, islice(values, n))
+                if added:
+                    request.token_logprobs.append(logprob)
+                    request.top_logprobs.append(list(zip(likely_ids, likely)))
         return list(requests)
 
 

@@ -8,6 +8,7 @@ from typing import Optional
 import torch
 
 from litgpt.errors import UserError
+from litgpt.model.devices import pinned, to_device
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,8 @@ class Sampling:
             return logits.max(dim=-1).indices  # as `argmax`, which takes five times as long in bfloat16 on a CPU
         p, ids = self.limited(logits)
         cumulative = p.cumsum(dim=-1)
-        drawn = torch.tensor([[g.random()] for g in numbers], device=p.device) * cumulative[:, -1:]
+        drawn = pinned(torch.tensor([[g.random()] for g in numbers])).to(p.device, non_blocking=True)
+        drawn = drawn * cumulative[:, -1:]
         last = (p > 0).int().cumsum(dim=-1).argmax(dim=-1, keepdim=True)  # where rounding leads past the end
         index = torch.searchsorted(cumulative, drawn, right=True).minimum(last)
         return (index if ids is None else ids.gather(-1, index)).squeeze(-1)
@@ -90,9 +92,8 @@ class Sampling:
         """Logits (B, V) with the penalty on the tokens that each row's text has."""
         if self.repetition_penalty == 1:
             return logits
-        logits = logits.clone()
-        for row, ids in zip(logits, texts):
-            at = torch.tensor(sorted(set(ids)), device=row.device)
-            values = row[at]
-            row[at] = torch.where(values > 0, values / self.repetition_penalty, values * self.repetition_penalty)
-        return logits
+        pairs = torch.tensor([(row, token) for row, ids in enumerate(texts) for token in sorted(set(ids))])
+        rows, tokens = to_device(logits.device, pairs)[0].unbind(1)
+        values = logits[rows, tokens]
+        values = torch.where(values > 0, values / self.repetition_penalty, values * self.repetition_penalty)
+        return logits.index_put((rows, tokens), values)

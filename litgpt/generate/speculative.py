@@ -43,7 +43,7 @@ class Reader:
         self.ids = list(ids)
         hidden = []
         for start in range(shared, len(ids), CHUNK):
-            chunk = torch.tensor([list(ids[start : start + CHUNK])], device=self.model.device)
+            chunk = torch.tensor([list(ids[start : start + CHUNK])])
             hidden.append(self.model.hidden(chunk, [chunk.size(1)], self.cache, [0])[0])
         return self.model.lm_head(torch.cat(hidden)[-n:])
 
@@ -83,7 +83,7 @@ class Speculation:
             q: list[torch.Tensor] = []
             for _ in range(min(self.n_draftable(ids), room - 1)):
                 text = [*ids, *drafted]
-                q.append(probabilities(draft.read(text, 1), text))
+                q.append(probabilities(draft.read(text, 1), text).cpu())
                 drafted.append(draw(q[-1], request.generator))
             logits = target.read([*ids, *drafted], len(drafted) + 1)
             p = [probabilities(logits[i : i + 1], [*ids, *drafted[:i]]) for i in range(len(drafted) + 1)]
@@ -117,9 +117,10 @@ def accept(
     probability min(1, p / q). Instead of the first rejected one, a token is drawn from what p has more than q. So each
     token is distributed as p (algorithm 1 of the paper).
     """
+    p = torch.stack(list(p)).cpu()  # type: ignore[assignment]  # once, not for each token
     for i, token in enumerate(drafted):
         if generator.random() * float(q[i][token]) >= float(p[i][token]):
-            rest = (p[i] - q[i].to(p[i].device)).clamp(min=0)
+            rest = (p[i] - q[i]).clamp(min=0)
             return i, draw(rest if float(rest.sum()) > 0 else p[i], generator)
     return len(drafted), draw(p[len(drafted)], generator)
 
