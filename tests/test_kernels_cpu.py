@@ -31,6 +31,7 @@ ARGUMENTS: dict[str, tuple] = {
     "dropout": (X, 0.5),
     "remat": (X, torch.exp),
     "saved_tensors": (X,),
+    "stacked": (X[0, 0], X[0, 0]),
     "causal_attention": (X, X, X, SCORES),
     "packed_attention": (X, X, X, SCORES, Packing.of([3])),
     "continued_attention": (X, X, X, SCORES, lambda: None),

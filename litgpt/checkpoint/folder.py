@@ -188,6 +188,7 @@ def load_weights(
         if own:
             with unsharded(module):
                 module.reset_parameters()  # type: ignore[operator]
+    model.stack_experts()
 
 
 def empty_like(p: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

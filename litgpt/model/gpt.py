@@ -17,7 +17,7 @@ from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
-from litgpt.model.mlp import MLPS, Router
+from litgpt.model.mlp import MLPS, LLaMAMoE, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.packing import Packing
 from litgpt.model.rope import make_ropes
@@ -115,6 +115,12 @@ class GPT(nn.Module):
                 head = head.linear
             head.weight = self.transformer.wte.weight
 
+    def stack_experts(self) -> None:
+        """For a model whose weights are in their place: see `LLaMAMoE.stack`."""
+        for block in self.transformer.h:
+            if isinstance(block.mlp, LLaMAMoE):
+                block.mlp.stack()
+
     @torch.no_grad()
     def reset_parameters(self) -> None:
         """Initialize all weights for training from scratch. Normal, with a standard deviation of sqrt(2 / (5 C))
@@ -132,6 +138,7 @@ class GPT(nn.Module):
             elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm)):
                 with unsharded(module):
                     module.reset_parameters()
+        self.stack_experts()
 
     def forward(self, idx: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """Logits for the token after each of `idx`, (B, T, V). Arguments as in `hidden`."""

@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.model import rematerialize
+from litgpt.model.sharded import is_sharded
 
 Function = TypeVar("Function", bound=Callable)
 enabled = os.environ.get("LITGPT_CPU_KERNELS") != "0"
@@ -83,6 +84,17 @@ def prepacked(weight: torch.Tensor) -> Optional[torch.Tensor]:
 def prepacked_4bit(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]:
     """The same for a 4-bit weight and the state that bitsandbytes has for it."""
     return weight, state
+
+
+@operation
+def stacked(weight: torch.Tensor, *others: torch.Tensor) -> Optional[torch.Tensor]:
+    """Weights (out_features, in_features) as one tensor for `F.grouped_mm`; None if there is no kernel for them."""
+    weights = [weight, *others]
+    aligned = all(size * weight.element_size() % 16 == 0 for size in weight.shape)
+    supported = weight.dtype == torch.bfloat16 or not weight.is_meta
+    if is_sharded(weight) or not aligned or not supported or not hasattr(F, "grouped_mm"):
+        return None
+    return torch.stack(weights)
 
 
 @operation

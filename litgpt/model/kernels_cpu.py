@@ -117,6 +117,12 @@ def prepacked_4bit(weight: torch.Tensor, state: Any) -> tuple[torch.Tensor, Any]
 
 
 @register
+def stacked(weight: torch.Tensor, *others: torch.Tensor) -> Optional[torch.Tensor]:
+    """Experts one by one are as fast."""
+    return None
+
+
+@register
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, upcast: bool = False) -> torch.Tensor:
     return RMSNorm.apply(x, weight, eps) if x.numel() >= NORM_SIZE else NotImplemented
 

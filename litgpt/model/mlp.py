@@ -3,14 +3,16 @@
 Shapes: B rows, T tokens, C = n_embd, N = B T tokens.
 """
 
-from typing import Optional
+import itertools
+from collections.abc import Callable
+from typing import Any, Optional
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from litgpt.model.config import Config
-from litgpt.model.kernels import remat
+from litgpt.model.kernels import remat, stacked
 from litgpt.model.linear import Linear, linear
 
 
@@ -81,7 +83,8 @@ class Router(nn.Module):
 class LLaMAMoE(nn.Module):
     """A mixture of experts: each token goes through the experts with the highest scores.
 
-    https://arxiv.org/abs/2401.04088. Tokens are sorted by expert, so that each expert runs once, on all of its tokens.
+    https://arxiv.org/abs/2401.04088. Tokens are sorted by expert. On a GPU one matmul then serves all experts, whose
+    weights are parts of one tensor, see `stack`; else each expert runs once, on all of its tokens.
     """
 
     def __init__(self, config: Config) -> None:
@@ -91,20 +94,74 @@ class LLaMAMoE(nn.Module):
         self.experts = nn.ModuleList(LLaMAMLP(config, size) for _ in range(config.n_expert))
         self.n_chosen = config.n_expert_per_token
         self.normalize = config.norm_topk_prob
+        self.stacks: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # (n_expert, out, in) of `fc` and of `proj`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(0, -2)  # (N, C)
         shares, chosen = self.gate(tokens).softmax(-1, dtype=torch.float32).topk(self.n_chosen)  # (N, n_chosen)
         if self.normalize:
             shares = shares / shares.sum(-1, keepdim=True)
-        order = chosen.flatten().argsort(stable=True)  # (N * n_chosen,), sorted by expert
+        by_expert, order = chosen.flatten().sort(stable=True)  # (N * n_chosen,)
         owners = order // self.n_chosen  # the token of each choice
-        counts = chosen.flatten().bincount(minlength=len(self.experts)).tolist()
-        grouped = tokens[owners].split(counts)
-        # in training every expert runs, so that all devices have gradients of the same weights
-        parts = [expert(part) for expert, part in zip(self.experts, grouped) if len(part) or self.training]
-        y = torch.cat(parts) * shares.flatten()[order, None]
+        y = self.run_experts(remat(tokens, torch.index_select, 0, owners), by_expert)
+        y = y * shares.flatten()[order, None]
         return torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x)
+
+    def run_experts(self, tokens: torch.Tensor, by_expert: torch.Tensor) -> torch.Tensor:
+        """The outputs of the experts for tokens (n, C) that are sorted by the number of their expert, `by_expert`."""
+        if self.stacks is not None:
+            numbers = torch.arange(len(self.experts), device=tokens.device)
+            ends = torch.searchsorted(by_expert, numbers, right=True, out_int32=True)
+            fc, proj = ([getattr(expert, leaf).weight for expert in self.experts] for leaf in ("fc", "proj"))
+            hidden = GroupedLinear.apply(tokens, ends, self.stacks[0], *fc)
+            return GroupedLinear.apply(remat(hidden, self.experts[0].glu), ends, self.stacks[1], *proj)  # type: ignore
+        counts = by_expert.bincount(minlength=len(self.experts)).tolist()
+        parts = [expert(x) for expert, x in zip(self.experts, tokens.split(counts)) if len(x) or self.trains(expert)]
+        return torch.cat(parts)
+
+    def trains(self, expert: nn.Module) -> bool:
+        """Whether an expert without tokens runs too, for a gradient of zero: optimizers tell it from none, and all
+        devices need gradients of the same weights."""
+        return self.training and any(p.requires_grad for p in expert.parameters())
+
+    @torch.no_grad()
+    def stack(self) -> None:
+        """Make the weights of the experts parts of one tensor, if the device has a matmul for groups of rows."""
+        self.stacks = None
+        layers = [[getattr(expert, leaf) for expert in self.experts] for leaf in ("fc", "proj")]
+        if all(type(layer) is Linear and layer.bias is None for layer in itertools.chain(*layers)):
+            stacks = [stacked(*(layer.weight for layer in each)) for each in layers]
+            if all(stack is not None for stack in stacks):
+                for layer, part in zip(itertools.chain(*layers), itertools.chain(*stacks)):
+                    layer.weight.data = part
+                self.stacks = tuple(stacks)  # type: ignore[assignment]
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LLaMAMoE":
+        super()._apply(fn, recurse)
+        if self.stacks is not None:
+            self.stack()
+        return self
+
+
+class GroupedLinear(torch.autograd.Function):
+    """Linear layers of groups of rows, as one matmul."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: torch.Tensor, ends: torch.Tensor, stack: torch.Tensor, *weights: torch.Tensor
+    ) -> torch.Tensor:
+        """`x` is (n, in); group i ends before row `ends[i]`, int32, and is multiplied by `stack[i]`, (out, in), whose
+        gradient goes to `weights[i]`."""
+        ctx.save_for_backward(x if any(ctx.needs_input_grad[3:]) else None, ends, stack)
+        return F.grouped_mm(x, stack.transpose(1, 2), offs=ends)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        x, ends, stack = ctx.saved_tensors
+        grad = grads[0].contiguous()
+        grad_x = F.grouped_mm(grad, stack, offs=ends) if ctx.needs_input_grad[0] else None
+        grad_weights = [None] * len(stack) if x is None else F.grouped_mm(grad.t(), x, offs=ends).unbind()
+        return grad_x, None, None, *grad_weights
 
 
 MLPS = {mlp.__name__: mlp for mlp in (LLaMAMLP, GemmaMLP, GptNeoxMLP, LLaMAMoE)}
