@@ -30,7 +30,9 @@ def varlen_attn(
     assert seqused_k is None or not torch.is_grad_enabled()
     outputs = []
     for (start, end), first, n_keys in zip(pairwise(cu_seqlens_q.tolist()), cu_seqlens_k.tolist(), used.tolist()):
-        a, b, c = (t.transpose(0, 1)[None] for t in (q[start:end], k[first : first + n_keys], v[first : first + n_keys]))
+        a, b, c = (
+            t.transpose(0, 1)[None] for t in (q[start:end], k[first : first + n_keys], v[first : first + n_keys])
+        )
         n = end - start
         mask = torch.ones(n, n_keys, dtype=torch.bool).tril(n_keys - n)
         if window_size[0] >= 0:

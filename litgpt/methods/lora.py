@@ -104,7 +104,9 @@ class LoRALinear(nn.Module):
         ratio = self.per_row(self.magnitude / self.row_norms()).to(y.dtype)
         if self.training and self.lora.dropout:
             base = F.linear(dropped, full_weight(self.linear).to(x.dtype))
-            return y + torch.addcmul(-base, ratio, Update.apply(base, dropped, *weights))  # exactly y where nothing is adapted
+            return y + torch.addcmul(
+                -base, ratio, Update.apply(base, dropped, *weights)
+            )  # exactly y where nothing is adapted
         if self.linear.bias is None:
             return ratio * Update.apply(y, dropped, *weights)
         return torch.addcmul(self.linear.bias, ratio, Update.apply(y - self.linear.bias, dropped, *weights))

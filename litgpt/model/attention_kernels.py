@@ -78,9 +78,7 @@ def masked_attention(
     return fused_attention(q, k, v, scores.scale, mask)
 
 
-def single_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, each: EachRow
-) -> torch.Tensor:
+def single_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, each: EachRow) -> torch.Tensor:
     """Attention of one token of each of B sequences to that sequence. `q` and the result are (B, n, 1, hs); `k` and `v`
     are the rows of the cache, (B, g, S, hs)."""
     size = k.size(2)

@@ -109,15 +109,14 @@ class LLaMAMoE(nn.Module):
 
     def run_experts(self, tokens: torch.Tensor, by_expert: torch.Tensor) -> torch.Tensor:
         """The outputs of the experts for tokens (n, C) that are sorted by the number of their expert, `by_expert`."""
+        numbers = torch.arange(len(self.experts), device=tokens.device)
+        ends = torch.searchsorted(by_expert, numbers, right=True, out_int32=True)
         if self.stacks is not None:
-            numbers = torch.arange(len(self.experts), device=tokens.device)
-            ends = torch.searchsorted(by_expert, numbers, right=True, out_int32=True)
             fc, proj = ([getattr(expert, leaf).weight for expert in self.experts] for leaf in ("fc", "proj"))
             hidden = GroupedLinear.apply(tokens, ends, self.stacks[0], *fc)
             return GroupedLinear.apply(remat(hidden, self.experts[0].glu), ends, self.stacks[1], *proj)  # type: ignore
-        counts = by_expert.bincount(minlength=len(self.experts)).tolist()
-        parts = [expert(x) for expert, x in zip(self.experts, tokens.split(counts)) if len(x) or self.trains(expert)]
-        return torch.cat(parts)
+        groups = tokens.tensor_split(ends[:-1].tolist())
+        return torch.cat([expert(x) for expert, x in zip(self.experts, groups) if len(x) or self.trains(expert)])
 
     def trains(self, expert: nn.Module) -> bool:
         """Whether an expert without tokens runs too, for a gradient of zero: optimizers tell it from none, and all

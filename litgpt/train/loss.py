@@ -41,9 +41,7 @@ class LossModel(nn.Module):
         return function(self.gpt)
 
 
-def head_loss(
-    hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, positions: torch.Tensor
-) -> torch.Tensor:
+def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropies of `head(hidden)` against `targets`, a float32 scalar.
 
     Logits are computed only where there is a target, `LOGITS` at a time. Their gradient overwrites them, and yields the
