@@ -20,9 +20,7 @@ from litgpt.checkpoint.hub import CHECKPOINTS
 from litgpt.cli.legacy import REFUSED_VALUES
 from litgpt.errors import UserError, nearest
 from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, has_hf_weights, read_pth
-from litgpt.litgpt_format.state import from_lit_state
 from litgpt.model.config import Config, to_litgpt
-from litgpt.model.gpt import GPT
 from litgpt.text.tokenizer import copy_files
 
 SETTINGS = "hyperparameters.yaml"
@@ -162,11 +160,7 @@ def save_config(config: Any, checkpoint_dir: Path) -> None:
 
 def load_checkpoint(fabric: Any, model: nn.Module, checkpoint_path: Path, strict: bool = True) -> None:
     """Load the weights of a file of LitGPT's into a model. `fabric` is not needed."""
-    state = read_pth(Path(checkpoint_path))
-    plain = getattr(model, "module", model)
-    if isinstance(plain, GPT) and not hasattr(plain, "inner"):
-        from_lit_state(plain, state, "", "")
-    model.load_state_dict(state, strict=strict)
+    model.load_state_dict(read_pth(Path(checkpoint_path)), strict=strict)
 
 
 def init_out_dir(out_dir: Union[str, Path]) -> Path:
