@@ -110,7 +110,7 @@ class LLM(nn.Module):
             model: A model folder or an adapter folder, or the name of one under checkpoints/.
             init: `random` initializes the model that the folder's config.json describes, or a known model by its name,
                 such as pythia-160m.
-            tokenizer_dir: The folder of the tokenizer for random weights. Default: the model's.
+            tokenizer_dir: The folder of the tokenizer. Default: the model's.
             access_token: Hugging Face token, to download a model. Default: the value of HF_TOKEN.
             distribute: `auto` uses the best available device; None the CPU, until you call `distribute`.
             base: The base model of an adapter, instead of the recorded one.
@@ -129,9 +129,10 @@ class LLM(nn.Module):
         )
         accelerator = (accelerator or "auto") if distribute else "cpu"
         if init == "pretrained":
+            source = ModelSource.open(Path(model), Path(base) if base else None)
             if tokenizer_dir is not None:
-                raise UserError("tokenizer_dir is for random weights (init='random'). A folder has its own tokenizer.")
-            loaded = InferenceModel.open(Path(model), Path(base) if base else None, precision, quantize, accelerator)
+                source.tokenizer_dir = find_folder(Path(tokenizer_dir), weights=False)
+            loaded = InferenceModel.open(source, None, precision, quantize, accelerator)
             made = cls(loaded.model, loaded.tokenizer, loaded.style, loaded.source.checkpoint.fields, loaded.source)
             made.scheme, made.placed = quantize, distribute is not None
             made.inner.requires_grad_(quantize is None and loaded.source.adapter is None)
@@ -377,12 +378,10 @@ class LLM(nn.Module):
             raise UserError(f"devices={devices} needs a strategy. generate_strategy='sequential' spreads the layers.")
         if not self.changed:
             assert self.source is not None
-            adapter = self.source.adapter is not None
-            base = self.source.checkpoint.folder if adapter else None
-            loaded = InferenceModel.open(self.source.folder, base, chosen_precision, quantize, accelerator, n)
-            self.source, self.scheme, self.trainable = loaded.source, quantize, None
+            loaded = InferenceModel.open(self.source, None, chosen_precision, quantize, accelerator, n)
+            self.scheme, self.trainable = quantize, None
             self.hold(loaded.model)
-            loaded.model.requires_grad_(quantize is None and not adapter)
+            loaded.model.requires_grad_(quantize is None and self.source.adapter is None)
             self.in_graph = False
         elif quantize is not None:
             raise UserError("Random or trained weights cannot be quantized. Save them, and load them with quantize.")

@@ -6,7 +6,7 @@ flat dictionaries by their dotted names, `train.epochs`; values of flags are tex
 
 from argparse import Action
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -20,6 +20,7 @@ from litgpt.cli.schema import (
     current_name,
     data_options,
     is_data,
+    is_unavailable,
     option_actions,
     option_hint,
     option_names,
@@ -73,7 +74,9 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
     """Merge the levels over the defaults. Raises `UserError` for unknown or contradictory options."""
     defaults = read_options(parser.get_defaults().as_dict().items(), parser, "")
     merged: Options = {}
-    for level in levels:
+    for i, level in enumerate(levels):
+        if is_unavailable("data", level.options.get("data")) and any("data" in later.options for later in levels[i + 1 :]):
+            level = replace(level, options={k: v for k, v in level.options.items() if k.partition(".")[0] != "data"})
         for name in CLASSES:
             if name in level.options and level.options[name] != merged.get(name, defaults.get(name)):
                 merged = change_class(merged, name, level)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import open_checkpoint
-from litgpt.data.base import DataModule, TokenizedDataset
+from litgpt.data.data_module import DataModule, TokenizedDataset
 from litgpt.data.check import (
     bad_rows,
     check_ids,

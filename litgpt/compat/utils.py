@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Optional, Union
@@ -44,6 +44,14 @@ def num_parameters(module: nn.Module, requires_grad: Optional[bool] = None) -> i
     """The number of parameters, or only of those that require gradients, or do not. 4-bit ones count as they were."""
     chosen = (p for p in module.parameters() if requires_grad in (None, p.requires_grad))
     return sum(math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel() for p in chosen)
+
+
+def map_old_state_dict_weights(state_dict: dict[str, Any], mapping: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """A state dict whose entries, with a prefix, are renamed in place."""
+    for old, new in mapping.items():
+        if prefix + old in state_dict:
+            state_dict[prefix + new] = state_dict.pop(prefix + old)
+    return state_dict
 
 
 def reset_parameters(module: nn.Module) -> None:
@@ -161,6 +169,25 @@ def save_config(config: Any, checkpoint_dir: Path) -> None:
 def load_checkpoint(fabric: Any, model: nn.Module, checkpoint_path: Path, strict: bool = True) -> None:
     """Load the weights of a file of LitGPT's into a model. `fabric` is not needed."""
     model.load_state_dict(read_pth(Path(checkpoint_path)), strict=strict)
+
+
+def load_checkpoint_update(
+    fabric: Any, adapter_path: Path, model: nn.Module, checkpoint_path: Path, strict: bool = True
+) -> None:
+    """Load the weights of a base and of an adapter, both files of LitGPT's, into a model. `fabric` is not needed."""
+    model.load_state_dict(read_pth(Path(checkpoint_path)) | read_pth(Path(adapter_path)), strict=strict)
+
+
+def find_resume_path(resume: Union[bool, Literal["auto"], Path], out_dir: Path) -> Union[bool, Path, None]:
+    """The file of the latest checkpoint below an output folder, LitGPT's or ours. Without one it is None for `auto`;
+    True raises `FileNotFoundError`. Paths and False are returned as they are."""
+    if not resume or isinstance(resume, Path):
+        return resume
+    files = [file for name in ("*.pth", "training_state.pt") for file in Path(out_dir).rglob(f"step-*/{name}")]
+    latest = max(files, key=lambda file: int(file.parent.name.split("-")[1]), default=None)
+    if latest is None and resume is True:
+        raise FileNotFoundError(f"{out_dir} has no checkpoint to resume from.")
+    return latest
 
 
 def init_out_dir(out_dir: Union[str, Path]) -> Path:

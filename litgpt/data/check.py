@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from litgpt.data.base import TokenizedDataset
+from litgpt.data.data_module import TokenizedDataset
 from litgpt.data.lost import FIELD
 from litgpt.data.render import is_lost, with_remedy
 from litgpt.data.sources import RowSource

@@ -21,8 +21,8 @@ MODULES = {
         (
             f"litgpt.data.{name}"
             for name in (
-                "alpaca alpaca_2k alpaca_gpt4 deita dolly flan json_data lima lit_data longform microllama openwebtext "
-                "tinyllama tinystories"
+                "alpaca alpaca_2k alpaca_gpt4 base deita dolly flan json_data lima lit_data longform microllama "
+                "openwebtext text_files tinyllama tinystories"
             ).split()
         ),
         "litgpt.compat.data",
