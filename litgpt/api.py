@@ -155,7 +155,7 @@ class LLM(nn.Module):
     def hold(self, inner: GPT) -> None:
         """Make this the model."""
         model = LitGPT.around(inner, LitConfig.of(inner.config, self.source.checkpoint.folder if self.source else None))
-        self.model = model
+        self._modules["model"] = model
         model.register_forward_pre_hook(self.before_forward)
         model.register_forward_hook(self.after_forward)
         model.register_state_dict_pre_hook(lambda *_: self.unpack())

@@ -9,8 +9,8 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.data import token_maker
-from litgpt.data.data_module import TokenizedDataset
 from litgpt.data.check import data_problems
+from litgpt.data.data_module import TokenizedDataset
 from litgpt.data.json_file import JSON
 from litgpt.data.pico import sums
 from litgpt.errors import UserError

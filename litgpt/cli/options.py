@@ -75,7 +75,9 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
     defaults = read_options(parser.get_defaults().as_dict().items(), parser, "")
     merged: Options = {}
     for i, level in enumerate(levels):
-        if is_unavailable("data", level.options.get("data")) and any("data" in later.options for later in levels[i + 1 :]):
+        if is_unavailable("data", level.options.get("data")) and any(
+            "data" in later.options for later in levels[i + 1 :]
+        ):
             level = replace(level, options={k: v for k, v in level.options.items() if k.partition(".")[0] != "data"})
         for name in CLASSES:
             if name in level.options and level.options[name] != merged.get(name, defaults.get(name)):

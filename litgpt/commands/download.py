@@ -42,7 +42,9 @@ def main(
         model_name: Ignored. The config.json tells the model.
     """
     if dtype is not None:
-        remark(f"--dtype {dtype} has no effect: weights keep their type. Pass --precision to the command that uses them.")
+        remark(
+            f"--dtype {dtype} has no effect: weights keep their type. Pass --precision to the command that uses them."
+        )
     if model_name is not None:
         remark(f"--model_name {model_name} has no effect: config.json describes the model.")
     if repo_id[:1] == ["list"]:

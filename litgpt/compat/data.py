@@ -127,8 +127,8 @@ class Instructions(DataModule):
         plain = [m["role"] for m in turns] == ["user", "assistant"] * (len(turns) // 2)
         if not turns or not plain or row.tools or (len(turns) > 2 and not self.several_turns):
             raise UserError(
-                f"{where}: expected one prompt and one answer. Split the row, or train on whole conversations and texts "
-                "with litgpt.finetune.lora.setup(checkpoint_dir, data=...), in a shell litgpt finetune lora."
+                f"{where}: expected one prompt and one answer. Split the row, or train on whole conversations "
+                "and texts with litgpt.finetune.lora.setup(checkpoint_dir, data=...), in a shell litgpt finetune lora."
             )
         own = {k: v for k, v in fields.items() if isinstance(k, str) and k not in ("prompt", "messages")}
         for user, assistant in zip(turns[::2], turns[1::2]):

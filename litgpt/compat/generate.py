@@ -73,7 +73,7 @@ def batched_generate_fn(
     options = sample_args if isinstance(sample_args, list) else [sample_args] * len(rows)
     if len(options) != len(rows):
         raise UserError(f"sample_args has {len(options)} entries for {len(rows)} prompts.")
-    own = {"stop_tokens": stop_tokens, "include_prompt": False, "include_eos": include_eos}
+    own: dict[str, Any] = {"stop_tokens": stop_tokens, "include_prompt": False, "include_eos": include_eos}
     answers = [generate_fn(model, row, max_returned_tokens, **own, **o) for row, o in zip(rows, options)]
     if include_prompt:
         yield from (list(column[:, None]) for column in rows.T)

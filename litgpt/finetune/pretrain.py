@@ -52,6 +52,8 @@ def setup(
     if str(model_name) == "list" and local_folder(Path("list")) is None:
         print("\n".join(known_models()))
         return
+    if data is None and (model_name or model_config or initial_checkpoint_dir):  # before anything is downloaded
+        raise UserError("Missing data. Pass --data, for example --data TextFiles --data.train_data_path FOLDER.")
     if initial_checkpoint_dir is not None:
         base_model = BaseModel.from_folder(initial_checkpoint_dir)
         check_same_model(base_model, model_name, model_config)
@@ -64,8 +66,7 @@ def setup(
         if train.tie_embeddings is not None:
             fields["tie_word_embeddings"] = train.tie_embeddings
         base_model = BaseModel.random(fields, find_folder(folder, weights=False))
-    if data is None:
-        raise UserError("Missing data. Pass --data, for example --data TextFiles --data.train_data_path FOLDER.")
+    assert data is not None
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
     method = Method("pretrain", train_everything, save, saves_style=False, next_commands=next_commands)
     Run(method, base_model, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)()

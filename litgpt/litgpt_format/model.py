@@ -170,8 +170,8 @@ class GPT(nn.Module):
 
     def share_cache(self) -> None:
         """Give each layer its `attn.kv_cache`."""
-        for block in self.transformer.h:
-            block.attn.kv_cache = None if self.cache is None else LayerCache(self.cache)
+        for block in self.inner.transformer.h:
+            block.attn.kv_cache = None if self.cache is None else LayerCache(self.cache)  # type: ignore[union-attr]
 
     def forward(
         self,

@@ -234,7 +234,9 @@ def test_the_state_dict_of_the_model():
     state = llm.model.state_dict()
     assert set(state) == set(weights()) and all(close(state[n].cpu(), t) for n, t in weights().items())
     assert not llm.model.load_state_dict({n: t * 2 for n, t in weights().items()}).missing_keys
-    assert close(llm.state_dict()["transformer.h.0.mlp.fc_1.weight"].cpu(), weights()["transformer.h.0.mlp.fc_1.weight"] * 2)
+    assert close(
+        llm.state_dict()["transformer.h.0.mlp.fc_1.weight"].cpu(), weights()["transformer.h.0.mlp.fc_1.weight"] * 2
+    )
 
 
 def test_the_cache_of_the_model():
@@ -283,6 +285,17 @@ def test_random_weights_by_the_name_of_a_model():
     assert llm.state_dict()["transformer.h.5.mlp.fc.weight"].shape == (512, 128)
     assert llm.prompt_style.apply("Hello") == "Hello"
     assert llm.checkpoint_dir is None and isinstance(llm.generate("Hello", max_new_tokens=2), str)
+
+
+def test_another_tokenizer():
+    bare = checkpoint(Path(tempfile.mkdtemp()) / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    llm = LLM.load(str(bare), tokenizer_dir=folder())
+    assert llm.tokenizer.decode(llm.tokenizer.encode("Hello")) == loaded().tokenizer.decode(
+        llm.tokenizer.encode("Hello")
+    )
+    assert isinstance(llm.generate("Hello", max_new_tokens=3), str)
 
 
 def test_random_weights_need_a_tokenizer():
