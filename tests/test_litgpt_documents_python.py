@@ -89,7 +89,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in MODELS:
             place = root / "checkpoints" / name
             place.parent.mkdir(parents=True, exist_ok=True)
-            save_llama(place, PICO / "tokenizer.json", vocab_size=640, max_position_embeddings=64)
+            save_llama(place, PICO / "tokenizer.json", vocab_size=640, max_position_embeddings=256)
             hub.repos[name] = Repo({file.name: file.read_bytes() for file in place.iterdir()})
         (root / "texts").mkdir()
         for i in (1, 2):
