@@ -158,7 +158,7 @@ class LLM(nn.Module):
         self._modules["model"] = model
         model.register_forward_pre_hook(self.before_forward)
         model.register_forward_hook(self.after_forward)
-        model.register_state_dict_pre_hook(lambda *_: self.unpack())
+        model.register_state_dict_pre_hook(self.before_state_dict)
         model.register_load_state_dict_pre_hook(self.before_load)
 
     @property
@@ -446,6 +446,9 @@ class LLM(nn.Module):
             if not name.startswith(f"{prefix}model."):
                 state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def before_state_dict(self, *_: Any) -> None:
+        self.unpack()
 
     def before_load(self, *_: Any) -> None:
         self.unpack().changed = True

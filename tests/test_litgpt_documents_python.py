@@ -42,6 +42,12 @@ COMMANDS = [
     ("pretrain", f"pretrain {NEOX} --tokenizer_dir {NEOX} --out_dir a --train.max_steps 1 {SMALL}", "a/final"),
     (
         "pretrain",
+        f"pretrain {NEOX} --tokenizer_dir {NEOX} --out_dir f --train.max_steps 1 "
+        + SMALL.replace("TextFiles", "litgpt.data.text_files.TextFiles"),
+        "f/final",
+    ),
+    (
+        "pretrain",
         f"pretrain {NEOX} --initial_checkpoint_dir {NEOX} --tokenizer_dir {NEOX} --out_dir b --train.pause_after 2 "
         f"--train.max_tokens 200 {SMALL}",
         "To resume",
