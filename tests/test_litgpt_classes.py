@@ -1,6 +1,5 @@
 """What LitGPT's classes do here beyond LitGPT's contract, and that the inner classes stay apart from them."""
 
-import copy
 import json
 from pathlib import Path
 
@@ -140,17 +139,16 @@ def test_an_llm_of_math_that_litgpt_does_not_have(tmp_path):
 
 
 def test_training_the_model_of_an_llm(tmp_path):
-    """Without `trainer_setup`, also from a reference that is older than an answer. A copy does not change with it."""
+    """Without `trainer_setup`, also from a reference that is older than an answer."""
     llm = LLM.load("pico", precision="32-true", accelerator="cpu")
     model, ids = llm.model, torch.arange(2, 30)[None]
     llm.generate("Hello", max_new_tokens=2)
-    copied = copy.deepcopy(llm)
     optimizer = torch.optim.SGD(llm.model.parameters(), lr=0.1)
     model(ids).logsumexp(-1).sum().backward()
     optimizer.step()
     llm.distribute(accelerator="cpu")
-    assert llm.changed and not torch.equal(llm.model(ids), copied.model(ids))
-    assert torch.equal(copied.model(ids), LLM.load("pico", precision="32-true", accelerator="cpu").model(ids))
+    before = LLM.load("pico", precision="32-true", accelerator="cpu")
+    assert llm.changed and not torch.allclose(llm.model(ids), before.model(ids), atol=1e-3)
     llm.save(tmp_path / "out")
     again = LLM.load(tmp_path / "out", precision="32-true", accelerator="cpu")
     torch.testing.assert_close(again.model(ids), llm.model(ids))
