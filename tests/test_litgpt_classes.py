@@ -180,3 +180,20 @@ def test_stream_of_an_incomplete_character():
 def test_modules_are_attributes():
     assert litgpt.config.Config is Config and litgpt.tokenizer.Tokenizer is Tokenizer
     assert litgpt.lora.GPT is lora.GPT
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama", "convert_hf_checkpoint"),
+        ("from litgpt.scripts.convert_lit_checkpoint import copy_weights_falcon", "convert_hf_checkpoint"),
+        ("from litgpt.utils import incremental_save", "torch.save"),
+        ("from litgpt.generate.tp import tensor_parallel", "generate_tp"),
+        ("import litgpt.data.prepare_slimpajama", "TextFiles"),
+    ],
+)
+def test_what_is_not_here_names_what_to_use(line, instead):
+    with pytest.raises(ImportError, match=f"is not available: .*{instead}"):
+        exec(line)
+    with pytest.raises(AttributeError):
+        litgpt.utils.no_such_name  # noqa: B018

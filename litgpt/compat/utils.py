@@ -20,6 +20,7 @@ from litgpt.checkpoint.hub import CHECKPOINTS
 from litgpt.cli.legacy import REFUSED_VALUES
 from litgpt.errors import UserError, nearest
 from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, has_hf_weights, read_pth
+from litgpt.litgpt_format.names import absent
 from litgpt.model.config import Config, to_litgpt
 from litgpt.text.tokenizer import copy_files
 
@@ -302,3 +303,7 @@ def instantiate_torch_optimizer(optimizer: Union[str, dict[str, Any]], model_par
     kind = getattr(importlib.import_module(module or "torch.optim"), name)
     taken = inspect.signature(kind).parameters
     return kind(model_parameters, **given.get("init_args", {}), **{k: v for k, v in kwargs.items() if k in taken})
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("litgpt.utils", name)
