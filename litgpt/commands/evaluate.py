@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
-from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.find import find_folder, local_folder
 from litgpt.errors import UserError, nearest, require
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.model_source import ModelSource
@@ -51,7 +51,8 @@ def main(
     If the data of a task are not available, nothing is run.
 
     Args:
-        checkpoint_dir: A base, adapter or merged folder, or its name under checkpoints/.
+        checkpoint_dir: A base, adapter or merged folder, or its name under checkpoints/. `list` without tasks shows all
+            tasks.
         tasks: Tasks, groups or tags, as a,b; patterns such as blimp_*; or YAML files that define tasks. `list` shows
             all tasks, `"list WORD WORD"` those whose names contain the words.
         out_dir: Folder for results.json; by default the folder `evaluate` in the model folder.
@@ -89,12 +90,14 @@ def main(
 
     include = [] if include_path is None else include_path if isinstance(include_path, list) else [include_path]
     words = split_words(tasks)
+    if str(checkpoint_dir) == "list" and not words and local_folder(Path("list")) is None:
+        checkpoint_dir, words = None, ["list"]
     if words[:1] == ["list"]:
         named = [str(checkpoint_dir)] if checkpoint_dir and not checkpoint_dir.exists() else []
         print(listing([*words[1:], *named], include))
         return
     if checkpoint_dir is None or not words:
-        raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate --tasks list.")
+        raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate list.")
     share = compare.read_share(fail_if_drop) if fail_if_drop is not None else None
     check_options(num_fewshot, batch_size, limit, missing_base=share is not None and vs is None)
     precision, accelerator = precision_of(precision, dtype), accelerator_of(device)

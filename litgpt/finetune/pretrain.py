@@ -38,7 +38,7 @@ def setup(
 
     Args:
         model_name: Folder with the config.json of the model, whose weights are not used, or the name of one under
-            checkpoints/. With initial_checkpoint_dir, it must describe the same model.
+            checkpoints/. With initial_checkpoint_dir, it must describe the same model. `list` shows the known models.
         model_config: Fields of a config.json, or a YAML or JSON file with them. They override those of model_name.
         initial_checkpoint_dir: Model to continue training, instead of random weights.
         tokenizer_dir: Folder with the tokenizer; by default that of the model. With initial_checkpoint_dir, it must be
@@ -49,6 +49,9 @@ def setup(
         eval: Validation options.
         seed: Seed for initial weights and row order.
     """
+    if str(model_name) == "list" and local_folder(Path("list")) is None:
+        print("\n".join(sorted(known_models(), key=str.lower)))
+        return
     if initial_checkpoint_dir is not None:
         base_model = BaseModel.from_folder(initial_checkpoint_dir)
         check_same_model(base_model, model_name, model_config)
