@@ -90,11 +90,8 @@ def main(
 
     include = [] if include_path is None else include_path if isinstance(include_path, list) else [include_path]
     words = split_words(tasks)
-    if str(checkpoint_dir) == "list" and not words and local_folder(Path("list")) is None:
-        checkpoint_dir, words = None, ["list"]
-    if words[:1] == ["list"]:
-        named = [str(checkpoint_dir)] if checkpoint_dir and not checkpoint_dir.exists() else []
-        print(listing([*words[1:], *named], include))
+    if (listed := words_to_list(checkpoint_dir, words)) is not None:
+        print(listing(listed, include))
         return
     if checkpoint_dir is None or not words:
         raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate list.")
@@ -139,6 +136,15 @@ def main(
     run.write_results(results, file, samples_folder)
     print(f"results  {file}")
     exit_if_dropped(differences, share)
+
+
+def words_to_list(checkpoint_dir: Optional[Path], tasks: list[str]) -> Optional[list[str]]:
+    """The words of a search for tasks: `--tasks "list WORD"`, or `list` in the place of the model. None: no search."""
+    if str(checkpoint_dir) == "list" and not tasks and local_folder(Path("list")) is None:
+        return []
+    if tasks[:1] != ["list"]:
+        return None
+    return [*tasks[1:], *([str(checkpoint_dir)] if checkpoint_dir and not checkpoint_dir.exists() else [])]
 
 
 def exit_if_dropped(differences: Sequence["Difference"], share: Optional[float]) -> None:
