@@ -12,6 +12,7 @@ from typing import Any, Optional
 
 from jsonargparse import ArgumentParser
 
+from litgpt.cli.legacy import CLASS_NAMES
 from litgpt.cli.schema import (
     CLASSES,
     class_choices,
@@ -95,7 +96,7 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
             own = class_parser(name, path)
             actions |= option_actions(own)
             defaults |= read_options(own.get_defaults().as_dict().items(), own, "")
-    merged = join_entries(merged, actions)
+    merged = join_entries(current_names(merged, actions), actions)
     check_known(merged, levels, actions, parser)
     for pair in PAIRS:
         merged |= pair.resolve(levels, defaults | merged)
@@ -125,6 +126,19 @@ def change_class(options: Options, name: str, level: Level) -> Options:
 def as_list(value: Any) -> list[Any]:
     parsed = parse_yaml(value, value) if isinstance(value, str) else value
     return parsed if isinstance(parsed, list) else [] if parsed is None else [value]
+
+
+def current_names(options: Options, actions: Mapping[str, Any]) -> Options:
+    """The options with today's names for arguments of a class that has another one for them."""
+    renamed: Options = {}
+    for name, value in options.items():
+        current = CLASS_NAMES.get(name, name)
+        if current != name and name not in actions and current in actions:
+            remark(f"--{name} is called --{current}.")
+            renamed[current] = options.get(current, value)
+        else:
+            renamed[name] = value
+    return renamed
 
 
 def join_entries(options: Options, actions: Mapping[str, Any]) -> Options:

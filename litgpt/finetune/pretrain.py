@@ -38,7 +38,7 @@ def setup(
 
     Args:
         model_name: Folder with the config.json of the model, whose weights are not used, or the name of one under
-            checkpoints/. With initial_checkpoint_dir, it must describe the same model. `list` lists the known models.
+            checkpoints/. With initial_checkpoint_dir, it must describe the same model. `list` shows the known models.
         model_config: Fields of a config.json, or a YAML or JSON file with them. They override those of model_name.
         initial_checkpoint_dir: Model to continue training, instead of random weights.
         tokenizer_dir: Folder with the tokenizer; by default that of the model. With initial_checkpoint_dir, it must be
@@ -50,7 +50,7 @@ def setup(
         seed: Seed for initial weights and row order.
     """
     if str(model_name) == "list" and local_folder(Path("list")) is None:
-        print("\n".join(known_models()))
+        print("\n".join(sorted(known_models(), key=str.lower)))
         return
     if data is None and (model_name or model_config or initial_checkpoint_dir):  # before anything is downloaded
         raise UserError("Missing data. Pass --data, for example --data TextFiles --data.train_data_path FOLDER.")
