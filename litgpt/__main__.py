@@ -22,8 +22,8 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Generate text from a prompt, or answer a file of prompts."),
     "generate_full": ("litgpt.commands.generate:with_100", "Alias of generate for a fully finetuned model."),
-    "generate_adapter": ("litgpt.commands.generate:with_100", "Alias of generate for an adapter."),
-    "generate_adapter_v2": ("litgpt.commands.generate:with_100", "Alias of generate for an adapter V2."),
+    "generate_adapter": ("litgpt.commands.generate:adapter", "Alias of generate for an adapter."),
+    "generate_adapter_v2": ("litgpt.commands.generate:adapter_v2", "Alias of generate for an adapter V2."),
     "generate_sequentially": (
         "litgpt.commands.generate:sequentially",
         "Generate text with the layers split across devices.",
@@ -57,7 +57,7 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
     "doctor": ("litgpt.commands.doctor:main", "Show versions, devices and missing packages for a bug report."),
 }
 MAX_ERROR_LENGTH = 4000
-ALIASES = {"finetune": "finetune_lora"}
+ALIASES = {"finetune": "finetune_lora", "generate_base": "generate"}
 
 
 def usage() -> str:
@@ -109,7 +109,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     try:
         # `litgpt finetune lora` means `litgpt finetune_lora`, but `litgpt generate adapter` may name a folder
         is_folder = bool(args) and command in COMMANDS and os.path.isdir(args[0])
-        if args and f"{command}_{args[0]}" in COMMANDS and not is_folder:
+        if args and f"{command}_{args[0]}" in (*COMMANDS, *ALIASES) and not is_folder:
             command, args = f"{command}_{args[0]}", args[1:]
         elif args and (hint := misspelled(command, args[0])):
             raise UserError(f"Unknown command '{command} {args[0]}'.{hint} See: litgpt -h")

@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import time
-from collections import OrderedDict, defaultdict
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
@@ -25,7 +25,8 @@ from litgpt.generate.engine import Engine, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.several_devices import spread, usable_devices
-from litgpt.litgpt_format.state import from_lit_state, to_lit_state
+from litgpt.litgpt_format.config import Config as LitConfig
+from litgpt.litgpt_format.model import GPT as LitGPT
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model.config import Config, known_models, known_repositories
@@ -76,8 +77,9 @@ class LLM(nn.Module):
         source: Optional[ModelSource],
     ) -> None:
         super().__init__()
-        self.model, self.inner_tokenizer, self.prompt_style = model, tokenizer, style
+        self.inner_tokenizer, self.prompt_style = tokenizer, style
         self.fields, self.source = fields, source
+        self.hold(model)
         self.changed = source is None  # whether the weights may differ from those of the folder
         self.max_length: Optional[int] = None
         self.scheme: Optional[str] = None
@@ -108,7 +110,7 @@ class LLM(nn.Module):
             model: A model folder or an adapter folder, or the name of one under checkpoints/.
             init: `random` initializes the model that the folder's config.json describes, or a known model by its name,
                 such as pythia-160m.
-            tokenizer_dir: The folder of the tokenizer for random weights. Default: the model's.
+            tokenizer_dir: The folder of the tokenizer. Default: the model's.
             access_token: Hugging Face token, to download a model. Default: the value of HF_TOKEN.
             distribute: `auto` uses the best available device; None the CPU, until you call `distribute`.
             base: The base model of an adapter, instead of the recorded one.
@@ -127,12 +129,13 @@ class LLM(nn.Module):
         )
         accelerator = (accelerator or "auto") if distribute else "cpu"
         if init == "pretrained":
+            source = ModelSource.open(Path(model), Path(base) if base else None)
             if tokenizer_dir is not None:
-                raise UserError("tokenizer_dir is for random weights (init='random'). A folder has its own tokenizer.")
-            loaded = InferenceModel.open(Path(model), Path(base) if base else None, precision, quantize, accelerator)
+                source.tokenizer_dir = find_folder(Path(tokenizer_dir), weights=False)
+            loaded = InferenceModel.open(source, None, precision, quantize, accelerator)
             made = cls(loaded.model, loaded.tokenizer, loaded.style, loaded.source.checkpoint.fields, loaded.source)
             made.scheme, made.placed = quantize, distribute is not None
-            made.model.requires_grad_(quantize is None and loaded.source.adapter is None)
+            made.inner.requires_grad_(quantize is None and loaded.source.adapter is None)
             return made
         if quantize is not None or base is not None:
             raise UserError("Random weights (init='random') take no base and cannot be quantized.")
@@ -149,13 +152,33 @@ class LLM(nn.Module):
         made.placed = distribute is not None
         return made
 
+    def hold(self, inner: GPT) -> None:
+        """Make this the model."""
+        model = LitGPT.around(inner, LitConfig.of(inner.config, self.source.checkpoint.folder if self.source else None))
+        self._modules["model"] = model
+        model.register_forward_pre_hook(self.before_forward)
+        model.register_forward_hook(self.after_forward)
+        model.register_state_dict_pre_hook(self.before_state_dict)
+        model.register_load_state_dict_pre_hook(self.before_load)
+
     @property
-    def config(self) -> Config:
-        return self.model.config
+    def model(self) -> LitGPT:  # type: ignore[override]
+        """The model with LitGPT's interface, a `litgpt.GPT`."""
+        self.unpack()
+        return self._modules["model"]  # type: ignore[return-value]
+
+    @property
+    def inner(self) -> GPT:
+        """The model that has the weights. Generation may have changed their layout; see `unpack`."""
+        return self._modules["model"].inner  # type: ignore[union-attr, return-value]
+
+    @property
+    def config(self) -> LitConfig:
+        return self._modules["model"].config  # type: ignore[union-attr, return-value]
 
     @property
     def device(self) -> torch.device:
-        return self.model.device
+        return self.inner.device
 
     @property
     def preprocessor(self) -> Preprocessor:
@@ -176,7 +199,7 @@ class LLM(nn.Module):
         """A `lightning.Fabric` for the device and precision of the model; None before `distribute`."""
         if self.made_fabric is None and self.placed:
             fabric = importlib.import_module("lightning.fabric").Fabric
-            precision = FABRIC_PRECISIONS[self.model.dtype]
+            precision = FABRIC_PRECISIONS[self.inner.dtype]
             self.made_fabric = fabric(accelerator=self.device.type, devices=1, precision=precision)
         return self.made_fabric
 
@@ -253,13 +276,13 @@ class LLM(nn.Module):
         self, conversations: list[list[dict[str, Any]]], max_new_tokens: int, sampling: Sampling, seed: Optional[int]
     ) -> list[Request]:
         first = int(torch.randint(2**31, ())) if seed is None else seed
-        loaded = InferenceModel(self.source, self.model, self.inner_tokenizer, self.prompt_style)  # type: ignore[arg-type]
+        loaded = InferenceModel(self.source, self.inner, self.inner_tokenizer, self.prompt_style)  # type: ignore[arg-type]
         requests = []
         for i, messages in enumerate(conversations):
             request = Request(loaded.render(messages)[1], max_new_tokens, sampling, loaded.stop_ids, first + i)
-            request.check(self.model)
-            if self.max_length is not None and (n := len(request.prompt)) >= self.max_length:
-                raise UserError(f"The prompt has {n} tokens. With its answer it must fit into {self.max_length}.")
+            request.check(self.inner)
+            if (n := len(request.prompt)) >= self.longest:
+                raise UserError(f"The prompt has {n} tokens. With its answer it must fit into {self.longest}.")
             requests.append(request)
         return requests
 
@@ -269,14 +292,22 @@ class LLM(nn.Module):
         """Yield the number of a request with a part of its answer, as text or ids."""
         if not self.changed and not self.in_graph:
             self.freeze_and_prepack()
-        engine = Engine(self.model, max(1, min(len(requests), batch_size)), self.max_length)
-        training = self.model.training
-        self.model.eval()
+        engine = Engine(self.inner, max(1, min(len(requests), batch_size)), self.longest)
+        model = self._modules["model"]
+        assert model is not None
+        training = model.training
+        model.eval()
         try:
             for answer, part in decode(engine, self.inner_tokenizer, requests, stop):
                 yield answer.number, torch.tensor(answer.new_ids, dtype=torch.long) if as_ids else part
         finally:
-            self.model.train(training)
+            model.train(training)
+
+    @property
+    def longest(self) -> int:
+        """The most tokens of a prompt and its answer."""
+        longest: int = self._modules["model"].max_seq_length  # type: ignore[union-attr, assignment]
+        return min(longest, self.max_length or longest)
 
     def benchmark(self, num_iterations: int = 1, **options: Any) -> tuple[str, dict[str, list[float]]]:
         """Measure the speed of generation. Options as for `generate`, with one prompt.
@@ -339,7 +370,7 @@ class LLM(nn.Module):
         )
         numbers = {"devices": devices, "fixed_kv_cache_size": size}
         check_numbers(**{name: n for name, n in numbers.items() if n not in ("auto", None)})
-        if size is not None and size > self.model.config.block_size:
+        if size is not None and size > self.config.block_size:
             raise UserError(f"fixed_kv_cache_size={size}: this model reads at most {self.config.block_size} tokens.")
         n = 1 if devices == "auto" and generate_strategy is None else devices
         chosen = usable_devices(accelerator, n)
@@ -347,19 +378,18 @@ class LLM(nn.Module):
             raise UserError(f"devices={devices} needs a strategy. generate_strategy='sequential' spreads the layers.")
         if not self.changed:
             assert self.source is not None
-            adapter = self.source.adapter is not None
-            base = self.source.checkpoint.folder if adapter else None
-            loaded = InferenceModel.open(self.source.folder, base, chosen_precision, quantize, accelerator, n)
-            self.model, self.source, self.scheme, self.trainable = loaded.model, loaded.source, quantize, None
-            self.model.requires_grad_(quantize is None and not adapter)
+            loaded = InferenceModel.open(self.source, None, chosen_precision, quantize, accelerator, n)
+            self.scheme, self.trainable = quantize, None
+            self.hold(loaded.model)
+            loaded.model.requires_grad_(quantize is None and self.source.adapter is None)
             self.in_graph = False
         elif quantize is not None:
             raise UserError("Random or trained weights cannot be quantized. Save them, and load them with quantize.")
         else:
-            self.model.to(chosen[0], DTYPES[chosen_precision] if chosen_precision else self.model.dtype)
-            self.model.tie_weights()
+            self.model.to(chosen[0], DTYPES[chosen_precision] if chosen_precision else self.inner.dtype)
+            self.inner.tie_weights()
             if len(chosen) > 1:
-                spread(self.model, chosen)
+                spread(self.inner, chosen)
         self.max_length, self.placed, self.made_fabric = size, True, None
         self.preprocessor.device = self.device
         return self
@@ -381,17 +411,17 @@ class LLM(nn.Module):
 
     def freeze_and_prepack(self) -> None:
         if self.trainable is None:
-            self.trainable = [p.requires_grad for p in self.model.parameters()]
-        self.model.requires_grad_(False)
-        prepack(self.model)
+            self.trainable = [p.requires_grad for p in self.inner.parameters()]
+        self.inner.requires_grad_(False)
+        prepack(self.inner)
 
     def unpack(self) -> "LLM":
-        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`). Call this
-        before you read tensors of `.model` yourself. The methods of this class do so."""
-        if undo_prepack(self.model):
-            self.model.tie_weights()
+        """Restore the layout of the weights that generation changes on a CPU (`litgpt.model.linear.prepack`). `.model`
+        and the methods of this class do so."""
+        if undo_prepack(self.inner):
+            self.inner.tie_weights()
         if self.trainable is not None:
-            for parameter, trainable in zip(self.model.parameters(), self.trainable):
+            for parameter, trainable in zip(self.inner.parameters(), self.trainable):
                 parameter.requires_grad_(trainable)
             self.trainable = None
         return self
@@ -408,17 +438,20 @@ class LLM(nn.Module):
 
     def state_dict(self, destination: Any = None, prefix: str = "", keep_vars: bool = False) -> Any:  # type: ignore
         """The weights of the model under LitGPT's names, such as `transformer.h.0.mlp.fc_1.weight`."""
-        destination = OrderedDict() if destination is None else destination
-        state = self.unpack().model.state_dict(prefix=prefix, keep_vars=keep_vars)
-        destination.update(to_lit_state(self.model, state, prefix))
-        return destination
+        return self.model.state_dict(destination=destination, prefix=prefix, keep_vars=keep_vars)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        """Takes LitGPT's names as well as ours, also where this is a part of a module."""
-        self.unpack().changed = True
-        for given in (prefix, f"{prefix}model."):
-            from_lit_state(self.model, state_dict, given, f"{prefix}model.")
+        """Takes the names of `state_dict`, also where this is a part of a module."""
+        for name in [name for name in state_dict if name.startswith(prefix)]:
+            if not name.startswith(f"{prefix}model."):
+                state_dict[f"{prefix}model.{name.removeprefix(prefix)}"] = state_dict.pop(name)
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def before_state_dict(self, *_: Any) -> None:
+        self.unpack()
+
+    def before_load(self, *_: Any) -> None:
+        self.unpack().changed = True
 
     def _apply(self, *args: Any, **kwargs: Any) -> Any:  # to another device or dtype
         return super(LLM, self.unpack())._apply(*args, **kwargs)
@@ -435,12 +468,7 @@ class LLM(nn.Module):
             target_ids: The same tokens (B, T), with -100 for those to ignore. They are shifted by one here.
             loss_fn: Takes logits (B, T - 1, V) and targets (B, T - 1). Default: mean cross-entropy, 0 without targets.
         """
-        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            self.unpack()
-        logits = self.model(input_ids)
-        if logits.requires_grad:
-            self.in_graph = True
-            logits.register_hook(self.note_backward)
+        logits = self._modules["model"](input_ids)  # type: ignore[misc]
         if target_ids is None:
             return logits
         if loss_fn is not None:
@@ -448,6 +476,16 @@ class LLM(nn.Module):
         targets = target_ids[:, 1:].flatten()
         losses = nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1).float(), targets, reduction="sum")
         return logits, losses / (targets != -100).sum().clamp(min=1)
+
+    def before_forward(self, *_: Any) -> None:
+        if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
+            self.unpack()
+
+    def after_forward(self, model: nn.Module, inputs: Any, logits: Any) -> None:
+        for part in logits if isinstance(logits, list) else [logits]:
+            if part.requires_grad:
+                self.in_graph = True
+                part.register_hook(self.note_backward)
 
     def note_backward(self, gradient: torch.Tensor) -> None:
         self.changed = True
@@ -469,7 +507,7 @@ class LLM(nn.Module):
                 shutil.copytree(self.source.folder, temporary, dirs_exist_ok=True)
             else:
                 base: Optional[Weights] = self.source.checkpoint if self.source is not None else None
-                write_model(self.unpack().model, self.fields, temporary, base)
+                write_model(self.unpack().inner, self.fields, temporary, base)
                 copy_files(self.inner_tokenizer.folder, temporary)
             save_style(style, temporary, self.inner_tokenizer.prefix, self.inner_tokenizer.eos_token or "")
             save_stop(temporary, self.inner_tokenizer.trained_stop(style), self.fields)

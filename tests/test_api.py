@@ -19,8 +19,6 @@ from litgpt.errors import UserError
 from litgpt.generate.engine import generate
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.model import kernels_cpu
-from litgpt.model.config import Config
-from litgpt.model.gpt import GPT
 from litgpt.model.kernels_cpu import onednn
 
 ROOT = Path(__file__).parent.parent
@@ -228,7 +226,8 @@ def test_benchmark(llm):
 def test_random_weights_are_trained_and_saved(tmp_path):
     torch.manual_seed(0)
     llm = LLM.load("pico", init="random", accelerator="cpu")
-    assert isinstance(llm.model, GPT) and isinstance(llm.config, Config) and isinstance(llm.tokenizer, litgpt.Tokenizer)
+    assert isinstance(llm.model, litgpt.GPT) and isinstance(llm.config, litgpt.Config)
+    assert isinstance(llm.tokenizer, litgpt.Tokenizer)
     llm.trainer_setup()
     ids = llm.tokenizer.encode("Hello there, who are you?")
     batch = torch.stack([ids, ids]).long()
@@ -295,25 +294,26 @@ def test_an_answer_leaves_the_weights(monkeypatch, llm, tmp_path):
 
     def answer() -> str:
         text = llm.generate("Hello", top_k=1)
-        assert llm.model.lm_head.weight.is_mkldnn
+        assert llm.inner.lm_head.weight.is_mkldnn
         return text
 
     text = answer()
     with torch.no_grad():
         torch.testing.assert_close(llm(ids), logits)
-    assert llm.model.lm_head.weight.is_mkldnn
+    assert llm.inner.lm_head.weight.is_mkldnn
     with pytest.raises(AssertionError, match="no gradient"):
-        llm.model.transformer.h[0].mlp(torch.randn(1, 1, llm.config.n_embd, requires_grad=True))
+        llm.inner.transformer.h[0].mlp(torch.randn(1, 1, llm.config.n_embd, requires_grad=True))
     uses: list[Callable[[], Any]] = [
         lambda: llm.save(tmp_path / "out"),
         lambda: llm.to(torch.float32),
         lambda: list(llm.parameters()),
         lambda: llm(ids),
+        lambda: llm.model,
         llm.trainer_setup,
     ]
     for use in uses:
         use()
-        assert not llm.model.lm_head.weight.is_mkldnn
+        assert not llm.inner.lm_head.weight.is_mkldnn
         assert all(torch.equal(t, before[name]) for name, t in llm.state_dict().items())
         assert llm.model.lm_head.weight is llm.model.transformer.wte.weight or not llm.config.tie_embeddings
         if not llm.changed and not llm.in_graph:

@@ -201,6 +201,14 @@ def test_several_lines(chat, pico):
     assert out == "".join(text + "\n" for text in said)
 
 
+@pytest.mark.parametrize("word", ["!quit", "!EXIT ", "/exit"])
+def test_words_that_end_a_chat(chat, pico, word):
+    expected = "".join(start(pico, 9).ask("Why"))
+    assert chat(f"Why\n{word}\nnot sent\n", "--max_new_tokens", "9")[0] == f"{expected}\n"
+    typed = f"Why\n/send\n{word}\nnot sent\n"
+    assert chat(typed, "--multiline", "--max_new_tokens", "9")[0] == f"{expected}\n"
+
+
 def test_words_about_the_end(chat, llama):
     _, err = chat("é\n" + "é" * 110 + "\n" + "é" * 300 + "\n", "--max_new_tokens", "50", folder=llama)
     assert "prompt style 'none'" in err

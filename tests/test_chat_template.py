@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from transformers import AutoTokenizer
 
-from litgpt.data.base import TokenizedDataset
+from litgpt.data.data_module import TokenizedDataset
 from litgpt.data.forms import Row, recognize, to_row
 from litgpt.data.json_file import JSON
 from litgpt.data.tokens import IN_LOSS

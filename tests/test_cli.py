@@ -23,6 +23,7 @@ import litgpt.data
 from litgpt.__main__ import COMMANDS, main, spoken
 from litgpt.cli.parser import HANDS_ON, make_parser
 from litgpt.cli.recipes import find_recipe
+from litgpt.errors import UserError
 from litgpt.methods.model_source import ModelSource
 
 ROOT = Path(__file__).parent.parent
@@ -266,6 +267,34 @@ def test_config_at_a_url(settings, server, capsys):
         main(["finetune", "lora", "X", "--config", f"{server}/d.yaml"])
     error = capsys.readouterr().err
     assert stop.value.code == 2 and f"{server}/d.yaml" in error and "404" in error
+
+
+@pytest.mark.parametrize(
+    ("url", "hint"),
+    [
+        ("https://example.org/main/config_hub/finetune/phi-2/lora.yaml", "--config phi-2/lora"),
+        ("https://example.org/main/config_hub/finetune/my-model/lora.yaml", ""),
+        ("https://example.org/phi-2/lora.yaml", ""),
+    ],
+)
+def test_a_recipe_whose_address_cannot_be_reached(url, hint, capsys, monkeypatch):
+    def fetch_text(url: str) -> str:
+        raise UserError(f"Cannot fetch {url}.")
+
+    monkeypatch.setattr("litgpt.storage.http.fetch_text", fetch_text)
+    with pytest.raises(SystemExit):
+        main(["finetune", "lora", "X", "--config", url])
+    error = capsys.readouterr().err
+    assert url in error and ("--config" in error) == bool(hint) and hint in error
+
+
+def test_two_models(capsys):
+    """A word that looks like a model is not dropped because of the option of the same meaning."""
+    for words in (["chat", "A"], ["generate", "lora"], ["finetune", "lora", "A"], ["merge_lora", "A"]):
+        with pytest.raises(SystemExit) as stop:
+            main([*words, "--checkpoint_dir", "B"])
+        error = capsys.readouterr().err
+        assert stop.value.code == 2 and f"got 2: B, {words[-1]}." in error
 
 
 # what older recipes say

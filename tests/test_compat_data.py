@@ -15,7 +15,7 @@ import litgpt.data
 from litgpt import LLM, PromptStyle, prompts
 from litgpt.checkpoint.hub import PICO
 from litgpt.cli.schema import class_path, load_class
-from litgpt.data import base, json_file, named
+from litgpt.data import data_module, json_file, named
 from litgpt.errors import UserError
 from litgpt.text.prompts import checkpoint_template
 from litgpt.text.tokenizer import Tokenizer
@@ -52,7 +52,7 @@ def test_public_and_inner_classes():
         with litgpt.data.inner_classes():
             assert getattr(litgpt.data, name) is litgpt.data.inner_class(name)
         assert load_class("data", class_path("data", name)) is litgpt.data.inner_class(name)
-    assert litgpt.data.JSON is not json_file.JSON and issubclass(litgpt.data.DataModule, base.DataModule)
+    assert litgpt.data.JSON is not json_file.JSON and issubclass(litgpt.data.DataModule, data_module.DataModule)
     with pytest.raises(AttributeError, match="NoSuchSet"):
         litgpt.data.NoSuchSet  # noqa: B018
 

@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from litgpt.checkpoint.hub import PICO
-from litgpt.data.base import TokenizedDataset
 from litgpt.data.batches import UNTRAINED, micro_batches, steps_of_rows
+from litgpt.data.data_module import TokenizedDataset
 from litgpt.data.json_file import JSON
 from litgpt.data.row_files import read_rows
 from litgpt.data.tokens import ANSWER, IN_LOSS, Counts, TokenChunk, TokenizedRows, TokenWriter, read_tokens

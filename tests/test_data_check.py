@@ -9,8 +9,8 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.data import token_maker
-from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import data_problems
+from litgpt.data.data_module import TokenizedDataset
 from litgpt.data.json_file import JSON
 from litgpt.data.pico import sums
 from litgpt.errors import UserError
@@ -324,3 +324,15 @@ def test_advice_that_works(limit, llama, tmp_path, capsys):
     counts.no_stop = counts.kept  # none of them truncated
     (line,) = data_problems(loaded)
     assert "max_seq_length" not in line and "--data.prompt_style" in line
+
+
+@pytest.mark.parametrize(("n_shared", "is_problem"), [(0, False), (2, False), (3, True)])
+def test_validation_rows_that_are_training_rows(n_shared, is_problem, tmp_path, capsys, llama):
+    """A few, as in published data sets, are reported. Many make the validation loss useless."""
+    rows = [{"instruction": f"say {i}", "output": f"it is {i}"} for i in range(60)]
+    train = write(tmp_path / "train.jsonl", rows[:40])
+    val = write(tmp_path / "val.jsonl", rows[40 - n_shared : 60 - n_shared])
+    words = ["--data", "JSON", "--data.json_path", train, "--data.val_path", val]
+    code, out, err = check(capsys, llama, *words)
+    assert code == (1 if is_problem else 0), err
+    assert (f"{n_shared} of 20 validation rows are also training rows" in out + err) == bool(n_shared)

@@ -14,8 +14,8 @@ from lm_eval.api.instance import Instance
 
 from litgpt import LLM
 from litgpt.__main__ import main
+from litgpt.data.documents import TextFiles
 from litgpt.data.json_file import JSON
-from litgpt.data.text_files import TextFiles
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
 from litgpt.generate.inference_model import InferenceModel

@@ -581,6 +581,14 @@ def test_lm_evals_own_tasks_load_by_name(capsys, tmp_path):
     assert "mmlu_global_facts" in capsys.readouterr().out.splitlines()
 
 
+@pytest.mark.parametrize("words", [["list"], ["--tasks", "list"], ["--checkpoint_dir", "list"]])
+def test_ways_to_list_the_tasks(words, monkeypatch, capsys, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("litgpt.evaluation.tasks.listing", lambda words, include: f"all tasks with {words}")
+    main(["evaluate", *words])
+    assert "all tasks with []" in capsys.readouterr().out
+
+
 # a LoRA that learned something, and one that did not
 
 

@@ -40,7 +40,7 @@ LATE = {  # modules that are imported within functions, and why
     "litgpt.storage.http": "only `--config URL` fetches something",
     "litgpt.train.optimizers": "read by a command that trains, and by no other",
     "litgpt.methods.quantize": "only `--quantize` needs it",
-    "litgpt.data.base": "a command without data sets does not need it",
+    "litgpt.data.data_module": "a command without data sets does not need it",
     "litgpt.data.json_file": "a command without data sets does not need it",
     "litgpt.model.gpt": "`litgpt doctor` says which of its parts cannot be imported",
     "litgpt.model.config": "`litgpt doctor` says which of its parts cannot be imported",

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from litgpt.data.base import RowSource
+from litgpt.data.data_module import RowSource
 from litgpt.data.forms import FORMS, Row, recognize, rename, to_row
 from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError

@@ -345,7 +345,8 @@ def rendered(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", STDIN)
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_kind_of_stdin(command, kind, rendered, ran, tmp_path):
+def test_every_kind_of_stdin(command, kind, rendered, ran, tmp_path, monkeypatch):
+    monkeypatch.setattr("litgpt.commands.generate.default_adapter", lambda checkpoint_dir, folder: None)
     models = ["pico", "pico"] if command == "generate_speculatively" else ["pico"]
     expected = STDIN[kind][1]
     with stdin(kind, tmp_path):
@@ -383,7 +384,7 @@ def test_stdin_is_read_once(rendered, ran, tmp_path):
 # LitGPT's names
 
 
-@pytest.mark.parametrize("name", ["generate_full", "generate_adapter", "generate_adapter_v2", "generate full"])
+@pytest.mark.parametrize("name", ["generate_full", "generate full"])
 def test_other_names(pico, ran, name):
     text, answer = pico.render(user("Hello"))[0], answer_to(pico, user("Hello"), 100)
     assert ran(*name.split(), "pico", "--prompt", "Hello", *GREEDY) == f"{text}{answer}\n"
@@ -401,6 +402,32 @@ def test_older_paths(whole, base, ran, tmp_path):
     path = folder / "model.safetensors"
     assert ran("generate_full", PICO, "--finetuned_path", path, *words) == ran("generate", base, *words)
     ran("generate", base, "--finetuned_path", path, "--adapter_path", path, code=2)
+
+
+def test_paths_of_files_that_are_folders_now(whole, base, ran):
+    words = ["--prompt", "the quick", "--max_new_tokens", 9, *GREEDY]
+    for method, flag, file in (
+        ("adapter", "--adapter_path", "final/lit_model.pth.adapter"),
+        ("adapter_v2", "--adapter_path", "final/lit_model.pth.adapter_v2"),
+        ("full", "--finetuned_path", "final/lit_model.pth"),
+        ("full", "--finetuned_path", "lit_model_finetuned.pth"),
+    ):
+        expected = ran("generate", whole(method) / "final", *words)
+        assert ran(f"generate_{method}", base, flag, whole(method) / file, *words) == expected
+
+
+@pytest.mark.parametrize(("command", "place"), [("generate_adapter", "adapter"), ("generate_adapter_v2", "adapter-v2")])
+def test_the_adapter_is_in_the_folder_of_a_run_by_default(command, place, whole, base, ran, tmp_path, monkeypatch):
+    """A model alone never answers in the place of its adapter."""
+    monkeypatch.chdir(tmp_path)
+    words = ["--prompt", "the quick", *GREEDY]
+    adapter = whole(command.removeprefix("generate_")) / "final"
+    expected = ran("generate", adapter, *words, "--max_new_tokens", 100)
+    assert ran(command, adapter, *words) == expected
+    ran(command, base, *words, code=2)
+    assert f"out/finetune/{place}/final" in ran.err and "--adapter_path" in ran.err
+    shutil.copytree(adapter, tmp_path / "out" / "finetune" / place / "final")
+    assert ran(command, base, *words) == expected
 
 
 # prompts in other files, and variables of the template

@@ -97,15 +97,29 @@ def test_convert_from_litgpt(model, lit, published, tmp_path, capsys):
 
 
 def test_convert_from_litgpt_where_there_is_nothing_to_convert(published, tmp_path, capsys):
-    """It says so, and succeeds. On request it writes model.pth, which `transformers` takes as a state dict."""
+    """It says so, and writes what the next command of a script expects."""
     folder, out = published("llama"), tmp_path / "out"
-    code, said, _ = command(capsys, "convert_from_litgpt", folder, out)
-    assert code == 0 and "already a Hugging Face folder" in said and not out.exists()
-    assert command(capsys, "convert_from_litgpt", folder, out, "--model_pth")[0] == 0
+    code, _, said = command(capsys, "convert_from_litgpt", folder, out)
+    assert code == 0 and "already a Hugging Face folder" in said
     state = torch.load(out / "model.pth", weights_only=True)
     wanted = load_file(folder / "model.safetensors")
     assert state.keys() == wanted.keys() and all(torch.equal(state[name], wanted[name]) for name in wanted)
     assert_same(theirs(out), theirs(folder))
+    assert command(capsys, "convert_pretrained_checkpoint", folder, tmp_path / "copy")[0] == 0
+    assert_same(theirs(tmp_path / "copy"), theirs(folder))
+    assert not (tmp_path / "copy" / "model.pth").exists()
+
+
+def test_convert_from_litgpt_after_merge_lora(base, whole, tmp_path, capsys):
+    """The folder of the adapter stands for the merged model, which LitGPT writes into it."""
+    adapter = shutil.copytree(whole("lora") / "final", tmp_path / "final")
+    code, _, said = command(capsys, "convert_from_litgpt", adapter, tmp_path / "out")
+    assert code == 2 and "litgpt merge_lora" in said and not (tmp_path / "out").exists()
+    assert command(capsys, "merge_lora", adapter)[0] == 0
+    assert command(capsys, "convert_from_litgpt", adapter, tmp_path / "out")[0] == 0
+    assert_same(theirs(tmp_path / "out"), theirs(tmp_path / "final-merged"))
+    (adapter / "adapter_model.safetensors").write_bytes(b"another")
+    assert command(capsys, "convert_from_litgpt", adapter, tmp_path / "other")[0] == 2
 
 
 def test_convert_from_litgpt_with_model_pth(lit, published, tmp_path, capsys):

@@ -1,15 +1,18 @@
 """What LitGPT's classes do here beyond LitGPT's contract, and that the inner classes stay apart from them."""
 
+import json
 from pathlib import Path
 
 import pytest
 import torch
+from lightning.fabric import Fabric
 
 import litgpt
 import litgpt.model
+from litgpt import LLM
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.checkpoint.hub import PICO
-from litgpt.compat import lora
+from litgpt.compat import adapter_v2, lora
 from litgpt.errors import UserError
 from litgpt.litgpt_format.config import Config
 from litgpt.litgpt_format.folder import to_lit
@@ -20,6 +23,7 @@ from litgpt.methods.quantize import QuantizedLinear
 from litgpt.model import config as inner_config
 from litgpt.model import gpt, kv_cache
 from litgpt.text import tokenizer as inner_tokenizer
+from tests.families import save_random
 
 SIZES = {"n_layer": 2, "n_embd": 16, "n_head": 2, "vocab_size": 30, "padding_multiple": 8, "block_size": 16}
 IDS = torch.randint(0, 30, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -112,6 +116,53 @@ def test_quantized_layers_are_not_merged():
         layer.merge()
 
 
+def test_updates_start_where_lightning_initializes_nothing():
+    fabric = Fabric(accelerator="cpu", devices=1)
+    with fabric.init_module(empty_init=True):
+        models = [lora.GPT(lora.Config(**SIZES, lora_r=2, lora_query=True)), adapter_v2.GPT(adapter_v2.Config(**SIZES))]
+    for model, module in zip(models, (lora, adapter_v2)):
+        own = {n: t for n, t in model.state_dict().items() if module.__name__.rpartition(".")[2].split("_")[0] in n}
+        assert own and all(t.isfinite().all() for t in own.values())
+        assert all(not t.any() for n, t in own.items() if n.endswith(("lora_B", "adapter_bias")))
+        assert all(t.any() for n, t in own.items() if n.endswith(("lora_A", "adapter_scale")))
+
+
+def test_an_llm_of_math_that_litgpt_does_not_have(tmp_path):
+    """Its config has the fields that LitGPT knows; the model computes the rest all the same."""
+    folder = save_random(tmp_path / "m", "gpt2", "plain")
+    fields = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(fields | {"vocab_size": 640}))
+    llm = LLM.load(folder, init="random", tokenizer_dir=PICO)
+    assert llm.config.n_layer == llm.inner.config.n_layer and llm.inner.config.learned_positions
+    assert llm.model(IDS).shape == (2, 9, llm.config.padded_vocab_size)
+    assert set(llm.model.state_dict()) == set(llm.state_dict())
+
+
+def test_training_the_model_of_an_llm(tmp_path):
+    """Without `trainer_setup`, also from a reference that is older than an answer."""
+    llm = LLM.load("pico", precision="32-true", accelerator="cpu")
+    model, ids = llm.model, torch.arange(2, 30)[None]
+    llm.generate("Hello", max_new_tokens=2)
+    optimizer = torch.optim.SGD(llm.model.parameters(), lr=0.1)
+    model(ids).logsumexp(-1).sum().backward()
+    optimizer.step()
+    llm.distribute(accelerator="cpu")
+    before = LLM.load("pico", precision="32-true", accelerator="cpu")
+    assert llm.changed and not torch.allclose(llm.model(ids), before.model(ids), atol=1e-3)
+    llm.save(tmp_path / "out")
+    again = LLM.load(tmp_path / "out", precision="32-true", accelerator="cpu")
+    torch.testing.assert_close(again.model(ids), llm.model(ids))
+
+
+def test_the_length_of_an_llm():
+    llm = LLM.load("pico", precision="32-true", accelerator="cpu")
+    llm.model.max_seq_length = 30
+    ids = llm.generate("Hello", top_k=1, max_new_tokens=50, return_as_token_ids=True)
+    assert len(ids) < 30
+    with pytest.raises(UserError, match="30"):
+        llm.generate("word " * 40)
+
+
 def test_tokenizer_keeps_the_inner_one():
     tokenizer = litgpt.Tokenizer(PICO)
     assert isinstance(tokenizer.inner, inner_tokenizer.Tokenizer)
@@ -129,3 +180,20 @@ def test_stream_of_an_incomplete_character():
 def test_modules_are_attributes():
     assert litgpt.config.Config is Config and litgpt.tokenizer.Tokenizer is Tokenizer
     assert litgpt.lora.GPT is lora.GPT
+
+
+@pytest.mark.parametrize(
+    ("line", "instead"),
+    [
+        ("from litgpt.scripts.convert_hf_checkpoint import copy_weights_hf_llama", "convert_hf_checkpoint"),
+        ("from litgpt.scripts.convert_lit_checkpoint import copy_weights_falcon", "convert_hf_checkpoint"),
+        ("from litgpt.utils import incremental_save", "torch.save"),
+        ("from litgpt.generate.tp import tensor_parallel", "generate_tp"),
+        ("import litgpt.data.prepare_slimpajama", "TextFiles"),
+    ],
+)
+def test_what_is_not_here_names_what_to_use(line, instead):
+    with pytest.raises(ImportError, match=f"is not available: .*{instead}"):
+        exec(line)
+    with pytest.raises(AttributeError):
+        litgpt.utils.no_such_name  # noqa: B018

@@ -170,7 +170,7 @@ def to_litgpt_and_back(folder: Path, out: Path) -> None:
     if not (folder / "lit_model.pth").is_file():
         folder = shutil.copytree(folder, folder.with_name("both"))
         main(["convert_to_litgpt", str(folder)])
-    main(["convert_from_litgpt", str(folder), str(out)])
+    main(["convert_from_litgpt", str(folder), str(out), "--model_pth", "false"])
 
 
 WRITERS = {"api": save_by_api, "full": finetune_full, "litgpt": to_litgpt_and_back}

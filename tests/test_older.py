@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from litgpt.__main__ import COMMANDS, main
-from litgpt.cli.legacy import adapter_folder, refused_options, translate
+from litgpt.cli.legacy import refused_options, result_folder, translate
 from litgpt.cli.parser import make_parser
 from litgpt.cli.schema import current_name, option_names
 from litgpt.methods.lora import LoRA
@@ -332,7 +332,7 @@ def test_merge_lora_with_lora_path(base, adapter, tmp_path, capsys):
 def test_paths_that_are_folders_stay(tmp_path):
     (tmp_path / "odd.pth").mkdir()
     for path in (tmp_path / "odd.pth", tmp_path / "none", Path("org/name")):
-        assert adapter_folder(str(path)) == str(path)
+        assert result_folder(str(path)) == str(path)
 
 
 def test_rows_by_csv_dir(settings):
@@ -341,6 +341,19 @@ def test_rows_by_csv_dir(settings):
     assert "--csv_dir MyDataset.csv is called --data JSON --data.json_path MyDataset.csv." in settings.err
     got = settings("finetune_lora", "X", "--csv_dir=my.csv", "--data", "JSON", "--data.mask_prompt", "true")
     assert got["data"]["init_args"]["json_path"] == "my.csv" and got["data"]["init_args"]["mask_prompt"] is True
+
+
+def test_mask_inputs(settings, config):
+    words = ["finetune_lora", "X", "--data", "JSON", "--data.json_path", "my.json"]
+    got = settings(*words, "--data.mask_inputs", "true")
+    assert got["data"]["init_args"]["mask_prompt"] is True
+    assert "--data.mask_inputs is called --data.mask_prompt." in settings.err
+    file = config("c.yaml", data={"class_path": "litgpt.data.Alpaca", "init_args": {"mask_inputs": True}})
+    assert settings("finetune_lora", "X", "--config", file)["data"]["init_args"]["mask_prompt"] is True
+
+
+def test_generate_base(settings):
+    assert settings("generate", "base", "--checkpoint_dir", "X") == settings("generate", "X")
 
 
 def test_tasks_of_2023(capsys):

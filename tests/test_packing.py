@@ -101,7 +101,7 @@ def test_text_files(real_data, tmp_path, capsys):
     metrics = run(model, tmp_path / "out", "--data", "TextFiles", "--data.train_data_path", short,
                   "--train.max_seq_length", 128)  # fmt: skip
     assert len(metrics) == 5
-    from litgpt.data.text_files import TextFiles
+    from litgpt.data.documents import TextFiles
 
     tokenizer = Tokenizer(model)
     loaded = TextFiles(str(short), val_split_fraction=0).load(tokenizer, model, 128)

@@ -151,6 +151,13 @@ def test_errors(llama, text, tmp_path, capsys, words, message):
     assert not (tmp_path / "out").exists()
 
 
+def test_the_list_of_models(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["pretrain", "list"])
+    names = capsys.readouterr().out.splitlines()
+    assert "pythia-14m" in names and "tiny-llama-1.1b" in names and names == sorted(names, key=str.lower)
+
+
 def test_an_adapter_is_no_start(llama, rows_file, tmp_path, capsys):
     words = ["--data", "JSON", "--data.json_path", str(rows_file), "--train.max_steps", "1", "--out_dir"]
     main(["finetune", "lora", str(llama), *words, str(tmp_path / "a")])

@@ -16,7 +16,7 @@ import pytest
 
 from litgpt.checkpoint.hub import PICO
 from litgpt.data import download
-from litgpt.data.base import DataModule, RowSource
+from litgpt.data.data_module import DataModule, RowSource
 from litgpt.data.download import fetch, hub_url, unpack
 from litgpt.data.forms import recognize, rename, to_row
 from litgpt.data.named import FLAN, LIMA, SUBSETS, Alpaca, Alpaca2k, AlpacaGPT4, Deita, Dolly, LongForm, TinyStories

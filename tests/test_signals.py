@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.data.base import DataModule
+from litgpt.data.data_module import DataModule
 from litgpt.train import loop
 from litgpt.train.args import run_settings, run_words
 from litgpt.train.examples import Examples

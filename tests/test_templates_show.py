@@ -9,8 +9,8 @@ import pytest
 from transformers import AutoTokenizer
 
 from litgpt.__main__ import main
-from litgpt.data.base import TokenizedDataset
 from litgpt.data.check import data_problems
+from litgpt.data.data_module import TokenizedDataset
 from litgpt.data.forms import recognize, to_row
 from litgpt.data.json_file import JSON
 from litgpt.data.lost import Lookup

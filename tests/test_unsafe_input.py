@@ -253,7 +253,9 @@ def test_a_recipe_cannot_call_what_it_likes(place, llama, rows_file, tmp_path, m
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("path", ["os.system", "subprocess.run", "builtins.eval", "litgpt.data.base.TokenizedDataset"])
+@pytest.mark.parametrize(
+    "path", ["os.system", "subprocess.run", "builtins.eval", "litgpt.data.data_module.TokenizedDataset"]
+)
 def test_functions_and_other_classes_are_no_data_set_and_no_optimizer(path, llama, tmp_path, mark, capsys):
     init = {"command": f"touch {mark}"}
     for name, message in (("data", "no such data set"), ("optimizer", "no such optimizer")):

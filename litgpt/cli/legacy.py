@@ -11,6 +11,7 @@ from typing import Any, Optional
 from litgpt.errors import UserError, remark
 
 NAMES = {"pretrained_checkpoint_dir": "base"}  # options with the same values and another name
+CLASS_NAMES = {"data.mask_inputs": "data.mask_prompt"}  # the same for arguments of a class
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
 FLAGS: dict[str, dict[str, Callable[[str], list[str]]]] = {  # by the beginning of a command: a flag, and its new words
     "validate": {"--dtype": lambda dtype: ["--precision", PRECISIONS.get(dtype, dtype)]},
@@ -31,8 +32,14 @@ DEFAULTS = {"model_filename": "lit_model.pth"}  # LitGPT's, of options without a
 REFUSED_VALUES = {  # values of options that only LitGPT has
     ("logger_name", "litlogger"): "litlogger is not available. Use csv, tensorboard, wandb, or mlflow.",
 }
-ADAPTER_FILES = ("adapter_config.json", "lit_model.pth.lora")
-WEIGHTS = (".pth", ".pth.lora", ".ckpt")  # endings of files in whose place there are folders now
+MODEL_FILES = ("adapter_config.json", "lit_model.pth.lora", "config.json", "model_config.yaml")  # of a folder
+WEIGHTS = (  # endings of files in whose place there are folders now
+    ".pth",
+    ".pth.lora",
+    ".pth.adapter",
+    ".pth.adapter_v2",
+    ".ckpt",
+)
 FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # paths of merge_lora beside the adapter
 
 
@@ -60,27 +67,27 @@ def translate_merge(args: list[str]) -> list[str]:
         args, base = take_flag(args, "--checkpoint_dir")
         if base is None and args and not args[0].startswith("-"):
             base, args = args[0], args[1:]
-        folder = adapter_folder(lora)
+        folder = result_folder(lora)
         remark(f"--lora_path {lora} is called {folder}{f', and its model, {base}, --base {base}' if base else ''}.")
         return [folder, *(["--base", base] if base else []), *args]
     words = []
     for before, word in zip(["", *args], args):
         flag, equals, value = word.partition("=") if word.startswith("--") else ("", "", word)
-        folder = value if (flag or before) in FOLDERS else adapter_folder(value)
+        folder = value if (flag or before) in FOLDERS else result_folder(value)
         if folder != value:
             remark(f"{value} is a folder now, {folder}.")
         words.append(flag + equals + folder)
     return words
 
 
-def adapter_folder(path: str) -> str:
-    """The folder of an adapter from the path of a file that it may no longer have; any other path as it is."""
+def result_folder(path: str) -> str:
+    """The folder of a result from the path of a file that it may no longer have; any other path as it is."""
     file = Path(path)
-    known = file.name == ADAPTER_FILES[1] and file.is_file()
+    known = file.name == "lit_model.pth.lora" and file.is_file()
     if known or file.is_dir() or not file.name.endswith(WEIGHTS):
         return path
     places = (file.parent, file.parent / "final")
-    return str(next((p for p in places if any((p / name).is_file() for name in ADAPTER_FILES)), file.parent))
+    return str(next((p for p in places if any((p / name).is_file() for name in MODEL_FILES)), file.parent))
 
 
 def take_flag(args: list[str], flag: str) -> tuple[list[str], Optional[str]]:

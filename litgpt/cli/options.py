@@ -6,12 +6,13 @@ flat dictionaries by their dotted names, `train.epochs`; values of flags are tex
 
 from argparse import Action
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
 from jsonargparse import ArgumentParser
 
+from litgpt.cli.legacy import CLASS_NAMES
 from litgpt.cli.schema import (
     CLASSES,
     class_choices,
@@ -20,6 +21,7 @@ from litgpt.cli.schema import (
     current_name,
     data_options,
     is_data,
+    is_unavailable,
     option_actions,
     option_hint,
     option_names,
@@ -73,7 +75,11 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
     """Merge the levels over the defaults. Raises `UserError` for unknown or contradictory options."""
     defaults = read_options(parser.get_defaults().as_dict().items(), parser, "")
     merged: Options = {}
-    for level in levels:
+    for i, level in enumerate(levels):
+        if is_unavailable("data", level.options.get("data")) and any(
+            "data" in later.options for later in levels[i + 1 :]
+        ):
+            level = replace(level, options={k: v for k, v in level.options.items() if k.partition(".")[0] != "data"})
         for name in CLASSES:
             if name in level.options and level.options[name] != merged.get(name, defaults.get(name)):
                 merged = change_class(merged, name, level)
@@ -90,7 +96,7 @@ def resolve_options(levels: list[Level], parser: ArgumentParser) -> Resolved:
             own = class_parser(name, path)
             actions |= option_actions(own)
             defaults |= read_options(own.get_defaults().as_dict().items(), own, "")
-    merged = join_entries(merged, actions)
+    merged = join_entries(current_names(merged, actions), actions)
     check_known(merged, levels, actions, parser)
     for pair in PAIRS:
         merged |= pair.resolve(levels, defaults | merged)
@@ -120,6 +126,19 @@ def change_class(options: Options, name: str, level: Level) -> Options:
 def as_list(value: Any) -> list[Any]:
     parsed = parse_yaml(value, value) if isinstance(value, str) else value
     return parsed if isinstance(parsed, list) else [] if parsed is None else [value]
+
+
+def current_names(options: Options, actions: Mapping[str, Any]) -> Options:
+    """The options with today's names for arguments of a class that has another one for them."""
+    renamed: Options = {}
+    for name, value in options.items():
+        current = CLASS_NAMES.get(name, name)
+        if current != name and name not in actions and current in actions:
+            remark(f"--{name} is called --{current}.")
+            renamed[current] = options.get(current, value)
+        else:
+            renamed[name] = value
+    return renamed
 
 
 def join_entries(options: Options, actions: Mapping[str, Any]) -> Options:

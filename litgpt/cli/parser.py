@@ -8,6 +8,7 @@ import itertools
 import re
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, NoReturn, Optional, get_origin
 
@@ -204,7 +205,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
                 flags.append((name, dict(entry.split("=", 1) for entry in entries)))
             else:
                 flags.append((name, value))
-    flags = [*name_positionals(positional, [name for name, _ in flags], parser), *flags]
+    flags = [*name_positionals(positional, dict(flags), parser), *flags]
     prompts = [as_files(value) for name, value in flags if name == "prompts"]
     if len(prompts) > 1:
         entries = [entry for value in prompts for entry in (value if isinstance(value, list) else [value])]
@@ -235,17 +236,19 @@ def flag_name(flag: str, parser: Parser) -> str:
     return name
 
 
-def name_positionals(words: list[str], named: list[str], parser: Parser) -> list[tuple[str, Any]]:
+def name_positionals(words: list[str], named: dict[str, Any], parser: Parser) -> list[tuple[str, Any]]:
     """The options that words without a flag set, beside those that have a flag."""
     if parser.takes_many:
         return [(parser.positionals[0], words)] if words else []
     names = [name for name in parser.positionals if name not in named]
     files = [word for word in words if is_data(word)] if "data" in option_names(parser) else []
     words = [word for word in words if word not in files]
-    if len(words) > max(len(names), 1):
+    if len(words) > len(names):
         expected = {1: "one model", 2: "two folders"}[len(parser.positionals)]
-        raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{word_hint(words[1:], parser)}")
-    return [*zip(names or parser.positionals, words), *(("data", file) for file in files)]
+        hint = word_hint(words[1:], parser)
+        words = [*(str(named[name]) for name in parser.positionals if name in named), *words]
+        raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{hint}")
+    return [*zip(names, words), *(("data", file) for file in files)]
 
 
 def word_hint(words: list[str], parser: Parser) -> str:
@@ -295,12 +298,22 @@ def is_entry(word: str) -> bool:
     return re.match(r"[^-={\s][^={\s]*=.", word) is not None
 
 
+def recipe_hint(url: str) -> str:
+    """The name of the recipe that litgpt has in the place of the one at a URL, if any."""
+    with suppress(UserError):
+        return f" For the recipe that is built in: --config {find_recipe(url).name}" if "config_hub/" in url else ""
+    return ""
+
+
 def read_config(value: str) -> dict[str, Any]:
     """The YAML behind `--config`: a file, a URL, or the name of a recipe. Raises `UserError` if it is not a mapping."""
     if re.match(r"https?://", value):
         from litgpt.storage.http import fetch_text
 
-        text = fetch_text(value)
+        try:
+            text = fetch_text(value)
+        except UserError as e:
+            raise UserError(f"{e}{recipe_hint(value)}") from e
     else:
         try:
             path = Path(value) if Path(value).is_file() else find_recipe(value).file

@@ -15,6 +15,12 @@ from litgpt.storage.files import PlainSafeLoader
 SPELLINGS = {"gemma2b": "gemma2-2b"}  # names in LitGPT's documentation that differ from its folders
 
 
+UNAVAILABLE = {  # LitGPT's recipes for data that litgpt does not have, and their models
+    "tinyllama": "tiny-llama-1.1b",
+    "microllama": "micro-llama-300M",
+}
+
+
 @dataclass
 class Recipe:
     name: str  # for `--config`, in any case: `falcon-7b/lora`, or `tinystories` for pretraining
@@ -57,6 +63,11 @@ def find_recipe(name: str) -> Recipe:
     short = re.sub(r"^(.*config_hub/)?((finetune|pretrain)/)?", "", name.replace("\\", "/")).removesuffix(".yaml")
     model, slash, method = short.lower().partition("/")
     found = recipes.get(f"{SPELLINGS.get(model, model)}{slash}{method}")
+    if found is None and short.lower() in UNAVAILABLE and ("pretrain" in name or short.lower() == "microllama"):
+        raise UserError(
+            f"The recipe {name!r} trains on data that is not available. For texts of your own: litgpt pretrain "
+            f"{UNAVAILABLE[short.lower()]} --tokenizer_dir DIR --data TextFiles --data.train_data_path FOLDER"
+        )
     if found is None:
         names = [r.name for r in recipes.values() if not slash and simplified(r.model) == simplified(model)]
         hint = f" Available: {', '.join(names)}." if names else nearest(short, [r.name for r in recipes.values()])

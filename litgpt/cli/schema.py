@@ -86,16 +86,25 @@ def class_choices(option: str) -> tuple[type, dict[str, str]]:
         from litgpt.train.optimizers import SHORT_NAMES
 
         return Optimizer, SHORT_NAMES
-    from litgpt.data.base import DataModule
+    from litgpt.data.data_module import DataModule
 
     return DataModule, {name: f"litgpt.data.{name}" for name in DATA_SETS}
 
 
 def class_path(option: str, name: str) -> str:
     """The dotted path of a class from its short name or path. Raises `UserError` as `load_class`."""
-    path = class_choices(option)[1].get(name, name)
+    short = name.rpartition(".")[2] if option == "data" and name.startswith("litgpt.data.") else name
+    if is_unavailable(option, name):  # which another level may replace
+        return f"litgpt.data.{short}"
+    path = class_choices(option)[1].get(short, name)
     load_class(option, path)
     return path
+
+
+def is_unavailable(option: str, path: Any) -> bool:
+    """Whether this is a data set that only LitGPT has."""
+    module, _, name = str(path).rpartition(".")
+    return option == "data" and name in UNAVAILABLE and f"{module}.".startswith(("litgpt.data.", "."))
 
 
 @inner_classes()
@@ -105,7 +114,7 @@ def load_class(option: str, path: str) -> type:
 
     base, names = class_choices(option)
     module, _, name = path.rpartition(".")
-    if option == "data" and name in UNAVAILABLE and module in ("", "litgpt.data"):
+    if is_unavailable(option, path):
         raise UserError(f"--data {name} is not available. For texts of your own, use TextFiles or TinyStories.")
     if module.partition(".")[0] == "bitsandbytes":
         bitsandbytes()

@@ -27,6 +27,7 @@ HELP = """\
 Ctrl-C stops an answer. To send a prompt that begins with /, put a space before it."""
 COMMANDS = ("/reset", "/system", "/save", "/help", "/quit", "/exit")
 SEND = ("/send", "!submit")  # the second is LitGPT's
+LITGPT_QUIT = ("!quit", "!exit")
 
 
 @option_group("options", PromptOptions, skip=("prompt", "input", "num_samples"))
@@ -212,9 +213,11 @@ def prompts(read: Callable[[str], str], multiline: bool, terminal: bool) -> Iter
             lines.clear()
             inform("\nCtrl-D exits.")
             continue
+        if not lines and line.strip().lower() in LITGPT_QUIT:
+            return
         if not multiline or (not lines and line.startswith("/") and line.strip() not in SEND):
             yield line
-        elif line.strip() in SEND:
+        elif line.strip() in (*SEND, *LITGPT_QUIT):
             yield "\n".join(lines)
             lines.clear()
         else:

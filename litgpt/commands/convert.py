@@ -12,7 +12,8 @@ import yaml
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Checkpoint, widest_first, write_weights
 from litgpt.checkpoint.hub import repository_id
-from litgpt.errors import UserError
+from litgpt.commands.merge_lora import merged_folder
+from litgpt.errors import UserError, remark
 from litgpt.families import weight_map
 from litgpt.families.weights import Weights
 from litgpt.litgpt_format.folder import (
@@ -107,11 +108,11 @@ def lit_name(config: Config, folder: str) -> str:
     return folder if folder.lower().startswith(begin.lower()) and begin.rstrip("-") in folder else begin + folder
 
 
-def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path, model_pth: bool = False) -> None:
+def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path, model_pth: bool = True) -> None:
     """Convert a LitGPT model to a Hugging Face folder: config.json, safetensors and the tokenizer files.
 
     All commands read LitGPT's folders directly; this is for other programs. A folder that is already a Hugging Face
-    folder is not converted.
+    folder is copied. For a LoRA that is merged, its merged model is used.
 
     Args:
         checkpoint_dir: The folder with lit_model.pth and model_config.yaml, or the name of one under checkpoints/.
@@ -119,15 +120,9 @@ def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path, model_pth: bool 
         model_pth: Also write model.pth, which has the weights under their Hugging Face names for torch.load.
     """
     folder = find_folder(checkpoint_dir)
-    check_replaceable(output_dir, None, [folder], "--output_dir")
     if not (folder / MODEL).is_file():
-        if lit_adapter_file(folder) or is_adapter(folder):
-            raise UserError(f"{folder} is an adapter. Only LoRA can become a model: use litgpt merge_lora.")
-        if not has_hf_weights(folder):
-            raise UserError(f"{folder} has no {MODEL}, so it is not a LitGPT model folder.")
-        if not model_pth:
-            print(f"{folder} is already a Hugging Face folder. Use it as it is, or pass --model_pth true.")
-            return
+        folder = hf_folder(folder)
+    check_replaceable(output_dir, None, [folder], "--output_dir")
     checkpoint: Weights = LitCheckpoint(folder) if (folder / MODEL).is_file() else Checkpoint(folder)
     fields, weights = checkpoint.fields, widest_first(map(checkpoint.outline, checkpoint.files))
     with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:
@@ -140,6 +135,21 @@ def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path, model_pth: bool 
     size = sum(w.size for w in weights) / 1e9
     print(f"model      {checkpoint.config.model_type}, {len(weights)} tensors, {size:.2f} GB")
     print(f"written    {output_dir}")
+
+
+def hf_folder(folder: Path) -> Path:
+    """A folder that is already in Hugging Face's form, or the merged model beside a LoRA. Raises `UserError` if it is
+    neither."""
+    if lit_adapter_file(folder) or is_adapter(folder):
+        merged = merged_folder(folder)
+        if merged is None:
+            raise UserError(f"{folder} is an adapter. Merge it first: litgpt merge_lora {folder}")
+        remark(f"{folder} is an adapter. Using its merged model, {merged}.")
+        return merged
+    if not has_hf_weights(folder):
+        raise UserError(f"{folder} has no {MODEL}, so it is not a LitGPT model folder.")
+    remark(f"{folder} is already a Hugging Face folder, which needs no conversion. It is copied.")
+    return folder
 
 
 def copy_style(folder: Path, target: Path) -> None:
@@ -155,17 +165,18 @@ def copy_style(folder: Path, target: Path) -> None:
 def convert_pretrained_checkpoint(checkpoint_dir: Path, output_dir: Path) -> None:
     """Extract the weights from a LitGPT pretraining checkpoint, which also has the state of the optimizer.
 
-    All commands read LitGPT's checkpoints directly, and the folders of `litgpt pretrain` need no conversion. This makes
-    a smaller folder in LitGPT's format.
+    All commands read LitGPT's checkpoints directly, and the folders of `litgpt pretrain` need no conversion: they are
+    copied. This makes a smaller folder in LitGPT's format.
 
     Args:
         checkpoint_dir: The folder with lit_model.pth and model_config.yaml.
         output_dir: The output folder, which must be empty or missing.
     """
     folder = find_folder(checkpoint_dir)
-    check_replaceable(output_dir, None, [folder], "--output_dir")
     if not (folder / MODEL).is_file():
-        raise UserError(f"{folder} has no {MODEL}. It is not a LitGPT checkpoint and needs no conversion.")
+        convert_from_litgpt(folder, output_dir, model_pth=False)
+        return
+    check_replaceable(output_dir, None, [folder], "--output_dir")
     weights = read_pth(folder / MODEL)
     with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:
         torch.save(weights, target / MODEL)

@@ -15,7 +15,6 @@ from rich.text import Text
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import open_checkpoint
-from litgpt.data.base import DataModule, TokenizedDataset
 from litgpt.data.check import (
     bad_rows,
     check_ids,
@@ -26,6 +25,7 @@ from litgpt.data.check import (
     percentiles,
     source_table,
 )
+from litgpt.data.data_module import DataModule, TokenizedDataset
 from litgpt.data.lost import EARLIER
 from litgpt.data.named import or_alpaca
 from litgpt.data.tokens import IN_LOSS, Counts, Details, TokenizedRows

@@ -7,7 +7,7 @@ from typing import Optional
 
 from litgpt.checkpoint.download import download
 from litgpt.checkpoint.hub import CHECKPOINTS, PICO, repositories, repository_named
-from litgpt.errors import UserError, nearest
+from litgpt.errors import UserError, nearest, remark
 from litgpt.model.config import Config, known_models
 
 TIED = re.compile(  # models whose published head is the embedding; in models.yaml they have a separate head
@@ -41,6 +41,12 @@ def main(
         dtype: Ignored. Weights keep their published type.
         model_name: Ignored. The config.json tells the model.
     """
+    if dtype is not None:
+        remark(
+            f"--dtype {dtype} has no effect: weights keep their type. Pass --precision to the command that uses them."
+        )
+    if model_name is not None:
+        remark(f"--model_name {model_name} has no effect: config.json describes the model.")
     if repo_id[:1] == ["list"]:
         show(matching(repo_id[1:]), repo_id[1:])
         return

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
-from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.find import find_folder, local_folder
 from litgpt.errors import UserError, nearest, require
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.model_source import ModelSource
@@ -51,7 +51,8 @@ def main(
     If the data of a task are not available, nothing is run.
 
     Args:
-        checkpoint_dir: A base, adapter or merged folder, or its name under checkpoints/.
+        checkpoint_dir: A base, adapter or merged folder, or its name under checkpoints/. `list` without tasks shows all
+            tasks.
         tasks: Tasks, groups or tags, as a,b; patterns such as blimp_*; or YAML files that define tasks. `list` shows
             all tasks, `"list WORD WORD"` those whose names contain the words.
         out_dir: Folder for results.json; by default the folder `evaluate` in the model folder.
@@ -89,12 +90,11 @@ def main(
 
     include = [] if include_path is None else include_path if isinstance(include_path, list) else [include_path]
     words = split_words(tasks)
-    if words[:1] == ["list"]:
-        named = [str(checkpoint_dir)] if checkpoint_dir and not checkpoint_dir.exists() else []
-        print(listing([*words[1:], *named], include))
+    if (listed := words_to_list(checkpoint_dir, words)) is not None:
+        print(listing(listed, include))
         return
     if checkpoint_dir is None or not words:
-        raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate --tasks list.")
+        raise UserError("A model folder and --tasks are required. To show all tasks, use litgpt evaluate list.")
     share = compare.read_share(fail_if_drop) if fail_if_drop is not None else None
     check_options(num_fewshot, batch_size, limit, missing_base=share is not None and vs is None)
     precision, accelerator = precision_of(precision, dtype), accelerator_of(device)
@@ -136,6 +136,15 @@ def main(
     run.write_results(results, file, samples_folder)
     print(f"results  {file}")
     exit_if_dropped(differences, share)
+
+
+def words_to_list(checkpoint_dir: Optional[Path], tasks: list[str]) -> Optional[list[str]]:
+    """The words of a search for tasks: `--tasks "list WORD"`, or `list` in the place of the model. None: no search."""
+    if str(checkpoint_dir) == "list" and not tasks and local_folder(Path("list")) is None:
+        return []
+    if tasks[:1] != ["list"]:
+        return None
+    return [*tasks[1:], *([str(checkpoint_dir)] if checkpoint_dir and not checkpoint_dir.exists() else [])]
 
 
 def exit_if_dropped(differences: Sequence["Difference"], share: Optional[float]) -> None:

@@ -17,7 +17,9 @@ from typing import Any, Literal, Optional, Union
 import torch
 from torch import distributed
 
+from litgpt.checkpoint.find import find_folder
 from litgpt.cli.groups import option_group
+from litgpt.cli.legacy import result_folder
 from litgpt.commands.answer_file import PromptFile
 from litgpt.data.json_file import Entries
 from litgpt.errors import UserError
@@ -35,6 +37,7 @@ from litgpt.generate.prompt_file import Prompts
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.several_devices import check_divisible, keep_part, usable_devices
 from litgpt.generate.speculative import Speculation, check_same_tokens
+from litgpt.methods.adapter_folder import is_adapter
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model.blocks import check_compiler
@@ -110,6 +113,36 @@ def with_100(checkpoint_dir: Path, max_new_tokens: int = 100, **kwargs: Any) -> 
         max_new_tokens: Maximum number of tokens in an answer.
     """
     main(checkpoint_dir, max_new_tokens=max_new_tokens, **kwargs)
+
+
+def adapter(
+    checkpoint_dir: Path, max_new_tokens: int = 100, adapter_path: Optional[Path] = None, **kwargs: Any
+) -> None:
+    """The same as `litgpt generate`, with LitGPT's default for the length of an answer.
+
+    Args:
+        checkpoint_dir: Adapter folder, or the name of one under checkpoints/. For a model folder, the adapter is
+            in adapter_path.
+        max_new_tokens: Maximum number of tokens in an answer.
+        adapter_path: Folder of the adapter, if checkpoint_dir is its model. Default: out/finetune/adapter/final.
+    """
+    adapter_path = adapter_path or default_adapter(checkpoint_dir, Path("out/finetune/adapter/final"))
+    main(checkpoint_dir, max_new_tokens=max_new_tokens, adapter_path=adapter_path, **kwargs)
+
+
+def adapter_v2(
+    checkpoint_dir: Path, max_new_tokens: int = 100, adapter_path: Optional[Path] = None, **kwargs: Any
+) -> None:
+    """The same as `litgpt generate`, with LitGPT's default for the length of an answer.
+
+    Args:
+        checkpoint_dir: Adapter folder, or the name of one under checkpoints/. For a model folder, the adapter is
+            in adapter_path.
+        max_new_tokens: Maximum number of tokens in an answer.
+        adapter_path: Folder of the adapter, if checkpoint_dir is its model. Default: out/finetune/adapter-v2/final.
+    """
+    adapter_path = adapter_path or default_adapter(checkpoint_dir, Path("out/finetune/adapter-v2/final"))
+    main(checkpoint_dir, max_new_tokens=max_new_tokens, adapter_path=adapter_path, **kwargs)
 
 
 def sequentially(checkpoint_dir: Path, devices: Union[int, Literal["auto"]] = "auto", **kwargs: Any) -> None:
@@ -286,6 +319,19 @@ def print_metrics(n_new: int, began: float, device: torch.device, note: str = ""
     print(", ".join(filter(None, (speed, note, memory))), file=sys.stderr)
 
 
+def default_adapter(checkpoint_dir: Path, folder: Path) -> Optional[Path]:
+    """The adapter folder that LitGPT uses by default, unless `checkpoint_dir` is an adapter itself. Raises `UserError`
+    if there is none."""
+    if is_adapter(find_folder(checkpoint_dir)):
+        return None
+    if not is_adapter(folder):
+        raise UserError(
+            f"{checkpoint_dir} is a model, and {folder} is not an adapter. Pass the folder of the adapter instead, or "
+            "pass it as --adapter_path."
+        )
+    return folder
+
+
 def legacy_paths(
     checkpoint_dir: Path, base: Optional[Path], finetuned_path: Optional[Path], adapter_path: Optional[Path]
 ) -> tuple[Path, Optional[Path]]:
@@ -295,12 +341,12 @@ def legacy_paths(
     path = finetuned_path or adapter_path
     if path is None:
         return checkpoint_dir, base
-    folder = path.parent if path.is_file() else path
+    folder = path.parent if path.is_file() else Path(result_folder(str(path)))
     if adapter_path is not None:
         base = base or checkpoint_dir
     option = "--finetuned_path" if adapter_path is None else "--adapter_path"
     command = f"litgpt generate {folder}" + (f" --base {base}" if base else "")
-    print(f"litgpt: {option} is a legacy option. Use: {command}", file=sys.stderr)
+    print(f"litgpt: {option} {path} is called: {command}", file=sys.stderr)
     return folder, base
 
 

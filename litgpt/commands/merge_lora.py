@@ -61,7 +61,7 @@ def main(
             f"{source.folder} has a {source.adapter.description}, which cannot be merged. Use the folder as it is."
         )
     folder = source.folder.resolve()
-    out_dir = out_dir or folder.with_name(folder.name + "-merged")
+    out_dir = out_dir or default_out_dir(folder)
     record = merge_record(source, precision)
     if not overwrite and is_merged(out_dir, record):
         print(f"{source.folder} is merged already: {out_dir}")
@@ -95,6 +95,21 @@ def merge_record(source: ModelSource, precision: Optional[str]) -> dict[str, Any
 def is_merged(out_dir: Path, record: dict[str, Any]) -> bool:
     """Whether a folder is the complete result of the same merge."""
     return merged_from(out_dir) == record and all(path.is_file() for path in listed(out_dir / SUMS))
+
+
+def merged_folder(adapter: Path) -> Optional[Path]:
+    """Where `merge_lora` has merged an adapter, if it has, and the adapter is still the same."""
+    out_dir = default_out_dir(adapter)
+    record = merged_from(out_dir)
+    precision = record.get("precision") if isinstance(record, dict) else None
+    if record is None or not is_merged(out_dir, merge_record(ModelSource.open(adapter, merged=False), precision)):
+        return None
+    return out_dir
+
+
+def default_out_dir(adapter: Path) -> Path:
+    folder = adapter.resolve()
+    return folder.with_name(folder.name + "-merged")
 
 
 def merged_from(folder: Path) -> Any:

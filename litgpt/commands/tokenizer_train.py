@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from litgpt.data.text_files import text_sources
+from litgpt.data.documents import text_sources
 from litgpt.errors import UserError
 from litgpt.storage.outputs import check_replaceable, exclusive, new_folder
 

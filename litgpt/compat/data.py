@@ -19,7 +19,7 @@ from litgpt.compat.streams import LitData as LitData
 from litgpt.compat.streams import MicroLlama as MicroLlama
 from litgpt.compat.streams import OpenWebText as OpenWebText
 from litgpt.compat.streams import TinyLlama as TinyLlama
-from litgpt.data import json_file, named, pico, text_files
+from litgpt.data import documents, json_file, named, pico
 from litgpt.data.columns import match
 from litgpt.data.forms import rename, to_row
 from litgpt.data.sources import RowSource, TextPiece
@@ -127,8 +127,8 @@ class Instructions(DataModule):
         plain = [m["role"] for m in turns] == ["user", "assistant"] * (len(turns) // 2)
         if not turns or not plain or row.tools or (len(turns) > 2 and not self.several_turns):
             raise UserError(
-                f"{where}: only rows with one prompt and one answer can be used from Python. Train on conversations "
-                "and texts with litgpt finetune."
+                f"{where}: expected one prompt and one answer. Split the row, or train on whole conversations "
+                "and texts with litgpt.finetune.lora.setup(checkpoint_dir, data=...), in a shell litgpt finetune lora."
             )
         own = {k: v for k, v in fields.items() if isinstance(k, str) and k not in ("prompt", "messages")}
         for user, assistant in zip(turns[::2], turns[1::2]):
@@ -382,7 +382,7 @@ class Texts(DataModule):
 
 
 @arguments(train_data_path=REQUIRED, val_data_path=None, seed=42, num_workers=4)
-class TextFiles(text_files.TextFiles, Texts):
+class TextFiles(documents.TextFiles, Texts):
     """Text files. Without `val_data_path`, the first file is for validation."""
 
 

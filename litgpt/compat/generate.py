@@ -1,8 +1,9 @@
 """`litgpt.generate.base`: LitGPT's functions for generating, over the engine here."""
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 
@@ -29,7 +30,7 @@ def next_token(
     model: Any, input_pos: torch.Tensor, x: torch.Tensor, input_pos_maxp1: Optional[int] = None, **sample_kwargs: Any
 ) -> torch.Tensor:
     """The token, (1,), that follows `x` (1, T), whose positions are `input_pos` (T,). Tokens before them come from the
-    cache of a `litgpt.GPT`; the model within an `LLM` has none, and takes whole texts."""
+    cache of a `litgpt.GPT`, which `set_kv_cache` begins; without one, `x` is the whole text."""
     if hasattr(model, "set_kv_cache"):
         logits = model(x, input_pos)
     elif int(input_pos.flatten()[0]) == 0:
@@ -37,6 +38,46 @@ def next_token(
     else:
         raise UserError("This model has no key-value cache. Pass the whole text, or use generate.")
     return sample(logits, **sample_kwargs)
+
+
+def batched_sample(logits: Sequence[torch.Tensor], kwargs: Sequence[dict[str, Any]]) -> torch.Tensor:
+    """A token for each of several logits (1, T, V), (B, 1), with the options of `sample` for each."""
+    return torch.stack([sample(one, **options) for one, options in zip(logits, kwargs)])
+
+
+def batched_next_token(
+    model: Any, input_pos: torch.Tensor, x: torch.Tensor, kwargs: Union[dict[str, Any], list[dict[str, Any]]]
+) -> torch.Tensor:
+    """`next_token` for the rows of `x` (B, T), (B, 1). The options of `sample` are for all rows, or for each."""
+    options = kwargs if isinstance(kwargs, list) else [kwargs] * len(x)
+    return batched_sample(model(x, input_pos).split(1), options)
+
+
+def batched_generate_fn(
+    model: Any,
+    prompts: torch.Tensor,
+    max_returned_tokens: int,
+    *,
+    sample_args: Union[dict[str, Any], list[dict[str, Any]]],
+    stop_tokens: Sequence[Sequence[int]] = (),
+    include_prompt: bool,
+    include_eos: bool,
+) -> Iterator[list[Optional[torch.Tensor]]]:
+    """Yield the next token, (1,), of each of several prompts (B, T), or None if its answer has ended. The prompts are
+    decoded one by one; `LLM.generate` decodes them together. Arguments as in `generate_fn`.
+
+    Args:
+        sample_args: The options of `sample`, for all prompts or for each.
+    """
+    rows = prompts if prompts.dim() == 2 else prompts[None]
+    options = sample_args if isinstance(sample_args, list) else [sample_args] * len(rows)
+    if len(options) != len(rows):
+        raise UserError(f"sample_args has {len(options)} entries for {len(rows)} prompts.")
+    own: dict[str, Any] = {"stop_tokens": stop_tokens, "include_prompt": False, "include_eos": include_eos}
+    answers = [generate_fn(model, row, max_returned_tokens, **own, **o) for row, o in zip(rows, options)]
+    if include_prompt:
+        yield from (list(column[:, None]) for column in rows.T)
+    yield from map(list, zip_longest(*answers))
 
 
 def generate_fn(

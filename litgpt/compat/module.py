@@ -4,12 +4,12 @@ from typing import Any, Optional
 
 from lightning import LightningDataModule
 
-from litgpt.data import base
+from litgpt.data import data_module
 from litgpt.data.sources import RowSource
 from litgpt.errors import UserError
 
 
-class DataModule(LightningDataModule, base.DataModule):
+class DataModule(LightningDataModule, data_module.DataModule):
     """A data set for your own loop or `lightning.Trainer`. `connect` comes first, then `prepare_data` and `setup`.
 
     Attributes:
@@ -24,7 +24,7 @@ class DataModule(LightningDataModule, base.DataModule):
 
     def __init__(self, **options: Any) -> None:
         LightningDataModule.__init__(self)
-        base.DataModule.__init__(self, **options)
+        data_module.DataModule.__init__(self, **options)
 
     def connect(
         self, tokenizer: Optional[Any] = None, batch_size: int = 1, max_seq_length: Optional[int] = None

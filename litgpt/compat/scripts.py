@@ -9,6 +9,7 @@ from litgpt.commands import merge_lora as merge
 from litgpt.commands.convert import convert_pretrained_checkpoint as convert_pretrained_checkpoint
 from litgpt.commands.evaluate import main as convert_and_evaluate
 from litgpt.commands.serve import main as run_server
+from litgpt.litgpt_format.names import absent
 
 __all__ = ["convert_and_evaluate", "convert_hf_checkpoint", "convert_lit_checkpoint", "convert_pretrained_checkpoint"]
 __all__ += ["download_from_hub", "merge_lora", "run_server", "validate_setup"]
@@ -52,3 +53,7 @@ def validate_setup(
 ) -> None:
     """Check that a model folder is complete. `model_filename` and `training` have no effect."""
     validate.main(Path(checkpoint_dir), DTYPES.get(dtype, dtype))  # type: ignore[arg-type]
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("litgpt.scripts", name)

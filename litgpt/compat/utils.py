@@ -6,7 +6,7 @@ import math
 import os
 import shutil
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, NoReturn, Optional, Union
@@ -20,9 +20,8 @@ from litgpt.checkpoint.hub import CHECKPOINTS
 from litgpt.cli.legacy import REFUSED_VALUES
 from litgpt.errors import UserError, nearest
 from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, has_hf_weights, read_pth
-from litgpt.litgpt_format.state import from_lit_state
+from litgpt.litgpt_format.names import absent
 from litgpt.model.config import Config, to_litgpt
-from litgpt.model.gpt import GPT
 from litgpt.text.tokenizer import copy_files
 
 SETTINGS = "hyperparameters.yaml"
@@ -46,6 +45,14 @@ def num_parameters(module: nn.Module, requires_grad: Optional[bool] = None) -> i
     """The number of parameters, or only of those that require gradients, or do not. 4-bit ones count as they were."""
     chosen = (p for p in module.parameters() if requires_grad in (None, p.requires_grad))
     return sum(math.prod(p.quant_state.shape) if hasattr(p, "quant_state") else p.numel() for p in chosen)
+
+
+def map_old_state_dict_weights(state_dict: dict[str, Any], mapping: Mapping[str, str], prefix: str) -> dict[str, Any]:
+    """A state dict whose entries, with a prefix, are renamed in place."""
+    for old, new in mapping.items():
+        if prefix + old in state_dict:
+            state_dict[prefix + new] = state_dict.pop(prefix + old)
+    return state_dict
 
 
 def reset_parameters(module: nn.Module) -> None:
@@ -162,11 +169,26 @@ def save_config(config: Any, checkpoint_dir: Path) -> None:
 
 def load_checkpoint(fabric: Any, model: nn.Module, checkpoint_path: Path, strict: bool = True) -> None:
     """Load the weights of a file of LitGPT's into a model. `fabric` is not needed."""
-    state = read_pth(Path(checkpoint_path))
-    plain = getattr(model, "module", model)
-    if isinstance(plain, GPT) and not hasattr(plain, "inner"):
-        from_lit_state(plain, state, "", "")
-    model.load_state_dict(state, strict=strict)
+    model.load_state_dict(read_pth(Path(checkpoint_path)), strict=strict)
+
+
+def load_checkpoint_update(
+    fabric: Any, adapter_path: Path, model: nn.Module, checkpoint_path: Path, strict: bool = True
+) -> None:
+    """Load the weights of a base and of an adapter, both files of LitGPT's, into a model. `fabric` is not needed."""
+    model.load_state_dict(read_pth(Path(checkpoint_path)) | read_pth(Path(adapter_path)), strict=strict)
+
+
+def find_resume_path(resume: Union[bool, Literal["auto"], Path], out_dir: Path) -> Union[bool, Path, None]:
+    """The file of the latest checkpoint below an output folder, LitGPT's or ours. Without one it is None for `auto`;
+    True raises `FileNotFoundError`. Paths and False are returned as they are."""
+    if not resume or isinstance(resume, Path):
+        return resume
+    files = [file for name in ("*.pth", "training_state.pt") for file in Path(out_dir).rglob(f"step-*/{name}")]
+    latest = max(files, key=lambda file: int(file.parent.name.split("-")[1]), default=None)
+    if latest is None and resume is True:
+        raise FileNotFoundError(f"{out_dir} has no checkpoint to resume from.")
+    return latest
 
 
 def init_out_dir(out_dir: Union[str, Path]) -> Path:
@@ -281,3 +303,7 @@ def instantiate_torch_optimizer(optimizer: Union[str, dict[str, Any]], model_par
     kind = getattr(importlib.import_module(module or "torch.optim"), name)
     taken = inspect.signature(kind).parameters
     return kind(model_parameters, **given.get("init_args", {}), **{k: v for k, v in kwargs.items() if k in taken})
+
+
+def __getattr__(name: str) -> Any:
+    raise absent("litgpt.utils", name)

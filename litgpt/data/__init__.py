@@ -19,7 +19,7 @@ MODULES = {  # the data sets, and the modules of their inner classes
     "JSON": "litgpt.data.json_file",
     "PicoSums": "litgpt.data.pico",
     "PicoText": "litgpt.data.pico",
-    "TextFiles": "litgpt.data.text_files",
+    "TextFiles": "litgpt.data.documents",
 }
 PYTHON_ONLY = ("LitData", "MicroLlama", "OpenWebText", "SFTDataset", "TinyLlama", "get_sft_collate_fn")
 __all__ = ["DataModule", *MODULES, *PYTHON_ONLY]
@@ -44,7 +44,7 @@ def inner_class(name: str) -> type:
 
 def __getattr__(name: str) -> Any:
     if use_inner.get() and name == "DataModule":
-        return importlib.import_module("litgpt.data.base").DataModule
+        return importlib.import_module("litgpt.data.data_module").DataModule
     if use_inner.get() and name in MODULES:
         return inner_class(name)
     if name not in __all__:

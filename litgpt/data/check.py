@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from litgpt.data.base import TokenizedDataset
+from litgpt.data.data_module import MAX_SHARED, TokenizedDataset
 from litgpt.data.lost import FIELD
 from litgpt.data.render import is_lost, with_remedy
 from litgpt.data.sources import RowSource
@@ -30,7 +30,7 @@ def duplicates(loaded: TokenizedDataset) -> Duplicates:
     return Duplicates(
         train=len(train) - len(train.unique()),
         val=len(val) - len(val.unique()),
-        across=int(torch.isin(val, train).sum()),
+        across=loaded.n_shared,
     )
 
 
@@ -69,7 +69,7 @@ def data_problems(loaded: TokenizedDataset) -> list[str]:
         found.append(f"No row trains a stop token, so the model would never end an answer. {remedy}")
     if total.two_bos:
         found.append(f"{total.two_bos:,} rows start with two BOS tokens. Remove one from the rows or the template.")
-    if loaded.val_sources is not None and (across := duplicates(loaded).across):
+    if loaded.val_sources is not None and (across := loaded.n_shared) > MAX_SHARED * len(loaded.val):
         found.append(
             f"{across:,} of {len(loaded.val):,} validation rows are also training rows, so the validation loss is too "
             "low. Remove them from one of the files."

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule
+from litgpt.data.data_module import DataModule
 from litgpt.data.forms import FORMS
 from litgpt.data.row_files import READERS, endings, no_file
 from litgpt.data.sources import RowSource

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Optional
 from urllib.parse import urlsplit
 
-from litgpt.data.base import DataModule, TokenizedDataset
+from litgpt.data.data_module import DataModule, TokenizedDataset
 from litgpt.data.download import fetch, hub_url, placed, unpack
 from litgpt.data.row_files import Rows
 from litgpt.data.sources import RowSource

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, Optional
 
-from litgpt.data.base import DataModule
+from litgpt.data.data_module import DataModule
 from litgpt.data.sources import RowSource
 
 NAMES = "Anna Ben Carla David Emma Finn Greta Hugo Ida Jonas Lena Max Nora Oskar Paula Tim".split()

@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.text.prompts import PromptStyle
 
 if TYPE_CHECKING:
-    from litgpt.data.base import DataModule
+    from litgpt.data.data_module import DataModule
 
 THREE_LETTERS = re.compile(r"(?:[^\W_]\W*){3}")  # or digits
 

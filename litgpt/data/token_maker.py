@@ -37,7 +37,7 @@ from litgpt.text.styles import PUBLIC
 from litgpt.text.tokenizer import Encoded, Tokenizer
 
 if TYPE_CHECKING:
-    from litgpt.data.base import DataModule
+    from litgpt.data.data_module import DataModule
 
 Progress = Callable[[int, Optional[int]], None]  # called with the number of rows so far and, if known, of all rows
 AT_ONCE, CHARACTERS = 1000, 4_000_000  # limits of a batch: rows and characters

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Optional, Union
 
 from litgpt.checkpoint.find import find_folder, local_folder
-from litgpt.data.base import DataModule
+from litgpt.data.data_module import DataModule
 from litgpt.errors import UserError
 from litgpt.families import read_config
 from litgpt.finetune.full import save, train_everything
@@ -38,7 +38,7 @@ def setup(
 
     Args:
         model_name: Folder with the config.json of the model, whose weights are not used, or the name of one under
-            checkpoints/. With initial_checkpoint_dir, it must describe the same model.
+            checkpoints/. With initial_checkpoint_dir, it must describe the same model. `list` shows the known models.
         model_config: Fields of a config.json, or a YAML or JSON file with them. They override those of model_name.
         initial_checkpoint_dir: Model to continue training, instead of random weights.
         tokenizer_dir: Folder with the tokenizer; by default that of the model. With initial_checkpoint_dir, it must be
@@ -49,6 +49,11 @@ def setup(
         eval: Validation options.
         seed: Seed for initial weights and row order.
     """
+    if str(model_name) == "list" and local_folder(Path("list")) is None:
+        print("\n".join(sorted(known_models(), key=str.lower)))
+        return
+    if data is None and (model_name or model_config or initial_checkpoint_dir):  # before anything is downloaded
+        raise UserError("Missing data. Pass --data, for example --data TextFiles --data.train_data_path FOLDER.")
     if initial_checkpoint_dir is not None:
         base_model = BaseModel.from_folder(initial_checkpoint_dir)
         check_same_model(base_model, model_name, model_config)
@@ -61,8 +66,7 @@ def setup(
         if train.tie_embeddings is not None:
             fields["tie_word_embeddings"] = train.tie_embeddings
         base_model = BaseModel.random(fields, find_folder(folder, weights=False))
-    if data is None:
-        raise UserError("Missing data. Pass --data, for example --data TextFiles --data.train_data_path FOLDER.")
+    assert data is not None
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
     method = Method("pretrain", train_everything, save, saves_style=False, next_commands=next_commands)
     Run(method, base_model, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)()

@@ -37,7 +37,7 @@ class InferenceModel:
     @classmethod
     def open(
         cls,
-        path: Path,
+        path: Union[Path, ModelSource],
         base: Optional[Path] = None,
         precision: Optional[PrecisionName] = None,
         quantize: Optional[QuantizeName] = None,
@@ -48,6 +48,7 @@ class InferenceModel:
         """Load a folder, or the model of that name.
 
         Args:
+            path: The folder, the name, or a source that is open already.
             base: Base model of the adapter, instead of the recorded one.
             precision: By default as `natural_precision`.
             devices: How many to spread the layers over. With several, the weights pass through the memory of the CPU.
@@ -59,7 +60,7 @@ class InferenceModel:
         chosen = usable_devices(accelerator, devices)
         if len(chosen) > 1 and quantize is not None:
             raise UserError(f"--quantize {quantize} needs one device. It does not work with --devices {len(chosen)}.")
-        source = ModelSource.open(path, base)
+        source = path if isinstance(path, ModelSource) else ModelSource.open(path, base)
         tokenizer, style = source.tokenizer(), source.style()
         style = style.with_variables(template_kwargs, strict=True) if template_kwargs else style
         dtype = DTYPES[precision or natural_precision(source, chosen[0])]

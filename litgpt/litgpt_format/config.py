@@ -3,6 +3,7 @@ everything inside litgpt uses."""
 
 import dataclasses
 import re
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
@@ -154,12 +155,23 @@ class Config:
             return cls.from_file(folder / MODEL_CONFIG, **kwargs)
         if (folder / "config.json").is_file():
             config = read_config(read_json(folder / "config.json"), folder.name)
-            name = "Gemma" if config.norm_unit_offset else "" if config.norm_affine else "OLMo"
-            name = folder.name if name in folder.name else f"{name}-{folder.name}"
-            return cls(**short(inner.to_litgpt(config, name)) | kwargs)
+            return cls(**short(inner.to_litgpt(config, lit_name(config, folder.name))) | kwargs)
         if folder.name in inner.known_models():
             return cls.from_name(folder.name, **kwargs)
         raise NoConfig(f"{folder} has no {MODEL_CONFIG} and no config.json, and no known model has its name.")
+
+    @classmethod
+    def of(cls: type[C], config: inner.Config, folder: Optional[Path] = None) -> C:
+        """The config of a model that was loaded from a folder, or initialized: that of the `model_config.yaml` or of
+        the known model with its name, if they describe this model. Math that LitGPT does not have is left out."""
+        fields = [known_fields(config.name)]
+        if folder is not None and (folder / MODEL_CONFIG).is_file():
+            fields.insert(0, read_yaml(folder / MODEL_CONFIG))
+        for known in fields:
+            with suppress(UserError, TypeError):  # a file that does not belong to the weights
+                if known and not inner.differences((made := cls(**known)).to_model(), config):
+                    return made
+        return cls(**short(inner.litgpt_fields(config, lit_name(config, config.name))))
 
     @property
     def rope_n_elem(self) -> int:
@@ -184,6 +196,12 @@ class Config:
         config = inner.from_litgpt(fields)
         config.name, config.block_size = self.name, self.block_size
         return config
+
+
+def lit_name(config: inner.Config, name: str) -> str:
+    """The name of a model, with the word by which LitGPT knows its norms."""
+    word = "Gemma" if config.norm_unit_offset else "" if config.norm_affine else "OLMo"
+    return name if word in name else f"{word}-{name}"
 
 
 def indicators(indices: Optional[list[int]], name: str, n_layer: int) -> list[int]:

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from litgpt.errors import UserError
+from litgpt.families.table import without_wrappers
 from litgpt.litgpt_format.config import Config
 from litgpt.litgpt_format.folder import group_order, lit_modules
 from litgpt.litgpt_format.rope import build_rope_cache
@@ -37,6 +38,17 @@ class Names:
     old: str = ""  # the name of a fused qkv in older files
 
 
+class LayerCache:
+    """The cache of a layer, as loops for LitGPT know it. All layers have one cache here."""
+
+    def __init__(self, cache: KVCache) -> None:
+        self.cache = cache
+
+    def reset_parameters(self) -> None:
+        """Forget the keys and values."""
+        self.cache.clear()
+
+
 class GPT(nn.Module):
     """A decoder-only transformer, as in LitGPT. State dicts have LitGPT's names.
 
@@ -54,11 +66,24 @@ class GPT(nn.Module):
         self.config = config
         model = InnerGPT(config.to_model())
         self.change(model)
+        self.hold(model, config)
+
+    @classmethod
+    def around(cls, model: InnerGPT, config: Config) -> "GPT":
+        """LitGPT's interface to a model that exists. The two share their weights."""
+        made = cls.__new__(cls)
+        nn.Module.__init__(made)
+        made.hold(model, config)
+        return made
+
+    def hold(self, model: InnerGPT, config: Config) -> None:
+        self.config = config
         self.__dict__["inner"] = model  # not a submodule: it would double all names
         self.lm_head, self.transformer = model.lm_head, model.transformer
         self.max_length = config.block_size
         self.cache: Optional[KVCache] = None
         self.cache_rows = self.cache_length = 0
+        self.share_cache()
         self.register_state_dict_post_hook(to_lit_names)
         self.register_load_state_dict_pre_hook(from_lit_names)
         self.register_load_state_dict_post_hook(name_keys)
@@ -70,6 +95,14 @@ class GPT(nn.Module):
     def from_name(cls: type[G], name: str, **kwargs: Any) -> G:
         """A model with random weights. Arguments as in `Config.from_name`."""
         return cls(cls.config_class.from_name(name, **kwargs))
+
+    @property
+    def device(self) -> torch.device:
+        return self.inner.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.inner.dtype
 
     @property
     def max_seq_length(self) -> int:
@@ -129,9 +162,16 @@ class GPT(nn.Module):
         """
         self.cache = KVCache(self.inner.config)
         self.cache_rows, self.cache_length = batch_size, max_seq_length or self.max_length
+        self.share_cache()
 
     def clear_kv_cache(self) -> None:
         self.cache = None
+        self.share_cache()
+
+    def share_cache(self) -> None:
+        """Give each layer its `attn.kv_cache`."""
+        for block in self.inner.transformer.h:
+            block.attn.kv_cache = None if self.cache is None else LayerCache(self.cache)  # type: ignore[union-attr]
 
     def forward(
         self,
@@ -191,7 +231,7 @@ class GPT(nn.Module):
                     yield self.lit_names(path, module, leaf, parameter)
 
     def lit_names(self, path: str, module: nn.Module, leaf: str, parameter: torch.Tensor) -> Names:
-        layer = path.removesuffix(".linear") if path.startswith("transformer") else path.partition(".")[0]
+        layer = without_wrappers(path)
         owner: Any = self.get_submodule(layer)
         while hasattr(owner, "linear"):  # the layer without wrappers, which knows its blocks of rows
             owner = owner.linear

@@ -21,8 +21,8 @@ MODULES = {
         (
             f"litgpt.data.{name}"
             for name in (
-                "alpaca alpaca_2k alpaca_gpt4 deita dolly flan json_data lima lit_data longform microllama openwebtext "
-                "tinyllama tinystories"
+                "alpaca alpaca_2k alpaca_gpt4 base deita dolly flan json_data lima lit_data longform microllama "
+                "openwebtext text_files tinyllama tinystories"
             ).split()
         ),
         "litgpt.compat.data",
@@ -38,6 +38,21 @@ MODULES = {
     "litgpt.tokenizer": "litgpt.litgpt_format.tokenizer",
     "litgpt.utils": "litgpt.compat.utils",
 }
+ABSENT = {  # modules and names of LitGPT that are not here, and what to use instead
+    "litgpt.data.prepare_slimpajama": "prepare these data with LitGPT, or train on text files with TextFiles",
+    "litgpt.data.prepare_starcoder": "prepare these data with LitGPT, or train on text files with TextFiles",
+    "litgpt.generate.sequentially": "use LLM.distribute(generate_strategy='sequential')",
+    "litgpt.generate.speculative_decoding": "use the command litgpt generate_speculatively",
+    "litgpt.generate.tp": "use the command litgpt generate_tp",
+    **dict.fromkeys(
+        ("load_param", "qkv_reassemble", "copy_weights_..."), "use convert_hf_checkpoint for a whole folder"
+    ),
+    "estimate_model_memory": "litgpt finetune --train.max_steps 2 prints the peak memory",
+    "incremental_save": "use torch.save",
+    "instantiate_bnb_optimizer": "use instantiate_torch_optimizer",
+    "load_from_full_model_state_dict": "use load_checkpoint",
+    "validate_checkpoint": "use check_valid_checkpoint_dir",
+}
 PACKAGES = ("litgpt.chat", "litgpt.deploy", "litgpt.eval", "litgpt.scripts")  # that have some of these modules
 
 
@@ -45,6 +60,8 @@ class OtherNames(MetaPathFinder, Loader):
     """Imports one of `MODULES` after the ordinary lookup has failed. Both names refer to the same module object."""
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> Optional[ModuleSpec]:
+        if name in ABSENT:
+            raise ModuleNotFoundError(f"{name} is not available: {ABSENT[name]}.", name=name)
         if name in PACKAGES:
             return ModuleSpec(name, None, is_package=True)
         return ModuleSpec(name, self) if name in MODULES else None
@@ -56,6 +73,14 @@ class OtherNames(MetaPathFinder, Loader):
 
     def exec_module(self, module: ModuleType) -> None:
         module.__spec__ = self.spec  # the import system has replaced it
+
+
+def absent(module: str, name: str) -> Exception:
+    """The error for a name that a module does not have."""
+    reason = ABSENT.get("copy_weights_..." if name.startswith("copy_weights_") else name)
+    if reason is None:
+        return AttributeError(f"module {module!r} has no attribute {name!r}")
+    return ImportError(f"{name} is not available: {reason}.")
 
 
 sys.meta_path.append(OtherNames())

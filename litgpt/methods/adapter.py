@@ -39,9 +39,10 @@ class Prefix(nn.Module):
         if device.type != "meta":
             self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        nn.init.normal_(self.embedding)
-        nn.init.zeros_(self.gate)
+        self.embedding.normal_()  # not by `nn.init`, as in LoRA
+        self.gate.zero_()
 
     def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
         """The term to add to the output of attention for the queries `q`, both (B, n, T, hs). `qkv` is the layer's
@@ -100,9 +101,10 @@ class AdapterV2Linear(nn.Module):
         if device.type != "meta":
             self.reset_parameters()
 
+    @torch.no_grad()
     def reset_parameters(self) -> None:
-        nn.init.zeros_(self.adapter_bias)
-        nn.init.ones_(self.adapter_scale)
+        self.adapter_bias.zero_()
+        self.adapter_scale.fill_(1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x)

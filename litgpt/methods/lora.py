@@ -67,8 +67,10 @@ class LoRALinear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw A like the weight of a linear layer and set B to zero: training starts from exactly the base model. For
         PiSSA, set both to the principal components of the weight, and subtract them from it."""
-        nn.init.kaiming_uniform_(self.lora_A, a=math.sqrt(5))
-        nn.init.zeros_(self.lora_B)
+        # not by `nn.init`, which Lightning turns off where weights are to be loaded; no checkpoint has these
+        std = nn.init.calculate_gain("leaky_relu", math.sqrt(5)) / math.sqrt(self.lora_A.size(1))
+        self.lora_A.uniform_(-math.sqrt(3.0) * std, math.sqrt(3.0) * std)
+        self.lora_B.zero_()
         self.lora_B.lr_ratio = self.lora.plus_ratio  # type: ignore[attr-defined]
         if self.magnitude is not None:
             self.magnitude.copy_(self.adapted_rows().float().norm(dim=1))

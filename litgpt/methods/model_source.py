@@ -35,6 +35,7 @@ class ModelSource:
     folder: Path  # that was opened; its tokenizer and prompt style take precedence over those of the base
     checkpoint: Weights  # the base model
     adapter: Optional[AdapterFolder]
+    tokenizer_dir: Optional[Path] = None  # instead of the tokenizer in the folder
     replaced: list[str] = field(default_factory=list, init=False)  # weights that the adapter changes, such as norms
 
     @classmethod
@@ -79,6 +80,8 @@ class ModelSource:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder itself, or that of the base if the adapter has no tokenizer, as when `peft` wrote it."""
+        if self.tokenizer_dir is not None:
+            return self.tokenizer_dir
         own = any(is_there(self.folder / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
         return self.folder if own else self.checkpoint.folder
 

@@ -267,23 +267,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
 def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     """The fields of LitGPT's `model_config.yaml`. On the name two switches depend; see `from_litgpt`. Raises
     `UserError` with the names of the fields if LitGPT cannot express some of the model's math."""
-    c = config
-    same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
-    rope = c.rope_adjustments
-    if c.rope_type == "llama3":
-        rope = {theirs: rope.get(ours) for theirs, ours in LITGPT_LLAMA3.items()}
-    org, _, repository = c.repo_id.rpartition("/")
-    numbers = {k: getattr(c, k) for k in same} | {
-        "name": name,
-        "hf_config": {"org": org, "name": repository} if org else {},
-        "vocab_size": c.padded_vocab_size,
-        "bias": bool(c.mlp_bias),
-        "attn_bias": bool(c.attn_bias),
-        "rope_base": int(c.rope_base) if c.rope_base == int(c.rope_base) else c.rope_base,
-        "rope_adjustments": rope or None,
-        "rope_condense_ratio": 1,
-        "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
-    }
+    c, numbers = config, litgpt_fields(config, name)
     lost = [] if c.rope_type in ("default", "linear", "llama3") else ["rope_type"]
     lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT does not rotate the odd dimension
     lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
@@ -296,6 +280,27 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     if lost:
         raise UserError(f"LitGPT has no model with the same {', '.join(lost)}.")
     return numbers
+
+
+def litgpt_fields(config: Config, name: str) -> dict[str, Any]:
+    """The fields of LitGPT's config, without the math that it cannot express."""
+    c = config
+    same = [f.name for f in fields(Config) if f.name in LITGPT_FIELDS]
+    rope = c.rope_adjustments
+    if c.rope_type == "llama3":
+        rope = {theirs: rope.get(ours) for theirs, ours in LITGPT_LLAMA3.items()}
+    org, _, repository = c.repo_id.rpartition("/")
+    return {k: getattr(c, k) for k in same} | {
+        "name": name,
+        "hf_config": {"org": org, "name": repository} if org else {},
+        "vocab_size": c.padded_vocab_size,
+        "bias": bool(c.mlp_bias),
+        "attn_bias": bool(c.attn_bias),
+        "rope_base": int(c.rope_base) if c.rope_base == int(c.rope_base) else c.rope_base,
+        "rope_adjustments": rope or None,
+        "rope_condense_ratio": 1,
+        "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
+    }
 
 
 LITGPT_FIELDS = """

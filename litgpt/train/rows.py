@@ -5,10 +5,10 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from litgpt.data.base import DataModule, TokenizedDataset
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.cache import cache_folder
 from litgpt.data.check import check_ids, data_problems
+from litgpt.data.data_module import DataModule, TokenizedDataset
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
 from litgpt.model.config import Config

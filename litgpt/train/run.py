@@ -10,8 +10,8 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.checkpoint.folder import open_checkpoint
-from litgpt.data.base import DataModule
 from litgpt.data.batches import Batch
+from litgpt.data.data_module import DataModule
 from litgpt.data.named import or_alpaca
 from litgpt.errors import UserError
 from litgpt.families.weights import check_weights

@@ -363,6 +363,15 @@ def test_text_files():
         assert len(text) >= 16 and set(text) <= set("doc012 ")
 
 
+def test_modules_of_the_data_sets():
+    import litgpt.data.base
+    import litgpt.data.text_files
+
+    assert litgpt.data.base.DataModule is DataModule and litgpt.data.base.SFTDataset is SFTDataset
+    assert litgpt.data.base.get_sft_collate_fn is get_sft_collate_fn
+    assert litgpt.data.text_files.TextFiles is TextFiles
+
+
 def block(i):
     """A text of forty tokens, for litdata."""
     yield torch.full((40,), i, dtype=torch.int)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from litgpt import LLM
+from litgpt import LLM, Config
 
 sys.path.insert(0, str(Path(__file__).parent))
 from tiny import checkpoint, weights
@@ -222,12 +222,80 @@ def test_config_prompt_style_and_folder():
     assert Path(llm.checkpoint_dir) == folder()
 
 
+def test_the_config_of_the_model():
+    llm = loaded()
+    assert llm.model.config is llm.config and isinstance(llm.config, Config)
+    assert (llm.config.vocab_size, llm.config.block_size, llm.config.head_size) == (640, 64, 8)
+    assert llm.config.hf_config == {"org": "me", "name": "tiny"} and llm.config.mlp_class.__name__ == "LLaMAMLP"
+
+
+def test_the_state_dict_of_the_model():
+    llm = loaded()
+    state = llm.model.state_dict()
+    assert set(state) == set(weights()) and all(close(state[n].cpu(), t) for n, t in weights().items())
+    assert not llm.model.load_state_dict({n: t * 2 for n, t in weights().items()}).missing_keys
+    assert close(
+        llm.state_dict()["transformer.h.0.mlp.fc_1.weight"].cpu(), weights()["transformer.h.0.mlp.fc_1.weight"] * 2
+    )
+
+
+def test_the_cache_of_the_model():
+    llm = loaded()
+    ids = IDS.to(llm.preprocessor.device)
+    with torch.no_grad():
+        expected = llm.model(ids)
+        llm.model.set_kv_cache(batch_size=1, max_seq_length=16)
+        first = llm.model(ids[:, :5], torch.arange(5, device=ids.device))
+        parts = [first, *(llm.model(ids[:, i : i + 1], torch.tensor([i], device=ids.device)) for i in (5, 6, 7))]
+    assert torch.allclose(torch.cat(parts, dim=1).float(), expected.float(), atol=0.1)  # in bfloat16
+    for block in llm.model.transformer.h:
+        block.attn.kv_cache.reset_parameters()
+    with torch.no_grad():
+        again = llm.model(ids[:, :5], torch.arange(5, device=ids.device))
+    assert torch.allclose(again.float(), first.float(), atol=0.1)
+    llm.model.clear_kv_cache()
+    assert isinstance(llm.generate("Hello", max_new_tokens=3), str)
+
+
+def test_the_length_of_the_model():
+    llm = loaded()
+    assert llm.model.max_seq_length == 64
+    llm.model.max_seq_length = 6
+    try:
+        llm.model(IDS.to(llm.preprocessor.device))
+    except ValueError as e:
+        assert "max" in str(e)
+    else:
+        raise AssertionError("nothing was raised")
+    llm.model.max_seq_length = 64
+    assert llm.model(IDS.to(llm.preprocessor.device)).shape == (1, 8, 640)
+
+
+def test_the_parameters_of_the_model_after_generating():
+    llm = loaded()
+    llm.generate("Hello", max_new_tokens=3)
+    heads = [p for name, p in llm.model.named_parameters() if name.endswith("lm_head.weight")]
+    assert close(heads[0].detach().cpu(), weights()["lm_head.weight"])
+    assert all(p.requires_grad for p in llm.model.parameters())
+
+
 def test_random_weights_by_the_name_of_a_model():
     llm = LLM.load("pythia-14m", init="random", tokenizer_dir=folder())
     assert (llm.config.name, llm.config.n_layer, llm.config.n_embd) == ("pythia-14m", 6, 128)
     assert llm.state_dict()["transformer.h.5.mlp.fc.weight"].shape == (512, 128)
     assert llm.prompt_style.apply("Hello") == "Hello"
     assert llm.checkpoint_dir is None and isinstance(llm.generate("Hello", max_new_tokens=2), str)
+
+
+def test_another_tokenizer():
+    bare = checkpoint(Path(tempfile.mkdtemp()) / "bare")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (bare / name).unlink()
+    llm = LLM.load(str(bare), tokenizer_dir=folder())
+    assert llm.tokenizer.decode(llm.tokenizer.encode("Hello")) == loaded().tokenizer.decode(
+        llm.tokenizer.encode("Hello")
+    )
+    assert isinstance(llm.generate("Hello", max_new_tokens=3), str)
 
 
 def test_random_weights_need_a_tokenizer():

@@ -41,10 +41,10 @@ def model() -> torch.nn.Module:
     return LLM.load(str(folder())).model
 
 
-def ready() -> torch.nn.Module:
-    """The model with an empty cache, if it has one."""
-    if hasattr(model(), "set_kv_cache"):
-        model().set_kv_cache(batch_size=1, max_seq_length=60)
+def ready(rows: int = 1) -> torch.nn.Module:
+    """The model with an empty cache."""
+    model().clear_kv_cache()
+    model().set_kv_cache(batch_size=rows, max_seq_length=60)
     return model()
 
 
@@ -120,6 +120,60 @@ def test_load_checkpoint():
         torch.testing.assert_close(llm.state_dict()[name], weights()[name] + 1)
     load_checkpoint(LLM.load(str(folder())).fabric, llm.model, folder() / "lit_model.pth", strict=False)
     torch.testing.assert_close(llm.state_dict()["lm_head.weight"], weights()["lm_head.weight"])
+
+
+def test_load_checkpoint_update():
+    from litgpt.utils import load_checkpoint_update
+
+    llm = LLM.load(str(folder()), distribute=None)
+    llm.trainer_setup()
+    torch.save({"lm_head.weight": weights()["lm_head.weight"] * 3}, file := fresh() / "lit_model.pth.adapter")
+    load_checkpoint_update(LLM.load(str(folder())).fabric, file, llm.model, folder() / "lit_model.pth")
+    torch.testing.assert_close(llm.state_dict()["lm_head.weight"], weights()["lm_head.weight"] * 3)
+    torch.testing.assert_close(llm.state_dict()["transformer.ln_f.weight"], weights()["transformer.ln_f.weight"])
+
+
+def test_map_old_state_dict_weights():
+    from litgpt.utils import map_old_state_dict_weights
+
+    state = {"h.attn.weight": 1, "h.bias": 2}
+    renamed = map_old_state_dict_weights(state, {"attn.weight": "qkv.weight", "gone": "there"}, "h.")
+    assert renamed is state and state == {"h.qkv.weight": 1, "h.bias": 2}
+
+
+def test_find_resume_path():
+    from litgpt.utils import find_resume_path
+
+    out = fresh()
+    assert find_resume_path(False, out) is False and find_resume_path(Path("a"), out) == Path("a")
+    assert find_resume_path("auto", out) is None
+    raised(FileNotFoundError, find_resume_path, True, out)
+    for step in ("step-000002", "step-000010"):
+        (out / step).mkdir()
+        (out / step / "lit_model.pth").touch()
+    for resume in (True, "auto"):
+        assert find_resume_path(resume, out).parent.name == "step-000010"
+
+
+def test_batched_generate_fn():
+    from litgpt.generate.base import batched_generate_fn, batched_next_token, generate_fn
+
+    greedy, device = {"temperature": 0.0}, next(model().parameters()).device
+    prompts = torch.stack([IDS[:4], IDS[4:]]).to(device)
+    alone = [
+        torch.cat(list(generate_fn(ready(), p, 12, temperature=0.0, include_prompt=False, include_eos=True))).tolist()
+        for p in prompts
+    ]
+    options = {"sample_args": greedy, "include_eos": True}
+    found = list(batched_generate_fn(ready(2), prompts, 12, include_prompt=False, **options))
+    assert [[int(column[row]) for column in found] for row in (0, 1)] == alone
+    found = list(batched_generate_fn(ready(2), prompts, 12, include_prompt=True, **options))
+    assert [int(column[1]) for column in found[:4]] == prompts[1].tolist() and len(found) == 12
+    token = batched_next_token(ready(2), torch.arange(4, device=device), prompts, greedy)
+    assert token.flatten().tolist() == [ids[0] for ids in alone]
+    stop = ([alone[0][2]],) if alone[0][2] not in (*alone[0][:2], *alone[1]) else ()
+    found = list(batched_generate_fn(ready(2), prompts, 12, stop_tokens=stop, include_prompt=False, **options))
+    assert len(found) == 8 and (not stop or found[-1][0] is None)
 
 
 def test_parse_devices():

@@ -18,6 +18,7 @@ STATE = "training_state.pt"
 OPTIMIZER = "the optimizer"  # setting: its class
 TIME = "the time in the prompts"  # setting: the time that templates print, also after the run resumes
 # settings that may change when a run resumes, because they do not change its results
+INITIAL = "initial_checkpoint_dir"
 FREE = re.compile(
     rf"({TIME}|threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes"
     r"|strategy|fsdp_cpu_offload|log\..*|eval\.(?!early_stopping).*"
@@ -95,11 +96,13 @@ def is_random(value: Any) -> bool:
 
 
 def changes(then: dict[str, Any], now: dict[str, Any]) -> list[str]:
-    """The changed settings, of those that change the results of a run."""
+    """The changed settings, of those that change the results of a run. A resumed run does not read the weights that it
+    began with, so it need not name them."""
+    unneeded = () if now.get(INITIAL) else (INITIAL,)
     return [
         f"{name if ' ' in name else '--' + name} was {then.get(name)!r}, is now {now.get(name)!r}"
         for name in sorted({*then, *now}, key=lambda name: (" " in name, name))
-        if not FREE.match(name) and then.get(name) != now.get(name)
+        if not FREE.match(name) and name not in unneeded and then.get(name) != now.get(name)
     ]
 
 

@@ -23,6 +23,7 @@ from litgpt.text.tokenizer import Tokenizer
 
 CHAT_FORMS = ("messages", "sharegpt", "history", "preference", "label")
 TrainOn = Literal["assistant", "last", "all"]
+MAX_SHARED = 0.1  # fraction of the validation rows that may be training rows as well
 
 
 @dataclass
@@ -54,6 +55,11 @@ class TokenizedDataset:
     below_context: bool
     plain_text: bool = False
     n_duplicates: int = 0
+
+    @property
+    def n_shared(self) -> int:
+        """Validation rows that are also training rows. Weights, which repeat rows on purpose, do not count."""
+        return int(torch.isin(self.val.row_hashes(), self.train.unweighted().row_hashes()).sum())
 
     @property
     def counts(self) -> Counts:
@@ -90,6 +96,8 @@ class TokenizedDataset:
             found.append(f"{counts.dropped_lost:,} rows dropped: the prompt style does not show all of their parts.")
         if self.n_duplicates:
             found.append(f"{self.n_duplicates:,} duplicate rows dropped.")
+        if self.val_sources is not None and 0 < (n := self.n_shared) <= MAX_SHARED * len(self.val):
+            found.append(f"{n:,} of {len(self.val):,} validation rows are also training rows.")
         return found
 
 

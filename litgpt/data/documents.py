@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional, Union
 
-from litgpt.data.base import DataModule
+from litgpt.data.data_module import DataModule
 from litgpt.data.sources import RowSource, TextPiece
 from litgpt.errors import UserError
 
