@@ -88,9 +88,9 @@ class DeviceMode(TorchDispatchMode):
             if func.overloadpacket is aten._to_copy:
                 return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype)
             return args[0].zero_()
-        if target.type == "meta" and not source.is_meta and source.dim():
-            if waits or source.untyped_storage()._cdata not in self.pinned:
-                self.copies.append(here())
+        pinned = source.untyped_storage()._cdata in self.pinned
+        if target.type == "meta" and not source.is_meta and source.dim() and (waits or not pinned):
+            self.copies.append(here())
         return func(*args, **kwargs)
 
 

@@ -1,7 +1,7 @@
 """How much memory a model keeps for its backward pass, on the meta device.
 
-The meta device decomposes what a GPU does in one kernel, so stand-ins keep what those kernels keep: a norm its input and
-a float32 number per row; attention q, k, v, its output and a float32 number per row and head.
+The meta device decomposes what a GPU does in one kernel, so stand-ins keep what those kernels keep: a norm its input
+and a float32 number per row; attention q, k, v, its output and a float32 number per row and head.
 """
 
 import weakref

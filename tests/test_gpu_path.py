@@ -108,7 +108,7 @@ def test_training(family, name, method):
         train(model, mode)
         assert not mode.copies and not mode.indices, (mode.copies, mode.indices)
         # adapted experts run one by one, which takes their numbers of tokens
-        assert not mode.reads or reads_counts and all("run_experts" in line for line in mode.reads), mode.reads
+        assert not mode.reads or (reads_counts and all("run_experts" in line for line in mode.reads)), mode.reads
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
 
 

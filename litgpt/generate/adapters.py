@@ -25,8 +25,8 @@ class Adapters:
         self.parts: list[tuple[str, Union[slice, torch.Tensor]]] = []  # name and index of its tokens, by adapter
 
     def choose(self, names: Sequence[Optional[str]], lengths: Sequence[int], device: torch.device) -> None:
-        """Set the adapter (None for the base model) and the number of tokens of each sequence that is read next, on this
-        device."""
+        """Set the adapter (None for the base model) and the number of tokens of each sequence that is read next. The
+        model is on this device."""
         places: dict[str, list[int]] = {}
         start = 0
         for name, n in zip(names, lengths):

@@ -237,9 +237,10 @@ class Engine:
             own = sampling.penalize(logits[chosen], [[*requests[i].prompt, *requests[i].ids] for i in same])
             tokens[chosen] = sampling.draw(own, [requests[i].generator for i in same])
         found = [tokens]
-        for i, n in ((i, request.logprobs) for i, request in enumerate(requests) if request.logprobs is not None):
-            logprobs = logits[i].float().log_softmax(-1)
-            found += [logprobs.gather(0, tokens[i : i + 1]), *logprobs.topk(n)]
+        for i, request in enumerate(requests):
+            if request.logprobs is not None:
+                logprobs = logits[i].float().log_softmax(-1)
+                found += [logprobs.gather(0, tokens[i : i + 1]), *logprobs.topk(request.logprobs)]
         # the one time that the host waits for the device; float32 is exact for ids up to 2^24
         values = iter(torch.cat([x.float() for x in found]).tolist())
         ids = [int(x) for x in islice(values, len(requests))]

@@ -18,10 +18,10 @@ from litgpt.model.config import Config
 from litgpt.model.devices import Accelerator, pick_device
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
-from litgpt.model.packing import Packing
 from litgpt.model.linear import Linear
 from litgpt.model.mlp import LLaMAMoE
 from litgpt.model.norm import EachHeadNorm
+from litgpt.model.packing import Packing
 
 DeviceCount = Union[int, Literal["auto"]]
 AllReduce = Callable[[torch.Tensor], None]  # sums over all processes, in place
@@ -73,7 +73,7 @@ class DeviceContexts:
 
 
 def to_device(value: Any, device: torch.device) -> Any:
-    """A copy with its tensors on a device, also those within lists, tuples, dictionaries, and the parts of a `ForwardContext`."""
+    """A copy with its tensors on a device, also those within containers and the parts of a `ForwardContext`."""
     if isinstance(value, torch.Tensor):
         return value.to(device)
     if isinstance(value, (list, tuple)):

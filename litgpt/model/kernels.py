@@ -55,7 +55,8 @@ def register(device_type: str) -> Callable[[Function], Function]:
 
 @operation
 def remat(x: torch.Tensor, function: Callable[..., torch.Tensor], *others: Any) -> torch.Tensor:
-    """`function(x, *others)`, which the backward pass computes again instead of keeping it. The function must be cheap and deterministic, and nothing may write to its inputs afterwards."""
+    """`function(x, *others)`, which the backward pass computes again instead of keeping it. The function must be cheap
+    and deterministic, and nothing may write to its inputs afterwards."""
     return rematerialize.run(x, function, *others)
 
 
@@ -132,8 +133,8 @@ class Dropped(torch.autograd.Function):
 
 @operation
 def empty_cache(k: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
-    """A cache for keys or values (1, g, T, hs): (rows, g, slots, hs), in memory order (rows, slots, g, hs). Zeros, since
-    attention multiplies masked values by 0, which does not remove a NaN."""
+    """A cache for keys or values (1, g, T, hs): (rows, g, slots, hs), in memory order (rows, slots, g, hs). All zeros,
+    since attention multiplies masked values by 0, which does not remove a NaN."""
     return k.new_zeros(rows, slots, k.size(1), k.size(3)).transpose(1, 2)
 
 

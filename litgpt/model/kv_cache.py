@@ -143,9 +143,10 @@ class KVCache:
             if slots > had_slots:
                 slots = -(-max(slots, had_slots * 3 // 2) // BLOCK) * BLOCK
                 slots = min(slots, window) if window is not None else slots
-            grown = tuple(empty_cache(t, rows, max(slots, had_slots)) for t in (k, v))
+            slots = max(slots, had_slots)
+            grown = empty_cache(k, rows, slots), empty_cache(v, rows, slots)
             if stored is not None:
                 for new, old in zip(grown, stored):
                     new[:had_rows, :, :had_slots] = old
-            stored = self.layers[layer] = grown  # type: ignore[assignment]
+            stored = self.layers[layer] = grown
         return stored

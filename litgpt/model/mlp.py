@@ -129,11 +129,11 @@ class LLaMAMoE(nn.Module):
         self.stacks = None
         layers = [[getattr(expert, leaf) for expert in self.experts] for leaf in ("fc", "proj")]
         if all(type(layer) is Linear and layer.bias is None for layer in itertools.chain(*layers)):
-            stacks = [stacked(*(layer.weight for layer in each)) for each in layers]
-            if all(stack is not None for stack in stacks):
-                for layer, part in zip(itertools.chain(*layers), itertools.chain(*stacks)):
+            fc, proj = (stacked(*(layer.weight for layer in each)) for each in layers)
+            if fc is not None and proj is not None:
+                for layer, part in zip(itertools.chain(*layers), itertools.chain(fc, proj)):
                     layer.weight.data = part
-                self.stacks = tuple(stacks)  # type: ignore[assignment]
+                self.stacks = fc, proj
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "LLaMAMoE":
         super()._apply(fn, recurse)

@@ -42,7 +42,7 @@ class Rematerialized:
     recipe: Recipe
     size: torch.Size
     stride: tuple[int, ...]
-    offset: int
+    offset: Any
 
 
 recipes: Optional[dict[int, Recipe]] = None  # by the address of a live storage; None outside `rematerialization`

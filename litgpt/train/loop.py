@@ -63,8 +63,8 @@ class Trainer:
                     fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
                 loss += part.detach()
             upcoming = self.next_step()  # while the device is busy
-            norm = clip(fabric, model, optimizer, self.train.max_norm)
-            result.loss, norm, n_targets, signaled = read(sum_over_ranks(fabric, loss), norm, *counts)
+            norm_on_device = clip(fabric, model, optimizer, self.train.max_norm)
+            result.loss, norm, n_targets, signaled = read(sum_over_ranks(fabric, loss), norm_on_device, *counts)
             if not all_finite(result.loss, norm):
                 raise crash(self.run, result.steps + 1, rows, result.loss, norm)
             for group in optimizer.param_groups:
