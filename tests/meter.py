@@ -7,7 +7,7 @@ and a float32 number per row; attention q, k, v, its output and a float32 number
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Optional
+from typing import Any, ClassVar, Optional, Union
 from unittest import mock
 
 import torch
@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model import attention_kernels
-from litgpt.model.blocks import recompute
+from litgpt.model.blocks import Offload, recompute
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 
@@ -56,6 +56,23 @@ def one_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any,
     return Attention.apply(q, k, v)
 
 
+class OnHost(Offload):
+    """Offloads tensors of the meta device to nowhere."""
+
+    sizes: ClassVar[list[int]] = []
+
+    def __init__(self, x: torch.Tensor) -> None:
+        self.sizes.clear()
+        super().__init__(x)
+
+    def pack(self, x: torch.Tensor) -> Any:
+        self.sizes.append(x.numel() * x.element_size())
+        return x.size(), x.dtype
+
+    def unpack(self, kept: Any) -> torch.Tensor:
+        return torch.empty(kept[0], dtype=kept[1], device="meta")
+
+
 @contextmanager
 def fused_kernels() -> Iterator[None]:
     """On the meta device, keep what the kernels of a GPU keep."""
@@ -92,8 +109,11 @@ class Storages(TorchDispatchMode):
         return sum(self.alive.values())
 
 
-def kept(config: Config, method: Optional[LoRA], scheme: Optional[str], checkpointing: bool, tokens: int) -> int:
-    """Bytes that are alive between the forward and the backward pass of the blocks, without weights, in bfloat16."""
+def kept(
+    config: Config, method: Optional[LoRA], scheme: Optional[str], checkpointing: Union[bool, str], tokens: int
+) -> tuple[int, int]:
+    """Bytes that are alive between the forward and the backward pass of the blocks, without weights, in bfloat16: on
+    the device and in the memory of the host. `checkpointing` is a value of --train.activation_checkpointing."""
     with torch.device("meta"):
         model = GPT(config).to(torch.bfloat16)
         if scheme is not None:
@@ -106,12 +126,15 @@ def kept(config: Config, method: Optional[LoRA], scheme: Optional[str], checkpoi
                 for part, rows in enumerate(layer.parts):
                     layer.store(part, torch.empty(rows, layer.in_features, dtype=torch.bfloat16))
         if checkpointing:
-            recompute(model)
+            recompute(model, offload=checkpointing == "offload")
     model.train()
     ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
+    if checkpointing == "offload":
+        model.saved_tensors = OnHost
+    OnHost.sizes.clear()
     quantized = [weight for m in model.modules() if isinstance(m, QuantizedLinear) for weight, _ in m.stored]
     with fused_kernels(), Storages(*model.parameters(), *quantized, ids) as storages:
         hidden = model.hidden(ids, [tokens // 2, tokens // 2])
-        total = storages.total
+        total, host = storages.total, sum(OnHost.sizes)
         hidden.sum().backward()
-    return total
+    return total, host

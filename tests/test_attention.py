@@ -19,13 +19,11 @@ from tests.varlen import varlen_attn
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("cap", [None, 0.5])
-def test_causal_attention_is_torchs(monkeypatch, cap, window, kept, tokens, groups):
-    if not kept:
-        monkeypatch.setattr(chunked, "SHORT", 0)
+def test_causal_attention_is_torchs(cap, window, kept, tokens, groups):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, tokens, n, 8).transpose(1, 2).requires_grad_() for n in (4, groups, groups))
     target = torch.randn(2, 4, tokens, 8)
-    y = chunked.CausalAttention.apply(q, k, v, chunked.Scores(0.3, cap, window), 64)
+    y = chunked.CausalAttention.apply(q, k, v, chunked.Scores(0.3, cap, window), 64, kept)
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     mask = mask if window is None else mask.triu(1 - window)
     if cap is None:
@@ -40,18 +38,17 @@ def test_causal_attention_is_torchs(monkeypatch, cap, window, kept, tokens, grou
 
 
 @pytest.mark.parametrize("cap", [None, 0.5])
-def test_memory_of_a_long_sequence_grows_with_its_tokens(monkeypatch, cap):
+def test_memory_of_a_long_sequence_grows_with_its_tokens(cap):
     """What is kept for the backward pass, without the weights of the attention."""
-    monkeypatch.setattr(chunked, "SHORT", 4 * 100**2)
 
-    def kept(tokens: int) -> int:
+    def kept(tokens: int, keep: bool = False) -> int:
         q, k, v = (torch.randn(1, 4, tokens, 8, requires_grad=True) for _ in range(3))
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            chunked.CausalAttention.apply(q, k, v, chunked.Scores(1.0, cap), 64)
+            chunked.CausalAttention.apply(q, k, v, chunked.Scores(1.0, cap), 64, keep)
         return sum(saved)
 
-    assert kept(256) == 2 * kept(128) < kept(100)
+    assert kept(256) == 2 * kept(128) < kept(100, True)
 
 
 SMALL = {

@@ -100,18 +100,26 @@ class LoRALinear(nn.Module):
     def update(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
         """Add the update for `x` (..., in_features) to the frozen layer's output `y`, which may be overwritten."""
         dropped = self.dropout(x)
-        weights = self.lora_A, self.lora_B, self.rows, self.lora.scaling
         if self.magnitude is None:
-            return Update.apply(y, dropped, *weights)
+            return self.add_update(y, dropped)
         ratio = self.per_row(self.magnitude / self.row_norms()).to(y.dtype)
+        bias = self.linear.bias
         if self.training and self.lora.dropout:
             base = F.linear(dropped, full_weight(self.linear).to(x.dtype))
-            return y + torch.addcmul(
-                -base, ratio, Update.apply(base, dropped, *weights)
-            )  # exactly y where nothing is adapted
-        if self.linear.bias is None:
-            return ratio * Update.apply(y, dropped, *weights)
-        return torch.addcmul(self.linear.bias, ratio, Update.apply(y - self.linear.bias, dropped, *weights))
+            # exactly y where nothing is adapted
+            return y + torch.addcmul(-base, ratio, self.add_update(base, dropped))
+        if bias is None:
+            return ratio * self.add_update(y, dropped)
+        return torch.addcmul(bias, ratio, self.add_update(y - bias, dropped))
+
+    def add_update(self, y: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        """Add the low-rank update for `x` to `y`, which may be overwritten. The compiler cannot trace `Update`."""
+        if not torch.compiler.is_compiling():
+            return Update.apply(y, x, self.lora_A, self.lora_B, self.rows, self.lora.scaling)
+        parts = list(y.split(self.sizes, dim=-1))
+        for i, a, b in self.blocks():
+            parts[i] = parts[i] + self.lora.scaling * F.linear(F.linear(x.to(y.dtype), a.to(y.dtype)), b.to(y.dtype))
+        return torch.cat(parts, dim=-1)
 
     def per_row(self, ratio: torch.Tensor) -> torch.Tensor:
         """From one value per adapted row to one per row, (out_features,): 1 for rows that are not adapted."""

@@ -13,7 +13,6 @@ from torch.nn import functional as F
 
 ROUND = 32  # the smallest step of `rounded`
 QUERIES = 64  # the smallest chunk
-SHORT = 2**19  # scores of all heads up to which the attention weights are kept for the backward pass
 
 
 def rounded(n: int) -> int:
@@ -51,12 +50,12 @@ class Scores:
 
 class CausalAttention(torch.autograd.Function):
     """Causal attention, a chunk of queries and the keys that they see at a time. Lengths are padded to `rounded` ones.
-    The attention weights of a long sequence are recomputed in the backward pass, so that memory grows with the number
-    of its tokens, not with the square."""
+    Unless they are to be kept, the attention weights are recomputed in the backward pass, so that memory grows with the
+    number of tokens, not with the square."""
 
     @staticmethod
     def forward(
-        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, chunk: int
+        ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, chunk: int, keep: bool = False
     ) -> torch.Tensor:
         """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs)."""
         ctx.scores, ctx.chunk = scores, chunk
@@ -70,7 +69,7 @@ class CausalAttention(torch.autograd.Function):
             for part in chunks(q, chunk):
                 weights, slope = attention_weights(q, k, part, scores)
                 y[:, :, part] = (weights @ values[:, scores.past(part)]).view(rows, n, -1, size)
-                if n * total**2 <= SHORT:
+                if keep:
                     kept += weights, slope
         ctx.save_for_backward(*inputs, *kept)
         return y[:, :, :total]
@@ -93,7 +92,7 @@ class CausalAttention(torch.autograd.Function):
             grad_q[:, :, part] = (grad_scores @ keys[:, past]).view_as(q[:, :, part])
             grad_k[:, past].baddbmm_(grad_scores.transpose(1, 2), grouped(q[:, :, part], k))
         real = slice(grads[0].size(2))
-        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None, None
+        return grad_q[:, :, real], grad_k.view_as(k)[:, :, real], grad_v.view_as(v)[:, :, real], None, None, None
 
 
 def padded(x: torch.Tensor) -> torch.Tensor:

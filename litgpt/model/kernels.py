@@ -101,8 +101,8 @@ def stacked(weight: torch.Tensor, *others: torch.Tensor) -> Optional[torch.Tenso
 @operation
 def rms_norm(x: torch.Tensor, weight: torch.Tensor, eps: float, upcast: bool = False) -> torch.Tensor:
     """`F.rms_norm` over the last dimension; with `upcast` computed in float32 and returned in the dtype of `x`."""
-    if upcast:
-        return F.rms_norm(remat(x, torch.Tensor.float), weight.shape, weight, eps).to(x.dtype)
+    if upcast or weight.dtype != x.dtype:  # the kernel takes one dtype
+        return F.rms_norm(remat(x, torch.Tensor.float), weight.shape, weight.float(), eps).to(x.dtype)
     return F.rms_norm(x, weight.shape, weight, eps)
 
 
