@@ -1,6 +1,7 @@
 """Causal attention: in chunks, and over packed sequences."""
 
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from torch.nn import functional as F
 import litgpt.model.attention_kernels as attention_kernels
 import litgpt.model.chunked_attention as chunked
 from litgpt.families import read_config
+from litgpt.generate import engine
+from litgpt.generate.speculative import Speculation
 from litgpt.model import kernels
 from litgpt.model.gpt import GPT
 from tests.varlen import varlen_attn
@@ -51,6 +54,7 @@ def test_memory_of_a_long_sequence_grows_with_its_tokens(cap):
     assert kept(256) == 2 * kept(128) < kept(100, True)
 
 
+PLAIN = F.scaled_dot_product_attention
 SMALL = {
     "vocab_size": 96, "hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
     "num_key_value_heads": 2, "max_position_embeddings": 64, "head_dim": 8,
@@ -94,6 +98,44 @@ def test_a_layer_attends_to_all_sequences_at_once(kind, varlen, monkeypatch):
     y.sum().backward()
     for parameter, gradient in zip(model.parameters(), gradients):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("kind", KINDS)
+def test_no_call_falls_back_to_a_kernel_that_keeps_scores(kind, dtype, plain_kernels, monkeypatch):
+    """Groups of heads go to flash attention, which takes them in 16 bits and without a mask."""
+    calls, original = [0], F.scaled_dot_product_attention
+
+    def checked(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Any = None, **kwargs: Any) -> torch.Tensor:
+        calls[0] += 1
+        assert q.size(1) == k.size(1) or (mask is None and dtype == torch.bfloat16)
+        return original(q, k, v, mask, **kwargs)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", checked)
+    monkeypatch.setattr(attention_kernels, "has_varlen", lambda x: dtype == torch.bfloat16)
+    monkeypatch.setattr(attention_kernels, "varlen", lambda: varlen_without_calls)
+    monkeypatch.setattr(engine, "CHUNK", 7)
+    model = small_model(kind).to(dtype)
+    prompts = [list(range(3, 22)), list(range(3, 12)), [5]]
+    together = engine.Engine(model, rows=3)
+    texts = [together.submit(engine.Request(prompt, 12)) for prompt in prompts]
+    while together.busy:
+        together.step()
+    alone = [list(engine.generate(model, prompt, 12)) for prompt in prompts]
+    if dtype == torch.float32:
+        assert [text.ids for text in texts] == alone
+    draft = Speculation(model, model)
+    request = engine.Request(prompts[0], 12)
+    assert [*draft.grow([request])] and (dtype != torch.float32 or request.ids == alone[0])
+    model(torch.arange(20)[None], [9, 11]).sum().backward()
+    model(torch.arange(40).view(2, 20)).sum().backward()
+    assert calls[0] or "cap" in kind
+
+
+def varlen_without_calls(*args: Any, **kwargs: Any) -> torch.Tensor:
+    """The stand-in for `varlen_attn`, whose own attention is not checked."""
+    with mock.patch.object(F, "scaled_dot_product_attention", PLAIN):
+        return varlen_attn(*args, **kwargs)
 
 
 def test_this_torch_has_the_kernel():

@@ -34,7 +34,6 @@ ARGUMENTS: dict[str, tuple] = {
     "stacked": (X[0, 0], X[0, 0]),
     "causal_attention": (X, X, X, SCORES),
     "packed_attention": (X, X, X, SCORES, Packing.of([3])),
-    "continued_attention": (X, X, X, SCORES, lambda: None),
     "masked_attention": (X, X, X, SCORES, None),
     "empty_cache": (X, 1, 4),
     "padded_length": (X, 3),

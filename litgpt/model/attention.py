@@ -145,8 +145,10 @@ class CausalSelfAttention(nn.Module):
             return one_query_attention(q, k, v, scores)
         if new == total:
             return causal_attention(q, k, v, scores)
+        if (y := continued_attention(q, k, v, scores)) is not None:
+            return y
         if scores.window is None or total <= scores.window:
-            return continued_attention(q, k, v, scores, lambda: context.causal_mask(new, total))
+            return masked_attention(q, k, v, scores, context.causal_mask(new, total))
         window, size = scores.window, max(scores.window, CHUNK)
         visible, outputs = context.window_mask(window), []
         for start in range(0, new, size):  # a chunk of queries, and the keys that any of them sees

@@ -4,13 +4,11 @@ Shapes: B rows, T tokens, S tokens that they may attend to, n query heads, g key
 """
 
 import inspect
-from collections.abc import Callable
 from functools import cache
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import torch
 from torch.nn import functional as F
-from torch.nn.attention.bias import causal_lower_right
 
 from litgpt.model.chunked_attention import CausalAttention, Scores, chunk_size, softcapped_attention
 from litgpt.model.kernels import operation, remat
@@ -55,17 +53,14 @@ def to_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
     return x[0].transpose(0, 1)[rows].transpose(1, 2)
 
 
-@operation
-def continued_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, mask: Callable[[], torch.Tensor]
-) -> torch.Tensor:
-    """Causal attention of the last T of S tokens. `q` is (B, n, T, hs), `k` and `v` are (B, g, S, hs); `mask` makes the
-    mask (T, S), true where a token is visible."""
-    if scores.softcap is None and q.dtype != torch.float32:
-        return F.scaled_dot_product_attention(
-            q, k, v, causal_lower_right(q.size(2), k.size(2)), scale=scores.scale, enable_gqa=True
-        )
-    return masked_attention(q, k, v, scores, mask())
+def continued_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> Optional[torch.Tensor]:
+    """Causal attention of the last T of S tokens, within the window, without a mask. None if no kernel does it. `q` is
+    (1, n, T, hs), `k` and `v` are (1, g, S, hs)."""
+    if scores.softcap is not None or not has_varlen(v):
+        return None
+    ends = torch.arange(2, dtype=torch.int32, device=q.device)
+    new, total = q.size(2), k.size(2)
+    return varlen_attention(q, k, v, scores, ends * new, new, ends * total, total)
 
 
 @operation
@@ -109,32 +104,39 @@ def fused_attention(
     causal: bool = False,
 ) -> torch.Tensor:
     """`F.scaled_dot_product_attention` by a kernel that keeps no scores. Only flash attention takes groups of heads,
-    in 16 bits and without a mask. For the others, k and v are repeated for the heads that share them."""
-    if q.size(1) != k.size(1) and (mask is not None or q.dtype == torch.float32):
+    and no mask. For the other kernel, k and v are repeated for the heads that share them."""
+    if q.size(1) != k.size(1) and (mask is not None or not has_flash(v)):
         k, v = (x.repeat_interleave(q.size(1) // x.size(1), dim=1) for x in (k, v))
     return F.scaled_dot_product_attention(q, k, v, mask, is_causal=causal, scale=scale, enable_gqa=True)
 
 
 def varlen_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, cu_seqlens: torch.Tensor, longest: int
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, *lengths: Union[torch.Tensor, int]
 ) -> torch.Tensor:
-    """Sequences end to end by one kernel. Shapes as in `packed_attention`."""
+    """Sequences end to end by one kernel. `q` is (1, n, T, hs), `k` and `v` are (1, g, S, hs). `lengths` are where the
+    sequences begin and the last one ends, int32, and the longest; the same for the keys, if they are longer."""
     left = -1 if scores.window is None else scores.window - 1
-    q, k, v = (t[0].transpose(0, 1).to(v.dtype) for t in (q, k, v))  # (T, n or g, hs)
-    lengths = cu_seqlens, cu_seqlens, longest, longest
-    y = varlen()(q, k, v, *lengths, scale=scores.scale, window_size=(left, 0), enable_gqa=True)
-    return y.transpose(0, 1)[None]
+    q, k, v = (t[0].transpose(0, 1).to(v.dtype) for t in (q, k, v))  # (T or S, n or g, hs)
+    ends, longest, *of_keys = lengths
+    key_ends, longest_keys = of_keys or (ends, longest)
+    how = {"scale": scores.scale, "window_size": (left, 0), "enable_gqa": True}
+    return varlen()(q, k, v, ends, key_ends, longest, longest_keys, **how).transpose(0, 1)[None]
 
 
 def has_varlen(x: torch.Tensor) -> bool:
     """Whether torch has a kernel for packed sequences, forward and backward, for tensors like this one, (..., hs)."""
     size = x.size(-1)
-    if not x.is_cuda or x.dtype not in (torch.bfloat16, torch.float16) or size % 8 or size > 256:
+    if not x.is_cuda or not has_flash(x) or size % 8 or size > 256:
         return False
-    capability = torch.cuda.get_device_capability(x.device)
-    if capability in SMALL_BACKWARD and 192 < size <= 224:
+    if 192 < size <= 224 and torch.cuda.get_device_capability(x.device) in SMALL_BACKWARD:
         return False
-    return capability >= (8, 0) and {"scale", "window_size", "enable_gqa"} <= parameters(varlen())
+    return {"scale", "window_size", "enable_gqa"} <= parameters(varlen())
+
+
+def has_flash(x: torch.Tensor) -> bool:
+    """Whether there is flash attention for tensors like this one."""
+    old = x.is_cuda and torch.cuda.get_device_capability(x.device) < (8, 0)
+    return x.dtype in (torch.bfloat16, torch.float16) and not old
 
 
 @cache

@@ -190,13 +190,6 @@ def packed_attention(
 
 
 @register
-def continued_attention(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, mask: Callable[[], torch.Tensor]
-) -> torch.Tensor:
-    return masked_attention(q, k, v, scores, mask())
-
-
-@register
 def masked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, mask: Optional[torch.Tensor]
 ) -> torch.Tensor:
