@@ -30,6 +30,7 @@ ARGUMENTS: dict[str, tuple] = {
     "causal_attention": (X, X, X, 1.0, None),
     "cache_dtype": (X,),
     "padded_length": (X, 3),
+    "logits_at_once": (X,),
     "cross_entropy_": (torch.ones(2, 3), torch.tensor([0, 2])),
 }
 

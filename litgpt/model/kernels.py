@@ -20,6 +20,7 @@ Function = TypeVar("Function", bound=Callable)
 enabled = os.environ.get("LITGPT_CPU_KERNELS") != "0"
 FASTER: dict[str, dict[str, Callable]] = {}  # by operation, then by device type
 is_compiling = torch.compiler.is_compiling
+HEAD_LOGITS = 2**27  # logits that the loss computes at once: few chunks, 1.4 GB with the copies in float32
 SCORES = 2**26  # attention scores of all heads that are computed at once: a GPU prefers few, large matmuls
 
 
@@ -102,6 +103,12 @@ def cache_dtype(k: torch.Tensor) -> torch.dtype:
 def padded_length(x: torch.Tensor, n: int) -> int:
     """The number of tokens that a batch of `n` tokens is padded to."""
     return n
+
+
+@operation
+def logits_at_once(x: torch.Tensor) -> int:
+    """The number of logits of hidden states like these that the loss holds in memory at once."""
+    return HEAD_LOGITS
 
 
 @operation

@@ -22,6 +22,7 @@ NORM_SIZE = 2**14  # inputs from which `RMSNorm` pays
 QUERIES = 256  # the largest chunk of causal attention
 SCORES = {torch.float32: 2**18, torch.bfloat16: 2**20}  # attention scores that stay in the processor's cache
 LOGITS = 2**19  # logits that stay in it
+HEAD_LOGITS = 2**24  # logits that the loss computes at once
 
 register = kernels.register("cpu")
 
@@ -168,6 +169,11 @@ def cache_dtype(k: torch.Tensor) -> torch.dtype:
 @register
 def padded_length(x: torch.Tensor, n: int) -> int:
     return rounded(n)
+
+
+@register
+def logits_at_once(x: torch.Tensor) -> int:
+    return HEAD_LOGITS
 
 
 @register
