@@ -49,6 +49,9 @@ def make_reference_outputs(
         scheme: How the base is quantized.
     """
     special = not style.own_special_tokens
+    kind, computed = model.device.type, model.dtype
+    if torch.is_autocast_enabled(kind):
+        computed = torch.get_autocast_dtype(kind)
 
     def outputs(prompt: str) -> dict[str, Any]:
         text = style.prompt([{"role": "user", "content": prompt}])
@@ -64,7 +67,7 @@ def make_reference_outputs(
         }
 
     return {
-        "computed": NAMES[model.dtype],
+        "computed": NAMES[computed],
         "quantize": scheme,
         "stored": sorted(set(stored)),
         "special": special,

@@ -71,10 +71,12 @@ class QuantizedLinear(PartwiseLinear):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.reshape(-1, x.size(-1))
+        flat, device = x.reshape(-1, x.size(-1)), x.device.type
+        if torch.is_autocast_enabled(device):  # does not know bitsandbytes
+            flat = flat.to(torch.get_autocast_dtype(device))
         y = [self.matmul(flat, *stored) for stored in self.stored]
         joined = y[0] if len(y) == 1 else torch.cat(y, dim=-1)
-        joined = joined if self.bias is None else joined + self.bias
+        joined = joined if self.bias is None else joined + self.bias.to(joined.dtype)
         # Not a view: updates are added in place. Autograd copies a changed view in the backward pass, and forbids
         # changing one from within an autograd function, as bitsandbytes returns for 8 bits on CUDA.
         return torch.ops.aten._unsafe_view(joined, [*x.shape[:-1], joined.size(-1)])
