@@ -96,8 +96,9 @@ class StochasticRounding:
     """Random 16-bit numbers, on a CPU ten times as fast as torch's generator.
 
     There, each lane is a linear congruential generator modulo 2^32 with the multiplier of PCG
-    (https://www.pcg-random.org); it yields the upper half of its state. torch's generator seeds the lanes, so that numbers are uniform and lanes are
-    independent. Each optimizer step uses a new instance, so that steps are independent too.
+    (https://www.pcg-random.org); it yields the upper half of its state. torch's generator seeds the lanes, so that
+    numbers are uniform and lanes are independent. Each optimizer step uses a new instance, so that steps are
+    independent too.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
