@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from litgpt.families import read_config
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.train import flops
 from litgpt.train.peaks import PEAKS, find_peak, peak_flops
@@ -72,8 +72,7 @@ def test_unknown_devices():
 
 def test_the_peak_replaces_the_timing(monkeypatch):
     with torch.device("meta"):
-        model = GPT(read_config({"model_type": "llama", "vocab_size": 64, "hidden_size": 32, "intermediate_size": 64,
-                                 "num_hidden_layers": 1, "num_attention_heads": 2, "max_position_embeddings": 32}, name="x"))  # fmt: skip
+        model = GPT(Config(n_layer=1, n_embd=32, n_head=2, padded_vocab_size=64, block_size=32))
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
     monkeypatch.setattr(flops, "gemm_throughput", lambda *_: 7.0)
     counter = flops.FlopCounter.of(model, CUDA, torch.bfloat16)

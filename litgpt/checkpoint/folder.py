@@ -101,6 +101,20 @@ class Checkpoint(Weights):
                     n_bytes += tensor.nbytes
                     yield name, tensor
 
+    def part(self, name: str, dim: int, ranges: Sequence[range]) -> torch.Tensor:
+        """Reads nothing else of the file."""
+        stored, index = self.places[name]
+        with opened(self.files[name]) as f:
+            view = f.get_slice(stored)
+            expert, rows = index or ((), slice(0, self.shapes[name][0]))
+            parts = []
+            for part in ranges:
+                cut = slice(part.start, part.stop)
+                first = slice(rows.start + part.start, rows.start + part.stop) if dim == 0 else rows
+                indices = (first,) if dim == 0 else (first, cut)
+                parts.append(view[(expert, *indices) if index else indices])
+        return torch.cat(parts, dim)
+
 
 class Overlaid(Weights):
     """A checkpoint with tensors, by their names in the family's table, that replace some of its own or are added to
