@@ -112,14 +112,9 @@ class Saver:
     def state(self, randoms: list[dict[str, torch.Tensor]]) -> TrainingState:
         parameters = {} if self.saves_all else dict(self.model.named_parameters())
         trained = {name: full_tensor(p).detach().cpu() for name, p in parameters.items() if p.requires_grad}
-        optimizer = self.optimizer.state_dict()
-        optimizer["state"] = {
-            number: {k: full_tensor(v).cpu() if is_sharded(v) else v for k, v in state.items()}
-            for number, state in optimizer["state"].items()
-        }
         precision = self.fabric.strategy.precision.state_dict()
         progress = asdict(self.result) | {"precision": precision, "options": self.options}
-        return TrainingState(trained, optimizer, randoms, progress, self.settings)
+        return TrainingState(trained, self.optimizer.state_dict(), randoms, progress, self.settings)
 
     def gather_random(self) -> list[dict[str, torch.Tensor]]:
         """The states of all ranks' random generators."""
