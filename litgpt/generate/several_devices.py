@@ -149,7 +149,7 @@ def load_part(
     for block in model.transformer.h:
         block.attn.proj = RowParallelLinear(block.attn.proj, all_reduce)  # type: ignore
         for mlp in block.mlp.experts if isinstance(block.mlp, LLaMAMoE) else [block.mlp]:  # type: ignore
-            mlp.proj = RowParallelLinear(mlp.proj, all_reduce)
+            mlp.proj = RowParallelLinear(mlp.proj, all_reduce)  # type: ignore
     load_weights(model, PartialWeights(checkpoint, whole, model, rank, world_size), dtype, device)
     return model.requires_grad_(False).eval()
 

@@ -289,9 +289,8 @@ def adamw_step(
             news = [new for row in flat for new in row.split(lengths)]
             news = [new.view_as(old) for new, old in zip(news, olds)]
             torch._foreach_copy_(news, olds)
-            grad, weight, *moments = ([row] for row in flat)
-            largest = moments[2:] or [[]]
-            torch._fused_adamw_(weight, grad, *moments[:2], *largest, [step], **options)
+            grad, weight, mean, square, *largest = flat
+            torch._fused_adamw_([weight], [grad], [mean], [square], largest, [step], **options)
             if dtype == torch.bfloat16:
                 round_stochastically_(flat[1:], rounding[device.type])
             torch._foreach_copy_(olds[len(bucket) :], news[len(bucket) :])

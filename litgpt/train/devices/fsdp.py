@@ -92,7 +92,8 @@ def shard(model: LossModel, mesh: Any, matmuls: Optional[torch.dtype] = None, of
     for block in blocks:
         fully_shard(block, mp_policy=lower, ignored_params=added | parameters_of(in_float32), **options)
     if hasattr(model, "set_reduce_scatter_unused_params"):  # torch 2.13
-        model.set_reduce_scatter_unused_params(True)  # what is not run on a rank has a gradient of 0 there
+        # what is not run on a rank has a gradient of 0 there
+        model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
     if matmuls:
         read = model.read
         model.read = torch.autocast(mesh.device_type, matmuls)(read)  # type: ignore[method-assign]
