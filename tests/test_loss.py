@@ -43,10 +43,9 @@ def test_no_gradient_is_made_where_none_is_wanted():
 
 
 @pytest.mark.parametrize("plain", [False, True])
-def test_gradient_of_a_bfloat16_head(plain, monkeypatch, request):
+def test_gradient_of_a_bfloat16_head(plain, monkeypatch):
     """Through 64 chunks, which are not summed in bfloat16. Each chunk's own gradient is rounded once."""
-    if plain:
-        request.getfixturevalue("plain_kernels")
+    monkeypatch.setattr(kernels, "enabled", not plain)
     n_chunks, n, vocabulary, width = 64, 32, 24, 48
     place = kernels if plain else kernels_cpu
     monkeypatch.setattr(place, "HEAD_LOGITS", n * vocabulary)
@@ -71,6 +70,7 @@ def test_gradient_of_a_bfloat16_head(plain, monkeypatch, request):
 
 def test_a_gpu_computes_more_logits_at_once(monkeypatch):
     hidden = torch.zeros(1, 1)
+    monkeypatch.setattr(kernels, "enabled", True)
     assert kernels.logits_at_once(hidden) == 2**24
     monkeypatch.setattr(kernels, "enabled", False)
     assert kernels.logits_at_once(hidden) == 2**27
