@@ -115,7 +115,7 @@ class LLM(nn.Module):
             distribute: `auto` uses the best available device; None the CPU, until you call `distribute`.
             base: The base model of an adapter, instead of the recorded one.
             precision: Default: 32-true for random weights and for weights stored in float32; otherwise bf16-true if the
-                device supports it natively, else 32-true.
+                device supports it natively, 16-true on other CUDA GPUs, else 32-true.
             quantize: Quantize the weights of the blocks to 4 or 8 bits.
         """
         if access_token is not None:

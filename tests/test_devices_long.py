@@ -8,6 +8,7 @@ import time
 import pytest
 import torch
 from safetensors.torch import load_file
+from torch.distributed.fsdp import FSDPModule
 
 from tests.conftest import save_llama
 from tests.ranks import alike, curve, ended, start
@@ -207,6 +208,22 @@ def experts(base, tmp_path_factory):
 
 FEW = ("--train.micro_batch_size", 1, "--train.global_batch_size", 2, "--train.max_steps", 5,
        "--optimizer.weight_decay", 0.1, "--eval.max_new_tokens", "null")  # fmt: skip
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed"])
+@pytest.mark.skipif(not hasattr(FSDPModule, "set_reduce_scatter_unused_params"), reason="before torch 2.13")
+def test_sharded_experts_that_one_rank_does_not_run(precision, experts, rows_file, tmp_path):
+    """Their gradient is zero there, as on one device, which runs all of them."""
+    flags = (*FEW, "--precision", precision, "--optimizer.lr", 3e-4)
+    for name, devices, idle in (("one", (), {}), ("two", ("--devices", 2, "--strategy", "fsdp"), {"IDLE": "1"})):
+        (tmp_path / name).mkdir()
+        ended(
+            start(tmp_path / name, words("full", experts, rows_file, tmp_path / name / "out", *flags, *devices), **idle)
+        )
+    alike(tmp_path / "two", 2)
+    one, two = (load_file(tmp_path / name / "rank-0.safetensors") for name in ("one", "two"))
+    assert one.keys() == two.keys() and all(torch.allclose(one[key], two[key], atol=2e-3) for key in one)
+    assert curve(tmp_path / "two" / "out") == pytest.approx(curve(tmp_path / "one" / "out"), abs=2e-3)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ ARGUMENTS: dict[str, tuple] = {
     "masked_attention": (X, X, X, SCORES, None),
     "empty_cache": (X, 1, 4),
     "padded_length": (X, 3),
+    "logits_at_once": (X,),
     "cross_entropy_": (torch.ones(2, 3), torch.tensor([0, 2])),
 }
 

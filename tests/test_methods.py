@@ -135,7 +135,6 @@ def test_full_writes_a_model_that_transformers_reads(base, rows_file, tmp_path):
     ("method", "flags", "message"),
     [
         ("full", ["--quantize", "bnb.nf4"], "--quantize bnb.nf4 needs frozen weights"),
-        ("lora", ["--quantize", "bnb.nf4", "--precision", "bf16-mixed"], "bf16-mixed"),
         ("lora", ["--quantize", "bnb.int4"], "--quantize bnb.int4: expected bnb.nf4"),
         ("pissa", ["--quantize", "bnb.nf4"], "--lora_init pissa changes the frozen weights"),
         ("adapter", ["--adapter_start_layer", "4"], "--adapter_start_layer 4"),

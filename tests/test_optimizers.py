@@ -4,6 +4,7 @@ import copy
 import functools
 import json
 import math
+from collections import defaultdict
 
 import pytest
 import torch
@@ -119,17 +120,64 @@ def test_adamw_without_rounding_is_torchs(monkeypatch, options):
     params, expected = parameters(torch.float32), parameters(torch.float32)
     reference = torch.optim.AdamW(expected, lr=0.01, betas=(0.8, 0.9), **options)
     group = torch.optim.AdamW(params, lr=0.01, betas=(0.8, 0.9), **options).param_groups[0]
-    states: list[dict] = [{} for _ in params]
+    states: dict = defaultdict(dict)
     monkeypatch.setattr(optimizers, "CHUNK", {"cpu": 11})  # rows in several chunks
     for step in range(5):
         give_gradients(params, step)
         give_gradients(expected, step)
         reference.step()
         with torch.no_grad():
-            for p, state in zip(params, states):
-                optimizers.adamw_step(p, state, group, group["eps"], StochasticRounding(torch.Generator()))
+            optimizers.adamw_step(params, states, group, group["eps"], {})
     for p, q in zip(params, expected):
         torch.testing.assert_close(p, q, atol=1e-6, rtol=1e-6)
+
+
+@pytest.mark.parametrize("options", [{}, {"amsgrad": True}, {"maximize": True, "weight_decay": 0.3}], ids=str)
+@pytest.mark.parametrize("chunk", [11, 23, 2**18])
+def test_each_bfloat16_number_is_a_neighbour_of_the_exact_one(chunk, options, monkeypatch):
+    """Weights and moments after one step from the same state, in buckets that hold some rows or several weights, with
+    gradients in another layout."""
+    monkeypatch.setattr(optimizers, "CHUNK", {"cpu": chunk})
+    params = parameters(torch.bfloat16)
+    optimizer = AdamW(params, lr=0.01, betas=(0.8, 0.9), **options)
+    for step in range(4):
+        exact = [nn.Parameter(p.detach().float()) for p in params]
+        reference = torch.optim.AdamW(exact, lr=0.01, betas=(0.8, 0.9), **options)
+        for p, q in zip(params, exact) if step else ():
+            reference.state[q] = {k: t.clone().float() for k, t in optimizer.state[p].items()}
+        give_gradients(params, step)
+        for p, q in zip(params, exact):
+            p.grad = p.grad.t().contiguous().t() if p.dim() == 2 else p.grad
+            q.grad = p.grad.float()
+        optimizer.step()
+        reference.step()
+        for p, q in zip(params, exact):
+            ours, theirs = {"p": p, **optimizer.state[p]}, {"p": q, **reference.state[q]}
+            assert ours.keys() == theirs.keys()
+            for k, t in ours.items():
+                assert (t.float() - theirs[k]).abs().le(theirs[k].abs() * 2**-7 + 1e-30).all(), k
+
+
+def test_few_operations_update_many_weights():
+    """A GPU starts a kernel for each: about ten for a bucket, however many weights are in it."""
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Counter(TorchDispatchMode):
+        def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+            result = function(*args, **(kwargs or {}))
+            names.extend([function.__name__] * (not function.is_view and "empty" not in function.__name__))
+            return result
+
+    generator = torch.Generator().manual_seed(0)
+    params = [nn.Parameter(torch.randn(4, 8, generator=generator).bfloat16()) for _ in range(200)]
+    optimizer = AdamW(params, lr=0.01)
+    for step in range(2):
+        names: list[str] = []
+        give_gradients(params, step)
+        with Counter():
+            optimizer.step()
+    counted = [n for n in names if not n.startswith(("add_.Scalar", "detach", "_local_scalar", "add_.Tensor"))]
+    assert "_fused_adamw_.default" in counted and len(counted) <= 15, counted
 
 
 def test_adamw_on_bfloat16_follows_float32():

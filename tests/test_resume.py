@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -13,9 +14,12 @@ import pytest
 import torch
 
 from litgpt.__main__ import main
+from litgpt.errors import UserError
 from litgpt.storage.outputs import SINGLE, SUMS, new_folder, write_single, write_sums
 from litgpt.train.loop import Trainer
 from litgpt.train.metrics import FIELDS, lines_until
+from litgpt.train.optimizers import AdamW
+from litgpt.train.resume import state as states
 from litgpt.train.resume.find import to_resume
 from litgpt.train.resume.folder import taken
 from litgpt.train.resume.state import STATE, damage
@@ -515,3 +519,39 @@ def test_two_runs_in_one_folder(base, rows_file, tmp_path, capsys):
     assert sorted(run.returncode for run in runs) == [0, 2], said
     assert any("another" in text or "an earlier run" in text for text in said)
     assert len(lines(out)) == 12 + 4
+
+
+def test_sharded_state_is_gathered_and_written_one_tensor_at_a_time(tmp_path, monkeypatch):
+    """So the first device never holds the optimizer's state of the whole model."""
+    held: list[weakref.ref] = []
+
+    def gather(tensor: torch.Tensor) -> torch.Tensor:
+        assert all(reference() is None for reference in held[:-1]), "only the last one may still be in memory"
+        full = tensor.clone()
+        held.append(weakref.ref(full))
+        return full
+
+    monkeypatch.setattr(states, "is_sharded", lambda value: torch.is_tensor(value) and value.ndim > 0)
+    monkeypatch.setattr(states, "full_tensor", gather)
+    params = [torch.nn.Parameter(torch.randn(n, 3)) for n in (2, 5)]
+    params.append(torch.nn.Parameter(torch.randn(7).bfloat16()))
+    optimizer = AdamW(params)
+    for p in params:
+        p.grad = torch.randn_like(p)
+    optimizer.step()
+    written = states.TrainingState({}, optimizer.state_dict(), [states.random_state(torch.device("cpu"))], {}, {})
+    written.write(tmp_path)
+    assert len(held) == 6 and (tmp_path / states.STATE).stat().st_size < 20_000
+    state = states.TrainingState.read(tmp_path, mmap=True)
+    expected = optimizer.state_dict()
+    assert state.optimizer.keys() == expected.keys() and state.optimizer["state"].keys() == expected["state"].keys()
+    for n, values in expected["state"].items():
+        assert state.optimizer["state"][n].keys() == values.keys()
+        assert all(torch.equal(state.optimizer["state"][n][k], v) for k, v in values.items())
+    AdamW(params).load_state_dict(state.optimizer)
+
+    file = tmp_path / states.SHARDED_STATE
+    for spoil in (lambda: file.write_bytes(file.read_bytes()[:-8]), file.unlink):
+        spoil()
+        with pytest.raises(UserError, match=r"optimizer\.safetensors cannot be read"):
+            states.TrainingState.read(tmp_path)

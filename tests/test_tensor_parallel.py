@@ -1,28 +1,25 @@
 """A model in parts, each in a process of its own, gives what it gives in one."""
 
-import copy
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from litgpt.__main__ import main
+from litgpt.checkpoint import folder as folder_module
 from litgpt.errors import UserError
 from litgpt.generate.engine import generate
-from litgpt.generate.several_devices import check_divisible, keep_part
+from litgpt.generate.several_devices import check_divisible, load_part
+from litgpt.methods.model_source import ModelSource
 from litgpt.model.config import Config
-from litgpt.model.gpt import GPT
+from tests.families import ALL, save_random
 
 SIZES = dict(block_size=64, padded_vocab_size=50, n_layer=2, n_embd=32, n_head=4, intermediate_size=48)
-MODELS = {
-    "llama": dict(n_query_groups=2),
-    "biases": dict(bias=True, norm_class_name="LayerNorm", mlp_class_name="GptNeoxMLP", parallel_residual=True),
-    "gemma": dict(n_query_groups=2, mlp_class_name="GemmaMLP", post_attention_norm=True, head_size=16),
-    "experts": dict(n_query_groups=4, mlp_class_name="LLaMAMoE", n_expert=4, n_expert_per_token=2),
-    "norms": dict(n_query_groups=2, norm_qk=True),
-    "a norm for each head": dict(n_query_groups=2, norm_qk=True, norm_qk_type="each_head"),
-}
+CPU = torch.device("cpu")
+# stacked and transposed weights, rows in another order, biases, experts, and a norm for each head
+SPLIT = [(family, variant) for family, variant in ALL if family not in ("olmo2", "olmo3")]
 
 
 class Together:
@@ -39,42 +36,81 @@ class Together:
         t.copy_(total)
 
 
-def in_parts(model: GPT, world: int, ids: torch.Tensor) -> list[torch.Tensor]:
-    """What each part says."""
-    together, found = Together(world), dict[int, torch.Tensor]()
+@pytest.fixture
+def read(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Counts the numbers that are read from files of weights."""
+    counts: list[int] = []
+    original = folder_module.opened
+
+    class Counted:
+        def __init__(self, file: Any) -> None:
+            self.file = file
+
+        def __enter__(self) -> "Counted":
+            self.f = self.file.__enter__()
+            return self
+
+        def __exit__(self, *error: Any) -> None:
+            self.file.__exit__(*error)
+
+        def keys(self) -> list[str]:
+            return list(self.f.keys())
+
+        def get_tensor(self, name: str) -> torch.Tensor:
+            return counted(self.f.get_tensor(name))
+
+        def get_slice(self, name: str) -> Any:
+            view = self.f.get_slice(name)
+            get = lambda index: counted(view[index])  # noqa: E731
+            return type(
+                "Slice",
+                (),
+                {
+                    "__getitem__": lambda _, i: get(i),
+                    "get_shape": lambda _: view.get_shape(),
+                    "get_dtype": lambda _: view.get_dtype(),
+                },
+            )()
+
+    def counted(tensor: torch.Tensor) -> torch.Tensor:
+        counts.append(tensor.numel())
+        return tensor
+
+    monkeypatch.setattr(folder_module, "opened", lambda file: Counted(original(file)))
+    return counts
+
+
+@pytest.mark.parametrize(("family", "variant"), SPLIT)
+def test_the_parts_add_up(family, variant, tmp_path, read):
+    folder = save_random(tmp_path / "m", family, variant)
+    whole = ModelSource.open(folder)
+    checkpoint, model = whole.checkpoint, whole.model(torch.float32, CPU)
+    try:
+        check_divisible(model.config, 2)
+    except UserError:
+        pytest.skip("cannot be split")
+    ids = torch.randint(190, (2, 9), generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        expected = model(ids)
+    together, found = Together(2), dict[int, torch.Tensor]()
+    read.clear()
+    parts = [load_part(checkpoint, torch.float32, CPU, rank, 2, together.add) for rank in range(2)]
+    tied = model.transformer.wte.weight.numel() * model.config.tie_embeddings  # perhaps compared with a stored head
+    assert sum(read) <= sum(p.numel() for part in parts for p in part.parameters()) + 4 * tied
+    blocks = [sum(p.numel() for p in m.transformer.h.parameters()) for m in (*parts, model)]
+    assert blocks[0] == blocks[1] < 0.6 * blocks[2]
 
     def work(rank: int) -> None:
-        part = copy.deepcopy(model)
-        keep_part(part, rank, world, together.add)
-        sizes = [p.numel() for p in part.transformer.h.parameters()]
-        assert sum(sizes) < sum(p.numel() for p in model.transformer.h.parameters()) * (0.6 if world == 2 else 0.4)
         with torch.no_grad():
-            found[rank] = part(ids)
+            found[rank] = parts[rank](ids)
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world)]
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    return [found[rank] for rank in range(world)]
-
-
-@pytest.mark.parametrize("name", MODELS)
-def test_the_parts_add_up(name):
-    fields = {**SIZES, **MODELS[name]}
-    torch.manual_seed(0)
-    model = GPT(Config(**fields)).eval()
-    for p in model.parameters():
-        torch.nn.init.normal_(p, std=0.3)
-    ids = torch.randint(50, (2, 9))
-    with torch.no_grad():
-        expected = model(ids)
-    for world in (2, 4) if model.config.n_query_groups == 4 else (2,):
-        parts = in_parts(model, world, ids)
-        assert len(parts) == world
-        for logits in parts:
-            torch.testing.assert_close(logits, expected, atol=2e-4, rtol=1e-3)
-        assert all(torch.equal(parts[0], logits) for logits in parts), "all processes draw the same"
+    torch.testing.assert_close(found[0], expected, atol=2e-4, rtol=1e-3)
+    assert torch.equal(found[0], found[1]), "all processes draw the same"
 
 
 def test_what_cannot_be_split():
@@ -116,9 +152,7 @@ def test_two_processes(llama: Path, capfd: pytest.CaptureFixture):
 
 
 def test_one_process_is_the_whole(llama):
-    from litgpt.methods.model_source import ModelSource
-
-    model = ModelSource.open(llama).model(torch.float32, torch.device("cpu"))
-    expected = list(generate(model, [5, 6], 20))
-    keep_part(model, 0, 1, lambda t: None)
-    assert list(generate(model, [5, 6], 20)) == expected
+    source = ModelSource.open(llama)
+    expected = list(generate(source.model(torch.float32, CPU), [5, 6], 20))
+    part = load_part(source.checkpoint, torch.float32, CPU, 0, 1, lambda t: None)
+    assert list(generate(part, [5, 6], 20)) == expected

@@ -4,9 +4,10 @@ import itertools
 import json
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Optional
 
 import torch
@@ -21,7 +22,7 @@ from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, no
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.linear import PartwiseLinear
-from litgpt.model.sharded import full_tensor, is_sharded, put, unsharded
+from litgpt.model.sharded import full_tensor, is_sharded, local_shard, put, unsharded
 from litgpt.storage.files import is_there, read_json
 from litgpt.storage.torch_file import NAMES, TorchFile
 
@@ -99,6 +100,20 @@ class Checkpoint(Weights):
                     tensor = f.get_tensor(stored) if index is None else f.get_slice(stored)[index]
                     n_bytes += tensor.nbytes
                     yield name, tensor
+
+    def part(self, name: str, dim: int, ranges: Sequence[range]) -> torch.Tensor:
+        """Reads nothing else of the file."""
+        stored, index = self.places[name]
+        with opened(self.files[name]) as f:
+            view = f.get_slice(stored)
+            expert, rows = index or ((), slice(0, self.shapes[name][0]))
+            parts = []
+            for part in ranges:
+                cut = slice(part.start, part.stop)
+                first = slice(rows.start + part.start, rows.start + part.stop) if dim == 0 else rows
+                indices = (first,) if dim == 0 else (first, cut)
+                parts.append(view[(expert, *indices) if index else indices])
+        return torch.cat(parts, dim)
 
 
 class Overlaid(Weights):
@@ -231,7 +246,37 @@ def open_checkpoint(folder: Path) -> Weights:
 # writing
 
 
-def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional[Weights] = None) -> None:
+def result_dtypes(model: GPT, base: Weights) -> dict[str, torch.dtype]:
+    """The dtype of each pretrained parameter of a trained model in its folder: that of the base's tensors, unless the
+    model's is narrower."""
+    kinds, dtypes = {kind: dtype for dtype, kind in NAMES.items()}, {}
+    for name, parameter in weight_map(model.config).parameters(model).items():
+        stored = [kinds[base.dtypes[tensor.name]] for tensor in parameter.tensors if tensor.name in base.dtypes]
+        own = parameter.value.dtype
+        dtypes[name] = min(own, max(stored, key=bytes_of, default=own), key=bytes_of)
+    return dtypes
+
+
+def bytes_of(dtype: torch.dtype) -> int:
+    return dtype.itemsize
+
+
+@torch.no_grad()
+def round_weights(model: GPT, dtypes: Mapping[str, torch.dtype]) -> None:
+    """Round parameters to values of these dtypes, in place. Their own dtypes stay."""
+    for name, parameter in weight_map(model.config).parameters(model).items():
+        own = local_shard(parameter.value)
+        if dtypes[name] != own.dtype:
+            own.copy_(own.to(dtypes[name]))
+
+
+def write_model(
+    model: GPT,
+    fields: dict[str, Any],
+    folder: Path,
+    base: Optional[Weights] = None,
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
+) -> None:
     """Write `config.json` and the weights, in files of at most 5 GB, under Hugging Face's names.
 
     Weights are gathered and written one at a time, so that sharded ones are never all in memory.
@@ -240,21 +285,22 @@ def write_model(model: GPT, fields: dict[str, Any], folder: Path, base: Optional
         fields: The `config.json`; its dtype is set to that of the weights.
         base: The checkpoint that the model comes from. What the model does not read of it, like a vision part, is
             copied unchanged.
+        dtypes: Dtypes to store parameters in, by our names, instead of their own.
     """
-    meta = hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"))
+    meta = hf_weights(model, lambda p: torch.empty(p.shape, dtype=p.dtype, device="meta"), dtypes)
     own = [Outline(name, NAMES[tensor.dtype], tuple(tensor.shape)) for name, tensor in meta]
     kept = weight_map(model.config).kept
     carried = widest_first(base.outline(n) for n in base.files if kept.search(n)) if base is not None else []
-    wide = [w for w in carried if w.item_size > model.dtype.itemsize]
+    wide = [w for w in carried if w.item_size > own[-1].item_size]
     narrow = carried[len(wide) :]
 
     def copied(weights: list[Outline]) -> Iterator[tuple[str, torch.Tensor]]:
         return ((w.name, base.tensor(w.name)) for w in weights)  # type: ignore[union-attr]
 
-    tensors = itertools.chain(copied(wide), hf_weights(model), copied(narrow))
+    tensors = itertools.chain(copied(wide), hf_weights(model, dtypes=dtypes), copied(narrow))
     write_weights([*wide, *own, *narrow], tensors, folder)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"}
-    fields["dtype"] = str(model.dtype).removeprefix("torch.")
+    fields["dtype"] = str(dtypes.get("transformer.wte.weight", model.dtype)).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
@@ -307,15 +353,18 @@ def widest_first(weights: Iterable[Outline]) -> list[Outline]:
 
 
 def hf_weights(
-    model: GPT, get: Callable[[torch.Tensor], torch.Tensor] = full_tensor
+    model: GPT,
+    get: Callable[[torch.Tensor], torch.Tensor] = full_tensor,
+    dtypes: Mapping[str, torch.dtype] = MappingProxyType({}),
 ) -> Iterator[tuple[str, torch.Tensor]]:
-    """The pretrained weights in their stored form, by their Hugging Face names, without a tied head. `get` returns the
-    full weight of a parameter."""
+    """The pretrained weights in their stored form, by their Hugging Face names, without a tied head, the widest first.
+    `get` returns the full weight of a parameter. `dtypes` as for `write_model`."""
     names = weight_map(model.config)
-    for parameter in names.parameters(model).values():
+    parameters = [(dtypes.get(name, p.value.dtype), p) for name, p in names.parameters(model).items()]
+    for dtype, parameter in sorted(parameters, key=lambda pair: -bytes_of(pair[0])):
         tensors = parameter.tensors
         if tensors[0].name == names.tied_head:
             continue
-        weight = get(parameter.value).detach()
+        weight = get(parameter.value).detach().to(dtype)
         for tensor in tensors:
             yield tensor.name, tensor.form.from_ours(weight[tensor.rows])

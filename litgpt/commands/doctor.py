@@ -117,9 +117,9 @@ def check_devices(report: Report) -> None:
 
 
 def check_precisions(report: Report, device: Any) -> None:
-    from litgpt.model.devices import DTYPES, default_precision
+    from litgpt.model.devices import DTYPES, default_training_precision
 
-    results, default = [], default_precision(device)
+    results, default = [], default_training_precision(device)
     for precision in DTYPES:
         error = tried(train_a_step, precision, device)
         note = " (the default)" if precision == default else ""

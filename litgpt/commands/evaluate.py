@@ -76,7 +76,7 @@ def main(
         fail_if_drop: With --vs base, exit with 1 if a metric of the adapter is worse than the base's by more than this
             share, for example 2%.
         precision: By default 32-true for weights that are stored so, else bf16-true if the device supports it, else
-            32-true.
+            16-true on CUDA GPUs, else 32-true.
         quantize: Store the weights of the blocks in 4 or 8 bits with bitsandbytes.
         base: Base model of an adapter, instead of the recorded one.
     """

@@ -35,13 +35,13 @@ from litgpt.generate.inference_model import (
 )
 from litgpt.generate.prompt_file import Prompts
 from litgpt.generate.sampling import Sampling
-from litgpt.generate.several_devices import check_divisible, keep_part, usable_devices
+from litgpt.generate.several_devices import check_divisible, load_part, usable_devices
 from litgpt.generate.speculative import Speculation, check_same_tokens
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model.blocks import check_compiler
-from litgpt.model.devices import peak_memory, pick_device
+from litgpt.model.devices import DTYPES, peak_memory, pick_device
 from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import exclusive
 from litgpt.train.progress import gigabytes
@@ -270,13 +270,14 @@ def tensor_parallel_process(rank: int, job: TensorParallelJob) -> None:
     distributed.init_process_group(backend, init_method=job.rendezvous, rank=rank, world_size=job.world_size)
     if rank:
         sys.stdout = sys.stderr = open(os.devnull, "w")  # noqa: SIM115
-    loaded = job.model.open(job.folder)
-    keep_part(loaded.model, rank, job.world_size, distributed.all_reduce)  # type: ignore[arg-type]
     device = torch.device(job.device_type, rank) if job.device_type == "cuda" else torch.device(job.device_type)
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    loaded.model.to(device)
-    loaded.model.tie_weights()
+    source, dtype = ModelSource.open(job.folder), DTYPES[job.model.precision]  # type: ignore[index]
+    model = load_part(source.checkpoint, dtype, device, rank, job.world_size, distributed.all_reduce)  # type: ignore
+    style, variables = source.style(), job.model.template_kwargs
+    style = style.with_variables(variables, strict=True) if variables else style
+    loaded = InferenceModel(source, model, source.tokenizer(), style)
     loaded.prepare(job.model.compile, job.world_size)
     began = time.perf_counter()
     n_new = print_answers(engine_answers(loaded, job.options, job.sampling, job.ids), job.rendered, loaded)

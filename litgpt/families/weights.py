@@ -4,7 +4,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -70,6 +70,11 @@ class Weights(ABC):
         """One weight. To read many, use `tensors`, which opens each file once."""
         ((_, tensor),) = self.tensors([name])
         return tensor
+
+    def part(self, name: str, dim: int, ranges: Sequence[range]) -> torch.Tensor:
+        """Some ranges of one dimension of a weight."""
+        tensor = self.tensor(name)
+        return torch.cat([tensor.narrow(dim, part.start, len(part)) for part in ranges], dim)
 
     def outline(self, name: str) -> Outline:
         return Outline(name, self.dtypes[name], self.shapes[name])

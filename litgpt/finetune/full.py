@@ -1,13 +1,14 @@
 """`litgpt finetune full`"""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from litgpt.checkpoint.folder import write_model
+from litgpt.checkpoint.folder import result_dtypes, round_weights, write_model
 from litgpt.model.gpt import GPT
 from litgpt.train.args import EvalArgs
 from litgpt.train.base_model import BaseModel
-from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.method import RESULT_COMMANDS, Method, Save
 from litgpt.train.run import Run
 
 EVAL = EvalArgs(interval=600)
@@ -18,14 +19,14 @@ def setup(
 ) -> None:
     """Finetune all weights of a model.
 
-    The result, `final/` in the output folder, is a Hugging Face folder.
+    The result, `final/` in the output folder, is a Hugging Face folder with the dtypes of the model.
 
     Args:
         checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
         out_dir: Output folder; the result is in final/.
         eval: Validation options.
     """
-    method = Method("finetune full", train_everything, save, next_commands=RESULT_COMMANDS)
+    method = Method("finetune full", train_everything, save, finish, next_commands=RESULT_COMMANDS)
     Run(method, BaseModel.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)()
 
 
@@ -33,5 +34,14 @@ def train_everything(model: GPT) -> None:
     model.requires_grad_(True)
 
 
-def save(model: GPT, base_model: BaseModel, folder: Path) -> None:
-    write_model(model, base_model.fields, folder, base_model.checkpoint)
+def save(model: GPT, base_model: BaseModel, folder: Path, **options: Any) -> None:
+    write_model(model, base_model.fields, folder, base_model.checkpoint, **options)
+
+
+def finish(model: GPT, base_model: BaseModel) -> Save:
+    """Round the weights to the dtypes of the base, in which the result is saved."""
+    if base_model.checkpoint is None:
+        return save
+    dtypes = result_dtypes(model, base_model.checkpoint)
+    round_weights(model, dtypes)
+    return partial(save, dtypes=dtypes)

@@ -7,7 +7,7 @@ from litgpt.checkpoint.find import find_folder, local_folder
 from litgpt.data.data_module import DataModule
 from litgpt.errors import UserError
 from litgpt.families import read_config
-from litgpt.finetune.full import save, train_everything
+from litgpt.finetune.full import finish, save, train_everything
 from litgpt.model.config import Config, differences, known_models, known_repositories
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import EvalArgs, TrainArgs
@@ -68,7 +68,7 @@ def setup(
         base_model = BaseModel.random(fields, find_folder(folder, weights=False))
     assert data is not None
     next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
-    method = Method("pretrain", train_everything, save, saves_style=False, next_commands=next_commands)
+    method = Method("pretrain", train_everything, save, finish, saves_style=False, next_commands=next_commands)
     Run(method, base_model, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)()
 
 

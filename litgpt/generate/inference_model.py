@@ -105,7 +105,7 @@ class InferenceModel:
 
 
 def natural_precision(source: ModelSource, device: torch.device) -> str:
-    """32-true for weights stored in float32, else bf16-true if the device computes it natively, else 32-true."""
+    """32-true for weights stored in float32, else `default_precision`."""
     return "32-true" if stored_dtypes(source.checkpoint) == ["F32"] else default_precision(device)
 
 
@@ -118,7 +118,7 @@ class ModelOptions:
 
     Args:
         precision: Precision of the weights and activations. By default 32-true for weights stored in float32, else
-            bf16-true if the device computes it natively, else 32-true.
+            bf16-true if the device computes it natively, else 16-true on CUDA GPUs, else 32-true.
         quantize: Quantize the weights of the blocks to 4 or 8 bits with bitsandbytes.
         compile: Compile the blocks of the model. The start takes longer, each token less time.
         accelerator: Type of device to run on.

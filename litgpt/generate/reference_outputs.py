@@ -14,6 +14,7 @@ from litgpt.errors import UserError
 from litgpt.families.weights import Weights
 from litgpt.generate.engine import common_prefix, generate
 from litgpt.methods.quantize import QuantizeName
+from litgpt.model.devices import autocast_dtype
 from litgpt.model.gpt import GPT
 from litgpt.storage.files import read_json
 from litgpt.storage.torch_file import NAMES
@@ -49,6 +50,7 @@ def make_reference_outputs(
         scheme: How the base is quantized.
     """
     special = not style.own_special_tokens
+    computed = autocast_dtype(model.device) or model.dtype
 
     def outputs(prompt: str) -> dict[str, Any]:
         text = style.prompt([{"role": "user", "content": prompt}])
@@ -64,7 +66,7 @@ def make_reference_outputs(
         }
 
     return {
-        "computed": NAMES[model.dtype],
+        "computed": NAMES[computed],
         "quantize": scheme,
         "stored": sorted(set(stored)),
         "special": special,

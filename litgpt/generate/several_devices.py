@@ -5,26 +5,30 @@ the width of every feed-forward layer. Their outputs, summed over the processes,
 Embedding, norms, routers and the head are complete everywhere.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 import torch
 from torch import nn
 
+from litgpt.checkpoint.folder import load_weights
 from litgpt.errors import UserError
-from litgpt.model.attention import CausalSelfAttention, ForwardContext
+from litgpt.families import weight_map
+from litgpt.families.table import Parameter, StoredTensor
+from litgpt.families.weights import Weights, check_weights
+from litgpt.model.attention import ForwardContext
 from litgpt.model.config import Config
 from litgpt.model.devices import Accelerator, pick_device
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
-from litgpt.model.linear import Linear
 from litgpt.model.mlp import LLaMAMoE
-from litgpt.model.norm import EachHeadNorm
 from litgpt.model.packing import Packing
 
 DeviceCount = Union[int, Literal["auto"]]
 AllReduce = Callable[[torch.Tensor], None]  # sums over all processes, in place
+Index = Optional[tuple[int, list[range]]]  # a dimension of a tensor and the ranges to read; None for all of it
 
 
 # one after the other
@@ -118,9 +122,11 @@ def check_divisible(config: Config, world_size: int) -> None:
 class RowParallelLinear(nn.Module):
     """A part of a linear layer's input features. The outputs of all parts are summed; the bias is added once."""
 
-    def __init__(self, linear: nn.Linear, bias: nn.Parameter | None, all_reduce: AllReduce) -> None:
+    def __init__(self, linear: nn.Linear, all_reduce: AllReduce) -> None:
         super().__init__()
-        self.linear, self.bias, self.all_reduce = linear, bias, all_reduce
+        self.bias = linear.bias
+        linear.bias = None  # type: ignore[assignment]
+        self.linear, self.all_reduce = linear, all_reduce
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = self.linear(x).contiguous()
@@ -128,53 +134,84 @@ class RowParallelLinear(nn.Module):
         return y if self.bias is None else y + self.bias
 
 
-def keep_part(model: GPT, rank: int, world_size: int, all_reduce: AllReduce) -> None:
-    """Remove everything that belongs to other processes from a model without adapters that is not quantized."""
-    check_divisible(model.config, world_size)
-    for block in model.transformer.h:
-        attention, mlp = block.attn, block.mlp
-        assert isinstance(attention, CausalSelfAttention)
-        split_attention(attention, rank, world_size, all_reduce)
-        for part in mlp.experts if isinstance(mlp, LLaMAMoE) else [mlp]:
-            sizes = getattr(part.fc, "parts", (part.fc.out_features,))  # type: ignore
-            part.fc = split_outputs(part.fc, sizes, rank, world_size)  # type: ignore
-            part.proj = split_inputs(part.proj, rank, world_size, all_reduce)  # type: ignore
+def part_config(config: Config, world_size: int) -> Config:
+    """The config of one of equal parts of a model: fewer heads, and narrower feed-forward layers."""
+    check_divisible(config, world_size)
+    names = ("n_head", "n_query_groups", "intermediate_size", "moe_intermediate_size")
+    parts = {name: getattr(config, name) and getattr(config, name) // world_size for name in names}
+    return replace(config, head_size=config.head_size, **parts)
 
 
-def split_attention(attention: CausalSelfAttention, rank: int, world_size: int, all_reduce: AllReduce) -> None:
-    config = attention.config
-    attention.qkv = split_outputs(attention.qkv, config.qkv_sizes, rank, world_size)
-    attention.proj = split_inputs(attention.proj, rank, world_size, all_reduce)  # type: ignore[assignment]
-    if config.norm_qk:
-        for norm in (attention.norm_q, attention.norm_k):
-            if isinstance(norm, EachHeadNorm):
-                own = norm.weight.view(len(norm.parts), -1).chunk(world_size)[rank].flatten().clone()
-                norm.weight = nn.Parameter(own, requires_grad=False)
-                norm.parts = norm.parts[: len(norm.parts) // world_size]
-    heads = {"n_head": config.n_head // world_size, "n_query_groups": config.n_query_groups // world_size}
-    attention.config = replace(config, **heads, head_size=config.head_size)  # type: ignore[arg-type]
-    attention.n_groups = heads["n_query_groups"]
-
-
-def split_outputs(linear: nn.Linear, sizes: tuple[int, ...], rank: int, world_size: int) -> Linear:
-    """A rank's share of the output features, of each of the projections of these sizes that `linear` joins."""
-
-    def own(t: torch.Tensor) -> torch.Tensor:
-        return torch.cat([part.chunk(world_size)[rank] for part in t.split(list(sizes))])
-
-    return linear_from(own(linear.weight), own(linear.bias) if linear.bias is not None else None)
-
-
-def split_inputs(linear: nn.Linear, rank: int, world_size: int, all_reduce: AllReduce) -> RowParallelLinear:
-    """A rank's share of the input features."""
-    own = linear.weight.chunk(world_size, dim=1)[rank].clone()
-    return RowParallelLinear(linear_from(own, None), linear.bias, all_reduce)
-
-
-def linear_from(weight: torch.Tensor, bias: torch.Tensor | None) -> Linear:
+def load_part(
+    checkpoint: Weights, dtype: torch.dtype, device: torch.device, rank: int, world_size: int, all_reduce: AllReduce
+) -> GPT:
+    """A process's part of a model, in evaluation mode. Reads no more of the weights than that."""
     with torch.device("meta"):
-        linear = Linear(weight.size(1), weight.size(0), bias=bias is not None)
-    linear.weight = nn.Parameter(weight, requires_grad=False)
-    if bias is not None:
-        linear.bias = nn.Parameter(bias, requires_grad=False)
-    return linear
+        whole, model = GPT(checkpoint.config), GPT(part_config(checkpoint.config, world_size))
+    check_weights(whole, checkpoint)
+    for block in model.transformer.h:
+        block.attn.proj = RowParallelLinear(block.attn.proj, all_reduce)  # type: ignore
+        for mlp in block.mlp.experts if isinstance(block.mlp, LLaMAMoE) else [block.mlp]:  # type: ignore
+            mlp.proj = RowParallelLinear(mlp.proj, all_reduce)  # type: ignore
+    load_weights(model, PartialWeights(checkpoint, whole, model, rank, world_size), dtype, device)
+    return model.requires_grad_(False).eval()
+
+
+class PartialWeights(Weights):
+    """The weights of a process's part of a model, by the names and in the forms of the part's own table.
+
+    Args:
+        checkpoint: All weights.
+        whole: The complete model, on the meta device.
+        part: The part.
+    """
+
+    def __init__(self, checkpoint: Weights, whole: GPT, part: GPT, rank: int, world_size: int) -> None:
+        self.checkpoint, self.folder, self.config = checkpoint, checkpoint.folder, part.config
+        self.sources: dict[str, tuple[str, Index]] = {}  # the tensor of the checkpoint, and what to read of it
+        self.shapes = dict(checkpoint.shapes)
+        parameters = weight_map(part.config).parameters(part)
+        for name, parameter in weight_map(whole.config).parameters(whole).items():
+            own, tensors = parameters[name], parameter.tensors
+            n = len(own.tensors)
+            split = n < len(tensors)  # the norms of each head are tensors of their own
+            for tensor in tensors if split else ():
+                self.shapes.pop(tensor.name)
+            for source, target in zip(tensors[rank * n :] if split else tensors, own.tensors):
+                if source.name in checkpoint.shapes:  # a tied head may not be
+                    index = None if split else part_index(parameter, source, own.value.shape, rank, world_size)
+                    self.sources[target.name] = source.name, index
+                    self.shapes[target.name] = own.shape(target)
+        self.dtypes = {name: checkpoint.dtypes[self.source(name)] for name in self.shapes}
+        self.files = {name: checkpoint.files[self.source(name)] for name in self.shapes}
+
+    def source(self, name: str) -> str:
+        return self.sources[name][0] if name in self.sources else name
+
+    def shards(self) -> list[Path]:
+        return self.checkpoint.shards()
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            source, index = self.sources.get(name, (name, None))
+            yield name, self.checkpoint.part(source, *index) if index is not None else self.checkpoint.tensor(source)
+
+
+def part_index(parameter: Parameter, tensor: StoredTensor, shape: torch.Size, rank: int, world_size: int) -> Index:
+    """The dimension and the ranges of a stored tensor that belong to a process, whose parameter has this shape. None
+    for all of it."""
+    n_rows = len(parameter.value)
+    if shape == parameter.value.shape:
+        return None
+    if len(shape) == 2 and shape[1] < parameter.value.size(1):  # some input features
+        size = shape[1]
+        return 0 if tensor.form.transposed else 1, [range(rank * size, (rank + 1) * size)]
+    belongs = torch.zeros(n_rows, dtype=torch.bool, device="cpu")
+    for block in belongs.split(list(getattr(parameter.module, "parts", None) or (n_rows,))):
+        block.chunk(world_size)[rank].fill_(True)
+    belongs = belongs[tensor.rows]
+    order = tensor.form.rows
+    rows = (belongs if order is None else belongs[order.cpu()]).nonzero().flatten().tolist()
+    ends = [i for i, (row, after) in enumerate(zip(rows, [*rows[1:], -1]), start=1) if after != row + 1]
+    ranges = [range(rows[start], rows[stop - 1] + 1) for start, stop in zip([0, *ends], ends)]
+    return 1 if tensor.form.transposed and len(shape) == 2 else 0, ranges

@@ -16,7 +16,7 @@ from torch import nn
 
 from litgpt.errors import UserError, require
 from litgpt.model.gpt import GPT
-from litgpt.model.kernels import prepacked_4bit
+from litgpt.model.kernels import autocasted, prepacked_4bit
 from litgpt.model.linear import PartwiseLinear, in_rows
 from litgpt.model.sharded import full_tensor
 
@@ -71,10 +71,10 @@ class QuantizedLinear(PartwiseLinear):
         return self
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        flat = x.reshape(-1, x.size(-1))
+        flat = autocasted(x.reshape(-1, x.size(-1)))  # autocast itself does not know bitsandbytes
         y = [self.matmul(flat, *stored) for stored in self.stored]
         joined = y[0] if len(y) == 1 else torch.cat(y, dim=-1)
-        joined = joined if self.bias is None else joined + self.bias
+        joined = joined if self.bias is None else joined + self.bias.to(joined.dtype)
         # Not a view: updates are added in place. Autograd copies a changed view in the backward pass, and forbids
         # changing one from within an autograd function, as bitsandbytes returns for 8 bits on CUDA.
         return torch.ops.aten._unsafe_view(joined, [*x.shape[:-1], joined.size(-1)])

@@ -11,6 +11,8 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from litgpt.model.devices import autocast_dtype
+
 ROUND = 32  # the smallest step of `rounded`
 QUERIES = 64  # the smallest chunk
 
@@ -102,8 +104,7 @@ def padded(x: torch.Tensor) -> torch.Tensor:
 
 
 def no_autocast(x: torch.Tensor) -> AbstractContextManager:
-    kind = x.device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else nullcontext()
+    return nullcontext() if autocast_dtype(x.device) is None else torch.autocast(x.device.type, enabled=False)
 
 
 def chunks(q: torch.Tensor, size: int) -> list[slice]:

@@ -2,7 +2,8 @@
 
 import os
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Literal, Optional
 
 import torch
@@ -21,6 +22,7 @@ DTYPES = {
     "bf16-mixed": torch.float32,  # of the weights; matmuls are in bfloat16
     "16-mixed": torch.float32,
 }
+MATMULS = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}  # dtypes of the matmuls, if not of the weights
 
 
 def pick_device(accelerator: Accelerator) -> torch.device:
@@ -33,17 +35,54 @@ def pick_device(accelerator: Accelerator) -> torch.device:
     return torch.device(accelerator)
 
 
-def default_precision(device: torch.device, all_trained: bool = False) -> str:
-    """`bf16-true` if the device supports bfloat16 natively, else `32-true`. If all weights are trained they stay in
-    float32: `bf16-mixed` on a GPU, else `32-true`."""
+def has_bf16(device: torch.device) -> bool:
+    """Whether a device computes bfloat16 natively."""
     if device.type == "cuda":
-        native = torch.cuda.is_bf16_supported(including_emulation=False)
-    else:
-        names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
-        native = device.type != "mps" and any(getattr(torch.cpu, name, bool)() for name in names)
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return device.type != "mps" and any(getattr(torch.cpu, name, bool)() for name in names)
+
+
+def default_precision(device: torch.device) -> str:
+    """The precision for inference: `bf16-true` if the device supports bfloat16 natively, else `16-true` on a CUDA GPU,
+    else `32-true`."""
+    if has_bf16(device):
+        return "bf16-true"
+    return "16-true" if device.type == "cuda" else "32-true"
+
+
+def default_training_precision(device: torch.device, all_trained: bool = False) -> str:
+    """The same for training. If all weights are trained they stay in float32: `bf16-mixed` on a GPU, else `32-true`. A
+    CUDA GPU without bfloat16 needs `16-mixed`, since float16 gradients that are not scaled become 0."""
+    if device.type == "cuda" and not has_bf16(device):
+        return "16-mixed"
     if all_trained:
-        return "bf16-mixed" if native and device.type == "cuda" else "32-true"
-    return "bf16-true" if native else "32-true"
+        return "bf16-mixed" if device.type == "cuda" else "32-true"
+    return default_precision(device)
+
+
+@contextmanager
+def tf32(allowed: bool) -> Iterator[None]:
+    """Whether float32 matmuls may run in TF32 within this context."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high" if allowed else "highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def uses_tf32(device: torch.device, precision: str) -> bool:
+    """Whether training runs the float32 matmuls of a mixed precision in TF32. Those of `32-true` stay exact."""
+    has_tf32 = device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+    return has_tf32 and precision.endswith("-mixed")
+
+
+def autocast_dtype(device: torch.device) -> Optional[torch.dtype]:
+    """The dtype in which autocast computes matmuls on a device; None if it is off."""
+    kind = device.type
+    enabled = torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)
+    return torch.get_autocast_dtype(kind) if enabled else None
 
 
 def to_device(device: torch.device, *tensors: torch.Tensor) -> list[torch.Tensor]:

@@ -17,12 +17,14 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.model import rematerialize
+from litgpt.model.devices import autocast_dtype
 from litgpt.model.sharded import is_sharded
 
 Function = TypeVar("Function", bound=Callable)
 enabled = os.environ.get("LITGPT_CPU_KERNELS") != "0"
 FASTER: dict[str, dict[str, Callable]] = {}  # by operation, then by device type
 is_compiling = torch.compiler.is_compiling
+HEAD_LOGITS = 2**27  # logits that the loss computes at once: few chunks, 1.4 GB with the copies in float32
 
 
 def operation(plain: Function) -> Function:
@@ -69,10 +71,13 @@ def saved_tensors(x: torch.Tensor) -> AbstractContextManager:
 @operation
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
     """`F.linear`: x (..., in_features) times weight (out_features, in_features), plus bias."""
-    kind = x.device.type
-    if x.is_floating_point() and torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
-        x = remat(x, torch.Tensor.to, torch.get_autocast_dtype(kind))  # not a second copy that is kept
-    return F.linear(x, weight, bias)
+    return F.linear(autocasted(x), weight, bias)
+
+
+def autocasted(x: torch.Tensor) -> torch.Tensor:
+    """The input of a matmul in the dtype that autocast computes it in. Autocast itself would keep this copy."""
+    dtype = autocast_dtype(x.device)
+    return x if dtype is None else remat(x, torch.Tensor.to, dtype)
 
 
 @operation
@@ -142,6 +147,12 @@ def empty_cache(k: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
 def padded_length(x: torch.Tensor, n: int) -> int:
     """The number of tokens that a batch of `n` tokens is padded to."""
     return n
+
+
+@operation
+def logits_at_once(x: torch.Tensor) -> int:
+    """The number of logits of hidden states like these that the loss holds in memory at once."""
+    return HEAD_LOGITS
 
 
 @operation

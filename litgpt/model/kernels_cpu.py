@@ -28,6 +28,7 @@ QUERIES = 256  # the largest chunk of causal attention
 SCORES = {torch.float32: 2**18, torch.bfloat16: 2**20}  # attention scores that stay in the processor's cache
 SHORT = 2**19  # scores of all heads up to which the attention weights are kept for the backward pass
 LOGITS = 2**19  # logits that stay in it
+HEAD_LOGITS = 2**24  # logits that the loss computes at once
 
 register = kernels.register("cpu")
 
@@ -208,6 +209,11 @@ def empty_cache(k: torch.Tensor, rows: int, slots: int) -> torch.Tensor:
 @register
 def padded_length(x: torch.Tensor, n: int) -> int:
     return rounded(n)
+
+
+@register
+def logits_at_once(x: torch.Tensor) -> int:
+    return HEAD_LOGITS
 
 
 @register

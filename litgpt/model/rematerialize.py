@@ -13,6 +13,8 @@ from typing import Any, Optional
 
 import torch
 
+from litgpt.model.devices import autocast_dtype
+
 is_compiling = torch.compiler.is_compiling
 
 
@@ -78,10 +80,8 @@ def run(x: torch.Tensor, function: Callable[..., torch.Tensor], *others: Any) ->
 
 
 def autocast_of(x: torch.Tensor) -> AbstractContextManager:
-    kind = x.device.type
-    if not (torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind)):
-        return nullcontext()
-    return torch.autocast(kind, torch.get_autocast_dtype(kind), cache_enabled=False)
+    dtype = autocast_dtype(x.device)
+    return nullcontext() if dtype is None else torch.autocast(x.device.type, dtype, cache_enabled=False)
 
 
 def pack(x: torch.Tensor) -> Any:

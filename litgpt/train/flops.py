@@ -1,8 +1,9 @@
-"""GEMM utilization: the matrix multiplications that training needs, relative to how fast the device can run them alone.
+"""Utilization of the device: the matrix multiplications that training needs, relative to what the device can do.
 
-The reference is not the hardware's peak but the model's own linear layers at `TOKENS` tokens, timed at start. As for
-MFU (https://arxiv.org/abs/2204.02311), only necessary operations count: gradients of weights only where they are
-trained, the head only at target positions, and neither attention scores nor recomputation.
+That is the hardware's peak where it is known (MFU, https://arxiv.org/abs/2204.02311). Elsewhere it is the throughput of
+the model's own linear layers at `TOKENS` tokens, timed at start (GEMM utilization). Only necessary operations count:
+gradients of weights only where they are trained, the head only at target positions, and neither attention scores nor
+recomputation.
 """
 
 import math
@@ -18,6 +19,7 @@ from torch import nn
 from litgpt.methods.lora import LoRALinear
 from litgpt.model.gpt import GPT
 from litgpt.model.linear import linear
+from litgpt.train.peaks import peak_flops
 
 TOKENS = 1024
 SECONDS = 1.0  # approximate limit for the timing; of large models only the smaller layers are timed
@@ -30,17 +32,21 @@ class FlopCounter:
     per_token: float  # in the blocks, forward and backward
     per_target: float  # per target position in the head
     peak: float  # per second, of the matrix multiplications alone on one device
+    name: str = "GEMM utilization"  # what the share is called
 
     @classmethod
     def of(cls, model: GPT, device: torch.device, dtype: torch.dtype) -> "FlopCounter":
-        """Count and time the matrix multiplications of a model; weights that require gradients are trained."""
+        """Count the matrix multiplications of a model; weights that require gradients are trained. Time them if the
+        peak of the device is unknown."""
         flops = {name: flops_per_token(name, module, model) for name, module in linears(model)}
         per_target = sum(n for name, n in flops.items() if "lm_head" in name)
         per_token = sum(n for name, n in flops.items() if "lm_head" not in name)
+        if (peak := peak_flops(device, dtype)) is not None:
+            return cls(per_token, per_target, peak, "MFU")
         return cls(per_token, per_target, gemm_throughput(model, device, dtype))
 
     def share(self, tokens: int, targets: int, seconds: float, devices: int) -> Optional[float]:
-        """The GEMM utilization over all devices, from 0 to 1; None if it cannot be measured."""
+        """The utilization over all devices, from 0 to 1; None if it cannot be measured."""
         at_peak = seconds * devices * self.peak
         return plausible((self.per_token * tokens + self.per_target * targets) / at_peak if at_peak else math.inf)
 

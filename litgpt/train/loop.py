@@ -197,7 +197,8 @@ class Trainer:
             peak_memory=memory,
         )
         parts = [f"loss {result.loss:.4f}", f"lr {lr:.2e}", f"{tokens / seconds:,.0f} tokens/s"]
-        details = [f"GEMM utilization {percent(utilization)}", f"peak memory {gigabytes(memory)}"]
+        name = flops.name if flops is not None else "GEMM utilization"
+        details = [f"{name} {percent(utilization)}", f"peak memory {gigabytes(memory)}"]
         self.screen.step(plan.fraction_done(result), [plan.position(result), *parts], details)
         self.start_log_window()
 

@@ -13,11 +13,10 @@ from torch.nn import functional as F
 from litgpt.data.batches import Batch
 from litgpt.model.chunked_attention import ROUND
 from litgpt.model.gpt import GPT
-from litgpt.model.kernels import cross_entropy_, padded_length
+from litgpt.model.kernels import cross_entropy_, logits_at_once, padded_length
 from litgpt.model.packing import Packing
 
 T = TypeVar("T")
-LOGITS = 2**24  # held in memory at once
 
 
 class LossModel(nn.Module):
@@ -44,7 +43,7 @@ class LossModel(nn.Module):
 def head_loss(hidden: torch.Tensor, head: nn.Module, targets: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """Sum of the cross-entropies of `head(hidden)` against `targets`, a float32 scalar.
 
-    Logits are computed only where there is a target, `LOGITS` at a time. Their gradient overwrites them, and yields the
+    Logits are computed only where there is a target, some at a time. Their gradient overwrites them, and yields the
     gradients of the input and of the trained parameters of the head.
 
     Args:
@@ -68,7 +67,8 @@ class _HeadLoss(torch.autograd.Function):
         total = hidden.new_zeros((), dtype=torch.float32)
         with_grad = any(ctx.needs_input_grad)
         grads = [torch.empty_like(hidden)] if with_grad else []
-        size = max(1, LOGITS // rows_of(head) // ROUND) * ROUND
+        sums = [torch.zeros_like(p) for p in trained] if with_grad and not len(hidden) else []
+        size = max(1, logits_at_once(hidden) // rows_of(head) // ROUND) * ROUND
         for start in range(0, len(hidden), size):
             chunk = slice(start, start + size)
             with torch.set_grad_enabled(with_grad):
@@ -78,14 +78,12 @@ class _HeadLoss(torch.autograd.Function):
             if with_grad:
                 first, *others = torch.autograd.grad(loss, [x, *trained])
                 grads[0][chunk] = first
-                if start == 0:
-                    grads += others
+                if start == 0:  # a sum of many in bfloat16 would lose small ones
+                    sums = others if size >= len(hidden) else [grad.float() for grad in others]
                 else:
-                    for grad, more in zip(grads[1:], others):
+                    for grad, more in zip(sums, others):
                         grad += more
-        if with_grad and len(grads) == 1:  # no target tokens
-            grads += [torch.zeros_like(p) for p in trained]
-        ctx.save_for_backward(*grads)
+        ctx.save_for_backward(*grads, *(grad.to(p.dtype) for grad, p in zip(sums, trained)))
         return total
 
     @staticmethod

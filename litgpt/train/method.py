@@ -9,6 +9,7 @@ from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 
+Save = Callable[[GPT, BaseModel, Path], None]
 RESULT_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
 
 
@@ -17,20 +18,18 @@ class Method:
     """A finetuning method: what is trained and how it is saved.
 
     `apply` modifies a newly built model in place, before its weights are loaded, and sets `requires_grad` on what is
-    trained. `save` writes that, given the model, the base model, and the folder.
+    trained. `save` writes that, given the model, the base model, and the folder. `finish` changes the model after the
+    last step, and returns how to save the result; by default that is `save`, which is exact.
     """
 
     name: str  # the command, such as `finetune lora`
     apply: Callable[[GPT], None]
-    save: Callable[[GPT, BaseModel, Path], None]
+    save: Save
+    finish: Optional[Callable[[GPT, BaseModel], Save]] = None
     saves_style: bool = True  # whether the result records the prompt style of the training rows
     next_commands: tuple[str, ...] = ()  # to suggest at the end, with `{final}` for the folder of the result
     remark: str = ""  # a note about that folder
 
-    def check_quantize(self, quantize: Optional[str], frozen: bool, precision: str) -> None:
+    def check_quantize(self, quantize: Optional[str], frozen: bool) -> None:
         if quantize is not None and not frozen:
             raise UserError(f"--quantize {quantize} needs frozen weights, but {self.name} trains all of them.")
-        if quantize is not None and not precision.endswith("-true"):
-            raise UserError(
-                f"--quantize {quantize} does not support --precision {precision}. Use bf16-true, 16-true, or 32-true."
-            )

@@ -93,11 +93,12 @@ def remarks(optimizer: Optimizer, device: torch.device) -> list[str]:
 
 
 class StochasticRounding:
-    """Random 16-bit numbers, ten times as fast as torch's generator on a CPU.
+    """Random 16-bit numbers, on a CPU ten times as fast as torch's generator.
 
-    Each lane is a linear congruential generator modulo 2^32 with the multiplier of PCG (https://www.pcg-random.org); it
-    yields the upper half of its state. torch's generator seeds the lanes, so that numbers are uniform and lanes are
-    independent. Each optimizer step uses a new instance, so that steps are independent too.
+    There, each lane is a linear congruential generator modulo 2^32 with the multiplier of PCG
+    (https://www.pcg-random.org); it yields the upper half of its state. torch's generator seeds the lanes, so that
+    numbers are uniform and lanes are independent. Each optimizer step uses a new instance, so that steps are
+    independent too.
     """
 
     def __init__(self, generator: torch.Generator) -> None:
@@ -106,6 +107,9 @@ class StochasticRounding:
 
     def draw(self, n: int) -> torch.Tensor:
         """n numbers from 0 to 65,535: (n,), int32"""
+        if self.generator.device.type != "cpu":  # one kernel
+            drawn = torch.empty(n, dtype=torch.int32, device=self.generator.device)
+            return drawn.random_(0, 2**16, generator=self.generator)
         if (missing := n - len(self.lanes)) > 0:
             device, ends = self.generator.device, (-(2**31), 2**31)
             more = torch.randint(*ends, (missing,), generator=self.generator, device=device, dtype=torch.int32)
@@ -182,10 +186,10 @@ class AdamW(Rounding, torch.optim.AdamW):
     def update(self, rounding: dict[str, StochasticRounding]) -> None:
         grads: dict[torch.Tensor, torch.Tensor] = {}
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.dtype == torch.bfloat16 and p.grad is not None:
-                    adamw_step(p, self.state[p], group, group["eps"], rounding[p.device.type])
-                    grads[p], p.grad = p.grad, None  # torch's step skips it
+            rounded = [p for p in group["params"] if p.dtype == torch.bfloat16 and p.grad is not None]
+            adamw_step(rounded, self.state, group, group["eps"], rounding)
+            for p in rounded:
+                grads[p], p.grad = p.grad, None  # torch's step skips it
         self.step_of_torch()
         for p, grad in grads.items():
             p.grad = grad
@@ -243,41 +247,78 @@ class Muon(Rounding):
 
     def update(self, rounding: dict[str, StochasticRounding]) -> None:
         for group in self.param_groups:
-            for p in group["params"]:
-                if p.grad is not None and hasattr(p, "row_blocks"):
-                    muon_step(p, self.state[p], group, rounding[p.device.type])
-                elif p.grad is not None:
-                    adamw_step(p, self.state[p], group, group["adamw_eps"], rounding[p.device.type])
+            updated = [p for p in group["params"] if p.grad is not None]
+            for p in (p for p in updated if hasattr(p, "row_blocks")):
+                muon_step(p, self.state[p], group, rounding[p.device.type])
+            others = [p for p in updated if not hasattr(p, "row_blocks")]
+            adamw_step(others, self.state, group, group["adamw_eps"], rounding)
 
 
 def adamw_step(
-    p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], eps: float, rounding: StochasticRounding
+    params: Iterable[torch.Tensor],
+    states: dict[torch.Tensor, Any],
+    group: dict[str, Any],
+    eps: float,
+    rounding: dict[str, StochasticRounding],
 ) -> None:
-    """One step of AdamW in float32. `p` and its moments keep the dtype of `p`."""
-    if not state:
-        state["step"] = torch.zeros(())  # on the CPU, like torch's
-        for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
-            state[name] = torch.zeros_like(p)
-    state["step"] += 1
-    step, (beta1, beta2), lr = int(state["step"]), group["betas"], group["lr"]
-    grad = -p.grad if group.get("maximize") else p.grad  # type: ignore[operator]
-    assert grad is not None
-    for w, g, m, v, *largest in in_chunks(p, grad, *(t for name, t in state.items() if name != "step")):
-        g = g.float()
-        new_m = m.float().lerp_(g, 1 - beta1)
-        new_v = v.float().mul_(beta2).addcmul_(g, g, value=1 - beta2)
-        second = new_v if not largest else torch.maximum(new_v, largest[0].float())
-        divisor = (second / (1 - beta2**step)).sqrt_().add_(eps)
-        new_w = w.float().mul_(1 - lr * group["weight_decay"]).addcdiv_(new_m, divisor, value=-lr / (1 - beta1**step))
-        for old, new in ((w, new_w), (m, new_m), (v, new_v), *((old, second) for old in largest)):
-            store(old, new, rounding)
+    """One step of AdamW in float32 for parameters that have a gradient. They and their moments keep their dtype.
+
+    Many of them are updated together, in about ten kernels: copied to float32, updated by torch's kernel, rounded, and
+    copied back.
+    """
+    alike: dict[Any, list[tuple[torch.Tensor, ...]]] = {}
+    for p in params:
+        state = states[p]
+        if not state:
+            state["step"] = torch.zeros(())  # on the CPU, like torch's
+            for name in ("exp_avg", "exp_avg_sq", *(["max_exp_avg_sq"] if group.get("amsgrad") else [])):
+                state[name] = torch.zeros_like(p)
+        state["step"] += 1
+        assert p.grad is not None
+        tensors = (p.grad, p, *(t for name, t in state.items() if name != "step"))
+        alike.setdefault((p.device, p.dtype, int(state["step"])), []).append(tensors)
+    options: dict[str, Any] = {name: group[name] for name in ("lr", "weight_decay")} | {"eps": eps}
+    options |= {name: bool(group.get(name)) for name in ("amsgrad", "maximize")}
+    options["beta1"], options["beta2"] = group["betas"]
+    for (device, dtype, number), rows in alike.items():
+        step = torch.full((), float(number), device=device)
+        for bucket in buckets(rows):
+            lengths = [part.numel() for part, *_ in bucket]
+            flat = torch.empty(len(bucket[0]), sum(lengths), dtype=torch.float32, device=device)
+            olds = [part for parts in zip(*bucket) for part in parts]  # gradients, then weights, then each moment
+            news = [new for row in flat for new in row.split(lengths)]
+            news = [new.view_as(old) for new, old in zip(news, olds)]
+            torch._foreach_copy_(news, olds)
+            grad, weight, mean, square, *largest = flat
+            torch._fused_adamw_([weight], [grad], [mean], [square], largest, [step], **options)
+            if dtype == torch.bfloat16:
+                round_stochastically_(flat[1:], rounding[device.type])
+            torch._foreach_copy_(olds[len(bucket) :], news[len(bucket) :])
+
+
+def buckets(rows: Iterable[tuple[torch.Tensor, ...]]) -> Iterator[list[tuple[torch.Tensor, ...]]]:
+    """Groups of about `CHUNK` elements: views of rows of tensors, in each tuple of the same shape."""
+    bucket: list[tuple[torch.Tensor, ...]] = []
+    room = 0
+    for parts in (parts for tensors in rows for parts in in_chunks(*tensors)):
+        if bucket and parts[0].numel() > room:
+            yield bucket
+            bucket = []
+        room = (room if bucket else chunk(parts[0])) - parts[0].numel()
+        bucket.append(parts)
+    if bucket:
+        yield bucket
 
 
 def in_chunks(*tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """Views of the rows of tensors of the same shape, about `CHUNK` elements at a time."""
     shards = [torch.atleast_1d(local_shard(t)) for t in tensors]
-    rows = max(1, CHUNK.get(shards[0].device.type, CHUNK_ELSEWHERE) // max(1, shards[0][:1].numel()))
+    rows = max(1, chunk(shards[0]) // max(1, shards[0][:1].numel()))
     return zip(*(t.split(rows) for t in shards))
+
+
+def chunk(tensor: torch.Tensor) -> int:
+    return CHUNK.get(tensor.device.type, CHUNK_ELSEWHERE)
 
 
 def muon_step(p: torch.Tensor, state: dict[str, Any], group: dict[str, Any], rounding: StochasticRounding) -> None:

@@ -8,7 +8,7 @@ import torch
 
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
-from litgpt.model.devices import peak_memory
+from litgpt.model.devices import peak_memory, uses_tf32
 from litgpt.train.args import TrainArgs
 from litgpt.train.loop import perplexity
 from litgpt.train.progress import duration, gigabytes
@@ -78,6 +78,7 @@ def describe_devices(run: "Run") -> str:
     machines = f" on {n_nodes} machines" if n_nodes > 1 else ""
     strategy = f" ({run.sharing})" if fabric.world_size > 1 else ""
     precision = f"{run.precision_name}, {run.quantize}" if run.quantize else run.precision_name
+    precision += ", TF32" * uses_tf32(fabric.device, run.precision_name)
     threads = f"{n_threads} thread{'s' * (n_threads > 1)} each"
     return f"{fabric.world_size} x {fabric.device.type}{machines}{strategy}, {precision}, {threads}"
 

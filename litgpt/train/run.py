@@ -18,7 +18,17 @@ from litgpt.families.weights import check_weights
 from litgpt.methods.quantize import QuantizeName
 from litgpt.methods.quantize import quantize as quantize_layers
 from litgpt.model.blocks import check_compiler, compile_blocks, recompute
-from litgpt.model.devices import DTYPES, Accelerator, PrecisionName, default_precision, pick_device, share_threads
+from litgpt.model.devices import (
+    DTYPES,
+    MATMULS,
+    Accelerator,
+    PrecisionName,
+    default_training_precision,
+    pick_device,
+    share_threads,
+    tf32,
+    uses_tf32,
+)
 from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
@@ -60,7 +70,8 @@ class Run:
         out_dir: Output folder; the result is in final/.
         data: Training data, for example JSON with --data.json_path FILE. Defaults to Alpaca.
         precision: Precision of the base weights and of the matrix multiplications. By default bf16-true if the device
-            supports it natively, else 32-true. If all weights are trained, bf16-mixed on such a GPU, else 32-true.
+            supports it natively, else 32-true. If all weights are trained, bf16-mixed on such a GPU, else 32-true. On
+            CUDA GPUs without bfloat16, 16-mixed, or 32-true with fsdp.
         quantize: Quantize the frozen weights of the blocks to 4 or 8 bits with bitsandbytes.
         devices: Devices per machine, or auto for all of them. Set by torchrun or SLURM if they start the run.
         num_nodes: Number of machines. Set by torchrun or SLURM if they start the run.
@@ -161,14 +172,20 @@ class Run:
         if self.compile:
             check_compiler(self.device)
         self.is_frozen = any(not p.requires_grad for p in self.model.parameters())
-        self.precision_name = self.precision or default_precision(self.device, all_trained=not self.is_frozen)
-        self.method.check_quantize(self.quantize, self.is_frozen, self.precision_name)
+        self.precision_name = self.precision or default_training_precision(self.device, not self.is_frozen)
+        self.method.check_quantize(self.quantize, self.is_frozen)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
 
     def pick_devices(self) -> None:
         self.devices_per_node, n_nodes = launch.layout(self.device, self.devices, self.num_nodes)
         world_size = self.devices_per_node * n_nodes
         self.train = self.train.on(world_size)
+        if self.precision is None and self.precision_name == "16-mixed" and world_size > 1:
+            exact = "32-true"  # fsdp cannot scale gradients
+            needed = launch.pick_strategy(
+                self.strategy, self.model, exact, self.device, self.devices_per_node, self.quantize
+            )
+            self.precision_name = exact if needed == "fsdp" else self.precision_name
         self.sharing: str = launch.pick_strategy(
             self.strategy, self.model, self.precision_name, self.device, self.devices_per_node, self.quantize
         )
@@ -215,7 +232,7 @@ class Run:
         self.loss_model = LossModel(self.model)
         if self.sharing == "fsdp":
             launch.give_memory_back()
-            fabric.strategy.shard(self.loss_model)  # type: ignore[attr-defined]
+            fabric.strategy.shard(self.loss_model, MATMULS.get(self.precision_name))  # type: ignore[attr-defined]
         self.fill()
         optimizer = self.make_optimizer()
         self.saver = Saver(self, optimizer)
@@ -284,12 +301,13 @@ class Run:
         """Train."""
         self.flops: Optional[FlopCounter] = None
         with spared("Cannot measure the utilization", self.fabric.world_size):
-            dtype = torch.bfloat16 if self.precision_name == "bf16-mixed" else DTYPES[self.precision_name]
+            dtype = MATMULS.get(self.precision_name, DTYPES[self.precision_name])
             self.flops = FlopCounter.of(self.model, self.fabric.device, dtype)
         self.examples = Examples(self)
         if self.checkpoint is None:
             self.examples.show("before")
-        Trainer(self).fit()
+        with tf32(uses_tf32(self.fabric.device, self.precision_name)):  # not for the outputs of the result
+            Trainer(self).fit()
 
     def save(self) -> None:
         """Save the result, then show what the model answers now."""

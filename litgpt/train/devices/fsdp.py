@@ -7,7 +7,7 @@ their gradients averaged as in DDP.
 torch's `fully_shard`: https://docs.pytorch.org/docs/stable/distributed.fsdp.fully_shard.html
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Optional
 
@@ -18,7 +18,10 @@ from torch import nn
 
 from litgpt.families import weight_map
 from litgpt.model.gpt import GPT
+from litgpt.model.norm import EachHeadNorm, RMSNorm
 from litgpt.train.loss import LossModel
+
+NORMS = (nn.LayerNorm, RMSNorm, EachHeadNorm)  # computed in float32 in mixed precision
 
 
 class ShardedStrategy(ModelParallelStrategy):
@@ -36,21 +39,9 @@ class ShardedStrategy(ModelParallelStrategy):
         self.replicated: list[nn.Parameter] = []
         self.accumulating = False  # whether more micro-batches of the step follow
 
-    def shard(self, model: LossModel) -> None:
-        """Shard a model that is on the meta device."""
-        from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard, register_fsdp_forward_method
-
-        gpt = model.gpt
-        added = added_parameters(gpt)
-        options: dict[str, Any] = {
-            "mesh": self.device_mesh["data_parallel"],
-            "offload_policy": CPUOffloadPolicy() if self.offload else OffloadPolicy(),
-            "ignored_params": set(added),
-        }
-        for block in gpt.transformer.h:
-            fully_shard(block, **options)
-        fully_shard(model, **options)
-        register_fsdp_forward_method(model, "read")
+    def shard(self, model: LossModel, matmuls: Optional[torch.dtype] = None) -> None:
+        """Shard a model that is on the meta device. `matmuls` is the dtype of mixed precision."""
+        shard(model, self.device_mesh["data_parallel"], matmuls, self.offload)
 
     def setup_module(self, module: nn.Module) -> nn.Module:
         assert isinstance(module, LossModel)
@@ -76,6 +67,41 @@ class ShardedFabric(Fabric):
             yield
         finally:
             self.strategy.accumulating = False
+
+
+def shard(model: LossModel, mesh: Any, matmuls: Optional[torch.dtype] = None, offload: bool = False) -> None:
+    """Shard a model that is on the meta device.
+
+    In mixed precision, the matrices of a block are gathered in the dtype of the matmuls, `matmuls`. Autocast converts
+    the same weights on one device, so that the results are equal. All other weights, which include the norms of the
+    blocks, are gathered together in float32. Gradients are summed in float32.
+    """
+    from torch.distributed.fsdp import (
+        CPUOffloadPolicy,
+        MixedPrecisionPolicy,
+        OffloadPolicy,
+        fully_shard,
+        register_fsdp_forward_method,
+    )
+
+    options = {"mesh": mesh, "offload_policy": CPUOffloadPolicy() if offload else OffloadPolicy()}
+    lower = MixedPrecisionPolicy(matmuls, torch.float32 if matmuls else None, cast_forward_inputs=False)
+    added, blocks = set(added_parameters(model.gpt)), model.gpt.transformer.h
+    in_float32 = [m for m in blocks.modules() if isinstance(m, NORMS)] if matmuls else []
+    fully_shard(model, ignored_params=added | set(blocks.parameters()) - parameters_of(in_float32), **options)
+    for block in blocks:
+        fully_shard(block, mp_policy=lower, ignored_params=added | parameters_of(in_float32), **options)
+    if hasattr(model, "set_reduce_scatter_unused_params"):  # torch 2.13
+        # what is not run on a rank has a gradient of 0 there
+        model.set_reduce_scatter_unused_params(True)  # type: ignore[operator]
+    if matmuls:
+        read = model.read
+        model.read = torch.autocast(mesh.device_type, matmuls)(read)  # type: ignore[method-assign]
+    register_fsdp_forward_method(model, "read")
+
+
+def parameters_of(modules: Iterable[nn.Module]) -> set[nn.Parameter]:
+    return {p for module in modules for p in module.parameters()}
 
 
 def added_parameters(gpt: GPT) -> list[nn.Parameter]:

@@ -41,7 +41,7 @@ class Saver:
     def __init__(self, run: "Run", optimizer: Optimizer) -> None:
         self.fabric, self.method, self.start, self.result = run.fabric, run.method, run.base_model, run.result
         self.model, self.loss_model = run.model, run.loss_model
-        self.optimizer, self.tokenizer = optimizer, run.tokenizer
+        self.optimizer, self.tokenizer, self.save = optimizer, run.tokenizer, run.method.save
         self.precision, self.quantize = run.precision_name, run.quantize
         self.out_dir, self.keep_last = run.out_dir, run.train.keep_last
         self.saves_all = not run.is_frozen  # the method saves all weights, so the training state need not
@@ -67,6 +67,8 @@ class Saver:
     def final(self) -> None:
         """Write the result with its reference outputs. All ranks must call this."""
         outputs: Optional[dict[str, Any]] = None
+        if self.method.finish is not None:
+            self.save = self.method.finish(self.model, self.start)
         with spared("Cannot compute the reference outputs of the result", self.fabric.world_size):
             style = self.style or load_style(self.start.tokenizer_folder)
             outputs = self.loss_model.read(
@@ -92,7 +94,7 @@ class Saver:
             nonlocal error
             try:
                 with new_folder(self.out_dir / name) as folder:
-                    self.method.save(self.model, self.start, folder)
+                    self.save(self.model, self.start, folder)
                     self.start.copy_tokenizer(folder)
                     if self.style is not None:
                         save_style(self.style, folder, self.tokenizer.prefix, self.tokenizer.eos_token or "")
@@ -110,14 +112,9 @@ class Saver:
     def state(self, randoms: list[dict[str, torch.Tensor]]) -> TrainingState:
         parameters = {} if self.saves_all else dict(self.model.named_parameters())
         trained = {name: full_tensor(p).detach().cpu() for name, p in parameters.items() if p.requires_grad}
-        optimizer = self.optimizer.state_dict()
-        optimizer["state"] = {
-            number: {k: full_tensor(v).cpu() if is_sharded(v) else v for k, v in state.items()}
-            for number, state in optimizer["state"].items()
-        }
         precision = self.fabric.strategy.precision.state_dict()
         progress = asdict(self.result) | {"precision": precision, "options": self.options}
-        return TrainingState(trained, optimizer, randoms, progress, self.settings)
+        return TrainingState(trained, self.optimizer.state_dict(), randoms, progress, self.settings)
 
     def gather_random(self) -> list[dict[str, torch.Tensor]]:
         """The states of all ranks' random generators."""

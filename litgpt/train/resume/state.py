@@ -2,19 +2,26 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Optional
 
 import torch
+from safetensors import SafetensorError, safe_open
 
+from litgpt.checkpoint.folder import widest_first, write_file
 from litgpt.errors import UserError
+from litgpt.families.weights import Outline
+from litgpt.model.sharded import full_tensor, is_sharded
 from litgpt.storage.fields import ID, Each, misfit
 from litgpt.storage.files import read_json
 from litgpt.storage.outputs import SUMS, checksum
+from litgpt.storage.torch_file import NAMES
 
 STATE = "training_state.pt"
+SHARDED_STATE = "optimizer.safetensors"  # the optimizer's state of sharded weights, which may not fit in memory
+SHARDED = "sharded"  # the names in it, as a part of the optimizer's state
 OPTIMIZER = "the optimizer"  # setting: its class
 TIME = "the time in the prompts"  # setting: the time that templates print, also after the run resumes
 # settings that may change when a run resumes, because they do not change its results
@@ -37,12 +44,21 @@ class TrainingState:
     settings: dict[str, Any]  # of the run, flat
 
     def write(self, folder: Path) -> None:
+        """Write the files of a checkpoint. Sharded tensors are gathered and written one at a time."""
+        state = self.optimizer["state"]
+        sharded = {f"{n}.{k}": v for n, values in state.items() for k, v in values.items() if is_sharded(v)}
+        if sharded:
+            state = {n: {k: v for k, v in values.items() if not is_sharded(v)} for n, values in state.items()}
+            self.optimizer = self.optimizer | {"state": state, SHARDED: list(sharded)}
+            outlines = widest_first(Outline(name, NAMES[v.dtype], tuple(v.shape)) for name, v in sharded.items())
+            tensors = ((outline.name, full_tensor(sharded[outline.name])) for outline in outlines)
+            write_file(folder / SHARDED_STATE, outlines, tensors)
         with open(folder / STATE, "wb") as f:  # with a path, torch hides the cause of an error
             torch.save(vars(self), f)
 
     @classmethod
     def read(cls, folder: Path, mmap: bool = False) -> "TrainingState":
-        """Read the file of `write`, perhaps mapped into memory. Raises `UserError` if it is not such a file."""
+        """Read the files of `write`, perhaps mapped into memory. Raises `UserError` if they are not such files."""
         try:
             found = torch.load(folder / STATE, map_location="cpu", mmap=mmap, weights_only=True)
         except MemoryError:
@@ -54,7 +70,21 @@ class TrainingState:
             raise UserError(f"{folder / STATE} cannot be read: {why}") from e
         if wrong := wrong_parts(found):
             raise UserError(f"{folder / STATE} cannot be read: invalid content in {', '.join(wrong)}")
+        if names := found["optimizer"].pop(SHARDED, []):
+            for name, tensor in sharded_state(folder / SHARDED_STATE, names):
+                number, _, key = name.partition(".")
+                found["optimizer"]["state"].setdefault(int(number), {})[key] = tensor
         return cls(**found)
+
+
+def sharded_state(file: Path, names: list[str]) -> Iterator[tuple[str, torch.Tensor]]:
+    """The tensors of these names, mapped into memory. Raises `UserError` if the file is damaged."""
+    try:
+        with safe_open(str(file), framework="pt") as f:
+            for name in names:
+                yield name, f.get_tensor(name)
+    except (SafetensorError, OSError) as e:
+        raise UserError(f"{file} cannot be read: {str(e).splitlines()[0]}") from e
 
 
 def wrong_parts(state: Any) -> list[str]:
@@ -83,6 +113,8 @@ def is_optimizer(value: Any) -> bool:
         and all(is_dict(group, str) for group in value["param_groups"])
         and is_dict(value.get("state"), int, lambda v: is_dict(v, str))
         and all(n >= 0 for n in value["state"])
+        and isinstance(names := value.get(SHARDED, []), list)
+        and all(isinstance(name, str) and re.fullmatch(r"\d{1,9}\.\w+", name, re.ASCII) for name in names)
     )
 
 
