@@ -19,6 +19,7 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
     "data_check": ("litgpt.commands.data_check:main", "Check the data of a finetune before it runs."),
     "data_cache": ("litgpt.commands.data_cache:main", "List or clear the tokens that earlier runs left."),
     "pretrain": ("litgpt.finetune.pretrain:setup", "Train a model on text, from scratch or from existing weights."),
+    "plan": ("litgpt.commands.plan:main", "Predict the memory and time of a finetune, and find settings that fit."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Generate text from a prompt, or answer a file of prompts."),
     "generate_full": ("litgpt.commands.generate:with_100", "Alias of generate for a fully finetuned model."),

@@ -1,59 +1,20 @@
 """How much memory a model keeps for its backward pass, on the meta device.
 
-The meta device decomposes what a GPU does in one kernel, so stand-ins keep what those kernels keep: a norm its input
-and a float32 number per row; attention q, k, v, its output and a float32 number per row and head.
+With the stand-ins of `litgpt.train.memory.stand_ins` for the kernels of a GPU.
 """
 
 import weakref
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, ClassVar, Optional, Union
-from unittest import mock
 
 import torch
-from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model import attention_kernels
 from litgpt.model.blocks import Offload, recompute
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-
-
-class Norm(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(x, weight, x.new_empty(x.shape[:-1], dtype=torch.float32))
-        return torch.empty_like(x)
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
-        x, weight, _ = ctx.saved_tensors
-        return torch.empty_like(x), torch.empty_like(weight)
-
-
-class Attention(torch.autograd.Function):
-    """`q` is (..., n, T, hs), `k` and `v` (..., g, T, hs), in any order of the dimensions before the last."""
-
-    @staticmethod
-    def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        y = torch.empty_like(q)  # in the memory order of q, as the kernels for GPUs
-        ctx.save_for_backward(q, k, v, y, q.new_empty(q.shape[:-1], dtype=torch.float32))
-        return y
-
-    @staticmethod
-    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
-        return tuple(torch.empty_like(t) for t in ctx.saved_tensors[:3])
-
-
-def rms_norm(x: torch.Tensor, shape: Any, weight: torch.Tensor, eps: float) -> torch.Tensor:
-    return Norm.apply(x, weight)
-
-
-def one_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-    return Attention.apply(q, k, v)
+from litgpt.train.memory.stand_ins import gpu_kernels
 
 
 class OnHost(Offload):
@@ -71,18 +32,6 @@ class OnHost(Offload):
 
     def unpack(self, kept: Any) -> torch.Tensor:
         return torch.empty(kept[0], dtype=kept[1], device="meta")
-
-
-@contextmanager
-def fused_kernels() -> Iterator[None]:
-    """On the meta device, keep what the kernels of a GPU keep."""
-    with (
-        mock.patch.object(F, "rms_norm", rms_norm),
-        mock.patch.object(F, "scaled_dot_product_attention", one_attention),
-        mock.patch.object(attention_kernels, "has_varlen", lambda x: True),
-        mock.patch.object(attention_kernels, "varlen", lambda: one_attention),
-    ):
-        yield
 
 
 class Storages(TorchDispatchMode):
@@ -133,7 +82,7 @@ def kept(
         model.saved_tensors = OnHost
     OnHost.sizes.clear()
     quantized = [weight for m in model.modules() if isinstance(m, QuantizedLinear) for weight, _ in m.stored]
-    with fused_kernels(), Storages(*model.parameters(), *quantized, ids) as storages:
+    with gpu_kernels(), Storages(*model.parameters(), *quantized, ids) as storages:
         hidden = model.hidden(ids, [tokens // 2, tokens // 2])
         total, host = storages.total, sum(OnHost.sizes)
         hidden.sum().backward()

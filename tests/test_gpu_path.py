@@ -21,10 +21,10 @@ from litgpt.model.gpt import GPT
 from litgpt.train import run
 from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
+from litgpt.train.memory.stand_ins import gpu_kernels
 from litgpt.train.optimizers import parameter_groups
 from tests.device_mode import DeviceMode, MixedDevices, device_mode
 from tests.families import FAMILIES
-from tests.meter import fused_kernels
 from tests.runs import words
 from tests.test_training import files  # noqa: F401
 
@@ -104,7 +104,7 @@ def test_training(family, name, method):
     """No operator meets two devices, and nothing in a block is read or copied."""
     model = make_model(family, name, METHODS[method])
     reads_counts = bool(model.config.n_expert) and method in ("lora everywhere", "adapter_v2")
-    with fused_kernels(), device_mode() as mode:
+    with gpu_kernels(), device_mode() as mode:
         train(model, mode)
         assert not mode.copies and not mode.indices, (mode.copies, mode.indices)
         # adapted experts run one by one, which takes their numbers of tokens
@@ -116,7 +116,7 @@ def test_training(family, name, method):
 def test_training_4_bits(family):
     pytest.importorskip("bitsandbytes")
     model = make_model(family, "", LoRA(**EVERYWHERE), "bnb.nf4")  # type: ignore[arg-type]
-    with fused_kernels(), device_mode() as mode:
+    with gpu_kernels(), device_mode() as mode:
         train(model, mode)
     assert not mode.copies and not mode.indices and all("run_experts" in line for line in mode.reads)
 
@@ -125,7 +125,7 @@ def test_training_4_bits(family):
 def test_decoding(family, name):
     """A step of prompts and a step of tokens read once each, however the tokens are drawn."""
     engine = Engine(make_model(family, name).eval(), rows=4)
-    with fused_kernels(), device_mode() as mode:
+    with gpu_kernels(), device_mode() as mode:
         submit(engine, [[3, 4, 5], [6, 7, 8, 9], [3]])
         assert decode(engine, mode)[1:] == [1, 1, 1]
         submit(engine, [[3, 4, 5, 9, 8, 7, 3]], sampling=Sampling(repetition_penalty=1.2), logprobs=3)
@@ -145,7 +145,7 @@ def test_decoding_with_several_adapters(scheme):
             update.linear = layer.linear  # type: ignore[assignment]
         model.set_submodule(path, layer)
     engine = Engine(model, rows=6, adapters=adapters)
-    with fused_kernels(), device_mode() as mode:
+    with gpu_kernels(), device_mode() as mode:
         for adapter in ("a", None, "b", "a"):
             submit(engine, [[3, 4, 5, 6]], adapter=adapter)
         assert decode(engine, mode)[1:] == [1, 1, 1]
@@ -186,7 +186,7 @@ def test_a_step_reads_once(llama, files, tmp_path, monkeypatch):  # noqa: F811
         "--data.val_split_fraction",
         "null",
     ]
-    with fused_kernels(), device_mode() as mode, pytest.raises(Done):
+    with gpu_kernels(), device_mode() as mode, pytest.raises(Done):
         main(words("lora", llama, files, tmp_path / "out", *flags))
     assert len(seen["reads"]) == 12 and not seen["copies"], seen
 
@@ -197,7 +197,7 @@ def test_a_step_reads_once(llama, files, tmp_path, monkeypatch):  # noqa: F811
 def test_a_read_in_a_block_is_found(monkeypatch):
     model = make_model("llama")
     monkeypatch.setattr(model.transformer.h[1].mlp, "glu", lambda x: x.chunk(2, -1)[0] * x.max().item())
-    with fused_kernels(), device_mode() as mode:
+    with gpu_kernels(), device_mode() as mode:
         train(model, mode)
     assert mode.reads
 
@@ -205,7 +205,7 @@ def test_a_read_in_a_block_is_found(monkeypatch):
 def test_a_cpu_weight_in_a_linear_layer_is_found():
     model = make_model("llama")
     model.lm_head.weight = torch.nn.Parameter(torch.ones(model.lm_head.weight.shape, dtype=torch.bfloat16))
-    with fused_kernels(), device_mode() as mode, pytest.raises(MixedDevices):
+    with gpu_kernels(), device_mode() as mode, pytest.raises(MixedDevices):
         train(model, mode)
 
 
@@ -213,14 +213,14 @@ def test_a_cpu_index_in_decoding_is_found(monkeypatch):
     engine = Engine(make_model("llama").eval(), rows=2)
     head = engine.model.lm_head.forward
     monkeypatch.setattr(engine.model.lm_head, "forward", lambda x: head(x[torch.arange(len(x), device="cpu")]))
-    with fused_kernels(), device_mode() as mode, pytest.raises(AssertionError):
+    with gpu_kernels(), device_mode() as mode, pytest.raises(AssertionError):
         submit(engine, [[3, 4], [5, 6]])
         decode(engine, mode)
 
 
 def test_a_pageable_copy_of_a_batch_is_found():
     model, batch = make_model("llama"), make_batch()
-    with fused_kernels(), device_mode() as mode:
+    with gpu_kernels(), device_mode() as mode:
         batch.ids.to(META)
         LossModel(model)(batch.to(META))
     assert len(mode.copies) == 1

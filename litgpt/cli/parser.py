@@ -38,7 +38,7 @@ from litgpt.train.args import run_settings, run_words
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the function whose options it takes as well
 FILES = ("data", "prompts")  # options that take several files
-HANDS_ON = ("verify_resume",)  # commands that take the options of another command as a list
+HANDS_ON = ("verify_resume", "plan")  # commands that take the options of another command as a list
 HIDDEN = ("Ignored", "Has no effect", "Without effect", "Not supported")  # the help of options that only LitGPT has
 TRUTH = ("true", "false", "yes", "no", "null")
 

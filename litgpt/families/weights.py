@@ -4,7 +4,7 @@ import math
 import re
 from abc import ABC, abstractmethod
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,8 @@ from litgpt.model.gpt import GPT
 
 KINDS = ("model.safetensors", "pytorch_model.bin")  # of weights; the first that is there is read
 READ = 2**28  # bytes after which a file is opened again, so that its pages do not stay in memory
-FLOATS = ("F64", "F32", "F16", "BF16")  # the names in safetensors; integers and 8 bits need scales, not a cast
+DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+FLOATS = tuple(DTYPES)  # the names in safetensors; integers and 8 bits need scales, not a cast
 
 
 def check_count(config: Config, n_tensors: int) -> None:
@@ -78,6 +79,30 @@ class Weights(ABC):
 
     def outline(self, name: str) -> Outline:
         return Outline(name, self.dtypes[name], self.shapes[name])
+
+
+class EmptyWeights(Weights):
+    """The weights that a model needs, without their contents: names, shapes and dtypes alone. `dtypes` has those that
+    are known; the others are bfloat16."""
+
+    def __init__(self, model: GPT, fields: dict[str, Any], folder: Path, dtypes: Mapping[str, str]) -> None:
+        names = weight_map(model.config)
+        self.folder, self.config, self.fields = folder, model.config, fields
+        self.shapes = {
+            tensor.name: parameter.shape(tensor)
+            for parameter in names.parameters(model).values()
+            for tensor in parameter.tensors
+            if tensor.name != names.tied_head
+        }
+        self.dtypes = {name: dtypes.get(name, "BF16") for name in self.shapes}
+        self.files = dict.fromkeys(self.shapes, folder)
+
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        for name in names:
+            yield name, torch.empty(self.shapes[name], dtype=DTYPES[self.dtypes[name]])
+
+    def shards(self) -> list[Path]:
+        return []
 
 
 def check_weights(model: GPT, checkpoint: Weights) -> None:

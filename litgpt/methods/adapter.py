@@ -127,6 +127,7 @@ class LLaMAAdapterV2(LLaMAAdapter):
         for name, parameter in model.named_parameters():
             if name.rpartition(".")[0].rpartition(".")[2] in NORMS:
                 parameter.requires_grad_(True)
+        model.stack_experts()
 
 
 def trained(model: GPT) -> dict[str, torch.Tensor]:

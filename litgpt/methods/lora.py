@@ -316,6 +316,7 @@ class LoRA:
             raise UserError(f"{flag} matches no layer, so there is nothing to train. Layers: {', '.join(leaves)}.")
         if self.train_embeddings:
             model.transformer.wte.weight.requires_grad_(True)
+        model.stack_experts()
 
     def wrap(self, linear: nn.Linear, adapted: Sequence[bool]) -> LoRALinear:
         return LoRALinear(linear, self, adapted)

@@ -126,9 +126,12 @@ class LLaMAMoE(nn.Module):
     @torch.no_grad()
     def stack(self) -> None:
         """Make the weights of the experts parts of one tensor, if the device has a matmul for groups of rows."""
-        self.stacks = None
         layers = [[getattr(expert, leaf) for expert in self.experts] for leaf in ("fc", "proj")]
+        before, self.stacks = self.stacks, None
         if all(type(layer) is Linear and layer.bias is None for layer in itertools.chain(*layers)):
+            if before is not None and shares_storage(before[0], layers[0][0].weight):
+                self.stacks = before
+                return
             fc, proj = (stacked(*(layer.weight for layer in each)) for each in layers)
             if fc is not None and proj is not None:
                 for layer, part in zip(itertools.chain(*layers), itertools.chain(fc, proj)):
@@ -140,6 +143,10 @@ class LLaMAMoE(nn.Module):
         if self.stacks is not None:
             self.stack()
         return self
+
+
+def shares_storage(a: torch.Tensor, b: torch.Tensor) -> bool:
+    return a.untyped_storage()._cdata == b.untyped_storage()._cdata
 
 
 class GroupedLinear(torch.autograd.Function):

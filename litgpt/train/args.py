@@ -3,6 +3,7 @@
 import math
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal, Optional, Union
 
 from litgpt.errors import UserError, remark
@@ -10,6 +11,28 @@ from litgpt.errors import UserError, remark
 # The words of the command line, and the settings as it parsed them. Unset when called from Python.
 run_words: ContextVar[tuple[str, ...]] = ContextVar("run_words", default=())
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
+
+
+@dataclass
+class PlanArgs:
+    """What a plan is for.
+
+    Args:
+        gpu: The memory of the GPU, such as "24 GB", or the name of a GPU; by default the device of this machine.
+        price: Price of an hour.
+        utilization: Share of the GPU's peak that training reaches, such as 0.4, for the time.
+        tokens: The length of rows, to plan without data.
+        apply: YAML file to write the cheapest settings that fit to.
+    """
+
+    gpu: Optional[str] = None
+    price: Optional[float] = None
+    utilization: Optional[float] = None
+    tokens: Optional[int] = None
+    apply: Optional[Path] = None
+
+
+planning: ContextVar[Optional[PlanArgs]] = ContextVar("planning", default=None)  # set while a run is only planned
 
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 

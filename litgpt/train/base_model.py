@@ -12,14 +12,15 @@ from litgpt.checkpoint.folder import load_weights, open_checkpoint
 from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.families.weights import Weights
-from litgpt.litgpt_format.folder import MODEL_CONFIG
+from litgpt.families.weights import KINDS, EmptyWeights, Weights
+from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.model.config import Config, from_litgpt
 from litgpt.model.gpt import GPT
 from litgpt.storage.files import is_there, read_json, read_yaml
 from litgpt.text.prompts import STYLE_FILE
 from litgpt.text.tokenizer import Tokenizer, copy_files
+from litgpt.train.args import planning
 
 
 @dataclass
@@ -34,11 +35,22 @@ class BaseModel:
     @classmethod
     def from_folder(cls, path: Path) -> "BaseModel":
         """A model folder, or the name of one under `checkpoints/`. Raises `UserError` if it is not usable."""
-        folder = find_folder(path)
+        folder = find_folder(path, weights=planning.get() is None)
         if is_adapter(folder):
             raise UserError(f"{folder} is an adapter. Merge it first: litgpt merge_lora {folder}.")
+        if planning.get() is not None and not has_weights(folder):
+            return cls.without_weights(folder)
         checkpoint = open_checkpoint(folder)
         return cls(checkpoint.fields, checkpoint.config, folder, checkpoint)
+
+    @classmethod
+    def without_weights(cls, folder: Path) -> "BaseModel":
+        """A folder with `config.json` and the tokenizer alone, for a plan."""
+        fields = read_json(folder / "config.json")
+        config = read_config(fields, name=folder.name)
+        with torch.device("meta"):
+            checkpoint = EmptyWeights(GPT(config), fields, folder, {})
+        return cls(fields, config, folder, checkpoint)
 
     @classmethod
     def random(cls, fields: dict[str, Any], tokenizer_folder: Path) -> "BaseModel":
@@ -92,6 +104,11 @@ class BaseModel:
         copy_files(self.tokenizer_folder, folder)
         if is_there(self.tokenizer_folder / STYLE_FILE):
             shutil.copyfile(self.tokenizer_folder / STYLE_FILE, folder / STYLE_FILE)
+
+
+def has_weights(folder: Path) -> bool:
+    names = [MODEL, *KINDS, *(f"{kind}.index.json" for kind in KINDS)]
+    return any(is_there(folder / name) for name in names)
 
 
 def model_fields(model: Optional[Path], config: Optional[Any]) -> dict[str, Any]:

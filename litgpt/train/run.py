@@ -32,7 +32,7 @@ from litgpt.model.devices import (
 from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
-from litgpt.train.args import EvalArgs, LogArgs, LoggerName, TrainArgs
+from litgpt.train.args import EvalArgs, LogArgs, LoggerName, PlanArgs, TrainArgs, planning
 from litgpt.train.base_model import BaseModel
 from litgpt.train.devices import launch
 from litgpt.train.devices.launch import StrategyName, make_fabric
@@ -94,6 +94,7 @@ class Run:
             from the checkpoint at this path. The result is the same as without the interruption.
         resume_with_changes: Resume even if settings that affect the result have changed.
         overwrite: Remove what an earlier run left in out_dir.
+        dry_run: Print how much memory the run will need, and which settings need less, and stop.
     """
 
     method: Method
@@ -117,10 +118,16 @@ class Run:
     resume: Union[bool, Literal["auto"], Path] = False
     resume_with_changes: bool = False
     overwrite: bool = False
+    dry_run: bool = False
 
     def __call__(self) -> Result:
         """Run. Raises `UserError`, before anything is written, if the options, the data, or the folder do not allow it,
         and `Stopped` if a signal or --train.pause_after ended the run."""
+        if (args := planning.get()) is not None or self.dry_run:
+            from litgpt.train.memory.plan import plan
+
+            plan(self, args or PlanArgs())
+            return Result()
         self.check()
         self.pick_devices()
         self.last_batch: Optional[Batch] = None
@@ -235,7 +242,7 @@ class Run:
             fabric.strategy.shard(self.loss_model, MATMULS.get(self.precision_name))  # type: ignore[attr-defined]
         self.fill()
         optimizer = self.make_optimizer()
-        self.saver = Saver(self, optimizer)
+        self.saver = self.make_saver(optimizer)
         state = None
         if self.checkpoint is not None:
             state = TrainingState.read(self.checkpoint, mmap=self.sharing == "fsdp")
@@ -246,8 +253,9 @@ class Run:
             compile_blocks(self.model)
         if self.train.activation_checkpointing:
             recompute(self.model, offload=self.train.activation_checkpointing == "offload")
-        moves = self.sharing != "fsdp"
-        self.fabric_model, self.fabric_optimizer = fabric.setup(self.loss_model, optimizer, move_to_device=moves)
+        self.fabric_model, self.fabric_optimizer = fabric.setup(
+            self.loss_model, optimizer, move_to_device=self.moves_model
+        )
         launch.seed_everything(self.seed, fabric.global_rank)
         if state is not None:
             self.saver.restore_random(state)
@@ -259,6 +267,14 @@ class Run:
             weights = replace(weights, checkpoint=open_checkpoint(self.checkpoint))
         shards = torch.device("cpu") if self.offloads else None
         weights.fill(self.model, DTYPES[self.precision_name], self.fabric.device, shards)
+
+    @property
+    def moves_model(self) -> bool:
+        """Whether the weights are not where they belong when they are loaded."""
+        return self.sharing != "fsdp"
+
+    def make_saver(self, optimizer: Optimizer) -> Saver:
+        return Saver(self, optimizer)
 
     def make_optimizer(self) -> Optimizer:
         groups, make = parameter_groups(self.model), ours(self.optimizer)

@@ -1,0 +1,102 @@
+"""The memory of a computation on fake tensors: each storage from its birth to its death.
+
+A fake tensor has a shape, a dtype and a device, but no data. Sizes are rounded as by an allocator.
+"""
+
+import weakref
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+CUDA_BLOCK = 512  # bytes: CUDA's caching allocator rounds every allocation up to a multiple
+CPU_BLOCK = 1
+TEMPORARY = "temporary"
+
+
+@dataclass(eq=False)
+class Life:
+    """A storage. Each birth and each death has its own time."""
+
+    size: int
+    birth: int
+    kind: str = TEMPORARY
+    death: float = float("inf")
+
+
+class Meter(TorchDispatchMode):
+    """Follows every storage that is made under it, and answers reads of values with 1.
+
+    Args:
+        block: Bytes that sizes are rounded up to.
+
+    Attributes:
+        total: The bytes that are alive.
+        peak: The most that were alive at once, at `peak_time`, when `place` was `peak_place`.
+        place: What is computed; set by the caller.
+    """
+
+    def __init__(self, block: int) -> None:
+        super().__init__()
+        self.block = block
+        self.lives: list[Life] = []
+        self.alive: dict[int, Life] = {}  # by the address of the storage
+        self.time = self.total = self.peak = self.peak_time = 0
+        self.place = self.peak_place = ""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.aten._local_scalar_dense.default:
+            return 1.0 if args[0].dtype.is_floating_point else 1
+        out = func(*args, **(kwargs or {}))
+        for value in tree_leaves(out):
+            if torch.is_tensor(value):
+                self.follow(value)
+        return out
+
+    def start(self) -> None:
+        """Forget earlier peaks."""
+        self.peak, self.peak_time = self.total, self.time
+
+    def follow(self, tensor: torch.Tensor) -> None:
+        storage = tensor.untyped_storage()
+        key = storage._cdata
+        if key in self.alive:
+            return
+        self.time += 1
+        life = Life(-(-storage.nbytes() // self.block) * self.block, self.time)
+        self.lives.append(life)
+        self.alive[key] = life
+        weakref.finalize(storage, self.end, key).atexit = False
+        self.total += life.size
+        if self.total > self.peak:
+            self.peak, self.peak_time, self.peak_place = self.total, self.time, self.place
+
+    def end(self, key: int) -> None:
+        self.time += 1
+        life = self.alive.pop(key)
+        life.death = self.time
+        self.total -= life.size
+
+    def name(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
+        """Give the storages of tensors a kind, unless they have one."""
+        for tensor in tensors:
+            life = self.alive.get(tensor.untyped_storage()._cdata)
+            if life is not None and life.kind == TEMPORARY:
+                life.kind = kind
+
+    def name_all(self, kind: str) -> None:
+        """Give all living storages without a kind this one."""
+        for life in self.alive.values():
+            if life.kind == TEMPORARY:
+                life.kind = kind
+
+    def at_peak(self) -> dict[str, int]:
+        """The bytes at the peak by kind."""
+        found: dict[str, int] = {}
+        for life in self.lives:
+            if life.birth <= self.peak_time < life.death:
+                found[life.kind] = found.get(life.kind, 0) + life.size
+        return found

@@ -1,0 +1,255 @@
+"""`litgpt plan`: whether a run fits in memory, how long it takes, and which settings change that."""
+
+import copy
+import re
+import shlex
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, NamedTuple, Optional
+
+import torch
+import yaml
+
+from litgpt.data.batches import Batch, PackedRows
+from litgpt.errors import UserError, require
+from litgpt.model.devices import pick_device
+from litgpt.train.args import PlanArgs, run_words
+from litgpt.train.devices.launch import device_memory
+from litgpt.train.memory.predict import Prediction, predict
+from litgpt.train.peaks import Peak, find_peak
+from litgpt.train.progress import duration
+from litgpt.train.schedule import Plan, Result
+
+if TYPE_CHECKING:
+    from litgpt.train.run import Run
+
+GIB = 2**30
+CONTEXT = 0.6 * GIB  # CUDA's context, and the code of kernels
+USABLE = 0.97  # of the memory: the rest is too fragmented to be used
+GPUS = {  # GiB, as torch reports them, and the name of the device
+    "T4": (14.6, "Tesla T4"),
+    "V100 16GB": (15.8, "Tesla V100-SXM2-16GB"),
+    "V100 32GB": (31.7, "Tesla V100-SXM2-32GB"),
+    "A10G": (22.0, "NVIDIA A10G"),
+    "L4": (22.0, "NVIDIA L4"),
+    "L40S": (44.4, "NVIDIA L40S"),
+    "A100 40GB": (39.4, "NVIDIA A100-SXM4-40GB"),
+    "A100 80GB": (79.1, "NVIDIA A100-SXM4-80GB"),
+    "H100": (79.1, "NVIDIA H100 80GB HBM3"),
+    "H100 PCIe": (79.1, "NVIDIA H100 PCIe"),
+    "H100 NVL": (93.1, "NVIDIA H100 NVL"),
+    "H200": (139.8, "NVIDIA H200"),
+    "B200": (178.3, "NVIDIA B200"),
+    "RTX 3090": (23.6, "NVIDIA GeForce RTX 3090"),
+    "RTX 4090": (23.5, "NVIDIA GeForce RTX 4090"),
+    "RTX 5090": (31.3, "NVIDIA GeForce RTX 5090"),
+    "RTX PRO 6000": (94.9, "NVIDIA RTX PRO 6000 Blackwell Workstation Edition"),
+}
+TITLES = ("weights", "trained", "grads", "optim.", "kept", "temp.")  # of the kinds of memory
+Changes = dict[str, Any]
+
+
+class Target(NamedTuple):
+    """The device that a plan is for."""
+
+    name: str
+    memory: float  # bytes
+    is_gpu: bool
+    peak: Optional[Peak] = None  # its throughput, if known
+
+    def fits(self, prediction: Prediction) -> bool:
+        return prediction.peak <= (self.memory - CONTEXT) * USABLE if self.is_gpu else prediction.peak <= self.memory
+
+
+@dataclass
+class Rung:
+    """A variation of the run."""
+
+    label: str
+    changes: Changes
+    prediction: Prediction
+    fits: bool
+
+
+def target_of(gpu: Optional[str], device: torch.device) -> Target:
+    """What `--gpu` names; by default the device of this machine. Raises `UserError` if it is neither an amount of
+    memory nor a known GPU."""
+    if gpu is None:
+        there = device_memory(device, 1)
+        if there is None:
+            raise UserError("The memory of this machine is unknown. Pass --gpu, for example --gpu '24 GB'.")
+        if device.type != "cuda":
+            return Target("this machine", there, is_gpu=False)
+        name = torch.cuda.get_device_name(device)
+        return Target(name, there, True, find_peak(name))
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?\s*", gpu, re.IGNORECASE):
+        return Target(gpu.strip(), float(match[1]) * GIB, is_gpu=True)
+    for label, (memory, name) in GPUS.items():
+        if simplified(gpu) in (simplified(label), simplified(name)):
+            return Target(label, memory * GIB, True, find_peak(name))
+    raise UserError(f"--gpu {gpu!r} is neither an amount of memory, such as '24 GB', nor one of: {', '.join(GPUS)}.")
+
+
+def simplified(name: str) -> str:
+    return re.sub(r"[^a-z0-9]", "", name.lower())
+
+
+def plan(run: "Run", args: PlanArgs) -> None:
+    """Print what a run needs and which changes make it fit. Nothing is downloaded or written but `args.apply`."""
+    with tempfile.TemporaryDirectory(prefix="litgpt-plan-") as folder:
+        run.out_dir = Path(folder) / "out"  # an earlier run does not matter
+        target = target_of(args.gpu, pick_device(run.accelerator))
+        load(run, args.tokens)
+        if target.is_gpu and run.precision is None:
+            run.precision_name = "bf16-true" if run.is_frozen else "bf16-mixed"
+        rungs = ladder(run, target)
+    print_plan(run, target, rungs, args)
+    best = cheapest(rungs)
+    if args.apply is not None:
+        changes = {} if best is None else best.changes
+        args.apply.write_text(yaml.safe_dump(nested(changes)), encoding="utf-8")
+        print(f"Written to {args.apply}. Use it with --config.")
+
+
+def load(run: "Run", tokens: Optional[int] = None) -> None:
+    """Check the options of a run and load its rows; or assume rows of this many tokens."""
+    run.check()
+    run.pick_devices()
+    run.checkpoint, run.last_batch, run.result = None, None, Result()
+    if tokens is None:
+        run.load()
+        return
+    if tokens < 2:
+        raise UserError(f"--tokens {tokens} must be above 1.")
+    run.train_rows = AssumedRows(min(tokens, run.row_limit))
+    run.val_rows, run.dataset = [], SimpleNamespace(style=SimpleNamespace(printed_times=tuple))  # type: ignore[assignment]
+    run.plan = Plan(run.train, run.train_rows)
+
+
+class AssumedRows:
+    """1,000 rows of one length, all of whose tokens are trained."""
+
+    def __init__(self, tokens: int) -> None:
+        self.lengths = torch.full((1000,), tokens)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def batch(self, rows: Sequence[int]) -> Batch:
+        seqlens = self.lengths[: len(rows)].tolist()
+        ids = torch.zeros(1, sum(seqlens), dtype=torch.int64)
+        return Batch(ids, ids, seqlens, ids.numel())
+
+    def longest(self, n: int) -> list[int]:
+        return list(range(n))
+
+
+def ladder(run: "Run", target: Target) -> list[Rung]:
+    """The run, and changes that save memory: each alone, then together, until one fits."""
+    steps: list[Changes] = []
+    if not run.train.activation_checkpointing:
+        steps.append({"train.activation_checkpointing": True})
+    if run.is_frozen and run.quantize is None:
+        steps.append({"quantize": "bnb.nf4"})
+    if not run.is_frozen and not is_small(run):
+        steps.append({"optimizer": "AdamW8bit"})
+    together = merged(steps)
+    smaller = {"train.micro_batch_size": 1} if run.train.micro_batch_size > 1 else {}
+    offload = {"train.activation_checkpointing": "offload"}
+    tries: list[Changes] = [{}, *steps]
+    tries += [together] if len(steps) > 1 else []
+    tries += [smaller, together | smaller] if smaller else []
+    tries.append(together | smaller | offload)
+    rungs: list[Rung] = []
+    for changes in tries:
+        if any(rung.fits for rung in rungs[len(steps) + 1 :]) or changes in [rung.changes for rung in rungs]:
+            continue
+        prediction = predict(changed(run, changes), target.is_gpu)
+        rungs.append(Rung(words(changes) or "this run", changes, prediction, target.fits(prediction)))
+    return rungs
+
+
+def is_small(run: "Run") -> bool:
+    """Whether the optimizer already stores less than two float32 moments."""
+    made = run.optimizer
+    return "8bit" in str(getattr(made, "func", made)) or getattr(made, "__name__", "") in ("SGD", "Adafactor")
+
+
+def merged(steps: list[Changes]) -> Changes:
+    return {name: value for step in steps for name, value in step.items()}
+
+
+def words(changes: Changes) -> str:
+    return " ".join(f"--{name} {str(value).lower() if value is True else value}" for name, value in changes.items())
+
+
+def nested(changes: Changes) -> dict[str, Any]:
+    """The changes as the YAML of a config."""
+    found: dict[str, Any] = {}
+    for name, value in changes.items():
+        group, _, leaf = name.rpartition(".")
+        (found.setdefault(group, {}) if group else found)[leaf] = value
+    return found
+
+
+def changed(run: "Run", changes: Changes) -> "Run":
+    run = copy.copy(run)
+    for name, value in changes.items():
+        if name.startswith("train."):
+            run.train = replace(run.train, **{name.removeprefix("train."): value})
+        elif name == "optimizer":
+            run.optimizer = getattr(require("bitsandbytes.optim", f"optimizer {value}"), value)
+        else:
+            setattr(run, name, value)
+    return run
+
+
+def cheapest(rungs: list[Rung]) -> Optional[Rung]:
+    """Of those that fit, the one with the fewest changes of speed."""
+    return next((rung for rung in sorted(rungs, key=lambda r: (r.prediction.flops, len(r.changes))) if rung.fits), None)
+
+
+def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) -> None:
+    n_trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
+    rows, config, first = run.train_rows, run.base_model.config, rungs[0].prediction
+    longest = int(rows.lengths.max())
+    unit, size = ("GiB", GIB) if first.peak >= GIB else ("MiB", 2**20)
+    parameters = f"{counted(run.n_parameters)} parameters, {counted(n_trained)} trained, {run.precision_name}"
+    print(f"{config.model_type}, {parameters}; {target.name} ({target.memory / GIB:.1f} GiB)")
+    kind = "assumed rows" if isinstance(rows, AssumedRows) else "packs" if isinstance(rows, PackedRows) else "rows"
+    tokens = f"{int(rows.lengths.sum()):,} tokens, longest {longest:,}"
+    print(f"{len(rows):,} {kind}, {tokens}; largest micro-batch {first.micro_tokens:,}")
+    print(f"\n{unit:8}" + "".join(f"{title:>9}" for title in (*TITLES, "peak", "fits")))
+    for rung in rungs:
+        numbers = (*rung.prediction.kinds.values(), rung.prediction.peak)
+        print(rung.label)
+        print(" " * 8 + "".join(f"{n / size:9.2f}" for n in numbers) + f"{'yes' if rung.fits else 'no':>9}")
+    print(f"\nThe peak of this run is in {first.place}. A checkpoint takes {first.state / size:.2f} {unit}.")
+    if target.is_gpu:
+        print(f"CUDA takes about {CONTEXT / GIB:.1f} GiB more, which the last column includes.")
+    print_time(run, target, rungs, args)
+    best = cheapest(rungs)
+    if best is None:
+        print(f"Nothing above fits. Try --train.max_seq_length {longest // 2}, a smaller model, or more devices.")
+    else:
+        print(f"Run:  {shlex.join(run_words.get() or ('litgpt', 'finetune', '...'))} {words(best.changes)}".rstrip())
+
+
+def counted(n: int) -> str:
+    return next(f"{n / size:.2f} {unit}" for unit, size in (("B", 1e9), ("M", 1e6), ("K", 1e3), ("", 1)) if n >= size)
+
+
+def print_time(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) -> None:
+    """The time of the run with the settings that fit, from its operations and the peak of the device."""
+    best = cheapest(rungs)
+    rate = None if target.peak is None else (target.peak.bf16 or target.peak.fp16) * 1e12
+    if best is None or rate is None or args.utilization is None:
+        print("Time: unknown. For an estimate, pass --gpu NAME and --utilization 0.4.")
+        return
+    speed = rate * args.utilization / best.prediction.flops
+    tokens = run.plan.tokens or (run.plan.steps or 0) * run.plan.tokens_per_step
+    cost = f", {tokens / speed / 3600 * args.price:,.2f} at {args.price:g} an hour" if args.price else ""
+    print(f"Time at {args.utilization:.0%} of the peak: {speed:,.0f} tokens/s, {duration(tokens / speed)}{cost}.")
