@@ -206,6 +206,7 @@ def measure(case: Case, method: str, config: Config, batches: list[Batch], args:
     mfu = work.share(tokens, targets, sum(micro_steps), 1)
     return {
         "micro_step_s": round(statistics.median(micro_steps), 4),
+        "micro_steps_s": [round(seconds, 4) for seconds in micro_steps],
         "optimizer_step_s": round(statistics.median(optimizer_steps), 4),
         "tokens": tokens,
         "tokens_per_s": round(tokens / sum(micro_steps), 1),
