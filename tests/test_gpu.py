@@ -120,12 +120,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 @contextmanager
-def reference() -> Iterator[None]:
-    """A CPU runs its own kernels, also where it stands for a GPU."""
+def reference(own_matmul: bool = True) -> Iterator[None]:
+    """A CPU runs its own kernels, also where it stands for a GPU; 8 bits only with `own_matmul`."""
     with (
         mock.patch.object(kernels, "enabled", True),
         mock.patch.object(attention_kernels, "has_varlen", lambda x: False),
-        mock.patch.object(bitsandbytes, "matmul", MATMUL) if bitsandbytes else nullcontext(),
+        mock.patch.object(bitsandbytes, "matmul", MATMUL) if bitsandbytes and own_matmul else nullcontext(),
     ):
         yield
 
@@ -157,12 +157,12 @@ def make(
     return model.train()
 
 
-def ids(n: int, seed: int = 0) -> torch.Tensor:
-    return torch.randint(2, 250, (1, n), generator=torch.Generator().manual_seed(1000 * seed + n))
+def ids(n: int, seed: int = 0, vocabulary: int = 250) -> torch.Tensor:
+    return torch.randint(2, vocabulary, (1, n), generator=torch.Generator().manual_seed(1000 * seed + n))
 
 
-def make_batch(seqlens: tuple[int, ...] = (33, 1, 50, 8), seed: int = 0) -> Batch:
-    tokens = ids(sum(seqlens), seed)
+def make_batch(seqlens: tuple[int, ...] = (33, 1, 50, 8), vocabulary: int = 250) -> Batch:
+    tokens = ids(sum(seqlens), vocabulary=vocabulary)
     targets = tokens.roll(-1, 1)
     targets[:, ::5] = UNTRAINED
     return Batch(tokens, targets, list(seqlens), int((targets != UNTRAINED).sum()))
@@ -387,32 +387,37 @@ def prompts(n: int = 12) -> list[list[int]]:
     return [ids(1 + 13 * i % 60, i)[0].tolist() for i in range(n)]
 
 
-def alone(model: GPT, new: int = 20) -> list[list[int]]:
-    return [list(generate(model, prompt, new)) for prompt in prompts()]
+def alone(model: GPT, texts: list[list[int]], n_new: int = 20) -> list[list[int]]:
+    return [list(generate(model, prompt, n_new)) for prompt in texts]
+
+
+def decoded(model: GPT, draft: GPT, texts: list[list[int]], expected: list[list[int]]) -> dict[str, list[list[int]]]:
+    """Greedy text, by the way in which it is decoded. After a known prefix, the text begins with what was expected."""
+    found = {"alone": alone(model, texts)}
+    for mode, chunk in (("batch", 512), ("chunks", 7)):
+        requests = [Request(prompt, 20) for prompt in texts]
+        with mock.patch.object(engine_module, "CHUNK", chunk):
+            assert len(list(Engine(model, 5).run(requests))) == len(texts)
+        found[mode] = [request.ids for request in requests]
+    found["prefix"] = []
+    for prompt, answer in zip(texts, expected):
+        engine, request = Engine(model, 1), Request([*prompt, *answer[:10]], 10)
+        assert len(list(engine.run([Request(prompt, 20), request]))) == 2
+        found["prefix"].append([*answer[:10], *request.ids])
+    requests = [Request(prompt, 20) for prompt in texts]
+    for _ in Speculation(model, draft, 3).grow(requests):
+        pass
+    return found | {"speculative": [request.ids for request in requests]}
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_greedy_text_is_the_cpus(family, device, folder):
     """One by one, in a batch, with prompts in chunks, after a known prefix, and with drafts."""
     with reference():
-        expected = alone(decoder(folder(family), CPU))
-    model = decoder(folder(family), device)
-    assert alone(model) == expected
-    for chunk in (512, 7):
-        with mock.patch.object(engine_module, "CHUNK", chunk):
-            texts = [Request(prompt, 20) for prompt in prompts()]
-            assert len(list(Engine(model, 5).run(texts))) == len(texts)
-        assert [text.ids for text in texts] == expected, chunk
-    longer = [*prompts()[4], *expected[4][:10]]
-    texts = [Request(prompts()[4], 20), Request(longer, 10)]
-    for _ in Engine(model, 1).run(texts):
-        pass
-    assert texts[1].ids == expected[4][10:]
-    speculation = Speculation(model, decoder(folder("llama"), device), 3)
-    texts = [Request(prompt, 20) for prompt in prompts()[:4]]
-    for _ in speculation.grow(texts):
-        pass
-    assert [text.ids for text in texts] == expected[:4]
+        expected = alone(decoder(folder(family), CPU), prompts())
+    draft = decoder(folder("llama"), device)
+    for mode, found in decoded(decoder(folder(family), device), draft, prompts(), expected).items():
+        assert found == expected, mode
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -468,9 +473,9 @@ def test_two_adapters_at_once(scheme, device, folder, tmp_path):
                 nn.init.normal_(p, std=0.2)
         (tmp_path / name).mkdir()
         write_lora(lora, model, str(base), tmp_path / name)
-    expected = {name: alone(decoder(tmp_path / name, device, scheme=scheme), 12) for name in kinds}
+    expected = {name: alone(decoder(tmp_path / name, device, scheme=scheme), prompts(), 12) for name in kinds}
     together = decoder(base, device, scheme=scheme)
-    plain = alone(decoder(base, device, scheme=scheme), 12)
+    plain = alone(decoder(base, device, scheme=scheme), prompts(), 12)
     assert expected["a"] != expected["b"] != plain
     adapters = add_adapters(together, {name: open_adapter(tmp_path / name) for name in kinds})
     names = ["a", None, "b"]
