@@ -248,14 +248,16 @@ def test_packed_rows_are_single_rows(family, dtype, device, folder):
 # a step of every method
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("method", METHODS)
-def test_a_step_is_the_cpus(family, method, device, folder):
+def test_a_step_is_the_cpus(family, method, dtype, device, folder):
+    """The CPU's in float32, that is."""
     apply, scheme, close = METHODS[method]
     if scheme and bitsandbytes is None:
         pytest.skip("bitsandbytes is missing")
     batch = make_batch()
-    model = make(folder(family), device, method=apply, scheme=scheme)
+    model = make(folder(family), device, dtype, apply, scheme)
     with reference():
         expected = make(folder(family), CPU, method=apply, scheme=scheme)
         theirs = step(expected, batch)
@@ -263,18 +265,9 @@ def test_a_step_is_the_cpus(family, method, device, folder):
         if isinstance(layer, QuantizedLinear):
             other: Any = expected.get_submodule(name)
             assert difference(layer.dequantized().cpu(), other.dequantized()) < 1e-2, name
+    if dtype == torch.bfloat16:
+        close = max(close, 0.5 if family == "mixtral" else 0.1)  # what is unrelated differs by 1.4
     assert_same_step(step(model, batch), theirs, close)
-
-
-@pytest.mark.parametrize("scheme", [None, "bnb.nf4", "bnb.int8"])
-def test_a_step_in_bfloat16(scheme, device, folder):
-    if scheme and bitsandbytes is None:
-        pytest.skip("bitsandbytes is missing")
-    lora, batch = LoRA(**EVERYWHERE), make_batch()
-    with reference():
-        theirs = step(make(folder("llama"), CPU, torch.float32, lora, scheme), batch)
-    close = CLOSE[torch.bfloat16] if scheme != "bnb.int8" else 0.25
-    assert_same_step(step(make(folder("llama"), device, torch.bfloat16, lora, scheme), batch), theirs, close)
 
 
 @pytest.mark.parametrize("method", [pytest.param(m, marks=pytest.mark.long) for m in RESUMED])
