@@ -99,7 +99,7 @@ def test_what_fails_leaves_what_it_measured(check, tmp_path, capsys, code, error
     assert found == [json.loads(line) for line in capsys.readouterr().out.splitlines()] == results.records
     assert found[0] == {"part": "memory", "name": "an item", "tokens_per_s": 12.5, "peak_memory": 2e9}
     assert len(found) == 1 + len(errors) and all(e in r["error"] for e, r in zip(errors, found[1:]))
-    assert results.failed == bool(errors)
+    assert results.failed == bool(errors) == (tmp_path / "errors.log").is_file()
     assert "12.5" in results.table() and "2.00 GB" in results.table() and all(e in results.table() for e in errors)
 
 

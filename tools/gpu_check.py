@@ -123,6 +123,12 @@ class Results:
             with open(self.file, "a", encoding="utf-8") as f:
                 f.write(line + "\n")
 
+    def keep(self, name: str, output: str) -> None:
+        """Add all that a failed item printed to `errors.log`, beside the results: a record has only the end of it."""
+        if self.file is not None:
+            with open(self.file.with_name("errors.log"), "a", encoding="utf-8") as f:
+                f.write(f"==== {name}\n{output}\n")
+
     def table(self) -> str:
         """A short summary: tests by outcome, and the figures of each measurement."""
         tests = [r for r in self.records if r["name"].startswith("test ")]
@@ -179,6 +185,8 @@ def run(item: Item, results: Results, environment: dict[str, str], left: float, 
     began, limit = time.monotonic(), min(item.limit, left)
     code, output = ended(command, limit, environment | {"GPU_CHECK_FILE": str(file)}, file.with_suffix(".log"))
     seconds = round(time.monotonic() - began, 1)
+    if code != 0:
+        results.keep(item.name, output)
     records = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
     for record in records:
         results.add(item.part, record.pop("name", item.name), **record)

@@ -7,7 +7,8 @@
 #   tools/gpu_check.sh --wheels .wheels   # install missing packages from this folder, without a network
 #
 # Each result is a line of JSON, on the screen and in $OUT/results.jsonl if OUT is set. A part that fails or takes too
-# long leaves a line with its error, and the next one runs. PYTHON chooses another Python than python3; it needs torch.
+# long leaves a line with its error, and the next one runs; all of its output is in $OUT/errors.log. PYTHON chooses
+# another Python than python3; it needs torch.
 # Exit code: 0 if all passed, 1 if something failed, 2 if nothing could run.
 set -uo pipefail
 
