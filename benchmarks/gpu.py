@@ -8,8 +8,11 @@ The weights are random and drawn on the device, one tensor at a time, as a check
 downloaded or written, and QLoRA never holds more than one tensor that is not quantized. The cases:
 
     packed  2 rows of 8,192 random tokens, all of them trained, with activation checkpointing
+    packs   2 packs of 4,096 tokens, each of many short rows of random tokens
     alpaca  8 Alpaca rows of at most 512 tokens
     smoke   2 rows of 64 random tokens, two narrow layers, with activation checkpointing
+
+`--compile` compiles the blocks, as in a run; the first micro-steps, which are not timed, wait for the compiler.
 
 A micro-step is one forward and one backward pass; the optimizer's step, which follows each here, is timed apart, and
 its memory counts. MFU is that of litgpt/train/flops.py: operations that are done twice count once.
@@ -36,8 +39,8 @@ from litgpt.data.batches import UNTRAINED, Batch
 from litgpt.data.json_file import JSON
 from litgpt.families import weight_map
 from litgpt.methods.lora import LoRA
-from litgpt.methods.quantize import quantize
-from litgpt.model.blocks import recompute
+from litgpt.methods.quantize import bitsandbytes, quantize
+from litgpt.model.blocks import check_compiler, compile_blocks, recompute
 from litgpt.model.config import Config
 from litgpt.model.devices import DTYPES, peak_memory, pick_device
 from litgpt.model.gpt import GPT
@@ -49,6 +52,7 @@ from litgpt.train.optimizers import AdamW, finished, parameter_groups
 from litgpt.train.progress import percent
 
 METHODS = ("full", "lora", "qlora")
+OPTIMIZERS = ("AdamW", "AdamW8bit")
 SMOKE = {
     "n_layer": 2,
     "n_embd": 64,
@@ -64,20 +68,23 @@ class Case:
     """A shape of micro-batches.
 
     Args:
-        rows: Rows of a micro-batch.
-        length: Tokens of a row, at most.
+        rows: Rows or packs of a micro-batch.
+        length: Tokens of a row or pack, at most.
         random: Whether rows are random tokens that fill the length, instead of Alpaca rows.
         checkpointing: Whether blocks are computed again in the backward pass.
+        pack: Whether `rows` counts packs of many short rows.
     """
 
     rows: int
     length: int
     random: bool
     checkpointing: bool
+    pack: bool = False
 
 
 CASES = {
     "packed": Case(rows=2, length=8192, random=True, checkpointing=True),
+    "packs": Case(rows=2, length=4096, random=True, checkpointing=False, pack=True),
     "alpaca": Case(rows=8, length=512, random=False, checkpointing=False),
     "smoke": Case(rows=2, length=64, random=True, checkpointing=True),
 }
@@ -108,13 +115,14 @@ class DrawnCheckpoint(Checkpoint):
 
 
 def build(config: Config, method: str, precision: str, device: torch.device) -> GPT:
-    """A model as `litgpt finetune` makes it, of random weights on the device."""
+    """A model as `litgpt finetune` makes it, of random weights on the device. The methods "base" and "nf4" are models
+    that only answer."""
     with torch.device("meta"):
         model = GPT(config)
-    if method == "qlora":
+    if method in ("qlora", "nf4"):
         quantize(model, "bnb.nf4", device)
-    if method == "full":
-        model.requires_grad_(True)
+    if method in ("full", "base", "nf4"):
+        model.requires_grad_(method == "full")
     else:
         LoRA(r=8, alpha=16, dropout=0.05, query=True, value=True).apply(model)
     load_weights(model, DrawnCheckpoint(model, DTYPES[precision], device), DTYPES[precision], device)
@@ -134,11 +142,19 @@ def make_batches(case: Case, n: int, vocabulary: int, data: Optional[Path], toke
 
 
 def random_batch(case: Case, vocabulary: int, generator: torch.Generator) -> Batch:
-    ids = torch.randint(vocabulary, (case.rows, case.length), generator=generator)
-    targets = torch.full_like(ids, UNTRAINED)
-    targets[:, :-1] = ids[:, 1:]
-    n_target_tokens = case.rows * (case.length - 1)
-    return Batch(ids.view(1, -1), targets.view(1, -1), [case.length] * case.rows, n_target_tokens)
+    ids = torch.randint(vocabulary, (1, case.rows * case.length), generator=generator)
+    seqlens = [n for _ in range(case.rows) for n in row_lengths(case, generator)]
+    targets = ids.roll(-1, 1)
+    targets[0, torch.tensor(seqlens).cumsum(0) - 1] = UNTRAINED
+    return Batch(ids, targets, seqlens, ids.numel() - len(seqlens))
+
+
+def row_lengths(case: Case, generator: torch.Generator) -> list[int]:
+    """The lengths of the rows that fill the length of a case: one, or in a pack many."""
+    lengths: list[int] = []
+    while (room := case.length - sum(lengths)) > 0:
+        lengths.append(min(room, int(torch.randint(32, 512, (), generator=generator))) if case.pack else room)
+    return lengths
 
 
 def timed(device: torch.device, work: Callable[[], None]) -> float:
@@ -152,9 +168,15 @@ def timed(device: torch.device, work: Callable[[], None]) -> float:
     return time.perf_counter() - began
 
 
-def measure(case: Case, method: str, config: Config, batches: list[Batch], n_first: int, precision: str) -> dict:
-    """One row of the table. The first `n_first` of the batches are not timed, but their memory counts."""
-    device = pick_device("auto")
+def make_optimizer(gpt: GPT, name: str) -> Any:
+    if name == "AdamW8bit":
+        return bitsandbytes().optim.AdamW8bit(parameter_groups(gpt))
+    return finished(AdamW(parameter_groups(gpt)), seed=0)
+
+
+def measure(case: Case, method: str, config: Config, batches: list[Batch], args: argparse.Namespace) -> dict:
+    """One row of the table. The first of the batches are not timed, but their memory counts."""
+    device, precision = pick_device("auto"), args.precision
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -162,7 +184,10 @@ def measure(case: Case, method: str, config: Config, batches: list[Batch], n_fir
     seed_everything(0)
     fabric = make_fabric(device, 1, 1, precision, "ddp")
     gpt = build(config, method, precision, device)
-    optimizer: Any = finished(AdamW(parameter_groups(gpt)), seed=0)
+    optimizer = make_optimizer(gpt, args.optimizer)
+    if args.compile:
+        check_compiler(device)
+        compile_blocks(gpt)
     if case.checkpointing:
         recompute(gpt)
     work = FlopCounter.of(gpt, device, torch.bfloat16 if precision == "bf16-mixed" else DTYPES[precision])
@@ -174,13 +199,14 @@ def measure(case: Case, method: str, config: Config, batches: list[Batch], n_fir
         micro_step = timed(device, lambda batch=batch: fabric.backward(model(batch) / batch.n_target_tokens))
         optimizer_step = timed(device, optimizer.step)
         optimizer.zero_grad()
-        if i >= n_first:
+        if i >= args.first:
             micro_steps.append(micro_step)
             optimizer_steps.append(optimizer_step)
             tokens, targets = tokens + batch.ids.numel(), targets + batch.n_target_tokens
     mfu = work.share(tokens, targets, sum(micro_steps), 1)
     return {
         "micro_step_s": round(statistics.median(micro_steps), 4),
+        "micro_steps_s": [round(seconds, 4) for seconds in micro_steps],
         "optimizer_step_s": round(statistics.median(optimizer_steps), 4),
         "tokens": tokens,
         "tokens_per_s": round(tokens / sum(micro_steps), 1),
@@ -201,6 +227,8 @@ def main(argv: list[str]) -> None:
     parser.add_argument("--method", choices=METHODS, nargs="+", default=list(METHODS))
     parser.add_argument("--model", default="Llama-3.1-8B", help="The name of a known model, for its shape.")
     parser.add_argument("--precision", choices=[p for p in DTYPES if not p.startswith("16")], default="bf16-true")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="AdamW", help="AdamW, by default, or with 8 bits.")
+    parser.add_argument("--compile", action="store_true", help="Compile the blocks.")
     parser.add_argument("--micro_steps", type=int, default=5, help="Micro-steps that are timed (5).")
     parser.add_argument("--first", type=int, default=2, help="Micro-steps before them, which are not timed (2).")
     parser.add_argument("--data", type=Path, help="An Alpaca file for the case alpaca; by default random words.")
@@ -221,9 +249,10 @@ def main(argv: list[str]) -> None:
         for method in args.method:
             model = "smoke" if name == "smoke" else args.model
             about = {"case": name, "method": method, "model": model, "precision": args.precision}
+            about |= {"optimizer": args.optimizer, "compile": args.compile}
             facts = {"version": litgpt.__version__, **machine(), **device_facts(device), **about}
             try:
-                found = measure(case, method, config, batches, args.first, args.precision)
+                found = measure(case, method, config, batches, args)
             except torch.OutOfMemoryError:
                 publish({**facts, "error": "out of memory"}, args.json)
                 lines.append(f"| {name} | {method} | out of memory | | | | |")

@@ -1,9 +1,10 @@
 """Random tiny models of every family, as `transformers` makes them."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -223,17 +224,23 @@ QUICK = [(family, next(iter(variants))) for family, variants in FAMILIES.items()
 
 
 def save_random(
-    folder: Path, model_type: str, variant: str, dtype: torch.dtype = torch.float32, **options: Any
+    folder: Path,
+    model_type: str,
+    variant: str,
+    dtype: torch.dtype = torch.float32,
+    changes: Mapping[str, Any] = MappingProxyType({}),
+    **options: Any,
 ) -> Path:
     """A random model as `transformers` writes it; every weight is drawn, so that none that starts as 0 or 1 hides.
 
     Args:
+        changes: Fields that differ from those of the variant.
         options: For `save_pretrained`.
     """
     from transformers import AutoConfig, AutoModelForCausalLM
 
     torch.manual_seed(0)
-    config = AutoConfig.for_model(model_type, **FAMILIES[model_type][variant])
+    config = AutoConfig.for_model(model_type, **(FAMILIES[model_type][variant] | dict(changes)))
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     for name, parameter in model.named_parameters():
         ones = "norm" in name or "ln_" in name

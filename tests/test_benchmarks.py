@@ -96,6 +96,37 @@ def test_gpu_batches(script):
     assert not torch.equal(batches[0].ids[:, :200], batches[1].ids[:, :200])
 
 
+def test_gpu_packs(script):
+    """Packs are full of short rows, and no row is trained on the next one's first token."""
+    gpu = script("gpu")
+    (batch,) = gpu.make_batches(gpu.CASES["packs"], 1, 640, None, PICO)
+    ends = [sum(batch.seqlens[: i + 1]) for i in range(len(batch.seqlens))]
+    assert batch.ids.shape == (1, 8192) and {4096, 8192} <= set(ends) and 16 < len(ends) < 100
+    assert max(batch.seqlens) < 512 and min(batch.seqlens) > 0
+    untrained = (batch.targets[0] == UNTRAINED).nonzero().squeeze(1).tolist()
+    assert untrained == [end - 1 for end in ends] and batch.n_target_tokens == 8192 - len(ends)
+
+
+def test_gpu_optimizers(script):
+    pytest.importorskip("bitsandbytes")
+    gpu = script("gpu")
+    model = gpu.build(Config(**gpu.SMOKE), "full", "bf16-true", torch.device("cpu"))
+    names = [type(gpu.make_optimizer(model, name)).__name__ for name in gpu.OPTIMIZERS]
+    assert names == ["AdamW", "AdamW8bit"]
+
+
+def test_gpu_decode(script, tmp_path, capsys):
+    pytest.importorskip("bitsandbytes")
+    file = tmp_path / "decode.jsonl"
+    flags = "--model smoke --batch 1 3 --prompt_tokens 9 --new_tokens 5".split()
+    script("gpu_decode").main([*flags, "--json", str(file)])
+    found = records(file)
+    assert [(r["method"], r["batch"]) for r in found] == [(m, n) for m in ("bf16", "nf4") for n in (1, 3)]
+    assert [r["tokens"] for r in found] == [4, 12, 4, 12] and all(r["tokens_per_s"] > 0 for r in found)
+    assert found[0]["weight_bytes"] > 1.5 * found[2]["weight_bytes"]
+    assert "| nf4 | 3 |" in capsys.readouterr().out
+
+
 def test_train(tmp_path):
     file = tmp_path / "train.jsonl"
     flags = [*SHAPE, "--steps", "2", "--samples", "4", "--micro_batch_size", "2", "--precision", "32-true"]
