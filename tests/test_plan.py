@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from litgpt.train.memory import plan as module
 from litgpt.train.memory import predict as predictor
 from litgpt.train.memory.plan import GPUS, target_of
 from litgpt.train.memory.predict import Rehearsal, as_rehearsed, largest_batches, layers_to_run, predict
+from litgpt.train.memory.sharded import on_ranks
 from litgpt.train.peaks import find_peak
 from tests.test_training import files  # noqa: F401
 
@@ -70,11 +72,14 @@ class NoMeter:
     def name_all(self, *args: Any) -> None: ...
 
 
-def allocated(run: Any) -> int:
-    """The peak of the same two steps, as the profiler of torch's allocator saw it."""
+def allocated(run: Any, devices: int = 1) -> int:
+    """The peak of the same two steps, as the profiler of torch's allocator saw it. With several devices, on the first
+    rank of a process group that moves nothing."""
     run = as_rehearsed(run)
     batches = largest_batches(run)
-    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+    sharded = on_ranks(run, devices, NoMeter()) if devices > 1 else nullcontext()  # type: ignore[arg-type]
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with sharded, torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run.build()
         trainer = Rehearsal(run, batches, NoMeter())  # type: ignore[arg-type]
         with torch.profiler.record_function("the steps"):
@@ -98,6 +103,16 @@ def test_peak_is_that_of_the_allocator(name, files, tmp_path, monkeypatch):  # n
     print(f"{name}: {predicted.peak:,} predicted, {real:,} allocated, at {predicted.place}")
     assert predicted.peak == pytest.approx(real, rel=0.01)
     assert predicted.kinds["trained"] + predicted.kinds["optimizer"] == pytest.approx(predicted.state, rel=0.01)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("devices", [2, 4])
+@pytest.mark.parametrize("name", ["full", "full bf16", "lora", "checkpointing"])
+def test_peak_of_a_sharded_run(name, devices, files, tmp_path):  # noqa: F811
+    run = run_of(SETTINGS[name], tmp_path, files)
+    predicted, real = predict(run, False, devices), allocated(run, devices)
+    print(f"{name} on {devices}: {predicted.peak:,} predicted, {real:,} allocated, at {predicted.place}")
+    assert predicted.peak == pytest.approx(real, rel=0.01)
 
 
 @pytest.mark.parametrize("words", [["lora"], ["full", "--train.activation_checkpointing", "true"]])

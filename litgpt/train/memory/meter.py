@@ -12,6 +12,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from litgpt.model.sharded import local_shard
+
 CUDA_BLOCK = 512  # bytes: CUDA's caching allocator rounds every allocation up to a multiple
 CPU_BLOCK = 1
 TEMPORARY = "temporary"
@@ -46,15 +48,36 @@ class Meter(TorchDispatchMode):
         self.alive: dict[int, Life] = {}  # by the address of the storage
         self.time = self.total = self.peak = self.peak_time = 0
         self.place = self.peak_place = ""
+        self.paused = False  # whether new storages do not count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
             return 1.0 if args[0].dtype.is_floating_point else 1
+        if any(hasattr(t, "from_local") for t in types):
+            return NotImplemented  # a sharded tensor calls this again for its shard
         out = func(*args, **(kwargs or {}))
-        for value in tree_leaves(out):
+        for value in () if self.paused else tree_leaves(out):
             if torch.is_tensor(value):
                 self.follow(value)
         return out
+
+    def __enter__(self) -> "Meter":
+        self.resize = torch.UntypedStorage.resize_
+        meter = self
+
+        def resize(storage: torch.UntypedStorage, size: int) -> Any:
+            result = meter.resize(storage, size)
+            if (life := meter.alive.get(storage._cdata)) is not None:
+                meter.end(storage._cdata)
+                meter.begin(storage, life.kind)
+            return result
+
+        torch.UntypedStorage.resize_ = resize  # type: ignore[method-assign,assignment]
+        return super().__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        torch.UntypedStorage.resize_ = self.resize  # type: ignore[method-assign]
+        super().__exit__(*error)
 
     def start(self) -> None:
         """Forget earlier peaks."""
@@ -62,14 +85,15 @@ class Meter(TorchDispatchMode):
 
     def follow(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        key = storage._cdata
-        if key in self.alive:
-            return
+        if storage._cdata not in self.alive:
+            self.begin(storage)
+            weakref.finalize(storage, self.end, storage._cdata).atexit = False
+
+    def begin(self, storage: torch.UntypedStorage, kind: str = TEMPORARY) -> None:
         self.time += 1
-        life = Life(-(-storage.nbytes() // self.block) * self.block, self.time)
+        life = Life(-(-storage.nbytes() // self.block) * self.block, self.time, kind)
         self.lives.append(life)
-        self.alive[key] = life
-        weakref.finalize(storage, self.end, key).atexit = False
+        self.alive[storage._cdata] = life
         self.total += life.size
         if self.total > self.peak:
             self.peak, self.peak_time, self.peak_place = self.total, self.time, self.place
@@ -83,7 +107,7 @@ class Meter(TorchDispatchMode):
     def name(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
         """Give the storages of tensors a kind, unless they have one."""
         for tensor in tensors:
-            life = self.alive.get(tensor.untyped_storage()._cdata)
+            life = self.alive.get(local_shard(tensor).untyped_storage()._cdata)
             if life is not None and life.kind == TEMPORARY:
                 life.kind = kind
 

@@ -6,7 +6,7 @@ The first step has no optimizer state in its backward pass; the second has the p
 import copy
 import math
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any, Optional
@@ -144,16 +144,17 @@ def stored_tensors(value: Any) -> Iterator[torch.Tensor]:
         yield from stored_tensors(vars(value))
 
 
-def predict(run: "Run", gpu: bool) -> Prediction:
-    """The memory of a run whose options are checked and whose rows are loaded, on one GPU or on the CPU.
+def predict(run: "Run", gpu: bool, devices: int = 1) -> Prediction:
+    """The memory of a run whose options are checked and whose rows are loaded, on a GPU or on the CPU. With several
+    `devices`, the memory of one of them, if they shard the model.
 
     Models of many layers are built with fewer: memory grows by the same amount with each period of layers.
     """
     config = run.base_model.config
     few, many = layers_to_run(config)
     if many == config.n_layer:
-        return rehearse(run, config.n_layer, gpu)
-    a, b = (rehearse(run, n, gpu) for n in (few, many))
+        return rehearse(run, config.n_layer, gpu, devices)
+    a, b = (rehearse(run, n, gpu, devices) for n in (few, many))
     periods = (config.n_layer - many) / (many - few)
 
     def extended(x: float, y: float) -> float:
@@ -172,7 +173,7 @@ def layers_to_run(config: Config) -> tuple[int, int]:
     return (few, 2 * few) if 2 * few < config.n_layer else (config.n_layer, config.n_layer)
 
 
-def rehearse(run: "Run", n_layer: int, gpu: bool) -> Prediction:
+def rehearse(run: "Run", n_layer: int, gpu: bool, devices: int = 1) -> Prediction:
     """Build the run's model with this many layers, and train it for `STEPS` steps."""
     run = as_rehearsed(run)
     batches = largest_batches(run)
@@ -184,7 +185,14 @@ def rehearse(run: "Run", n_layer: int, gpu: bool) -> Prediction:
     run.method.apply(run.model)
     meter = Meter(CUDA_BLOCK if gpu else CPU_BLOCK)
     threads = torch.get_num_threads()
-    with FakeTensorMode(allow_non_fake_inputs=True), gpu_kernels() if gpu else nullcontext(), meter:
+    with ExitStack() as stack:
+        if devices > 1:
+            from litgpt.train.memory.sharded import on_ranks
+
+            stack.enter_context(on_ranks(run, devices, meter))
+        stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
+        stack.enter_context(gpu_kernels() if gpu else nullcontext())
+        stack.enter_context(meter)
         run.build()
         trainer = Rehearsal(run, batches, meter)
         meter.start()
