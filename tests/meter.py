@@ -4,34 +4,17 @@ With the stand-ins of `litgpt.train.memory.stand_ins` for the kernels of a GPU.
 """
 
 import weakref
-from typing import Any, ClassVar, Optional, Union
+from typing import Any, Optional, Union
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from litgpt.methods.lora import LoRA
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model.blocks import Offload, recompute
+from litgpt.model.blocks import recompute
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.train.memory.stand_ins import gpu_kernels
-
-
-class OnHost(Offload):
-    """Offloads tensors of the meta device to nowhere."""
-
-    sizes: ClassVar[list[int]] = []
-
-    def __init__(self, x: torch.Tensor) -> None:
-        self.sizes.clear()
-        super().__init__(x)
-
-    def pack(self, x: torch.Tensor) -> Any:
-        self.sizes.append(x.numel() * x.element_size())
-        return x.size(), x.dtype
-
-    def unpack(self, kept: Any) -> torch.Tensor:
-        return torch.empty(kept[0], dtype=kept[1], device="meta")
 
 
 class Storages(TorchDispatchMode):
@@ -78,12 +61,9 @@ def kept(
             recompute(model, offload=checkpointing == "offload")
     model.train()
     ids = torch.zeros(1, tokens, dtype=torch.int64, device="meta")
-    if checkpointing == "offload":
-        model.saved_tensors = OnHost
-    OnHost.sizes.clear()
     quantized = [weight for m in model.modules() if isinstance(m, QuantizedLinear) for weight, _ in m.stored]
-    with gpu_kernels(), Storages(*model.parameters(), *quantized, ids) as storages:
+    with gpu_kernels() as offloaded, Storages(*model.parameters(), *quantized, ids) as storages:
         hidden = model.hidden(ids, [tokens // 2, tokens // 2])
-        total, host = storages.total, sum(OnHost.sizes)
+        total, host = storages.total, sum(offloaded)
         hidden.sum().backward()
     return total, host

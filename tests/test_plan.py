@@ -152,6 +152,16 @@ def test_known_gpus(label):
         assert target.memory == memory * 2**30 and target.peak is find_peak(name) is not None
 
 
+def test_several_gpus(no_weights, capsys):
+    """Full finetuning of an 8B model: on one device of 80 GB by no means; two of them share it."""
+    assert target_of("2 x 80 GB", torch.device("cpu")).devices == 2
+    words = ["finetune", "full", no_weights, "--tokens", 512, "--train.micro_batch_size", 1, "--precision", "bf16-true"]
+    out = plan(capsys, *words, "--gpu", "2 x 80 GB", "--optimizer", "SGD")
+    lines = out.splitlines()
+    row = lines[lines.index("this run") + 1].split()
+    assert float(row[1]) == pytest.approx(8.03e9 * 2 / 2 / 2**30, rel=0.01) and row[-1] == "yes"
+
+
 def test_unknown_gpus():
     with pytest.raises(UserError, match="--gpu"):
         target_of("Voodoo 2", torch.device("cpu"))

@@ -14,7 +14,9 @@ import torch
 import yaml
 
 from litgpt.data.batches import Batch, PackedRows
-from litgpt.errors import UserError, require
+from litgpt.data.named import Alpaca
+from litgpt.errors import UserError
+from litgpt.methods.quantize import bitsandbytes
 from litgpt.model.devices import pick_device
 from litgpt.train.args import PlanArgs, run_words
 from litgpt.train.devices.launch import device_memory
@@ -59,6 +61,7 @@ class Target(NamedTuple):
     memory: float  # bytes
     is_gpu: bool
     peak: Optional[Peak] = None  # its throughput, if known
+    devices: int = 1  # how many of them
 
     def fits(self, prediction: Prediction) -> bool:
         return prediction.peak <= (self.memory - CONTEXT) * USABLE if self.is_gpu else prediction.peak <= self.memory
@@ -75,8 +78,10 @@ class Rung:
 
 
 def target_of(gpu: Optional[str], device: torch.device) -> Target:
-    """What `--gpu` names; by default the device of this machine. Raises `UserError` if it is neither an amount of
-    memory nor a known GPU."""
+    """What `--gpu` names, such as 24 GB, H100, or 2 x H100; by default the device of this machine. Raises `UserError`
+    if it is neither an amount of memory nor a known GPU."""
+    if gpu is not None and (several := re.fullmatch(r"\s*(\d+)\s*x\s*(.+)", gpu, re.IGNORECASE)):
+        return target_of(several[2], device)._replace(devices=int(several[1]))
     if gpu is None:
         there = device_memory(device, 1)
         if there is None:
@@ -102,6 +107,8 @@ def plan(run: "Run", args: PlanArgs) -> None:
     with tempfile.TemporaryDirectory(prefix="litgpt-plan-") as folder:
         run.out_dir = Path(folder) / "out"  # an earlier run does not matter
         target = target_of(args.gpu, pick_device(run.accelerator))
+        if target.devices > 1 and run.devices == 1:
+            run.devices = target.devices
         load(run, args.tokens)
         if target.is_gpu and run.precision is None:
             run.precision_name = "bf16-true" if run.is_frozen else "bf16-mixed"
@@ -116,6 +123,8 @@ def plan(run: "Run", args: PlanArgs) -> None:
 
 def load(run: "Run", tokens: Optional[int] = None) -> None:
     """Check the options of a run and load its rows; or assume rows of this many tokens."""
+    if tokens is not None:
+        run.data = run.data or Alpaca()
     run.check()
     run.pick_devices()
     run.checkpoint, run.last_batch, run.result = None, None, Result()
@@ -154,7 +163,7 @@ def ladder(run: "Run", target: Target) -> list[Rung]:
         steps.append({"train.activation_checkpointing": True})
     if run.is_frozen and run.quantize is None:
         steps.append({"quantize": "bnb.nf4"})
-    if not run.is_frozen and not is_small(run):
+    if not run.is_frozen and not is_small(run) and run.devices_per_node == 1:
         steps.append({"optimizer": "AdamW8bit"})
     together = merged(steps)
     smaller = {"train.micro_batch_size": 1} if run.train.micro_batch_size > 1 else {}
@@ -167,9 +176,20 @@ def ladder(run: "Run", target: Target) -> list[Rung]:
     for changes in tries:
         if any(rung.fits for rung in rungs[len(steps) + 1 :]) or changes in [rung.changes for rung in rungs]:
             continue
-        prediction = predict(changed(run, changes), target.is_gpu)
-        rungs.append(Rung(words(changes) or "this run", changes, prediction, target.fits(prediction)))
+        rungs.append(rung_of(run, changes, target))
+    sharded: Changes = {k: v for k, v in (together | smaller).items() if k not in ("quantize", "optimizer")}
+    for devices in (2, 4, 8):
+        if devices > run.devices_per_node and run.quantize is None and not any(rung.fits for rung in rungs):
+            rungs.append(rung_of(run, sharded | {"devices": devices}, target))
     return rungs
+
+
+def rung_of(run: "Run", changes: Changes, target: Target) -> Rung:
+    run = changed(run, changes)
+    devices = run.devices if isinstance(run.devices, int) else run.devices_per_node
+    is_sharded = devices > 1 and run.strategy != "ddp" and run.quantize is None
+    prediction = predict(run, target.is_gpu, devices if is_sharded else 1)
+    return Rung(words(changes) or "this run", changes, prediction, target.fits(prediction))
 
 
 def is_small(run: "Run") -> bool:
@@ -201,7 +221,7 @@ def changed(run: "Run", changes: Changes) -> "Run":
         if name.startswith("train."):
             run.train = replace(run.train, **{name.removeprefix("train."): value})
         elif name == "optimizer":
-            run.optimizer = getattr(require("bitsandbytes.optim", f"optimizer {value}"), value)
+            run.optimizer = getattr(bitsandbytes().optim, value)
         else:
             setattr(run, name, value)
     return run
@@ -227,6 +247,8 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
         numbers = (*rung.prediction.kinds.values(), rung.prediction.peak)
         print(rung.label)
         print(" " * 8 + "".join(f"{n / size:9.2f}" for n in numbers) + f"{'yes' if rung.fits else 'no':>9}")
+    if run.devices_per_node > 1:
+        print("\nThe numbers are those of one of the devices.")
     print(f"\nThe peak of this run is in {first.place}. A checkpoint takes {first.state / size:.2f} {unit}.")
     if target.is_gpu:
         print(f"CUDA takes about {CONTEXT / GIB:.1f} GiB more, which the last column includes.")
@@ -235,7 +257,10 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
     if best is None:
         print(f"Nothing above fits. Try --train.max_seq_length {longest // 2}, a smaller model, or more devices.")
     else:
-        print(f"Run:  {shlex.join(run_words.get() or ('litgpt', 'finetune', '...'))} {words(best.changes)}".rstrip())
+        command = list(run_words.get() or ("litgpt", "finetune", "..."))
+        if target.devices > 1 and "--devices" not in command:
+            command += ["--devices", str(target.devices)]
+        print(f"Run:  {shlex.join(command)} {words(best.changes)}".rstrip())
 
 
 def counted(n: int) -> str:

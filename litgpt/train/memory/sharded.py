@@ -43,7 +43,7 @@ def on_ranks(run: "Run", n: int, meter: Meter) -> Iterator[None]:
 
     propagator._propagate_tensor_meta_non_cached = unseen
     try:
-        run.sharing, run.fabric.world_size = "fsdp", n
+        run.sharing, run.fabric.world_size = "fsdp", n  # type: ignore[misc]
         run.fabric.strategy = SimpleNamespace(precision=OneDevice.strategy.precision, shard=shard_model)  # type: ignore
         yield
     finally:

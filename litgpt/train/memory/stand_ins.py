@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.model import attention_kernels, kernels
+from litgpt.model.blocks import Offload
 
 
 class Norm(torch.autograd.Function):
@@ -56,9 +57,22 @@ def attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, *args: Any, **k
 
 
 @contextmanager
-def gpu_kernels() -> Iterator[None]:
-    """Run the code of a GPU, on any device, with stand-ins for its kernels."""
-    replacements = [
+def gpu_kernels() -> Iterator[list[int]]:
+    """Run the code of a GPU, on any device, with stand-ins for its kernels. Yields a list to which the bytes of each
+    tensor that is offloaded to the CPU are added."""
+    offloaded: list[int] = []
+
+    def pack(self: Offload, x: torch.Tensor) -> Any:
+        offloaded.append(x.numel() * x.element_size())
+        return x.size(), x.dtype, x.device
+
+    def unpack(self: Offload, kept: Any) -> torch.Tensor:
+        size, dtype, device = kept
+        return torch.empty(size, dtype=dtype, device=device)
+
+    replacements: list[tuple[Any, str, Any]] = [
+        (Offload, "pack", pack),
+        (Offload, "unpack", unpack),
         (kernels, "enabled", False),
         (F, "rms_norm", rms_norm),
         (F, "scaled_dot_product_attention", attention),
@@ -69,4 +83,4 @@ def gpu_kernels() -> Iterator[None]:
         for module, name, value in replacements:
             stack.callback(setattr, module, name, getattr(module, name))
             setattr(module, name, value)
-        yield
+        yield offloaded
