@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from contextlib import nullcontext
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -18,8 +17,9 @@ from litgpt.model.config import Config
 from litgpt.train.args import PlanArgs, planning
 from litgpt.train.memory import plan as module
 from litgpt.train.memory import predict as predictor
+from litgpt.train.memory.meter import Meter
 from litgpt.train.memory.plan import GPUS, target_of
-from litgpt.train.memory.predict import Rehearsal, as_rehearsed, largest_batches, layers_to_run, predict
+from litgpt.train.memory.predict import as_rehearsed, layers_to_run, measure, predict
 from litgpt.train.memory.sharded import on_ranks
 from litgpt.train.peaks import find_peak
 from tests.test_training import files  # noqa: F401
@@ -62,36 +62,15 @@ def run_of(words: list[Any], tmp_path: Path, files: Path) -> Any:  # noqa: F811
     return found[0]
 
 
-class NoMeter:
-    """In place of a `Meter`, for steps that are really run."""
-
-    place = ""
-
-    def name(self, *args: Any) -> None: ...
-
-    def name_all(self, *args: Any) -> None: ...
-
-
 def allocated(run: Any, devices: int = 1) -> int:
-    """The peak of the same two steps, as the profiler of torch's allocator saw it. With several devices, on the first
-    rank of a process group that moves nothing."""
-    run = as_rehearsed(run)
-    batches = largest_batches(run)
-    sharded = on_ranks(run, devices, NoMeter()) if devices > 1 else nullcontext()  # type: ignore[arg-type]
-    activities = [torch.profiler.ProfilerActivity.CPU]
-    with sharded, torch.profiler.profile(activities=activities, profile_memory=True) as profile:
-        run.build()
-        trainer = Rehearsal(run, batches, NoMeter())  # type: ignore[arg-type]
-        with torch.profiler.record_function("the steps"):
-            trainer.fit()
-    total = peak = 0
-    for event in sorted(profile.profiler.kineto_results.events(), key=lambda e: e.start_ns()):  # type: ignore
-        if event.name() == "the steps":
-            peak = total
-        if event.name() == "[memory]":
-            total += event.nbytes()
-            peak = max(peak, total)
-    return peak
+    """What the steps allocate on a CPU; with several devices, on the first rank of a process group that moves
+    nothing."""
+    if devices == 1:
+        return measure(run, torch.device("cpu"))
+    rehearsed = as_rehearsed(run)
+    with pytest.MonkeyPatch.context() as m, on_ranks(rehearsed, devices, Meter(1)):
+        m.setattr(predictor, "as_rehearsed", lambda run: run)
+        return measure(rehearsed, torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in SETTINGS])
@@ -225,6 +204,12 @@ def test_without_data(no_weights, capsys):
     assert kept == pytest.approx(92.16 * 32 * 8192 / 2**20, rel=0.06), "what the pages say, and what the head keeps"
 
 
+def test_measure(files, capsys):  # noqa: F811
+    words = ["finetune", "pico", "--data", files, "--train.micro_batch_size", 4, "--accelerator", "cpu"]
+    line = next(x for x in plan(capsys, *words, "--measure").splitlines() if x.startswith("Measured"))
+    assert 0.99 < float(line.split()[-1]) < 1.01, line
+
+
 def test_dry_run(files, tmp_path, capsys):  # noqa: F811
     main(["finetune", "pico", "--data", str(files), "--out_dir", str(tmp_path / "out"), "--dry_run"])
     assert "this run" in capsys.readouterr().out and not (tmp_path / "out").exists()
@@ -245,10 +230,4 @@ def test_peak_on_a_gpu(name, files, tmp_path):  # noqa: F811
     words = [w for w in SETTINGS[name] if w != "cpu"]
     run = run_of([*words, "--accelerator", "cuda"], tmp_path, files)
     predicted = predict(run, gpu=True)
-    run = as_rehearsed(run)
-    run.device = run.fabric.device = torch.device("cuda", 0)
-    torch.cuda.reset_peak_memory_stats()
-    before = torch.cuda.memory_allocated()
-    run.build()
-    Rehearsal(run, [b.to(run.device) for b in largest_batches(run)], NoMeter()).fit()  # type: ignore[arg-type]
-    assert predicted.peak == pytest.approx(torch.cuda.max_memory_allocated() - before, rel=0.05)
+    assert predicted.peak == pytest.approx(measure(run, torch.device("cuda", 0)), rel=0.05)

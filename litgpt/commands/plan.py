@@ -16,6 +16,7 @@ def main(
     price: Optional[float] = None,
     utilization: Optional[float] = None,
     tokens: Optional[int] = None,
+    measure: bool = False,
     apply: Optional[Path] = None,
 ) -> None:
     """Predict the memory and the time of a finetune or a pretrain, and find settings that fit.
@@ -29,12 +30,13 @@ def main(
         price: Price of an hour, for the cost of the run.
         utilization: Share of the GPU's peak that training reaches, such as 0.4, for the time of the run.
         tokens: Assume rows of this many tokens, instead of reading the data.
+        measure: Also run two steps of the longest rows on the device of this machine, and compare.
         apply: YAML file to write the settings that make the run fit to, for --config.
     """
     words = [word.replace("-", "_") for word in command[:2]]
     if not {"_".join(words), *words[:1]} & {*RUNS, "finetune"}:
         raise UserError("Expected a command to plan, such as: litgpt plan finetune lora MODEL --data FILE")
-    token = planning.set(PlanArgs(gpu, price, utilization, tokens, apply))
+    token = planning.set(PlanArgs(gpu, price, utilization, tokens, measure, apply))
     try:
         run(command)
     finally:

@@ -22,6 +22,7 @@ class PlanArgs:
         price: Price of an hour.
         utilization: Share of the GPU's peak that training reaches, such as 0.4, for the time.
         tokens: The length of rows, to plan without data.
+        measure: Whether to run two steps and compare.
         apply: YAML file to write the cheapest settings that fit to.
     """
 
@@ -29,6 +30,7 @@ class PlanArgs:
     price: Optional[float] = None
     utilization: Optional[float] = None
     tokens: Optional[int] = None
+    measure: bool = False
     apply: Optional[Path] = None
 
 

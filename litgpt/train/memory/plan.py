@@ -20,7 +20,7 @@ from litgpt.methods.quantize import bitsandbytes
 from litgpt.model.devices import pick_device
 from litgpt.train.args import PlanArgs, run_words
 from litgpt.train.devices.launch import device_memory
-from litgpt.train.memory.predict import Prediction, predict
+from litgpt.train.memory.predict import Prediction, measure, predict
 from litgpt.train.peaks import Peak, find_peak
 from litgpt.train.progress import duration
 from litgpt.train.schedule import Plan, Result
@@ -113,7 +113,11 @@ def plan(run: "Run", args: PlanArgs) -> None:
         if target.is_gpu and run.precision is None:
             run.precision_name = "bf16-true" if run.is_frozen else "bf16-mixed"
         rungs = ladder(run, target)
+        measured = measure(run, run.fabric.device) if args.measure else None
     print_plan(run, target, rungs, args)
+    if measured is not None:
+        predicted = rungs[0].prediction.peak
+        print(f"Measured here: {measured:,} bytes; predicted / measured: {predicted / measured:.4f}")
     best = cheapest(rungs)
     if args.apply is not None:
         changes = {} if best is None else best.changes

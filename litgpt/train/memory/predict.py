@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
 KINDS = ("weights", "trained", "gradients", "optimizer", "kept", "temporary")
 STEPS = 2
+STEPS_NAME = "litgpt: the steps"
 
 
 @dataclass
@@ -171,6 +172,32 @@ def layers_to_run(config: Config) -> tuple[int, int]:
     period = next(p for p in range(1, config.n_layer + 1) if all(a == b for a, b in zip(kinds, kinds[p:])))
     few = period * math.ceil(3 / period)
     return (few, 2 * few) if 2 * few < config.n_layer else (config.n_layer, config.n_layer)
+
+
+def measure(run: "Run", device: torch.device) -> int:
+    """The peak of the same steps, really run on this device: what torch allocated, in bytes."""
+    run = as_rehearsed(run)
+    run.device = run.fabric.device = device  # type: ignore[misc]
+    batches = [batch.to(device) for batch in largest_batches(run)]
+    on_gpu = device.type == "cuda"
+    before = torch.cuda.memory_allocated(device) if on_gpu else 0
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=not on_gpu) as profile:
+        run.build()
+        trainer = Rehearsal(run, batches, Meter(1))
+        if on_gpu:
+            torch.cuda.reset_peak_memory_stats(device)
+        with torch.profiler.record_function(STEPS_NAME):
+            trainer.fit()
+    if on_gpu:
+        return torch.cuda.max_memory_allocated(device) - before
+    total = peak = 0
+    events = profile.profiler.kineto_results.events()  # type: ignore[union-attr]
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        peak = total if event.name() == STEPS_NAME else peak
+        if event.name() == "[memory]":
+            total += event.nbytes()
+            peak = max(peak, total)
+    return peak
 
 
 def rehearse(run: "Run", n_layer: int, gpu: bool, devices: int = 1) -> Prediction:
