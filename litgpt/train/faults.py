@@ -123,7 +123,8 @@ def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[s
         (all_trained, "finetune lora, which trains fewer weights"),
         (True, "--optimizer SGD, which stores no moments"),
     ]
-    return UserError(f"Out of memory in {shape}. Try: {'; '.join([text for good, text in remedies if good][:3])}.")
+    tries = "; ".join([text for good, text in remedies if good][:3])
+    return UserError(f"Out of memory in {shape}. Try: {tries}. To see what fits: litgpt plan, with the same options.")
 
 
 def is_disk_full(error: BaseException) -> bool:
