@@ -255,7 +255,8 @@ def test_out_of_memory_names_shape_and_settings(base, rows_file, tmp_path, monke
         (TrainArgs(micro_batch_size=8), None, False, 100,
          ["--train.micro_batch_size 4", "--train.activation_checkpointing true", "--quantize bnb.nf4"]),
         (TrainArgs(activation_checkpointing=True), "bnb.nf4", False, 1000,
-         ["--train.max_seq_length 500", "--optimizer SGD, which stores no moments"]),
+         ["--train.activation_checkpointing offload", "--train.max_seq_length 500",
+          "--optimizer SGD, which stores no moments"]),
         (TrainArgs(), None, True, 1000,
          ["--train.activation_checkpointing true", "--train.max_seq_length 500",
           "finetune lora, which trains fewer weights"]),
@@ -264,7 +265,7 @@ def test_out_of_memory_names_shape_and_settings(base, rows_file, tmp_path, monke
 def test_what_helps(train, quantize, all_trained, longest, expected):
     batch = Batch(torch.zeros(1, longest), torch.zeros(1, longest), [longest], longest)
     error = str(out_of_memory(batch, train, quantize, all_trained))
-    assert error.endswith(f"{'; '.join(expected)}.") and f"the longest {longest:,}" in error
+    assert f"Try: {'; '.join(expected)}." in error and "litgpt plan" in error and f"the longest {longest:,}" in error
 
 
 def test_errors_of_other_kinds_are_left_alone(tmp_path):
