@@ -71,12 +71,13 @@ def saved_tensors(x: torch.Tensor) -> AbstractContextManager:
 @operation
 def linear(x: torch.Tensor, weight: torch.Tensor, bias: Optional[torch.Tensor] = None) -> torch.Tensor:
     """`F.linear`: x (..., in_features) times weight (out_features, in_features), plus bias."""
-    return F.linear(autocasted(x), autocasted(weight), bias)
+    if not is_compiling() and rematerialize.recipes is not None:
+        x, weight = autocasted(x), autocasted(weight)  # which autocast would keep, all trained weights among them
+    return F.linear(x, weight, bias)
 
 
 def autocasted(x: torch.Tensor) -> torch.Tensor:
-    """An input or a weight of a matmul in the dtype that autocast computes it in. Autocast itself would keep the copy,
-    of all weights that are trained."""
+    """An input or a weight of a matmul in the dtype that autocast computes it in."""
     dtype = autocast_dtype(x.device)
     return x if dtype is None else remat(x, torch.Tensor.to, dtype)
 
