@@ -12,7 +12,9 @@ import torch
 import yaml
 
 from litgpt.__main__ import main
+from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
+from litgpt.families import write_config
 from litgpt.model.config import Config
 from litgpt.train.args import PlanArgs, planning
 from litgpt.train.memory import plan as module
@@ -150,15 +152,16 @@ def test_unknown_gpus():
 @pytest.fixture
 def no_weights(tmp_path) -> Path:
     """A folder with the shape of Llama-3.1-8B and a tokenizer, but without weights."""
-    from litgpt.checkpoint.hub import PICO
-    from litgpt.families import write_config
+    return no_weights_folder(tmp_path, write_config(Config.from_name("Llama-3.1-8B")))
 
-    folder = tmp_path / "8B"
+
+def no_weights_folder(tmp_path: Path, fields: dict[str, Any]) -> Path:
+    folder = tmp_path / "model"
     folder.mkdir()
     for file in PICO.iterdir():
         if "token" in file.name or "template" in file.name:
             shutil.copyfile(file, folder / file.name)
-    (folder / "config.json").write_text(json.dumps(write_config(Config.from_name("Llama-3.1-8B"))), encoding="utf-8")
+    (folder / "config.json").write_text(json.dumps(fields), encoding="utf-8")
     return folder
 
 
@@ -208,6 +211,28 @@ def test_measure(files, capsys):  # noqa: F811
     words = ["finetune", "pico", "--data", files, "--train.micro_batch_size", 4, "--accelerator", "cpu"]
     line = next(x for x in plan(capsys, *words, "--measure").splitlines() if x.startswith("Measured"))
     assert 0.99 < float(line.split()[-1]) < 1.01, line
+
+
+@pytest.mark.parametrize(("command", "scheme"), [("generate", None), ("serve", None), ("chat", "bnb.nf4")])
+def test_inference(command, scheme, no_weights, capsys):
+    """Weights of 16 or about half a byte each; 2 * 8 heads * 128 dimensions * 2 bytes * 32 layers per token."""
+    words = [command, no_weights, "--gpu", "24 GB", "--tokens", 8192]
+    out = plan(capsys, *words, *(["--quantize", scheme] if scheme else []))
+    numbers = {line.split()[0]: float(line.split()[1]) for line in out.splitlines() if "GiB" in line[15:30]}
+    assert numbers["weights"] == pytest.approx(5.6 if scheme else 14.96, abs=0.1)
+    assert numbers["cache"] == 2 * 8 * 128 * 2 * 32 * 8192 / 2**30 == 1.0
+    n_fitting = int(out.splitlines()[-1].split()[0])
+    room = (24 - 0.6) * 0.97 - numbers["weights"] - numbers["temporary"]
+    assert n_fitting == int(room / numbers["cache"])
+
+
+def test_cache_of_windows(tmp_path, files, capsys):  # noqa: F811
+    """Local layers of Gemma 3 keep 512 tokens; every sixth keeps all."""
+    folder = no_weights_folder(tmp_path, write_config(Config.from_name("Gemma-3-1b-it")))
+    out = plan(capsys, "generate", folder, "--gpu", "24 GB", "--tokens", 32768)
+    line = next(line for line in out.splitlines() if line.startswith("cache"))
+    layers = 4 * 32768 + 22 * 512
+    assert float(line.split()[1]) == pytest.approx(2 * 256 * 2 * layers / 2**30, abs=0.006)
 
 
 def test_dry_run(files, tmp_path, capsys):  # noqa: F811

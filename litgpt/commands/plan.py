@@ -3,10 +3,14 @@
 from pathlib import Path
 from typing import Optional
 
+from litgpt.__main__ import COMMANDS
 from litgpt.__main__ import main as run
+from litgpt.cli.parser import parse
 from litgpt.errors import UserError
 from litgpt.train.args import PlanArgs, planning
+from litgpt.train.memory.inference import plan_inference
 
+ANSWERS = ("generate", "chat", "serve")
 RUNS = ("finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2", "pretrain")
 
 
@@ -19,7 +23,8 @@ def main(
     measure: bool = False,
     apply: Optional[Path] = None,
 ) -> None:
-    """Predict the memory and the time of a finetune or a pretrain, and find settings that fit.
+    """Predict the memory and the time of a finetune or a pretrain, and find settings that fit; or the memory of a
+    generate, a chat, or a serve.
 
     Pass the command and its options, as in litgpt plan finetune lora MODEL --data FILE --gpu '24 GB'. The run itself is
     rehearsed without computing anything, from config.json, the tokenizer and the rows; no weights are read.
@@ -34,10 +39,16 @@ def main(
         apply: YAML file to write the settings that make the run fit to, for --config.
     """
     words = [word.replace("-", "_") for word in command[:2]]
-    if not {"_".join(words), *words[:1]} & {*RUNS, "finetune"}:
+    answers = bool(words) and words[0] in ANSWERS
+    if not answers and not {"_".join(words), *words[:1]} & {*RUNS, "finetune"}:
         raise UserError("Expected a command to plan, such as: litgpt plan finetune lora MODEL --data FILE")
-    token = planning.set(PlanArgs(gpu, price, utilization, tokens, measure, apply))
+    args = PlanArgs(gpu, price, utilization, tokens, measure, apply)
+    token = planning.set(args)
     try:
-        run(command)
+        if answers:
+            options = parse(COMMANDS[words[0]][0], words[0], command[1:])
+            plan_inference(options.checkpoint_dir, options.precision, options.quantize, args)
+        else:
+            run(command)
     finally:
         planning.reset(token)
