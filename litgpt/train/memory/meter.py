@@ -81,10 +81,11 @@ class Meter(TorchDispatchMode):
         self.total -= life.size
 
     def name(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
-        """Give the storages of tensors a kind, unless they have one."""
+        """Give the storages of tensors a kind, unless they have one. What is kept for the backward pass may become a
+        gradient there."""
         for tensor in tensors:
             life = self.alive.get(tensor.untyped_storage()._cdata)
-            if life is not None and life.kind == TEMPORARY:
+            if life is not None and life.kind in (TEMPORARY, "kept"):
                 life.kind = kind
 
     def name_all(self, kind: str) -> None:

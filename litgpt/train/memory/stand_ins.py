@@ -14,6 +14,7 @@ import torch
 from torch.nn import functional as F
 
 from litgpt.model import attention_kernels, kernels
+from litgpt.train import optimizers
 
 
 class Norm(torch.autograd.Function):
@@ -64,6 +65,7 @@ def gpu_kernels() -> Iterator[None]:
         (F, "scaled_dot_product_attention", attention),
         (attention_kernels, "has_varlen", attention_kernels.has_flash),
         (attention_kernels, "varlen", lambda: attention),
+        (optimizers, "CHUNK", {}),
     ]
     with ExitStack() as stack:
         for module, name, value in replacements:
