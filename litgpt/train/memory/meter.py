@@ -28,7 +28,7 @@ class Life:
 
 
 class Meter(TorchDispatchMode):
-    """Follows every storage that is made under it, and answers reads of values with 1.
+    """Follows every storage that is made under it, and answers reads of values.
 
     Args:
         block: Bytes that sizes are rounded up to.
@@ -49,7 +49,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if args[0].dtype.is_floating_point else 1
+            return 0.5 if args[0].dtype.is_floating_point else 1  # some optimizers divide by 1 - x
         out = func(*args, **(kwargs or {}))
         for value in tree_leaves(out):
             if torch.is_tensor(value):

@@ -66,6 +66,7 @@ def gpu_kernels() -> Iterator[None]:
         (attention_kernels, "has_varlen", attention_kernels.has_flash),
         (attention_kernels, "varlen", lambda: attention),
         (optimizers, "CHUNK", {}),
+        (optimizers.StochasticRounding, "draw", lambda self, n: torch.empty(n, dtype=torch.int32)),
     ]
     with ExitStack() as stack:
         for module, name, value in replacements:
