@@ -1,5 +1,6 @@
 """`litgpt plan`"""
 
+import os
 from pathlib import Path
 from typing import Optional
 
@@ -43,6 +44,7 @@ def main(
     if not answers and not {"_".join(words), *words[:1]} & {*RUNS, "finetune"}:
         raise UserError("Expected a command to plan, such as: litgpt plan finetune lora MODEL --data FILE")
     args = PlanArgs(gpu, price, utilization, tokens, measure, apply)
+    check(args)
     token = planning.set(args)
     try:
         if answers:
@@ -52,3 +54,15 @@ def main(
             run(command)
     finally:
         planning.reset(token)
+
+
+def check(args: PlanArgs) -> None:
+    """Raise `UserError` for numbers that mean nothing, or if the settings cannot be written."""
+    if args.price is not None and args.price < 0:
+        raise UserError(f"--price {args.price} is below 0.")
+    if args.utilization is not None and not 0 < args.utilization <= 1:
+        raise UserError(f"--utilization {args.utilization} must be above 0 and at most 1.")
+    if args.apply is not None and args.apply.exists():
+        raise UserError(f"--apply: {args.apply} already exists. Choose another file.")
+    if args.apply is not None and not os.access(args.apply.parent, os.W_OK):
+        raise UserError(f"--apply: cannot write to the folder {args.apply.parent}.")

@@ -30,7 +30,7 @@ class Life:
 
 
 class Meter(TorchDispatchMode):
-    """Follows every storage that is made under it, and answers reads of values with 1.
+    """Follows every storage that is made under it, and answers reads of values.
 
     Args:
         block: Bytes that sizes are rounded up to.
@@ -52,7 +52,7 @@ class Meter(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.aten._local_scalar_dense.default:
-            return 1.0 if args[0].dtype.is_floating_point else 1
+            return 0.5 if args[0].dtype.is_floating_point else 1  # some optimizers divide by 1 - x
         if any(hasattr(t, "from_local") for t in types):
             return NotImplemented  # a sharded tensor calls this again for its shard
         out = func(*args, **(kwargs or {}))
@@ -105,10 +105,11 @@ class Meter(TorchDispatchMode):
         self.total -= life.size
 
     def name(self, kind: str, tensors: Iterable[torch.Tensor]) -> None:
-        """Give the storages of tensors a kind, unless they have one."""
+        """Give the storages of tensors a kind, unless they have one. What is kept for the backward pass may become a
+        gradient there."""
         for tensor in tensors:
             life = self.alive.get(local_shard(tensor).untyped_storage()._cdata)
-            if life is not None and life.kind == TEMPORARY:
+            if life is not None and life.kind in (TEMPORARY, "kept"):
                 life.kind = kind
 
     def name_all(self, kind: str) -> None:

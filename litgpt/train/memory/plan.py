@@ -111,18 +111,29 @@ def plan(run: "Run", args: PlanArgs) -> None:
             run.devices = target.devices
         load(run, args.tokens)
         if target.is_gpu and run.precision is None:
-            run.precision_name = "bf16-true" if run.is_frozen else "bf16-mixed"
-        rungs = ladder(run, target)
+            run.precision_name = default_precision(run, target)
+        try:
+            rungs = ladder(run, target)
+        except RuntimeError as e:  # an operation that has no rule for fake tensors
+            raise UserError(f"This run cannot be planned: {str(e).splitlines()[0]}") from e
         measured = measure(run, run.fabric.device) if args.measure else None
     print_plan(run, target, rungs, args)
     if measured is not None:
         predicted = rungs[0].prediction.peak
         print(f"Measured here: {measured:,} bytes; predicted / measured: {predicted / measured:.4f}")
     best = cheapest(rungs)
-    if args.apply is not None:
-        changes = {} if best is None else best.changes
-        args.apply.write_text(yaml.safe_dump(nested(changes)), encoding="utf-8")
+    if args.apply is not None and best is not None:
+        args.apply.write_text(yaml.safe_dump(nested(best.changes)), encoding="utf-8")
         print(f"Written to {args.apply}. Use it with --config.")
+    elif args.apply is not None:
+        print(f"{args.apply} was not written, because nothing fits.")
+
+
+def default_precision(run: "Run", target: Target) -> str:
+    """What a run without --precision has on this GPU, which is taken for one with bfloat16 if it is not known."""
+    if target.peak is not None and not target.peak.bf16:
+        return "16-mixed"
+    return "bf16-true" if run.is_frozen else "bf16-mixed"
 
 
 def load(run: "Run", tokens: Optional[int] = None) -> None:

@@ -254,10 +254,11 @@ def shortened(base: BaseModel, n_layer: int) -> BaseModel:
     lists = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers")
     kept = {name: value[:n_layer] for name in lists if (value := getattr(base.config, name)) is not None}
     config = replace(base.config, n_layer=n_layer, **kept)
-    if base.checkpoint is None:
-        return replace(base, config=config)
+    folder, dtypes = base.tokenizer_folder, {}  # of random weights
+    if base.checkpoint is not None:
+        folder, dtypes = base.checkpoint.folder, base.checkpoint.dtypes
     with torch.device("meta"):
-        shapes = EmptyWeights(GPT(config), base.fields, base.checkpoint.folder, base.checkpoint.dtypes)
+        shapes = EmptyWeights(GPT(config), base.fields, folder, dtypes)
     return replace(base, config=config, checkpoint=shapes)
 
 

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from litgpt.model import attention_kernels, kernels
 from litgpt.model.blocks import Offload
+from litgpt.train import optimizers
 
 
 class Norm(torch.autograd.Function):
@@ -78,6 +79,8 @@ def gpu_kernels() -> Iterator[list[int]]:
         (F, "scaled_dot_product_attention", attention),
         (attention_kernels, "has_varlen", attention_kernels.has_flash),
         (attention_kernels, "varlen", lambda: attention),
+        (optimizers, "CHUNK", {}),
+        (optimizers.StochasticRounding, "draw", lambda self, n: torch.empty(n, dtype=torch.int32)),
     ]
     with ExitStack() as stack:
         for module, name, value in replacements:
