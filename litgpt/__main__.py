@@ -59,6 +59,7 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
 }
 MAX_ERROR_LENGTH = 4000
 ALIASES = {"finetune": "finetune_lora", "generate_base": "generate"}
+WORDS = {"train": "finetune", "sft": "finetune"}  # of other tools
 
 
 def usage() -> str:
@@ -107,6 +108,7 @@ def main(argv: Optional[list[str]] = None) -> None:
     if command == "--version":
         print(__version__)
         return
+    command = WORDS.get(command, command)
     try:
         # `litgpt finetune lora` means `litgpt finetune_lora`, but `litgpt generate adapter` may name a folder
         is_folder = bool(args) and command in COMMANDS and os.path.isdir(args[0])

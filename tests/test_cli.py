@@ -410,3 +410,42 @@ def test_wheel_brings_the_recipes(installed, tmp_path):
 
 if __name__ == "__main__":
     FLAGS.write_text(flags_text(), encoding="utf-8", newline="\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "options"),
+    [
+        ("--lr 0.1", {"optimizer.init_args.lr": 0.1}),
+        ("--epochs 2", {"train.epochs": 2}),
+        ("--num_train_epochs=3", {"train.epochs": 3}),
+        ("--batch_size 4", {"train.global_batch_size": 4}),
+        ("--per_device_train_batch_size 2", {"train.micro_batch_size": 2}),
+        ("--load_in_4bit", {"quantize": "bnb.nf4"}),
+        ("--load_in_4bit true --seed 3", {"quantize": "bnb.nf4", "seed": 3}),
+        ("--load_in_4bit=false", {"quantize": None}),
+        ("--bf16 --gradient_checkpointing", {"precision": "bf16-true", "train.activation_checkpointing": True}),
+        ("--quantize nf4", {"quantize": "bnb.nf4"}),
+        ("--quantize=int8 --accelerator gpu", {"quantize": "bnb.int8", "accelerator": "cuda"}),
+        ("--lora_rank 4 --output_dir elsewhere", {"lora_r": 4, "out_dir": "elsewhere"}),
+    ],
+)
+def test_words_of_other_tools(words, options, settings):
+    """They mean the same, and the settings have litgpt's names."""
+    found = settings("finetune", "lora", "pico", *words.split())
+    for name, value in options.items():
+        at = found
+        for key in name.split("."):
+            at = at[key]
+        assert at == value, name
+
+
+@pytest.mark.parametrize("word", ["train", "sft"])
+def test_commands_of_other_tools(word, settings):
+    assert settings(word, "pico") == settings("finetune", "pico")
+    assert settings(word, "full", "pico") == settings("finetune", "full", "pico")
+
+
+def test_an_unknown_option_without_a_value_is_unknown(capsys):
+    with pytest.raises(SystemExit):
+        main(["finetune", "pico", "--frobnicate"])
+    assert "Unknown option --frobnicate" in capsys.readouterr().err

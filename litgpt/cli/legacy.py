@@ -1,4 +1,5 @@
-"""Options of LitGPT and of its older versions that have another name here. Each translation is reported on stderr.
+"""Options of LitGPT, of its older versions, and of other tools that have another name here. Each translation is
+reported on stderr.
 
 Options that LitGPT has at the top level (`--max_seq_length`) need no table: `schema.current_name` finds their group.
 """
@@ -13,12 +14,45 @@ from litgpt.errors import UserError, remark
 NAMES = {"pretrained_checkpoint_dir": "base"}  # options with the same values and another name
 CLASS_NAMES = {"data.mask_inputs": "data.mask_prompt"}  # the same for arguments of a class
 PRECISIONS = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
+
+
+def renamed(name: str) -> Callable[[str], list[str]]:
+    return lambda value: [f"--{name}", value]
+
+
+TRAINING = {  # the words of Hugging Face's Trainer, Axolotl, LLaMA-Factory, Unsloth, and mlx-lm
+    "--lr": renamed("optimizer.lr"),
+    "--batch_size": renamed("train.global_batch_size"),
+    "--per_device_train_batch_size": renamed("train.micro_batch_size"),
+    "--gradient_accumulation_steps": renamed("train.gradient_accumulation_iters"),
+    "--num_train_epochs": renamed("train.epochs"),
+    "--num_epochs": renamed("train.epochs"),
+    "--warmup_steps": renamed("train.lr_warmup_steps"),
+    "--warmup_ratio": renamed("train.lr_warmup_fraction"),
+    "--max_length": renamed("train.max_seq_length"),
+    "--max_seq_len": renamed("train.max_seq_length"),
+    "--sequence_len": renamed("train.max_seq_length"),
+    "--max_grad_norm": renamed("train.max_norm"),
+    "--output_dir": renamed("out_dir"),
+    "--lora_rank": renamed("lora_r"),
+}
+SWITCHES = {  # words without a value, and what they mean
+    "--load_in_4bit": ["--quantize", "bnb.nf4"],
+    "--load_in_8bit": ["--quantize", "bnb.int8"],
+    "--bf16": ["--precision", "bf16-true"],
+    "--gradient_checkpointing": ["--train.activation_checkpointing", "true"],
+}
+VALUES = {  # values of options that have another name here
+    "--accelerator": {"gpu": "cuda"},
+    "--quantize": {name: f"bnb.{name}" for name in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")},
+}
 FLAGS: dict[str, dict[str, Callable[[str], list[str]]]] = {  # by the beginning of a command: a flag, and its new words
     "validate": {"--dtype": lambda dtype: ["--precision", PRECISIONS.get(dtype, dtype)]},
     "evaluate": {
         "--eval_tasks": lambda tasks: ["--tasks", ",".join(t.strip(" '\"") for t in tasks.strip("[] ").split(","))]
     },
-    "finetune": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path]},
+    "finetune": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path], **TRAINING},
+    "pretrain": TRAINING,
     "data": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path]},
 }
 REFUSED = {  # by the first word of a command: options without a counterpart, and why they are not needed
@@ -57,6 +91,34 @@ def translate(args: list[str], command: str) -> list[str]:
             words = new_words(value)
             remark(f"{flag} {shlex.quote(value)} is called {' '.join(words)}.")
             args = [*args, *words]
+    return translate_switches(translate_values(args))
+
+
+def translate_switches(args: list[str]) -> list[str]:
+    words: list[str] = []
+    rest = list(args)
+    while rest:
+        word = rest.pop(0)
+        name, _, value = word.partition("=")
+        if name not in SWITCHES:
+            words.append(word)
+            continue
+        if not value and rest and rest[0].lower() in ("true", "false"):
+            value = rest.pop(0)
+        if value.lower() != "false":
+            remark(f"{name} is called {' '.join(SWITCHES[name])}.")
+            words += SWITCHES[name]
+    return words
+
+
+def translate_values(args: list[str]) -> list[str]:
+    for flag, values in VALUES.items():
+        for i, word in enumerate(args):
+            name, equals, value = word.partition("=")
+            if name == flag and equals and value in values:
+                args = [*args[:i], f"{name}={values[value]}", *args[i + 1 :]]
+            elif word == flag and args[i + 1 : i + 2] and args[i + 1] in values:
+                args = [*args[: i + 1], values[args[i + 1]], *args[i + 2 :]]
     return args
 
 

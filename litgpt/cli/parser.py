@@ -185,9 +185,10 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
             if not equals and is_switch(name, words, parser):
                 value = "true"
             elif not equals:
-                if not words or is_flag(words[0], parser):
+                is_missing = not words or is_flag(words[0], parser)
+                if is_missing and ("." in name or is_flag(flag, parser)):  # an unknown option is reported as such
                     raise UserError(f"{flag} needs a value.")
-                value = words.pop(0)
+                value = "" if is_missing else words.pop(0)
             if flag == "--config":
                 levels += config_levels(value, parser)
             elif name.endswith(".help"):
