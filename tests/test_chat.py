@@ -159,6 +159,26 @@ def test_what_can_be_typed(chat, pico, tmp_path):
     assert "empty prompt" not in err, "blank lines of a pipe mean nothing"
 
 
+def test_settings_and_another_answer(chat, pico):
+    out, err = chat(
+        "/set temperature 1.5\n/set max_new_tokens 5\nHello\n/retry\n/show\n/clear\n/retry\n/bye\nnot sent\n"
+    )
+    one, two = (Conversation(pico, Sampling(1.5), 5) for _ in range(2))
+    two.retries = 1
+    first, second = "".join(one.ask("Hello")), "".join(two.ask("Hello"))
+    assert out == f"{first}\n{second}\n" and first != second
+    for words in ("temperature: 1.5", "max_new_tokens: 5", "no prompt to answer again", "new conversation"):
+        assert words in err, words
+
+
+@pytest.mark.parametrize(
+    "line", ["/set", "/set heat 1", "/set top_k many", "/set temperature -1", "/set max_new_tokens 0"]
+)
+def test_settings_that_are_not_possible(chat, line):
+    out, err = chat(f"{line}\n/show\n", "--max_new_tokens", "3")
+    assert not out and "max_new_tokens: 3" in err and "temperature: 0" in err
+
+
 def test_what_is_mistyped(chat, tmp_path):
     out, err = chat(f"/save {tmp_path / 'new'}\nHello\n/Reset\n/save ~nobody-of-this-name/x\n", "--max_new_tokens", "3")
     assert out.count("\n") == 1 and not (tmp_path / "new").exists()

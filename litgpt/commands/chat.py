@@ -19,13 +19,17 @@ from litgpt.generate.prompt_file import to_line
 from litgpt.generate.sampling import Sampling
 
 HELP = """\
-/reset         start a new conversation with the same system message
+/reset         start a new conversation with the same system message (also /clear)
+/retry         answer the last prompt again, with other random numbers
+/set NAME X    change temperature, top_k, top_p, min_p, repetition_penalty, or max_new_tokens
+/show          show the system message and the settings
 /system TEXT   set the system message; without TEXT, remove it
 /save FILE     write the conversation as a line of JSON, {"messages": [...]}
 /help          show this help
-/quit          exit, as Ctrl-D does
+/quit          exit, as Ctrl-D does (also /bye)
 Ctrl-C stops an answer. To send a prompt that begins with /, put a space before it."""
-COMMANDS = ("/reset", "/system", "/save", "/help", "/quit", "/exit")
+QUIT = ("/quit", "/exit", "/bye")
+COMMANDS = ("/reset", "/clear", "/retry", "/set", "/show", "/system", "/save", "/help", *QUIT)
 SEND = ("/send", "!submit")  # the second is LitGPT's
 LITGPT_QUIT = ("!quit", "!exit")
 
@@ -84,7 +88,9 @@ def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> 
     for prompt in prompts:
         try:
             if re.fullmatch(r"/[a-zA-Z]+( .*)?", prompt.rstrip(), re.DOTALL):
-                if not run_command(conversation, prompt.strip(), saved):
+                if prompt.strip() == "/retry":
+                    print_answer(conversation, conversation.take_back(), terminal)
+                elif not run_command(conversation, prompt.strip(), saved):
                     return
             elif prompt.strip():
                 print_answer(conversation, prompt, terminal)
@@ -102,16 +108,21 @@ def run_command(conversation: Conversation, line: str, saved: set[Path]) -> bool
     """Run a line that begins with /. Returns whether the chat goes on."""
     command, _, argument = line.partition(" ")
     argument = argument.strip()
-    if command in ("/quit", "/exit"):
+    if command in QUIT:
         return False
     if command == "/help":
         inform(HELP)
-    elif command == "/reset":
+    elif command in ("/reset", "/clear"):
         conversation.reset()
         inform("Started a new conversation.")
     elif command == "/system":
         conversation.set_system(argument or None)
         inform("Set the system message." if argument else "Removed the system message.")
+    elif command == "/set":
+        name, _, value = argument.partition(" ")
+        inform(conversation.set(name, value.strip()))
+    elif command == "/show":
+        inform("\n".join(f"{name}: {value}" for name, value in conversation.settings().items()))
     elif command == "/save":
         save(conversation, argument, saved)
     else:

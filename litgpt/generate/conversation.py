@@ -1,5 +1,6 @@
 """A conversation with a model: each answer follows from one rendering of everything before it."""
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -23,7 +24,7 @@ class Conversation:
         system: Optional[str] = None,
     ) -> None:
         self.loaded, self.sampling, self.max_new_tokens = loaded, sampling, max_new_tokens
-        self.stop, self.seed = stop, seed
+        self.stop, self.seed, self.retries = stop, seed, 0
         self.messages: list[dict[str, Any]] = []  # so far, the system message first if there is one
         # whether the prompt style is for a single prompt, so that the model sees no earlier messages
         self.single_turn = loaded.style.single_turn
@@ -48,6 +49,40 @@ class Conversation:
         """Forget everything but the system message."""
         self.messages = self.system
 
+    def take_back(self) -> str:
+        """Remove the last prompt and its answer, and return the prompt; its next answer draws other random numbers. Raises
+        `UserError` if there is none."""
+        if len(self.messages) < 2 or self.messages[-2]["role"] != "user":
+            raise UserError("There is no prompt to answer again.")
+        prompt = self.messages[-2]["content"]
+        del self.messages[-2:]
+        self.retries += 1
+        return prompt
+
+    def settings(self) -> dict[str, Any]:
+        """The system message, and what `set` changes."""
+        system = {"system": self.system[0]["content"]} if self.system else {}
+        return system | dataclasses.asdict(self.sampling) | {"max_new_tokens": self.max_new_tokens}
+
+    def set(self, name: str, text: str) -> str:
+        """Change a setting of sampling, or the length of answers. Returns a sentence about it. Raises `UserError` for a
+        name or a value that is not possible."""
+        known = [name for name in self.settings() if name != "system"]
+        if name not in known:
+            raise UserError(f"Usage: /set NAME VALUE, with one of {', '.join(known)}.")
+        try:
+            whole = name in ("top_k", "max_new_tokens")
+            value = None if text == "null" and name == "top_k" else int(text) if whole else float(text)
+        except ValueError:
+            raise UserError(f"/set {name} {text}: expected a number.") from None
+        if name != "max_new_tokens":
+            self.sampling = dataclasses.replace(self.sampling, **{name: value})
+        elif value is not None and value > 0:
+            self.max_new_tokens = int(value)
+        else:
+            raise UserError(f"/set {name} {text} must be above 0.")
+        return f"Set {name} to {text}."
+
     def ask(self, prompt: str) -> Iterator[str]:
         """The answer to a prompt, as text that comes while it grows.
 
@@ -58,7 +93,9 @@ class Conversation:
         _, ids = self.loaded.render(messages)
         self.check_length(ids, prompt)
         turn = sum(m["role"] == "user" for m in self.messages)
-        request = Request(ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, self.seed + turn)
+        request = Request(
+            ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, self.seed + turn + 1000 * self.retries
+        )
         return self.answer(request, prompt)
 
     def check_length(self, ids: Sequence[int], prompt: str) -> None:
