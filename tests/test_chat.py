@@ -160,9 +160,18 @@ def test_what_can_be_typed(chat, pico, tmp_path):
 
 
 def test_settings_and_another_answer(chat, pico):
-    out, err = chat(
-        "/set temperature 1.5\n/set max_new_tokens 5\nHello\n/retry\n/show\n/clear\n/retry\n/bye\nnot sent\n"
-    )
+    typed = [
+        "/set temperature 1.5",
+        "/set max_new_tokens 5",
+        "Hello",
+        "/retry",
+        "/show",
+        "/clear",
+        "/retry",
+        "/bye",
+        "no",
+    ]
+    out, err = chat("\n".join(typed))
     one, two = (Conversation(pico, Sampling(1.5), 5) for _ in range(2))
     two.retries = 1
     first, second = "".join(one.ask("Hello")), "".join(two.ask("Hello"))

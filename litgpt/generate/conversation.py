@@ -50,8 +50,8 @@ class Conversation:
         self.messages = self.system
 
     def take_back(self) -> str:
-        """Remove the last prompt and its answer, and return the prompt; its next answer draws other random numbers. Raises
-        `UserError` if there is none."""
+        """Remove the last prompt and its answer, and return the prompt. Its next answer draws other random numbers.
+        Raises `UserError` if there is none."""
         if len(self.messages) < 2 or self.messages[-2]["role"] != "user":
             raise UserError("There is no prompt to answer again.")
         prompt = self.messages[-2]["content"]
@@ -76,7 +76,7 @@ class Conversation:
         except ValueError:
             raise UserError(f"/set {name} {text}: expected a number.") from None
         if name != "max_new_tokens":
-            self.sampling = dataclasses.replace(self.sampling, **{name: value})
+            self.sampling = dataclasses.replace(self.sampling, **{name: value})  # type: ignore[arg-type]
         elif value is not None and value > 0:
             self.max_new_tokens = int(value)
         else:
@@ -93,9 +93,8 @@ class Conversation:
         _, ids = self.loaded.render(messages)
         self.check_length(ids, prompt)
         turn = sum(m["role"] == "user" for m in self.messages)
-        request = Request(
-            ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, self.seed + turn + 1000 * self.retries
-        )
+        seed = self.seed + turn + 1000 * self.retries
+        request = Request(ids, self.max_new_tokens, self.sampling, self.loaded.stop_ids, seed)
         return self.answer(request, prompt)
 
     def check_length(self, ids: Sequence[int], prompt: str) -> None:
