@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from unittest import mock
 
 from litgpt.__main__ import main as litgpt
@@ -72,6 +72,7 @@ class Case:
         tokens: The length of a row.
         published: The published peak.
         context: The model's context length, if it is not the model's own.
+        config: The model, if it is not that of the name.
     """
 
     name: str
@@ -81,6 +82,7 @@ class Case:
     tokens: int
     published: str
     context: int = 0
+    config: Optional[Config] = None
 
 
 def recipe_cases() -> Iterator[Case]:
@@ -129,8 +131,10 @@ def make_folder(case: Case, root: Path) -> Path:
     folder = root / f"{case.model.replace('/', '--')}-{case.context}"
     if folder.exists():
         return folder
-    config = Config.from_name(case.model)
-    config = replace(config, tie_embeddings=bool(TIED.search(case.model)), block_size=case.context or config.block_size)
+    config = case.config
+    if config is None:
+        config = replace(Config.from_name(case.model), tie_embeddings=bool(TIED.search(case.model)))
+    config = replace(config, block_size=case.context or config.block_size)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(write_config(config)), encoding="utf-8")
     for file in PICO.iterdir():
