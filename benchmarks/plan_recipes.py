@@ -20,7 +20,7 @@ import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 from unittest import mock
 
 from litgpt.__main__ import main as litgpt
@@ -59,6 +59,12 @@ LONG = """
     lora Phi-3-mini-4k-instruct nf4 21
 """  # method, model, quantization, GiB on one H100
 
+LESS = {  # recipes that do not fit on the published GPU as they are, and options that take less
+    "llama-3.2-3B/full": "--optimizer AdamW8bit",
+    "phi-3/full": "--optimizer Adafactor --train.activation_checkpointing true",
+    "gemma2-9b/lora": "--train.activation_checkpointing true",
+}
+
 
 @dataclass
 class Case:
@@ -72,6 +78,7 @@ class Case:
         tokens: The length of a row.
         published: The published peak.
         context: The model's context length, if it is not the model's own.
+        config: The model, if it is not that of the name.
     """
 
     name: str
@@ -81,6 +88,7 @@ class Case:
     tokens: int
     published: str
     context: int = 0
+    config: Optional[Config] = None
 
 
 def recipe_cases() -> Iterator[Case]:
@@ -94,7 +102,10 @@ def recipe_cases() -> Iterator[Case]:
         settings = [f"{micro} x {tokens}", fields.get("quantize", "")]
         settings.append("checkpointing" if train.get("activation_checkpointing") else "")
         words = [*recipe.command.split()[1:-2], "--config", recipe.name, "--devices", "1"]
-        yield Case(recipe.name, ", ".join(filter(None, settings)), words, model_of(recipe), tokens, found)
+        case = Case(recipe.name, ", ".join(filter(None, settings)), words, model_of(recipe), tokens, found)
+        yield case
+        if (options := LESS.get(recipe.name)) is not None:
+            yield replace(case, settings=f"{case.settings}, `{options}`", words=[*words, *options.split()])
 
 
 def model_of(recipe: Recipe) -> str:
@@ -129,8 +140,10 @@ def make_folder(case: Case, root: Path) -> Path:
     folder = root / f"{case.model.replace('/', '--')}-{case.context}"
     if folder.exists():
         return folder
-    config = Config.from_name(case.model)
-    config = replace(config, tie_embeddings=bool(TIED.search(case.model)), block_size=case.context or config.block_size)
+    config = case.config
+    if config is None:
+        config = replace(Config.from_name(case.model), tie_embeddings=bool(TIED.search(case.model)))
+    config = replace(config, block_size=case.context or config.block_size)
     folder.mkdir()
     (folder / "config.json").write_text(json.dumps(write_config(config)), encoding="utf-8")
     for file in PICO.iterdir():

@@ -247,6 +247,43 @@ def test_errors(words, capsys):
     assert stop.value.code == 2 and len(capsys.readouterr().err.splitlines()) == 1
 
 
+@pytest.mark.parametrize("words", [["--utilization", "0"], ["--price", "-1"], ["--apply", "{there}"]])
+def test_values_that_mean_nothing(words, files, capsys):  # noqa: F811
+    with pytest.raises(SystemExit):
+        plan(capsys, "finetune", "pico", "--data", files, *(word.format(there=files) for word in words))
+    assert words[0] in capsys.readouterr().err
+
+
+def test_nothing_is_applied_if_nothing_fits(files, tmp_path, capsys):  # noqa: F811
+    plan(capsys, "finetune", "pico", "--data", files, "--gpu", "0.6 GB", "--apply", tmp_path / "fits.yaml")
+    assert not (tmp_path / "fits.yaml").exists()
+
+
+def test_random_weights(capsys):
+    """A model that does not exist yet takes what one of its shape takes."""
+    model = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,"
+    model += " max_position_embeddings: 128}"
+    words = ["pretrain", "--model_config", model, "--tokenizer_dir", "pico", "--data", "PicoText", "--gpu", "T4"]
+    out = plan(capsys, *words)
+    assert "16-mixed" in out, "what a T4 has by default"
+
+
+@pytest.mark.parametrize("optimizer", ["NAdam", "AdEMAMix"])
+def test_optimizers_that_read_values(optimizer, files, tmp_path):  # noqa: F811
+    if optimizer == "AdEMAMix":
+        pytest.importorskip("bitsandbytes")
+    run = run_of(["full", "--optimizer", optimizer], tmp_path, files)
+    moments = 3 if optimizer == "AdEMAMix" else 2
+    assert predict(run, gpu=True).kinds["optimizer"] == pytest.approx(moments * 4 * run.n_parameters, rel=0.02)
+
+
+def test_chunks_of_a_gpu(files, tmp_path):  # noqa: F811
+    """Stochastic rounding works on 2^24 weights at once there: four float32 copies, and a random number for three."""
+    found = predict(run_of(["full", "--precision", "bf16-true"], tmp_path, files), gpu=True)
+    n = found.kinds["trained"] / 2
+    assert found.place == "the optimizer" and found.kinds["temporary"] == pytest.approx((4 + 3) * 4 * n, rel=0.02)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", ["lora", "full", "nf4"])
 def test_peak_on_a_gpu(name, files, tmp_path):  # noqa: F811

@@ -137,6 +137,10 @@ class Results:
         lines += [f"  {r['name']}: {short(r['error'])}" for r in tests if "error" in r]
         lines.append(f"{'':38} {'tokens/s':>10} {'s/micro-step':>13} {'MFU':>6} {'peak memory':>12} {'plan':>9}")
         for r in (r for r in self.records if r not in tests and r["part"] != "machine"):
+            if "predicted_memory" in r:
+                peaks = f"{gigabytes(r['peak_memory']):>12} {gigabytes(r['predicted_memory']):>9}"
+                lines.append(f"{r['name']:38} {'':31} {peaks}")
+                continue
             if "tokens_per_s" not in r:
                 lines.append(f"{r['name']:38} {short(r.get('error') or r.get('skipped') or '')}")
                 continue
@@ -217,12 +221,22 @@ def ended(command: list[str], limit: float, environment: dict[str, str], log: Pa
 
 def predict(item: Item, results: Results, environment: dict[str, str], limit: float, logs: Path) -> None:
     """Say what `litgpt plan` predicts for a training, beside the peak memory that was measured."""
-    code, _ = ended([sys.executable, "-m", "litgpt", "plan", "-h"], limit, environment, logs / "plan.log")
-    if code:
-        results.add(item.part, f"predict {item.name}", skipped="no predictor")
+    measured, file = results.records[-1], logs / "plan.jsonl"
+    if "peak_memory" not in measured:
+        results.add(item.part, f"predict {item.name}", skipped="nothing was measured")
         return
-    # Call it here for the shape in `results.records[-1]`, and set `predicted_memory` in the record that is added.
-    results.add(item.part, f"predict {item.name}", skipped="`litgpt plan` is there, and nothing calls it yet")
+    words = [f"--{name}={measured[name]}" for name in ("case", "method", "precision", "optimizer")]
+    words += [] if measured["case"] == "smoke" else [f"--model={measured['model']}"]
+    command = [sys.executable, "benchmarks/gpu_plan.py", *words, f"--json={file}"]
+    code, output = ended(command, limit, environment, logs / "plan.log")
+    if code != 0:
+        results.keep(f"predict {item.name}", output)
+        results.add(item.part, f"predict {item.name}", error=output[-1500:] or f"exit code {code}")
+        return
+    found, peak = json.loads(file.read_text(encoding="utf-8").splitlines()[-1]), measured["peak_memory"]
+    is_gpu = measured["device"] != "cpu"  # on a CPU, the whole process was measured
+    ratio = round(found["predicted_memory"] / peak, 4) if is_gpu else None
+    results.add(item.part, f"predict {item.name}", **found, peak_memory=peak, predicted_to_measured=ratio)
 
 
 def facts(results: Results, environment: dict[str, str], logs: Path) -> bool:

@@ -264,7 +264,8 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
         print(" " * 8 + "".join(f"{n / size:9.2f}" for n in numbers) + f"{'yes' if rung.fits else 'no':>9}")
     if run.devices_per_node > 1:
         print("\nThe numbers are those of one of the devices.")
-    print(f"\nThe peak of this run is in {first.place}. A checkpoint takes {first.state / size:.2f} {unit}.")
+    print(f"\nThe peak of this run is in {first.place}.")
+    print(f"A checkpoint takes {first.state / size:.2f} {unit}.")
     if target.is_gpu:
         print(f"CUDA takes about {CONTEXT / GIB:.1f} GiB more, which the last column includes.")
     print_time(run, target, rungs, args)
