@@ -103,7 +103,8 @@ def test_what_fails_leaves_what_it_measured(check, tmp_path, capsys, code, error
     assert "12.5" in results.table() and "2.00 GB" in results.table() and all(e in results.table() for e in errors)
 
 
-@pytest.mark.parametrize("workers", [[], pytest.param(["-n", "1"], marks=pytest.mark.long)], ids=["", "workers"])
+@pytest.mark.long
+@pytest.mark.parametrize("workers", [[], ["-n", "1"]], ids=["", "workers"])
 def test_each_test_is_a_line(check, tmp_path, workers):
     """At once: what passed before a test that ends the process is known."""
     file = tmp_path / "test_some.py"
@@ -115,7 +116,7 @@ def test_each_test_is_a_line(check, tmp_path, workers):
     environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'tools'}"}
     words = ("-m", "pytest", "-p", "gpu_check", "-q", "-p", "no:cacheprovider", *workers, str(file))
     results = check.Results(None)
-    check.run(check.Item("correctness", "tests", words, 60 if workers else 10), results, environment, 100, tmp_path)
+    check.run(check.Item("correctness", "tests", words, 60 if workers else 30), results, environment, 100, tmp_path)
     outcomes = {r["name"]: r.get("outcome") for r in results.records}
     assert outcomes["test test_a"] == "passed" and outcomes["test test_b"] == "failed"
     assert len(results.records) == len(outcomes) and results.failed
@@ -123,7 +124,7 @@ def test_each_test_is_a_line(check, tmp_path, workers):
     if workers:
         assert outcomes["test test_d"] == "skipped"  # another process went on
     else:
-        assert "ended after 10 s" in results.records[-1]["error"]
+        assert "ended after 30 s" in results.records[-1]["error"]
 
 
 def test_an_error_of_the_script_is_a_result(check):
