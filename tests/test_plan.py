@@ -41,7 +41,7 @@ SETTINGS = {  # of runs of the built-in model on a CPU
     "adapter_v2": ["adapter_v2"],
     "one micro-batch": ["lora", "--train.micro_batch_size", 8],
 }
-QUICK = ("lora", "full bf16", "nf4")
+QUICK = ("full bf16",)
 
 
 def run_of(words: list[Any], tmp_path: Path, files: Path) -> Any:  # noqa: F811
