@@ -133,6 +133,7 @@ def test_known_gpus(label):
         assert target.memory == memory * 2**30 and target.peak is find_peak(name) is not None
 
 
+@pytest.mark.long
 def test_several_gpus(no_weights, capsys):
     """Full finetuning of an 8B model: on one device of 80 GB by no means; two of them share it."""
     assert target_of("2 x 80 GB", torch.device("cpu")).devices == 2
@@ -182,6 +183,7 @@ def test_without_weights(no_weights, files, capsys):  # noqa: F811
     assert all(len(line) <= 80 for line in lines[:-1]), out
 
 
+@pytest.mark.long
 def test_settings_that_are_applied(no_weights, files, tmp_path, capsys):  # noqa: F811
     """The file is a config, and its plan has the same numbers."""
     words = ["finetune", "lora", no_weights, "--data", files, "--gpu", "12 GB"]
@@ -194,11 +196,13 @@ def test_settings_that_are_applied(no_weights, files, tmp_path, capsys):  # noqa
     assert after[after.index("this run") + 1] == numbers
 
 
+@pytest.mark.long
 def test_time_and_cost(files, capsys):  # noqa: F811
     out = plan(capsys, "finetune", "pico", "--data", files, "--gpu", "H100", "--utilization", 0.5, "--price", 2)
     assert "tokens/s" in out and "at 2 an hour" in out and "at 50% of the peak" in out.lower()
 
 
+@pytest.mark.long
 def test_without_data(no_weights, capsys):
     out = plan(capsys, "finetune", "lora", no_weights, "--tokens", 4096, "--gpu", "H100", "--train.micro_batch_size", 2)
     lines = out.splitlines()
@@ -254,11 +258,13 @@ def test_values_that_mean_nothing(words, files, capsys):  # noqa: F811
     assert words[0] in capsys.readouterr().err
 
 
+@pytest.mark.long
 def test_nothing_is_applied_if_nothing_fits(files, tmp_path, capsys):  # noqa: F811
     plan(capsys, "finetune", "pico", "--data", files, "--gpu", "0.6 GB", "--apply", tmp_path / "fits.yaml")
     assert not (tmp_path / "fits.yaml").exists()
 
 
+@pytest.mark.long
 def test_random_weights(capsys):
     """A model that does not exist yet takes what one of its shape takes."""
     model = "{model_type: llama, hidden_size: 64, intermediate_size: 128, num_hidden_layers: 2, num_attention_heads: 4,"
