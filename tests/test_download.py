@@ -146,6 +146,19 @@ def test_tokenizer_only_and_the_rest_later(hub, files):
     assert hub.fetched() == [] and listing(folder) == sorted([*WANTED, "notes.txt"])
 
 
+def test_weights_that_a_plan_left_out(hub, files, monkeypatch):
+    """The command that follows a plan downloads them."""
+    hub.repos[NAME] = Repo(files)
+    assert "model.safetensors" not in listing(find_folder(Path(NAME), weights=False))
+    hub.fetched()
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    assert "model.safetensors" not in listing(find_folder(Path(NAME))), "another error says what is missing"
+    monkeypatch.delenv("HF_HUB_OFFLINE")
+    folder = find_folder(Path("checkpoints") / NAME)
+    assert hub.fetched() == ["model.safetensors"] and listing(folder) == WANTED
+    assert find_folder(Path(NAME)) == folder and hub.fetched() == []
+
+
 def test_another_revision(hub, files, fails):
     hub.repos[NAME] = Repo(files, commit="b" * 40)
     assert "has no revision 'v2'" in fails(NAME, "--revision", "v2")

@@ -144,6 +144,19 @@ def test_several_gpus(no_weights, capsys):
     assert float(row[1]) == pytest.approx(8.03e9 * 2 / 2 / 2**30, rel=0.01) and row[-1] == "yes"
 
 
+def test_several_devices_share_state_and_time(files, capsys):  # noqa: F811
+    """A checkpoint has the shards of all devices, and two devices are twice as fast."""
+    words = ["finetune", "full", "pico", "--data", files, "--utilization", 0.5, "--train.micro_batch_size", 2, "--gpu"]
+    one, two = (plan(capsys, *words, gpu) for gpu in ("H100", "2 x H100"))
+    states, speeds = [], []
+    for out in (one, two):
+        lines = {line.split()[0]: line for line in out.splitlines() if line.strip()}
+        states.append(float(lines["A"].split()[3]))
+        speeds.append(int(lines["Time"].split("peak: ")[1].split()[0].replace(",", "")))
+    assert states[0] == pytest.approx(states[1], rel=0.01)
+    assert speeds[1] == pytest.approx(2 * speeds[0], rel=0.01)
+
+
 def test_unknown_gpus():
     with pytest.raises(UserError, match="--gpu"):
         target_of("Voodoo 2", torch.device("cpu"))
@@ -244,7 +257,16 @@ def test_dry_run(files, tmp_path, capsys):  # noqa: F811
     assert "this run" in capsys.readouterr().out and not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("words", [[], ["chat"], ["finetune", "lora"], ["finetune", "pico", "--gpu", "none"]])
+@pytest.mark.parametrize(
+    "words",
+    [
+        [],
+        ["chat"],
+        ["finetune", "lora"],
+        ["finetune", "pico", "--gpu", "none"],
+        ["finetune", "pico", "--measure", "--gpu", "H100"],
+    ],
+)
 def test_errors(words, capsys):
     with pytest.raises(SystemExit) as stop:
         main(["plan", *words])

@@ -4,10 +4,12 @@ import time
 from pathlib import Path
 from typing import Optional
 
-from litgpt.checkpoint.hub import CHECKPOINTS, PICO, local_rank, offline, repository_named
+from litgpt.checkpoint.hub import CHECKPOINTS, PICO, local_rank, offline, repository_id, repository_named
 from litgpt.errors import UserError, nearest
 from litgpt.model.config import known_models
+from litgpt.storage.outputs import SINGLE
 
+WEIGHTS = (".safetensors", ".bin", ".pth", ".index.json")  # endings of files that have weights, or list them
 WAIT = 60  # seconds that other ranks wait if nobody downloads
 
 
@@ -20,6 +22,10 @@ def find_folder(path: Path, weights: bool = True) -> Path:
     there is no such folder and no such model.
     """
     if (found := local_folder(path)) is not None:
+        own_id = repository_id(found)
+        is_here = own_id is not None and found.resolve() == (CHECKPOINTS / own_id).resolve()
+        if weights and is_here and lacks_weights(found) and not offline():
+            return fetched(str(own_id), weights)  # a plan or a check of rows has downloaded the rest
         return found
     repo_id = repository_named(str(path))
     if path.exists():
@@ -50,20 +56,27 @@ def local_folder(path: Path) -> Optional[Path]:
     return PICO if is_pico else None
 
 
+def lacks_weights(folder: Path) -> bool:
+    """Whether this is a model that was downloaded without its weights."""
+    is_model = (folder / SINGLE).is_file() and (folder / "config.json").is_file()
+    return is_model and not any(path.name.endswith(WEIGHTS) for path in folder.iterdir())
+
+
 def fetched(repo_id: str, weights: bool) -> Path:
     """Download a model and return its folder. The first process on each machine downloads, the others wait."""
     from litgpt.checkpoint.download import alone, download, say
 
     target = CHECKPOINTS / repo_id
     if local_rank() == 0:
-        say(f"Downloading {repo_id} to {target}, because there is no folder of that name.")
+        reason = "its weights are missing" if target.is_dir() else "there is no folder of that name"
+        say(f"Downloading {repo_id} to {target}, because {reason}.")
         return download(repo_id, tokenizer_only=not weights)
     until = time.monotonic() + WAIT
-    while not target.is_dir():
+    while not target.is_dir() or (weights and lacks_weights(target)):
         if time.monotonic() > until:
             with alone(target):  # until the download ends
                 pass
-            if not target.is_dir():
+            if not target.is_dir() or (weights and lacks_weights(target)):
                 raise UserError(f"The first process did not download {repo_id}.")
         time.sleep(1)
     return target

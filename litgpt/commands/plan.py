@@ -33,7 +33,7 @@ def main(
     Args:
         command: The command to plan, with its options.
         gpu: The memory of a GPU, such as '24 GB', or its name, such as H100; by default the device of this machine.
-        price: Price of an hour, for the cost of the run.
+        price: Price of an hour of all devices, for the cost of the run.
         utilization: Share of the GPU's peak that training reaches, such as 0.4, for the time of the run.
         tokens: Assume rows of this many tokens, instead of reading the data.
         measure: Also run two steps of the longest rows on the device of this machine, and compare.
@@ -58,6 +58,8 @@ def main(
 
 def check(args: PlanArgs) -> None:
     """Raise `UserError` for numbers that mean nothing, or if the settings cannot be written."""
+    if args.measure and args.gpu is not None:
+        raise UserError("--measure runs on this machine's device, and --gpu plans for another. Pass only one of them.")
     if args.price is not None and args.price < 0:
         raise UserError(f"--price {args.price} is below 0.")
     if args.utilization is not None and not 0 < args.utilization <= 1:

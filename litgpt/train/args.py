@@ -19,7 +19,7 @@ class PlanArgs:
 
     Args:
         gpu: The memory of the GPU, such as "24 GB", or the name of a GPU; by default the device of this machine.
-        price: Price of an hour.
+        price: Price of an hour of all devices.
         utilization: Share of the GPU's peak that training reaches, such as 0.4, for the time.
         tokens: The length of rows, to plan without data.
         measure: Whether to run two steps and compare.

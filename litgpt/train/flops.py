@@ -70,8 +70,12 @@ def flops_per_token(name: str, linear: nn.Linear, model: GPT) -> float:
     before = (model.transformer.wte.weight, *model.get_submodule("transformer.h.0.norm_1").parameters())
     passes = 1 + (not first or any(p.requires_grad for p in before))
     trained = linear.weight is not None and linear.weight.requires_grad
-    share = model.config.n_expert_per_token / model.config.n_expert if ".experts." in name else 1.0
-    return share * 2 * (size * (passes + trained) + factors * 3)
+    return used_share(name, model) * 2 * (size * (passes + trained) + factors * 3)
+
+
+def used_share(name: str, model: GPT) -> float:
+    """The share of tokens that go through a layer: of an expert, those that choose it."""
+    return model.config.n_expert_per_token / model.config.n_expert if ".experts." in name else 1.0
 
 
 @torch.no_grad()

@@ -103,7 +103,7 @@ def simplified(name: str) -> str:
 
 
 def plan(run: "Run", args: PlanArgs) -> None:
-    """Print what a run needs and which changes make it fit. Nothing is downloaded or written but `args.apply`."""
+    """Print what a run needs and which changes make it fit. Only `args.measure` reads weights."""
     with tempfile.TemporaryDirectory(prefix="litgpt-plan-") as folder:
         run.out_dir = Path(folder) / "out"  # an earlier run does not matter
         target = target_of(args.gpu, pick_device(run.accelerator))
@@ -290,7 +290,8 @@ def print_time(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
     if best is None or rate is None or args.utilization is None:
         print("Time: unknown. For an estimate, pass --gpu NAME and --utilization 0.4.")
         return
-    speed = rate * args.utilization / best.prediction.flops
+    devices = best.changes.get("devices", run.devices_per_node)
+    speed = devices * rate * args.utilization / best.prediction.flops
     tokens = run.plan.tokens or (run.plan.steps or 0) * run.plan.tokens_per_step
     cost = f", {tokens / speed / 3600 * args.price:,.2f} at {args.price:g} an hour" if args.price else ""
     print(f"Time at {args.utilization:.0%} of the peak: {speed:,.0f} tokens/s, {duration(tokens / speed)}{cost}.")

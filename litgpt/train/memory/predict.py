@@ -21,9 +21,10 @@ from litgpt.families.weights import EmptyWeights
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from litgpt.model.sharded import local_shard
 from litgpt.train.base_model import BaseModel
 from litgpt.train.devices.one_device import OneDevice
-from litgpt.train.flops import flops_per_token, linears
+from litgpt.train.flops import flops_per_token, linears, used_share
 from litgpt.train.loop import Trainer
 from litgpt.train.memory.meter import CPU_BLOCK, CUDA_BLOCK, Meter
 from litgpt.train.memory.stand_ins import gpu_kernels
@@ -48,7 +49,7 @@ class Prediction:
         place: What is computed at the peak.
         micro_tokens: Tokens of the largest micro-batch.
         flops: Of a token, forward and backward, what is computed again included.
-        state: Bytes of the trained weights and the optimizer's state, which a checkpoint holds.
+        state: Bytes of the trained weights and the optimizer's state on all devices, which a checkpoint holds.
     """
 
     kinds: dict[str, int]
@@ -226,6 +227,8 @@ def rehearse(run: "Run", n_layer: int, gpu: bool, devices: int = 1) -> Predictio
         trainer.fit()
         kinds = dict.fromkeys(KINDS, 0) | meter.at_peak()
         state = sum(life.size for life in meter.alive.values() if life.kind in ("trained", "optimizer"))
+        trained = [p for p in run.model.parameters() if p.requires_grad]
+        state = state * sum(p.numel() for p in trained) // sum(local_shard(p).numel() for p in trained)
     torch.set_num_threads(threads)
     return Prediction(kinds, meter.peak_place, batches[0].ids.numel(), flops_of(run, batches[0]), state)
 
@@ -239,7 +242,8 @@ def flops_of(run: "Run", batch: Batch) -> float:
         if "lm_head" in name:
             flops += targets * flops_per_token(name, module, run.model)
         else:
-            flops += flops_per_token(name, module, run.model) + again * module.in_features * module.out_features
+            size = module.in_features * module.out_features
+            flops += flops_per_token(name, module, run.model) + again * used_share(name, run.model) * size
     return flops
 
 
