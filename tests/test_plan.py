@@ -243,6 +243,13 @@ def test_inference(command, scheme, no_weights, capsys):
     assert n_fitting == int(room / numbers["cache"])
 
 
+@pytest.mark.parametrize("gpu", [["--gpu", "L4"], []])
+@pytest.mark.parametrize("folder", ["pico", "llama"])
+def test_inference_of_a_folder_with_weights(folder, gpu, llama, capsys):
+    out = plan(capsys, "serve", llama if folder == "llama" else folder, *gpu)
+    assert "fit at the same time" in out and all(len(line) <= 80 for line in out.splitlines())
+
+
 def test_cache_of_windows(tmp_path, files, capsys):  # noqa: F811
     """Local layers of Gemma 3 keep 512 tokens; every sixth keeps all."""
     folder = no_weights_folder(tmp_path, write_config(Config.from_name("Gemma-3-1b-it")))

@@ -18,6 +18,7 @@ from litgpt.train.args import PlanArgs
 from litgpt.train.base_model import BaseModel
 from litgpt.train.memory.meter import CPU_BLOCK, CUDA_BLOCK, Meter
 from litgpt.train.memory.plan import CONTEXT, GIB, USABLE, counted, target_of
+from litgpt.train.memory.predict import shortened
 from litgpt.train.memory.stand_ins import gpu_kernels
 
 
@@ -25,6 +26,7 @@ def plan_inference(path: Path, precision: Optional[str], scheme: Optional[str], 
     """Print what a model needs to generate, and how many sequences fit at the same time. `args.tokens` is their length,
     by default the model's context."""
     base = BaseModel.from_folder(path)
+    base = shortened(base, base.config.n_layer)  # with weights without contents
     device = pick_device("auto")
     target = target_of(args.gpu, device)
     length = min(args.tokens or base.config.block_size, base.config.block_size)

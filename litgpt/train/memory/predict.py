@@ -5,6 +5,7 @@ The first step has no optimizer state in its backward pass; the second has the p
 
 import copy
 import math
+import os
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -181,6 +182,7 @@ def measure(run: "Run", device: torch.device) -> int:
     run.device = run.fabric.device = device  # type: ignore[misc]
     batches = [batch.to(device) for batch in largest_batches(run)]
     on_gpu = device.type == "cuda"
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the profiler's library writes lines of its own to stderr
     before = torch.cuda.memory_allocated(device) if on_gpu else 0
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=not on_gpu) as profile:
         run.build()
