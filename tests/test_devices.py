@@ -147,14 +147,13 @@ def test_one_device_does_what_lightning_does(method, base, rows_file, tmp_path, 
     same(tmp_path / "one", tmp_path / "lightning")
 
 
-def test_strategy(monkeypatch):
+def test_strategy():
     with torch.device("meta"):
         model = GPT(Config(n_layer=1, n_embd=64, n_head=2, padded_vocab_size=100))
     size = 4 * sum(p.numel() for p in model.parameters())
 
     def picked(memory, wanted="auto", quantize=None, precision="32-true"):
-        monkeypatch.setattr(launch, "device_memory", lambda *_: memory)
-        return launch.pick_strategy(wanted, model, precision, CPU, 2, quantize)
+        return launch.pick_strategy(wanted, model, precision, quantize, memory)
 
     assert picked(6 * size) == "ddp" and picked(4 * size) == "fsdp" and picked(None) == "ddp"
     assert picked(4 * size, "ddp") == "ddp" and picked(6 * size, "fsdp") == "fsdp"

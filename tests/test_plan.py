@@ -1,6 +1,7 @@
 """The memory of a run, predicted without running it, against what torch's allocator reports."""
 
 import json
+import shlex
 import shutil
 from dataclasses import replace
 from itertools import pairwise
@@ -10,20 +11,25 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from torch._subclasses.fake_tensor import FakeTensor
 
 from litgpt.__main__ import main
 from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
 from litgpt.families import write_config
 from litgpt.model.config import Config
+from litgpt.train import loop
 from litgpt.train.args import PlanArgs, planning
+from litgpt.train.devices import launch
 from litgpt.train.memory import plan as module
 from litgpt.train.memory import predict as predictor
+from litgpt.train.memory.bound import upper_bound
 from litgpt.train.memory.meter import Meter
-from litgpt.train.memory.plan import GPUS, target_of
+from litgpt.train.memory.plan import GPUS, Target, target_of
 from litgpt.train.memory.predict import as_rehearsed, layers_to_run, measure, predict
 from litgpt.train.memory.sharded import on_ranks
 from litgpt.train.peaks import find_peak
+from litgpt.train.run import Run
 from tests.test_training import files  # noqa: F401
 
 SETTINGS = {  # of runs of the built-in model on a CPU
@@ -84,6 +90,7 @@ def test_peak_is_that_of_the_allocator(name, files, tmp_path, monkeypatch):  # n
     print(f"{name}: {predicted.peak:,} predicted, {real:,} allocated, at {predicted.place}")
     assert predicted.peak == pytest.approx(real, rel=0.01)
     assert predicted.kinds["trained"] + predicted.kinds["optimizer"] == pytest.approx(predicted.state, rel=0.01)
+    assert upper_bound(run) > 1.2 * real
 
 
 @pytest.mark.long
@@ -118,7 +125,10 @@ def test_layers_with_patterns():
     assert layers_to_run(Config.from_name("pythia-14m")) == (6, 6)
 
 
-@pytest.mark.parametrize(("text", "gib"), [("24 GB", 24), ("24GB", 24), ("80", 80), ("11.5 GiB", 11.5)])
+@pytest.mark.parametrize(
+    ("text", "gib"),
+    [("24 GB", 24), ("24GB", 24), ("24gb", 24), ("80", 80), ("11.5 GiB", 11.5), ("24576 MB", 24), ("24576MiB", 24)],
+)
 def test_memory_of_a_gpu(text, gib):
     target = target_of(text, torch.device("cpu"))
     assert target.memory == gib * 2**30 and target.is_gpu and target.peak is None
@@ -131,6 +141,13 @@ def test_known_gpus(label):
     for text in (label, label.lower().replace(" ", "-"), name):
         target = target_of(text, torch.device("cpu"))
         assert target.memory == memory * 2**30 and target.peak is find_peak(name) is not None
+
+
+def test_parts_of_names_of_gpus():
+    assert target_of("nvidia h200", torch.device("cpu")).name == "H200"
+    assert target_of("GeForce RTX 4090", torch.device("cpu")).name == target_of("rtx4090", torch.device("cpu")).name
+    with pytest.raises(UserError, match="A100 40GB, A100 80GB"):
+        target_of("a100", torch.device("cpu"))
 
 
 @pytest.mark.long
@@ -257,6 +274,112 @@ def test_cache_of_windows(tmp_path, files, capsys):  # noqa: F811
     line = next(line for line in out.splitlines() if line.startswith("cache"))
     layers = 4 * 32768 + 22 * 512
     assert float(line.split()[1]) == pytest.approx(2 * 256 * 2 * layers / 2**30, abs=0.006)
+
+
+@pytest.fixture
+def small_machine(monkeypatch):
+    """A function that sets the memory of this machine."""
+
+    def limit(n_bytes: float) -> None:
+        for place in (launch, module):
+            monkeypatch.setattr(place, "usable_memory", lambda *_: n_bytes)
+
+    return limit
+
+
+def test_a_run_that_does_not_fit(small_machine, files, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """It says so before it reads a weight or writes a file, and the settings of the plan that it prints do fit."""
+    words = ["finetune", "full", "pico", "--data", str(files), "--out_dir", str(tmp_path / "out")]
+    words += ["--train.micro_batch_size", "8", "--train.max_steps", "1", "--accelerator", "cpu"]
+    peaks = [predict(run_of(words[1:2] + words[7:9] + more, tmp_path, files), False).peak for more in ([], SMALLER)]
+    assert 1.2 * peaks[1] < peaks[0]
+    small_machine(1.1 * peaks[1])
+    with monkeypatch.context() as m, pytest.raises(SystemExit) as stop:
+        m.setattr(Run, "make_saver", lambda *_: pytest.fail("the run was built"))  # a rehearsal has its own
+        main(words)
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and not (tmp_path / "out").exists()
+    assert len(shown.err.splitlines()) == 1 and "GiB" in shown.err and "this run" in shown.out
+    command = shlex.split(shown.out.splitlines()[-1].removeprefix("Run:"))[1:]
+    assert command[: len(words)] == words and command[len(words) :]
+    main(command)
+    assert (tmp_path / "out/final").is_dir()
+
+
+SMALLER = ["--train.micro_batch_size", "1", "--train.activation_checkpointing", "true"]
+
+
+def test_a_run_that_just_fits(small_machine, files, tmp_path, capsys):  # noqa: F811
+    """The bound is above the memory, the prediction is not."""
+    run = run_of(["lora"], tmp_path, files)
+    small_machine(1.02 * predict(run, gpu=False).peak)
+    words = ["finetune", "lora", "pico", "--data", files, "--out_dir", tmp_path / "out", "--accelerator", "cpu"]
+    main([*map(str, words), "--train.max_steps", "1", "--train.micro_batch_size", "1"])
+    assert "this run" not in capsys.readouterr().out
+
+
+def test_out_of_memory_shows_what_fits(files, tmp_path, capsys, monkeypatch):  # noqa: F811
+    """Settings that are predicted to take as much as the run that failed are no advice."""
+
+    clip = loop.clip
+
+    def full(fabric: Any, model: Any, *args: Any) -> Any:
+        if isinstance(next(model.parameters()), FakeTensor):  # in the plan
+            return clip(fabric, model, *args)
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20 MiB")
+
+    monkeypatch.setattr(loop, "clip", full)
+    words = ["finetune", "lora", "pico", "--data", files, "--out_dir", tmp_path / "out", "--accelerator", "cpu"]
+    with pytest.raises(SystemExit) as stop:
+        main([*map(str, words), "--train.micro_batch_size", "4"])
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and "Out of memory" in shown.err
+    lines = shown.out.splitlines()
+    assert lines[lines.index("this run") + 1].split()[-1] == "no"
+    assert "--train." in lines[-1] and lines[-1].startswith("Run:  litgpt finetune lora pico")
+
+
+@pytest.mark.parametrize("command", ["lora", "full", "adapter", "adapter_v2", "pretrain"])
+def test_dry_runs_download_no_weights(command, files, tmp_path, monkeypatch, capsys):  # noqa: F811
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+
+    def download(repo_id: str, tokenizer_only: bool = False, **_: Any) -> Path:
+        assert tokenizer_only, "weights were downloaded"
+        return no_weights_folder(tmp_path, json.loads((PICO / "config.json").read_text()))
+
+    monkeypatch.setattr("litgpt.checkpoint.download.download", download)
+    model = ["--initial_checkpoint_dir"] if command == "pretrain" else []
+    words = ["pretrain"] if command == "pretrain" else ["finetune", command]
+    data = ["--data", "PicoText"] if command == "pretrain" else ["--data", str(files)]
+    main([*words, *model, "org/name", *data, "--dry_run", "true"])
+    assert "this run" in capsys.readouterr().out
+
+
+def test_memory_of_a_container(tmp_path, monkeypatch):
+    machine = launch.device_memory(torch.device("cpu"), 1)
+    limit = tmp_path / "memory.max"
+    monkeypatch.setattr(launch, "CONTAINER_MEMORY", limit)
+    for text, expected in (("max\n", machine), (f"{2**30}\n", 2**30), (f"{2**60}\n", machine)):
+        limit.write_text(text)
+        assert launch.device_memory(torch.device("cpu"), 1) == expected
+    limit.write_text(f"{2**30}\n")
+    assert launch.device_memory(torch.device("cpu"), 2) == 2**29
+
+
+def test_memory_of_a_gpu_that_others_use(monkeypatch):
+    """This process can have what is free and what it has reserved."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda _: (10 * 2**30, 80 * 2**30))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda _: 5 * 2**30)
+    assert launch.usable_memory(torch.device("cuda"), 1) == 15 * 2**30 + launch.CONTEXT
+
+
+def test_a_plan_shards_if_the_run_would(files, tmp_path):  # noqa: F811
+    """Two devices keep the whole model each, unless it takes more than most of their memory."""
+    run = run_of(["lora", "--devices", "2"], tmp_path, files)
+    big, small = (Target("", n, True) for n in (2**34, run.n_parameters))
+    weights = [module.rung_of(run, {}, target).prediction.kinds["weights"] for target in (big, small)]
+    assert weights[1] < 0.6 * weights[0]
 
 
 def test_dry_run(files, tmp_path, capsys):  # noqa: F811

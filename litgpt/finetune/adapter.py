@@ -32,7 +32,7 @@ def setup(
         adapter_start_layer: First layer with a prefix, counted from 0.
     """
     method = adapter_method("finetune adapter", LLaMAAdapter(adapter_prompt_length, adapter_start_layer))
-    Run(method, BaseModel.from_folder(checkpoint_dir), out_dir, **kwargs)()
+    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
 
 
 def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:

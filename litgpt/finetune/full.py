@@ -27,7 +27,7 @@ def setup(
         eval: Validation options.
     """
     method = Method("finetune full", train_everything, save, finish, next_commands=RESULT_COMMANDS)
-    Run(method, BaseModel.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)()
+    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, eval=eval, **kwargs)()
 
 
 def train_everything(model: GPT) -> None:

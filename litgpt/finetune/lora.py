@@ -44,7 +44,7 @@ def setup(
         next_commands=("litgpt merge_lora {final}", *RESULT_COMMANDS),
         remark=note if unsupported else "",
     )
-    Run(method, BaseModel.from_folder(checkpoint_dir), out_dir, **kwargs)()
+    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
 
 
 def save(lora: LoRA, model: GPT, base_model: BaseModel, folder: Path) -> None:

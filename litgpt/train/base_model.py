@@ -33,12 +33,15 @@ class BaseModel:
     checkpoint: Optional[Weights] = None  # its weights; None for random ones
 
     @classmethod
-    def from_folder(cls, path: Path) -> "BaseModel":
-        """A model folder, or the name of one under `checkpoints/`. Raises `UserError` if it is not usable."""
-        folder = find_folder(path, weights=planning.get() is None)
+    def from_folder(cls, path: Path, planned: bool = False) -> "BaseModel":
+        """A model folder, or the name of one under `checkpoints/`. A run that is only `planned` needs no weights.
+
+        Raises `UserError` if the folder is not usable."""
+        planned = planned or planning.get() is not None
+        folder = find_folder(path, weights=not planned)
         if is_adapter(folder):
             raise UserError(f"{folder} is an adapter. Merge it first: litgpt merge_lora {folder}.")
-        if planning.get() is not None and not has_weights(folder):
+        if planned and not has_weights(folder):
             return cls.without_weights(folder)
         checkpoint = open_checkpoint(folder)
         return cls(checkpoint.fields, checkpoint.config, folder, checkpoint)

@@ -91,6 +91,7 @@ def in_words(run: "Run") -> Iterator[None]:
         raise
     except Exception as e:
         if is_out_of_memory(e):
+            run.explain_memory()
             raise out_of_memory(run.last_batch, run.train, run.quantize, not run.is_frozen) from e
         if is_disk_full(e):
             advice = "There is no checkpoint yet. Free some space, or use another --out_dir."

@@ -43,6 +43,7 @@ from litgpt.train.flops import FlopCounter
 from litgpt.train.loggers import check_logger, make_logger
 from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
+from litgpt.train.memory.bound import upper_bound
 from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
@@ -144,6 +145,7 @@ class Run:
             self.held.enter_context(clock_at(first_start(self.checkpoint)))
             try:
                 self.load()
+                self.check_memory()
                 self.build()
                 print_header(self)
                 self.metrics: Metrics = self.open_metrics()
@@ -185,17 +187,13 @@ class Run:
 
     def pick_devices(self) -> None:
         self.devices_per_node, n_nodes = launch.layout(self.device, self.devices, self.num_nodes)
-        world_size = self.devices_per_node * n_nodes
+        world_size, memory = self.devices_per_node * n_nodes, launch.device_memory(self.device, self.devices_per_node)
         self.train = self.train.on(world_size)
         if self.precision is None and self.precision_name == "16-mixed" and world_size > 1:
             exact = "32-true"  # fsdp cannot scale gradients
-            needed = launch.pick_strategy(
-                self.strategy, self.model, exact, self.device, self.devices_per_node, self.quantize
-            )
+            needed = launch.pick_strategy(self.strategy, self.model, exact, self.quantize, memory)
             self.precision_name = exact if needed == "fsdp" else self.precision_name
-        self.sharing: str = launch.pick_strategy(
-            self.strategy, self.model, self.precision_name, self.device, self.devices_per_node, self.quantize
-        )
+        self.sharing: str = launch.pick_strategy(self.strategy, self.model, self.precision_name, self.quantize, memory)
         self.offloads = self.fsdp_cpu_offload and self.sharing == "fsdp" and self.device.type == "cuda"
         if world_size == 1 and not self.offloads:
             self.sharing = "ddp"
@@ -227,6 +225,23 @@ class Run:
         )
         self.plan = Plan(self.train, self.train_rows)
         self.notes += self.dataset.notes() + changed_style(self.dataset, self.base_model)
+
+    def check_memory(self) -> None:
+        """Raise `UserError` if the run needs more memory than its device has. Predicting that takes seconds, so it is
+        only done if the run is not sure to fit."""
+        memory = launch.usable_memory(self.device, self.devices_per_node)
+        if memory is not None and upper_bound(self) > memory:
+            from litgpt.train.memory.fit import check_fits
+
+            check_fits(self)
+
+    def explain_memory(self) -> None:
+        """Print which settings need less memory than those of this run, which ran out of it."""
+        if self.is_first and self.fabric.world_size == 1:
+            from litgpt.train.memory.fit import explain
+
+            with spared("Cannot tell which settings fit"):
+                explain(self)
 
     def build(self) -> None:
         """Start the processes, load the weights, and restore the checkpoint."""

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
 
 import torch
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
     from lightning.fabric import Fabric
 
 StrategyName = Literal["auto", "ddp", "fsdp"]
+CONTAINER_MEMORY = Path("/sys/fs/cgroup/memory.max")
+CONTEXT = 0.6 * 2**30  # bytes of CUDA's context, and of the code of kernels
 FITS = 0.8  # share of a device's memory for weights and optimizer; the rest is for activations
 
 
@@ -67,17 +70,17 @@ def started_by() -> Optional[tuple[str, int, int]]:
 
 
 def pick_strategy(
-    requested: StrategyName, model: GPT, precision: str, device: torch.device, devices: int, quantize: Optional[str]
+    requested: StrategyName, model: GPT, precision: str, quantize: Optional[str], memory: Optional[float]
 ) -> Literal["ddp", "fsdp"]:
-    """Pick the strategy for a model on the meta device and for the devices of this machine. The help of `--strategy`
-    has the rule for `auto`. Raises `UserError` if fsdp does not support the quantization or the precision."""
+    """Pick the strategy for a model on the meta device and for devices with this much memory, if known. The help of
+    `--strategy` has the rule for `auto`. Raises `UserError` if fsdp does not support the quantization or the
+    precision."""
     if quantize is not None and requested == "fsdp":
         raise UserError(f"--strategy fsdp does not support --quantize {quantize}. Use --strategy ddp.")
     if precision == "16-mixed" and requested == "fsdp":
         raise UserError("--strategy fsdp does not support --precision 16-mixed. Use bf16-mixed.")
     if requested != "auto":
         return requested
-    memory = device_memory(device, devices)
     if quantize is not None or precision == "16-mixed" or memory is None:
         return "ddp"
     # weights, and the gradients and two moments of those that are trained
@@ -100,9 +103,20 @@ def device_memory(device: torch.device, devices: int) -> Optional[int]:
     if device.type == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // devices
+        there = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, OSError, ValueError):
         return None
+    with suppress(OSError, ValueError):  # the limit of a container; "max" if there is none
+        there = min(there, int(CONTAINER_MEMORY.read_text()))
+    return there // devices
+
+
+def usable_memory(device: torch.device, devices: int) -> Optional[float]:
+    """What this process can have of `device_memory`: on a GPU, other processes keep theirs."""
+    if device.type != "cuda":
+        return device_memory(device, devices)
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) + CONTEXT  # the context of this process exists already
 
 
 def make_fabric(

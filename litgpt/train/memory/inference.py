@@ -16,8 +16,9 @@ from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import KVCache
 from litgpt.train.args import PlanArgs
 from litgpt.train.base_model import BaseModel
+from litgpt.train.devices.launch import CONTEXT
 from litgpt.train.memory.meter import CPU_BLOCK, CUDA_BLOCK, Meter
-from litgpt.train.memory.plan import CONTEXT, GIB, USABLE, counted, target_of
+from litgpt.train.memory.plan import GIB, USABLE, counted, target_of
 from litgpt.train.memory.predict import shortened
 from litgpt.train.memory.stand_ins import gpu_kernels
 

@@ -37,8 +37,8 @@ class Meter(TorchDispatchMode):
 
     Attributes:
         total: The bytes that are alive.
-        peak: The most that were alive at once, at `peak_time`, when `place` was `peak_place`.
         place: What is computed; set by the caller.
+        peaks: By place, the most bytes that were alive at once there, and when.
     """
 
     def __init__(self, block: int) -> None:
@@ -46,8 +46,9 @@ class Meter(TorchDispatchMode):
         self.block = block
         self.lives: list[Life] = []
         self.alive: dict[int, Life] = {}  # by the address of the storage
-        self.time = self.total = self.peak = self.peak_time = 0
-        self.place = self.peak_place = ""
+        self.time = self.total = 0
+        self.place = ""
+        self.start()
         self.paused = False  # whether new storages do not count
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -81,7 +82,12 @@ class Meter(TorchDispatchMode):
 
     def start(self) -> None:
         """Forget earlier peaks."""
-        self.peak, self.peak_time = self.total, self.time
+        self.peaks: dict[str, tuple[int, int]] = {self.place: (self.total, self.time)}
+
+    @property
+    def peak(self) -> int:
+        """The most bytes that were alive at once."""
+        return max(size for size, _ in self.peaks.values())
 
     def follow(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
@@ -95,8 +101,8 @@ class Meter(TorchDispatchMode):
         self.lives.append(life)
         self.alive[storage._cdata] = life
         self.total += life.size
-        if self.total > self.peak:
-            self.peak, self.peak_time, self.peak_place = self.total, self.time, self.place
+        if self.total > self.peaks.get(self.place, (-1, 0))[0]:
+            self.peaks[self.place] = self.total, self.time
 
     def end(self, key: int) -> None:
         self.time += 1
@@ -118,10 +124,12 @@ class Meter(TorchDispatchMode):
             if life.kind == TEMPORARY:
                 life.kind = kind
 
-    def at_peak(self) -> dict[str, int]:
-        """The bytes at the peak by kind."""
-        found: dict[str, int] = {}
-        for life in self.lives:
-            if life.birth <= self.peak_time < life.death:
-                found[life.kind] = found.get(life.kind, 0) + life.size
+    def at_peaks(self) -> dict[str, dict[str, int]]:
+        """The bytes by kind at the peak of each place."""
+        found: dict[str, dict[str, int]] = {}
+        for place, (_, time) in self.peaks.items():
+            kinds = found[place] = {}
+            for life in self.lives:
+                if life.birth <= time < life.death:
+                    kinds[life.kind] = kinds.get(life.kind, 0) + life.size
         return found

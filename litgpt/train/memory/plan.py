@@ -19,7 +19,7 @@ from litgpt.errors import UserError
 from litgpt.methods.quantize import bitsandbytes
 from litgpt.model.devices import pick_device
 from litgpt.train.args import PlanArgs, run_words
-from litgpt.train.devices.launch import device_memory
+from litgpt.train.devices.launch import CONTEXT, pick_strategy, usable_memory
 from litgpt.train.memory.predict import Prediction, measure, predict
 from litgpt.train.peaks import Peak, find_peak
 from litgpt.train.progress import duration
@@ -29,7 +29,6 @@ if TYPE_CHECKING:
     from litgpt.train.run import Run
 
 GIB = 2**30
-CONTEXT = 0.6 * GIB  # CUDA's context, and the code of kernels
 USABLE = 0.97  # of the memory: the rest is too fragmented to be used
 GPUS = {  # GiB, as torch reports them, and the name of the device
     "T4": (14.6, "Tesla T4"),
@@ -77,39 +76,44 @@ class Rung:
     fits: bool
 
 
-def target_of(gpu: Optional[str], device: torch.device) -> Target:
-    """What `--gpu` names, such as 24 GB, H100, or 2 x H100; by default the device of this machine. Raises `UserError`
-    if it is neither an amount of memory nor a known GPU."""
+def target_of(gpu: Optional[str], device: torch.device, devices: int = 1) -> Target:
+    """What `--gpu` names, such as 24 GB, H100, or 2 x H100; by default the device of this machine, whose memory several
+    processes on its CPU share. Raises `UserError` if it is neither an amount of memory nor a known GPU."""
     if gpu is not None and (several := re.fullmatch(r"\s*(\d+)\s*x\s*(.+)", gpu, re.IGNORECASE)):
         return target_of(several[2], device)._replace(devices=int(several[1]))
     if gpu is None:
-        there = device_memory(device, 1)
+        there = usable_memory(device, devices)
         if there is None:
             raise UserError("The memory of this machine is unknown. Pass --gpu, for example --gpu '24 GB'.")
         if device.type != "cuda":
             return Target("this machine", there, is_gpu=False)
         name = torch.cuda.get_device_name(device)
         return Target(name, there, True, find_peak(name))
-    if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(?:GB|GiB|G)?\s*", gpu, re.IGNORECASE):
-        return Target(gpu.strip(), float(match[1]) * GIB, is_gpu=True)
-    for label, (memory, name) in GPUS.items():
-        if simplified(gpu) in (simplified(label), simplified(name)):
-            return Target(label, memory * GIB, True, find_peak(name))
+    if match := re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(G|M|)(?:B|iB)?\s*", gpu, re.IGNORECASE):
+        return Target(gpu.strip(), float(match[1]) * (2**20 if match[2].upper() == "M" else GIB), is_gpu=True)
+    named = {label for label, names in GPUS.items() if simplified(gpu) in map(simplified, (label, names[1]))}
+    named = named or {label for label in GPUS if simplified(gpu) and simplified(label).startswith(simplified(gpu))}
+    if len(named) == 1:
+        memory, name = GPUS[label := named.pop()]
+        return Target(label, memory * GIB, True, find_peak(name))
+    if named:
+        raise UserError(f"--gpu {gpu!r} is one of several. Choose one: {', '.join(sorted(named))}.")
     raise UserError(f"--gpu {gpu!r} is neither an amount of memory, such as '24 GB', nor one of: {', '.join(GPUS)}.")
 
 
 def simplified(name: str) -> str:
-    return re.sub(r"[^a-z0-9]", "", name.lower())
+    return re.sub(r"[^a-z0-9]|nvidia|geforce|tesla", "", name.lower())
 
 
 def plan(run: "Run", args: PlanArgs) -> None:
     """Print what a run needs and which changes make it fit. Only `args.measure` reads weights."""
     with tempfile.TemporaryDirectory(prefix="litgpt-plan-") as folder:
         run.out_dir = Path(folder) / "out"  # an earlier run does not matter
-        target = target_of(args.gpu, pick_device(run.accelerator))
-        if target.devices > 1 and run.devices == 1:
-            run.devices = target.devices
+        several = target_of(args.gpu, pick_device(run.accelerator)).devices
+        if several > 1 and run.devices == 1:
+            run.devices = several
         load(run, args.tokens)
+        target = target_of(args.gpu, run.device, run.devices_per_node)
         if target.is_gpu and run.precision is None:
             run.precision_name = default_precision(run, target)
         try:
@@ -193,17 +197,18 @@ def ladder(run: "Run", target: Target) -> list[Rung]:
             continue
         rungs.append(rung_of(run, changes, target))
     sharded: Changes = {k: v for k, v in (together | smaller).items() if k not in ("quantize", "optimizer")}
+    can_shard = target.is_gpu and run.quantize is None and run.precision_name != "16-mixed"
     for devices in (2, 4, 8):
-        if devices > run.devices_per_node and run.quantize is None and not any(rung.fits for rung in rungs):
-            rungs.append(rung_of(run, sharded | {"devices": devices}, target))
+        if can_shard and devices > run.fabric.world_size and not any(rung.fits for rung in rungs):
+            rungs.append(rung_of(run, sharded | {"devices": devices, "strategy": "fsdp"}, target))
     return rungs
 
 
 def rung_of(run: "Run", changes: Changes, target: Target) -> Rung:
     run = changed(run, changes)
-    devices = run.devices if isinstance(run.devices, int) else run.devices_per_node
-    is_sharded = devices > 1 and run.strategy != "ddp" and run.quantize is None
-    prediction = predict(run, target.is_gpu, devices if is_sharded else 1)
+    devices = changes.get("devices", run.fabric.world_size)
+    strategy = pick_strategy(run.strategy, run.model, run.precision_name, run.quantize, target.memory)
+    prediction = predict(run, target.is_gpu, devices if strategy == "fsdp" else 1)
     return Rung(words(changes) or "this run", changes, prediction, target.fits(prediction))
 
 
@@ -257,11 +262,12 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
     kind = "assumed rows" if isinstance(rows, AssumedRows) else "packs" if isinstance(rows, PackedRows) else "rows"
     tokens = f"{int(rows.lengths.sum()):,} tokens, longest {longest:,}"
     print(f"{len(rows):,} {kind}, {tokens}; largest micro-batch {first.micro_tokens:,}")
-    print(f"\n{unit:8}" + "".join(f"{title:>9}" for title in (*TITLES, "peak", "fits")))
+    print(f"\n{unit:8}" + "".join(f"{title:>8}" for title in (*TITLES, "peak", "FLOPs", "fits")))
     for rung in rungs:
         numbers = (*rung.prediction.kinds.values(), rung.prediction.peak)
         print(rung.label)
-        print(" " * 8 + "".join(f"{n / size:9.2f}" for n in numbers) + f"{'yes' if rung.fits else 'no':>9}")
+        sizes = "".join(f"{n / size:8.2f}" for n in numbers)
+        print(f"{'':8}{sizes}{rung.prediction.flops / first.flops:8.0%}{'yes' if rung.fits else 'no':>8}")
     if run.devices_per_node > 1:
         print("\nThe numbers are those of one of the devices.")
     print(f"\nThe peak of this run is in {first.place}.")

@@ -6,6 +6,7 @@ The first step has no optimizer state in its backward pass; the second has the p
 import copy
 import math
 import os
+import re
 from collections.abc import Iterator
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field, replace
@@ -43,24 +44,28 @@ STEPS_NAME = "litgpt: the steps"
 
 @dataclass
 class Prediction:
-    """Bytes at the peak of a run's memory, by kind, and how much is computed.
+    """The memory of a run, and how much is computed.
 
     Attributes:
+        places: Bytes at the peak of each part of a step, by kind.
+        place: The part with the highest peak.
+        kinds: The bytes there.
         peak: Their sum.
-        place: What is computed at the peak.
         micro_tokens: Tokens of the largest micro-batch.
         flops: Of a token, forward and backward, what is computed again included.
         state: Bytes of the trained weights and the optimizer's state on all devices, which a checkpoint holds.
     """
 
-    kinds: dict[str, int]
-    place: str
+    places: dict[str, dict[str, int]]
     micro_tokens: int
     flops: float
     state: int
+    place: str = field(init=False)
+    kinds: dict[str, int] = field(init=False)
     peak: int = field(init=False)
 
     def __post_init__(self) -> None:
+        self.place, self.kinds = max(self.places.items(), key=lambda item: sum(item[1].values()))
         self.peak = sum(self.kinds.values())
 
 
@@ -151,7 +156,8 @@ def predict(run: "Run", gpu: bool, devices: int = 1) -> Prediction:
     """The memory of a run whose options are checked and whose rows are loaded, on a GPU or on the CPU. With several
     `devices`, the memory of one of them, if they shard the model.
 
-    Models of many layers are built with fewer: memory grows by the same amount with each period of layers.
+    Models of many layers are built with fewer: the memory in each part of a step grows by the same amount with each
+    period of layers. The highest peak may be in another part than that of the models with fewer layers.
     """
     config = run.base_model.config
     few, many = layers_to_run(config)
@@ -163,9 +169,24 @@ def predict(run: "Run", gpu: bool, devices: int = 1) -> Prediction:
     def extended(x: float, y: float) -> float:
         return y + periods * (y - x)
 
-    kinds = {kind: round(extended(a.kinds[kind], b.kinds[kind])) for kind in KINDS}
-    place = b.place.replace(f"block {many - 1})", f"block {config.n_layer - 1})")
-    return Prediction(kinds, place, b.micro_tokens, extended(a.flops, b.flops), round(extended(a.state, b.state)))
+    small, large = (in_larger_model(p.places, n, few, config.n_layer) for p, n in ((a, few), (b, many)))
+    places = {
+        place: {kind: round(extended(small[place][kind], n)) for kind, n in kinds.items()}
+        for place, kinds in large.items()
+        if place in small
+    }
+    return Prediction(places, b.micro_tokens, extended(a.flops, b.flops), round(extended(a.state, b.state)))
+
+
+def in_larger_model(places: dict[str, Any], n_layer: int, few: int, n_final: int) -> dict[str, Any]:
+    """The same with the numbers that the first `few` and the last `few` blocks have in a model of `n_final` blocks."""
+    found: dict[str, Any] = {}
+    for place, value in places.items():
+        block = re.search(r"(?<=block )\d+", place)
+        i = int(block[0]) if block else 0
+        numbers = [i] * (i < few) + [i + n_final - n_layer] * (i >= n_layer - few)
+        found |= {re.sub(r"(?<=block )\d+", str(n), place): value for n in numbers} if block else {place: value}
+    return found
 
 
 def layers_to_run(config: Config) -> tuple[int, int]:
@@ -227,12 +248,12 @@ def rehearse(run: "Run", n_layer: int, gpu: bool, devices: int = 1) -> Predictio
         trainer = Rehearsal(run, batches, meter)
         meter.start()
         trainer.fit()
-        kinds = dict.fromkeys(KINDS, 0) | meter.at_peak()
+        places = {place: dict.fromkeys(KINDS, 0) | kinds for place, kinds in meter.at_peaks().items()}
         state = sum(life.size for life in meter.alive.values() if life.kind in ("trained", "optimizer"))
         trained = [p for p in run.model.parameters() if p.requires_grad]
         state = state * sum(p.numel() for p in trained) // sum(local_shard(p).numel() for p in trained)
     torch.set_num_threads(threads)
-    return Prediction(kinds, meter.peak_place, batches[0].ids.numel(), flops_of(run, batches[0]), state)
+    return Prediction(places, batches[0].ids.numel(), flops_of(run, batches[0]), state)
 
 
 def flops_of(run: "Run", batch: Batch) -> float:
