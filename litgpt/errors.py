@@ -73,7 +73,9 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
-        raise UserError(f"This needs the package {e.name!r}. In the clone of litgpt, run: {install_command(extra)}") from e
+        raise UserError(
+            f"This needs the package {e.name!r}. In the clone of litgpt, run: {install_command(extra)}"
+        ) from e
 
 
 def install_command(extra: str) -> str:

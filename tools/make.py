@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -21,7 +22,11 @@ LINT = ("ruff format --check .", "ruff check .", "mypy", "codespell")
 def run(*words: str) -> None:
     """Run a program of the environment. Ends with its exit code if it fails."""
     print(*words, flush=True)
-    code = subprocess.run([str(BIN / words[0]), *words[1:]], cwd=ROOT).returncode
+    process = subprocess.Popen([str(BIN / words[0]), *words[1:]], cwd=ROOT)
+    code = None
+    while code is None:
+        with suppress(KeyboardInterrupt):  # Ctrl-C reaches the program, too, and a run saves before it ends
+            code = process.wait()
     if code:
         sys.exit(code)
 
@@ -86,7 +91,7 @@ def clean() -> None:
 TARGETS = {"demo": demo, "test": test, "test-all": test_all, "lint": lint, "clean": clean}
 
 if __name__ == "__main__":
-    if sys.version_info < (3, 10):
+    if sys.version_info < (3, 10):  # noqa: UP036, nothing has checked it yet
         sys.exit("Python 3.10 or newer is needed: make PYTHON=python3.12")
     if len(sys.argv) != 2 or sys.argv[1] not in TARGETS:
         sys.exit(f"Expected one of {', '.join(TARGETS)}: python tools/make.py demo")

@@ -18,8 +18,8 @@ def litdata() -> Any:
         import litdata.streaming
     except ImportError as e:
         raise UserError(
-            f"This data set needs the package litdata. In the clone of litgpt, run: {install_command('litdata')}. For your "
-            "own texts, use TextFiles, which does not need it."
+            f"This data set needs the package litdata. In the clone of litgpt, run: {install_command('litdata')}. For "
+            "your own texts, use TextFiles, which does not need it."
         ) from e
     return litdata
 
