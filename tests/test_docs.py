@@ -57,8 +57,9 @@ def limited(words: list[str]) -> list[str]:
         if flag in words:
             words[words.index(flag) + 1] = value
     if name in TRAINING:
+        longer = {"--train.max_steps": "4"} if {"--resume", "--train.epochs"} <= {*words} else {}  # a run to extend
         for flag in ("--train.max_steps", "--eval.max_iters", "--accelerator"):
-            words += [flag, (LIMITS | SMALLER)[flag]] if flag not in words else []
+            words += [flag, (LIMITS | SMALLER | longer)[flag]] if flag not in words else []
         if "--eval.max_new_tokens" not in words and name != "pretrain":
             words += ["--eval.max_new_tokens", "4"]
     elif name == "generate" and "--max_new_tokens" not in words:
