@@ -73,4 +73,11 @@ def require(module: str, extra: str) -> ModuleType:
     try:
         return importlib.import_module(module)
     except ModuleNotFoundError as e:
-        raise UserError(f"This needs the package {e.name!r}. Install it with: pip install 'litgpt[{extra}]'") from e
+        raise UserError(
+            f"This needs the package {e.name!r}. In the clone of litgpt, run: {install_command(extra)}"
+        ) from e
+
+
+def install_command(extra: str) -> str:
+    """Run in a clone. The name litgpt belongs to another project on the package index."""
+    return f"pip install '.[{extra}]'"

@@ -214,7 +214,7 @@ def test_chatml_keeps_its_system_message(tmp_path):
 def test_without_litdata(monkeypatch):
     monkeypatch.setitem(sys.modules, "litdata", None)
     for name in ("LitData", "OpenWebText", "TinyLlama", "MicroLlama"):
-        with pytest.raises(UserError, match="pip install 'litgpt"):
+        with pytest.raises(UserError, match=r"pip install '\.\[litdata"):
             getattr(litgpt.data, name)()
 
 

@@ -22,7 +22,8 @@ from litgpt.__main__ import COMMANDS, main, spoken
 from litgpt.model.config import known_models
 from tests.conftest import make_rows, save_llama
 from tests.hub_server import Repo, serve
-from tests.pages import LINKED, PAGES, ROOT, Command, anchors, blocks, commands, links, name_of
+from tests.pages import LINKED, OTHERS, PAGES, ROOT, Command, anchors, blocks, commands, links, name_of
+from tools import make
 
 QUICK = ("tutorials/first_finetune.md", "tutorials/your_data.md")
 TRAINING = ("finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2", "pretrain")
@@ -56,8 +57,9 @@ def limited(words: list[str]) -> list[str]:
         if flag in words:
             words[words.index(flag) + 1] = value
     if name in TRAINING:
+        longer = {"--train.max_steps": "4"} if {"--resume", "--train.epochs"} <= {*words} else {}  # a run to extend
         for flag in ("--train.max_steps", "--eval.max_iters", "--accelerator"):
-            words += [flag, (LIMITS | SMALLER)[flag]] if flag not in words else []
+            words += [flag, (LIMITS | SMALLER | longer)[flag]] if flag not in words else []
         if "--eval.max_new_tokens" not in words and name != "pretrain":
             words += ["--eval.max_new_tokens", "4"]
     elif name == "generate" and "--max_new_tokens" not in words:
@@ -93,6 +95,13 @@ class Reader:
                 words = ["finetune", "lora", "checkpoints/ORG/MODEL", "--data", "JSON", "--data.json_path", "my.json"]
                 main(limited([*words, "--out_dir", f"out/{out}"]))
         self.write("my.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        if page.name == "README.md":
+            parts = [make_rows(40, seed) for seed in (2, 3, 4, 5)]
+            self.write("faq.jsonl", "".join(json.dumps(row) + "\n" for row in parts[0]))
+            self.write("more.jsonl", "".join(json.dumps(row) + "\n" for row in parts[1]))
+            self.write("chats.json", json.dumps(parts[2]))
+            cells = "".join(f"{row['instruction']},{row['output']}\n" for row in parts[3])
+            self.write("support.csv", f"question,answer\n{cells}")
         self.write("questions.jsonl", "".join(json.dumps({"prompt": row["instruction"]}) + "\n" for row in rows[:5]))
         self.write("text.txt", rows[0]["output"])
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
@@ -124,16 +133,10 @@ class Reader:
     def type(self, command: Command) -> None:
         words, where = as_run(command), f"{name_of(self.page)}:{command.line}: {' '.join(command.words)}"
         if words[0] == "make":
-            shown = subprocess.run(
-                ["make", "--dry-run", *words[1:]], cwd=ROOT, capture_output=True, text=True, encoding="utf-8"
-            )
-            assert shown.returncode == 0, f"{where}\n{shown.stderr}"
-            words = next(
-                (line.split("/litgpt ")[1].split() for line in shown.stdout.splitlines() if "bin/litgpt " in line), []
-            )
-            if not words:
+            assert words[1] in make.TARGETS, where
+            if words[1] != "demo":
                 return
-            words.insert(0, "litgpt")
+            words = make.DEMO.split()
         piped = ""
         if words[0] != "litgpt":
             first, words = (words[: words.index("|")], words[words.index("|") + 1 :]) if "|" in words else (words, [])
@@ -259,11 +262,34 @@ def test_links_resolve(page):
             assert anchor in anchors(target), f"{name_of(page)} links to {link}; {path} has no such heading"
 
 
-def test_every_command_is_in_the_readme():
-    table = (ROOT / "README.md").read_text(encoding="utf-8").split("## Commands")[1].split("\n## ")[0]
-    shown = re.findall(r"`([^`]+)`", table)
+def test_every_command_has_a_row():
+    shown = re.findall(r"`([^`]+)`", (ROOT / "tutorials" / "commands.md").read_text(encoding="utf-8"))
     missing = [c for c in COMMANDS if not any(re.search(rf"(^|litgpt ){spoken(c)}( |$)", text) for text in shown)]
-    assert not missing, f"the commands of README.md lack {', '.join(missing)}"
+    assert not missing, f"tutorials/commands.md lacks {', '.join(missing)}"
+
+
+def test_litgpt_is_installed_from_its_clone():
+    """The name belongs to another project on the public index."""
+    texts = [*PAGES, *OTHERS, ROOT / "Makefile", ROOT / "tools" / "make.py", *sorted((ROOT / "litgpt").rglob("*.py"))]
+    for path in texts:
+        for line in path.read_text(encoding="utf-8").splitlines():
+            named = re.search(r"(pip3?|pipx|uv|tool) (install|add) (-\S+ )*['\"]?litgpt\b", line)
+            assert not named, f"{name_of(path)} installs another project: {line.strip()}"
+
+
+def test_the_address_of_the_repository_is_in_one_place():
+    clones = [name_of(page) for page in (*PAGES, *OTHERS) if "git clone URL" in page.read_text(encoding="utf-8")]
+    assert clones == ["tutorials/install.md"]
+
+
+def test_make_and_its_script_have_the_same_targets(capsys, monkeypatch):
+    phony = re.search(r"^\.PHONY: (.+)$", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    assert phony and phony[1].split() == list(make.TARGETS)
+    ran = []
+    monkeypatch.setattr(make, "run", lambda *words: ran.append(" ".join(words)))
+    monkeypatch.setattr(make, "up_to_date", lambda stamp: True)
+    make.TARGETS["test"]()
+    assert ran == [*make.LINT, "python -m pytest -n auto -m not long"]
 
 
 def test_every_page_is_in_the_index():

@@ -93,7 +93,7 @@ def test_bitsandbytes_is_an_extra(capsys, monkeypatch):
     bitsandbytes.cache_clear()  # another test may have imported it
     with pytest.raises(SystemExit):
         main([*LORA, "X", "--optimizer", "PagedAdamW8bit"])
-    assert "pip install 'litgpt[quantize]'" in capsys.readouterr().err
+    assert "pip install '.[quantize]'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("case", range(16))

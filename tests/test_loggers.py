@@ -122,7 +122,7 @@ def test_its_failure_does_not_end_the_run(finetune, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("tensorboard", "pip install 'litgpt[tensorboard]'"),
+        ("tensorboard", "pip install '.[tensorboard]'"),
         ("litlogger", "--logger_name: litlogger is not available. Use csv, tensorboard, wandb, or mlflow."),
     ],
 )

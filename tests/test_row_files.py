@@ -220,7 +220,7 @@ def test_package_that_is_missing(tmp_path, monkeypatch, package, name):
         raise ModuleNotFoundError(f"No module named {package!r}", name=package)
 
     monkeypatch.setattr("litgpt.errors.importlib.import_module", missing)
-    assert "pip install 'litgpt[data]'" in error(write(tmp_path / name, "x"))
+    assert "pip install '.[data]'" in error(write(tmp_path / name, "x"))
 
 
 @pytest.mark.parametrize("packed", ["", ".gz", ".zst"])

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 import litgpt
+from litgpt.errors import install_command
 from litgpt.storage.files import cache_place, home
 
 EXTRAS = {  # the extras of pyproject.toml, and what they add
@@ -146,7 +147,7 @@ def check_extras(report: Report) -> None:
         if not packages:
             text = "unknown: litgpt is not installed as a package"
         elif any(map(lacking, packages)):
-            text = f"not installed: {purpose}; pip install 'litgpt[{name}]'"
+            text = f"not installed: {purpose}; in the clone: {install_command(name)}"
         else:
             text = ", ".join(f"{package.name} {installed(package.name)}" for package in packages)
         report.add("" if i else "extras", f"{name:11} {text}")

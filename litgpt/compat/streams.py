@@ -7,7 +7,7 @@ import torch
 
 from litgpt.compat.module import DataModule
 from litgpt.compat.sft import encode
-from litgpt.errors import UserError
+from litgpt.errors import UserError, install_command
 
 SHARES = {"slimpajama": 0.693584, "starcoder": 0.306416}  # of TinyLlama's training tokens
 
@@ -18,8 +18,8 @@ def litdata() -> Any:
         import litdata.streaming
     except ImportError as e:
         raise UserError(
-            "This data set is read by the package litdata: pip install 'litgpt[litdata]'. For your own texts, use "
-            "TextFiles, which does not need it."
+            f"This data set needs the package litdata. In the clone of litgpt, run: {install_command('litdata')}. For "
+            "your own texts, use TextFiles, which does not need it."
         ) from e
     return litdata
 
@@ -123,7 +123,9 @@ class OpenWebText(Streams):
         try:
             from datasets import load_dataset
         except ImportError as e:
-            raise UserError("OpenWebText is downloaded by the package datasets: pip install 'litgpt[data]'.") from e
+            raise UserError(
+                f"OpenWebText needs the package datasets. In the clone of litgpt, run: {install_command('data')}"
+            ) from e
         pages = load_dataset("Skylion007/openwebtext", split="train", trust_remote_code=True)
         split = pages.train_test_split(test_size=self.val_split_fraction, seed=self.seed, shuffle=True)
         for part, folder in folders.items():
