@@ -1,6 +1,6 @@
 """The command line: what stands before what, recipes by name, older spellings, and options that do not change unseen.
 
-`python -m tests.test_cli` writes `cli_flags.txt` anew.
+`python -m tests.test_cli` writes `litgpt/cli/flags.txt` anew, which completes command lines too.
 """
 
 import json
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from functools import cache
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,18 @@ from jsonargparse import ArgumentParser
 
 import litgpt
 import litgpt.data
-from litgpt.__main__ import COMMANDS, main, spoken
+from litgpt.__main__ import COMMANDS, main
+from litgpt.cli.commands import spoken
+from litgpt.cli.completion import FLAGS
+from litgpt.cli.help import HIDDEN, choices_of
+from litgpt.cli.help_texts import PLACEHOLDERS
 from litgpt.cli.parser import HANDS_ON, make_parser
 from litgpt.cli.recipes import find_recipe
 from litgpt.errors import UserError
 from litgpt.methods.model_source import ModelSource
+from litgpt.train.optimizers import SHORT_NAMES
 
 ROOT = Path(__file__).parent.parent
-FLAGS = Path(__file__).with_name("cli_flags.txt")
 RECIPE = ROOT / "config_hub" / "finetune" / "llama-3.2-1B" / "lora.yaml"
 LORA = ["finetune", "lora"]
 
@@ -47,7 +52,10 @@ def python(code: str, cwd: Path, path: Path = ROOT) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("words", [None, ["-h"], ["--version"], []], ids=["import", "-h", "--version", "nothing"])
+LIGHT = [None, ["-h"], ["--version"], [], ["finetune", "-h"], ["__complete", "finetune", "lora", "--"]]
+
+
+@pytest.mark.parametrize("words", LIGHT, ids=str)
 def test_starts_light(words, tmp_path):
     call = "" if words is None else f"from litgpt.__main__ import main; main({words})"
     code = f"import sys, litgpt; {call}\nprint(sorted({{'torch', 'jsonargparse', 'lightning'}} & {{*sys.modules}}))"
@@ -172,7 +180,8 @@ TYPICAL = {
 
 @pytest.mark.parametrize("command", [c for c in COMMANDS if c not in HANDS_ON])
 def test_a_printed_config_is_a_config(settings, tmp_path, command):
-    printed = settings(command, "clear" if command == "data_cache" else "X", *TYPICAL.get(command, []))
+    word = {"data_cache": "clear", "completion": "zsh"}.get(command, "X")
+    printed = settings(command, word, *TYPICAL.get(command, []))
     text = settings.out
     assert settings(command, "--config", write(tmp_path / "c.yaml", text)) == printed
     assert settings.out == text
@@ -332,6 +341,7 @@ def test_another_name(settings):
 # the options
 
 
+@cache
 @litgpt.data.inner_classes()
 def parsers() -> dict[str, ArgumentParser]:
     """A parser for every command, and one for the options of every data set."""
@@ -354,10 +364,20 @@ def options(parser: ArgumentParser) -> Iterator[tuple[str, Any]]:
 def flags_text() -> str:
     lines = []
     for command, parser in parsers().items():
+        places = [f"--{name}" for name in getattr(parser, "positionals", [])]
         for name, action in options(parser):
             default = "required" if action.required else json.dumps(action.default, default=plain)
-            lines.append(f"{command} {name} {default}\n")
+            flag = name.removesuffix("+")
+            choices = "|".join(help_choices(flag.removeprefix("--"), action))
+            choices = f"<{PLACEHOLDERS.get(action.dest, choices)}>" if flag in places else choices
+            lines.append("\t".join([command, flag, default, choices]) + "\n")
     return "".join(lines)
+
+
+def help_choices(name: str, action: Any) -> list[str]:
+    if str(action.help).startswith(HIDDEN):
+        return ["hidden"]
+    return list(SHORT_NAMES) if name == "optimizer" else choices_of(name, getattr(action, "_typehint", None))
 
 
 def plain(default: Any) -> Any:
@@ -367,7 +387,7 @@ def plain(default: Any) -> Any:
 def test_options_are_those_that_were_agreed_on():
     text = FLAGS.read_text(encoding="utf-8")
     assert sorted(flags_text().splitlines()) == sorted(text.splitlines()), (
-        "Options or defaults changed. If that is meant, write tests/cli_flags.txt anew: python -m tests.test_cli"
+        "Options or defaults changed. If that is meant, write litgpt/cli/flags.txt anew: python -m tests.test_cli"
     )
 
 
@@ -403,13 +423,11 @@ def test_wheel_brings_the_recipes(installed, tmp_path):
     assert recipe.is_relative_to(package.parent) and recipe.read_bytes() == RECIPE.read_bytes()
     shipped = {p.relative_to(package.parent / "config_hub") for p in (package.parent / "config_hub").rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "config_hub") for p in (ROOT / "config_hub").rglob("*.yaml")}
-    assert (package.parent / "serve" / "page" / "script.js").is_file()
+    assert all(
+        (package.parent / name).is_file() for name in ("serve/page/script.js", "cli/flags.txt", "cli/complete.bash")
+    )
     code = "import runpy, sys; sys.argv[1:] = ['-h']; runpy.run_module('litgpt', run_name='__main__')"
     assert "finetune lora" in python(code, tmp_path, installed)
-
-
-if __name__ == "__main__":
-    FLAGS.write_text(flags_text(), encoding="utf-8", newline="\n")
 
 
 @pytest.mark.parametrize(
@@ -449,3 +467,7 @@ def test_an_unknown_option_without_a_value_is_unknown(capsys):
     with pytest.raises(SystemExit):
         main(["finetune", "pico", "--frobnicate"])
     assert "Unknown option --frobnicate" in capsys.readouterr().err
+
+
+if __name__ == "__main__":
+    FLAGS.write_text(flags_text(), encoding="utf-8", newline="\n")

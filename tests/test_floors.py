@@ -27,6 +27,7 @@ FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}
 WITHOUT_TORCH = ("errors", "text", "cli/legacy", "storage/files", "storage/fields", "storage/outputs", "storage/http")
 PUBLIC = {"litgpt.model.GPT": "litgpt.litgpt_format.model"}  # what users import from `litgpt.model`
 LATE = {  # modules that are imported within functions, and why
+    "litgpt.cli.completion": "only a Tab needs it",
     "litgpt.cli.parser": "`litgpt -h` starts without the libraries that it needs",
     "litgpt.checkpoint.download": "a model that is here does not need the hub's library",
     "litgpt.train.devices.fsdp": "a run on one device does not need Lightning",

@@ -358,7 +358,7 @@ def test_generate_base(settings):
 
 def test_tasks_of_2023(capsys):
     for words in (["--eval_tasks", "[a_2ds, 'b', c]"], ["--eval_tasks=[a_2ds,b,c]"], ["--eval_tasks", "a_2ds,b,c"]):
-        assert translate(["--checkpoint_dir", "D", *words], "evaluate") == [
+        assert translate(["--checkpoint_dir", "D", *words], "evaluate", ["checkpoint_dir", "tasks"]) == [
             "--checkpoint_dir",
             "D",
             "--tasks",

@@ -5,10 +5,12 @@ Options that LitGPT has at the top level (`--max_seq_length`) need no table: `sc
 """
 
 import shlex
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any, Optional
 
+from litgpt.cli.commands import HELP
 from litgpt.errors import UserError, remark
 
 NAMES = {"pretrained_checkpoint_dir": "base"}  # options with the same values and another name
@@ -42,8 +44,9 @@ SWITCHES = {  # words without a value, and what they mean
     "--bf16": ["--precision", "bf16-true"],
     "--gradient_checkpointing": ["--train.activation_checkpointing", "true"],
 }
+MIXED = {"--bf16": ["--precision", "bf16-mixed"]}  # where all weights are trained: they stay in float32, as elsewhere
 VALUES = {  # values of options that have another name here
-    "--accelerator": {"gpu": "cuda"},
+    "--accelerator": {"gpu": "mps" if sys.platform == "darwin" else "cuda"},
     "--quantize": {name: f"bnb.{name}" for name in ("nf4", "nf4-dq", "fp4", "fp4-dq", "int8")},
 }
 FLAGS: dict[str, dict[str, Callable[[str], list[str]]]] = {  # by the beginning of a command: a flag, and its new words
@@ -53,7 +56,7 @@ FLAGS: dict[str, dict[str, Callable[[str], list[str]]]] = {  # by the beginning 
     },
     "finetune": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path], **TRAINING},
     "pretrain": TRAINING,
-    "data": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path]},
+    "data": {"--csv_dir": lambda path: ["--data", "JSON", "--data.json_path", path], **TRAINING},
 }
 REFUSED = {  # by the first word of a command: options without a counterpart, and why they are not needed
     "finetune": {"access_token": "set the environment variable HF_TOKEN, as the result records the command line"},
@@ -77,49 +80,52 @@ WEIGHTS = (  # endings of files in whose place there are folders now
 FOLDERS = ("--base", "--out_dir", "--pretrained_checkpoint_dir", "--config")  # paths of merge_lora beside the adapter
 
 
-def translate(args: list[str], command: str) -> list[str]:
-    """A command line in today's words. Raises `UserError` with the reason if an option has no counterpart."""
+def translate(args: list[str], command: str, known: Collection[str]) -> list[str]:
+    """A command line in today's words. Raises `UserError` with the reason if an option has no counterpart.
+
+    Args:
+        known: The names of the command's options. What it has no option for is left as it is.
+    """
     flags = {word.partition("=")[0] for word in args}
     for name, reason in refused_options(command).items():
         if f"--{name}" in flags:
             raise UserError(f"--{name} is not needed: {reason}.")
     if command == "merge_lora":
         return translate_merge(args)
-    for flag, new_words in FLAGS.get(command.partition("_")[0], {}).items():
-        args, value = take_flag(args, flag)
-        if value is not None:
-            words = new_words(value)
-            remark(f"{flag} {shlex.quote(value)} is called {' '.join(words)}.")
-            args = [*args, *words]
-    return translate_switches(translate_values(args))
-
-
-def translate_switches(args: list[str]) -> list[str]:
-    words: list[str] = []
-    rest = list(args)
+    words, rest = list[str](), list(args)
     while rest:
         word = rest.pop(0)
-        name, _, value = word.partition("=")
-        if name not in SWITCHES:
+        flag, equals, value = word.partition("=")
+        name = f"--{flag[2:].replace('-', '_')}" if flag.startswith("--") else flag
+        follows = rest[0] if rest and not rest[0].startswith("--") and rest[0] not in HELP else ""
+        has_value = bool(not equals and follows and (name not in SWITCHES or follows.lower() in ("true", "false")))
+        value = follows if has_value else value
+        if (new := new_words(name, value, command, known)) is None:
             words.append(word)
             continue
-        if not value and rest and rest[0].lower() in ("true", "false"):
-            value = rest.pop(0)
-        if value.lower() != "false":
-            remark(f"{name} is called {' '.join(SWITCHES[name])}.")
-            words += SWITCHES[name]
+        if has_value:
+            rest.pop(0)
+        if name not in VALUES:
+            shown = f"{flag} {shlex.quote(value)}" if value else flag
+            remark(f"{shown} is called {' '.join(new)}." if new else f"{shown} is the default.")
+        words += new
     return words
 
 
-def translate_values(args: list[str]) -> list[str]:
-    for flag, values in VALUES.items():
-        for i, word in enumerate(args):
-            name, equals, value = word.partition("=")
-            if name == flag and equals and value in values:
-                args = [*args[:i], f"{name}={values[value]}", *args[i + 1 :]]
-            elif word == flag and args[i + 1 : i + 2] and args[i + 1] in values:
-                args = [*args[: i + 1], values[args[i + 1]], *args[i + 2 :]]
-    return args
+def new_words(name: str, value: str, command: str, known: Collection[str]) -> Optional[list[str]]:
+    """The words that an option of LitGPT or of another tool stands for; None for today's options."""
+    flags = FLAGS.get(command.partition("_")[0], {})
+    words: Optional[list[str]] = None
+    if name in flags and value:
+        words = flags[name](value)
+    elif name in SWITCHES and value.lower() in ("", "true", "false"):
+        everything = command in ("finetune_full", "pretrain")
+        words = {**SWITCHES, **(MIXED if everything else {})}[name]
+    elif value in VALUES.get(name, {}):
+        words = [name, VALUES[name][value]]
+    if words is None or words[0].removeprefix("--").partition(".")[0] not in {name.partition(".")[0] for name in known}:
+        return None
+    return [] if name in SWITCHES and value.lower() == "false" else words
 
 
 def translate_merge(args: list[str]) -> list[str]:
@@ -167,16 +173,21 @@ def refused_options(command: str) -> dict[str, str]:
     return REFUSED.get(command.partition("_")[0], {})
 
 
-def without_refused(fields: dict[str, Any], command: str, source: str) -> dict[str, Any]:
+def current_fields(fields: dict[str, Any], command: str, source: str, known: Collection[str]) -> dict[str, Any]:
     """A config in today's words, without options that have no counterpart. Raises `UserError` with the reason for those
     that are set to something else than LitGPT's default."""
     refused = refused_options(command)
     for name in refused.keys() & fields.keys():
         if fields[name] not in (None, False, DEFAULTS.get(name)):
             raise UserError(f"--config {source}: {name} is not needed: {refused[name]}.")
-    fields = {name: value for name, value in fields.items() if name not in refused}
-    for flag, new_words in FLAGS.get(command.partition("_")[0], {}).items():
-        value = fields.pop(flag.removeprefix("--"), None)
-        words = new_words(str(value)) if value is not None else []
-        fields = {**{w.removeprefix("--"): new for w, new in zip(words[::2], words[1::2])}, **fields}
-    return fields
+    current: dict[str, Any] = {}
+    renamed: dict[str, Any] = {}
+    for name, value in fields.items():
+        if name in refused:
+            continue
+        words = None if value is None else new_words(f"--{name}", str(value), command, known)
+        if words is None:
+            current[name] = value
+        else:
+            renamed |= {flag.removeprefix("--"): new for flag, new in zip(words[::2], words[1::2])}
+    return {**renamed, **current}

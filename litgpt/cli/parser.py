@@ -1,6 +1,5 @@
 """From the words of a command line to the typed arguments of a command's function."""
 
-import argparse
 import gc
 import importlib
 import inspect
@@ -13,13 +12,16 @@ from pathlib import Path
 from typing import Any, NoReturn, Optional, get_origin
 
 import yaml
-from jsonargparse import ActionConfigFile, ArgumentParser, Namespace, get_loader, set_loader
+from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader
 
-from litgpt.cli.legacy import translate, without_refused
+from litgpt.cli.commands import HANDS_ON, HELP, spoken
+from litgpt.cli.help import brief_help, class_help, full_help
+from litgpt.cli.legacy import current_fields, translate
 from litgpt.cli.options import FLAGS, Level, as_files, config_options, read_options, resolve_options
 from litgpt.cli.recipes import find_recipe
 from litgpt.cli.schema import (
     CLASSES,
+    Parser,
     check_required,
     class_path,
     current_name,
@@ -35,11 +37,9 @@ from litgpt.errors import UserError, remark, without_secrets
 from litgpt.storage.files import YAML_BYTES, check_events, parse_yaml, read_text
 from litgpt.train.args import run_settings, run_words
 
-NO_VALUE = ("-h", "--help", "--print_config")
+NO_VALUE = (*HELP, "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the function whose options it takes as well
 FILES = ("data", "prompts")  # options that take several files
-HANDS_ON = ("verify_resume", "plan")  # commands that take the options of another command as a list
-HIDDEN = ("Ignored", "Has no effect", "Without effect", "Not supported")  # the help of options that only LitGPT has
 TRUTH = ("true", "false", "yes", "no", "null")
 
 library_load = get_loader("yaml")
@@ -52,16 +52,6 @@ def load_value(text: str) -> Any:
 
 
 set_loader("yaml", load_value, exceptions=(yaml.YAMLError, ValueError, RecursionError))
-
-
-class Parser(ArgumentParser):
-    """Raises `UserError` where the library would print its usage."""
-
-    positionals: list[str]  # options that take words without a flag: the first parameter, and required ones after it
-    takes_many: bool  # whether the first of them takes a list
-
-    def error(self, message: str, ex: Any = None) -> NoReturn:
-        raise UserError(" ".join(str(ex or message).split())) from None
 
 
 def run(where: str, command: str, args: list[str]) -> None:
@@ -80,7 +70,9 @@ def parse(where: str, command: str, args: list[str]) -> Namespace:
     finally:
         gc.freeze()  # what was imported stays
         gc.enable()
-    words, others = hand_on(args, parser) if command in HANDS_ON else (translate(args, command), [])
+    words, others = (
+        hand_on(args, parser) if command in HANDS_ON else (translate(args, command, option_names(parser)), [])
+    )
     levels, printed = read_words(words, parser, others)
     resolved = resolve_options(levels, parser)
     if printed is None:
@@ -95,8 +87,7 @@ def parse(where: str, command: str, args: list[str]) -> Namespace:
     except UserError as e:
         raise UserError(wrong_value(resolved.options, resolved.actions) or e) from None
     check_classes(settings.as_dict())
-    first_words = command.split("_", 1) if command.startswith("finetune") else [command]
-    run_words.set(("litgpt", *first_words, *args))
+    run_words.set(("litgpt", *spoken(command).split(), *args))
     run_settings.set(without_tokens(resolved.recorded(yaml.safe_load(parser.dump(settings, skip_none=False)))))
     return instantiate(parser, settings)
 
@@ -144,22 +135,20 @@ def make_parser(where: str, command: str) -> Parser:
     function = load(where)
     first, *others = inspect.signature(function).parameters.values()
     about = (function.__doc__ or "").split("\n\n    Args:")[0]
-    parser = Parser(prog=f"litgpt {command}", description=about, allow_abbrev=False)
+    parser = Parser(prog=f"litgpt {spoken(command)}", description=about, allow_abbrev=False)
+    parser.command, parser.function = command, function
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or the name of a recipe.")
     parser.takes_many = get_origin(first.annotation) is list
     required = itertools.takewhile(lambda p: p.default is p.empty and p.kind is not p.VAR_KEYWORD, others)
     parser.positionals = [first.name, *(p.name for p in required)]
-    own = parser.add_function_arguments(function, as_positional=False)
+    parser.own = parser.add_function_arguments(function, as_positional=False)
     if command in ALSO_TAKES:
-        parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(own))
+        parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(parser.own))
     return parser
 
 
-def show_help(parser: Parser) -> NoReturn:
-    for action in parser._actions:
-        if str(action.help).startswith(HIDDEN):
-            action.help = argparse.SUPPRESS
-    parser.print_help()
+def show(text: str) -> NoReturn:
+    print(text)
     sys.exit(0)
 
 
@@ -171,6 +160,7 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
     flags: list[tuple[str, Any]] = []
     printed = None
     words, positional = list(words), list(positional)
+    shows_all = False
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
@@ -178,8 +168,11 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
             positional.append(word)
         elif flag == "--print_config":
             printed = value
-        elif word in NO_VALUE:
-            show_help(parser)
+        elif word in HELP and words[:1] != ["all"]:
+            show(brief_help(parser))
+        elif word in HELP:
+            words.pop(0)
+            shows_all = True
         else:
             name = flag_name(flag, parser)
             if not equals and is_switch(name, words, parser):
@@ -192,7 +185,8 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
             if flag == "--config":
                 levels += config_levels(value, parser)
             elif name.endswith(".help"):
-                parser.parse_args([f"--{name}={class_path(name.removesuffix('.help'), value)}"])
+                option = name.removesuffix(".help")
+                show(class_help(option, class_path(option, value)))
             elif parser.takes_many and name == parser.positionals[0] and not value.startswith("["):
                 positional.append(value)
             elif name in FILES and is_data(value):
@@ -212,14 +206,18 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
         entries = [entry for value in prompts for entry in (value if isinstance(value, list) else [value])]
         flags = [*((name, value) for name, value in flags if name != "prompts"), ("prompts", entries)]
     flags.sort(key=lambda flag: "." in flag[0])  # a group comes before its options
-    return [*levels, Level(FLAGS, read_options(flags, parser, "--"))], printed
+    levels = [*levels, Level(FLAGS, read_options(flags, parser, "--"))]
+    if shows_all:
+        chosen = [(name, level.options.get(name)) for level in levels for name in CLASSES]
+        show(full_help(parser, {name: path for name, path in chosen if path}))
+    return levels, printed
 
 
 def config_levels(value: str, parser: Parser, outer: tuple[str, ...] = ()) -> list[Level]:
     """The levels of a config file: first the config that it names itself, if any. Raises `UserError` for a circle."""
     if value in outer:
         raise UserError(f"--config {value} leads back to itself.")
-    fields = without_refused(read_config(value), parser.prog.removeprefix("litgpt "), value)
+    fields = current_fields(read_config(value), parser.command, value, option_names(parser))
     inner = fields.pop("config", None)
     levels = [] if inner is None else config_levels(str(inner), parser, (*outer, value))
     options, first = config_options(fields, parser, value), parser.positionals[0]
@@ -269,7 +267,7 @@ def hand_on(args: list[str], parser: Parser) -> tuple[list[str], list[str]]:
         word = words.pop(0)
         if word in NO_VALUE or word.partition("=")[0] in own:
             kept.append(word)
-            if word in own and word not in NO_VALUE and words:
+            if words and (word in own or (word in HELP and words[0] == "all")):
                 kept.append(words.pop(0))
         else:
             others.append(word)

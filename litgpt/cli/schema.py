@@ -5,10 +5,10 @@ import inspect
 import re
 import types
 from argparse import Action
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Any, Literal, NoReturn, Union, get_args, get_origin
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -37,7 +37,42 @@ KINDS = {
     dict: "a mapping like {a: b}",
     Path: "a path",
 }
-SYNONYMS = {"lr": "optimizer.lr", "model": "checkpoint_dir", "rank": "lora_r"}  # names that other programs use
+SYNONYMS = {  # names that other programs use for options whose values differ from theirs
+    "lr": "optimizer.lr",
+    "weight_decay": "optimizer.weight_decay",
+    "model": "checkpoint_dir",
+    "model_name_or_path": "checkpoint_dir",
+    "base_model": "checkpoint_dir",
+    "dataset": "data",
+    "datasets": "data",
+    "train_file": "data",
+    "rank": "lora_r",
+    "target_modules": "lora_targets",
+    "fp16": "precision",
+    "packing": "train.pack",
+    "eval_steps": "eval.interval",
+    "save_steps": "train.save_interval",
+    "save_total_limit": "train.keep_last",
+    "logging_steps": "train.log_interval",
+    "resume_from_checkpoint": "resume",
+    "report_to": "logger_name",
+    "system_prompt": "sys_prompt",
+    "max_tokens": "max_new_tokens",
+    "max_length": "max_new_tokens",
+}
+
+
+class Parser(ArgumentParser):
+    """Raises `UserError` where the library would print its usage."""
+
+    positionals: list[str]  # options that take words without a flag: the first parameter, and required ones after it
+    takes_many: bool  # whether the first of them takes a list
+    command: str  # its name in the table of commands
+    function: Callable[..., None]
+    own: list[str]  # the options of the function, without those of `ALSO_TAKES`
+
+    def error(self, message: str, ex: Any = None) -> NoReturn:
+        raise UserError(" ".join(str(ex or message).split())) from None
 
 
 def option_names(parser: ArgumentParser) -> list[str]:
@@ -53,13 +88,15 @@ def option_actions(parser: ArgumentParser) -> dict[str, Action]:
 
 
 def current_name(name: str, parser: ArgumentParser) -> str:
-    """The dotted name of an option that LitGPT has at the top level or calls otherwise; any other name as it is."""
+    """The dotted name of an option that LitGPT has at the top level or calls otherwise, or that is typed with dashes;
+    any other name as it is."""
     known = option_names(parser)
-    if name in known or "." in name:
-        return name
-    if NAMES.get(name) in known:
-        return NAMES[name]
-    homes = [k for k in known if k.rpartition(".")[2] == name]
+    plain = name.replace("-", "_")
+    if name in known or plain in known or "." in name:
+        return plain if plain in known else name
+    if NAMES.get(plain) in known:
+        return NAMES[plain]
+    homes = [k for k in known if k.rpartition(".")[2] == plain]
     return homes[0] if len(homes) == 1 else name
 
 
@@ -75,7 +112,7 @@ def option_hint(name: str, known: list[str]) -> str:
     if not hint and not members:  # perhaps the option of a group, without the group
         leaves = {n.rpartition(".")[2]: n for n in known}
         hint = re.sub("'(.*)'", lambda found: f"'{leaves[found[1]]}'", nearest(name, leaves))
-    return hint.replace("'", "'--", 1) if hint else " See -h for all options."
+    return hint.replace("'", "'--", 1) if hint else " For all options, use -h all."
 
 
 def class_choices(option: str) -> tuple[type, dict[str, str]]:

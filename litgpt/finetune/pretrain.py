@@ -44,7 +44,7 @@ def setup(
         tokenizer_dir: Folder with the tokenizer; by default that of the model. With initial_checkpoint_dir, it must be
             the same tokenizer.
         out_dir: Output folder; the result is in final/.
-        data: Training data, for example TextFiles with --data.train_data_path FOLDER.
+        data: Training data: files, a folder, hf:ORG/NAME, or the name of a data set.
         train: Training options.
         eval: Validation options.
         seed: Seed for initial weights and row order.

@@ -69,7 +69,7 @@ class Run:
         method: What is trained and how it is saved.
         base_model: The model before the first step.
         out_dir: Output folder; the result is in final/.
-        data: Training data, for example JSON with --data.json_path FILE. Defaults to Alpaca.
+        data: Training data: files, a folder, hf:ORG/NAME, or the name of a data set. Defaults to Alpaca.
         precision: Precision of the base weights and of the matrix multiplications. By default bf16-true if the device
             supports it natively, else 32-true. If all weights are trained, bf16-mixed on such a GPU, else 32-true. On
             CUDA GPUs without bfloat16, 16-mixed, or 32-true with fsdp.

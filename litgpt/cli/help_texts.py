@@ -1,0 +1,121 @@
+"""What `litgpt COMMAND -h` shows beside the help of the options: which options, two examples, and the page."""
+
+IMPORTANT = """
+    tasks vs port host api_key adapters prompt prompts out list show sample rows json
+    sys_prompt max_new_tokens temperature top_k top_p stop num_samples
+    data out_dir
+    optimizer.lr train.epochs train.max_seq_length train.global_batch_size train.micro_batch_size
+    initial_checkpoint_dir tokenizer_dir model_config
+    lora_r lora_targets quantize config resume dry_run overwrite devices
+    limit num_fewshot batch_size fail_if_drop apply_chat_template log_samples
+    base precision seed max_batch timeout access_token multiline
+""".split()  # `-h` shows the first of these that a command has
+
+PLACEHOLDERS = {  # of words without a flag
+    "checkpoint_dir": "MODEL",
+    "draft_model_checkpoint_dir": "DRAFT_MODEL",
+    "target_model_checkpoint_dir": "MODEL",
+    "model_name": "MODEL",
+    "repo_id": "ORG/NAME",
+    "output_dir": "FOLDER",
+    "command": "COMMAND ...",
+    "finetune": "MODEL ...",
+    "words": "WORD ...",
+    "files": "FILE ...",
+}
+
+EXAMPLES = {  # command: two command lines
+    "finetune_lora": ("finetune lora Qwen/Qwen3-0.6B --data support.csv", "finetune lora --config pico/lora"),
+    "finetune_full": ("finetune full Qwen/Qwen3-0.6B --data support.csv", "finetune full --config llama-3.2-1B/full"),
+    "finetune_adapter": (
+        "finetune adapter Qwen/Qwen3-0.6B --data support.csv",
+        "finetune adapter pico --data support.csv --train.epochs 1",
+    ),
+    "finetune_adapter_v2": (
+        "finetune adapter_v2 Qwen/Qwen3-0.6B --data support.csv",
+        "finetune adapter_v2 pico --data support.csv --train.epochs 1",
+    ),
+    "pretrain": (
+        "pretrain pico --tokenizer_dir pico --data my-texts/*.txt",
+        "pretrain --initial_checkpoint_dir Qwen/Qwen3-0.6B --data my-texts/*.txt",
+    ),
+    "recipes": ("recipes llama qlora", "recipes copy phi-2/lora my.yaml"),
+    "plan": (
+        "plan finetune lora Qwen/Qwen3-8B --data support.csv --gpu '24 GB'",
+        "plan chat Qwen/Qwen3-8B --gpu H100",
+    ),
+    "download": ("download Qwen/Qwen3-0.6B", "download list llama 8b"),
+    "chat": ("chat Qwen/Qwen3-0.6B", "chat out/finetune/lora/final --temperature 0.2"),
+    "generate": (
+        "generate Qwen/Qwen3-0.6B --prompt 'What do llamas eat?'",
+        "generate out/finetune/lora/final --prompts questions.csv --out a.jsonl",
+    ),
+    "generate_speculatively": (
+        "generate_speculatively Qwen/Qwen3-0.6B Qwen/Qwen3-8B",
+        "generate_speculatively Qwen/Qwen3-0.6B Qwen/Qwen3-8B --speculative_k 5",
+    ),
+    "generate_tp": ("generate_tp Qwen/Qwen3-8B", "generate_tp Qwen/Qwen3-8B --devices 2 --prompt 'Hello'"),
+    "serve": ("serve out/finetune/lora/final", "serve Qwen/Qwen3-0.6B --port 8001 --quantize bnb.nf4"),
+    "evaluate": (
+        "evaluate out/finetune/lora/final --tasks hellaswag,arc_easy --vs base",
+        "evaluate list",
+    ),
+    "merge_lora": ("merge_lora out/finetune/lora/final", "merge_lora out/finetune/lora/final --out_dir merged"),
+    "data_check": (
+        "data check Qwen/Qwen3-0.6B --data support.csv",
+        "data check Qwen/Qwen3-0.6B --data support.csv --list bad",
+    ),
+    "data_cache": ("data cache", "data cache clear"),
+    "tokenizer_train": (
+        "tokenizer train my-texts/*.txt",
+        "tokenizer train my-texts/*.txt --vocab_size 4096 --out_dir my-tokenizer",
+    ),
+    "validate": ("validate Qwen/Qwen3-0.6B", "validate out/finetune/lora/final --precision 32-true"),
+    "verify_resume": (
+        "verify-resume pico --data support.csv",
+        "verify-resume full pico --data support.csv --steps 3",
+    ),
+    "doctor": ("doctor", "doctor --out_dir /data/runs"),
+    "completion": ("completion bash >> ~/.bashrc", "completion fish > ~/.config/fish/completions/litgpt.fish"),
+    "generate_full": ("generate_full out/full/final", "generate_full out/full/final --prompt 'Hello'"),
+    "generate_adapter": ("generate_adapter out/adapter/final", "generate_adapter out/adapter/final --prompt 'Hello'"),
+    "generate_adapter_v2": (
+        "generate_adapter_v2 out/adapter_v2/final",
+        "generate_adapter_v2 out/adapter_v2/final --prompt 'Hello'",
+    ),
+    "generate_sequentially": (
+        "generate_sequentially Qwen/Qwen3-8B",
+        "generate_sequentially Qwen/Qwen3-8B --devices 2 --prompt 'Hello'",
+    ),
+    "convert_to_litgpt": ("convert_to_litgpt Qwen/Qwen3-0.6B", "convert_to_litgpt Qwen/Qwen3-0.6B --dtype bfloat16"),
+    "convert_from_litgpt": (
+        "convert_from_litgpt checkpoints/ORG/NAME converted",
+        "convert_from_litgpt checkpoints/ORG/NAME converted --model_pth false",
+    ),
+    "convert_pretrained_checkpoint": (
+        "convert_pretrained_checkpoint out/pretrain/step-00001000 converted",
+        "convert_pretrained_checkpoint out/pretrain/final converted",
+    ),
+}
+
+PAGES = {  # beginning of a command: its page in tutorials/; the longest that fits holds
+    "finetune_lora": "finetune_lora.md",
+    "finetune_full": "finetune_full.md",
+    "finetune_adapter": "finetune_adapter.md",
+    "pretrain": "pretrain.md",
+    "tokenizer": "pretrain.md",
+    "recipes": "choosing_settings.md",
+    "plan": "oom.md",
+    "download": "download_model_weights.md",
+    "chat": "inference.md",
+    "generate": "inference.md",
+    "serve": "deploy.md",
+    "evaluate": "evaluation.md",
+    "merge_lora": "use_elsewhere.md",
+    "data": "your_data.md",
+    "validate": "use_elsewhere.md",
+    "verify_resume": "resume.md",
+    "doctor": "install.md",
+    "completion": "completion.md",
+    "convert": "convert_lit_models.md",
+}
