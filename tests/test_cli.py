@@ -445,6 +445,10 @@ def test_wheel_brings_the_recipes(installed, tmp_path):
         ("--quantize nf4", {"quantize": "bnb.nf4"}),
         ("--quantize=int8 --accelerator gpu", {"quantize": "bnb.int8", "accelerator": "cuda"}),
         ("--lora_rank 4 --output_dir elsewhere", {"lora_r": 4, "out_dir": "elsewhere"}),
+        ("--lr 0.1 --lr 0.2 --seed 3", {"optimizer.init_args.lr": 0.2, "seed": 3}),
+        ("--load-in-4bit --max-grad-norm 0.5", {"quantize": "bnb.nf4", "train.max_norm": 0.5}),
+        ("--out-dir here --train.global-batch-size=4", {"out_dir": "here", "train.global_batch_size": 4}),
+        ("--max-seq-length 64 --learning-rate 1e-3", {"train.max_seq_length": 64, "train.learning_rate": 1e-3}),
     ],
 )
 def test_words_of_other_tools(words, options, settings):
@@ -455,6 +459,51 @@ def test_words_of_other_tools(words, options, settings):
         for key in name.split("."):
             at = at[key]
         assert at == value, name
+
+
+def test_words_of_other_tools_in_a_file(settings, config):
+    """An option under litgpt's own name wins over the same under another."""
+    fields = {"lr": 0.1, "num_train_epochs": 3, "batch_size": 4, "bf16": True, "load_in_4bit": True}
+    got = settings(*LORA, "X", "--config", config("c.yaml", accelerator="gpu", **fields))
+    assert (got["optimizer"]["init_args"]["lr"], got["train"]["epochs"], got["train"]["global_batch_size"]) == (
+        0.1,
+        3,
+        4,
+    )
+    assert (got["precision"], got["quantize"]) == ("bf16-true", "bnb.nf4") and got["accelerator"] in ("cuda", "mps")
+    got = settings(
+        *LORA, "X", "--config", config("d.yaml", train={"epochs": 2}, num_train_epochs=9, load_in_4bit=False)
+    )
+    assert got["train"]["epochs"] == 2 and got["quantize"] is None
+
+
+def test_bf16_keeps_trained_weights_in_float32(settings):
+    for command, precision in (("full", "bf16-mixed"), ("lora", "bf16-true"), ("adapter", "bf16-true")):
+        assert settings("finetune", command, "pico", "--bf16")["precision"] == precision
+    assert settings("pretrain", "pico", "--bf16")["precision"] == "bf16-mixed"
+    assert settings("generate", "pico", "--bf16")["precision"] == "bf16-true"
+
+
+@pytest.mark.parametrize(
+    ("words", "option", "ours"),
+    [
+        ("finetune lora pico --fp16", "--fp16", "--precision"),
+        ("finetune lora pico --dataset a.json", "--dataset", "--data"),
+        ("finetune lora pico --report_to wandb", "--report_to", "--logger_name"),
+        ("finetune lora pico --model_name_or_path X", "--model_name_or_path", "--checkpoint_dir"),
+        ("finetune lora pico --lr", "--lr", "--optimizer.lr"),
+        ("finetune lora pico --lr --seed 3", "--lr", "--optimizer.lr"),
+        ("finetune full pico --lora_rank 4", "--lora_rank", ""),
+        ("chat pico --gradient_checkpointing", "--gradient_checkpointing", ""),
+        ("chat pico --epochs 3", "--epochs", ""),
+        ("chat pico --system_prompt Hi", "--system_prompt", "--sys_prompt"),
+    ],
+)
+def test_other_words_are_answered_with_ours(words, option, ours, capsys):
+    with pytest.raises(SystemExit):
+        main(words.split())
+    error = capsys.readouterr().err
+    assert f"Unknown option {option}." in error and (f"'{ours}'" in error or not ours)
 
 
 @pytest.mark.parametrize("word", ["train", "sft"])

@@ -18,7 +18,8 @@ from pathlib import Path
 import huggingface_hub
 import pytest
 
-from litgpt.__main__ import COMMANDS, main, spoken
+from litgpt.__main__ import COMMANDS, main
+from litgpt.cli.commands import spoken
 from litgpt.model.config import known_models
 from tests.conftest import make_rows, save_llama
 from tests.hub_server import Repo, serve
