@@ -135,6 +135,8 @@ def test_help_comes_before_everything_else(capsys):
         "usage: litgpt finetune lora"
     )
     assert shown(capsys, "plan", "finetune", "lora", "--gpu", "24 GB", "-h", "all").startswith("usage: litgpt plan")
+    assert shown(capsys, "finetune", "lora", "--data", "-h") == shown(capsys, "finetune", "lora", "-h")
+    assert shown(capsys, "chat", "--help=all") == shown(capsys, "chat", "-h", "all")
     assert shown(capsys, "help", "chat") == shown(capsys, "chat", "--help")
     assert "--data.download_dir" in shown(capsys, "finetune", "--data.help", "Alpaca")
 

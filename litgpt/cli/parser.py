@@ -16,6 +16,7 @@ from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader
 
 from litgpt.cli.commands import HANDS_ON, HELP, spoken
 from litgpt.cli.help import brief_help, class_help, full_help
+from litgpt.cli.help_texts import PLACEHOLDERS
 from litgpt.cli.legacy import current_fields, translate
 from litgpt.cli.options import FLAGS, Level, as_files, config_options, read_options, resolve_options
 from litgpt.cli.recipes import find_recipe
@@ -164,6 +165,8 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
     while words:
         word = words.pop(0)
         flag, equals, value = word.partition("=")
+        if word in ("-h=all", "--help=all"):
+            word, words = flag, ["all", *words]
         if not word.startswith("-") or word == "-":
             positional.append(word)
         elif flag == "--print_config":
@@ -177,6 +180,8 @@ def read_words(words: list[str], parser: Parser, positional: list[str]) -> tuple
             name = flag_name(flag, parser)
             if not equals and is_switch(name, words, parser):
                 value = "true"
+            elif not equals and words and words[0] in HELP:
+                continue
             elif not equals:
                 is_missing = not words or is_flag(words[0], parser)
                 if is_missing and ("." in name or is_flag(flag, parser)):  # an unknown option is reported as such
@@ -243,7 +248,8 @@ def name_positionals(words: list[str], named: dict[str, Any], parser: Parser) ->
     files = [word for word in words if is_data(word)] if "data" in option_names(parser) else []
     words = [word for word in words if word not in files]
     if len(words) > len(names):
-        expected = {1: "one model", 2: "two folders"}[len(parser.positionals)]
+        only = PLACEHOLDERS.get(parser.positionals[0], parser.positionals[0]).lower()
+        expected = f"one {only}" if len(parser.positionals) == 1 else "two folders"
         hint = word_hint(words[1:], parser)
         words = [*(str(named[name]) for name in parser.positionals if name in named), *words]
         raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{hint}")

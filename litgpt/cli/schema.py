@@ -25,6 +25,7 @@ NO_CLOSURE = ("LBFGS", "SparseAdam")  # optimizers of torch that the training lo
 REQUIRED = {  # what an option stands for, where its name says too little
     "checkpoint_dir": "the model folder, or ORG/NAME, or pico, which is built in",
     "finetune": "the model and the options of a finetune",
+    "shell": "the shell: bash, zsh, or fish",
     "repo_id": "the model as ORG/NAME, or: list",
 }
 KINDS = {
