@@ -57,7 +57,8 @@ def option_group(
         about, _, args = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
         lines = "".join(f"    {name}: {help_lines[f.name]}\n" for name, f in options.items() if name not in own)
         heading = (inspect.getdoc(kind) or "").partition(". ")[0].partition("\n")[0].rstrip(".")
-        command.option_titles = getattr(function, "option_titles", {}) | dict.fromkeys(options, heading)  # type: ignore[attr-defined]
+        titles = getattr(function, "option_titles", {}) | dict.fromkeys(options, heading)
+        command.option_titles = titles  # type: ignore[attr-defined]
         command.__doc__ = indent(f"{about}\n\nArgs:\n{lines}{args}", "    ").lstrip()
         command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
         return command
