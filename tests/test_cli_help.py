@@ -166,7 +166,7 @@ def test_commands_of_two_words_are_listed(capsys):
         ("data", "'data' is not a command by itself. Choose from: data check, data cache."),
         ("data frob", "'data frob' is not a command. Choose from: data check, data cache."),
         ("finetune lroa", "Did you mean 'finetune lora'? See: litgpt finetune -h"),
-        ("data chck", "Did you mean 'data check'? See: litgpt data -h"),
+        ("data check_", "Did you mean 'data check'? See: litgpt data -h"),
         ("evalaute", "Did you mean 'evaluate'? See: litgpt -h"),
     ],
 )
