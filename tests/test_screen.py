@@ -422,7 +422,8 @@ def test_packages_that_are_missing(monkeypatch):
         examples=SimpleNamespace(question=lambda: None),
     )
     monkeypatch.setattr(report, "find_spec", lambda name: None)
-    assert report.next_commands(run, Path("a b")) == ["litgpt serve 'a b'  # needs fastapi", "litgpt chat 'a b'"]
+    serve, chat = report.next_commands(run, Path("a b"))
+    assert serve == "litgpt serve 'a b'  # needs pip install '.[serve]'" and chat == "litgpt chat 'a b'"
 
 
 # best and last

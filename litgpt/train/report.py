@@ -10,6 +10,7 @@ import torch
 
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
+from litgpt.errors import install_command
 from litgpt.model.devices import peak_memory, uses_tf32
 from litgpt.train.args import TrainArgs
 from litgpt.train.faults import spared
@@ -22,7 +23,7 @@ from litgpt.train.schedule import Plan
 if TYPE_CHECKING:
     from litgpt.train.run import Run
 
-NEEDED = {"serve": "fastapi", "evaluate": "lm_eval"}  # commands and packages of extras that they need
+NEEDED = {"serve": "fastapi", "evaluate": "lm_eval"}  # packages of the extras of the same names
 
 
 def print_header(run: "Run") -> None:
@@ -101,9 +102,9 @@ def next_commands(run: "Run", folder: Path) -> list[str]:
         question = run.examples.question()
     for template in run.method.next_commands:
         command = template.format(folder=shlex.quote(str(folder)), prompt=quote(question or "..."))
-        package = NEEDED.get(command.split()[1])
-        missing = package is not None and find_spec(package) is None
-        commands.append(command + f"  # needs {package}" * missing)
+        name = command.split()[1]
+        missing = name in NEEDED and find_spec(NEEDED[name]) is None
+        commands.append(command + f"  # needs {install_command(name)}" * missing)
     return commands
 
 
