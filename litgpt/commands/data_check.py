@@ -40,6 +40,7 @@ from litgpt.train.run import row_limit
 
 LONG = (512, 1024, 2048, 4096)  # lengths in tokens over which rows are counted
 MIN_WIDTH = 80  # of the table of files, whose lines a narrower terminal breaks
+WIDE = 200  # its maximum width in files and pipes
 N_REASONS = 8  # reasons why rows are bad that the report names
 Kind = Literal["bad", "duplicates", "truncated", "lost"]
 
@@ -255,7 +256,7 @@ class Report:
                 sums = {name: sum(line[name] for line in lines) for name in numbers}
                 table.add_row(*cells({"file": "total", "weight": None, "forms": {}, **sums}, title))
         table.width = MIN_WIDTH if self.console.width < MIN_WIDTH else None
-        self.console.print(table, soft_wrap=True)
+        self.console.print(table, soft_wrap=True, width=None if self.screen.interactive else WIDE)
 
     def print_summary(self) -> None:
         loaded, counts = self.loaded, sum((c for _, c in self.loaded.all_sources), Counts())

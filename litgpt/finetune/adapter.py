@@ -2,13 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
-from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.method import ADAPTER_COMMANDS, Method
+from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
 REMARK = "Other programs do not support this adapter, and it cannot be merged. For them, use LoRA."
@@ -20,7 +21,7 @@ def setup(
     adapter_prompt_length: int = 10,
     adapter_start_layer: int = 2,
     **kwargs: Any,
-) -> None:
+) -> Optional[TrainingResult]:
     """Finetune a model with LLaMA-Adapter: train a prefix for its later layers and freeze the rest.
 
     The result, `final/` in the output folder, is an adapter folder. Paper: https://arxiv.org/abs/2303.16199
@@ -32,11 +33,11 @@ def setup(
         adapter_start_layer: First layer with a prefix, counted from 0.
     """
     method = adapter_method("finetune adapter", LLaMAAdapter(adapter_prompt_length, adapter_start_layer))
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
+    return Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
 
 
 def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:
-    return Method(name, adapter.apply, partial(save, adapter), next_commands=RESULT_COMMANDS, remark=REMARK)
+    return Method(name, adapter.apply, partial(save, adapter), next_commands=ADAPTER_COMMANDS, remark=REMARK)
 
 
 def save(adapter: LLaMAAdapter, model: GPT, base_model: BaseModel, folder: Path) -> None:

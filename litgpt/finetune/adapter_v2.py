@@ -1,11 +1,12 @@
 """`litgpt finetune adapter_v2`"""
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from litgpt.finetune.adapter import adapter_method
 from litgpt.methods.adapter import LLaMAAdapterV2
 from litgpt.train.base_model import BaseModel
+from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
 
@@ -15,7 +16,7 @@ def setup(
     adapter_prompt_length: int = 10,
     adapter_start_layer: int = 2,
     **kwargs: Any,
-) -> None:
+) -> Optional[TrainingResult]:
     """Finetune a model with LLaMA-Adapter V2: train prefixes, the norms, and a bias and a scale per linear layer.
 
     The result, `final/` in the output folder, is an adapter folder. Paper: https://arxiv.org/abs/2304.15010
@@ -27,4 +28,4 @@ def setup(
         adapter_start_layer: First layer with a prefix, counted from 0.
     """
     method = adapter_method("finetune adapter_v2", LLaMAAdapterV2(adapter_prompt_length, adapter_start_layer))
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
+    return Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()

@@ -2,13 +2,14 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from litgpt.checkpoint.folder import result_dtypes, round_weights, write_model
 from litgpt.model.gpt import GPT
 from litgpt.train.args import EvalArgs
 from litgpt.train.base_model import BaseModel
 from litgpt.train.method import RESULT_COMMANDS, Method, Save
+from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
 EVAL = EvalArgs(interval=600)
@@ -16,7 +17,7 @@ EVAL = EvalArgs(interval=600)
 
 def setup(
     checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), eval: EvalArgs = EVAL, **kwargs: Any
-) -> None:
+) -> Optional[TrainingResult]:
     """Finetune all weights of a model.
 
     The result, `final/` in the output folder, is a Hugging Face folder with the dtypes of the model.
@@ -27,7 +28,9 @@ def setup(
         eval: Validation options.
     """
     method = Method("finetune full", train_everything, save, finish, next_commands=RESULT_COMMANDS)
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, eval=eval, **kwargs)()
+    return Run(
+        method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, eval=eval, **kwargs
+    )()
 
 
 def train_everything(model: GPT) -> None:

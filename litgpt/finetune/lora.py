@@ -3,7 +3,7 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from litgpt.cli.groups import option_group
 from litgpt.errors import remark
@@ -11,7 +11,8 @@ from litgpt.methods.lora import LoRA
 from litgpt.methods.peft_export import write_lora
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
-from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.method import ADAPTER_COMMANDS, Method
+from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
 
@@ -22,7 +23,7 @@ def setup(
     lora: LoRA = LoRA(),  # noqa: B008
     train_embeddings: bool = False,
     **kwargs: Any,
-) -> None:
+) -> Optional[TrainingResult]:
     """Finetune a model with LoRA: train low-rank updates of its linear layers and freeze the rest.
 
     The result, `final/` in the output folder, is a PEFT adapter folder. Paper: https://arxiv.org/abs/2106.09685
@@ -41,10 +42,10 @@ def setup(
         name="finetune lora",
         apply=lora.apply,
         save=partial(save, lora),
-        next_commands=("litgpt merge_lora {final}", *RESULT_COMMANDS),
+        next_commands=(*ADAPTER_COMMANDS, "litgpt merge_lora {folder}"),
         remark=note if unsupported else "",
     )
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
+    return Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
 
 
 def save(lora: LoRA, model: GPT, base_model: BaseModel, folder: Path) -> None:

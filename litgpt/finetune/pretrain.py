@@ -12,7 +12,8 @@ from litgpt.model.config import Config, differences, known_models, known_reposit
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import EvalArgs, TrainArgs
 from litgpt.train.base_model import BaseModel, model_fields
-from litgpt.train.method import Method
+from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
 TRAIN = TrainArgs(global_batch_size=512, micro_batch_size=4, lr_warmup_steps=2000, epochs=1, max_norm=1.0, min_lr=4e-5)
@@ -31,7 +32,7 @@ def setup(
     eval: EvalArgs = EVAL,
     seed: int = 42,
     **kwargs: Any,
-) -> None:
+) -> Optional[TrainingResult]:
     """Train all weights of a model, from random weights or from an existing model (continued pretraining).
 
     The result, `final/` in the output folder, is a Hugging Face folder.
@@ -51,7 +52,7 @@ def setup(
     """
     if str(model_name) == "list" and local_folder(Path("list")) is None:
         print("\n".join(sorted(known_models(), key=str.lower)))
-        return
+        return None
     if data is None and (model_name or model_config or initial_checkpoint_dir):  # before anything is downloaded
         raise UserError("Missing data. Pass --data, for example --data TextFiles --data.train_data_path FOLDER.")
     if initial_checkpoint_dir is not None:
@@ -67,9 +68,9 @@ def setup(
             fields["tie_word_embeddings"] = train.tie_embeddings
         base_model = BaseModel.random(fields, find_folder(folder, weights=False))
     assert data is not None
-    next_commands = ('litgpt generate {final} --prompt "..."', "litgpt finetune lora {final} --data ...")
+    next_commands = (*RESULT_COMMANDS[1:], "litgpt finetune lora {folder} --data my.jsonl  # your rows")
     method = Method("pretrain", train_everything, save, finish, saves_style=False, next_commands=next_commands)
-    Run(method, base_model, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)()
+    return Run(method, base_model, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)()
 
 
 def check_same_model(base_model: BaseModel, name: Optional[Path], config: Any) -> None:

@@ -48,7 +48,7 @@ class TrainArgs:
         keep_last: Keep only this many of the newest checkpoints; null keeps all of them.
         save_best: Also save the checkpoint with the lowest validation loss, in best/.
         pause_after: Save a checkpoint and exit with code 75 after this many steps. Continue with --resume true.
-        log_interval: Optimizer steps between log lines.
+        log_interval: Optimizer steps between lines of metrics.csv and of the logger. The screen does not depend on it.
         global_batch_size: Rows per optimizer step, over all devices.
         gradient_accumulation_iters: Micro-batches per optimizer step on each device, instead of global_batch_size.
         micro_batch_size: Rows per forward pass on each device.

@@ -38,7 +38,7 @@ class BaseModel:
 
         Raises `UserError` if the folder is not usable."""
         planned = planned or planning.get() is not None
-        folder = find_folder(path, weights=not planned)
+        folder = find_folder(Path(path), weights=not planned)
         if is_adapter(folder):
             raise UserError(f"{folder} is an adapter. Merge it first: litgpt merge_lora {folder}.")
         if planned and not has_weights(folder):

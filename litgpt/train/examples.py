@@ -13,6 +13,9 @@ from litgpt.train.faults import spared
 if TYPE_CHECKING:
     from litgpt.train.run import Run
 
+MARK = "QUESTION"
+ROWS, LENGTH = 50, 60  # for an example question: rows to look at, and characters
+
 
 class FirstRankGreedy(Sampling):
     """Greedy decoding on the first rank for all ranks, so that rounding cannot make one of them stop earlier."""
@@ -41,13 +44,17 @@ class Examples:
                 self.count_exact(when)
 
     def show_answers(self, when: str) -> None:
-        rows, choice = self.dataset.val, self.eval.evaluate_example
-        first = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(choice))
-        first = int(choice) if first is None else first
-        for row in ((first + i) % len(rows) for i in range(min(self.eval.examples, len(rows)))):
+        for row in self.chosen(self.eval.examples):
             if (answer := self.answer(row)) is not None:
-                prompt = " ".join(self.tokenizer.decode(rows.prompt(row)).split())
+                prompt = " ".join(self.tokenizer.decode(self.dataset.val.prompt(row)).split())
                 self.screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
+
+    def chosen(self, n: int) -> list[int]:
+        """The first `n` validation rows, starting with the one that the options choose."""
+        total, choice = len(self.dataset.val), self.eval.evaluate_example
+        first = {"first": 0, "random": random.Random(0).randrange(total)}.get(str(choice))
+        first = int(choice) if first is None else first
+        return [(first + i) % total for i in range(min(n, total))]
 
     def count_exact(self, when: str) -> None:
         rows = self.dataset.val
@@ -71,6 +78,28 @@ class Examples:
         finally:
             self.model.train(training)
         return self.tokenizer.decode(answer).strip()
+
+    def question(self) -> Optional[str]:
+        """A prompt for a command line: that of a validation row that has a short one, else the beginning of the first,
+        in one line. For plain text, the first words of a row. None if no row has such a prompt."""
+        prompts = [self.prompt(row) for row in self.chosen(ROWS)] if len(self.dataset.val) else []
+        usable = [p for p in prompts if p and p.isprintable() and not p.startswith("-")]
+        short = next((p for p in usable if len(p) <= LENGTH), None)
+        return short or (usable[0][:LENGTH].rpartition(" ")[0] or usable[0][:LENGTH] if usable else None)
+
+    def prompt(self, row: int) -> str:
+        """The text of a validation row's only message before its answer; empty if there are more."""
+        rows, style = self.dataset.val, self.dataset.style
+        ids = rows.prompt(row)
+        if self.dataset.plain_text:
+            return " ".join(self.tokenizer.decode(rows.row(row)[0][:LENGTH].tolist()).split())
+
+        def encode(message: str) -> list[int]:
+            return self.tokenizer.encode(style.apply(message), not style.own_special_tokens)
+
+        before, _, after = self.tokenizer.decode(encode(MARK)).partition(MARK)
+        text = self.tokenizer.decode(ids).removeprefix(before).removesuffix(after).strip()
+        return text if encode(text) == ids else ""
 
 
 def shorten(text: str, width: int) -> str:

@@ -6,6 +6,7 @@ The loss of a step is the sum over its target tokens divided by their number, ov
 import itertools
 import math
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
@@ -16,7 +17,7 @@ from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory, to_device
 from litgpt.model.sharded import local_shard, total_norm
 from litgpt.train.faults import all_finite, crash
-from litgpt.train.progress import gigabytes, percent
+from litgpt.train.progress import Step, gigabytes, percent
 from litgpt.train.signals import Stopped
 
 if TYPE_CHECKING:
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from litgpt.train.run import Run
 
 PAUSED = 75  # exit code after --train.pause_after, as for SIGUSR1
+RECENT = 20  # steps over which the screen averages the speed
 
 
 class Trainer:
@@ -38,6 +40,8 @@ class Trainer:
         self.metrics, self.signals = run.metrics, run.signals
         self.first_step = self.result.steps
         self.start_log_window()
+        self.recent = deque([(self.result.tokens, self.result.seconds)], maxlen=RECENT)
+        self.utilization: Optional[float] = None
         steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, run.seed)
         self.steps = itertools.islice(steps, self.result.steps, self.plan.steps)
 
@@ -90,7 +94,7 @@ class Trainer:
         memory_dry_run(self.fabric, self.model, self.optimizer, longest.to(self.fabric.device))
         if self.eval.initial_validation and len(self.val_rows) and not self.result.steps:
             self.validate()
-        self.screen.start(self.plan.fraction_done(self.result))
+        self.screen.start(self.plan.fraction_done(self.result), self.plan.position(self.result))
 
     def next_step(self) -> Optional[tuple[list[int], list[Batch]]]:
         """The rows of the next step over all ranks, and the micro-batches of this rank; None at the end."""
@@ -175,16 +179,34 @@ class Trainer:
         self.logged_tokens, self.logged_seconds, self.window_targets = self.result.tokens, self.result.seconds, 0
 
     def log_step(self, lr: float, n_targets: int) -> None:
-        """Log the steps since the last log line if that is due."""
-        result, plan = self.result, self.plan
+        """Show the step, and write the metrics since the last ones if that is due."""
+        result, loss = self.result, self.result.loss
         self.window_targets += n_targets
-        if not (self.is_due(self.train.log_interval) or plan.is_done(result)):
-            return
+        if self.is_due(self.train.log_interval) or self.plan.is_done(result):
+            self.write_metrics(lr)
+        speed = self.recent_speed()
+
+        def details() -> list[str]:
+            name = "GEMM utilization" if self.run.flops is None else self.run.flops.name
+            memory = gigabytes(peak_memory(self.fabric.device))
+            return [f"lr {lr:.2e}", f"{speed:,.0f} tokens/s", memory, f"{name} {percent(self.utilization)}"]
+
+        val_loss = result.val_losses[-1][1] if result.val_losses else None
+        done, position = self.plan.fraction_done(result), self.plan.position(result)
+        self.screen.step(Step(done, position, loss, val_loss, details))
+
+    def recent_speed(self) -> float:
+        """Tokens per second in the last steps."""
+        tokens, seconds = self.recent[0]
+        self.recent.append((self.result.tokens, self.result.seconds))
+        return (self.result.tokens - tokens) / max(self.result.seconds - seconds, 1e-9)
+
+    def write_metrics(self, lr: float) -> None:
+        """Write a line of metrics about the last step, and the speed since the line before it."""
+        result = self.result
         tokens, seconds = result.tokens - self.logged_tokens, result.seconds - self.logged_seconds
-        flops, utilization = self.run.flops, None
-        if flops is not None:
-            utilization = flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
-        memory = peak_memory(self.fabric.device)
+        if self.run.flops is not None:
+            self.utilization = self.run.flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
         self.metrics.write(
             step=result.steps,
             epoch=round(result.seen / len(self.train_rows), 4),
@@ -193,13 +215,9 @@ class Trainer:
             tokens=result.tokens,
             seconds=round(result.seconds, 3),
             tokens_per_s=round(tokens / seconds, 1),
-            mfu=None if utilization is None else round(utilization, 4),
-            peak_memory=memory,
+            mfu=None if self.utilization is None else round(self.utilization, 4),
+            peak_memory=peak_memory(self.fabric.device),
         )
-        parts = [f"loss {result.loss:.4f}", f"lr {lr:.2e}", f"{tokens / seconds:,.0f} tokens/s"]
-        name = flops.name if flops is not None else "GEMM utilization"
-        details = [f"{name} {percent(utilization)}", f"peak memory {gigabytes(memory)}"]
-        self.screen.step(plan.fraction_done(result), [plan.position(result), *parts], details)
         self.start_log_window()
 
 

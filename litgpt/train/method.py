@@ -10,7 +10,8 @@ from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 
 Save = Callable[[GPT, BaseModel, Path], None]
-RESULT_COMMANDS = ('litgpt generate {final} --prompt "..."', "litgpt validate {final}")
+RESULT_COMMANDS = ("litgpt chat {folder}", "litgpt serve {folder}", "litgpt generate {folder} --prompt {prompt}")
+ADAPTER_COMMANDS = (*RESULT_COMMANDS, "litgpt evaluate {folder} --tasks arc_easy --vs base")
 
 
 @dataclass
@@ -27,7 +28,9 @@ class Method:
     save: Save
     finish: Optional[Callable[[GPT, BaseModel], Save]] = None
     saves_style: bool = True  # whether the result records the prompt style of the training rows
-    next_commands: tuple[str, ...] = ()  # to suggest at the end, with `{final}` for the folder of the result
+    next_commands: tuple[
+        str, ...
+    ] = ()  # to suggest at the end, with `{folder}` of the result and an example `{prompt}`
     remark: str = ""  # a note about that folder
 
     def check_quantize(self, quantize: Optional[str], frozen: bool) -> None:

@@ -1,10 +1,11 @@
-"""The metrics of a run: `metrics.csv`, a logger, and a plot of the losses if matplotlib is installed."""
+"""The metrics of a run: `metrics.csv`, a logger, and `loss.png`, a plot of the losses if matplotlib is installed."""
 
 import csv
 import io
 import math
 import os
 import re
+import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -14,14 +15,19 @@ from litgpt.errors import reason, remark
 from litgpt.storage.outputs import put_single, write_single
 from litgpt.train.loggers import Logger
 
-METRICS = "metrics.csv"
+METRICS, PLOT = "metrics.csv", "loss.png"
 FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "mfu", "peak_memory")
 LINE = 1000  # maximum characters of a line
+SECONDS, SHARE = 10, 0.05  # of the time before the end: nothing is plotted, and what plotting may take after that
+POINTS = 2000  # maximum number of points of a line of the plot
 COMPLETE_LINE = re.compile(rf"[0-9]{{1,9}}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?){{{len(FIELDS) - 1}}}\r?\n")
 
 
 class Metrics:
     """Writes each line at once. Closes the file and the logger when it is left as a context manager.
+
+    The losses are plotted after a validation, unless plotting would take too much of the time, and at the end, however
+    the run ends. `plotted` tells whether there is a plot.
 
     A line that cannot be written, for example because the disk is full, waits for the next one. Without a path, on all
     ranks but the first, nothing is written. The first error of the logger is reported and does not end the run.
@@ -40,6 +46,7 @@ class Metrics:
             write_single(path, beginning.getvalue())  # atomically: a kill must not lose the carried lines
         self.path, self.waiting, self.has_failed = path, b"", False
         self.file = open(path, "ab", buffering=0) if path else None  # noqa: SIM115
+        self.plotted, self.next_plot = False, time.perf_counter() + SECONDS
 
     def write(self, step: int, **values: Any) -> None:
         """Write one line. Losses are in nats per token, tokens and seconds count from the start, memory is in bytes."""
@@ -49,6 +56,8 @@ class Metrics:
             self.waiting += line.getvalue().encode()
             self.try_to_write()
         self.call_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
+        if "val_loss" in values and time.perf_counter() >= self.next_plot:
+            self.plot()
 
     def write_waiting(self) -> None:
         while self.file and self.waiting:
@@ -77,6 +86,20 @@ class Metrics:
             name, self.logger = type(self.logger).__name__, None
             remark(f"{name} failed and receives no more metrics: {reason(e)}")
 
+    def plot(self, reports: bool = True) -> None:
+        """Plot the losses. If that fails, say so if `reports`, and plot again only at the end."""
+        if self.path is None:
+            return
+        began = time.perf_counter()
+        try:
+            self.plotted = plot(self.path, self.path.with_name(PLOT))
+            now = time.perf_counter()
+            self.next_plot = now + (now - began) / SHARE
+        except Exception as e:  # matplotlib raises anything
+            self.next_plot = math.inf
+            if reports:
+                remark(f"Cannot plot {PLOT}: {reason(e)}")
+
     def __enter__(self) -> "Metrics":
         return self
 
@@ -84,6 +107,7 @@ class Metrics:
         if self.file:
             self.try_to_write()
             self.file.close()
+            self.plot(reports=kind is None)  # else an error is reported already
         interrupted = kind is not None and issubclass(kind, KeyboardInterrupt)
         self.call_logger("close", "finished" if kind is None else "interrupted" if interrupted else "failed")
 
@@ -101,7 +125,7 @@ def lines_until(path: Path, step: int, last_eval_step: int) -> list[dict[str, st
 
 
 def plot(metrics: Path, image: Path) -> bool:
-    """Plot the losses of a metrics file. Returns False if matplotlib is not installed."""
+    """Plot the losses of a metrics file. Returns False if it has none or if matplotlib is not installed."""
     backend = os.environ.get("MPLBACKEND", "").removeprefix("module://").partition(".")[0]
     if backend.endswith("_inline") and find_spec(backend) is None:
         del os.environ["MPLBACKEND"]  # inherited from a notebook, whose backend is not installed here
@@ -113,17 +137,22 @@ def plot(metrics: Path, image: Path) -> bool:
         return False
     with open(metrics, newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
+    if not rows:
+        return False
     figure = Figure(figsize=(7, 4), layout="constrained")
     axes = figure.subplots()
     for name, style, label in (("loss", "-", "training"), ("val_loss", "o-", "validation")):
         points = [(int(r["step"]), float(r[name])) for r in rows if r[name] and math.isfinite(float(r[name]))]
         if points:
-            axes.plot(*zip(*points), style, label=label)
+            axes.plot(*zip(*points[:: len(points) // POINTS + 1], points[-1]), style, label=label)
     axes.set(xlabel="step", ylabel="loss (nats per token)")
     axes.grid(alpha=0.3)
     if axes.lines:
         axes.legend()
     temporary = image.with_name(f".{image.name}.tmp")
-    figure.savefig(temporary, dpi=120, format="png")
-    put_single(temporary, image)
+    try:
+        figure.savefig(temporary, dpi=120, format="png")
+        put_single(temporary, image)
+    finally:
+        temporary.unlink(missing_ok=True)
     return True

@@ -2,30 +2,39 @@
 
 import math
 import shlex
+from importlib.util import find_spec
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
+from litgpt.errors import install_command
 from litgpt.model.devices import peak_memory, uses_tf32
 from litgpt.train.args import TrainArgs
+from litgpt.train.faults import spared
 from litgpt.train.loop import perplexity
-from litgpt.train.progress import duration, gigabytes
+from litgpt.train.metrics import METRICS, PLOT
+from litgpt.train.progress import duration, gigabytes, unbroken
+from litgpt.train.result import TrainingResult
 from litgpt.train.schedule import Plan
 
 if TYPE_CHECKING:
     from litgpt.train.run import Run
 
+NEEDED = {"serve": "fastapi", "evaluate": "lm_eval"}  # packages of the extras of the same names
+
 
 def print_header(run: "Run") -> None:
     """Print the model, the data, the schedule, and the notes of a run."""
-    config, dataset, plan, n_all = run.base_model.config, run.dataset, run.plan, run.n_parameters
+    base, dataset, plan, n_all = run.base_model, run.dataset, run.plan, run.n_parameters
+    config = base.config
     n_trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     trained = "answers" if dataset.mask_prompt else "prompts and answers"
     optimizer, patience = type(run.saver.optimizer).__name__, run.eval.early_stopping_patience
     rows = {
-        "model": f"{run.base_model.name} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})",
+        "model": f"{unbroken(base.name)} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})",
         "parameters": f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})",
         "rows": describe_counts(dataset.counts) + ("; tokens from the cache" if dataset.cached else ""),
         "training": describe_rows(dataset.train),
@@ -36,7 +45,7 @@ def print_header(run: "Run") -> None:
         "optimizer": f"{optimizer}, {describe_learning_rate(run.peak_lr, plan, run.train)}",
         "early stopping": f"after {patience} validations in a row without a new best loss" if patience else "",
         "device": describe_devices(run),
-        "output": str(run.out_dir),
+        "output": unbroken(run.out_dir),
     }
     run.screen.table(f"litgpt {run.method.name}", rows)
     if plan.requested_warmup is not None:
@@ -48,8 +57,8 @@ def print_header(run: "Run") -> None:
         run.screen.say(note)
 
 
-def print_report(run: "Run", plotted: bool) -> None:
-    """Print the results of a finished run. `plotted` tells whether there is a plot of the losses."""
+def print_report(run: "Run", outcome: TrainingResult) -> None:
+    """Print the results of a finished run, and what to do with them."""
     result, out_dir = run.result, run.out_dir
     losses = [loss for _, loss in result.val_losses]
     losses = [losses[0], losses[-1]] if len(losses) > 1 else losses
@@ -61,15 +70,47 @@ def print_report(run: "Run", plotted: bool) -> None:
         "time": f"{duration(result.seconds)} for {result.steps:,} steps",
         "speed": f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens",
         "peak memory": gigabytes(peak_memory(run.fabric.device)),
-        "result": str(out_dir / "final"),
-        "metrics": str(out_dir / "metrics.csv") + (f", {out_dir / 'loss.png'}" if plotted else ""),
+        **describe_results(outcome),
+        "metrics": unbroken(out_dir / METRICS) + (f", {unbroken(out_dir / PLOT)}" if run.metrics.plotted else ""),
     }
     run.screen.table("Done", rows)
-    run.screen.say("Next:")
-    for command in run.method.next_commands:
-        run.screen.say("  " + command.format(final=shlex.quote(str(out_dir / "final"))))
+    if commands := next_commands(run, outcome.folder):
+        run.screen.say("\n  ".join(["Next:", *commands]))
     if run.method.remark:
         run.screen.say(run.method.remark)
+
+
+def describe_results(outcome: TrainingResult) -> dict[str, str]:
+    """The best and the last result."""
+    final, best = unbroken(outcome.out_dir / "final"), outcome.best
+    if best is None or best[0] == outcome.steps:
+        return {"result": final}
+    where, last = f"{best[1]:.4f} after step {best[0]:,}", outcome.val_losses[-1]
+    if outcome.folder.name != "best":
+        return {"result": final, "best": f"{where}, not saved; --train.save_best true saves it"}
+    last_loss = f"{last[1]:.4f} " * (last[0] == outcome.steps)
+    return {
+        "best": f"{where}: {unbroken(outcome.folder)}",
+        "last": f"{last_loss}after step {outcome.steps:,}: {final}",
+    }
+
+
+def next_commands(run: "Run", folder: Path) -> list[str]:
+    """The commands that use a result, ready to be typed."""
+    question, commands = None, []
+    with spared("Cannot find an example question"):
+        question = run.examples.question()
+    for template in run.method.next_commands:
+        command = template.format(folder=shlex.quote(str(folder)), prompt=quote(question or "..."))
+        name = command.split()[1]
+        missing = name in NEEDED and find_spec(NEEDED[name]) is None
+        commands.append(command + f"  # needs {install_command(name)}" * missing)
+    return commands
+
+
+def quote(text: str) -> str:
+    """A text as one word of a shell, in the quotes that leave it readable."""
+    return f'"{text}"' if "'" in text and not set(text) & set('"$`\\!') else shlex.quote(text)
 
 
 def describe_devices(run: "Run") -> str:

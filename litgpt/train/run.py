@@ -1,5 +1,6 @@
 """A training run, from its options to its result."""
 
+import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -45,10 +46,11 @@ from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
 from litgpt.train.memory.bound import upper_bound
 from litgpt.train.method import Method
-from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
+from litgpt.train.metrics import METRICS, Metrics, lines_until
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.report import print_header, print_report
+from litgpt.train.result import TrainingResult
 from litgpt.train.resume.find import compare, first_start, is_finished, resume_hint, set_aside, to_resume
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.resume.save import Saver
@@ -121,14 +123,17 @@ class Run:
     overwrite: bool = False
     dry_run: bool = False
 
-    def __call__(self) -> Result:
-        """Run. Raises `UserError`, before anything is written, if the options, the data, or the folder do not allow it,
-        and `Stopped` if a signal or --train.pause_after ended the run."""
+    def __post_init__(self) -> None:
+        self.out_dir = Path(self.out_dir)  # a text, from Python
+
+    def __call__(self) -> Optional[TrainingResult]:
+        """Run. Returns None if the run is only planned. Raises `UserError`, before anything is written, if the options,
+        the data, or the folder do not allow it, and `Stopped` if a signal or --train.pause_after ended the run."""
         if (args := planning.get()) is not None or self.dry_run:
             from litgpt.train.memory.plan import plan
 
             plan(self, args or PlanArgs())
-            return Result()
+            return None
         self.check()
         self.pick_devices()
         self.last_batch: Optional[Batch] = None
@@ -141,7 +146,7 @@ class Run:
         ):
             if self.find_checkpoint():
                 self.screen.say(f"The run in {self.out_dir} is finished. Its result is {self.out_dir / 'final'}.")
-                return self.result
+                return TrainingResult.read(self.out_dir)
             self.held.enter_context(clock_at(first_start(self.checkpoint)))
             try:
                 self.load()
@@ -158,9 +163,11 @@ class Run:
                 raise
             finally:
                 self.screen.stop()
+            result = self.training_result()
             if self.is_first:
-                self.report()
-        return self.result
+                with spared("Cannot print the report"):
+                    print_report(self, result)
+        return result
 
     def check(self) -> None:
         """Check the options, without weights."""
@@ -348,12 +355,10 @@ class Run:
         if not self.fabric.broadcast(self.signals.code):  # a signal may have reached only one rank
             self.examples.show("after")
 
-    def report(self) -> None:
-        plotted = False
-        with spared("Cannot plot loss.png"):
-            plotted = plot(self.out_dir / METRICS, self.out_dir / "loss.png")
-        with spared("Cannot print the report"):
-            print_report(self, plotted)
+    def training_result(self) -> TrainingResult:
+        batches = self.eval.max_iters or math.inf
+        partial = batches * self.train.micro_batch_size * self.fabric.world_size < len(self.val_rows)
+        return TrainingResult.of(self.result, self.out_dir, partial)
 
 
 def empty_model(method: Method, base_model: BaseModel, quantize: Optional[str], device: torch.device) -> GPT:
