@@ -22,7 +22,7 @@ COMMANDS = {  # name: (module:function, one line for `litgpt -h`)
     "plan": ("litgpt.commands.plan:main", "Predict the memory and time of a finetune, and find settings that fit."),
     "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     "generate": ("litgpt.commands.generate:main", "Generate text from a prompt, or answer a file of prompts."),
-    "generate_full": ("litgpt.commands.generate:with_100", "Alias of generate for a fully finetuned model."),
+    "generate_full": ("litgpt.commands.generate:main", "Alias of generate for a fully finetuned model."),
     "generate_adapter": ("litgpt.commands.generate:adapter", "Alias of generate for an adapter."),
     "generate_adapter_v2": ("litgpt.commands.generate:adapter_v2", "Alias of generate for an adapter V2."),
     "generate_sequentially": (
