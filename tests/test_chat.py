@@ -152,7 +152,7 @@ def test_what_can_be_typed(chat, pico, tmp_path):
         *said_of_commands,
         "Removed the system message",
         "Did you mean '/reset'?",
-        "/reset  ",
+        "/clear  ",
         "Set the system message",
     ):
         assert words in err, words
