@@ -43,9 +43,14 @@ class Running:
 
 
 @contextlib.contextmanager
-def in_thread(folder: Path, adapters: Optional[Mapping[str, Path]] = None, **settings: Any) -> Iterator[Running]:
+def in_thread(
+    folder: Path,
+    adapters: Optional[Mapping[str, Path]] = None,
+    registry: Optional[ModelRegistry] = None,
+    **settings: Any,
+) -> Iterator[Running]:
     """A server in this process."""
-    registry = ModelRegistry.open(folder, adapters or {}, precision="32-true")
+    registry = registry or ModelRegistry.open(folder, adapters or {}, precision="32-true")
     app = App(registry, Settings(**settings))
     listening = bind("127.0.0.1", 0)
     server = Server(app)
@@ -75,9 +80,9 @@ def in_process(*words: object, log: Optional[Path] = None) -> Iterator[tuple[str
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors, text=True, env=environment)
     try:
         assert process.stdout
-        line = process.stdout.readline()
-        assert " at http://" in line, line
-        url = line.split(" at ")[1].split()[0]
+        lines = [process.stdout.readline() for _ in range(2)]
+        assert "chat    http://" in lines[1], lines
+        url = lines[1].split()[1]
         while True:
             with contextlib.suppress(httpx.TransportError):
                 httpx.get(url + "/health")

@@ -11,7 +11,9 @@ from litgpt.generate.engine import Engine, Request, generate
 from litgpt.methods.adapter_folder import open_adapter
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
+from litgpt.methods.peft_export import write_lora
 from tests.conftest import save_llama
+from tests.families import FAMILIES, save_random
 from tests.test_lora import CPU, save, with_lora
 
 KINDS = {
@@ -45,6 +47,35 @@ def texts(n: int = 24) -> list[Request]:
         more = torch.randint(2, 300, (i % 3 * 7,), generator=draw).tolist()
         made.append(Request(start + more, 6 + i % 5, adapter=names[i * 7 % 4]))
     return made
+
+
+FAMILY = {  # models whose adapters cannot share a forward pass
+    "longrope": ("phi3", "longrope", LoRA(r=3, alpha=12, key=True, mlp=True)),
+    "experts": ("mixtral", "plain", LoRA(r=3, alpha=12, mlp=True)),
+    "more experts": ("qwen3_moe", "plain", LoRA(r=3, alpha=12, mlp=True, projection=True)),
+}
+
+
+@pytest.mark.parametrize("kind", FAMILY)
+@torch.no_grad()
+def test_one_adapter_after_the_other(kind, tmp_path):
+    family, variant, lora = FAMILY[kind]
+    variant = variant if variant in FAMILIES[family] else next(iter(FAMILIES[family]))
+    base = save_random(tmp_path / "base", family, variant)
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    write_lora(lora, with_lora(base, lora), str(base), folder)
+    alone = {name: ModelSource.open(path).model(torch.float32, CPU) for name, path in ((None, base), ("a", folder))}
+    together = ModelSource.open(base).model(torch.float32, CPU)
+    adapters = add_adapters(together, {"a": open_adapter(folder)})
+    assert adapters.uniform
+    draw = torch.Generator().manual_seed(1)
+    prompts = [torch.randint(2, 190, (n,), generator=draw).tolist() for n in (30, 38, 5, 39, 30, 12)]
+    done = [Request(ids, 12, adapter=name) for ids in prompts for name in (None, "a")]
+    assert len(list(Engine(together, 4, adapters=adapters).run(done))) == len(done)
+    expected = [list(generate(alone[r.adapter], r.prompt, 12)) for r in done]
+    assert [r.ids for r in done] == expected
+    assert expected[::2] != expected[1::2], "the adapter makes a difference"
 
 
 @pytest.mark.parametrize("rows", [1, 3, 9])

@@ -17,7 +17,7 @@ import pytest
 from litgpt.__main__ import main
 from litgpt.checkpoint.hub import PICO
 from litgpt.commands.chat import chat as answer_all
-from litgpt.commands.chat import line_reader, prompts
+from litgpt.commands.chat import inform, line_reader, prompts
 from litgpt.errors import UserError
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.engine import Engine, generate
@@ -71,7 +71,7 @@ def test_system_and_reset(pico):
 
 def test_a_full_context_is_refused_and_nothing_is_lost(pico):
     conversation, n = start(pico, 40), 0
-    with pytest.raises(UserError, match=r"The context is full: .* at most 256\..*/reset"):
+    with pytest.raises(UserError, match=r"The context is full: .* at most 256\..*/clear"):
         while True:
             "".join(conversation.ask("Tell me about the fox and the boat"))
             n += 1
@@ -152,7 +152,7 @@ def test_what_can_be_typed(chat, pico, tmp_path):
         *said_of_commands,
         "Removed the system message",
         "Did you mean '/reset'?",
-        "/reset  ",
+        "/clear  ",
         "Set the system message",
     ):
         assert words in err, words
@@ -181,17 +181,102 @@ def test_settings_and_another_answer(chat, pico):
 
 
 @pytest.mark.parametrize(
-    "line", ["/set", "/set heat 1", "/set top_k many", "/set temperature -1", "/set max_new_tokens 0"]
+    ("line", "words"),
+    [
+        ("/set", "Usage"),
+        ("/set heat 1", "Usage"),
+        ("/set temperature", "Usage"),
+        ("/set top_k many", "/set top_k many: expected a whole number, or null"),
+        ("/set top_k 1.5", "expected a whole number"),
+        ("/set temperature -1", "/set temperature -1.0 must be at least 0"),
+        ("/set temperature 0,2", "expected a number such as 0.2"),
+        ("/set temperature nan", "expected a number"),
+        ("/set temperature null", "expected a number"),
+        ("/set top_p 2", "between 0 and 1"),
+        ("/set max_new_tokens 0", "above 0"),
+        ("/set max_new_tokens ٣", "expected a whole number"),
+        ("/set temperature 0.2 0.3", "expected a number"),
+    ],
 )
-def test_settings_that_are_not_possible(chat, line):
+def test_settings_that_are_not_possible(chat, line, words):
     out, err = chat(f"{line}\n/show\n", "--max_new_tokens", "3")
-    assert not out and "max_new_tokens: 3" in err and "temperature: 0" in err
+    assert not out and "max_new_tokens: 3" in err and "temperature: 0" in err and "top_k: 50" in err
+    assert words in err
+
+
+@pytest.mark.parametrize(
+    ("line", "shown"),
+    [
+        ("/SET Temperature = 1e-1", "temperature: 0.1"),
+        ("/set top_k=7", "top_k: 7"),
+        ("/set\tmax_new_tokens\tNONE", "max_new_tokens: null"),
+        ("/set top_k null", "top_k: null"),
+    ],
+)
+def test_ways_to_set(chat, line, shown):
+    _, err = chat(f"{line}\n/Show\n", "--max_new_tokens", "3")
+    assert shown in err and "model: pico" in err
+
+
+def test_an_answer_goes_on_until_the_model_stops(chat, pico):
+    _, ids = pico.render([{"role": "user", "content": "Tell me a story"}])
+    whole = pico.tokenizer.decode(generate(pico.model, ids, 250, stop_ids=pico.stop_ids))
+    out, err = chat("Tell me a story\n")
+    assert out == f"{whole}\n" and len(out) > 100 and not err
+    out, err = chat("Tell me a story\n/set max_new_tokens null\n/retry\n", "--max_new_tokens", "3")
+    assert out.splitlines()[1:] == whole.splitlines() and "truncated at max_new_tokens 3" in err
+
+
+def test_another_answer_loses_nothing(pico, monkeypatch):
+    """If the answer is stopped at once, or the prompt no longer fits, the prompt can still be answered again."""
+    conversation = start(pico, 5)
+    with pytest.raises(UserError, match="no prompt"):
+        conversation.retry()
+    "".join(conversation.ask("Hello"))
+
+    def interrupted(*_: object) -> Iterator[None]:
+        raise KeyboardInterrupt
+        yield
+
+    for retry in (False, True):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr("litgpt.generate.conversation.decode", interrupted)
+            list(conversation.retry() if retry else conversation.ask("Who are you?"))
+        assert [m["content"] for m in conversation.messages[::2]] == ["Hello"]
+    "".join(conversation.retry())
+    assert [m["content"] for m in conversation.messages[::2]] == ["Hello", "Who are you?"]
+    conversation.set_system("long " * 400)
+    before = list(conversation.messages)
+    with pytest.raises(UserError, match="was not sent"):
+        conversation.retry()
+    assert conversation.messages == before
+
+
+def test_words_for_a_person_are_dim(monkeypatch, capsys):
+    monkeypatch.setenv("TERM", "xterm")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    inform("plain", dim=True)
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    inform("dim", dim=True)
+    monkeypatch.setenv("NO_COLOR", "1")
+    inform("gray", dim=True)
+    assert capsys.readouterr().err == "plain\n\033[2mdim\033[0m\ngray\n"
+
+
+def test_the_name_of_a_run(whole, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/show\n"))
+    monkeypatch.setattr(sys.stdin, "isatty", lambda: True)
+    run = whole("adapter")
+    monkeypatch.setitem(sys.modules, "prompt_toolkit", None)
+    main(["chat", str(run / "final"), *GREEDY])
+    err = capsys.readouterr().err
+    assert f"Chatting with {run.name}:" in err and f"model: {run.name}\n" in err
 
 
 def test_what_is_mistyped(chat, tmp_path):
-    out, err = chat(f"/save {tmp_path / 'new'}\nHello\n/Reset\n/save ~nobody-of-this-name/x\n", "--max_new_tokens", "3")
+    out, err = chat(f"/save {tmp_path / 'new'}\nHello\n/Rsets\n/save ~nobody-of-this-name/x\n", "--max_new_tokens", "3")
     assert out.count("\n") == 1 and not (tmp_path / "new").exists()
-    for words in ("Nothing was saved", "/Reset. Did you mean '/reset'?", "Cannot write"):
+    for words in ("Nothing was saved", "/rsets. Did you mean '/reset'?", "Cannot write"):
         assert words in err, words
 
 
@@ -230,7 +315,7 @@ def test_several_lines(chat, pico):
     assert out == "".join(text + "\n" for text in said)
 
 
-@pytest.mark.parametrize("word", ["!quit", "!EXIT ", "/exit"])
+@pytest.mark.parametrize("word", ["!quit", "!EXIT ", "/exit", "/Bye", "exit", "Quit "])
 def test_words_that_end_a_chat(chat, pico, word):
     expected = "".join(start(pico, 9).ask("Why"))
     assert chat(f"Why\n{word}\nnot sent\n", "--max_new_tokens", "9")[0] == f"{expected}\n"
@@ -241,7 +326,7 @@ def test_words_that_end_a_chat(chat, pico, word):
 def test_words_about_the_end(chat, llama):
     _, err = chat("é\n" + "é" * 110 + "\n" + "é" * 300 + "\n", "--max_new_tokens", "50", folder=llama)
     assert "prompt style 'none'" in err
-    assert "truncated at --max_new_tokens 50" in err
+    assert "truncated at max_new_tokens 50" in err
     assert "context is full (256 tokens)" in err and "It was not sent" in err
 
 
@@ -261,7 +346,7 @@ def test_a_token_of_the_hub(monkeypatch, capsys):
 
 def test_stop_and_system_flags(chat, pico):
     out, _ = chat("Hello\n", "--stop", "o", "--sys_prompt", "Be kind.")
-    whole = "".join(start(pico, 50, system="Be kind.").ask("Hello"))
+    whole = "".join(start(pico, 250, system="Be kind.").ask("Hello"))
     assert "o" in whole and out == whole.partition("o")[0] + "\n"
 
 

@@ -104,6 +104,7 @@ class Reader:
             cells = "".join(f"{row['instruction']},{row['output']}\n" for row in parts[3])
             self.write("support.csv", f"question,answer\n{cells}")
         self.write("questions.jsonl", "".join(json.dumps({"prompt": row["instruction"]}) + "\n" for row in rows[:5]))
+        self.write("questions.csv", "prompt\n" + "".join(f"{row['instruction']}\n" for row in rows[:5]))
         self.write("text.txt", rows[0]["output"])
         config = json.loads((model / "config.json").read_text(encoding="utf-8"))
         self.write("my-config.json", json.dumps({k: v for k, v in config.items() if k != "vocab_size"}))

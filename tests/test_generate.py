@@ -4,6 +4,7 @@ import json
 import random
 import re
 import shutil
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -24,15 +25,16 @@ CPU = torch.device("cpu")
 
 
 @pytest.fixture
-def printed(capsys: pytest.CaptureFixture) -> Callable[..., str]:
-    """What `litgpt generate` prints to stdout."""
+def printed(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """What `litgpt generate` prints to stdout, as on a terminal."""
 
     def run(folder: Path, *flags: object) -> str:
         capsys.readouterr()
+        monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
         words = [folder, "--precision", "32-true", "--accelerator", "cpu", *flags]
         main(["generate", *map(str, words)])
         out, err = capsys.readouterr()
-        figures = r"\d+ tokens in [\d.]+ s, [\d.]+ tokens/s, peak memory .*\n"
+        figures = r"(The answer .*\n)*\d+ tokens in [\d.]+ s, [\d.]+ tokens/s, peak memory .*\n"
         assert re.fullmatch(figures, err), err
         return out
 

@@ -1,5 +1,6 @@
 """`litgpt generate`: one prompt, a file of prompts, stdin, and LitGPT's names for the same."""
 
+import io
 import json
 import os
 import shutil
@@ -15,11 +16,13 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.checkpoint.hub import PICO
-from litgpt.commands import answer_file
+from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError
+from litgpt.generate.answer_format import JSONLines, answer_format
 from litgpt.generate.answers import decode, in_order, stop_strings
 from litgpt.generate.engine import Engine, Request, generate
 from litgpt.generate.inference_model import DEFAULT_PROMPT, InferenceModel
+from litgpt.generate.prompt_file import Prompts, n_answered
 from litgpt.model.blocks import check_compiler
 
 GREEDY = ["--temperature", "0", "--precision", "32-true", "--accelerator", "cpu"]
@@ -122,16 +125,16 @@ def test_a_torn_file_goes_on(prompts, ran, tmp_path, cut):
 
 def test_an_interrupt_says_what_is_written(prompts, ran, tmp_path, monkeypatch):
     out, words = tmp_path / "out.jsonl", ["generate", "pico", "--prompts", prompts, *GREEDY, "--batch_size", 1]
-    lines, line = [], answer_file.to_line
+    lines, record = [], JSONLines.record
 
-    def interrupted(fields: dict[str, Any]) -> str:
+    def interrupted(self: JSONLines, fields: dict[str, Any]) -> str:
         lines.append(fields)
         if len(lines) == 3:
             raise KeyboardInterrupt
-        return line(fields)
+        return record(self, fields)
 
     with monkeypatch.context() as patch:
-        patch.setattr(answer_file, "to_line", interrupted)
+        patch.setattr(JSONLines, "record", interrupted)
         ran(*words, "--out", out, code=130)
     assert f"{out} has 2 of 8 answers" in ran.err
     ran(*words, "--out", out)
@@ -172,7 +175,7 @@ def test_what_an_answer_file_must_not_be(prompts, ran, tmp_path):
     other.write_text('{"prompt": "Bye"}\n')
     before = out.read_bytes()
     ran("generate", "pico", "--prompts", other, "--out", out, code=2)
-    assert "line 1 is not an answer to row 1 of" in ran.err and out.read_bytes() == before
+    assert "does not belong to row 1 of" in ran.err and out.read_bytes() == before
     out.write_text('{"prompt": "Hello", "id": 7, "x": NaN}\n')
     ran("generate", "pico", "--prompts", prompts, "--out", out, code=2)
     ran("generate", "pico", "--prompts", prompts, "--out", prompts, code=2)
@@ -201,23 +204,28 @@ def test_samples_of_a_file_on_stdout(ran, tmp_path):
 # one prompt
 
 
-def test_input_and_system_message(pico, ran):
+def test_input_and_system_message(pico, ran, monkeypatch):
+    """On a terminal the prompt stands before the answer, otherwise stdout has the answer alone."""
     messages = [{"role": "system", "content": "Be kind."}, *user("Add.", input="2 and 3")]
     text = pico.render(messages)[0]
     words = ["--prompt", "Add.", "--input", "2 and 3", "--sys_prompt", "Be kind."]
+    assert ran("generate", "pico", *words, *GREEDY) == f"{answer_to(pico, messages)}\n"
+    assert ran.err.startswith(text)
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     assert ran("generate", "pico", *words, *GREEDY) == f"{text}{answer_to(pico, messages)}\n"
+    assert text not in ran.err
 
 
 def test_stop_strings_end_the_answer(pico, ran):
-    text, whole = pico.render(user("Hello"))[0], answer_to(pico, user("Hello"))
+    whole = answer_to(pico, user("Hello"))
     assert len(whole) > 15
     for at in range(3, len(whole) - 3, 4):
         word = whole[at : at + 3]
-        expected = f"{text}{whole[: whole.index(word)]}\n"
+        expected = f"{whole[: whole.index(word)]}\n"
         assert ran("generate", "pico", "--prompt", "Hello", "--stop", word, *GREEDY) == expected
         listed = json.dumps(["nowhere", word])
         assert ran("generate", "pico", "--prompt", "Hello", "--stop", listed, *GREEDY) == expected
-    assert ran("generate", "pico", "--prompt", "Hello", "--stop", "nowhere", *GREEDY) == f"{text}{whole}\n"
+    assert ran("generate", "pico", "--prompt", "Hello", "--stop", "nowhere", *GREEDY) == f"{whole}\n"
 
 
 def test_what_stop_may_be():
@@ -242,8 +250,9 @@ def test_samples_come_in_order(pico):
         assert shown == pico.tokenizer.decode(text.ids) and text.finish
 
 
-def test_each_sample_stands_once_behind_its_prompt(pico, ran):
+def test_each_sample_stands_once_behind_its_prompt(pico, ran, monkeypatch):
     """Also where a later one is finished before the first."""
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
     words = ["generate", "pico", "--prompt", "Tell me a story", "--max_new_tokens", 40, "--stop", "the"]
     out = ran(*words, "--num_samples", 4, "--seed", 1)
     prompt = pico.render(user("Tell me a story"))[0]
@@ -251,9 +260,107 @@ def test_each_sample_stands_once_behind_its_prompt(pico, ran):
     assert out == "".join(alone) and len(set(map(len, alone))) > 1 and out.count(prompt) == 4
 
 
-def test_a_full_context_is_said(llama, ran):
-    ran("generate", llama, "--prompt", "é" * 110, "--max_new_tokens", 200, *GREEDY)
-    assert "context is full (256 tokens)" in ran.err
+def test_an_answer_goes_on_until_the_model_stops(pico, llama, ran):
+    """And what ends it earlier is said."""
+    whole = answer_to(pico, user("Tell me a story"), 250)
+    assert ran("generate", "pico", "--prompt", "Tell me a story", *GREEDY) == f"{whole}\n"
+    assert "truncated" not in ran.err and "context" not in ran.err
+    short = ran("generate", "pico", "--prompt", "Tell me a story", "--max_new_tokens", 3, *GREEDY)
+    assert whole.startswith(short.rstrip()) and "truncated at --max_new_tokens 3" in ran.err
+    for command in (["generate", llama], ["generate_speculatively", llama, llama]):
+        ran(*command, "--prompt", "é" * 110, *GREEDY)
+        assert "context is full (256 tokens)" in ran.err
+
+
+# tables
+
+
+COLUMNS = 'Question,"the ""id""",answer\n'
+TABLE = COLUMNS + '"Hello, you",1,yes\n"two\nlines",2,\n,3,no\n"a\tb",,"=1+1"\n'
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    (tmp_path / "p.csv").write_text(TABLE)
+    return tmp_path / "p.csv"
+
+
+@pytest.mark.parametrize(("ending", "several"), [(".csv", 1), (".tsv", 1), (".CSV", 2)])
+def test_a_table_of_answers(table, ran, tmp_path, ending, several):
+    """Its columns are those of the prompts and ours, and it goes on wherever it was torn."""
+    out, lines = tmp_path / f"out{ending}", tmp_path / "out.jsonl"
+    words = ["generate", "pico", "--prompts", table, "--max_new_tokens", 9, "--num_samples", several]
+    words += ["--precision", "32-true"]
+    ran(*words, "--out", out)
+    assert f"{4 * several} answers were truncated at --max_new_tokens 9" in ran.err or "truncated" in ran.err
+    ran(*words, "--out", lines)
+    rows, expected = [row for _, row in read_rows(out)], [row for _, row in read_rows(lines)]
+    for row, answers in zip(rows, expected):
+        for key in ("answers", "finish_reasons"):
+            if key in row:
+                row[key] = json.loads(row[key])
+        assert row == {**answers, "error": ""}
+    ours = ["answers", "finish_reasons", "error"] if several > 1 else ["answer", "finish_reason", "error"]
+    assert len(rows) == 4 and list(rows[0]) == ["Question", 'the "id"', "given_answer", *ours]
+    complete = out.read_bytes()
+    format, ends = answer_format(out, list(rows[0])[:3], several > 1), [0]
+    for record, _ in format.records(io.BytesIO(complete)):
+        ends.append(ends[-1] + len(record))
+    assert len(ends) == 6
+    for cut in range(len(complete)):
+        out.write_bytes(complete[:cut])
+        n = max(i for i, end in enumerate(ends) if end <= cut)
+        assert n_answered(out, format, Prompts(str(table)), several)[0] == max(0, n - 1)
+        assert out.read_bytes() == complete[: ends[n]]
+    for cut in (ends[1] - 2, ends[1], ends[3] - 4):
+        out.write_bytes(complete[:cut])
+        ran(*words, "--out", out)
+        assert out.read_bytes() == complete
+    ran(*words, "--out", out)
+    assert "has all 4 answers" in ran.err
+    ran(*words, "--out", out, "--num_samples", 3 - several, code=2)
+    assert "other columns" in ran.err and out.read_bytes() == complete
+    out.write_bytes(complete.replace(b"lines", b"liens"))
+    ran(*words, "--out", out, code=2)
+    assert "does not belong to row 2" in ran.err
+
+
+def test_rows_of_all_kinds_in_a_table(ran, tmp_path):
+    """Their columns together; what is not text is JSON."""
+    lines = [
+        '{"prompt": "Hi", "n": 1.5, "tags": ["é", null]}',
+        "broken",
+        '{"messages": "a", "x": "a\\u0000\\ud800\\r"}',
+        "3",
+    ]
+    (tmp_path / "p.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    words = ["generate", "pico", "--prompts", tmp_path / "p.jsonl", "--max_new_tokens", 2, *GREEDY]
+    ran(*words, "--out", tmp_path / "a.csv")
+    rows = [row for _, row in read_rows(tmp_path / "a.csv")]
+    assert list(rows[0])[:5] == ["prompt", "n", "tags", "messages", "x"]
+    assert (rows[0]["n"], rows[0]["tags"], rows[0]["x"]) == ("1.5", '["é", null]', "")
+    assert all("line 2, is not JSON" in rows[1]["error"] or key == "error" or not rows[1][key] for key in rows[1])
+    before = (tmp_path / "a.csv").read_bytes()
+    (tmp_path / "a.csv").write_bytes(before[:-5])
+    ran(*words, "--out", tmp_path / "a.csv")
+    assert (tmp_path / "a.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("name", ["a.xlsx", "a.parquet", "a.csv.gz", "a.jsonl.zst", "a.txt"])
+def test_files_that_are_not_written(table, ran, tmp_path, name):
+    ran("generate", "pico", "--prompts", table, "--out", tmp_path / name, code=2)
+    assert "unknown extension" in ran.err and not (tmp_path / name).exists()
+
+
+@pytest.mark.parametrize("name", [None, "out.jsonl", "out.csv"])
+def test_no_answered_row_is_an_error(ran, tmp_path, name):
+    (tmp_path / "p.jsonl").write_text('{"foo": 1}\n{"prompt": "%s"}\n' % ("long " * 400))
+    words = ["generate", "pico", "--prompts", tmp_path / "p.jsonl", *(["--out", tmp_path / name] if name else [])]
+    ran(*words, code=1)
+    assert "2 of 2 rows have no answer" in ran.err
+    ran(*words, code=1)
+    (tmp_path / "p.jsonl").write_text('{"foo": 1}\n{"prompt": "Hi"}\n')
+    ran(*words[:4], "--max_new_tokens", 2)
 
 
 def test_penalty_and_min_p(ran):
@@ -278,11 +385,11 @@ def piped(text: bytes, *words: str) -> subprocess.CompletedProcess:
 
 
 def test_a_prompt_from_stdin(pico):
-    text, answer = pico.render(user("Hé llo\nyou"))[0], answer_to(pico, user("Hé llo\nyou"), 20)
+    answer = answer_to(pico, user("Hé llo\nyou"), 20)
     done = piped("Hé llo\nyou\n".encode())
-    assert done.stdout.decode() == f"{text}{answer}\n"
+    assert done.stdout.decode() == f"{answer}\n"
     done = piped(b"")
-    assert done.returncode == 0 and b"llamas eat" in done.stdout and b"default prompt" in done.stderr
+    assert done.returncode == 0 and b"llamas eat" in done.stderr and b"default prompt" in done.stderr
 
 
 # what stdin may be, and which text results: None where the command ends with an error
@@ -386,8 +493,8 @@ def test_stdin_is_read_once(rendered, ran, tmp_path):
 
 @pytest.mark.parametrize("name", ["generate_full", "generate full"])
 def test_other_names(pico, ran, name):
-    text, answer = pico.render(user("Hello"))[0], answer_to(pico, user("Hello"), 100)
-    assert ran(*name.split(), "pico", "--prompt", "Hello", *GREEDY) == f"{text}{answer}\n"
+    answer = answer_to(pico, user("Hello"), 200)
+    assert ran(*name.split(), "pico", "--prompt", "Hello", *GREEDY) == f"{answer}\n"
 
 
 def test_older_paths(whole, base, ran, tmp_path):
@@ -422,7 +529,7 @@ def test_the_adapter_is_in_the_folder_of_a_run_by_default(command, place, whole,
     monkeypatch.chdir(tmp_path)
     words = ["--prompt", "the quick", *GREEDY]
     adapter = whole(command.removeprefix("generate_")) / "final"
-    expected = ran("generate", adapter, *words, "--max_new_tokens", 100)
+    expected = ran("generate", adapter, *words)
     assert ran(command, adapter, *words) == expected
     ran(command, base, *words, code=2)
     assert f"out/finetune/{place}/final" in ran.err and "--adapter_path" in ran.err
@@ -463,9 +570,11 @@ def styled(tmp_path: Path) -> Path:
 
 def test_variables_of_the_template(ran, styled, tmp_path):
     flags = ["--max_new_tokens", 12, *GREEDY]
-    assert ran("generate", styled, "--prompt", "Hi", *flags).startswith("Hi")
+    ran("generate", styled, "--prompt", "Hi", *flags)
+    assert ran.err.startswith("Hi\n")
     loud = [*flags, "--template_kwargs", "{loud: true}"]
-    assert ran("generate", styled, "--prompt", "Hi", *loud).startswith("LOUD What is five plus six? Hi")
+    ran("generate", styled, "--prompt", "Hi", *loud)
+    assert ran.err.startswith("LOUD What is five plus six? Hi\n")
     (tmp_path / "p.jsonl").write_text('{"prompt": "Hi"}\n{"prompt": "Hi", "chat_template_kwargs": {"loud": true}}\n')
     plain, own = map(json.loads, ran("generate", styled, "--prompts", tmp_path / "p.jsonl", *flags).splitlines())
     first, second = map(json.loads, ran("generate", styled, "--prompts", tmp_path / "p.jsonl", *loud).splitlines())

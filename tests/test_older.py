@@ -459,7 +459,7 @@ def test_from_the_path_of_an_adapter_to_a_server(adapter, tmp_path, monkeypatch,
     shutil.copytree(adapter, folder)
     main(["merge_lora", f"{folder}/final_lora.pth"])
     main(["generate", f"{folder}-merged/", "--prompt", "What is machine learning?", "--temperature", "0"])
-    answer = capsys.readouterr().out.partition("What is machine learning?")[2]
+    answer = capsys.readouterr().out
     with in_process(f"{folder}-merged/") as (url, _):
         asked = {"prompt": "What is machine learning?", "temperature": 0}
         assert httpx.post(f"{url}/predict", json=asked).json()["output"].strip() == answer.strip() != ""

@@ -74,9 +74,8 @@ def test_greedy_answers_are_those_of_generate(client, capsys):
                 "32-true",
             ]
         )
-        shown = capsys.readouterr().out.removesuffix("\n")
         answer = said(client, question)
-        assert answer and shown.endswith(answer) and shown.removesuffix(answer).endswith("<|assistant|>")
+        assert answer and capsys.readouterr().out == f"{answer}\n"
 
 
 def test_sixteen_clients_get_what_they_get_alone(client, running, folders):
@@ -310,12 +309,17 @@ def test_what_is_wrong_is_said(client):
 
 def test_litgpts_own_form(running, client):
     whole = httpx.post(running.url + "/predict", json={"prompt": QUESTIONS[1], "temperature": 0}).json()
-    assert whole == {"output": said(client, QUESTIONS[1], max_tokens=50)}
+    assert whole == {"output": said(client, QUESTIONS[1], max_tokens=None)}
     with httpx.stream(
         "POST", running.url + "/predict", json={"prompt": QUESTIONS[1], "temperature": 0, "stream": True}
     ) as r:
         pieces = [json.loads(line)["output"] for line in r.iter_lines()]
     assert len(pieces) > 3 and "".join(pieces) == whole["output"]
+    short = {"prompt": QUESTIONS[1], "max_new_tokens": 2}
+    assert httpx.post(running.url + "/predict", json=short).json()["finish_reason"] == "length"
+    assert httpx.post(running.url + "/predict", json={**short, "n": 2}).json()["finish_reason"] == ["length"] * 2
+    lines = httpx.post(running.url + "/predict", json={**short, "stream": True}).text.splitlines()
+    assert json.loads(lines[-1])["finish_reason"] == "length"
 
 
 def test_figures(running, client):
@@ -338,7 +342,7 @@ def test_figures(running, client):
         (["--port", "-1"], "--port -1"),
         (["--max_queue", "-1", "--max_batch", "0"], "--max_batch 0 must be above 0; --max_queue -1"),
         (["--api_key", " "], "--api_key"),
-        (["--adapters", "pico=x"], "--adapters pico: the base model has this name"),
+        (["--adapters", "pico=x"], "--adapters pico: the first model has this name"),
         (["--adapters", "a=nowhere", "b=x"], "No model folder 'nowhere'"),
     ],
 )
@@ -419,7 +423,7 @@ def test_paths_that_work(path, monkeypatch):
     with TestClient(made[0].guard, base_url="http://localhost") as client:
         for url in {path, path.rstrip("/"), path.rstrip("/") + "/"}:
             answer = client.post(url, json={"prompt": "Hi", "max_tokens": 1})
-            assert answer.status_code == 200 and answer.json().keys() == {"output"}, url
+            assert answer.status_code == 200 and "output" in answer.json(), url
         assert client.get("/health").json() == {"status": "ok"} and client.get("/v1/models").status_code == 200
 
 

@@ -40,8 +40,8 @@ ALONE: list[tuple[str, list[str], list[str]]] = [  # typed; names that mean it; 
     (HUB, [NAME, HUB, HUB.upper()], [f"x/{HUB}"]),
     ("meta-llama/llama-3.2-1b", [NAME, HUB, "meta-llama/llama-3.2-1b"], []),
     ("pico", ["pico", "PICO"], ["litgpt"]),
-    ("out/math/final", ["final", "out/math/final", "Final"], [HUB, NAME, "math", "out/law/final"]),
-    ("out/math/final/adapter_model.safetensors", ["final", "out/math/final/adapter_model.safetensors"], []),
+    ("out/math/final", ["math", "final", "out/math/final", "Final"], ["law", "out/law/final"]),
+    ("out/math/final/adapter_model.safetensors", ["math", "final", "out/math/final/adapter_model.safetensors"], []),
 ]
 
 
@@ -49,7 +49,8 @@ ALONE: list[tuple[str, list[str], list[str]]] = [  # typed; names that mean it; 
 def test_a_model(place, monkeypatch, typed, names, others):
     monkeypatch.chdir(place)
     registry = ModelRegistry.open(Path(typed), {}, precision="32-true")
-    (served,) = registry.models
+    served, *base = registry.models
+    assert base == ([NAME] if registry.models[served].source.adapter is not None else [])
     assert [registry.find(name) for name in names] == [served] * len(names)
     assert [registry.find(name) for name in others] == [None] * len(others)
 

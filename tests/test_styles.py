@@ -255,7 +255,7 @@ def test_generate_and_training_take_the_style_of_the_name(phi, capsys):
     words = ["generate", "microsoft/phi-2", "--prompt", "Hi", "--max_new_tokens", "2", "--accelerator", "cpu"]
     main(words)
     said = capsys.readouterr()
-    assert "Instruct: Hi\nOutput:" in said.out
+    assert "Instruct: Hi\nOutput:" in said.err
     assert said.err.count("phi-2 has no chat template") == 1
     assert load_style(phi).name == choose_style("auto", phi).name == "phi-2"
     assert choose_style("auto", phi, chat=True).name == "chatml"  # phi-2 has no turns

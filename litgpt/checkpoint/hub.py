@@ -1,4 +1,4 @@
-"""The names of models on the Hugging Face hub and of their folders, without the hub's library."""
+"""The names of models and of their folders, also on the Hugging Face hub, without the hub's library."""
 
 import os
 import re
@@ -8,6 +8,7 @@ from litgpt.model.config import known_models
 
 CHECKPOINTS = Path("checkpoints")
 PICO = Path(__file__).parent / "pico"  # the model in the package
+RESULTS = ("final", "best")  # folders in the output folder of a run
 NO_ORGANIZATIONS = ("checkpoints", "out", "data")  # first parts of paths that people type
 
 
@@ -44,3 +45,15 @@ def repository_id(folder: Path) -> str | None:
     """`ORG/NAME` of a folder `checkpoints/ORG/NAME`, else None."""
     parts = folder.resolve().parts
     return "/".join(parts[-2:]) if parts[-3:-2] == (CHECKPOINTS.name,) else None
+
+
+def display_name(folder: Path) -> str:
+    """The name of a model for people and requests: that of its folder. The result of a run, also merged, has the name
+    of the run, which is that of its output folder: `out/support/final` is "support"."""
+    *_, parent, name = ("", *folder.resolve().parts)
+    stem = name.removesuffix("-merged")
+    if stem in RESULTS and parent.strip("/\\"):
+        name = parent
+    elif re.fullmatch(r"step-\d+", stem):
+        name = f"{parent}-{stem}"
+    return name.encode(errors="replace").decode()  # it may not be UTF-8

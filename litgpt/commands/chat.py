@@ -11,27 +11,29 @@ from functools import partial
 from pathlib import Path
 from typing import Optional
 
+from litgpt.checkpoint.hub import display_name
 from litgpt.cli.groups import option_group
 from litgpt.errors import UserError, nearest
+from litgpt.generate.answer_format import to_line
 from litgpt.generate.conversation import Conversation
 from litgpt.generate.inference_model import ModelOptions, PromptOptions
-from litgpt.generate.prompt_file import to_line
 from litgpt.generate.sampling import Sampling
 
 HELP = """\
-/reset         start a new conversation with the same system message (also /clear)
+/clear         start a new conversation with the same system message (also /reset)
 /retry         answer the last prompt again, with other random numbers
-/set NAME X    change temperature, top_k, top_p, min_p, repetition_penalty, or max_new_tokens
-/show          show the system message and the settings
+/set NAME X    change temperature, top_k, top_p, min_p, repetition_penalty, or
+               max_new_tokens, as in /set temperature 0.2
+/show          show the model, the system message, and the settings
 /system TEXT   set the system message; without TEXT, remove it
 /save FILE     write the conversation as a line of JSON, {"messages": [...]}
 /help          show this help
-/quit          exit, as Ctrl-D does (also /bye)
+/quit          exit, as Ctrl-D does (also /bye, exit)
 Ctrl-C stops an answer. To send a prompt that begins with /, put a space before it."""
 QUIT = ("/quit", "/exit", "/bye")
 COMMANDS = ("/reset", "/clear", "/retry", "/set", "/show", "/system", "/save", "/help", *QUIT)
 SEND = ("/send", "!submit")  # the second is LitGPT's
-LITGPT_QUIT = ("!quit", "!exit")
+QUIT_WORDS = ("exit", "quit", "!quit", "!exit")  # the last two are LitGPT's
 
 
 @option_group("options", PromptOptions, skip=("prompt", "input", "num_samples"))
@@ -71,7 +73,7 @@ def main(
     terminal = sys.stdin.isatty()
     if terminal:
         send = "/send on a line of its own sends a prompt, " if multiline else ""
-        inform(f"Chatting with {loaded.source.folder.name}: {send}/help shows the commands, Ctrl-D exits.")
+        inform(f"Chatting with {display_name(loaded.source.folder)}: {send}/help shows the commands, Ctrl-D exits.")
     if conversation.single_turn:
         inform(
             f"The prompt style {loaded.style.name!r} is for a single prompt: the model does not see earlier messages."
@@ -79,7 +81,9 @@ def main(
     chat(conversation, prompts(line_reader(terminal), multiline, terminal), terminal)
 
 
-def inform(text: str) -> None:
+def inform(text: str, dim: bool = False) -> None:
+    if dim and sys.stderr.isatty() and os.environ.get("TERM") != "dumb" and not os.environ.get("NO_COLOR"):
+        text = f"\033[2m{text}\033[0m"
     print(text, file=sys.stderr, flush=True)
 
 
@@ -87,13 +91,14 @@ def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> 
     saved: set[Path] = set()
     for prompt in prompts:
         try:
-            if re.fullmatch(r"/[a-zA-Z]+( .*)?", prompt.rstrip(), re.DOTALL):
-                if prompt.strip() == "/retry":
-                    print_answer(conversation, conversation.take_back(), terminal)
-                elif not run_command(conversation, prompt.strip(), saved):
+            if command := re.fullmatch(r"(/[a-zA-Z?]+)(?:[ \t]+(.*))?", prompt.rstrip(), re.DOTALL):
+                name, argument = command[1].lower(), (command[2] or "").strip()
+                if name == "/retry":
+                    print_answer(conversation, conversation.retry(), terminal)
+                elif not run_command(conversation, name, argument, saved):
                     return
             elif prompt.strip():
-                print_answer(conversation, prompt, terminal)
+                print_answer(conversation, conversation.ask(prompt), terminal)
             elif terminal:
                 inform("Empty prompts are not sent. /quit or Ctrl-D exits.")
         except UserError as e:
@@ -104,13 +109,11 @@ def chat(conversation: Conversation, prompts: Iterator[str], terminal: bool) -> 
             inform("")
 
 
-def run_command(conversation: Conversation, line: str, saved: set[Path]) -> bool:
-    """Run a line that begins with /. Returns whether the chat goes on."""
-    command, _, argument = line.partition(" ")
-    argument = argument.strip()
+def run_command(conversation: Conversation, command: str, argument: str, saved: set[Path]) -> bool:
+    """Run a command that begins with /. Returns whether the chat goes on."""
     if command in QUIT:
         return False
-    if command == "/help":
+    if command in ("/help", "/?"):
         inform(HELP)
     elif command in ("/reset", "/clear"):
         conversation.reset()
@@ -119,10 +122,11 @@ def run_command(conversation: Conversation, line: str, saved: set[Path]) -> bool
         conversation.set_system(argument or None)
         inform("Set the system message." if argument else "Removed the system message.")
     elif command == "/set":
-        name, _, value = argument.partition(" ")
-        inform(conversation.set(name, value.strip()))
+        name, value, *_ = (*re.split(r"[\s=:]+", argument, maxsplit=1), "")
+        inform(conversation.set(name, value))
     elif command == "/show":
-        inform("\n".join(f"{name}: {value}" for name, value in conversation.settings().items()))
+        settings = {"model": display_name(conversation.loaded.source.folder), **conversation.settings()}
+        inform("\n".join(f"{name}: {'null' if value is None else value}" for name, value in settings.items()))
     elif command == "/save":
         save(conversation, argument, saved)
     else:
@@ -148,10 +152,10 @@ def save(conversation: Conversation, name: str, saved: set[Path]) -> None:
     inform(f"Saved {len(conversation.messages)} messages to {path}.")
 
 
-def print_answer(conversation: Conversation, prompt: str, terminal: bool) -> None:
+def print_answer(conversation: Conversation, answer: Iterator[str], terminal: bool) -> None:
     """Print the answer while it grows, and why it ended if that needs a word."""
     began = time.perf_counter()
-    with closing(conversation.ask(prompt)) as texts:  # type: ignore[type-var]
+    with closing(answer) as texts:  # type: ignore[type-var]
         try:
             for text in texts:
                 sys.stdout.write(text)
@@ -163,14 +167,16 @@ def print_answer(conversation: Conversation, prompt: str, terminal: bool) -> Non
     sys.stdout.flush()
     seconds = time.perf_counter() - began
     if conversation.finish == "cancelled":
-        inform("Stopped the answer.")
+        inform("Stopped the answer.", dim=True)
     elif conversation.context_full:
-        limit = conversation.loaded.model.config.block_size
-        inform(f"The answer ends here because the context is full ({limit} tokens). /reset starts a new conversation.")
+        context = conversation.loaded.model.config.block_size
+        inform(f"The context is full ({context} tokens), so the answer ends here. /clear starts anew.", dim=True)
     elif conversation.finish == "length":
-        inform(f"The answer was truncated at --max_new_tokens {conversation.max_new_tokens}.")
+        limit = f"max_new_tokens {conversation.max_new_tokens}"
+        inform(f"The answer was truncated at {limit}. /set max_new_tokens null lifts the limit.", dim=True)
     if terminal:
-        inform(f"{conversation.n_new} tokens in {seconds:.2f} s, {conversation.n_new / seconds:.1f} tokens/s")
+        speed = conversation.n_new / seconds
+        inform(f"{conversation.n_new} tokens in {seconds:.2f} s, {speed:.1f} tokens/s", dim=True)
 
 
 def line_reader(terminal: bool) -> Callable[[str], str]:
@@ -224,11 +230,11 @@ def prompts(read: Callable[[str], str], multiline: bool, terminal: bool) -> Iter
             lines.clear()
             inform("\nCtrl-D exits.")
             continue
-        if not lines and line.strip().lower() in LITGPT_QUIT:
+        if not lines and line.rstrip().lower() in QUIT_WORDS:
             return
         if not multiline or (not lines and line.startswith("/") and line.strip() not in SEND):
             yield line
-        elif line.strip() in (*SEND, *LITGPT_QUIT):
+        elif line.strip() in (*SEND, "!quit", "!exit"):
             yield "\n".join(lines)
             lines.clear()
         else:

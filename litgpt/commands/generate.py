@@ -63,19 +63,21 @@ def main(
     finetuned_path: Optional[Path] = None,
     adapter_path: Optional[Path] = None,
 ) -> None:
-    """Continue a prompt, or answer a file of prompts. Answers go to stdout or to a file, metrics to stderr.
+    """Continue a prompt, or answer a file of prompts. Answers go to stdout or to a file, everything else to stderr.
 
     A prompt is rendered with the style that was saved at training, else with the checkpoint's chat template, else it is
-    not changed. A single prompt is shown as the model reads it.
+    not changed. A single prompt is shown as the model reads it: on a terminal before the answer, else on stderr. The
+    exit code is 1 if no row of a file could be answered.
 
     Args:
         checkpoint_dir: Model folder or adapter folder, or the name of one under checkpoints/.
         prompts: File of prompts (JSONL, JSON, CSV, TSV, or Parquet) whose rows have prompt, messages, or instruction
             and input; also a pattern, a folder, hf:ORG/NAME, or a list, each alone or with options as for --data.
             Replaces --prompt. Broken rows are reported, and get an error instead of an answer.
-        out: JSONL file for the answers to --prompts, row by row: the fields of the prompt, answer, and finish_reason
-            (lists of them if --num_samples is above 1). Rows that the file already has are not answered again. By
-            default the rows go to stdout.
+        out: File for the answers to --prompts, row by row: .csv and .tsv for a table, .jsonl or .json for a JSON
+            object per line. A row has the fields of the prompt, answer, and finish_reason (answers and finish_reasons
+            if --num_samples is above 1). Rows that the file already has are not answered again. By default the rows
+            go to stdout as JSONL.
         batch_size: Number of answers to decode at once.
         finetuned_path: Legacy option. Give the finetuned folder as the checkpoint_dir.
         adapter_path: Legacy option. Give the adapter's folder as the checkpoint_dir, and its model as --base.
@@ -94,55 +96,41 @@ def main(
         file = PromptFile(Prompts(prompts), out, options) if prompts is not None else None
         if file is not None and file.n_done == file.total:
             print(f"{out} already has all {file.total:,} answers.", file=sys.stderr)
-            return
-        loaded = model.open(checkpoint_dir).prepare(model.compile)
-        began = time.perf_counter()
-        if file is not None:
-            n_new = file.answer(loaded, Engine(loaded.model, batch_size), sampling)
         else:
-            rendered, ids = options.render(loaded)
-            n_new = print_answers(engine_answers(loaded, options, sampling, ids, batch_size), rendered, loaded)
-        print_metrics(n_new, began, loaded.device)
+            loaded = model.open(checkpoint_dir).prepare(model.compile)
+            began = time.perf_counter()
+            if file is not None:
+                n_new = file.answer(loaded, Engine(loaded.model, batch_size), sampling)
+            else:
+                rendered, ids = options.render(loaded)
+                n_new = print_answers(engine_answers(loaded, options, sampling, ids, batch_size), rendered, loaded)
+            print_metrics(n_new, began, loaded.device)
+        if file is not None and not file.n_answered:
+            sys.exit(1)
 
 
-def with_100(checkpoint_dir: Path, max_new_tokens: int = 100, **kwargs: Any) -> None:
-    """The same as `litgpt generate`, with LitGPT's default for the length of an answer.
-
-    Args:
-        checkpoint_dir: Model folder or adapter folder, or the name of one under checkpoints/.
-        max_new_tokens: Maximum number of tokens in an answer.
-    """
-    main(checkpoint_dir, max_new_tokens=max_new_tokens, **kwargs)
-
-
-def adapter(
-    checkpoint_dir: Path, max_new_tokens: int = 100, adapter_path: Optional[Path] = None, **kwargs: Any
-) -> None:
-    """The same as `litgpt generate`, with LitGPT's default for the length of an answer.
+def adapter(checkpoint_dir: Path, adapter_path: Optional[Path] = None, **kwargs: Any) -> None:
+    """The same as `litgpt generate`.
 
     Args:
         checkpoint_dir: Adapter folder, or the name of one under checkpoints/. For a model folder, the adapter is
             in adapter_path.
-        max_new_tokens: Maximum number of tokens in an answer.
         adapter_path: Folder of the adapter, if checkpoint_dir is its model. Default: out/finetune/adapter/final.
     """
     adapter_path = adapter_path or default_adapter(checkpoint_dir, Path("out/finetune/adapter/final"))
-    main(checkpoint_dir, max_new_tokens=max_new_tokens, adapter_path=adapter_path, **kwargs)
+    main(checkpoint_dir, adapter_path=adapter_path, **kwargs)
 
 
-def adapter_v2(
-    checkpoint_dir: Path, max_new_tokens: int = 100, adapter_path: Optional[Path] = None, **kwargs: Any
-) -> None:
-    """The same as `litgpt generate`, with LitGPT's default for the length of an answer.
+def adapter_v2(checkpoint_dir: Path, adapter_path: Optional[Path] = None, **kwargs: Any) -> None:
+    """The same as `litgpt generate`.
 
     Args:
         checkpoint_dir: Adapter folder, or the name of one under checkpoints/. For a model folder, the adapter is
             in adapter_path.
-        max_new_tokens: Maximum number of tokens in an answer.
         adapter_path: Folder of the adapter, if checkpoint_dir is its model. Default: out/finetune/adapter-v2/final.
     """
     adapter_path = adapter_path or default_adapter(checkpoint_dir, Path("out/finetune/adapter-v2/final"))
-    main(checkpoint_dir, max_new_tokens=max_new_tokens, adapter_path=adapter_path, **kwargs)
+    main(checkpoint_dir, adapter_path=adapter_path, **kwargs)
 
 
 def sequentially(checkpoint_dir: Path, devices: Union[int, Literal["auto"]] = "auto", **kwargs: Any) -> None:
@@ -169,7 +157,7 @@ def speculatively(
     """Continue a prompt with a large model, for which a small model with the same tokenizer drafts tokens.
 
     The text is the large model's: identical at temperature 0, else drawn from the same distribution. The answers go to
-    stdout, metrics to stderr.
+    stdout, everything else to stderr.
 
     Args:
         draft_model_checkpoint_dir: Small model: a model folder or an adapter folder, or the name of one.
@@ -217,7 +205,7 @@ class TensorParallelJob:
 def tensor_parallel(checkpoint_dir: Path, options: PromptOptions, sampling: Sampling, model: ModelOptions) -> None:
     """Continue a prompt with a model whose layers are split over several devices, with a process for each device.
 
-    The answers go to stdout, metrics to stderr.
+    The answers go to stdout, everything else to stderr.
 
     Args:
         checkpoint_dir: Model folder, or the name of one under checkpoints/. Merge an adapter first.
@@ -298,18 +286,24 @@ def engine_answers(
 
 
 def print_answers(answers: Iterator[tuple[Answer, str]], rendered: str, model: InferenceModel) -> int:
-    """Print answers while they grow, each behind its prompt. Returns the number of generated tokens."""
-    n_new, prompt_shown = 0, False
+    """Print answers while they grow, on a terminal each behind its prompt, and why they are not complete. Returns the
+    number of generated tokens."""
+    n_new, terminal, prompt_shown = 0, sys.stdout.isatty(), False
     for answer, text in answers:
-        sys.stdout.write(text if prompt_shown else rendered + text)
-        prompt_shown = answer.finish is None
+        if not prompt_shown:
+            print(rendered, end="" if terminal else "\n", file=sys.stdout if terminal else sys.stderr, flush=True)
+            prompt_shown = True
+        sys.stdout.write(text)
         if answer.finish:
             sys.stdout.write("\n")
             n_new += len(answer.request.ids)
-            if answer.finish == "length" and len(answer.request.ids) < answer.request.max_new_tokens:
-                n_context = model.model.config.block_size
-                print(f"The answer ends here because the context is full ({n_context} tokens).", file=sys.stderr)
+            prompt_shown = not terminal
         sys.stdout.flush()
+        if answer.context_full:
+            n_context = model.model.config.block_size
+            print(f"The answer ends here because the context is full ({n_context} tokens).", file=sys.stderr)
+        elif answer.finish == "length":
+            print(f"The answer was truncated at --max_new_tokens {answer.request.max_new_tokens}.", file=sys.stderr)
     return n_new
 
 

@@ -1,6 +1,9 @@
 """`litgpt serve`"""
 
+import json
 import os
+import shlex
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, Optional
@@ -21,18 +24,20 @@ def main(
     settings: Settings,
     sampling: Sampling,
     adapters: Optional[dict[str, Path]] = None,
+    name: Optional[str] = None,
     port: int = 8000,
     access_token: Optional[str] = None,
     generate_strategy: Optional[Literal["sequential", "tensor_parallel"]] = None,
 ) -> None:
-    """Serve a model over HTTP with OpenAI's API, and a chat page.
+    """Serve a model over HTTP with OpenAI's API, and a chat page. A LoRA adapter is served beside its base.
 
     Requests that arrive at the same time are decoded in one batch. A request may set other sampling options than those
     given here. SIGTERM lets running answers finish.
 
     Args:
         checkpoint_dir: A base or adapter folder, or its name under checkpoints/.
-        adapters: LoRA adapters on this base, as NAME=DIR NAME=DIR. A request selects one with `model`.
+        adapters: More LoRA adapters on the same base, as NAME=DIR NAME=DIR. A request selects one with `model`.
+        name: Name of the model for requests. By default that of its folder: out/support/final is support.
         port: Port to listen on; 0 for a free one.
         devices: Only 1 is supported.
         access_token: Token for private and gated models; by default that of HF_TOKEN.
@@ -54,9 +59,25 @@ def main(
     options = {
         name: getattr(model, name) for name in ("base", "precision", "quantize", "accelerator", "template_kwargs")
     }
-    registry = ModelRegistry.open(checkpoint_dir, adapters or {}, **options)
+    registry = ModelRegistry.open(checkpoint_dir, adapters or {}, name, **options)
     app = App(registry, replace(settings, sampling=sampling))
-    url = f"http://{f'[{host}]' if ':' in host else host}:{listening.getsockname()[1]}"
-    paths = ", ".join(["chat page at /", "/v1", *([settings.api_path] if settings.api_path else [])])
-    print(f"litgpt: {', '.join(registry.models)} at {url} ({paths})", flush=True)
+    print(introduction(host, listening.getsockname()[1], settings, registry.models), flush=True)
     serve(app, listening)
+
+
+def introduction(host: str, port: int, settings: Settings, models: Collection[str]) -> str:
+    """Where the server is, the names of its models, and a request to try."""
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    url = f"http://{f'[{local}]' if ':' in local else local}:{port}"
+    lines = [f"chat    {url}", f"API     {url}/v1", f"models  {', '.join(models)}"]
+    if settings.api_path:
+        lines.insert(2, f"LitGPT  {url}{settings.api_path}")
+    if local != host:
+        lines.append(f"host    {host}; other machines use the address of this one")
+    name = json.dumps(next(iter(models)), ensure_ascii=False)
+    body = f'{{"model": {name}, "max_tokens": 100,\n      "messages": [{{"role": "user", "content": "Hello!"}}]}}'
+    curl = [f"curl {url}/v1/chat/completions", "-H 'Content-Type: application/json'"]
+    if settings.api_key is not None:
+        curl.append('-H "Authorization: Bearer $LITGPT_API_KEY"')
+    curl.append(f"-d {shlex.quote(body)}")
+    return "\n  ".join(["litgpt: the server is ready", *lines, "try"]) + "\n    " + " \\\n      ".join(curl)

@@ -19,14 +19,23 @@ from litgpt.model.gpt import GPT
 
 
 class Adapters:
-    """Which tokens of the next forward pass have which adapter. All layers share one object."""
+    """Which tokens of the next forward pass have which adapter. All layers share one object.
 
-    def __init__(self) -> None:
+    Args:
+        uniform: Whether all tokens of a forward pass have the same one.
+    """
+
+    def __init__(self, uniform: bool = False) -> None:
+        self.uniform = uniform
         self.parts: list[tuple[str, Union[slice, torch.Tensor]]] = []  # name and index of its tokens, by adapter
 
     def choose(self, names: Sequence[Optional[str]], lengths: Sequence[int], device: torch.device) -> None:
         """Set the adapter (None for the base model) and the number of tokens of each sequence that is read next. The
         model is on this device."""
+        if self.uniform:
+            assert len(set(names)) == 1
+            self.parts = [(names[0], slice(None))] if names[0] is not None else []
+            return
         places: dict[str, list[int]] = {}
         start = 0
         for name, n in zip(names, lengths):
@@ -76,7 +85,9 @@ def add_adapters(model: GPT, folders: Mapping[str, AdapterFolder]) -> Adapters:
     wrong = [f"{name}: {reason}" for name, folder in folders.items() if (reason := misfit(model, folder))]
     if wrong:
         raise UserError(f"--adapters {'; '.join(wrong)}. Serve such an adapter alone, or merge it first.")
-    adapters = Adapters()
+    # texts that become longer than `switch` are read again, and experts see the tokens in another order
+    updates_experts = any(".experts." in module for folder in folders.values() for module in modules(model, folder))
+    adapters = Adapters(uniform=model.switch is not None or updates_experts)
     for name, folder in folders.items():
         with torch.device("meta"):
             empty = GPT(model.config)  # takes no memory: only what the adapter adds is filled
@@ -95,7 +106,15 @@ def add_adapters(model: GPT, folders: Mapping[str, AdapterFolder]) -> Adapters:
             adapted.linear.read |= layer.linear.read  # type: ignore[assignment,operator]
             layer.linear = adapted.linear  # type: ignore[assignment]
             adapted.updates[name] = layer.eval()
+    model.stack_experts()
     return adapters
+
+
+def modules(model: GPT, folder: AdapterFolder) -> list[str]:
+    """The modules of the model that a LoRA adapter updates, by our names where it has one of them."""
+    names = weight_map(model.config)
+    places = folder.places(model.config) if isinstance(folder, LoRAFolder) else {}
+    return [names.find(place.module)[0] or place.module for several in places.values() for place in several]
 
 
 def misfit(model: GPT, folder: AdapterFolder) -> str:
@@ -104,10 +123,6 @@ def misfit(model: GPT, folder: AdapterFolder) -> str:
         return f"{folder.folder} is a {folder.description}, and only LoRA adapters can share a base"
     if folder.in_full:
         return f"{folder.folder} replaces complete weights ({folder.in_full[0]})"
-    if model.switch is not None:
-        return f"the model reads a text again once it is longer than {model.switch} tokens"
-    names = weight_map(model.config)
-    ours = [names.find(module)[0] or module for module in folder.places(model.config)]
-    if model.config.n_expert and any(".mlp." in module for module in ours):
-        return f"{folder.folder} updates experts, which see the tokens in another order"
+    if model.config.n_expert and any(module.endswith(".mlp.gate") for module in modules(model, folder)):
+        return f"{folder.folder} updates routers"
     return ""

@@ -123,6 +123,11 @@ class Answer:
         """Why it ended; a stop string counts like a stop token. None while it goes on."""
         return "stop" if self.stream.stopped else self.request.finish
 
+    @property
+    def context_full(self) -> bool:
+        """Whether it ended at the model's last position, before its own maximum."""
+        return self.finish == "length" and len(self.request.ids) != self.request.max_new_tokens
+
     def new_text(self) -> str:
         """The text that was added since the last call."""
         self.new_ids = self.request.ids[self.n_read :]

@@ -1,6 +1,7 @@
 """A conversation with a model: each answer follows from one rendering of everything before it."""
 
 import dataclasses
+import re
 from collections.abc import Iterator, Sequence
 from typing import Any, Optional
 
@@ -10,6 +11,8 @@ from litgpt.generate.engine import Engine, Finish, Request
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 
+NO_LIMIT = ("null", "none", "off")  # values of `/set` for no limit
+
 
 class Conversation:
     """Messages, and an engine that still has most of them in its cache when the next one comes."""
@@ -18,7 +21,7 @@ class Conversation:
         self,
         loaded: InferenceModel,
         sampling: Sampling,
-        max_new_tokens: int,
+        max_new_tokens: Optional[int] = None,
         stop: Sequence[str] = (),
         seed: int = 1234,
         system: Optional[str] = None,
@@ -28,6 +31,7 @@ class Conversation:
         self.messages: list[dict[str, Any]] = []  # so far, the system message first if there is one
         # whether the prompt style is for a single prompt, so that the model sees no earlier messages
         self.single_turn = loaded.style.single_turn
+        self.unanswered: Optional[str] = None  # the last prompt, if its answer was stopped before any text
         self.finish: Optional[Finish] = None  # why the last answer ended
         self.context_full, self.n_new = False, 0  # whether that was because of the context; tokens of the answer
         self.engine = Engine(loaded.model, rows=1)
@@ -47,17 +51,22 @@ class Conversation:
 
     def reset(self) -> None:
         """Forget everything but the system message."""
-        self.messages = self.system
+        self.messages, self.unanswered = self.system, None
 
-    def take_back(self) -> str:
-        """Remove the last prompt and its answer, and return the prompt. Its next answer draws other random numbers.
-        Raises `UserError` if there is none."""
-        if len(self.messages) < 2 or self.messages[-2]["role"] != "user":
-            raise UserError("There is no prompt to answer again.")
-        prompt = self.messages[-2]["content"]
-        del self.messages[-2:]
+    def retry(self) -> Iterator[str]:
+        """Another answer to the last prompt, drawn with other random numbers, in place of the last one. Raises
+        `UserError` if there is no prompt, or as `ask`; the conversation then stays as it was."""
+        before, prompt = self.messages, self.unanswered
+        if prompt is None:
+            if len(self.messages) < 2 or self.messages[-2]["role"] != "user":
+                raise UserError("There is no prompt to answer again.")
+            prompt, self.messages = self.messages[-2]["content"], self.messages[:-2]
         self.retries += 1
-        return prompt
+        try:
+            return self.ask(prompt)
+        except UserError:
+            self.messages = before
+            raise
 
     def settings(self) -> dict[str, Any]:
         """The system message, and what `set` changes."""
@@ -67,20 +76,27 @@ class Conversation:
     def set(self, name: str, text: str) -> str:
         """Change a setting of sampling, or the length of answers. Returns a sentence about it. Raises `UserError` for a
         name or a value that is not possible."""
-        known = [name for name in self.settings() if name != "system"]
-        if name not in known:
+        known, name = [name for name in self.settings() if name != "system"], name.lower()
+        if name not in known or not text:
             raise UserError(f"Usage: /set NAME VALUE, with one of {', '.join(known)}.")
-        try:
-            whole = name in ("top_k", "max_new_tokens")
-            value = None if text == "null" and name == "top_k" else int(text) if whole else float(text)
-        except ValueError:
-            raise UserError(f"/set {name} {text}: expected a number.") from None
-        if name != "max_new_tokens":
-            self.sampling = dataclasses.replace(self.sampling, **{name: value})  # type: ignore[arg-type]
-        elif value is not None and value > 0:
-            self.max_new_tokens = int(value)
+        whole = name in ("top_k", "max_new_tokens")
+        if whole and text.lower() in NO_LIMIT:
+            value, text = None, "null"
+        elif re.fullmatch(r"[+-]?\d{1,9}" if whole else r"[+-]?(\d+\.?\d*|\.\d+)(e[+-]?\d+)?", text, re.ASCII | re.I):
+            value = int(text) if whole else float(text)
         else:
-            raise UserError(f"/set {name} {text} must be above 0.")
+            raise UserError(
+                f"/set {name} {text}: expected {'a whole number, or null' if whole else 'a number such as 0.2'}."
+            )
+        if name == "max_new_tokens":
+            if value is not None and value < 1:
+                raise UserError(f"/set {name} {text}: expected a number above 0.")
+            self.max_new_tokens = value  # type: ignore[assignment]
+        else:
+            try:
+                self.sampling = dataclasses.replace(self.sampling, **{name: value})  # type: ignore[arg-type]
+            except UserError as e:
+                raise UserError(str(e).replace("--", "/set ", 1)) from e
         return f"Set {name} to {text}."
 
     def ask(self, prompt: str) -> Iterator[str]:
@@ -108,7 +124,7 @@ class Conversation:
             )
         raise UserError(
             f"The context is full: with this prompt, the conversation has {len(ids)} tokens; the model reads at most "
-            f"{limit}. It was not sent. /reset starts a new conversation."
+            f"{limit}. It was not sent. /clear starts a new conversation."
         )
 
     def answer(self, request: Request, prompt: str) -> Iterator[str]:
@@ -123,7 +139,9 @@ class Conversation:
                 self.engine.clear()
             self.n_new = len(request.ids)
             self.finish = "cancelled" if answer is None else answer.finish or "cancelled"
-            self.context_full = self.finish == "length" and self.n_new < self.max_new_tokens
+            self.context_full = answer is not None and answer.context_full
             said = "".join(texts)
+            self.unanswered = prompt
             if said or self.finish != "cancelled":
+                self.unanswered = None
                 self.messages += [{"role": "user", "content": prompt}, {"role": "assistant", "content": said}]

@@ -30,7 +30,7 @@ class Request:
     """A sequence to decode: a prompt, and the answer that an `Engine` fills in."""
 
     prompt: Sequence[int]
-    max_new_tokens: int
+    max_new_tokens: Optional[int] = None  # by default, up to the model's last position
     sampling: Sampling = GREEDY
     stop_ids: Collection[int] = ()  # end the answer, and do not belong to it
     seed: int = 1234  # the same seed draws the same answer, whatever else is decoded at the same time
@@ -59,7 +59,7 @@ class Request:
             return False
         self.ids.append(token)
         n_new = len(self.ids)
-        if n_new >= self.max_new_tokens or len(self.prompt) + n_new >= max_length:
+        if n_new == self.max_new_tokens or len(self.prompt) + n_new >= max_length:
             self.finish = "length"
         return True
 
@@ -152,11 +152,19 @@ class Engine:
                 elif n and room:
                     prefill[row] = min(n, room)
                     room -= prefill[row]
-            grown = self.forward(prefill) + self.forward(decode)
+            parts = [*self.passes(prefill), *self.passes(decode)]
+            grown = [request for part in parts for request in self.forward(part)]
         except BaseException:
             self.clear()
             raise
         return ended + grown
+
+    def passes(self, n_tokens: dict[int, int]) -> list[dict[int, int]]:
+        """The rows of each forward pass: all of them, or those of one adapter after the other."""
+        if not self.adapters.uniform:
+            return [n_tokens]
+        names = dict.fromkeys(self.cached_with[row] for row in n_tokens)
+        return [{row: n for row, n in n_tokens.items() if self.cached_with[row] == name} for name in names]
 
     def n_unread(self, row: int) -> int:
         """Tokens of a row that are not in the cache. The last token of a sequence is read to get the next one."""

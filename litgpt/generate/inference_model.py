@@ -150,7 +150,8 @@ class PromptOptions:
         input: Input for the instruction in the prompt, as in Alpaca's rows. - reads it from stdin.
         sys_prompt: System message before the prompt.
         num_samples: Number of answers to each prompt.
-        max_new_tokens: Maximum number of tokens in an answer.
+        max_new_tokens: Maximum number of tokens in an answer. By default the model answers until it stops, or its
+            context is full.
         stop: Text that ends the answer, or a JSON list of several. The answer does not include it.
         seed: Random seed. The same seed gives the same answers.
 
@@ -162,7 +163,7 @@ class PromptOptions:
     input: str = ""
     sys_prompt: Optional[str] = None
     num_samples: int = 1
-    max_new_tokens: int = 50
+    max_new_tokens: Optional[int] = None
     stop: Optional[Union[str, list[str]]] = None
     seed: int = 1234
     stop_strings: list[str] = field(init=False)  # what `stop` means
@@ -184,8 +185,8 @@ class PromptOptions:
         return [Request(ids, self.max_new_tokens, sampling, stop_ids, first + i) for i in range(self.num_samples)]
 
 
-def check_positive(**options: int) -> None:
-    """Raises `UserError` if options are not above 0, for all of them at once."""
-    wrong = [f"--{name} {value}" for name, value in options.items() if value < 1]
+def check_positive(**options: Optional[int]) -> None:
+    """Raises `UserError` if options are not above 0, for all of them at once. None is allowed."""
+    wrong = [f"--{name} {value}" for name, value in options.items() if value is not None and value < 1]
     if wrong:
         raise UserError(f"{', '.join(wrong)}: expected a number above 0.")

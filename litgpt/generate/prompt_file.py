@@ -1,6 +1,5 @@
 """A file of prompts, and the file of their answers: row by row, in the same order, and resumable."""
 
-import json
 import os
 import re
 from pathlib import Path
@@ -11,9 +10,8 @@ from litgpt.data.forms import SHARED, as_messages, check_object, key_names, rena
 from litgpt.data.json_file import Entries, entries_of, expand
 from litgpt.data.row_files import Rows
 from litgpt.errors import UserError, remark
-from litgpt.storage.files import whole_number
+from litgpt.generate.answer_format import OUTPUT_KEYS, AnswerFormat
 
-OUTPUT_KEYS = ("answer", "answers", "finish_reason", "finish_reasons", "error")
 CONVERSATIONS = ("messages", "conversations")
 PROMPT_KEYS = ("prompt", "instruction", "question")
 TRAINING_HINT = re.compile(r" [^.]*--data\.on_bad_row skip[^.]*\.$")  # the last sentence of errors in training data
@@ -112,58 +110,44 @@ def output_fields(fields: Any) -> dict[str, Any]:
     return {f"given_{key}" if key in OUTPUT_KEYS else str(key): value for key, value in fields.items()}
 
 
-def to_line(fields: dict[str, Any]) -> str:
-    line = json.dumps(fields, ensure_ascii=False, default=str)
-    try:
-        line.encode()
-    except UnicodeEncodeError:  # half a surrogate pair, which only an escape can write
-        line = json.dumps(fields, default=str)
-    return line + "\n"
-
-
-def n_answered(out: Path, prompts: Prompts, num_samples: int) -> int:
-    """How many rows of the prompts an earlier run has answered. An incomplete last line is removed.
+def n_answered(out: Path, format: AnswerFormat, prompts: Prompts, num_samples: int) -> tuple[int, int]:
+    """How many rows of the prompts an earlier run has written, and how many of them have an answer. An incomplete last
+    record is removed.
 
     Raises:
         UserError: `out` has something other than answers to these prompts, or another number to each.
     """
     remedy = "Remove the file, or choose another name."
     if not out.exists():
-        return 0
+        return 0, 0
     if not out.is_file():
         raise UserError(f"--out {out} is not a file.")
-    rows, n, end, incomplete = prompts.rows(), 0, 0, b""
+    rows, n, n_errors, incomplete, end = prompts.rows(), 0, 0, b"", 0
+    header = format.header.encode()
     with open(out, "rb") as f:
-        for line in f:
-            if not line.endswith(b"\n"):
-                incomplete = line
+        records = format.records(f)
+        first, complete = next(records, (b"", False)) if header else (b"", True)
+        if not header.startswith(first) or (complete and first != header):
+            columns = format.header.strip()
+            raise UserError(f"--out {out} has other columns than these prompts and options give: {columns}. {remedy}")
+        for record, complete in records:
+            if not complete:
+                incomplete = record
                 break
-            n, end = n + 1, end + len(line)
-            row, saved = next(rows, None), read_answers(line)
-            if row is None or saved is None or not answers_to(saved, row[1]):
-                raise UserError(f"--out {out}: line {n} is not an answer to row {n} of {prompts.name}. {remedy}")
+            n, end = n + 1, end + len(record)
+            row, saved = next(rows, None), format.parse(record)
+            if row is None or saved is None or not format.same_row(saved, output_fields(row[1])):
+                raise UserError(f"--out {out}: its answer {n} does not belong to row {n} of {prompts.name}. {remedy}")
             n_saved = len(saved["answers"]) if isinstance(saved.get("answers"), list) else 1
+            n_errors += "error" in saved
             if "error" not in saved and n_saved != num_samples:
                 was = f"an earlier run wrote --out {out} with --num_samples {n_saved}"
                 raise UserError(f"--num_samples {num_samples}: {was}. {remedy}")
     if incomplete:
         row = next(rows, None)
-        expected = to_line(output_fields(row[1])).rstrip("}\n").encode() if row is not None else b""
+        expected = format.beginning(output_fields(row[1])).encode() if row is not None else b""
         if row is None or not (incomplete.startswith(expected) or expected.startswith(incomplete)):
-            raise UserError(f"--out {out}: its end is not an answer to row {n + 1} of {prompts.name}. {remedy}")
-        os.truncate(out, end)
-    return n
-
-
-def read_answers(line: bytes) -> Optional[dict[str, Any]]:
-    """A row of answers, or None if the line is something else."""
-    try:
-        saved = json.loads(line, parse_constant=str, parse_int=whole_number)
-    except (ValueError, RecursionError):
-        return None
-    return saved if isinstance(saved, dict) and not saved.keys().isdisjoint(OUTPUT_KEYS) else None
-
-
-def answers_to(saved: dict[str, Any], fields: Any) -> bool:
-    expected = json.loads(to_line(output_fields(fields)), parse_constant=str)
-    return {**saved, **expected} == saved
+            raise UserError(f"--out {out}: its end does not belong to row {n + 1} of {prompts.name}. {remedy}")
+    if incomplete or first != header:
+        os.truncate(out, end + len(header) if first == header else 0)
+    return n, n - n_errors

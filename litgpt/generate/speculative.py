@@ -78,7 +78,7 @@ class Speculation:
 
         while not request.finish:
             ids = [*request.prompt, *request.ids]
-            room = min(request.max_new_tokens - len(request.ids), block_size - len(ids))
+            room = min((request.max_new_tokens or block_size) - len(request.ids), block_size - len(ids))
             drafted: list[int] = []
             q: list[torch.Tensor] = []
             for _ in range(min(self.n_draftable(ids), room - 1)):

@@ -68,6 +68,10 @@ class ModelSource:
             ) from e
         return cls(folder, open_checkpoint(base_folder), adapter)
 
+    def base(self) -> "ModelSource":
+        """The base model alone, as a source of its own."""
+        return ModelSource(self.checkpoint.folder, self.checkpoint, None)
+
     def weights(self) -> Weights:
         """The base weights, with those replaced that a LoRA folder changes."""
         return self.adapter.over(self.checkpoint) if isinstance(self.adapter, LoRAFolder) else self.checkpoint

@@ -51,6 +51,7 @@ class KVCache:
 
     def __init__(self, config: Config) -> None:
         self.windows = [config.window(layer) for layer in range(config.n_layer)]
+        self.longest = config.block_size
         self.clear()
 
     def clear(self) -> None:
@@ -141,12 +142,13 @@ class KVCache:
         if stored is None or had_rows < rows or had_slots < slots:
             rows = had_rows if rows <= had_rows else max(rows, 2 * had_rows)
             if slots > had_slots:
-                slots = -(-max(slots, had_slots * 3 // 2) // BLOCK) * BLOCK
+                grown = -(-max(slots, had_slots * 3 // 2) // BLOCK) * BLOCK
+                slots = min(grown, max(slots, self.longest))
                 slots = min(slots, window) if window is not None else slots
             slots = max(slots, had_slots)
-            grown = empty_cache(k, rows, slots), empty_cache(v, rows, slots)
+            pair = empty_cache(k, rows, slots), empty_cache(v, rows, slots)
             if stored is not None:
-                for new, old in zip(grown, stored):
+                for new, old in zip(pair, stored):
                     new[:had_rows, :, :had_slots] = old
-            stored = self.layers[layer] = grown
+            stored = self.layers[layer] = pair
         return stored

@@ -1,17 +1,19 @@
-"""The models of a server: a base model or an adapter, and more adapters on the same base."""
+"""The models of a server: a base model or a result, more adapters on the same base, and the base beside them."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any, Optional
 
-from litgpt.checkpoint.hub import repository_id
+import torch
+
+from litgpt.checkpoint.hub import display_name, repository_id
 from litgpt.errors import UserError
-from litgpt.generate.adapters import Adapters, add_adapters
+from litgpt.generate.adapters import Adapters, add_adapters, misfit
 from litgpt.generate.inference_model import InferenceModel
-from litgpt.methods.adapter_folder import AdapterFolder
 from litgpt.methods.model_source import ModelSource
+from litgpt.model.gpt import GPT
 
 
 @dataclass
@@ -20,6 +22,7 @@ class ModelRegistry:
 
     models: dict[str, InferenceModel]
     adapters: Optional[Adapters] = None  # on the base, for the engine
+    base: Optional[str] = None  # the name of the model that has none of them
     aliases: dict[str, set[str]] = field(default_factory=dict)  # other names that requests may use for a model
 
     def find(self, name: str) -> Optional[str]:
@@ -35,47 +38,93 @@ class ModelRegistry:
 
     def adapter(self, name: str) -> Optional[str]:
         """The engine's adapter for a model."""
-        return None if name == self.default else name
+        return None if self.adapters is None or name == self.base else name
 
     @property
     def default(self) -> str:
         return next(iter(self.models))
 
     @classmethod
-    def open(cls, folder: Path, adapters: Mapping[str, Path], **options: Any) -> "ModelRegistry":
-        """Load a folder and adapters. `options` are those of `InferenceModel.open`. Raises `UserError` if a folder
-        cannot be used, or two models would have the same name."""
-        source = ModelSource.open(folder, options.get("base"))
-        name = source.folder.resolve().name.encode(errors="replace").decode()  # it may not be UTF-8
-        if adapters:
-            for adapter_name in adapters:
-                if not adapter_name or any("\ud800" <= c <= "\udfff" for c in adapter_name):
-                    raise UserError(f"--adapters {adapter_name!r}: requests cannot use this name; choose another.")
-            if name in adapters:
-                raise UserError(f"--adapters {name}: the base model has this name; choose another.")
-            if source.adapter is not None:
-                raise UserError(f"{folder} is an adapter. With --adapters, pass the base model and list all adapters.")
-        first = InferenceModel.open(folder, **options)
-        aliases = {name: aliases_of(folder, first.source)}
-        if not adapters:
-            return cls({name: first.prepare()}, aliases=aliases)
-        sources = {key: ModelSource.open(path, first.source.folder) for key, path in adapters.items()}
-        found: dict[str, AdapterFolder] = {key: source.adapter for key, source in sources.items() if source.adapter}
-        for key, adapter in found.items():
-            recorded = Path(adapter.base).name
-            if recorded and recorded != first.source.folder.resolve().name:
-                print(f"litgpt: the adapter {key} was made for the base {adapter.base}.", file=sys.stderr)
+    def open(
+        cls, folder: Path, adapters: Mapping[str, Path], name: Optional[str] = None, **options: Any
+    ) -> "ModelRegistry":
+        """Load a folder and adapters. `options` are those of `InferenceModel.open`.
+
+        Args:
+            name: The name of the folder's model, by default its `display_name`.
+
+        Raises:
+            UserError: a folder cannot be used, or two models would have the same name.
+        """
+        source = ModelSource.open(folder, options.pop("base", None))
+        own = display_name(source.folder) if name is None else name
+        check_names(own, adapters, by_option=name is not None)
+        alone = why_alone(source)
+        if alone and adapters:
+            raise UserError(f"{folder} cannot share its base with --adapters: {alone}.")
+        if alone:
+            print(f"litgpt: {own} is served without its base: {alone}.", file=sys.stderr)
+        paths = {own: folder, **adapters}
+        if alone or (source.adapter is None and not adapters):
+            model = InferenceModel.open(source, **options).prepare()
+            return cls({own: model}, aliases={own: aliases_of(folder, source)})
+        base = source if source.adapter is None else source.base()
+        sources = {own: source, **{key: ModelSource.open(path, base.folder) for key, path in adapters.items()}}
+        base_name = own
+        if source.adapter is not None:
+            base_name = free_name(display_name(base.folder), sources)
+            sources[base_name], paths[base_name] = base, base.folder
+        for key in adapters:
+            warn_of_other_base(key, sources[key], base)
+        kwargs = options.pop("template_kwargs", None)
+        first = InferenceModel.open(base, **options)
+        found = {key: source.adapter for key, source in sources.items() if source.adapter is not None}
         engine_adapters = add_adapters(first.model, found)
-        kwargs = options.get("template_kwargs")
+        first.prepare()
         models = {}
         for key, source in sources.items():
-            style = source.style().with_variables(kwargs) if kwargs else source.style()
+            style = source.style().with_variables(kwargs, strict=key == own) if kwargs else source.style()
             models[key] = replace(first, source=source, tokenizer=source.tokenizer(), style=style)
-        aliases |= {key: aliases_of(path, sources[key]) for key, path in adapters.items()}
-        return cls({name: first.prepare(), **models}, engine_adapters, aliases)
+        return cls(models, engine_adapters, base_name, {key: aliases_of(paths[key], s) for key, s in sources.items()})
+
+
+def check_names(own: str, adapters: Collection[str], by_option: bool) -> None:
+    """Raise `UserError` for names that requests cannot use, and for one name of two models."""
+    for option, name in [*([("--name", own)] if by_option else []), *(("--adapters", key) for key in adapters)]:
+        if not name.strip() or not name.isprintable():
+            raise UserError(f"{option} {name!r}: requests cannot use this name; choose another.")
+    if own in adapters:
+        raise UserError(f"--adapters {own}: the first model has this name; choose another.")
+
+
+def why_alone(source: ModelSource) -> str:
+    """Why an adapter cannot be served together with its base; empty if it can, and for a model without an adapter."""
+    if source.adapter is None:
+        return ""
+    with torch.device("meta"):
+        empty = GPT(source.checkpoint.config)
+    try:
+        base = source.base()
+        base.tokenizer(), base.style()
+    except UserError as e:
+        return str(e).removesuffix(".")
+    return misfit(empty, source.adapter)
+
+
+def warn_of_other_base(name: str, source: ModelSource, base: ModelSource) -> None:
+    recorded = Path(source.adapter.base).name if source.adapter is not None else ""
+    if recorded and recorded != base.folder.resolve().name:
+        print(f"litgpt: the adapter {name} was made for the base {source.adapter.base}.", file=sys.stderr)  # type: ignore[union-attr]
+
+
+def free_name(name: str, taken: Collection[str]) -> str:
+    while name in taken:
+        name += "-base"
+    return name
 
 
 def aliases_of(typed: Path, source: ModelSource) -> set[str]:
-    """Other names of a model: as on the command line, as on the hub, and its folder."""
-    names = (typed.as_posix(), repository_id(source.folder), source.folder.resolve().name)
+    """Other names of a model: as on the command line, as on the hub, by its run, and by its folder."""
+    folder = source.folder
+    names = (typed.as_posix(), repository_id(folder), display_name(folder), folder.resolve().name)
     return {name for name in names if name}

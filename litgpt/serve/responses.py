@@ -106,8 +106,13 @@ async def openai_response(generation: Generation, chat: bool) -> Response:
 async def litgpt_response(generation: Generation, stream: bool) -> Response:
     if stream or generation.stream:
         return GenerationStream(generation, json_lines(generation), "application/x-ndjson")
-    outputs = ["".join(delta.text for delta in deltas) for deltas in await collect(generation)]
-    return JSONResponse({"output": outputs[0] if generation.n == 1 else outputs})
+    answers = await collect(generation)
+    outputs = ["".join(delta.text for delta in deltas) for deltas in answers]
+    reasons = [deltas[-1].finish if deltas else None for deltas in answers]
+    fields: Fields = {"output": outputs[0] if generation.n == 1 else outputs}
+    if "length" in reasons:  # LitGPT's response does not have it
+        fields["finish_reason"] = reasons[0] if generation.n == 1 else reasons
+    return JSONResponse(fields)
 
 
 class GenerationStream(StreamingResponse):
@@ -152,10 +157,11 @@ def sse(fields: Fields) -> str:
 
 
 async def json_lines(generation: Generation) -> AsyncIterator[str]:
-    """LitGPT's stream: a line of JSON for each part of the answer."""
+    """LitGPT's stream: a line of JSON for each part of the answer, and one that says if a limit ended it."""
     try:
         async for delta in generation.deltas():
-            if delta.text:
-                yield json.dumps({"output": delta.text}) + "\n"
+            truncated = {"finish_reason": "length"} if delta.finish == "length" else {}
+            if delta.text or truncated:
+                yield json.dumps({"output": delta.text, **truncated}) + "\n"
     except Failure as e:
         yield json.dumps(e.body) + "\n"

@@ -6,7 +6,7 @@ An unsupported field that would change the answer is refused by name. Fields tha
 
 import json
 import re
-from typing import Annotated, Any, ClassVar, Literal, Optional, TypeVar, Union
+from typing import Annotated, Any, Literal, Optional, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
@@ -97,8 +97,6 @@ class StreamOptions(Strict):
 
 class SamplingParams(Strict):
     """Fields of all requests: the model, how tokens are sampled, and when to stop."""
-
-    default_length: ClassVar[Optional[int]] = None  # where neither the request nor the server limits the answer
 
     model: Optional[Annotated[str, Field(max_length=4096)]] = None  # as long as a path can be
     max_tokens: Optional[Annotated[int, Field(ge=1)]] = None
@@ -283,7 +281,6 @@ class Completion(SamplingParams):
 class Predict(SamplingParams):
     """LitGPT's own API."""
 
-    default_length: ClassVar[Optional[int]] = 50
     prompt: str
     max_new_tokens: Optional[Annotated[int, Field(ge=1)]] = None
 

@@ -122,7 +122,7 @@ class Service:
     def sequences(self, body: SamplingParams, name: str, model: InferenceModel) -> list[Sequence]:
         """`n` sequences for each prompt. Raises `UserError` if the model cannot read them."""
         config = model.model.config
-        length = body.max_length or self.settings.max_new_tokens or body.default_length or config.block_size
+        length = body.max_length or self.settings.max_new_tokens
         n_logprobs = None if body.n_logprobs is None else min(body.n_logprobs, config.padded_vocab_size)
         seed = random.getrandbits(48) if body.seed is None else body.seed
         sampling, stop_ids = self.sampling(body), model.stop_ids

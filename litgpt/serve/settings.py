@@ -20,8 +20,8 @@ class Settings:
         api_key: Key that clients have to send. By default the value of LITGPT_API_KEY, which, unlike a flag, other
             users of the machine cannot see.
         allow_anonymous: Allow requests without a key, also from other machines.
-        max_new_tokens: Default limit of the answer for requests that set none. By default the rest of the context, as
-            in OpenAI's API, and 50 for --api_path, as in LitGPT.
+        max_new_tokens: Default limit of the answer for requests that set none. By default the model answers until it
+            stops, or its context is full.
         stream: Answer requests to --api_path as lines of JSON while the tokens are generated.
         openai_spec: Disable --api_path. /v1 is always available.
         api_path: Path of LitGPT's own API, from {"prompt": ...} to {"output": ...}.

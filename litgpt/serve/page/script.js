@@ -76,7 +76,7 @@ async function answer(output) {
     model: at("model").value || undefined,
     messages: system ? [{ role: "system", content: system }, ...messages] : messages,
     temperature: at("temperature").valueAsNumber,
-    max_tokens: at("most").valueAsNumber,
+    max_tokens: at("most").value ? at("most").valueAsNumber : undefined,
     stream: true,
   };
   const response = await fetch("v1/chat/completions", {
@@ -93,7 +93,9 @@ async function answer(output) {
     const follow = talk.scrollHeight - talk.scrollTop - talk.clientHeight < 40;
     output.textContent += choice?.delta?.content ?? "";
     if (follow) talk.scrollTop = talk.scrollHeight;
-    if (choice?.finish_reason === "length") setStatus("The answer was truncated at the maximum length.");
+    if (choice?.finish_reason === "length") {
+      setStatus(body.max_tokens ? "The answer was truncated at the maximum length." : "The answer was truncated: it reached the limit of the server or of the model.");
+    }
   }
 }
 
@@ -102,7 +104,7 @@ async function ask(event) {
   const question = at("question").value.trim();
   if (!question || running) return;
   for (const field of [at("temperature"), at("most")]) {
-    if (!field.checkValidity() || Number.isNaN(field.valueAsNumber)) {
+    if (!field.checkValidity() || (field.id !== "most" && Number.isNaN(field.valueAsNumber))) {
       at("settings").open = true;
       setStatus(`${field.labels[0].textContent.trim()}: the number is out of range.`, true);
       field.focus();
