@@ -22,12 +22,13 @@ def setup(
     The result, `final/` in the output folder, is a Hugging Face folder with the dtypes of the model.
 
     Args:
-        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
+        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/; or a LoRA folder, which is
+            merged in memory.
         out_dir: Output folder; the result is in final/.
         eval: Validation options.
     """
     method = Method("finetune full", train_everything, save, finish, next_commands=RESULT_COMMANDS)
-    Run(method, BaseModel.from_folder(checkpoint_dir), out_dir, eval=eval, **kwargs)()
+    Run(method, BaseModel.from_folder(checkpoint_dir).merged(), out_dir, eval=eval, **kwargs)()
 
 
 def train_everything(model: GPT) -> None:
