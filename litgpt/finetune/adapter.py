@@ -8,6 +8,7 @@ from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
+from litgpt.train.learning_rate import default_learning_rate
 from litgpt.train.method import RESULT_COMMANDS, Method
 from litgpt.train.run import Run
 
@@ -31,12 +32,19 @@ def setup(
         adapter_prompt_length: Length of the prefix in tokens.
         adapter_start_layer: First layer with a prefix, counted from 0.
     """
-    method = adapter_method("finetune adapter", LLaMAAdapter(adapter_prompt_length, adapter_start_layer))
+    method = adapter_method("adapter", LLaMAAdapter(adapter_prompt_length, adapter_start_layer))
     Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
 
 
 def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:
-    return Method(name, adapter.apply, partial(save, adapter), next_commands=RESULT_COMMANDS, remark=REMARK)
+    return Method(
+        name=f"finetune {name}",
+        apply=adapter.apply,
+        save=partial(save, adapter),
+        next_commands=RESULT_COMMANDS,
+        remark=REMARK,
+        learning_rate=partial(default_learning_rate, name),
+    )
 
 
 def save(adapter: LLaMAAdapter, model: GPT, base_model: BaseModel, folder: Path) -> None:

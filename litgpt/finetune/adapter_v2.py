@@ -26,5 +26,5 @@ def setup(
         adapter_prompt_length: Length of the prefix in tokens.
         adapter_start_layer: First layer with a prefix, counted from 0.
     """
-    method = adapter_method("finetune adapter_v2", LLaMAAdapterV2(adapter_prompt_length, adapter_start_layer))
+    method = adapter_method("adapter_v2", LLaMAAdapterV2(adapter_prompt_length, adapter_start_layer))
     Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()

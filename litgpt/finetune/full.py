@@ -6,17 +6,13 @@ from typing import Any
 
 from litgpt.checkpoint.folder import result_dtypes, round_weights, write_model
 from litgpt.model.gpt import GPT
-from litgpt.train.args import EvalArgs
 from litgpt.train.base_model import BaseModel
+from litgpt.train.learning_rate import default_learning_rate
 from litgpt.train.method import RESULT_COMMANDS, Method, Save
 from litgpt.train.run import Run
 
-EVAL = EvalArgs(interval=600)
 
-
-def setup(
-    checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), eval: EvalArgs = EVAL, **kwargs: Any
-) -> None:
+def setup(checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), **kwargs: Any) -> None:
     """Finetune all weights of a model.
 
     The result, `final/` in the output folder, is a Hugging Face folder with the dtypes of the model.
@@ -24,10 +20,16 @@ def setup(
     Args:
         checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
         out_dir: Output folder; the result is in final/.
-        eval: Validation options.
     """
-    method = Method("finetune full", train_everything, save, finish, next_commands=RESULT_COMMANDS)
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, eval=eval, **kwargs)()
+    method = Method(
+        name="finetune full",
+        apply=train_everything,
+        save=save,
+        finish=finish,
+        next_commands=RESULT_COMMANDS,
+        learning_rate=partial(default_learning_rate, "full"),
+    )
+    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
 
 
 def train_everything(model: GPT) -> None:

@@ -11,6 +11,7 @@ from litgpt.methods.lora import LoRA
 from litgpt.methods.peft_export import write_lora
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
+from litgpt.train.learning_rate import default_learning_rate
 from litgpt.train.method import RESULT_COMMANDS, Method
 from litgpt.train.run import Run
 
@@ -43,6 +44,7 @@ def setup(
         save=partial(save, lora),
         next_commands=("litgpt merge_lora {final}", *RESULT_COMMANDS),
         remark=note if unsupported else "",
+        learning_rate=partial(default_learning_rate, "pissa" if lora.init == "pissa" else lora.variant),
     )
     Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
 

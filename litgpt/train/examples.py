@@ -42,6 +42,8 @@ class Examples:
 
     def show_answers(self, when: str) -> None:
         rows, choice = self.dataset.val, self.eval.evaluate_example
+        if choice is None:
+            return
         first = {"first": 0, "random": random.Random(0).randrange(len(rows))}.get(str(choice))
         first = int(choice) if first is None else first
         for row in ((first + i) % len(rows) for i in range(min(self.eval.examples, len(rows)))):
