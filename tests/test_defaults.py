@@ -221,6 +221,7 @@ def test_a_checkpoint_of_an_earlier_release(finetune, tmp_path):
     checkpoint = tmp_path / "out" / "step-000003"
     state = torch.load(checkpoint / STATE, weights_only=True)
     del state["settings"][MICRO_BATCH], state["settings"]["optimizer.init_args.lr"]
+    state["settings"]["optimizer.init_args"] = {}
     torch.save(state, checkpoint / STATE)
     write_sums(checkpoint, step=3)
     out, printed = finetune("out", *flags, "--resume", "true")
@@ -473,9 +474,9 @@ def test_a_resumed_run_may_have_a_patience_that_is_too_long(finetune, monkeypatc
     ("seconds", "saved"),
     [
         (1, []),  # a run of less than a minute
-        (10, [6, 12, 18, 24, 30, 36]),  # once a minute at most
-        (30, [4, 8, 12, 16, 20, 24, 28, 32, 36]),  # every tenth
-        (400, list(range(2, 40, 2))),  # ten minutes
+        (10, list(range(7, 40, 7))),  # once a minute at most; a step decides before it runs
+        (30, list(range(4, 40, 4))),  # every tenth
+        (400, list(range(3, 40, 3))),  # after ten minutes
     ],
 )
 def test_when_checkpoints_are_saved(seconds, saved, finetune, tmp_path, monkeypatch):
@@ -487,7 +488,7 @@ def test_when_checkpoints_are_saved(seconds, saved, finetune, tmp_path, monkeypa
         Saver, "checkpoint", lambda self, name: found.append(self.result.steps) or checkpoint(self, name)
     )
     finetune("out", "--train.max_steps", 40, "--train.epochs", 99, "--train.global_batch_size", 2)
-    assert found == pytest.approx(saved, abs=1)
+    assert found == saved
     assert len(list((tmp_path / "out").glob("step-*"))) == bool(saved)  # the newest one
 
 

@@ -28,7 +28,9 @@ def settle_micro_batch(run: "Run") -> None:
     """Run the largest micro-batch, so that a run that does not fit in memory fails at once. Of several sizes, take the
     first one that fits on all devices."""
     device = run.fabric.device
-    *larger, smallest = sizes_to_try(run)
+    *larger, smallest = run.micro_batch_sizes
+    if larger:  # processes may have different amounts of memory
+        *larger, smallest = run.fabric.broadcast(sizes_to_try(run))
     if larger and run.sharing == "fsdp" and device.type == "cuda":
         larger, smallest = [], likely_to_fit(run, [*larger, smallest])
     if not any(fits(run, size) for size in larger):
