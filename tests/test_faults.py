@@ -278,13 +278,13 @@ def test_errors_of_other_kinds_are_left_alone(tmp_path):
 
 LIMITED = """
 import resource, sys, threading
-from litgpt.train import loop
-memory_dry_run = loop.memory_dry_run
-def limited(fabric, model, optimizer, batch):
+from litgpt.train import micro_batch
+memory_dry_run = micro_batch.memory_dry_run
+def limited(*args):
     pages = int(open("/proc/self/statm").read().split()[0])
     resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + 2**25,) * 2)
-    memory_dry_run(fabric, model, optimizer, batch)
-loop.memory_dry_run = limited
+    memory_dry_run(*args)
+micro_batch.memory_dry_run = limited
 from litgpt.__main__ main
 """.replace("__main__ main", "__main__ import main\nmain(sys.argv[1:])")
 

@@ -112,9 +112,9 @@ def test_learning_rate_from_everywhere(settings, config, capsys, case):
         assert "--train.learning_rate 0.1 and --optimizer.lr 0.2 contradict" in error
         return
     order = ((flag_rate, 0.1), (flag_lr, 0.2), (file_rate, 0.3), (file_lr, 0.4))
-    expected = next((value for given, value in order if given), 0.001)
+    expected = next((value for given, value in order if given), None)
     got = settings(*LORA, "X", *words)
-    assert got["optimizer"]["init_args"]["lr"] == expected
+    assert got["optimizer"]["init_args"].get("lr") == expected
     assert got["train"]["learning_rate"] in ((expected,) if flag_rate or file_rate else (None,))
     said = "train.learning_rate 0.3 takes precedence over optimizer.lr 0.4" in settings.err
     assert said == (file_rate and file_lr)
@@ -123,7 +123,7 @@ def test_learning_rate_from_everywhere(settings, config, capsys, case):
 def test_learning_rate_more(settings, config):
     def rate(*words: object) -> tuple[Any, Any]:
         got = settings(*LORA, "X", *words)
-        return got["train"]["learning_rate"], got["optimizer"]["init_args"]["lr"]
+        return got["train"]["learning_rate"], got["optimizer"]["init_args"].get("lr")
 
     assert rate("--train.learning_rate", "1e-4", "--optimizer.lr", 0.0001) == (1e-4, 1e-4)  # they agree
     assert rate("--learning_rate", "1e-4") == (1e-4, 1e-4)  # its old place
@@ -131,7 +131,7 @@ def test_learning_rate_more(settings, config):
     one, two = config("1.yaml", train={"learning_rate": 0.1}), config("2.yaml", optimizer=ADAMW)
     assert rate("--config", one, "--config", two) == (2e-4, 2e-4)
     assert rate("--config", two, "--config", one) == (0.1, 0.1)
-    assert rate("--config", one, "--train.learning_rate", "null") == (None, 0.001)
+    assert rate("--config", one, "--train.learning_rate", "null") == (None, None)
     flat = config("3.yaml", learning_rate="5e-5", min_lr="1e-6")
     assert rate("--config", flat) == (5e-5, 5e-5)
 
@@ -177,11 +177,10 @@ def test_size_of_a_step(settings, config, capsys):
     ],
 )
 def test_warmup_in_steps_or_as_a_share(start, files, flags, steps, fraction, said, settings, config):
-    default = 2000 if start[0] == "pretrain" else 100
     words = [w for i, f in enumerate(files) for w in ("--config", config(f"{i}.yaml", train=f))]
     train = settings(*start, "X", *words, *flags)["train"]
     assert (train["lr_warmup_steps"], train["lr_warmup_fraction"]) == (
-        default if steps == "default" else steps,
+        "auto" if steps == "default" else steps,
         fraction,
     )
     assert said in settings.err and settings.err.count("\n") == bool(said)

@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -71,9 +72,9 @@ def test_only_what_differs_from_the_defaults(recipe, settings):
     given = dict(leaves(fields))
     assert given.pop("data.class_path") == got["data.class_path"]
     for key, value in given.items():
-        assert key in default, key
+        assert key in default or key == "optimizer.lr", key  # which the run picks by default
         assert got[key] == value or str(got[key]) == value, key
-        assert default[key] != value, f"{key}: {value} is the default"
+        assert default.get(key) != value, f"{key}: {value} is the default"
     unused = {k for k in got if got[k] != default.get(k)} - set(given)
     assert unused <= {"train.global_batch_size"}, unused
 
@@ -83,6 +84,14 @@ def test_the_numbers_are_those_of_litgpts_recipe(name, settings):
     recipe = find_recipe(name)
     assert recipe.name == name and len(LITGPTS) == 42
     kept(LITGPTS[name], settings(*words(recipe), "--config", name))
+
+
+@pytest.mark.parametrize("recipe", [r for r in RECIPES if r.name not in LITGPTS], ids=lambda r: r.name)
+def test_our_own_recipes_train_all_linear_layers(recipe):
+    fields = recipe.fields()
+    switches = ("lora_key", "lora_projection", "lora_mlp")
+    is_lora = recipe.method in ("lora", "qlora")
+    assert not is_lora or fields.get("lora_targets") == "all-linear" or all(fields.get(name) for name in switches)
 
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=NAMES)
@@ -124,13 +133,16 @@ def weights(config: Config) -> int:
 
 def updates(config: Config, lora: LoRA) -> int:
     """LitGPT's rule: each product that is updated has an A of r x inputs and a B of outputs x r."""
+    if lora.targets is not None:
+        assert lora.targets == "all-linear"
+        lora = replace(lora, targets=None, **{name: name != "head" for name in TARGETS})
     width, inner = config.n_embd, config.intermediate_size
     q, kv = config.n_head * config.head_size, config.n_query_groups * config.head_size
     products = [(width, q)] * lora.query + [(width, kv)] * lora.key + [(width, kv)] * lora.value
     products += [(q, width)] * lora.projection
     if lora.mlp:
         ups = 1 if config.mlp_class_name == "GptNeoxMLP" else 2
-        products += [(width, inner)] * ups + [(inner, width)]
+        products += ([(width, inner)] * ups + [(inner, width)]) * max(config.n_expert, 1)
     products = products * config.n_layer + [(width, config.padded_vocab_size)] * lora.head
     return sum(lora.r * (inputs + outputs) for inputs, outputs in products)
 
@@ -364,15 +376,12 @@ def test_no_such_recipe(typed, hint):
 
 def test_the_table_is_that_of_the_recipes():
     text = (ROOT / "config_hub" / "finetune" / "README.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| \[(.*?)\]\((.*?)\) \| (\d+) \| (\d+) \| (\d+) \| (.*)", text, re.M)
+    rows = re.findall(r"^\| \[(.*?)\]\((.*?)\) \| (\d+) \| (\d+) \| (\d+|auto) \| (.*)", text, re.M)
     assert {name for name, *_ in rows} == {r.name for r in RECIPES if r.method != "pretrain"} - {"pico/lora"}
     for name, file, epochs, length, micro, rest in rows:
         recipe = find_recipe(name)
         train = recipe.fields()["train"]
         assert file == f"{name}.yaml"
-        assert [train["epochs"], train["max_seq_length"], train.get("micro_batch_size", 1)] == [
-            int(epochs),
-            int(length),
-            int(micro),
-        ]
+        assert [train["epochs"], train["max_seq_length"]] == [int(epochs), int(length)]
+        assert str(train.get("micro_batch_size", "auto")) == micro
         assert recipe.machine() in rest or "A10G" in rest

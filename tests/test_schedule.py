@@ -172,6 +172,8 @@ def test_micro_batches_fit_the_share_of_a_device(size, micro, devices, becomes, 
 
 def test_a_step_that_devices_cannot_share():
     with pytest.raises(UserError, match=r"global_batch_size 9 is not a multiple of .* on 2 devices; use 8 or 10"):
+        TrainArgs(global_batch_size=9, micro_batch_size=1).on(2)
+    with pytest.raises(UserError, match=r"global_batch_size 9 is not a multiple of .* devices, 2; use 8 or 10"):
         TrainArgs(global_batch_size=9).on(2)
 
 

@@ -48,8 +48,11 @@ class Resolved:
     optimizer_arguments: set[str]  # the names of the optimizer's arguments that a level sets
 
     def nested(self) -> dict[str, Any]:
+        """The options for jsonargparse, without the optimizer's learning rate if no level sets it: the run picks it."""
         nested: dict[str, Any] = {}
         for name, value in self.options.items():
+            if name == "optimizer.lr" and name not in self.optimizer_arguments:
+                continue
             head, _, leaf = name.partition(".")
             if not leaf:
                 nested[name] = {"class_path": value, "init_args": {}} if name in CLASSES and value else value
@@ -296,7 +299,8 @@ def same_number(a: Any, b: Any, options: Options) -> bool:
 
 def same_batch(iterations: Any, rows: Any, options: Options) -> bool:
     """Whether both come to the same number of rows for each optimizer step."""
-    sizes = (options["train.micro_batch_size"], iterations, options["devices"], options["num_nodes"])
+    micro = options["train.micro_batch_size"]
+    sizes = (1 if micro == "auto" else micro, iterations, options["devices"], options["num_nodes"])
     try:
         micro, times, devices, nodes = map(int, sizes)
         return micro * times * devices * nodes == int(rows)

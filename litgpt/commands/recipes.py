@@ -99,6 +99,8 @@ def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
 def lora_parameters(config: Config, fields: dict[str, Any]) -> int:
     width, inner, q = config.n_embd, config.intermediate_size, config.qkv_sizes[0]
     on = {"query": True, "value": True} | {k.removeprefix("lora_"): v for k, v in fields.items() if "lora_" in k}
+    if on.get("targets") == "all-linear":
+        on |= dict.fromkeys(("query", "key", "value", "projection", "mlp"), True) | {"head": False}
     n = sum(width + size for name, size in zip(("query", "key", "value"), config.qkv_sizes) if on.get(name))
     n += (width + q) if on.get("projection") else 0
     n_matrices = 2 if config.mlp_class_name == "GptNeoxMLP" else 3

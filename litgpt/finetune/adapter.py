@@ -9,6 +9,7 @@ from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
+from litgpt.train.learning_rate import default_learning_rate
 from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
@@ -39,11 +40,18 @@ def setup(
     """
     base_model = BaseModel.from_folder(checkpoint_dir, initial_adapter, kwargs.get("dry_run", False))
     adapter = continued_adapter(LLaMAAdapter(adapter_prompt_length, adapter_start_layer), base_model)
-    return Run(adapter_method("finetune adapter", adapter), base_model, out_dir, **kwargs)()
+    return Run(adapter_method("adapter", adapter), base_model, out_dir, **kwargs)()
 
 
 def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:
-    return Method(name, adapter.apply, partial(save, adapter), next_commands=ADAPTER_COMMANDS, remark=REMARK)
+    return Method(
+        name=f"finetune {name}",
+        apply=adapter.apply,
+        save=partial(save, adapter),
+        next_commands=ADAPTER_COMMANDS,
+        remark=REMARK,
+        learning_rate=partial(default_learning_rate, name),
+    )
 
 
 def save(adapter: LLaMAAdapter, model: GPT, base_model: BaseModel, folder: Path) -> None:

@@ -34,4 +34,4 @@ def setup(
     """
     base_model = BaseModel.from_folder(checkpoint_dir, initial_adapter, kwargs.get("dry_run", False))
     adapter = continued_adapter(LLaMAAdapterV2(adapter_prompt_length, adapter_start_layer), base_model)
-    return Run(adapter_method("finetune adapter_v2", adapter), base_model, out_dir, **kwargs)()
+    return Run(adapter_method("adapter_v2", adapter), base_model, out_dir, **kwargs)()

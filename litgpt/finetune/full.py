@@ -6,17 +6,16 @@ from typing import Any, Optional
 
 from litgpt.checkpoint.folder import result_dtypes, round_weights, write_model
 from litgpt.model.gpt import GPT
-from litgpt.train.args import EvalArgs
 from litgpt.train.base_model import BaseModel
+from litgpt.train.learning_rate import default_learning_rate
 from litgpt.train.method import RESULT_COMMANDS, Method, Save
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
-EVAL = EvalArgs(interval=600)
 
 
 def setup(
-    checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), eval: EvalArgs = EVAL, **kwargs: Any
+    checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), **kwargs: Any
 ) -> Optional[TrainingResult]:
     """Finetune all weights of a model.
 
@@ -26,11 +25,17 @@ def setup(
         checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/; or a LoRA folder, which is
             merged in memory.
         out_dir: Output folder; the result is in final/.
-        eval: Validation options.
     """
-    method = Method("finetune full", train_everything, save, finish, next_commands=RESULT_COMMANDS)
+    method = Method(
+        name="finetune full",
+        apply=train_everything,
+        save=save,
+        finish=finish,
+        next_commands=RESULT_COMMANDS,
+        learning_rate=partial(default_learning_rate, "full"),
+    )
     base_model = BaseModel.from_folder(checkpoint_dir, planned=kwargs.get("dry_run", False)).merged()
-    return Run(method, base_model, out_dir, eval=eval, **kwargs)()
+    return Run(method, base_model, out_dir, **kwargs)()
 
 
 def train_everything(model: GPT) -> None:

@@ -12,6 +12,7 @@ from litgpt.methods.lora import LoRA
 from litgpt.methods.peft_export import write_lora
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
+from litgpt.train.learning_rate import default_learning_rate
 from litgpt.train.method import ADAPTER_COMMANDS, Method
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
@@ -51,6 +52,7 @@ def setup(
         save=partial(save, lora),
         next_commands=(*ADAPTER_COMMANDS, "litgpt merge_lora {folder}"),
         remark=note if unsupported else "",
+        learning_rate=partial(default_learning_rate, "pissa" if lora.init == "pissa" else lora.variant),
     )
     return Run(method, base_model, out_dir, **kwargs)()
 

@@ -16,8 +16,9 @@ from litgpt.train.method import RESULT_COMMANDS, Method
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
-TRAIN = TrainArgs(global_batch_size=512, micro_batch_size=4, lr_warmup_steps=2000, epochs=1, max_norm=1.0, min_lr=4e-5)
-EVAL = EvalArgs(interval=1000, max_new_tokens=None)
+TRAIN = TrainArgs(global_batch_size=512, epochs=1, max_norm=1.0, min_lr=4e-5)
+EVAL = EvalArgs(max_new_tokens=None)
+WARMUP_STEPS = 2000  # at most, if --train.lr_warmup_steps is auto
 PROBE = "Two tokenizers agree: 0123456789, naïve café, 東京.\n\tdef f(x): return x"
 
 
@@ -69,7 +70,15 @@ def setup(
         base_model = BaseModel.random(fields, find_folder(folder, weights=False))
     assert data is not None
     next_commands = (*RESULT_COMMANDS[1:], "litgpt finetune lora {folder} --data my.jsonl  # your rows")
-    method = Method("pretrain", train_everything, save, finish, saves_style=False, next_commands=next_commands)
+    method = Method(
+        name="pretrain",
+        apply=train_everything,
+        save=save,
+        finish=finish,
+        saves_style=False,
+        next_commands=next_commands,
+        warmup_steps=WARMUP_STEPS,
+    )
     return Run(method, base_model, out_dir, data, train=train, eval=eval, seed=seed, **kwargs)()
 
 

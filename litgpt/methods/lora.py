@@ -23,6 +23,7 @@ from litgpt.model.gpt import GPT
 from litgpt.model.kernels import dropout
 from litgpt.storage.fields import pattern
 
+ALL_LINEAR = "all-linear"
 TARGETS = ("query", "key", "value", "projection", "mlp", "head")
 Variant = Literal["lora", "rslora", "dora"]
 Init = Literal["kaiming", "pissa"]
@@ -229,8 +230,9 @@ class LoRA:
         init: kaiming starts from the base model, with updates that are zero; pissa moves the principal components of
             each weight into its update.
         plus_ratio: Learning rate of the second factor of each update, relative to the first (LoRA+).
-        targets: Regular expression for the Hugging Face names of the layers to update, such as q_proj|v_proj; replaces
-            the six switches. A fused layer such as qkv_proj is updated as a whole.
+        targets: all-linear for all linear layers except the head, or a regular expression for the Hugging Face names of
+            the layers to update, such as q_proj|v_proj; replaces the six switches. A fused layer such as qkv_proj is
+            updated as a whole.
         layers: Update only these blocks, such as [0, 1], or [-2, -1] for the last two.
 
     """
@@ -305,7 +307,7 @@ class LoRA:
                 if self.variant == "dora" and self.modules is None and model.config.n_expert and ".mlp." in name:
                     raise UserError(
                         "--lora_variant dora: peft has no DoRA for the mlp of a model with experts. Choose lora or "
-                        "rslora, or set --lora_mlp false."
+                        "rslora, or do not update the mlp."
                     )
                 if self.init == "pissa" and isinstance(linear, QuantizedLinear):
                     raise UserError(
@@ -350,6 +352,8 @@ class LoRA:
         layer = re.search(r"\.h\.(\d+)\.", name)
         if layer and chosen is not None and int(layer[1]) not in chosen:
             return [False] * len(hf)
+        if self.targets == ALL_LINEAR:
+            return [layer is not None] * len(hf)
         if self.targets is not None:
             return [re.search(self.targets, module) is not None for module in hf]
         if name.endswith("attn.qkv"):

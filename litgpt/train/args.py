@@ -38,6 +38,8 @@ class PlanArgs:
 
 planning: ContextVar[Optional[PlanArgs]] = ContextVar("planning", default=None)  # set while a run is only planned
 
+AUTO: Literal["auto"] = "auto"
+IntOrAuto = Union[Literal["auto"], int]
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
 
 
@@ -46,21 +48,26 @@ class TrainArgs:
     """Training options.
 
     Args:
-        save_interval: Optimizer steps between checkpoints; null saves only the result.
-        keep_last: Keep only this many of the newest checkpoints; null keeps all of them.
+        save_interval: Optimizer steps between checkpoints; null saves only the result. auto saves about every tenth of
+            the run and at least every 10 minutes, but at most once a minute.
+        keep_last: Keep only this many of the newest checkpoints; null keeps all of them. auto keeps one if
+            save_interval is auto, and all otherwise.
         save_best: Also save the checkpoint with the lowest validation loss, in best/.
         pause_after: Save a checkpoint and exit with code 75 after this many steps. Continue with --resume true.
         log_interval: Optimizer steps between lines of metrics.csv and of the logger. The screen does not depend on it.
         global_batch_size: Rows per optimizer step, over all devices.
         gradient_accumulation_iters: Micro-batches per optimizer step on each device, instead of global_batch_size.
-        micro_batch_size: Rows per forward pass on each device.
-        lr_warmup_steps: Optimizer steps over which the learning rate rises linearly to its peak. With max_tokens or
-            max_time, the warmup takes at most a tenth of the run.
+        micro_batch_size: Rows per forward pass on each device. The result does not depend on it. auto is the largest
+            divisor of a device's share of global_batch_size that fits in memory, on a CPU at most 8.
+        lr_warmup_steps: Optimizer steps over which the learning rate rises linearly to its peak. auto is a tenth of the
+            run, at most 100 steps (2,000 for pretraining). With max_tokens or max_time, the warmup takes at most a
+            tenth of the run.
         lr_warmup_fraction: Warmup as a fraction of the run (steps, tokens, or time), instead of lr_warmup_steps.
         lr_schedule: How the learning rate decays from its peak to min_lr. constant does not decay. With max_tokens or
             max_time, the schedule follows the fraction of that budget used.
         lr_decay_iters: Optimizer step at which the learning rate reaches min_lr; by default the end of the run.
-        learning_rate: Peak learning rate. Overrides the optimizer's lr.
+        learning_rate: Peak learning rate. Overrides the optimizer's lr. If a finetune has neither, optimizers of Adam's
+            type get a rate that depends on the method and the width of the model (LitGPT: 1e-3).
         epochs: Passes over the training rows. The run ends at the first limit reached: epochs, max_tokens, max_steps,
             or max_time.
         max_tokens: Stop after reading this many tokens.
@@ -78,15 +85,15 @@ class TrainArgs:
             same as true.
     """
 
-    save_interval: Optional[int] = 1000
-    keep_last: Optional[int] = None
+    save_interval: Optional[IntOrAuto] = AUTO
+    keep_last: Optional[IntOrAuto] = AUTO
     save_best: bool = False
     pause_after: Optional[int] = None
     log_interval: int = 1
     global_batch_size: int = 16
     gradient_accumulation_iters: Optional[int] = None
-    micro_batch_size: int = 1
-    lr_warmup_steps: Optional[int] = 100
+    micro_batch_size: IntOrAuto = AUTO
+    lr_warmup_steps: Optional[IntOrAuto] = AUTO
     lr_warmup_fraction: Optional[float] = None
     lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
     lr_decay_iters: Optional[int] = None
@@ -107,23 +114,25 @@ class TrainArgs:
         positive = """save_interval keep_last pause_after log_interval global_batch_size gradient_accumulation_iters
             micro_batch_size lr_decay_iters epochs max_tokens max_steps max_time max_seq_length max_norm"""
         wrong = not_positive("train", self, positive.split())
-        rows_at_once = self.micro_batch_size * world_size
+        rows_at_once = self.micro_rows * world_size
         if not wrong and self.gradient_accumulation_iters is None and self.global_batch_size % rows_at_once:
             devices = f" on {world_size} devices" if world_size > 1 else ""
+            unit = f"--train.micro_batch_size {self.micro_rows}{devices}"
+            unit = f"the number of devices, {world_size}" if self.micro_batch_size == AUTO else unit
             lower = max(1, self.global_batch_size // rows_at_once) * rows_at_once
             wrong.append(
-                f"--train.global_batch_size {self.global_batch_size} is not a multiple of --train.micro_batch_size "
-                f"{self.micro_batch_size}{devices}; use {lower} or {lower + rows_at_once}"
+                f"--train.global_batch_size {self.global_batch_size} is not a multiple of {unit}; use {lower} or "
+                f"{lower + rows_at_once}"
             )
         if self.lr_warmup_fraction is not None and not 0 <= self.lr_warmup_fraction <= 1:
             wrong.append(f"--train.lr_warmup_fraction {self.lr_warmup_fraction} is not between 0 and 1")
-        if self.lr_warmup_fraction is not None and self.lr_warmup_steps not in (None, TrainArgs.lr_warmup_steps):
+        if self.lr_warmup_fraction is not None and self.lr_warmup_steps not in (None, AUTO):
             wrong.append(
                 f"--train.lr_warmup_fraction {self.lr_warmup_fraction} and --train.lr_warmup_steps "
                 f"{self.lr_warmup_steps} exclude each other; set only one of them"
             )
         for name in ("lr_warmup_steps", "learning_rate", "min_lr"):
-            if (value := getattr(self, name)) is not None and not value >= 0:
+            if (value := getattr(self, name)) not in (None, AUTO) and not value >= 0:
                 wrong.append(f"--train.{name} {value} is below 0")
         if self.epochs is None and not (self.max_steps or self.max_tokens or self.max_time):
             limits = "--train.epochs, --train.max_steps, --train.max_tokens, or --train.max_time"
@@ -138,13 +147,32 @@ class TrainArgs:
             return []
         return [f"Ignored with --train.lr_schedule constant: {', '.join(unused)}."]
 
+    @property
+    def micro_rows(self) -> int:
+        """Rows per micro-batch, 1 for auto. With gradient_accumulation_iters it stays 1, since the number of rows in a
+        step must not depend on the memory."""
+        return 1 if self.micro_batch_size == AUTO else self.micro_batch_size
+
+    @property
+    def kept_checkpoints(self) -> Optional[int]:
+        if self.keep_last == AUTO:
+            return 1 if self.save_interval == AUTO else None
+        return self.keep_last
+
+    def micro_batch_sizes(self, world_size: int, largest: Optional[int]) -> list[int]:
+        """The sizes that auto tries, up to `largest`, beginning with the largest; else the size."""
+        if self.micro_batch_size != AUTO or self.gradient_accumulation_iters is not None:
+            return [self.micro_rows]
+        share = self.global_batch_size // world_size
+        return [n for n in range(min(share, largest or share), 0, -1) if share % n == 0]
+
     def on(self, world_size: int) -> "TrainArgs":
         """The same options with the batch sizes that `world_size` devices use: smaller micro-batches if a device's
         share of a step is not a multiple of theirs, which does not change the result. Raises `UserError` if the rows of
         a step cannot be divided among the devices."""
         share, rest = divmod(self.global_batch_size, world_size)
-        if world_size > 1 and self.gradient_accumulation_iters is None and not rest and share % self.micro_batch_size:
-            size = math.gcd(share, self.micro_batch_size)
+        if world_size > 1 and self.gradient_accumulation_iters is None and not rest and share % self.micro_rows:
+            size = math.gcd(share, self.micro_rows)
             remark(
                 f"Using --train.micro_batch_size {size} instead of {self.micro_batch_size}: each of the {world_size} "
                 f"devices processes {share} rows per step. The result does not change."
@@ -153,7 +181,7 @@ class TrainArgs:
         self.check(world_size)
         if self.gradient_accumulation_iters is None:
             return self
-        size = self.micro_batch_size * self.gradient_accumulation_iters * world_size
+        size = self.micro_rows * self.gradient_accumulation_iters * world_size
         return replace(self, global_batch_size=size)
 
 
@@ -162,26 +190,27 @@ class EvalArgs:
     """Validation options.
 
     Args:
-        interval: Optimizer steps between validations.
+        interval: Optimizer steps between validations. auto is about a tenth of the run.
         max_new_tokens: Maximum length of the example answers; null shows no examples.
-        max_iters: Micro-batches per validation during training; null validates on all rows.
+        max_iters: Micro-batches per validation during training, on each device; rows, if micro_batch_size is auto. null
+            validates on all rows.
         initial_validation: Validate on all rows before the first step, so that the report can compare the losses.
         final_validation: Validate on all rows after the last step.
         early_stopping_patience: Stop after this many validations in a row without a new best loss.
-        evaluate_example: Validation row to use as the example: first, random, or its number. The model answers its
-            prompt before and after training.
+        evaluate_example: Validation row to use as the example: first, random, or its number; null for none. The model
+            answers its prompt before and after training.
         examples: Number of example rows, starting with that one.
         exact_match: Answer this many validation prompts before and after training and report the fraction that matches
             exactly. Intended for short answers.
     """
 
-    interval: int = 100
+    interval: IntOrAuto = AUTO
     max_new_tokens: Optional[int] = 100
     max_iters: Optional[int] = 100
     initial_validation: bool = True
     final_validation: bool = True
     early_stopping_patience: Optional[int] = None
-    evaluate_example: Union[Literal["first", "random"], int] = "first"
+    evaluate_example: Optional[Union[Literal["first", "random"], int]] = "first"
     examples: int = 1
     exact_match: Optional[int] = None
 
@@ -225,4 +254,15 @@ class LogArgs:
 def not_positive(group: str, options: Any, names: list[str]) -> list[str]:
     """What is wrong with those of the named options that are set and not above 0."""
     values = {name: getattr(options, name) for name in names}
-    return [f"--{group}.{name} {v} must be above 0" for name, v in values.items() if v is not None and v <= 0]
+    return [f"--{group}.{name} {v} must be above 0" for name, v in values.items() if v not in (None, AUTO) and v <= 0]
+
+
+def record_setting(name: str, value: Any) -> None:
+    """Put the value of an option that was left to the run into its settings, if there are any."""
+    if settings := run_settings.get():
+        first, *others = name.split(".")
+        run_settings.set({**settings, first: with_value(settings.get(first), others, value)})
+
+
+def with_value(settings: Any, keys: list[str], value: Any) -> Any:
+    return {**settings, keys[0]: with_value(settings.get(keys[0]), keys[1:], value)} if keys else value

@@ -44,7 +44,8 @@ class Examples:
                 self.count_exact(when)
 
     def show_answers(self, when: str) -> None:
-        for row in self.chosen(self.eval.examples):
+        rows = self.chosen(self.eval.examples) if self.eval.evaluate_example is not None else []
+        for row in rows:
             if (answer := self.answer(row)) is not None:
                 prompt = " ".join(self.tokenizer.decode(self.dataset.val.prompt(row)).split())
                 self.screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")

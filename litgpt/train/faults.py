@@ -116,7 +116,7 @@ def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[s
         longest = max(batch.seqlens)
         shape += f" of {batch.ids.numel():,} tokens in {len(batch.seqlens)} rows, the longest {longest:,}"
     remedies = [
-        (train.micro_batch_size > 1, f"--train.micro_batch_size {max(1, train.micro_batch_size // 2)}"),
+        (train.micro_rows > 1, f"--train.micro_batch_size {max(1, train.micro_rows // 2)}"),
         (not train.activation_checkpointing, "--train.activation_checkpointing true"),
         (train.activation_checkpointing in (True, "block"), "--train.activation_checkpointing offload"),
         (not all_trained and quantize is None, "--quantize bnb.nf4"),

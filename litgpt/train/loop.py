@@ -16,6 +16,7 @@ from torch.optim import Optimizer
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory, to_device
 from litgpt.model.sharded import local_shard, total_norm
+from litgpt.train.args import AUTO, IntOrAuto
 from litgpt.train.faults import all_finite, crash
 from litgpt.train.progress import Step, gigabytes, percent
 from litgpt.train.signals import Stopped
@@ -38,7 +39,8 @@ class Trainer:
         self.train, self.eval, self.plan, self.result = run.train, run.eval, run.plan, run.result
         self.train_rows, self.val_rows = run.train_rows, run.val_rows
         self.metrics, self.signals = run.metrics, run.signals
-        self.first_step = self.saved_step = self.result.steps
+        self.first_step = self.result.steps
+        self.saved_steps, self.saved_seconds = self.result.steps, self.result.seconds
         self.start_log_window()
         self.recent = deque([(self.result.tokens, self.result.seconds)], maxlen=RECENT)
         self.utilization: Optional[float] = None
@@ -59,7 +61,7 @@ class Trainer:
             began = time.perf_counter()
             lr = self.plan.learning_rate(result, self.peak_lr, self.train.min_lr, self.train.lr_schedule)
             # ------------------------------------------------------------------------------------------------ the step
-            counts = torch.tensor([sum(b.n_target_tokens for b in batches), self.signals.code])
+            counts = torch.tensor([sum(b.n_target_tokens for b in batches), self.signals.code, self.is_time_to_save()])
             counts = sum_over_ranks(fabric, to_device(fabric.device, counts)[0])
             loss = torch.zeros((), device=fabric.device)
             for i, batch in enumerate(batches):
@@ -70,7 +72,7 @@ class Trainer:
                 loss += part.detach()
             upcoming = self.next_step()  # while the device is busy
             norm_on_device = clip(fabric, model, optimizer, self.train.max_norm)
-            result.loss, norm, n_targets, signaled = read(sum_over_ranks(fabric, loss), norm_on_device, *counts)
+            result.loss, norm, n_targets, signaled, save = read(sum_over_ranks(fabric, loss), norm_on_device, *counts)
             if not all_finite(result.loss, norm):
                 raise crash(self.run, result.steps + 1, rows, result.loss, norm)
             for group in optimizer.param_groups:
@@ -83,19 +85,16 @@ class Trainer:
             if signaled or self.is_interrupted or self.should_pause():
                 self.signals.code = self.signals.code or PAUSED
                 self.stop()
-            if self.is_due(self.train.save_interval) and not self.should_stop():
+            if (save or self.is_due(self.train.save_interval)) and not self.should_stop():
                 self.save_checkpoint(f"step-{result.steps:06d}")
         self.screen.stop()
-        if self.run.is_frozen and result.steps > self.saved_step:
+        if self.run.is_frozen and result.steps > self.saved_steps:
             self.save_checkpoint(f"step-{result.steps:06d}")
         if self.eval.final_validation and len(self.val_rows):
             self.validate()
 
     def prepare(self) -> None:
-        """Run the largest micro-batch, so that a run that does not fit in memory fails at once; validate."""
-        longest = self.train_rows.batch(self.train_rows.longest(self.train.micro_batch_size))
-        self.run.last_batch = longest
-        memory_dry_run(self.fabric, self.model, self.optimizer, longest.to(self.fabric.device))
+        """Validate before the first step."""
         if self.eval.initial_validation and len(self.val_rows) and not self.result.steps:
             self.validate()
         self.screen.start(self.plan.fraction_done(self.result), self.plan.position(self.result))
@@ -107,17 +106,20 @@ class Trainer:
 
     def micro_batches(self, rows: list[int], source: Rows) -> Iterator[Batch]:
         fabric = self.fabric
-        parts = micro_batches(rows, self.train.micro_batch_size, fabric.global_rank, fabric.world_size)
+        parts = micro_batches(rows, self.train.micro_rows, fabric.global_rank, fabric.world_size)
         return (source.batch(part).to(fabric.device) for part in parts)
 
     @torch.no_grad()
     def validate(self, max_iters: Optional[int] = None) -> float:
-        """Measure the validation loss on `max_iters` micro-batches, by default on all rows."""
+        """Measure the validation loss on `max_iters` micro-batches of each device, by default on all rows. A size that
+        the run picked does not count: another one must not give another loss."""
         fabric, model, result = self.fabric, self.model, self.result
-        batches = self.micro_batches(list(range(len(self.val_rows))), self.val_rows)
+        rows = list(range(len(self.val_rows)))
+        if max_iters is not None:
+            rows = rows[: max_iters * fabric.world_size * (1 if self.run.picks_micro_batch else self.train.micro_rows)]
         sums = torch.zeros(2, dtype=torch.float64)
         model.eval()
-        for batch in itertools.islice(batches, max_iters):
+        for batch in self.micro_batches(rows, self.val_rows):
             self.run.last_batch = batch
             sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
             if self.is_interrupted:
@@ -135,7 +137,8 @@ class Trainer:
         result, patience = self.result, self.eval.early_stopping_patience
         if result.early or self.plan.is_done(result):
             return True
-        if not len(self.val_rows) or not self.is_due(self.eval.interval) or result.last_eval_step == result.steps:
+        is_due = len(self.val_rows) and self.plan.is_validation_due(self.eval.interval, result)
+        if not is_due or result.last_eval_step == result.steps:
             return False
         loss = self.validate(self.eval.max_iters)
         result.last_eval_step = result.steps
@@ -152,8 +155,15 @@ class Trainer:
         """Whether a signal came. Several ranks have to agree on that, which they do once per step."""
         return bool(self.signals.code) and self.fabric.world_size == 1
 
-    def is_due(self, interval: Optional[int]) -> bool:
-        return bool(interval) and self.result.steps % interval == 0  # type: ignore[operator]
+    def is_due(self, interval: Optional[IntOrAuto]) -> bool:
+        return isinstance(interval, int) and self.result.steps % interval == 0
+
+    def is_time_to_save(self) -> bool:
+        """Whether a checkpoint is due after this step if the run picks the time, by the clock of the first rank."""
+        if self.train.save_interval != AUTO or not self.fabric.is_global_zero:
+            return False
+        steps, seconds = self.result.steps + 1 - self.saved_steps, self.result.seconds - self.saved_seconds
+        return self.plan.is_checkpoint_due(self.result, steps, seconds)
 
     def should_pause(self) -> bool:
         pause_after = self.train.pause_after
@@ -162,7 +172,7 @@ class Trainer:
     def save_checkpoint(self, name: str) -> None:
         self.metrics.flush()
         self.run.saver.checkpoint(name)
-        self.saved_step = self.result.steps
+        self.saved_steps, self.saved_seconds = self.result.steps, self.result.seconds
 
     def stop(self) -> NoReturn:
         self.screen.stop()
@@ -224,14 +234,6 @@ class Trainer:
             peak_memory=peak_memory(self.fabric.device),
         )
         self.start_log_window()
-
-
-def memory_dry_run(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Batch) -> None:
-    """Run a micro-batch forward and backward and discard the gradients. The random state stays as it was."""
-    devices = [fabric.device] if fabric.device.type == "cuda" else []
-    with torch.random.fork_rng(devices), fabric.no_backward_sync(model):
-        fabric.backward(model(batch) / max(1, batch.n_target_tokens))
-    optimizer.zero_grad()
 
 
 def clip(fabric: "Fabric", model: Any, optimizer: Optimizer, max_norm: Optional[float]) -> torch.Tensor:

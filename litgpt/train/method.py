@@ -8,6 +8,7 @@ from typing import Optional
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
+from litgpt.train.schedule import WARMUP_STEPS
 
 Save = Callable[[GPT, BaseModel, Path], None]
 RESULT_COMMANDS = ("litgpt chat {folder}", "litgpt serve {folder}", "litgpt generate {folder} --prompt {prompt}")
@@ -32,6 +33,8 @@ class Method:
         str, ...
     ] = ()  # to suggest at the end, with `{folder}` of the result and an example `{prompt}`
     remark: str = ""  # a note about that folder
+    learning_rate: Optional[Callable[[int], float]] = None  # the default for a model's width; None for the optimizer's
+    warmup_steps: int = WARMUP_STEPS  # at most, if --train.lr_warmup_steps is auto
 
     def check_quantize(self, quantize: Optional[str], frozen: bool) -> None:
         if quantize is not None and not frozen:

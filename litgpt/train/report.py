@@ -42,7 +42,7 @@ def print_header(run: "Run") -> None:
         "packs": describe_packs(run.train_rows),
         "prompt style": f"{dataset.style.name}; loss on {trained}",
         "schedule": describe_schedule(plan, run.train, run.train_rows),
-        "optimizer": f"{optimizer}, {describe_learning_rate(run.peak_lr, plan, run.train)}",
+        "optimizer": f"{optimizer}, {describe_learning_rate(run.peak_lr, plan, run.train, run.rate_origin)}",
         "early stopping": f"after {patience} validations in a row without a new best loss" if patience else "",
         "device": describe_devices(run),
         "output": unbroken(run.out_dir),
@@ -142,13 +142,14 @@ def describe_schedule(plan: Plan, train: TrainArgs, rows: Rows) -> str:
     return f"{ending}{', steps' if budget else ''} {step}, micro-batch {train.micro_batch_size}"
 
 
-def describe_learning_rate(peak: float, plan: Plan, train: TrainArgs) -> str:
+def describe_learning_rate(peak: float, plan: Plan, train: TrainArgs, origin: str) -> str:
+    rate = f"learning rate {peak:g}{f' ({origin})' * bool(origin)}"
     warmup = f"{plan.warmup:,} warmup steps{' (at most a tenth of the run)' * plan.has_budget}, " if plan.warmup else ""
     warmup = f"warmup over {plan.fraction:.0%} of the run, " if plan.fraction else warmup
     if train.lr_schedule == "constant":
-        return f"{warmup}learning rate {peak:g}, constant"
+        return f"{warmup}{rate}, constant"
     end = f"step {plan.decay:,}" if plan.decay is not None else "the end"
-    return f"{warmup}learning rate {peak:g}, {train.lr_schedule} to {train.min_lr:g} at {end}"
+    return f"{warmup}{rate}, {train.lr_schedule} to {train.min_lr:g} at {end}"
 
 
 def describe_rows(rows: TokenizedRows) -> str:

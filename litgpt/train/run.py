@@ -32,7 +32,7 @@ from litgpt.model.devices import (
 from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import write_single
 from litgpt.text.chat_template import clock_at
-from litgpt.train.args import EvalArgs, LogArgs, LoggerName, PlanArgs, TrainArgs, planning
+from litgpt.train.args import AUTO, EvalArgs, LogArgs, LoggerName, PlanArgs, TrainArgs, planning
 from litgpt.train.base_model import BaseModel
 from litgpt.train.devices import launch
 from litgpt.train.devices.launch import StrategyName, make_fabric
@@ -40,12 +40,14 @@ from litgpt.train.devices.ranks import is_first, together, watch
 from litgpt.train.examples import Examples
 from litgpt.train.faults import in_words, spared
 from litgpt.train.flops import FlopCounter
+from litgpt.train.learning_rate import takes_default
 from litgpt.train.loggers import check_logger, make_logger
 from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
 from litgpt.train.memory.bound import upper_bound
 from litgpt.train.method import Method
 from litgpt.train.metrics import METRICS, Metrics, lines_until
+from litgpt.train.micro_batch import LARGEST_ON_CPU, settle_micro_batch
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.report import print_header, print_report
@@ -62,6 +64,7 @@ from litgpt.train.resume.find import (
     to_resume,
 )
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
+from litgpt.train.resume.recorded import take_recorded
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
 from litgpt.train.rows import changed_style, load_dataset, row_limit, sequences
@@ -95,7 +98,7 @@ class Run:
         train: Training options.
         eval: Validation options.
         optimizer: Optimizer: AdamW, SGD, Muon, AdamW8bit, ..., or a class path. Set its options with --optimizer.lr
-            and so on.
+            and so on; see --train.learning_rate for the default rate.
         log: Names of the run in the logger.
         logger_name: Where to log besides metrics.csv; csv for nowhere else. wandb works offline if you are not logged
             in, and mlflow logs to MLFLOW_TRACKING_URI if set. Their files are in out_dir/logs.
@@ -164,6 +167,7 @@ class Run:
                 self.load()
                 self.check_memory()
                 self.build()
+                settle_micro_batch(self)
                 print_header(self)
                 self.metrics: Metrics = self.open_metrics()
                 with self.metrics:
@@ -203,11 +207,20 @@ class Run:
         self.precision_name = self.precision or default_training_precision(self.device, not self.is_frozen)
         self.method.check_quantize(self.quantize, self.is_frozen)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
+        self.default_rate: Optional[float] = None
+        self.rate_origin = ""  # of a default learning rate, for the header
+        rule, width = self.method.learning_rate, self.base_model.config.n_embd
+        if rule is not None and self.train.learning_rate is None and takes_default(self.optimizer):
+            self.default_rate, self.rate_origin = rule(width), f"default of {self.method.name} for width {width}"
 
     def pick_devices(self) -> None:
         self.devices_per_node, n_nodes = launch.layout(self.device, self.devices, self.num_nodes)
         world_size, memory = self.devices_per_node * n_nodes, launch.device_memory(self.device, self.devices_per_node)
+        self.world_size = world_size
+        self.picks_micro_batch = self.train.micro_batch_size == AUTO and self.train.gradient_accumulation_iters is None
+        largest = None if self.device.type == "cuda" else LARGEST_ON_CPU
         self.train = self.train.on(world_size)
+        self.use_micro_batch(self.train.micro_batch_sizes(world_size, largest))
         if self.precision is None and self.precision_name == "16-mixed" and world_size > 1:
             exact = "32-true"  # fsdp cannot scale gradients
             needed = launch.pick_strategy(self.strategy, self.model, exact, self.quantize, memory)
@@ -226,6 +239,11 @@ class Run:
         self.is_first = is_first(self.fabric)
         self.screen = Screen(active=self.is_first)
 
+    def use_micro_batch(self, sizes: list[int]) -> None:
+        """Use the first of these sizes that fits in memory."""
+        self.micro_batch_sizes = sizes
+        self.train = replace(self.train, micro_batch_size=sizes[0]).on(self.world_size)
+
     def find_checkpoint(self) -> bool:
         """Find the checkpoint to resume from. Returns whether the run is already finished."""
         self.is_locked = self.resume is not False and self.out_dir.is_dir()
@@ -233,6 +251,7 @@ class Run:
             self.held.enter_context(taken(self.out_dir))  # no other run may write the newest checkpoint
         self.checkpoint, notes = to_resume(self.out_dir, self.resume)
         self.notes += notes
+        take_recorded(self)
         self.extends = self.checkpoint is not None and is_complete(self.checkpoint.parent, self.checkpoint)
         now = settings_of(self.train, self.precision_name)
         return self.resume is not False and is_finished(self.out_dir, self.checkpoint, now)
@@ -243,14 +262,17 @@ class Run:
         self.train_rows, self.val_rows = (
             sequences(rows, self.train, self.source, self.row_limit) for rows in (self.dataset.train, self.dataset.val)
         )
-        self.plan = Plan(self.train, self.train_rows)
+        self.plan = Plan(self.train, self.train_rows, self.method.warmup_steps)
+        if self.checkpoint is None:
+            self.plan.check_patience(self.eval)
         self.notes += self.dataset.notes() + changed_style(self.dataset, self.base_model)
 
     def check_memory(self) -> None:
         """Raise `UserError` if the run needs more memory than its device has. Predicting that takes seconds, so it is
         only done if the run is not sure to fit."""
-        memory = launch.usable_memory(self.device, self.devices_per_node)
-        if memory is not None and upper_bound(self) > memory:
+        memory, smallest = launch.usable_memory(self.device, self.devices_per_node), self.micro_batch_sizes[-1]
+        self.train = replace(self.train, micro_batch_size=smallest)  # until larger ones are tried
+        if memory is not None and upper_bound(self, smallest) > memory:
             from litgpt.train.memory.fit import check_fits
 
             check_fits(self)
@@ -284,7 +306,7 @@ class Run:
             state.progress = {RENAMED_PROGRESS.get(name, name): value for name, value in state.progress.items()}
             self.notes += compare(state, self.saver.settings, self)
             self.saver.restore(state)
-            self.plan = Plan(self.train, self.train_rows, self.result)
+            self.plan = Plan(self.train, self.train_rows, self.method.warmup_steps, self.result)
             self.notes += extend(self, state) if self.extends else []
         if self.compile:
             compile_blocks(self.model)
@@ -316,7 +338,7 @@ class Run:
     def make_optimizer(self) -> Optimizer:
         groups, make = parameter_groups(self.model), ours(self.optimizer)
         try:
-            optimizer = make(groups)
+            optimizer = make(groups) if self.default_rate is None else make(groups, lr=self.default_rate)
         except (TypeError, ValueError) as e:  # raised for arguments that the class does not accept
             raise UserError(f"--optimizer: {e}.") from e
         optimizer = finished(optimizer, self.seed, fuse=self.precision_name != "16-mixed")

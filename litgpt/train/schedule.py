@@ -5,9 +5,13 @@ from dataclasses import dataclass, field
 from typing import Literal, Optional
 
 from litgpt.data.batches import Rows
-from litgpt.train.args import TrainArgs
+from litgpt.errors import UserError
+from litgpt.train.args import AUTO, EvalArgs, IntOrAuto, TrainArgs
 
 Schedule = Literal["cosine", "linear", "constant"]
+WARMUP_STEPS = 100  # at most, if --train.lr_warmup_steps is auto
+AUTO_PARTS = 10  # a run has about this many validations and checkpoints, if their interval is auto
+MIN_SECONDS, MAX_SECONDS = 60, 600  # of training between such checkpoints
 RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
 
 
@@ -32,7 +36,8 @@ class Plan:
     """The limits of a run, of which the first one reached ends it, and its learning rate.
 
     How many steps fit into a token or time budget shows only during the run. Until then the learning rate and the
-    progress follow an estimate, which is exact at the end.
+    progress follow an estimate, which is exact at the end. `warmup_steps` limits the warmup if the options leave it
+    to the run.
 
     `steps` is None if only tokens or time end the run. `fraction`, if set, replaces `warmup`. `requested_warmup` is set
     if the warmup of the options was truncated because the run is shorter. `decay` is the step at which the learning
@@ -40,7 +45,9 @@ class Plan:
     progress of a run that resumes.
     """
 
-    def __init__(self, train: TrainArgs, rows: Rows, done: Optional[Result] = None) -> None:
+    def __init__(
+        self, train: TrainArgs, rows: Rows, warmup_steps: int = WARMUP_STEPS, done: Optional[Result] = None
+    ) -> None:
         limits, done = [train.max_steps] if train.max_steps else [], done or Result()
         if train.epochs is not None:  # the last step before an extension may have had fewer rows than others
             left = len(rows) * train.epochs - done.seen
@@ -49,13 +56,15 @@ class Plan:
         self.tokens, self.seconds = train.max_tokens, train.max_time
         self.has_budget = self.tokens is not None or self.seconds is not None
         self.fraction = train.lr_warmup_fraction if self.has_budget else None
-        warmup = train.lr_warmup_steps or 0
+        warmup = warmup_steps if train.lr_warmup_steps == AUTO else train.lr_warmup_steps or 0
         if train.lr_warmup_fraction is not None:
             warmup = 0 if self.has_budget or self.steps is None else round(train.lr_warmup_fraction * self.steps)
         self.decay = train.lr_decay_iters or (None if self.has_budget else self.steps)
         end = min(self.steps or math.inf, self.decay or math.inf)
-        self.warmup = int(end) // 10 if warmup > end else warmup
-        self.requested_warmup = warmup if warmup > end else None
+        is_auto = train.lr_warmup_steps == AUTO and train.lr_warmup_fraction is None
+        self.requested_warmup = warmup if warmup > end and not is_auto else None
+        most = end / 10 if is_auto else end
+        self.warmup = int(end / 10) if warmup > most else warmup
         self.tokens_per_step = float(rows.lengths.float().mean()) * train.global_batch_size
 
     def steps_in_budget(self, result: Result) -> float:
@@ -77,6 +86,35 @@ class Plan:
         if self.fraction is not None:
             warmup = self.fraction * total if self.fraction else 0
         return learning_rate(result.steps, self.decay or total, warmup, peak, least, schedule)
+
+    def is_validation_due(self, interval: IntOrAuto, result: Result) -> bool:
+        if interval == AUTO:
+            return result.steps - result.last_eval_step >= self.total_steps(result) / AUTO_PARTS
+        return result.steps % interval == 0
+
+    def is_checkpoint_due(self, result: Result, steps: int, seconds: float) -> bool:
+        """Whether it is time to save a checkpoint, this many steps and seconds after the last one, if their interval is
+        auto."""
+        return seconds >= MAX_SECONDS or (seconds >= MIN_SECONDS and steps >= self.total_steps(result) / AUTO_PARTS)
+
+    def check_patience(self, args: EvalArgs) -> None:
+        """Raise `UserError` if early stopping cannot happen: the first validation sets the best loss, and then as many
+        as the patience have to come before the last step."""
+        total, patience = self.total_steps(Result()), args.early_stopping_patience
+        if patience is None or not math.isfinite(total):
+            return
+        interval = math.ceil(total / AUTO_PARTS) if args.interval == AUTO else args.interval
+        n = (math.ceil(total) - 1) // interval
+        if n > patience:
+            return
+        often = (math.ceil(total) - 1) // (patience + 1)
+        remedies = ([f"--eval.interval {often}"] if often else []) + ["a longer run"]
+        remedies += [f"--eval.early_stopping_patience {n - 1}"] if n > 1 else []
+        raise UserError(
+            f"--eval.early_stopping_patience {patience} can never stop this run early: that takes {patience + 1} "
+            f"validations, and the run of {math.ceil(total):,} steps has {n}, one every {interval:,} steps "
+            f"(--eval.interval). Set {' or '.join(remedies)}, or omit it."
+        )
 
     def is_done(self, result: Result) -> bool:
         limits = ((result.steps, self.steps), (result.tokens, self.tokens), (result.seconds, self.seconds))

@@ -12,12 +12,13 @@ FEATURES = 16  # numbers kept per token and layer, in units of the widths of att
 LOGITS = 4096  # positions whose logits exist at the same time, in float32, with their gradients
 
 
-def upper_bound(run: "Run") -> float:
-    """More bytes than a run can take on one device. Its options are checked and its rows are loaded."""
+def upper_bound(run: "Run", rows: int) -> float:
+    """More bytes than a run can take on one device with micro-batches of so many rows. Its options are checked and its
+    rows are loaded."""
     config, itemsize = run.base_model.config, DTYPES[run.precision_name].itemsize
     n_trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     lengths = run.train_rows.lengths
-    tokens = int(lengths.topk(min(run.train.micro_batch_size, len(lengths))).values.sum())
+    tokens = int(lengths.topk(min(rows, len(lengths))).values.sum())
     experts = config.n_expert_per_token * (config.moe_intermediate_size or config.intermediate_size)
     width = config.n_embd + config.n_head * config.head_size + max(config.intermediate_size, experts)
     kept = tokens * (config.n_layer + 1) * FEATURES * width * 4

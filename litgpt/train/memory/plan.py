@@ -21,6 +21,7 @@ from litgpt.model.devices import pick_device
 from litgpt.train.args import PlanArgs, run_words
 from litgpt.train.devices.launch import CONTEXT, pick_strategy, usable_memory
 from litgpt.train.memory.predict import Prediction, measure, predict
+from litgpt.train.micro_batch import plan_micro_batch
 from litgpt.train.peaks import Peak, find_peak
 from litgpt.train.progress import duration
 from litgpt.train.schedule import Plan, Result
@@ -149,12 +150,14 @@ def load(run: "Run", tokens: Optional[int] = None) -> None:
     run.checkpoint, run.last_batch, run.result = None, None, Result()
     if tokens is None:
         run.load()
+        plan_micro_batch(run)
         return
     if tokens < 2:
         raise UserError(f"--tokens {tokens} must be above 1.")
     run.train_rows = AssumedRows(min(tokens, run.row_limit))
     run.val_rows, run.dataset = [], SimpleNamespace(style=SimpleNamespace(printed_times=tuple))  # type: ignore[assignment]
     run.plan = Plan(run.train, run.train_rows)
+    plan_micro_batch(run)
 
 
 class AssumedRows:
@@ -185,7 +188,7 @@ def ladder(run: "Run", target: Target) -> list[Rung]:
     if not run.is_frozen and not is_small(run) and run.devices_per_node == 1:
         steps.append({"optimizer": "AdamW8bit"})
     together = merged(steps)
-    smaller = {"train.micro_batch_size": 1} if run.train.micro_batch_size > 1 else {}
+    smaller = {"train.micro_batch_size": 1} if run.train.micro_rows > 1 else {}
     offload = {"train.activation_checkpointing": "offload"}
     tries: list[Changes] = [{}, *steps]
     tries += [together] if len(steps) > 1 else []

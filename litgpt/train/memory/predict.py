@@ -134,6 +134,9 @@ class Rehearsal(Trainer):
     def validate(self, max_iters: Optional[int] = None) -> float:
         return 0.0
 
+    def save_checkpoint(self, name: str) -> None:
+        """Save nothing."""
+
     def count_step(self, rows: list[int], began: float) -> None:
         self.result.steps += 1
 
@@ -275,8 +278,8 @@ def flops_of(run: "Run", batch: Batch) -> float:
 
 def largest_batches(run: "Run") -> list[Batch]:
     """The micro-batches of a step. Two stand for more: from the second on, gradients are there in the forward pass."""
-    n = min(2, -(-run.train.global_batch_size // run.train.micro_batch_size))
-    return [run.train_rows.batch(run.train_rows.longest(run.train.micro_batch_size))] * n
+    n = min(2, -(-run.train.global_batch_size // run.train.micro_rows))
+    return [run.train_rows.batch(run.train_rows.longest(run.train.micro_rows))] * n
 
 
 def shortened(base: BaseModel, n_layer: int) -> BaseModel:

@@ -18,6 +18,7 @@ from litgpt.train.args import TrainArgs
 from litgpt.train.resume.command import again
 from litgpt.train.resume.folder import HYPERPARAMETERS, settings
 from litgpt.train.resume.state import (
+    MICRO_BATCH,
     OPTIMIZER,
     STATE,
     TIME,
@@ -145,6 +146,7 @@ def what_must_stay(run: "Run", optimizer: Optimizer) -> dict[str, Any]:
         "the number of devices": devices,  # `--devices auto` may change
         **({"the strategy": run.sharing} if devices > 1 else {}),
         TIME: now().isoformat(),
+        MICRO_BATCH: run.train.micro_batch_size,
         OPTIMIZER: f"{kind.__module__}.{kind.__qualname__}",
         "threads": torch.get_num_threads(),
         "torch": str(torch.__version__),

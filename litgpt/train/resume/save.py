@@ -43,7 +43,7 @@ class Saver:
         self.model, self.loss_model = run.model, run.loss_model
         self.optimizer, self.tokenizer, self.save = optimizer, run.tokenizer, run.method.save
         self.precision, self.quantize = run.precision_name, run.quantize
-        self.out_dir, self.keep_last = run.out_dir, run.train.keep_last
+        self.out_dir, self.keep_last = run.out_dir, run.train.kept_checkpoints
         self.saves_all = not run.is_frozen  # the method saves all weights, so the training state need not
         records_style = run.method.saves_style and not run.dataset.plain_text
         self.style = run.dataset.style if records_style else None  # None keeps the base model's

@@ -23,11 +23,12 @@ STATE = "training_state.pt"
 SHARDED_STATE = "optimizer.safetensors"  # the optimizer's state of sharded weights, which may not fit in memory
 SHARDED = "sharded"  # the names in it, as a part of the optimizer's state
 OPTIMIZER = "the optimizer"  # setting: its class
+MICRO_BATCH = "the micro-batch size"  # setting: the size that a run picked
 TIME = "the time in the prompts"  # setting: the time that templates print, also after the run resumes
 # settings that may change when a run resumes, because they do not change its results
 INITIAL = "initial_checkpoint_dir"
 FREE = re.compile(
-    rf"({TIME}|threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes"
+    rf"({TIME}|{MICRO_BATCH}|threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes"
     r"|strategy|fsdp_cpu_offload|log\..*|eval\.(?!early_stopping).*"
     r"|train\.(save_interval|log_interval|keep_last|save_best|pause_after))$"
 )
