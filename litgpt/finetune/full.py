@@ -13,10 +13,7 @@ from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
 
-
-def setup(
-    checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), **kwargs: Any
-) -> Optional[TrainingResult]:
+def setup(checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), **kwargs: Any) -> Optional[TrainingResult]:
     """Finetune all weights of a model.
 
     The result, `final/` in the output folder, is a Hugging Face folder with the dtypes of the model.

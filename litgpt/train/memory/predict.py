@@ -134,9 +134,6 @@ class Rehearsal(Trainer):
     def validate(self, max_iters: Optional[int] = None) -> float:
         return 0.0
 
-    def save_checkpoint(self, name: str) -> None:
-        """Save nothing."""
-
     def count_step(self, rows: list[int], began: float) -> None:
         self.result.steps += 1
 
