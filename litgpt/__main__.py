@@ -3,6 +3,7 @@
 import io
 import os
 import sys
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import NoReturn, Optional
 
@@ -124,7 +125,7 @@ def main(argv: Optional[list[str]] = None) -> None:
 
         run(COMMANDS[command][0], command, args)
     except UserError as e:
-        fail(str(e))
+        fail(e.message, e.hints)
     except BrokenPipeError:  # the reader of stdout is gone
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         sys.exit(1)
@@ -134,13 +135,15 @@ def main(argv: Optional[list[str]] = None) -> None:
         sys.exit(130)
 
 
-def fail(message: str) -> NoReturn:
+def fail(message: str, hints: Sequence[str] = ()) -> NoReturn:
     if os.environ.get("LITGPT_TRACEBACK"):
         raise
     with suppress(OSError, ValueError):  # stderr may be closed
         text = " ".join(without_secrets(message).split())
         print(
             f"litgpt: error: {text if len(text) <= MAX_ERROR_LENGTH else f'{text[:MAX_ERROR_LENGTH]} ...'}",
+            *(f"\n  {hint}" for hint in hints),
+            sep="",
             file=sys.stderr,
         )
     sys.exit(2)

@@ -29,10 +29,12 @@ def without_secrets(text: str) -> str:
 
 
 class UserError(ValueError):
-    """An error that the user can fix. The command line shows its message in one line and exits with 2."""
+    """An error that the user can fix. The command line shows its message in one line, then each of its hints in a line,
+    and exits with 2."""
 
-    def __init__(self, message: object = "") -> None:
-        super().__init__(without_secrets(str(message)))
+    def __init__(self, message: object = "", hints: Iterable[str] = ()) -> None:
+        self.message, self.hints = without_secrets(str(message)), [without_secrets(hint) for hint in hints]
+        super().__init__("\n  ".join([self.message, *self.hints]))
 
 
 def nearest(word: str, known: Iterable[str]) -> str:

@@ -14,7 +14,7 @@ from litgpt.data.download import fetch
 from litgpt.errors import UserError, without_secrets
 from litgpt.storage import http as web
 from litgpt.train.args import run_words
-from litgpt.train.resume.find import again
+from litgpt.train.resume.command import again
 from tests.mutations import run
 from tests.runs import words
 

@@ -33,7 +33,7 @@ from litgpt.cli.schema import (
 from litgpt.data import inner_classes
 from litgpt.errors import UserError, remark, without_secrets
 from litgpt.storage.files import YAML_BYTES, check_events, parse_yaml, read_text
-from litgpt.train.args import run_settings, run_words
+from litgpt.train.args import run_flags, run_settings, run_words
 
 NO_VALUE = ("-h", "--help", "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the function whose options it takes as well
@@ -97,6 +97,7 @@ def parse(where: str, command: str, args: list[str]) -> Namespace:
     check_classes(settings.as_dict())
     first_words = command.split("_", 1) if command.startswith("finetune") else [command]
     run_words.set(("litgpt", *first_words, *args))
+    run_flags.set(frozenset(levels[-1].options))
     run_settings.set(without_tokens(resolved.recorded(yaml.safe_load(parser.dump(settings, skip_none=False)))))
     return instantiate(parser, settings)
 

@@ -2,15 +2,13 @@
 
 import json
 import shutil
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, Optional
 
 import torch
 
-from litgpt.checkpoint.folder import widest_first, with_changes, write_weights
+from litgpt.checkpoint.folder import widest_first, write_weights
 from litgpt.errors import UserError
-from litgpt.families import weight_map
 from litgpt.families.weights import FLOATS, Outline
 from litgpt.generate.reference_outputs import (
     PRECISIONS,
@@ -19,6 +17,7 @@ from litgpt.generate.reference_outputs import (
     stored_dtypes,
     write_reference_outputs,
 )
+from litgpt.methods.merged import MergedWeights
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import CONFIG, LoRAFolder
 from litgpt.model.devices import DTYPES, default_precision, pick_device
@@ -133,39 +132,21 @@ def copy_small_files(source: ModelSource, target: Path) -> None:
 
 
 def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]) -> None:
-    """Write the weights of the base one by one, with the updates added in float32, and `config.json`. A tied head is
-    only written if the adapter updates it, which unties it."""
+    """Write the merged weights one by one, and `config.json`."""
     assert isinstance(source.adapter, LoRAFolder)
-    base = source.weights()
-    names, fields = weight_map(base.config), dict(base.fields)
-    deltas = source.adapter.deltas(base.config)
-    origins = {name: name for name in base.files if name != names.tied_head and not names.unused.search(name)}
-    if names.tied_head and names.tied_head.removesuffix(".weight") in deltas:
-        origins[names.tied_head] = names.embedding
-        fields = with_changes(fields, base.config, replace(base.config, tie_embeddings=False))
-    missing = sorted({f"{module}.weight" for module in deltas} - set(origins))
-    if missing:
-        raise UserError(f"The adapter updates weights that the base does not have: {', '.join(missing)}.")
+    merged = MergedWeights(source.weights(), source.adapter)
+    fields = dict(merged.fields)
 
     def outline(name: str) -> Outline:
-        found = base.outline(origins[name])
-        return Outline(name, found.kind if dtype is None or found.kind not in FLOATS else NAMES[dtype], found.shape)
+        found = merged.outline(name)
+        return found if dtype is None or found.kind not in FLOATS else found._replace(kind=NAMES[dtype])
 
-    def merged(weight: Outline, tensor: torch.Tensor) -> torch.Tensor:
-        module = weight.name.removesuffix(".weight")
-        if module in deltas:
-            delta, (ours, i) = deltas.pop(module), names.find(module)
-            transposed = bool(ours) and names.rules[ours][i].transposed
-            tensor = tensor.T if transposed else tensor
-            if delta.shape != tuple(tensor.shape):
-                raise UserError(f"The adapter's update of {module} does not fit its weight {tuple(tensor.shape)}.")
-            tensor = delta.added_to(tensor)
-            tensor = tensor.T if transposed else tensor
+    def converted(weight: Outline, tensor: torch.Tensor) -> torch.Tensor:
         return tensor if NAMES.get(tensor.dtype) == weight.kind else tensor.to(TYPES[weight.kind])
 
-    weights = widest_first(map(outline, origins))
-    tensors = base.tensors(origins[w.name] for w in weights)
-    write_weights(weights, ((w.name, merged(w, tensor)) for w, (_, tensor) in zip(weights, tensors)), target)
+    weights = widest_first(map(outline, merged.files))
+    tensors = merged.tensors(w.name for w in weights)
+    write_weights(weights, ((w.name, converted(w, tensor)) for w, (_, tensor) in zip(weights, tensors)), target)
     if dtype is not None:
         fields["dtype"] = str(dtype).removeprefix("torch.")
         fields.pop("torch_dtype", None)

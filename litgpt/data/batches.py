@@ -60,8 +60,8 @@ class Rows(Protocol):
     def longest(self, n: int) -> list[int]: ...
 
 
-def steps_of_rows(n_rows: int, rows_per_step: int, epochs: int | None, seed: int) -> Iterator[list[int]]:
-    """The row numbers of each optimizer step. Every epoch has all rows, in its own order.
+def steps_of_rows(n_rows: int, rows_per_step: int, epochs: int | None, seed: int, seen: int = 0) -> Iterator[list[int]]:
+    """The row numbers of each optimizer step, after the first `seen` rows. Every epoch has all rows, in its own order.
 
     A step may start in one epoch and end in the next. Only the last step may be smaller. The order depends on the seed
     alone.
@@ -71,6 +71,7 @@ def steps_of_rows(n_rows: int, rows_per_step: int, epochs: int | None, seed: int
     while epochs is None or epoch < epochs:
         generator = torch.Generator().manual_seed(seed * 1_000_003 + epoch)
         waiting += torch.randperm(n_rows, generator=generator).tolist()
+        waiting, seen = waiting[seen:], max(0, seen - len(waiting))
         while len(waiting) >= rows_per_step:
             yield waiting[:rows_per_step]
             waiting = waiting[rows_per_step:]

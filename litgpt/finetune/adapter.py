@@ -2,8 +2,9 @@
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
+from litgpt.finetune.initial import continued_adapter
 from litgpt.methods.adapter import LLaMAAdapter
 from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model.gpt import GPT
@@ -19,6 +20,7 @@ def setup(
     out_dir: Path = Path("out/finetune/adapter"),
     adapter_prompt_length: int = 10,
     adapter_start_layer: int = 2,
+    initial_adapter: Optional[Path] = None,
     **kwargs: Any,
 ) -> None:
     """Finetune a model with LLaMA-Adapter: train a prefix for its later layers and freeze the rest.
@@ -26,13 +28,17 @@ def setup(
     The result, `final/` in the output folder, is an adapter folder. Paper: https://arxiv.org/abs/2303.16199
 
     Args:
-        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
+        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/; or an adapter folder, whose
+            training continues with a new schedule.
         out_dir: Output folder; the result is in final/.
         adapter_prompt_length: Length of the prefix in tokens.
         adapter_start_layer: First layer with a prefix, counted from 0.
+        initial_adapter: Adapter folder whose training continues with a new schedule, if the model is its base. Not
+            needed if the model is an adapter folder that names its base.
     """
-    method = adapter_method("finetune adapter", LLaMAAdapter(adapter_prompt_length, adapter_start_layer))
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
+    base_model = BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False), initial_adapter)
+    adapter = continued_adapter(LLaMAAdapter(adapter_prompt_length, adapter_start_layer), base_model)
+    Run(adapter_method("finetune adapter", adapter), base_model, out_dir, **kwargs)()
 
 
 def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:

@@ -22,12 +22,14 @@ def setup(
     The result, `final/` in the output folder, is a Hugging Face folder with the dtypes of the model.
 
     Args:
-        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
+        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/; or a LoRA folder, which is
+            merged in memory.
         out_dir: Output folder; the result is in final/.
         eval: Validation options.
     """
     method = Method("finetune full", train_everything, save, finish, next_commands=RESULT_COMMANDS)
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, eval=eval, **kwargs)()
+    base_model = BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)).merged()
+    Run(method, base_model, out_dir, eval=eval, **kwargs)()
 
 
 def train_everything(model: GPT) -> None:

@@ -3,10 +3,11 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 from litgpt.cli.groups import option_group
 from litgpt.errors import remark
+from litgpt.finetune.initial import continued_lora
 from litgpt.methods.lora import LoRA
 from litgpt.methods.peft_export import write_lora
 from litgpt.model.gpt import GPT
@@ -21,6 +22,7 @@ def setup(
     out_dir: Path = Path("out/finetune/lora"),
     lora: LoRA = LoRA(),  # noqa: B008
     train_embeddings: bool = False,
+    initial_adapter: Optional[Path] = None,
     **kwargs: Any,
 ) -> None:
     """Finetune a model with LoRA: train low-rank updates of its linear layers and freeze the rest.
@@ -28,14 +30,19 @@ def setup(
     The result, `final/` in the output folder, is a PEFT adapter folder. Paper: https://arxiv.org/abs/2106.09685
 
     Args:
-        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/.
+        checkpoint_dir: Model: a Hugging Face folder, or the name of one under checkpoints/; or an adapter folder, whose
+            training continues with a new schedule.
         out_dir: Output folder; the result is in final/.
         train_embeddings: Also train the embedding, for new tokens or a new language.
+        initial_adapter: Adapter folder whose training continues with a new schedule, if the model is its base. Not
+            needed if the model is an adapter folder that names its base.
     """
-    lora = replace(lora, train_embeddings=train_embeddings)
+    base_model = BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False), initial_adapter)
+    lora = continued_lora(replace(lora, train_embeddings=train_embeddings), base_model)
     if lora.targets is not None and (unused := lora.idle_switches()):
         remark(f"--lora_targets selects the layers; ignoring {', '.join(unused)}.")
-    unsupported = ["DoRA"] * (lora.variant == "dora") + ["trained embeddings"] * train_embeddings
+    in_full = train_embeddings or any(lora.in_full.values())
+    unsupported = ["DoRA"] * (lora.variant == "dora") + ["trained embeddings"] * in_full
     note = f"vLLM and llama.cpp do not support {' and '.join(unsupported)}. Merge the adapter first."
     method = Method(
         name="finetune lora",
@@ -44,7 +51,7 @@ def setup(
         next_commands=("litgpt merge_lora {final}", *RESULT_COMMANDS),
         remark=note if unsupported else "",
     )
-    Run(method, BaseModel.from_folder(checkpoint_dir, kwargs.get("dry_run", False)), out_dir, **kwargs)()
+    Run(method, base_model, out_dir, **kwargs)()
 
 
 def save(lora: LoRA, model: GPT, base_model: BaseModel, folder: Path) -> None:

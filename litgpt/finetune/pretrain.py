@@ -55,7 +55,7 @@ def setup(
     if data is None and (model_name or model_config or initial_checkpoint_dir):  # before anything is downloaded
         raise UserError("Missing data. Pass --data, for example --data TextFiles --data.train_data_path FOLDER.")
     if initial_checkpoint_dir is not None:
-        base_model = BaseModel.from_folder(initial_checkpoint_dir, kwargs.get("dry_run", False))
+        base_model = BaseModel.from_folder(initial_checkpoint_dir, kwargs.get("dry_run", False)).merged()
         check_same_model(base_model, model_name, model_config)
         check_same_tokenizer(base_model, tokenizer_dir)
     else:

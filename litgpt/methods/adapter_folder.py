@@ -32,7 +32,7 @@ from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.mlp import Router
-from litgpt.model.sharded import full_tensor
+from litgpt.model.sharded import full_tensor, put
 from litgpt.storage.files import is_there, read_json
 
 KINDS = {"LITGPT_ADAPTER": LLaMAAdapter, "LITGPT_ADAPTER_V2": LLaMAAdapterV2}  # by peft_type
@@ -78,6 +78,10 @@ class PrefixFolder:
                 f"{self.folder / CONFIG}: adapter_start_layer is {start}, but the model has {n_layer} layers."
             )
         self.adapter.apply(model)
+        self.check_trainable(model)
+
+    def check_trainable(self, model: GPT) -> None:
+        """Raise one `UserError` for all that does not fit a model with such an adapter."""
         expected = {name: tuple(p.shape) for name, p in trained(model).items()}
         wrong = [f"{name} is missing" for name in expected if name not in self.shapes]
         for name, shape in self.shapes.items():
@@ -92,7 +96,7 @@ class PrefixFolder:
     def load_into(self, model: GPT) -> None:
         with opened(self.file) as f:
             for name, parameter in trained(model).items():
-                parameter.copy_(f.get_tensor(name))
+                put(parameter, 0, f.get_tensor(name))
 
 
 class LitLoRAFolder(LoRAFolder):
@@ -160,6 +164,9 @@ class LitPrefixFolder:
             notify(
                 f"{self.file}: the keys and values of the prefix use the rows that LitGPT uses, not those of the paper."
             )
+
+    def check_trainable(self, model: GPT) -> None:
+        raise UserError(f"{self.folder} is a {self.description}, which cannot be trained further.")
 
     @torch.no_grad()
     def load_into(self, model: GPT) -> None:

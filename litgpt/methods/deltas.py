@@ -77,6 +77,16 @@ def to_modules(
     return {stored[0].module: fused(blocks, sizes, norms).ordered(stored[0].rows)}
 
 
+def adapted_modules(model: GPT) -> set[str]:
+    """The Hugging Face modules that the LoRA layers of a model update."""
+    names, found = weight_map(model.config), set()
+    for name, layer in lora_layers(model).items():
+        stored = names.stored(name)
+        adapted = layer.adapted if len(stored) > 1 else (True,)
+        found |= {form.module for form, on in zip(stored, adapted) if on}
+    return found
+
+
 @torch.no_grad()
 def learned_deltas(model: GPT) -> dict[str, Delta]:
     """What the LoRA layers of a model learned, by Hugging Face module under the names of the family's table."""

@@ -8,7 +8,7 @@ principal components of W, which are subtracted from W (https://arxiv.org/abs/24
 import itertools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Optional, Union
 
@@ -251,6 +251,8 @@ class LoRA:
     layers: Optional[Sequence[int]] = None
     train_embeddings: bool = False
     modules: Optional[frozenset[str]] = None  # of an adapter that is loaded: they replace the switches
+    # the weights that an adapter has in full, by Hugging Face name, and whether they are trained further
+    in_full: Mapping[str, bool] = field(default_factory=dict)
     scaling: float = field(init=False)  # factor of the update, from alpha and r
 
     def __post_init__(self) -> None:
@@ -316,7 +318,17 @@ class LoRA:
             raise UserError(f"{flag} matches no layer, so there is nothing to train. Layers: {', '.join(leaves)}.")
         if self.train_embeddings:
             model.transformer.wte.weight.requires_grad_(True)
+        if self.in_full:
+            self.train_in_full(model)
         model.stack_experts()
+
+    def train_in_full(self, model: GPT) -> None:
+        for parameter in weight_map(model.config).parameters(model).values():
+            found = [tensor.name for tensor in parameter.tensors if tensor.name in self.in_full]
+            if found and isinstance(parameter.module, QuantizedLinear) and parameter.leaf == "weight":
+                raise UserError(f"--quantize rounds {found[0]}, which the adapter has in full. Omit --quantize.")
+            if any(self.in_full[name] for name in found):
+                parameter.value.requires_grad_(True)
 
     def wrap(self, linear: nn.Linear, adapted: Sequence[bool]) -> LoRALinear:
         return LoRALinear(linear, self, adapted)

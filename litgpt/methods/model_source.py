@@ -56,16 +56,7 @@ class ModelSource:
                 raise UserError(f"{folder} is not an adapter folder, so --base {base} has no effect. Remove the flag.")
             return cls(folder, open_checkpoint(folder), None)
         adapter = open_adapter(folder)
-        if base is None and not adapter.base:
-            raise UserError(f"{folder} does not name its base model. Pass it with --base DIR.")
-        try:
-            base_folder = find_folder(base or Path(adapter.base))
-        except (UserError, OSError) as e:
-            if base is not None:
-                raise
-            raise UserError(
-                f"The base model of {folder} is not at {adapter.base[:200]!r}. Pass it with --base DIR. ({e})"
-            ) from e
+        base_folder = find_base(adapter, "Pass it with --base DIR.") if base is None else find_folder(base)
         return cls(folder, open_checkpoint(base_folder), adapter)
 
     def weights(self) -> Weights:
@@ -80,17 +71,13 @@ class ModelSource:
     @property
     def tokenizer_folder(self) -> Path:
         """The folder itself, or that of the base if the adapter has no tokenizer, as when `peft` wrote it."""
-        if self.tokenizer_dir is not None:
-            return self.tokenizer_dir
-        own = any(is_there(self.folder / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
-        return self.folder if own else self.checkpoint.folder
+        return self.tokenizer_dir or tokenizer_folder(self.folder, self.checkpoint.folder)
 
     def tokenizer(self) -> Tokenizer:
         return Tokenizer(self.tokenizer_folder, self.checkpoint.folder, self.config.padded_vocab_size)
 
     def style(self) -> PromptStyle:
-        own = is_there(self.folder / STYLE_FILE) or checkpoint_template(self.folder) is not None
-        return load_style(self.folder if own else self.tokenizer_folder)
+        return load_style(style_folder(self.folder, self.tokenizer_folder))
 
     def model(self, dtype: torch.dtype, device: torch.device, scheme: Optional[str] = None) -> GPT:
         """The model with its adapter, in evaluation mode, without gradients. `scheme` is a `QuantizeName`, or None."""
@@ -147,3 +134,26 @@ class ModelSource:
                 model.set_submodule(name, wrapper)
             for attention, prefix in zip(attentions, prefixes):
                 attention.prefix = prefix
+
+
+def find_base(adapter: AdapterFolder, remedy: str, weights: bool = True) -> Path:
+    """The folder of the base that an adapter records. Raises `UserError`, which ends with `remedy`, if there is none.
+    `weights` as for `find_folder`."""
+    if not adapter.base:
+        raise UserError(f"{adapter.folder} does not name its base model. {remedy}")
+    try:
+        return find_folder(Path(adapter.base), weights)
+    except (UserError, OSError) as e:
+        raise UserError(f"The base model of {adapter.folder} is not at {adapter.base[:200]!r}. {remedy} ({e})") from e
+
+
+def tokenizer_folder(adapter: Path, base: Path) -> Path:
+    """The folder of the tokenizer: that of the adapter, or of the base if `peft` wrote the adapter without one."""
+    own = any(is_there(adapter / name) for name in ("tokenizer.json", "tokenizer.model", "vocab.json"))
+    return adapter if own else base
+
+
+def style_folder(adapter: Path, other: Path) -> Path:
+    """The folder of the prompt style: that of the adapter if it has one."""
+    own = is_there(adapter / STYLE_FILE) or checkpoint_template(adapter) is not None
+    return adapter if own else other

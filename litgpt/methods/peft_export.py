@@ -8,13 +8,14 @@ import json
 from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors.torch import save_file
 from torch import nn
 
 from litgpt.families import aliases, weight_map
-from litgpt.families.table import WeightMap
+from litgpt.families.table import Parameter, StoredTensor, WeightMap
 from litgpt.methods.deltas import Delta, fused, learned_deltas
 from litgpt.methods.lora import LoRA, lora_layers
 from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS, expert_slices
@@ -31,7 +32,7 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     stacked = [delta for params in stacks.values() for experts in params.values() for delta in experts.values()]
     r = max((len(delta.a) for delta in (*deltas.values(), *stacked)), default=lora.r)
     alpha = lora.scaling * r if lora.variant == "rslora" else lora.alpha * r / lora.r
-    in_full = trained_embeddings(model, names, deltas)
+    in_full, saved = full_weights(lora, model, names, deltas)
     parameters = [f"{module}.{name}" for module, params in stacks.items() for name in params]
     modules = list(deltas)
     if model.config.n_expert:  # peft would take dense MLPs for the experts
@@ -48,8 +49,7 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
         "use_dora": lora.variant == "dora",
         "target_modules": target_modules(set(modules), model, names),
         "target_parameters": sorted(parameters) or None,
-        "modules_to_save": sorted({n.split(".")[-2] for n in in_full if ".base_layer." not in n}) or None,
-        "bias": "none",
+        **saved,
         "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in names.stored(name)),
         "inference_mode": True,
     }
@@ -128,19 +128,31 @@ def stack_tensors(stacks: Stacks, r: int, n_expert: int) -> dict[str, torch.Tens
     return tensors
 
 
-def trained_embeddings(model: GPT, names: WeightMap, deltas: Mapping[str, Delta]) -> dict[str, torch.Tensor]:
-    """The embedding by its name in memory, if it was trained, and a tied head, which `peft` would leave unchanged. If
-    the head has an update, `peft` stores its weight as that of a `base_layer`."""
-    if not model.transformer.wte.weight.requires_grad:
-        return {}
-    embedding = full_tensor(model.transformer.wte.weight)
-    tensors = {in_memory(model, names.embedding): embedding}
-    if model.config.tie_embeddings:
-        head, parameters = in_memory(model, names.head).removesuffix(".weight"), names.parameters(model)
-        tensors[f"{head}.base_layer.weight" if head in deltas else f"{head}.weight"] = embedding.clone()
-        if "lm_head.bias" in parameters and head not in deltas:  # peft saves complete modules
-            tensors[f"{head}.bias"] = full_tensor(parameters["lm_head.bias"].value)
-    return tensors
+def full_weights(
+    lora: LoRA, model: GPT, names: WeightMap, deltas: Mapping[str, Delta]
+) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """The pretrained weights that the adapter has in full, by their names in memory, and the fields that tell which of
+    them are trained. `peft` would leave a tied head unchanged, saves complete modules, and stores the weight of one
+    with an update as that of a `base_layer`."""
+    stored: list[tuple[Parameter, StoredTensor, str, str]] = []  # with the module and the leaf in memory
+    for parameter in names.parameters(model).values():
+        for tensor in parameter.tensors:
+            module, _, leaf = in_memory(model, tensor.name).rpartition(".")
+            stored.append((parameter, tensor, module, leaf))
+    trained = {(module, leaf) for parameter, _, module, leaf in stored if parameter.value.requires_grad}
+    copied = {module for module, leaf in trained if leaf == "weight" and module not in deltas}
+    tensors = {}
+    for parameter, tensor, module, leaf in stored:
+        if (module, leaf) in trained or module in copied or tensor.name in lora.in_full:
+            name = f"{module}.base_layer.{leaf}" if module in deltas else f"{module}.{leaf}"
+            weight = tensor.form.from_ours(full_tensor(parameter.value)[tensor.rows])
+            tensors[name] = weight.clone() if tensor.name == names.tied_head else weight
+    ends = {in_memory(model, name).rpartition(".")[0] for name in (names.embedding, names.head)}
+    fields = {
+        "modules_to_save": sorted(m.rpartition(".")[2] if m in ends else m for m in copied) or None,
+        "bias": "all" if any(leaf == "bias" and module not in copied for module, leaf in trained) else "none",
+    }
+    return tensors, fields
 
 
 def target_modules(adapted: set[str], model: GPT, names: WeightMap) -> list[str]:

@@ -14,7 +14,7 @@ import math
 import re
 import sys
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +26,7 @@ from litgpt.checkpoint.folder import Overlaid, opened
 from litgpt.errors import UserError
 from litgpt.families import aliases, weight_map
 from litgpt.families.weights import Weights
-from litgpt.methods.deltas import Delta, fill
+from litgpt.methods.deltas import Delta, adapted_modules, fill
 from litgpt.methods.lora import LoRA
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -56,6 +56,9 @@ SUPPORTED: dict[str, tuple] = {  # values of the fields that change the math
 class LoRAFolder:
     """A LoRA folder in PEFT's format. Raises `UserError` if it is damaged, or a field has an unsupported value."""
 
+    copied: Sequence[str] = ()  # the ends of the names of fully trained modules
+    trains_biases = False
+
     def __init__(self, folder: Path, fields: dict[str, Any]) -> None:
         self.folder = folder
         for key, allowed in SUPPORTED.items():
@@ -65,6 +68,7 @@ class LoRAFolder:
         self.file, self.shapes = read_shapes(folder)
         self.tokens = fields.get("trainable_token_indices") or []
         self.copied = fields.get("modules_to_save") or []
+        self.trains_biases = (fields.get("bias") or "none") != "none"
         self.tying = bool(fields.get("ensure_weight_tying")) and any(  # if peft recognizes the name of an embedding
             str(name).rpartition(".")[2] in ("embed_tokens", "lm_head") for name in self.copied
         )
@@ -91,17 +95,55 @@ class LoRAFolder:
         return [n for n in self.shapes if ".lora_" not in n or ".lora_embedding_" in n]
 
     def apply(self, model: GPT) -> None:
-        places = self.places(model.config)
-        ranks = [p.r for several in places.values() for p in several]
+        self.lora(model.config).apply(model)
+
+    def lora(self, config: Config, **options: Any) -> LoRA:
+        """The layers of the adapter. `options` are those of `LoRA` that the folder does not determine."""
+        places = self.places(config)
+        r = max((p.r for several in places.values() for p in several), default=self.r)  # reflects the rank pattern
+        scale = self.scale("", self.r) or 1.0  # `fill` rescales the B of modules with another scale
         lora = LoRA(
-            r=max(ranks, default=self.r),  # the shapes reflect the rank pattern
-            alpha=self.alpha,
-            dropout=0.0,
+            r=r,
+            alpha=scale * r,
             variant="dora" if self.dora else "lora",
             modules=frozenset(p.module for several in places.values() for p in several),
+            **{"dropout": 0.0, **options},
         )
-        lora.scaling = self.scale("", self.r) or 1.0  # `fill` rescales the B of modules with another scale
-        lora.apply(model)
+        lora.scaling = scale
+        return lora
+
+    def to_train(self, weights: Weights, **options: Any) -> LoRA:
+        """The layers of the adapter, to train them further. `weights` are those of `over`; `options` as for `lora`."""
+        replaced = weights.replaced if isinstance(weights, Overlaid) else {}
+        in_full = {name: self.trains(name, weights.config) for name in replaced}
+        return self.lora(weights.config, in_full=in_full, **options)
+
+    def trains(self, name: str, config: Config) -> bool:
+        """Whether a weight that the file has in full was trained. `peft` also stores embeddings that were resized."""
+        module, _, leaf = aliases(config.model_type).in_memory(name).rpartition(".")
+        return any(is_end(str(end), module) for end in self.copied) or (leaf == "bias" and self.trains_biases)
+
+    def check_trainable(self, model: GPT) -> None:
+        """Raise `UserError` if the trained weights of a model, to which `to_train` was applied, lack a part of the
+        adapter, or do not fit it."""
+        names, modules = weight_map(model.config), set[str]()
+        for places in self.places(model.config).values():
+            modules |= {place.module for place in places}
+        parameters = names.parameters(model)
+        wrong = [m for m in modules if not names.find(m)[0] and not names.kept.search(f"{m}.weight")]
+        if wrong:
+            raise UserError(f"The adapter in {self.folder} does not fit the model: {', '.join(sorted(wrong))}.")
+        left = modules - adapted_modules(model)  # routers, and parts of the model that litgpt does not run
+        left |= {m for m in modules if self.dora and model.config.n_expert and re.search(r"\.(mlp|experts)\.", m)}
+        for name in self.in_full:
+            own = aliases(model.config.model_type).rename(re.sub(r"\.(base_layer|token_adapter)\b", "", name))
+            if ".lora_" in name or name.endswith(TOKENS) or names.find_parameter(own) not in parameters:
+                left.add(name.partition(".lora_")[0].removesuffix(TOKENS))
+        if left:
+            raise UserError(
+                f"{self.folder} changes {sorted(left)[0]} in a way that cannot be trained further. Merge the adapter "
+                f"and train the result: litgpt merge_lora {self.folder}"
+            )
 
     def scale(self, module: str, r: int) -> float:
         """The scale of the update of one module."""

@@ -24,6 +24,7 @@ from litgpt.storage.files import current_umask, flush_names, home, read_json, wr
 
 SUMS, SINGLE = "checksums.json", ".litgpt.json"
 NAMED = 3  # files named in a message
+KEPT = ("the current folder", "your home folder")  # in which no output may be removed
 Entry = list[int]  # size in bytes, CRC-32, modification time in ns
 
 
@@ -134,12 +135,14 @@ def check_place(out: Path, sources: Iterable[Path] = (), option: str = "--out_di
     """Raise `UserError` if results must not be written to a folder, which `option` names, because of where it is or
     because the command reads something in it (`sources`)."""
     place = out.resolve()
-    taken = {"the current folder": Path.cwd(), **{str(source): source.resolve() for source in sources}}
+    taken = {KEPT[0]: Path.cwd(), **{str(source): source.resolve() for source in sources}}
     if (own := home()) is not None:
-        taken["your home folder"] = own
+        taken[KEPT[1]] = own
     for what, path in taken.items():
         if place in (path, *path.parents):
-            raise UserError(f"{option} {out} {'is' if place == path else 'contains'} {what}. Choose another folder.")
+            hint = f", such as {free_name(out)}" if what not in KEPT else ""
+            relation = "is" if place == path else "contains"
+            raise UserError(f"{option} {out} {relation} {what}. Choose another folder{hint}.")
     if (place / ".git").exists():
         raise UserError(f"{option} {out} is a git repository. Choose another folder.")
     above = next(p for p in (out, *out.parents) if p.exists() or p.is_symlink())

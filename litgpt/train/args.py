@@ -8,8 +8,10 @@ from typing import Any, Literal, Optional, Union
 
 from litgpt.errors import UserError, remark
 
-# The words of the command line, and the settings as it parsed them. Unset when called from Python.
+# The words of the command line, the names of the options among them, and the settings as it parsed them. Unset when
+# called from Python.
 run_words: ContextVar[tuple[str, ...]] = ContextVar("run_words", default=())
+run_flags: ContextVar[frozenset[str]] = ContextVar("run_flags", default=frozenset())
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 
 

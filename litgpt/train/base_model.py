@@ -1,7 +1,7 @@
 """The model that a run starts from: a model folder, or random weights."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Optional
 
@@ -12,9 +12,12 @@ from litgpt.checkpoint.folder import load_weights, open_checkpoint
 from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
-from litgpt.families.weights import KINDS, EmptyWeights, Weights
-from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG
-from litgpt.methods.adapter_folder import is_adapter
+from litgpt.families.weights import KINDS, EmptyWeights, Weights, check_weights
+from litgpt.litgpt_format.folder import MODEL, MODEL_CONFIG, lit_adapter_file
+from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
+from litgpt.methods.merged import MergedWeights
+from litgpt.methods.model_source import find_base, style_folder, tokenizer_folder
+from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model.config import Config, from_litgpt
 from litgpt.model.gpt import GPT
 from litgpt.storage.files import is_there, read_json, read_yaml
@@ -31,20 +34,53 @@ class BaseModel:
     config: Config  # made from them
     tokenizer_folder: Path  # with its tokenizer and chat template
     checkpoint: Optional[Weights] = None  # its weights; None for random ones
+    adapter: Optional[AdapterFolder] = None  # the initial values of the weights that the method adds
 
     @classmethod
-    def from_folder(cls, path: Path, planned: bool = False) -> "BaseModel":
-        """A model folder, or the name of one under `checkpoints/`. A run that is only `planned` needs no weights.
+    def from_folder(cls, path: Path, planned: bool = False, initial_adapter: Optional[Path] = None) -> "BaseModel":
+        """A model folder, or the name of one under `checkpoints/`, or an adapter folder, which names its base. A run
+        that is only `planned` needs no weights. `initial_adapter` is the folder of an adapter if `path` is its base.
 
-        Raises `UserError` if the folder is not usable."""
-        planned = planned or planning.get() is not None
-        folder = find_folder(path, weights=not planned)
-        if is_adapter(folder):
-            raise UserError(f"{folder} is an adapter. Merge it first: litgpt merge_lora {folder}.")
-        if planned and not has_weights(folder):
-            return cls.without_weights(folder)
-        checkpoint = open_checkpoint(folder)
-        return cls(checkpoint.fields, checkpoint.config, folder, checkpoint)
+        Raises `UserError` if a folder is not usable."""
+        weights = not planned and planning.get() is None
+        folder, adapter = find_folder(path, weights), None
+        if initial_adapter is not None:
+            own = find_folder(initial_adapter)
+            if is_adapter(folder):
+                raise UserError(f"--initial_adapter {own} needs a base as the model, and {folder} is an adapter too.")
+            if not is_adapter(own) and not lit_adapter_file(own):
+                raise UserError(f"--initial_adapter {own} is not an adapter folder.")
+            adapter = open_adapter(own)
+        elif is_adapter(folder):
+            adapter = open_adapter(folder)
+            folder = find_base(adapter, f"Pass the base as the model, and --initial_adapter {folder}.", weights)
+        if not weights and not has_weights(folder):
+            base_model = cls.without_weights(folder)
+        else:
+            checkpoint = open_checkpoint(folder)
+            base_model = cls(checkpoint.fields, checkpoint.config, folder, checkpoint)
+        return base_model if adapter is None else base_model.with_adapter(adapter)
+
+    def with_adapter(self, adapter: AdapterFolder) -> "BaseModel":
+        """The model with those weights replaced that an adapter has in full, and with the adapter's tokenizer."""
+        assert self.checkpoint is not None
+        weights = adapter.over(self.checkpoint) if isinstance(adapter, LoRAFolder) else self.checkpoint
+        folder = tokenizer_folder(adapter.folder, self.tokenizer_folder)
+        return BaseModel(weights.fields, weights.config, folder, weights, adapter)
+
+    def merged(self) -> "BaseModel":
+        """The model with the updates of its adapter, if it has one, added to its weights. Raises `UserError` if that is
+        not possible."""
+        if self.adapter is None:
+            return self
+        if not isinstance(self.adapter, LoRAFolder):
+            raise UserError(
+                f"{self.adapter.folder} is a {self.adapter.description}, which cannot be merged into its base. Pass a "
+                "model folder."
+            )
+        assert self.checkpoint is not None
+        weights = MergedWeights(self.checkpoint, self.adapter)
+        return replace(self, fields=weights.fields, config=weights.config, checkpoint=weights, adapter=None)
 
     @classmethod
     def without_weights(cls, folder: Path) -> "BaseModel":
@@ -68,7 +104,22 @@ class BaseModel:
 
     @property
     def name(self) -> str:
-        return str(self.checkpoint.folder) if self.checkpoint else "random weights"
+        if self.checkpoint is None:
+            return "random weights"
+        if (adapter := self.initial_adapter) is not None:
+            return f"{self.checkpoint.folder} with the adapter {adapter.folder}"
+        return str(self.checkpoint.folder)
+
+    @property
+    def initial_adapter(self) -> Optional[AdapterFolder]:
+        """The adapter that training starts from, also if it is merged."""
+        return self.checkpoint.adapter if isinstance(self.checkpoint, MergedWeights) else self.adapter
+
+    @property
+    def style_folder(self) -> Path:
+        """The folder with the prompt style that the model was trained with, if known."""
+        adapter = self.initial_adapter
+        return self.tokenizer_folder if adapter is None else style_folder(adapter.folder, self.tokenizer_folder)
 
     @property
     def base(self) -> str:
@@ -78,7 +129,16 @@ class BaseModel:
 
     def places(self) -> list[Path]:
         """The folders that a run reads."""
-        return [self.tokenizer_folder, *([self.checkpoint.folder] if self.checkpoint else [])]
+        adapter = self.initial_adapter
+        folders = [self.checkpoint.folder] if self.checkpoint else []
+        return [self.tokenizer_folder, *folders, *([adapter.folder] if adapter else [])]
+
+    def check_model(self, model: GPT) -> None:
+        """Raise `UserError` if the weights do not fit the model as a method changed it."""
+        if self.checkpoint is not None:
+            check_weights(model, self.checkpoint)
+        if self.adapter is not None:
+            self.adapter.check_trainable(model)
 
     def check_tied(self, tied: Optional[bool]) -> None:
         if tied not in (None, self.config.tie_embeddings):
@@ -87,13 +147,16 @@ class BaseModel:
             )
 
     def tokenizer(self) -> Tokenizer:
-        return Tokenizer(self.tokenizer_folder, n_embeddings=self.config.padded_vocab_size)
+        model_folder = self.checkpoint.folder if self.checkpoint else None
+        return Tokenizer(self.tokenizer_folder, model_folder, self.config.padded_vocab_size)
 
     def fill(self, model: GPT, dtype: torch.dtype, device: torch.device, shards: Optional[torch.device] = None) -> None:
         """Load or initialize the weights of a model on the meta device. `shards` is the device of sharded weights, if
         not `device`."""
         if self.checkpoint is not None:
             load_weights(model, self.checkpoint, dtype, device, shards)
+            if self.adapter is not None:
+                self.adapter.load_into(model)
         else:
             trained = {name: p.requires_grad for name, p in model.named_parameters()}
             model.to_empty(device=shards or device).to(dtype)
@@ -105,8 +168,8 @@ class BaseModel:
     def copy_tokenizer(self, folder: Path) -> None:
         """Copy the tokenizer, and the prompt style that the model was trained with, if known."""
         copy_files(self.tokenizer_folder, folder)
-        if is_there(self.tokenizer_folder / STYLE_FILE):
-            shutil.copyfile(self.tokenizer_folder / STYLE_FILE, folder / STYLE_FILE)
+        if is_there(self.style_folder / STYLE_FILE):
+            shutil.copyfile(self.style_folder / STYLE_FILE, folder / STYLE_FILE)
 
 
 def has_weights(folder: Path) -> bool:

@@ -36,10 +36,12 @@ class Trainer:
         self.train, self.eval, self.plan, self.result = run.train, run.eval, run.plan, run.result
         self.train_rows, self.val_rows = run.train_rows, run.val_rows
         self.metrics, self.signals = run.metrics, run.signals
-        self.first_step = self.result.steps
+        self.first_step = self.saved_step = self.result.steps
         self.start_log_window()
-        steps = steps_of_rows(len(self.train_rows), self.train.global_batch_size, self.train.epochs, run.seed)
-        self.steps = itertools.islice(steps, self.result.steps, self.plan.steps)
+        size, seen = self.train.global_batch_size, self.result.seen
+        steps = steps_of_rows(len(self.train_rows), size, self.train.epochs, run.seed, seen)
+        left = None if self.plan.steps is None else max(0, self.plan.steps - self.result.steps)
+        self.steps = itertools.islice(steps, left)
 
     def fit(self) -> None:
         """Train. Raises `UserError` if a loss or a gradient is not finite, and `Stopped` if a signal or
@@ -80,6 +82,8 @@ class Trainer:
             if self.is_due(self.train.save_interval) and not self.should_stop():
                 self.save_checkpoint(f"step-{result.steps:06d}")
         self.screen.stop()
+        if self.run.is_frozen and result.steps > self.saved_step:
+            self.save_checkpoint(f"step-{result.steps:06d}")
         if self.eval.final_validation and len(self.val_rows):
             self.validate()
 
@@ -154,6 +158,7 @@ class Trainer:
     def save_checkpoint(self, name: str) -> None:
         self.metrics.flush()
         self.run.saver.checkpoint(name)
+        self.saved_step = self.result.steps
 
     def stop(self) -> NoReturn:
         self.screen.stop()

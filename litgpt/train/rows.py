@@ -43,9 +43,7 @@ def load_dataset(run: "Run") -> TokenizedDataset:
     # processes of one launcher take turns: the first one tokenizes, the others find the tokens in the cache
     turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()
     with turn, run.screen.counting("rows tokenized") as show_count:
-        dataset = run.source.load(
-            run.tokenizer, base_model.tokenizer_folder, run.row_limit, show_count, config.block_size
-        )
+        dataset = run.source.load(run.tokenizer, base_model.style_folder, run.row_limit, show_count, config.block_size)
     check_ids(dataset, config.padded_vocab_size)
     if problems := data_problems(dataset):
         raise UserError(" ".join(problems) + " For details, run litgpt data check with the same options.")
@@ -64,9 +62,9 @@ def sequences(rows: TokenizedRows, train: TrainArgs, data: DataModule, limit: in
 
 def changed_style(dataset: TokenizedDataset, base_model: BaseModel) -> list[str]:
     """A note if the base model was trained with another prompt style."""
-    if dataset.plain_text or not (base_model.tokenizer_folder / STYLE_FILE).is_file():
+    if dataset.plain_text or not (base_model.style_folder / STYLE_FILE).is_file():
         return []
-    before = load_style(base_model.tokenizer_folder)
+    before = load_style(base_model.style_folder)
     if before == dataset.style:
         return []
     return [f"The base model was trained with the prompt style {before.name}; these rows use {dataset.style.name}."]

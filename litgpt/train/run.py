@@ -14,7 +14,6 @@ from litgpt.data.batches import Batch
 from litgpt.data.data_module import DataModule
 from litgpt.data.named import or_alpaca
 from litgpt.errors import UserError
-from litgpt.families.weights import check_weights
 from litgpt.methods.quantize import QuantizeName
 from litgpt.methods.quantize import quantize as quantize_layers
 from litgpt.model.blocks import check_compiler, compile_blocks, recompute
@@ -49,7 +48,17 @@ from litgpt.train.metrics import METRICS, Metrics, lines_until, plot
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
 from litgpt.train.report import print_header, print_report
-from litgpt.train.resume.find import compare, first_start, is_finished, resume_hint, set_aside, to_resume
+from litgpt.train.resume.find import (
+    compare,
+    extend,
+    first_start,
+    is_complete,
+    is_finished,
+    resume_hint,
+    set_aside,
+    settings_of,
+    to_resume,
+)
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
@@ -140,7 +149,10 @@ class Run:
             in_words(self),
         ):
             if self.find_checkpoint():
-                self.screen.say(f"The run in {self.out_dir} is finished. Its result is {self.out_dir / 'final'}.")
+                self.screen.say(
+                    f"The run in {self.out_dir} is finished. Its result is {self.out_dir / 'final'}. To extend it, "
+                    "raise --train.epochs or --train.max_steps."
+                )
                 return self.result
             self.held.enter_context(clock_at(first_start(self.checkpoint)))
             try:
@@ -214,8 +226,9 @@ class Run:
             self.held.enter_context(taken(self.out_dir))  # no other run may write the newest checkpoint
         self.checkpoint, notes = to_resume(self.out_dir, self.resume)
         self.notes += notes
-        has_checkpoint = self.checkpoint is not None
-        return self.resume is not False and is_finished(self.out_dir, settings(self.precision_name), has_checkpoint)
+        self.extends = self.checkpoint is not None and is_complete(self.checkpoint.parent, self.checkpoint)
+        now = settings_of(self.train, self.precision_name)
+        return self.resume is not False and is_finished(self.out_dir, self.checkpoint, now)
 
     def load(self) -> None:
         """Load the rows and plan the steps."""
@@ -262,8 +275,10 @@ class Run:
         if self.checkpoint is not None:
             state = TrainingState.read(self.checkpoint, mmap=self.sharing == "fsdp")
             state.progress = {RENAMED_PROGRESS.get(name, name): value for name, value in state.progress.items()}
-            self.notes += compare(state, self.saver.settings, self.resume_with_changes)
+            self.notes += compare(state, self.saver.settings, self)
             self.saver.restore(state)
+            self.plan = Plan(self.train, self.train_rows, self.result)
+            self.notes += extend(self, state) if self.extends else []
         if self.compile:
             compile_blocks(self.model)
         if self.train.activation_checkpointing:
@@ -363,6 +378,5 @@ def empty_model(method: Method, base_model: BaseModel, quantize: Optional[str], 
     if quantize is not None:
         quantize_layers(model, quantize, device)
     method.apply(model)
-    if base_model.checkpoint is not None:
-        check_weights(model, base_model.checkpoint)
+    base_model.check_model(model)
     return model

@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, Optional
 
 from litgpt.data.batches import Rows
 from litgpt.train.args import TrainArgs
@@ -36,13 +36,15 @@ class Plan:
 
     `steps` is None if only tokens or time end the run. `fraction`, if set, replaces `warmup`. `requested_warmup` is set
     if the warmup of the options was truncated because the run is shorter. `decay` is the step at which the learning
-    rate reaches its minimum; None for the last one. `tokens_per_step` is an average over all rows.
+    rate reaches its minimum; None for the last one. `tokens_per_step` is an average over all rows. `done` is the
+    progress of a run that resumes.
     """
 
-    def __init__(self, train: TrainArgs, rows: Rows) -> None:
-        limits = [train.max_steps] if train.max_steps else []
-        if train.epochs is not None:
-            limits.append(math.ceil(len(rows) * train.epochs / train.global_batch_size))
+    def __init__(self, train: TrainArgs, rows: Rows, done: Optional[Result] = None) -> None:
+        limits, done = [train.max_steps] if train.max_steps else [], done or Result()
+        if train.epochs is not None:  # the last step before an extension may have had fewer rows than others
+            left = len(rows) * train.epochs - done.seen
+            limits.append(done.steps + max(0, math.ceil(left / train.global_batch_size)))
         self.steps = min(limits) if limits else None
         self.tokens, self.seconds = train.max_tokens, train.max_time
         self.has_budget = self.tokens is not None or self.seconds is not None

@@ -128,6 +128,9 @@ class Rehearsal(Trainer):
     def stop(self) -> None:  # type: ignore[override]
         """Go on: a signal that is read is none."""
 
+    def save_checkpoint(self, name: str) -> None:
+        """Save nothing."""
+
     def validate(self, max_iters: Optional[int] = None) -> float:
         return 0.0
 
@@ -286,7 +289,7 @@ def shortened(base: BaseModel, n_layer: int) -> BaseModel:
         folder, dtypes = base.checkpoint.folder, base.checkpoint.dtypes
     with torch.device("meta"):
         shapes = EmptyWeights(GPT(config), base.fields, folder, dtypes)
-    return replace(base, config=config, checkpoint=shapes)
+    return replace(base, config=config, checkpoint=shapes, adapter=None)
 
 
 def as_rehearsed(run: "Run") -> "Run":

@@ -1,8 +1,7 @@
-"""Resuming a run: which checkpoint to use, whether it belongs to this run, and the command that resumes it."""
+"""Resuming a run: which checkpoint to use, whether it belongs to this run, and whether the run is finished."""
 
-import shlex
 import zlib
-from collections.abc import Callable
+from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Optional, Union
@@ -11,11 +10,12 @@ import torch
 from torch.optim import Optimizer
 
 from litgpt.data.tokens import TokenizedRows
-from litgpt.errors import UserError, without_secrets
+from litgpt.errors import UserError
 from litgpt.storage.files import read_yaml
 from litgpt.storage.outputs import SUMS, free_name, listed
 from litgpt.text.chat_template import now
-from litgpt.train.args import run_settings, run_words
+from litgpt.train.args import TrainArgs
+from litgpt.train.resume.command import again
 from litgpt.train.resume.folder import HYPERPARAMETERS, settings
 from litgpt.train.resume.state import (
     OPTIMIZER,
@@ -33,7 +33,8 @@ from litgpt.train.resume.state import (
 if TYPE_CHECKING:
     from litgpt.train.run import Run
 
-BOOLEANS = ("true", "false", "yes", "no", "null")
+LIMITS = ("train.epochs", "train.max_steps", "train.max_tokens", "train.max_time")  # of a run
+STEPS = "the number of steps"  # setting: what the limits come to
 
 
 def to_resume(out_dir: Path, resume: Union[bool, Literal["auto"], Path]) -> tuple[Optional[Path], list[str]]:
@@ -92,21 +93,34 @@ def set_aside(out_dir: Path, checkpoint: Optional[Path]) -> None:
             path.rename(free_name(path.with_name(f"damaged-{path.name}")))
 
 
-def is_finished(out_dir: Path, settings: dict[str, Any], has_checkpoint: bool) -> bool:
-    """Whether `final/` is the result of a run with these settings. Raises `UserError` if it is of another run that has
-    no checkpoint to resume from."""
-    if not settings:  # a run from Python
-        return bool(listed(out_dir / "final" / SUMS))
-    if not (out_dir / "final" / HYPERPARAMETERS).is_file():
+def is_complete(run_folder: Path, checkpoint: Optional[Path]) -> bool:
+    """Whether `final/` in the folder of a run is its result, and not that of a shorter run whose extension stopped."""
+    final = run_folder / "final"
+    if not listed(final / SUMS) and not (final / HYPERPARAMETERS).is_file():
+        return False
+    return checkpoint is None or (step := step_of(final)) == -1 or step >= step_of(checkpoint)
+
+
+def is_finished(out_dir: Path, checkpoint: Optional[Path], now: dict[str, Any]) -> bool:
+    """Whether `final/` is the result of a run with these settings, as `settings_of` returns them. Raises `UserError` if
+    it is of another run that has no checkpoint to resume from."""
+    if not is_complete(out_dir, checkpoint):
         return False
     then: dict[str, Any] = {}
-    with suppress(UserError):  # an invalid file is not from a run with these settings
-        then = read_yaml(out_dir / "final" / HYPERPARAMETERS)
-    changed = changes(flat(then), flat(settings))
-    if changed and not has_checkpoint:
+    if (out_dir / "final" / HYPERPARAMETERS).is_file():
+        with suppress(UserError):  # an invalid file is not from a run with these settings
+            then = flat(read_yaml(out_dir / "final" / HYPERPARAMETERS))
+    elif checkpoint is not None:  # a run from Python
+        found = TrainingState.read(checkpoint, mmap=True).settings
+        then = {name: found.get(name, value) for name, value in now.items()}
+    else:
+        return True
+    changed = changes(then, now)
+    if changed and checkpoint is None:
         raise UserError(
             f"--resume: The run in {out_dir} is finished and has no checkpoint, and its settings changed: "
-            f"{'; '.join(changed)}. Use another --out_dir."
+            f"{'; '.join(changed)}. To train its result further, pass {out_dir / 'final'} as the model and another "
+            "--out_dir. Runs that may be extended need checkpoints: --train.save_interval."
         )
     return not changed
 
@@ -116,38 +130,18 @@ def resume_hint(out_dir: Path) -> str:
     return f"{f'Saved {saved}.' if saved else 'No checkpoint was saved.'} To resume: {again(saved is not None)}"
 
 
-def again(saved: bool) -> str:
-    """The command that resumes this run. If it has not saved a checkpoint, keep the --resume that it was started
-    with."""
-    words = list(run_words.get()) or ["litgpt", "..."]
-    take_out(words, "--overwrite", lambda value: value.lower() in BOOLEANS)
-    take_out(words, "--train.pause_after", lambda value: True)
-    was = take_out(words, "--resume", lambda value: not value.startswith("-"))
-    if (run_settings.get() or {}).get("overwrite"):
-        words += ["--overwrite", "false"]
-    before = ["", *words]  # a token follows its flag, or is part of a word
-    words = ["***" if flag.endswith("access_token") else without_secrets(word) for flag, word in zip(before, words)]
-    return shlex.join([*words, "--resume", was if was and not saved else "true"])
-
-
-def take_out(words: list[str], flag: str, is_value: Callable[[str], bool]) -> Optional[str]:
-    """Remove a flag and its value from the words of a command line. Returns the last value."""
-    last = None
-    for i in reversed([i for i, word in enumerate(words) if word == flag or word.startswith(f"{flag}=")]):
-        follows = words[i] == flag and i + 1 < len(words) and is_value(words[i + 1])
-        value = words[i + 1] if follows else words[i].partition("=")[2]
-        last = last or value
-        del words[i : i + 1 + follows]
-    return last
+def settings_of(train: TrainArgs, precision: str) -> dict[str, Any]:
+    """The settings of a run, flat; of one from Python only its limits."""
+    return flat(settings(precision)) or {name: getattr(train, name.removeprefix("train.")) for name in LIMITS}
 
 
 def what_must_stay(run: "Run", optimizer: Optimizer) -> dict[str, Any]:
     kind, devices = type(optimizer), run.fabric.world_size
     return {
-        **flat(settings(run.precision_name)),
+        **settings_of(run.train, run.precision_name),
         "the training rows (rows, tokens, checksum)": summary(run.dataset.train),
         "the validation rows (rows, tokens, checksum)": summary(run.dataset.val),
-        "the number of steps": run.plan.steps,
+        STEPS: run.plan.steps,
         "the number of devices": devices,  # `--devices auto` may change
         **({"the strategy": run.sharing} if devices > 1 else {}),
         TIME: now().isoformat(),
@@ -161,19 +155,44 @@ def summary(rows: TokenizedRows) -> list[int]:
     return [len(rows), int(rows.lengths.sum()), zlib.crc32(rows.row_hashes().numpy().tobytes())]
 
 
-def compare(state: TrainingState, settings: dict[str, Any], allowed: bool) -> list[str]:
+def compare(state: TrainingState, now: dict[str, Any], run: "Run") -> list[str]:
     """Notes about settings that changed since a checkpoint. Raises `UserError` if they change the results and that is
-    not allowed."""
-    changed = changes(state.settings, settings)
-    if changed and not allowed:
+    not allowed. A finished run may get new limits."""
+    free = (*LIMITS, STEPS) if run.extends else ()
+    changed = changes(without(state.settings, free), without(now, free))
+    if changed and not run.resume_with_changes:
         raise UserError(
             f"--resume: {'; '.join(changed)}. These settings change the results. Restore them, or pass "
             "--resume_with_changes true."
         )
     notes = [f"Changed since the checkpoint: {'; '.join(changed)}."] if changed else []
-    if state.settings.get(OPTIMIZER) != settings[OPTIMIZER]:
+    if state.settings.get(OPTIMIZER) != now[OPTIMIZER]:
         notes.append("The optimizer starts without state: the checkpoint has the state of another optimizer.")
     for name in ("threads", "torch"):
-        if (then := state.settings.get(name)) != settings[name]:
-            notes.append(f"{name} was {then}, is now {settings[name]}. The last digits of the results may differ.")
+        if (then := state.settings.get(name)) != now[name]:
+            notes.append(f"{name} was {then}, is now {now[name]}. The last digits of the results may differ.")
     return notes
+
+
+def without(settings: dict[str, Any], names: Sequence[str]) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if name not in names}
+
+
+def extend(run: "Run", state: TrainingState) -> list[str]:
+    """Let a finished run go on to its new limits, from its last state, and tell how. Raises `UserError` if they are not
+    beyond what it has done."""
+    result, limits = run.result, {name: run.saver.settings.get(name) for name in LIMITS}
+    changed = changes({name: state.settings.get(name) for name in LIMITS}, limits)
+    if run.plan.is_done(result):
+        given = ", ".join(f"--{name} {value}" for name, value in limits.items() if value is not None)
+        raise UserError(
+            f"--resume: The run in {run.out_dir} has finished {result.steps} steps, and {given} would end it there. "
+            "Raise the limit to extend it."
+        )
+    if result.early:
+        result.early, result.since_best = False, 0
+    lr = run.plan.learning_rate(result, run.peak_lr, run.train.min_lr, run.train.lr_schedule)
+    return changed and [
+        f"Extending the finished run: {'; '.join(changed)}. Training continues after step {result.steps} of "
+        f"{round(run.plan.total_steps(result))} with the learning rate of the longer schedule, {lr:.2e}."
+    ]

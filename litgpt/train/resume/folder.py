@@ -12,6 +12,7 @@ from litgpt.storage.files import same, write_text
 from litgpt.storage.outputs import SINGLE, check_place, discard, is_ours, listed, locked, refuse_others, split, tidy
 from litgpt.train.args import run_settings
 from litgpt.train.metrics import FIELDS, LINE, METRICS
+from litgpt.train.resume.command import afresh, again
 from litgpt.train.resume.state import checkpoints, is_checkpoint
 
 HYPERPARAMETERS = "hyperparameters.yaml"
@@ -23,11 +24,24 @@ def check_out_dir(out_dir: Path, overwrite: bool, resume: bool = False, sources:
     check_place(out_dir, sources)
     refuse_others(out_dir, in_the_way(out_dir, resume))
     paths = [*(out_dir / name for name in FOLDERS), *checkpoints(out_dir), *(out_dir / name for name in FILES)]
-    if not (overwrite or resume) and (found := [path for path in paths if path.exists()]):
-        raise UserError(
-            f"--out_dir {out_dir} contains an earlier run ({found[0].name}). Pass --resume true to resume it, or "
-            "--overwrite true to start over."
-        )
+    if not (overwrite or resume) and any(path.exists() for path in paths):
+        raise earlier_run(out_dir)
+
+
+def earlier_run(out_dir: Path) -> UserError:
+    """That a folder has a run, and what to type to go on with it, or to start over."""
+    folders = [out_dir / "crash", *(out_dir / name for name in FOLDERS), *checkpoints(out_dir)]
+    n_files = sum(len(split(folder)[0]) for folder in folders)
+    n_files += sum((out_dir / name).exists() for name in (*FILES, SINGLE))
+    saved = next(iter(checkpoints(out_dir)), None)
+    if (out_dir / "final").exists():
+        state, remedy = "a finished run", "extend it (raise --train.epochs or --train.max_steps)"
+    else:
+        state, remedy = f"a run that stopped{f' at {saved.name}' if saved else ' before its first checkpoint'}", "go on"
+    return UserError(
+        f"--out_dir {out_dir} contains {state}.",
+        [f"{remedy}: {again(saved=True)}", f"start over: {afresh()} (deletes {n_files} files)"],
+    )
 
 
 def in_the_way(out_dir: Path, resume: bool) -> list[Path]:

@@ -70,7 +70,7 @@ class Saver:
         if self.method.finish is not None:
             self.save = self.method.finish(self.model, self.start)
         with spared("Cannot compute the reference outputs of the result", self.fabric.world_size):
-            style = self.style or load_style(self.start.tokenizer_folder)
+            style = self.style or load_style(self.start.style_folder)
             outputs = self.loss_model.read(
                 lambda gpt: make_reference_outputs(gpt, self.tokenizer, style, [], self.quantize)
             )
@@ -84,7 +84,12 @@ class Saver:
             if stored and outputs is not None:
                 write_reference_outputs({**outputs, "stored": stored}, folder)
 
-        self.write("final", add_outputs if outputs is not None else lambda folder: None)
+        def add(folder: Path) -> None:
+            if outputs is not None:
+                add_outputs(folder)
+            write_sums(folder, step=self.result.steps)
+
+        self.write("final", add)
 
     def write(self, name: str, add: Callable[[Path], None]) -> None:
         """Write a folder: model, tokenizer, settings and what `add` writes. All ranks must call this."""
