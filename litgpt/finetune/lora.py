@@ -41,8 +41,8 @@ def setup(
     lora = continued_lora(replace(lora, train_embeddings=train_embeddings), base_model)
     if lora.targets is not None and (unused := lora.idle_switches()):
         remark(f"--lora_targets selects the layers; ignoring {', '.join(unused)}.")
-    in_full = train_embeddings or any(lora.in_full.values())
-    unsupported = ["DoRA"] * (lora.variant == "dora") + ["trained embeddings"] * in_full
+    unsupported = ["DoRA"] * (lora.variant == "dora") + ["trained embeddings"] * train_embeddings
+    unsupported += ["fully trained weights"] * (bool(lora.in_full) and not train_embeddings)
     note = f"vLLM and llama.cpp do not support {' and '.join(unsupported)}. Merge the adapter first."
     method = Method(
         name="finetune lora",

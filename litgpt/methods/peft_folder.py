@@ -37,6 +37,7 @@ CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 PREFIX = "base_model.model."
 PICKLED = "adapter_model.bin"  # in older folders
 TOKENS = ".token_adapter.trainable_tokens_delta"
+COPIES = r"\.(original_module|modules_to_save)\."  # in the names of weights that the file has by another name too
 Edits = dict[str, Callable[[torch.Tensor], torch.Tensor]]
 SUPPORTED: dict[str, tuple] = {  # values of the fields that change the math
     "bias": ("none", "all", "lora_only"),
@@ -119,8 +120,12 @@ class LoRAFolder:
         return self.lora(weights.config, in_full=in_full, **options)
 
     def trains(self, name: str, config: Config) -> bool:
-        """Whether a weight that the file has in full was trained. `peft` also stores embeddings that were resized."""
-        module, _, leaf = aliases(config.model_type).in_memory(name).rpartition(".")
+        """Whether a weight that the file has in full was trained. `peft` also stores an embedding and a head that were
+        only resized."""
+        names, in_memory = weight_map(config), aliases(config.model_type).in_memory
+        module, _, leaf = in_memory(name).rpartition(".")
+        if module not in [in_memory(other).rpartition(".")[0] for other in (names.embedding, names.head)]:
+            return True
         return any(is_end(str(end), module) for end in self.copied) or (leaf == "bias" and self.trains_biases)
 
     def check_trainable(self, model: GPT) -> None:
@@ -135,7 +140,7 @@ class LoRAFolder:
             raise UserError(f"The adapter in {self.folder} does not fit the model: {', '.join(sorted(wrong))}.")
         left = modules - adapted_modules(model)  # routers, and parts of the model that litgpt does not run
         left |= {m for m in modules if self.dora and model.config.n_expert and re.search(r"\.(mlp|experts)\.", m)}
-        for name in self.in_full:
+        for name in (name for name in self.in_full if not re.search(COPIES, name)):
             own = aliases(model.config.model_type).rename(re.sub(r"\.(base_layer|token_adapter)\b", "", name))
             if ".lora_" in name or name.endswith(TOKENS) or names.find_parameter(own) not in parameters:
                 left.add(name.partition(".lora_")[0].removesuffix(TOKENS))
@@ -238,7 +243,7 @@ class LoRAFolder:
         weights, shared = {}, set()
         with opened(self.file) as f:
             for stored in self.in_full:
-                if re.search(r"\.lora_|\.(original_module|modules_to_save)\.|" + re.escape(TOKENS), stored):
+                if re.search(rf"\.lora_|{COPIES}|" + re.escape(TOKENS), stored):
                     continue  # `modules_to_save` are in the file under the module's own name as well
                 own = re.sub(r"\.token_adapter\b|\.base_layer\b", "", stored)  # of a layer with an update
                 module = own.rpartition(".")[0]
