@@ -31,6 +31,7 @@ LIMITS = {"--train.max_steps": "2", "--eval.max_iters": "2", "--eval.max_new_tok
 SMALLER = {"--devices": "1", "--num_nodes": "1", "--accelerator": "cpu", "--max_new_tokens": "4", "--steps": "2"}
 STANDS_FOR = {  # what a page leaves to the reader, or has from elsewhere
     "--data ...": "--data JSON --data.json_path my.json --overwrite true",  # several ways of one run
+    "--resume true --train.epochs 8": "--resume true",  # the limit below would not extend the run
     "pretrain ...": "pretrain --initial_checkpoint_dir MODEL --data TextFiles --data.train_data_path my-texts/",
     ".venv/bin/python": sys.executable,
     "out/lit/lora/final": "out/finetune/lora/final",
@@ -81,7 +82,7 @@ class Reader:
             if not (folder / name).exists():
                 shutil.copytree(model, folder / name)
         rows = make_rows(40)
-        for name in ("my.json", "train.json", "val.json", "data/alpaca2k/alpaca2k.json"):
+        for name in ("my.json", "more.json", "train.json", "val.json", "data/alpaca2k/alpaca2k.json"):
             self.write(
                 name,
                 json.dumps(rows[:30] if name == "train.json" else make_rows(10, 1) if name == "val.json" else rows),
