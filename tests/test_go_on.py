@@ -10,6 +10,7 @@ import yaml
 from peft import PeftModel
 from safetensors.torch import load_file, save_file
 
+from litgpt.__main__ import main
 from litgpt.data import JSON
 from litgpt.errors import UserError
 from litgpt.finetune import lora
@@ -18,7 +19,7 @@ from litgpt.methods.model_source import ModelSource
 from litgpt.train.args import EvalArgs, TrainArgs, run_flags, run_settings, run_words
 from litgpt.train.loop import Trainer
 from tests import test_peft_embeddings
-from tests.runs import go, lines, same
+from tests.runs import go, lines, same, start
 from tests.test_families import CPU, assert_close
 from tests.test_peft_embeddings import IDS, adapter_of_peft, resized
 
@@ -179,7 +180,10 @@ def test_the_style_of_the_result(whole, base, rows_file, tmp_path, capsys):
         out = tmp_path / method
         assert go(method, first, tmp_path / "chats.json", out, *ONE) == 0
         assert (out / "final" / "prompt_style.yaml").read_text() == (first / "prompt_style.yaml").read_text()
-    capsys.readouterr()
+    for words in ([first], [base, "--initial_adapter", first]):
+        capsys.readouterr()
+        main(["data_check", *map(str, words), str(tmp_path / "chats.json"), "--json"])
+        assert json.loads(capsys.readouterr().out)["prompt_style"] == "alpaca"
     assert go("lora", first, rows_file, tmp_path / "other", *ONE, "--data.prompt_style", "phi-2") == 0
     assert "trained with the prompt style alpaca; these rows use phi-2" in capsys.readouterr().out
 
@@ -383,6 +387,28 @@ def test_a_run_is_extended_from_python(base, rows_file, tmp_path, capsys):
     assert len(error.value.hints) == 2
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+@pytest.mark.parametrize("kind", ["lora-embeddings", "adapter_v2"])
+def test_two_processes(kind, strategy, whole, rows_file, tmp_path):
+    """An adapter is trained further; the run stops, resumes, and is extended, to the result of a longer run."""
+    constant = ["--train.lr_schedule", "constant", "--train.lr_warmup_steps", 0]
+    devices = ["--devices", 2, "--strategy", strategy, *constant]
+
+    def run(name: str, code: int, n_steps: int, *flags: object) -> None:
+        words = [*devices, "--train.max_steps", n_steps, *flags]
+        process = start(KINDS[kind], whole(kind) / "final", rows_file, tmp_path / name, *words)
+        said = process.communicate(timeout=300)[0]
+        assert process.returncode == code, said
+
+    run("out", 75, 4, "--train.pause_after", 2)
+    run("out", 0, 4, "--resume", "true")
+    run("out", 0, 6, "--resume", "true")
+    run("longer", 0, 6)
+    same(tmp_path / "out", tmp_path / "longer")
+    assert val_losses(tmp_path / "out")[0] == pytest.approx(val_losses(whole(kind))[-1], abs=1e-5)
+
+
 # what to type
 
 
@@ -397,8 +423,8 @@ def test_a_folder_with_a_run_says_what_to_type(state, whole, base, rows_file, tm
         for folder in out.glob("step-*"):
             shutil.rmtree(folder)
     first, go_on, over = refused(capsys, "lora", base, rows_file, out).splitlines()
-    named = {"stopped": "stopped at step-000006", "not begun": "before its first checkpoint"}.get(state, "finished")
-    assert f"--out_dir {out}" in first and named in first
+    named = {"stopped": "unfinished run (its last checkpoint is step-000006)", "not begun": "it has no checkpoint"}
+    assert f"--out_dir {out} contains " in first and named.get(state, "a finished run") in first
     assert go_on.endswith("--resume true") and f"litgpt finetune lora {base}" in go_on
     assert "go on" in go_on or state == "finished"
     command, _, n_files = over.partition(" (deletes ")

@@ -517,7 +517,7 @@ def test_two_runs_in_one_folder(base, rows_file, tmp_path, capsys):
     runs = [start("lora", base, rows_file, out) for _ in range(2)]
     said = [run.communicate(timeout=300)[0] for run in runs]
     assert sorted(run.returncode for run in runs) == [0, 2], said
-    assert any("another" in text or "an earlier run" in text for text in said)
+    assert any("another" in text or "finished run" in text for text in said)
     assert len(lines(out)) == 12 + 4
 
 

@@ -31,6 +31,8 @@ from litgpt.data.named import or_alpaca
 from litgpt.data.tokens import IN_LOSS, Counts, Details, TokenizedRows
 from litgpt.errors import UserError, remark
 from litgpt.families import read_config
+from litgpt.methods.adapter_folder import is_adapter, open_adapter
+from litgpt.methods.model_source import find_base, style_folder, tokenizer_folder
 from litgpt.model.config import Config
 from litgpt.storage.files import is_there, read_json
 from litgpt.text.tokenizer import Tokenizer
@@ -127,9 +129,12 @@ def main(
     if min(show, sample) < 0:
         raise UserError(f"--show {show} and --sample {sample} must be at least 0.")
     data = or_alpaca(data)
-    folder = find_folder(checkpoint_dir, weights=False)
-    config = config_of(folder)
-    tokenizer = Tokenizer(folder, n_embeddings=config.padded_vocab_size)
+    folder = base = find_folder(checkpoint_dir, weights=False)
+    own = find_folder(finetune["initial_adapter"]) if finetune.get("initial_adapter") else folder
+    if is_adapter(folder):
+        base = find_base(open_adapter(folder), f"Pass the base as the model, and --initial_adapter {folder}.", False)
+    config, folder = config_of(base), tokenizer_folder(own, base)
+    tokenizer = Tokenizer(folder, base, config.padded_vocab_size)
     limit = row_limit(train, config, data)
     numbers = row_numbers(rows)
     found, val_found = Details(), Details()
@@ -137,7 +142,7 @@ def main(
     with screen.counting("rows tokenized") as on_progress:
         loaded = data.load(
             tokenizer,
-            folder,
+            style_folder(own, folder),
             limit,
             on_progress=on_progress,
             context=config.block_size,

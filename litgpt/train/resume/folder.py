@@ -37,7 +37,8 @@ def earlier_run(out_dir: Path) -> UserError:
     if (out_dir / "final").exists():
         state, remedy = "a finished run", "extend it (raise --train.epochs or --train.max_steps)"
     else:
-        state, remedy = f"a run that stopped{f' at {saved.name}' if saved else ' before its first checkpoint'}", "go on"
+        at = f"its last checkpoint is {saved.name}" if saved else "it has no checkpoint"
+        state, remedy = f"an unfinished run ({at})", "go on"
     return UserError(
         f"--out_dir {out_dir} contains {state}.",
         [f"{remedy}: {again(saved=True)}", f"start over: {afresh()} (deletes {n_files} files)"],
