@@ -147,9 +147,16 @@ def test_a_file_of_a_run_that_was_changed(name, finished, base, rows_file, tmp_p
     (out / name).write_text("mine")
     before = hashes(out)
     for flag in ("--overwrite", "--resume"):
-        assert go("lora", base, rows_file, out, "--train.max_steps", 2, flag, "true") == 2
+        assert go("lora", base, rows_file, out, "--seed", 2, flag, "true") == 2
         assert flag == "--resume" or str(out / name) in capsys.readouterr().err
     assert hashes(out) == before
+
+
+def test_a_changed_file_in_the_result_of_a_run_that_is_extended(finished, base, rows_file, tmp_path):
+    out = shutil.copytree(finished, tmp_path / "out")
+    (out / "final" / "notes.txt").write_text("mine")
+    assert go("lora", base, rows_file, out, "--train.max_steps", 2, "--resume", "true") == 0
+    assert (out / "final-kept" / "notes.txt").read_text() == "mine" and not (out / "final" / "notes.txt").exists()
 
 
 def test_a_copy_of_a_run_may_be_replaced(finished, base, rows_file, tmp_path):
