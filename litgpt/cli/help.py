@@ -30,7 +30,9 @@ CHOICES = {  # of options whose type does not say what they take
     "optimizer": ["name"],
     "prompts": ["file"],
 }
-TEXTS = {"optimizer.lr": "Peak learning rate."}  # for arguments whose help other libraries write at length
+TEXTS = {  # in place of the help and the default of other libraries
+    "optimizer.lr": "Peak learning rate. A finetune picks it by method and width; elsewhere 0.001, as in LitGPT."
+}
 NO_BREAK = "\xa0"
 WORDS = {bool: ["true", "false"], int: ["number"], float: ["number"], str: ["text"], dict: ["name=value"]}
 
@@ -142,7 +144,8 @@ def visible(actions: Mapping[str, Action]) -> Iterator[Option]:
     for name, action in actions.items():
         if not str(action.help).startswith(HIDDEN):
             choices = choices_of(name, action._typehint)  # type: ignore[attr-defined]
-            yield Option(name, choices, TEXTS.get(name) or plain(action.help), default_text(action.default))
+            default = "" if name in TEXTS else default_text(action.default)
+            yield Option(name, choices, TEXTS.get(name) or plain(action.help), default)
 
 
 def class_sections(parser: Parser, chosen: Mapping[str, str]) -> dict[str, list[Option]]:
