@@ -41,7 +41,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         "completion": ("litgpt.cli.completion:main", "Print a script that completes commands on Tab."),
     },
     "LitGPT's other names": {
-        "generate_full": ("litgpt.commands.generate:with_100", "Same as generate, for a fully finetuned model."),
+        "generate_full": ("litgpt.commands.generate:main", "Same as generate, for a fully finetuned model."),
         "generate_adapter": ("litgpt.commands.generate:adapter", "Same as generate, for an adapter."),
         "generate_adapter_v2": ("litgpt.commands.generate:adapter_v2", "Same as generate, for an adapter V2."),
         "generate_sequentially": ("litgpt.commands.generate:sequentially", "Same as generate --devices auto."),
