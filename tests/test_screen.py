@@ -16,6 +16,7 @@ import pytest
 
 import litgpt.train.metrics
 from litgpt.__main__ import main
+from litgpt.checkpoint.hub import PICO
 from litgpt.data import JSON
 from litgpt.finetune import adapter, adapter_v2, full, lora, pretrain
 from litgpt.train import loop, progress, report
@@ -403,6 +404,11 @@ def test_the_question(what, base, tmp_path):
 def test_the_question_is_that_of_the_example(base, tmp_path):
     rows = [{"instruction": text, "output": "a"} for text in ("one dog", "two dogs", "the fox")]
     assert asked(rows, base, tmp_path, "--eval.evaluate_example", 2) == "the fox"
+
+
+def test_the_question_is_not_several_messages(tmp_path):
+    """Also where the template writes only special tokens between them."""
+    assert asked(QUESTIONS["turns"][0], PICO, tmp_path) == "the dog"
 
 
 def test_a_question_that_cannot_be_found(base, rows_file, tmp_path, monkeypatch, capsys):
