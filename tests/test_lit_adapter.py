@@ -153,7 +153,28 @@ def test_lora_that_does_not_fit(base, tmp_path, capsys):
     code, _, err = command(capsys, "convert_from_litgpt", tmp_path / "lora", tmp_path / "out")
     assert code == 2 and "is an adapter" in err
     code, _, err = command(capsys, "finetune", "lora", tmp_path / "lora", "--data", "JSON", "--data.json_path", "x")
-    assert code == 2 and "Merge it first" in err
+    assert code == 2 and "no usable lora_r" in err
+
+
+def test_lora_is_trained_further(base, rows_file, tmp_path, capsys):
+    """A step of nothing keeps it, in PEFT's format."""
+    folder, weights = base("llama")
+    save_lora(tmp_path / "lora", folder, weights, config_fields("llama"), {"query", "value"})
+    data = [
+        "--data",
+        "JSON",
+        "--data.json_path",
+        rows_file,
+        "--data.val_split_fraction",
+        "0.1",
+        "--precision",
+        "32-true",
+    ]
+    nothing = ["--train.max_steps", "1", "--optimizer.lr", "0", "--optimizer.weight_decay", "0"]
+    out = ["--out_dir", tmp_path / "out", "--accelerator", "cpu", "--eval.max_new_tokens", "null"]
+    code, _, err = command(capsys, "finetune", "lora", tmp_path / "lora", *data, *nothing, *out)
+    assert code == 0, err
+    assert_same(ours(tmp_path / "out" / "final"), ours(tmp_path / "lora"), 2e-5)
 
 
 def save_prefixes(folder: Path, base: Path, model: str, start: int = 1) -> dict[str, torch.Tensor]:
