@@ -16,11 +16,22 @@ import torch
 import yaml
 
 from litgpt.__main__ import main
+from litgpt.generate import reference_outputs
+from litgpt.train import metrics
 
 if TYPE_CHECKING:
     from tests.mutations import Scene
 
 torch.set_num_threads(1)
+reference_outputs.PROMPTS = reference_outputs.PROMPTS[::5]  # of results: two texts take less time than eight
+DRAWING = {"test_screen", "test_spared", "test_outputs"}  # the tests that look at loss.png
+
+
+@pytest.fixture(autouse=True)
+def few_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs draw no losses, which would take a sixth of their time here, except for the tests of that."""
+    if request.path.stem not in DRAWING:
+        monkeypatch.setattr(metrics, "plot", lambda *_: False)
 
 
 @pytest.fixture(scope="session")
