@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from litgpt.__main__ import main
+from litgpt.generate.reference_outputs import PROMPTS
 from tests.conftest import save_llama
 
 TEMPLATE = "{% for m in messages %}[{{ m['role'] }}] {{ m['content'] }}{% endfor %}"
