@@ -438,7 +438,7 @@ def test_early_stopping_that_cannot_happen(steps, interval, patience, often, les
     message = str(error.value)
     assert f"--eval.early_stopping_patience {patience} " in message and f"{steps} steps" in message
     assert (f"--eval.interval {often} " in message) == (often is not None)
-    assert (f"patience {less}," in message) == (less is not None)
+    assert (f"patience {less}." in message) == (less is not None)
     for remedy in ([dict(interval=often)] if often else []) + ([dict(early_stopping_patience=less)] if less else []):
         args: dict[str, Any] = dict(interval=interval, early_stopping_patience=patience) | remedy
         plan_of(steps).check_patience(EvalArgs(**args))

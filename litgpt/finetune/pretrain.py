@@ -16,7 +16,7 @@ from litgpt.train.method import RESULT_COMMANDS, Method
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
-TRAIN = TrainArgs(global_batch_size=512, epochs=1, max_norm=1.0, min_lr=4e-5)
+TRAIN = TrainArgs(global_batch_size=512, micro_batch_size=4, epochs=1, max_norm=1.0, min_lr=4e-5)
 EVAL = EvalArgs(max_new_tokens=None)
 WARMUP_STEPS = 2000  # at most, if --train.lr_warmup_steps is auto
 PROBE = "Two tokenizers agree: 0123456789, naïve café, 東京.\n\tdef f(x): return x"

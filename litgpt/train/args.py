@@ -259,9 +259,9 @@ def not_positive(group: str, options: Any, names: list[str]) -> list[str]:
 
 def record_setting(name: str, value: Any) -> None:
     """Put the value of an option that was left to the run into its settings, if there are any."""
-    if settings := run_settings.get():
-        first, *others = name.split(".")
-        run_settings.set({**settings, first: with_value(settings.get(first), others, value)})
+    settings, (first, *others) = run_settings.get(), name.split(".")
+    if settings and isinstance(settings.get(first), dict):  # else of another command, before a run from Python
+        run_settings.set({**settings, first: with_value(settings[first], others, value)})
 
 
 def with_value(settings: Any, keys: list[str], value: Any) -> Any:

@@ -113,7 +113,7 @@ class Plan:
         raise UserError(
             f"--eval.early_stopping_patience {patience} can never stop this run early: that takes {patience + 1} "
             f"validations, and the run of {math.ceil(total):,} steps has {n}, one every {interval:,} steps "
-            f"(--eval.interval). Set {' or '.join(remedies)}, or omit it."
+            f"(--eval.interval). Use {' or '.join(remedies)}."
         )
 
     def is_done(self, result: Result) -> bool:
