@@ -1,6 +1,7 @@
 """LitGPT's LoRA and adapters, written by hand from its documentation, give the models that they mean."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from litgpt.model.gpt import GPT
 from tests.conftest import save_llama
 from tests.families import save_random
 from tests.lit import MODELS, by_group, config_fields, lit_weights, save_lit
+from tests.test_families_peft import save_tokenizer
 from tests.test_lit_folder import assert_same, command, ours, theirs
 
 R, ALPHA = 3, 7
@@ -159,6 +161,10 @@ def test_lora_that_does_not_fit(base, tmp_path, capsys):
 def test_lora_is_trained_further(base, rows_file, tmp_path, capsys):
     """A step of nothing keeps it, in PEFT's format."""
     folder, weights = base("llama")
+    folder = shutil.copytree(folder, tmp_path / "base")
+    save_tokenizer(folder)
+    tokens = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": "</s>"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokens))
     save_lora(tmp_path / "lora", folder, weights, config_fields("llama"), {"query", "value"})
     data = [
         "--data",
