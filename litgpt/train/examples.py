@@ -53,8 +53,7 @@ class Examples:
     def chosen(self, n: int) -> list[int]:
         """The first `n` validation rows, starting with the one that the options choose."""
         total, choice = len(self.dataset.val), self.eval.evaluate_example
-        first = {"first": 0, "random": random.Random(0).randrange(total)}.get(str(choice))
-        first = int(choice) if first is None else first
+        first = random.Random(0).randrange(total) if choice == "random" else choice if isinstance(choice, int) else 0
         return [(first + i) % total for i in range(min(n, total))]
 
     def count_exact(self, when: str) -> None:

@@ -110,13 +110,10 @@ class Trainer:
         return (source.batch(part).to(fabric.device) for part in parts)
 
     @torch.no_grad()
-    def validate(self, max_iters: Optional[int] = None) -> float:
-        """Measure the validation loss on `max_iters` micro-batches of each device, by default on all rows. A size that
-        the run picked does not count: another one must not give another loss."""
+    def validate(self, n_rows: Optional[int] = None) -> float:
+        """Measure the validation loss on the first `n_rows` rows, by default on all."""
         fabric, model, result = self.fabric, self.model, self.result
-        rows = list(range(len(self.val_rows)))
-        if max_iters is not None:
-            rows = rows[: max_iters * fabric.world_size * (1 if self.run.picks_micro_batch else self.train.micro_rows)]
+        rows = list(range(len(self.val_rows)))[:n_rows]
         sums = torch.zeros(2, dtype=torch.float64)
         model.eval()
         for batch in self.micro_batches(rows, self.val_rows):
@@ -140,7 +137,7 @@ class Trainer:
         is_due = len(self.val_rows) and self.plan.is_validation_due(self.eval.interval, result)
         if not is_due or result.last_eval_step == result.steps:
             return False
-        loss = self.validate(self.eval.max_iters)
+        loss = self.validate(self.run.n_eval_rows)
         result.last_eval_step = result.steps
         result.best, result.since_best = (loss, 0) if loss < result.best else (result.best, result.since_best + 1)
         if self.train.save_best and not result.since_best:

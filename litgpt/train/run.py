@@ -1,6 +1,5 @@
 """A training run, from its options to its result."""
 
-import math
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -393,9 +392,16 @@ class Run:
             self.examples.show("after")
 
     def training_result(self) -> TrainingResult:
-        batches = self.eval.max_iters or math.inf
-        partial = batches * self.train.micro_batch_size * self.fabric.world_size < len(self.val_rows)
-        return TrainingResult.of(self.result, self.out_dir, partial)
+        return TrainingResult.of(self.result, self.out_dir, partial=self.n_eval_rows < len(self.val_rows))
+
+    @property
+    def n_eval_rows(self) -> int:
+        """How many rows a validation during training reads. A micro-batch size that the run picked does not count:
+        another one must not give another loss."""
+        if self.eval.max_iters is None:
+            return len(self.val_rows)
+        rows = 1 if self.picks_micro_batch else self.train.micro_rows
+        return min(len(self.val_rows), self.eval.max_iters * self.fabric.world_size * rows)
 
 
 def empty_model(method: Method, base_model: BaseModel, quantize: Optional[str], device: torch.device) -> GPT:

@@ -131,7 +131,7 @@ class Rehearsal(Trainer):
     def save_checkpoint(self, name: str) -> None:
         """Save nothing."""
 
-    def validate(self, max_iters: Optional[int] = None) -> float:
+    def validate(self, n_rows: Optional[int] = None) -> float:
         return 0.0
 
     def count_step(self, rows: list[int], began: float) -> None:
