@@ -139,6 +139,29 @@ def test_train(tmp_path):
     assert json.loads(printed.splitlines()[-1]) == record
 
 
+def test_learning_rates(script, tmp_path, capsys):
+    """Runs that are finished are not repeated, and those with other options are others."""
+    rates = script("learning_rates")
+    rows = [{"instruction": f"Count to {i}.", "output": " ".join(map(str, range(i)))} for i in range(12)]
+    data = script("common").write_json(tmp_path / "rows.json", [*rows, rows[0]])
+    words = [str(word) for word in ("--data", data, "--out", tmp_path / "out", "--models", PICO, "--methods", "lora")]
+    words += "--rows 8 --val_rows 4 --epochs 1 --max_seq_length 64 --rate 0.003 --seeds 1 --exponents 0 9".split()
+    rates.main(words)
+    held, trained = (
+        json.loads((tmp_path / "out" / "rows" / "rows-8-4" / name).read_text()) for name in ("val.json", "train.json")
+    )
+    assert len(held) == 4 and sorted([*held, *trained], key=rows.index) == rows
+    lines = (tmp_path / "out" / "runs.csv").read_text().splitlines()
+    assert len(lines) == 3 and ",0.003,1,1," in lines[1] and ",59.0,1,1," in lines[2]
+    rates.main([*words[:-2], "-1", "0", "--", "--lora_r", "4"])
+    rates.main(words)
+    assert len((tmp_path / "out" / "runs.csv").read_text().splitlines()) == 5
+    assert capsys.readouterr().out.splitlines()[-1].startswith("| pico | 128 | lora | 0.003 | ")
+    settings = {"model": "m", "hidden": 64, "method": "full", "lr": 0.00391}
+    line = rates.line_of_table(settings, 4.0, [2.2, 2.0, 2.1], 2.1)
+    assert line == "| m | 64 | full | 0.0039 | 4.000 | 2.200 | **2.000** | 2.100 | 5.0 % |"
+
+
 def test_train_figures(script, tmp_path):
     file = tmp_path / "metrics.csv"
     file.write_text(
