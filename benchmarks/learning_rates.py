@@ -33,13 +33,8 @@ from common import write_json
 from litgpt.__main__ import main as litgpt
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import Checkpoint
+from litgpt.train.learning_rate import RULES, default_learning_rate
 
-RULES = {  # factor, exponent of the hidden size, least, most
-    "full": (2.0, -1.5, 1e-6, 4e-3),
-    "lora": (2.9, -1.2, 1e-4, 2e-2),
-    "adapter": (2.9, -1.2, 1e-4, 2e-2),
-    "adapter_v2": (2.9, -1.2, 1e-4, 2e-2),
-}
 SETTINGS = "model hidden method data rows val_rows epochs max_seq_length more lr seed".split()
 RESULTS = "steps tokens before loss seconds".split()
 
@@ -61,11 +56,6 @@ def parse(argv: list[str]) -> argparse.Namespace:
     args = parser.parse_args(argv[:end])
     args.more = argv[end + 1 :]
     return args
-
-
-def default_rate(method: str, width: int) -> float:
-    factor, exponent, least, most = RULES[method]
-    return min(most, max(least, factor * width**exponent))
 
 
 def write_rows(args: argparse.Namespace) -> Path:
@@ -166,7 +156,7 @@ def main(argv: list[str]) -> None:
     for name, method in itertools.product(args.models, args.methods):
         folder = find_folder(Path(name))
         width = Checkpoint(folder).config.n_embd
-        middle = args.rate or default_rate(method, width)
+        middle = args.rate or default_learning_rate(method, width)
         settings = {
             **{"model": Path(name).name, "hidden": width, "method": method, "data": args.data.stem, "rows": args.rows},
             **{"val_rows": args.val_rows, "epochs": args.epochs, "max_seq_length": args.max_seq_length},

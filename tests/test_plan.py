@@ -382,6 +382,17 @@ def test_a_plan_shards_if_the_run_would(files, tmp_path):  # noqa: F811
     assert weights[1] < 0.6 * weights[0]
 
 
+@pytest.mark.parametrize("rows", [2, 4])
+def test_micro_batch_that_auto_takes(rows, files, tmp_path):  # noqa: F811
+    """On a GPU, the largest divisor of the 8 rows of a step that fits."""
+    run = run_of(["full", "--train.micro_batch_size", "auto"], tmp_path, files)
+    run.use_micro_batch([1])
+    peaks = [predict(module.changed(run, {"train.micro_batch_size": n}), gpu=True).peak for n in (rows, 2 * rows)]
+    target = Target("", sum(peaks) / 2 / module.USABLE + module.CONTEXT, is_gpu=True)
+    rung = module.rung_of(run, {}, target)
+    assert rung.fits and module.largest_micro_batch(run, rung, target) == rows
+
+
 def test_dry_run(files, tmp_path, capsys):  # noqa: F811
     main(["finetune", "pico", "--data", str(files), "--out_dir", str(tmp_path / "out"), "--dry_run"])
     assert "this run" in capsys.readouterr().out and not (tmp_path / "out").exists()

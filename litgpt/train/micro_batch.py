@@ -40,10 +40,12 @@ def settle_micro_batch(run: "Run") -> None:
     run.saver.settings[MICRO_BATCH] = run.train.micro_batch_size
 
 
-def plan_micro_batch(run: "Run") -> None:
-    """Use the size that a CPU would take, without running anything."""
+def plan_micro_batch(run: "Run", is_gpu: bool) -> None:
+    """Use the size that a CPU would take, without running anything; for a GPU, one row: if that does not fit, nothing
+    does."""
     if len(run.micro_batch_sizes) > 1:
-        run.use_micro_batch([n for n in run.micro_batch_sizes if n <= LARGEST_ON_CPU])
+        largest = 1 if is_gpu else LARGEST_ON_CPU
+        run.use_micro_batch([n for n in run.micro_batch_sizes if n <= largest])
 
 
 def sizes_to_try(run: "Run") -> list[int]:

@@ -18,10 +18,10 @@ from litgpt.data.named import Alpaca
 from litgpt.errors import UserError
 from litgpt.methods.quantize import bitsandbytes
 from litgpt.model.devices import pick_device
-from litgpt.train.args import PlanArgs, run_words
+from litgpt.train.args import AUTO, PlanArgs, run_words
 from litgpt.train.devices.launch import CONTEXT, pick_strategy, usable_memory
 from litgpt.train.memory.predict import Prediction, measure, predict
-from litgpt.train.micro_batch import plan_micro_batch
+from litgpt.train.micro_batch import MOST_TOKENS, plan_micro_batch
 from litgpt.train.peaks import Peak, find_peak
 from litgpt.train.progress import duration
 from litgpt.train.schedule import Plan, Result
@@ -63,8 +63,13 @@ class Target(NamedTuple):
     peak: Optional[Peak] = None  # its throughput, if known
     devices: int = 1  # how many of them
 
+    @property
+    def limit(self) -> float:
+        """The bytes that a run may allocate."""
+        return (self.memory - CONTEXT) * USABLE if self.is_gpu else self.memory
+
     def fits(self, prediction: Prediction) -> bool:
-        return prediction.peak <= (self.memory - CONTEXT) * USABLE if self.is_gpu else prediction.peak <= self.memory
+        return prediction.peak <= self.limit
 
 
 @dataclass
@@ -113,7 +118,7 @@ def plan(run: "Run", args: PlanArgs) -> None:
         several = target_of(args.gpu, pick_device(run.accelerator)).devices
         if several > 1 and run.devices == 1:
             run.devices = several
-        load(run, args.tokens)
+        load(run, args.tokens, is_gpu=args.gpu is not None)
         target = target_of(args.gpu, run.device, run.devices_per_node)
         if target.is_gpu and run.precision is None:
             run.precision_name = default_precision(run, target)
@@ -141,23 +146,23 @@ def default_precision(run: "Run", target: Target) -> str:
     return "bf16-true" if run.is_frozen else "bf16-mixed"
 
 
-def load(run: "Run", tokens: Optional[int] = None) -> None:
-    """Check the options of a run and load its rows; or assume rows of this many tokens."""
+def load(run: "Run", tokens: Optional[int] = None, is_gpu: bool = False) -> None:
+    """Check the options of a run and load its rows; or assume rows of this many tokens. `is_gpu` tells whether the plan
+    is for a GPU; else it is for the run's device."""
     if tokens is not None:
         run.data = run.data or Alpaca()
     run.check()
     run.pick_devices()
     run.checkpoint, run.last_batch, run.result = None, None, Result()
+    plan_micro_batch(run, is_gpu or run.device.type == "cuda")
     if tokens is None:
         run.load()
-        plan_micro_batch(run)
         return
     if tokens < 2:
         raise UserError(f"--tokens {tokens} must be above 1.")
     run.train_rows = AssumedRows(min(tokens, run.row_limit))
     run.val_rows, run.dataset = [], SimpleNamespace(style=SimpleNamespace(printed_times=tuple))  # type: ignore[assignment]
     run.plan = Plan(run.train, run.train_rows)
-    plan_micro_batch(run)
 
 
 class AssumedRows:
@@ -213,6 +218,19 @@ def rung_of(run: "Run", changes: Changes, target: Target) -> Rung:
     strategy = pick_strategy(run.strategy, run.model, run.precision_name, run.quantize, target.memory)
     prediction = predict(run, target.is_gpu, devices if strategy == "fsdp" else 1)
     return Rung(words(changes) or "this run", changes, prediction, target.fits(prediction))
+
+
+def largest_micro_batch(run: "Run", rung: Rung, target: Target) -> int:
+    """The rows of a micro-batch that auto takes on a GPU with the settings of a rung, whose prediction is for one row:
+    memory grows with the tokens."""
+    one, two = rung.prediction, rung_of(run, rung.changes | {"train.micro_batch_size": 2}, target).prediction
+    per_token = (two.peak - one.peak) / max(1, two.micro_tokens - one.micro_tokens)
+    longest = run.train_rows.lengths.sort(descending=True).values
+    for n in replace(run.train, micro_batch_size=AUTO).micro_batch_sizes(run.fabric.world_size, largest=None):
+        tokens = int(longest[:n].sum())
+        if tokens <= MOST_TOKENS and one.peak + per_token * (tokens - one.micro_tokens) <= target.limit:
+            return n
+    return 1
 
 
 def is_small(run: "Run") -> bool:
@@ -277,8 +295,11 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
     print(f"A checkpoint takes {first.state / size:.2f} {unit}.")
     if target.is_gpu:
         print(f"CUDA takes about {CONTEXT / GIB:.1f} GiB more, which the last column includes.")
-    print_time(run, target, rungs, args)
     best = cheapest(rungs)
+    if best is not None and target.is_gpu and run.picks_micro_batch:
+        rows = largest_micro_batch(run, best, target)
+        print(f"The table is for micro-batches of one row. With the settings below, auto takes about {rows}.")
+    print_time(run, target, rungs, args)
     if best is None:
         print(f"Nothing above fits. Try --train.max_seq_length {longest // 2}, a smaller model, or more devices.")
     else:
