@@ -30,6 +30,7 @@ from litgpt.train.memory.predict import as_rehearsed, layers_to_run, measure, pr
 from litgpt.train.memory.sharded import on_ranks
 from litgpt.train.peaks import find_peak
 from litgpt.train.run import Run
+from tests.conftest import save_llama
 from tests.test_training import files  # noqa: F401
 
 SETTINGS = {  # of runs of the built-in model on a CPU
@@ -91,6 +92,18 @@ def test_peak_is_that_of_the_allocator(name, files, tmp_path, monkeypatch):  # n
     assert predicted.peak == pytest.approx(real, rel=0.01)
     assert predicted.kinds["trained"] + predicted.kinds["optimizer"] == pytest.approx(predicted.state, rel=0.01)
     assert upper_bound(run) > 1.2 * real
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["lora", "full", "full bf16"])
+def test_peak_with_a_vocabulary_of_128k(name, files, tmp_path, tokenizer_file, monkeypatch):  # noqa: F811
+    """The head's chunks of logits have their own size there."""
+    folder = save_llama(tmp_path / "wide", tokenizer_file, vocab_size=128256, hidden_size=64)
+    command = main
+    monkeypatch.setitem(globals(), "main", lambda words: command([str(folder) if w == "pico" else w for w in words]))
+    run = run_of(SETTINGS[name], tmp_path, files)
+    assert run.base_model.config.padded_vocab_size == 128256
+    assert predict(run, gpu=False).peak == pytest.approx(allocated(run), rel=0.01)
 
 
 @pytest.mark.long
