@@ -301,7 +301,8 @@ class Report:
         bars = log_histogram(lengths)
         most = max(n for _, _, n in bars)
         self.screen.say()
-        self.screen.say(f"Tokens per training row: {shares} ({over})")
+        self.screen.say(f"Tokens per training row: {shares}")
+        self.screen.say(f"Long rows: {over}")
         for start, end, n in bars:
             self.screen.say(f"{start:7,} to {end:<7,} {'█' * -(-40 * n // most)} {n:,}")
 

@@ -9,7 +9,7 @@ import torch
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import load_weights, open_checkpoint
-from litgpt.checkpoint.hub import repository_id
+from litgpt.checkpoint.hub import PICO, repository_id
 from litgpt.errors import UserError
 from litgpt.families import read_config, write_config
 from litgpt.families.weights import KINDS, EmptyWeights, Weights, check_weights
@@ -105,9 +105,7 @@ class BaseModel:
     def name(self) -> str:
         if self.checkpoint is None:
             return "random weights"
-        if (adapter := self.initial_adapter) is not None:
-            return f"{self.checkpoint.folder} with the adapter {adapter.folder}"
-        return str(self.checkpoint.folder)
+        return PICO.name if self.checkpoint.folder == PICO else str(self.checkpoint.folder)
 
     @property
     def initial_adapter(self) -> Optional[AdapterFolder]:

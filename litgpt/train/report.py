@@ -35,6 +35,7 @@ def print_header(run: "Run") -> None:
     optimizer, patience = type(run.saver.optimizer).__name__, run.eval.early_stopping_patience
     rows = {
         "model": f"{unbroken(base.name)} ({config.model_type}, {config.n_layer} layers, width {config.n_embd})",
+        "adapter": unbroken(adapter.folder) if (adapter := base.initial_adapter) else "",
         "parameters": f"{n_trained:,} trainable of {n_all:,} ({n_trained / n_all:.2%})",
         "rows": describe_counts(dataset.counts) + ("; tokens from the cache" if dataset.cached else ""),
         "training": describe_rows(dataset.train),
