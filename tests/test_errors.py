@@ -159,7 +159,7 @@ def test_no_rows_file(fails, run, rows_file):
         (["--trian.max_steps", 3], "Unknown option --trian.max_steps. Did you mean '--train.max_steps'?"),
         (["--train.max_steps", "many"], "--train.max_steps many: expected an integer"),
         (["--data.json_paht", "x"], "Unknown option --data.json_paht. Did you mean '--data.json_path'?"),
-        (["--train.min_lr", 0.1], "--train.min_lr 0.1 is above the learning rate 0.001"),
+        (["--train.min_lr", 0.1], "--train.min_lr 0.1 is above the learning rate 0.02"),
         (["--train.lr_warmup_fraction", 2], "--train.lr_warmup_fraction 2"),
         (["--devices", 0], "--devices 0 must be above 0"),
         (["--num_nodes", -1], "--num_nodes -1 must be above 0"),

@@ -80,14 +80,14 @@ def test_every_real_file_trains(real_data, tmp_path, file, capsys):
     main(["data", "check", str(model), *data, "--show", "1"])
     checked = capsys.readouterr().out
     assert "No problems found." in checked and "trained" in checked
-    assert len(run(model, tmp_path / "out", *data)) == 5
+    assert len(run(model, tmp_path / "out", *data)) == 9  # four steps, and a validation before and after each
     assert "tokens from the cache" in " ".join(capsys.readouterr().out.split())
 
 
 def test_packed_run(llama, rows_file, tmp_path, capsys):
     metrics = run(llama, tmp_path / "out", "--data", "JSON", "--data.json_path", rows_file, "--train.pack",
                   "--train.max_seq_length", 256)  # fmt: skip
-    assert len(metrics) == 5
+    assert len(metrics) == 9
     assert "of at most 2" in capsys.readouterr().out
 
 
@@ -100,7 +100,7 @@ def test_text_files(real_data, tmp_path, capsys):
     (short / "b.txt").write_text(text.read_text()[3000:3100])
     metrics = run(model, tmp_path / "out", "--data", "TextFiles", "--data.train_data_path", short,
                   "--train.max_seq_length", 128)  # fmt: skip
-    assert len(metrics) == 5
+    assert len(metrics) == 9
     from litgpt.data.documents import TextFiles
 
     tokenizer = Tokenizer(model)

@@ -89,4 +89,4 @@ def test_its_name_is_on_the_screen(base, rows_file, tmp_path, monkeypatch, capsy
     for peak, name in ((1e15, "MFU "), (None, "GEMM utilization ")):
         monkeypatch.setattr(flops, "peak_flops", lambda *_, peak=peak: peak)
         assert go("lora", base, rows_file, tmp_path / name, "--train.max_steps", 2) == 0
-        assert f"| {name}" in capsys.readouterr().out
+        assert f"\n {name}" in capsys.readouterr().out

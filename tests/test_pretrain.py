@@ -158,12 +158,14 @@ def test_the_list_of_models(capsys, tmp_path, monkeypatch):
     assert "pythia-14m" in names and "tiny-llama-1.1b" in names and names == sorted(names, key=str.lower)
 
 
-def test_an_adapter_is_no_start(llama, rows_file, tmp_path, capsys):
+def test_an_adapter_is_merged_before_it_is_a_start(llama, rows_file, text, tmp_path, capsys):
     words = ["--data", "JSON", "--data.json_path", str(rows_file), "--train.max_steps", "1", "--out_dir"]
     main(["finetune", "lora", str(llama), *words, str(tmp_path / "a")])
-    with pytest.raises(SystemExit):
-        main(["finetune", "lora", str(tmp_path / "a" / "final"), *words, str(tmp_path / "b")])
-    assert "litgpt merge_lora" in capsys.readouterr().err
+    files = ["--data", "TextFiles", "--data.train_data_path", str(text), "--train.max_steps", "1", "--out_dir"]
+    main(["pretrain", "--initial_checkpoint_dir", str(tmp_path / "a" / "final"), *files, str(tmp_path / "b")])
+    assert (tmp_path / "b/final/model.safetensors").is_file() and not (
+        tmp_path / "b/final/adapter_config.json"
+    ).exists()
 
 
 def test_tokenizer_train(text, tmp_path, capsys):

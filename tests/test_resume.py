@@ -116,9 +116,7 @@ def test_two_devices(base, rows_file, tmp_path, capsys):
     same(tmp_path / "out", tmp_path / "whole")
     assert go("lora", base, rows_file, tmp_path / "out", "--resume", "true", "--train.max_steps", 13) == 2
     error = capsys.readouterr().err
-    assert (
-        "--train.max_steps was 12, is now 13; the number of devices was 2, is now 1; the number of steps was" in error
-    )
+    assert "--resume: " in error and "the number of devices was 2, is now 1" in error
 
 
 # where a run goes on

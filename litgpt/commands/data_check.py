@@ -361,7 +361,8 @@ class Report:
 
     def print_row(self, rows: TokenizedRows, i: int, where: str) -> None:
         marks = "green" if self.console.is_terminal else "in [[ ]]"
-        self.console.rule(f"{where}: target tokens are {marks}", align="left")
+        self.console.rule()
+        self.screen.say(f"{where}: target tokens are {marks}")
         self.console.print(marked_row(rows, i, self.tokenizer, self.console.is_terminal), soft_wrap=True)
 
 

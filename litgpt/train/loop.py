@@ -43,7 +43,6 @@ class Trainer:
         self.saved_steps, self.saved_seconds = self.result.steps, self.result.seconds
         self.start_log_window()
         self.recent = deque([(self.result.tokens, self.result.seconds)], maxlen=RECENT)
-        self.utilization: Optional[float] = None
         size, seen = self.train.global_batch_size, self.result.seen
         steps = steps_of_rows(len(self.train_rows), size, self.train.epochs, run.seed, seen)
         left = None if self.plan.steps is None else max(0, self.plan.steps - self.result.steps)
@@ -201,7 +200,7 @@ class Trainer:
         def details() -> list[str]:
             name = "GEMM utilization" if self.run.flops is None else self.run.flops.name
             memory = gigabytes(peak_memory(self.fabric.device))
-            return [f"lr {lr:.2e}", f"{speed:,.0f} tokens/s", memory, f"{name} {percent(self.utilization)}"]
+            return [f"lr {lr:.2e}", f"{speed:,.0f} tokens/s", memory, f"{name} {percent(self.run.utilization)}"]
 
         val_loss = result.val_losses[-1][1] if result.val_losses else None
         done, position = self.plan.fraction_done(result), self.plan.position(result)
@@ -218,7 +217,7 @@ class Trainer:
         result = self.result
         tokens, seconds = result.tokens - self.logged_tokens, result.seconds - self.logged_seconds
         if self.run.flops is not None:
-            self.utilization = self.run.flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
+            self.run.utilization = self.run.flops.share(tokens, self.window_targets, seconds, self.fabric.world_size)
         self.metrics.write(
             step=result.steps,
             epoch=round(result.seen / len(self.train_rows), 4),
@@ -227,7 +226,7 @@ class Trainer:
             tokens=result.tokens,
             seconds=round(result.seconds, 3),
             tokens_per_s=round(tokens / seconds, 1),
-            mfu=None if self.utilization is None else round(self.utilization, 4),
+            mfu=None if self.run.utilization is None else round(self.run.utilization, 4),
             peak_memory=peak_memory(self.fabric.device),
         )
         self.start_log_window()

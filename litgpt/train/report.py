@@ -16,7 +16,7 @@ from litgpt.train.args import TrainArgs
 from litgpt.train.faults import spared
 from litgpt.train.loop import perplexity
 from litgpt.train.metrics import METRICS, PLOT
-from litgpt.train.progress import duration, gigabytes, unbroken
+from litgpt.train.progress import duration, gigabytes, percent, unbroken
 from litgpt.train.result import TrainingResult
 from litgpt.train.schedule import Plan
 
@@ -58,6 +58,11 @@ def print_header(run: "Run") -> None:
         run.screen.say(note)
 
 
+def describe_utilization(run: "Run") -> dict[str, str]:
+    """That of the last steps, if it was measured."""
+    return {} if run.flops is None or run.utilization is None else {run.flops.name: percent(run.utilization)}
+
+
 def print_report(run: "Run", outcome: TrainingResult) -> None:
     """Print the results of a finished run, and what to do with them."""
     result, out_dir = run.result, run.out_dir
@@ -70,6 +75,7 @@ def print_report(run: "Run", outcome: TrainingResult) -> None:
         "exact answers": " -> ".join(f"{score:.1%}" for score in result.scores),
         "time": f"{duration(result.seconds)} for {result.steps:,} steps",
         "speed": f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens",
+        **describe_utilization(run),
         "peak memory": gigabytes(peak_memory(run.fabric.device)),
         **describe_results(outcome),
         "metrics": unbroken(out_dir / METRICS) + (f", {unbroken(out_dir / PLOT)}" if run.metrics.plotted else ""),

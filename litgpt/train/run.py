@@ -374,6 +374,7 @@ class Run:
     def fit(self) -> None:
         """Train."""
         self.flops: Optional[FlopCounter] = None
+        self.utilization: Optional[float] = None
         with spared("Cannot measure the utilization", self.fabric.world_size):
             dtype = MATMULS.get(self.precision_name, DTYPES[self.precision_name])
             self.flops = FlopCounter.of(self.model, self.fabric.device, dtype)
