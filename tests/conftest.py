@@ -3,7 +3,7 @@
 import json
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,6 +25,11 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 reference_outputs.PROMPTS = reference_outputs.PROMPTS[::5]  # of results: two texts take less time than eight
 DRAWING = {"test_screen", "test_spared", "test_outputs"}  # the tests that look at loss.png
+
+
+def some(names: Iterable[Any], *quick: Any) -> list[Any]:
+    """Parameters of a test, all of which `make test-all` runs; `make test` runs those in `quick`."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.long) for name in names]
 
 
 @pytest.fixture(autouse=True)

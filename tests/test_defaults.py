@@ -27,6 +27,7 @@ from litgpt.train.optimizers import Muon
 from litgpt.train.resume.recorded import recorded as recorded_in_checkpoint
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import MICRO_BATCH, STATE
+from litgpt.train.run import Run
 from litgpt.train.schedule import Plan, Result
 from tests.conftest import make_rows
 from tests.families import FAMILIES
@@ -284,6 +285,7 @@ def test_it_steps_down_until_the_rows_fit(finetune, tmp_path, monkeypatch):
 
 
 def test_nothing_fits(finetune, monkeypatch, tmp_path):
+    monkeypatch.setattr(Run, "explain_memory", lambda self: None)  # its plan takes seconds
     monkeypatch.setattr(micro_batch, "memory_dry_run", only_fits(0))
     _, printed = finetune("out", "--train.max_steps", 4, code=2)
     assert "Out of memory in a micro-batch of " in printed and "in 1 rows" in printed
@@ -362,6 +364,7 @@ def test_accumulation_without_a_size_takes_rows_one_by_one(finetune):
     assert "2 steps of 3 rows" in printed and "micro-batch 1" in printed
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("flags", [[], ["--train.save_interval", "1"], ["--train.gradient_accumulation_iters", "4"]])
 def test_a_plan(flags, finetune, llama, tmp_path, capsys):
     words = ["plan", "finetune", "lora", str(llama), "--data", str(tmp_path / "rows"), "--accelerator", "cpu"]

@@ -29,6 +29,7 @@ from litgpt.storage.outputs import (
     write_single,
     write_sums,
 )
+from tests.conftest import some
 from tests.eval_tasks import made_rows, write_tasks
 from tests.runs import Processes, go, words
 
@@ -350,7 +351,7 @@ def killable(folder: Path, llama: Path, finished: Path) -> dict[str, tuple[list[
 
 
 @pytest.mark.parametrize("n", [1, pytest.param(40, marks=pytest.mark.long)])
-@pytest.mark.parametrize("name", ["merge", "tokenizer", "export", "generate", "evaluate"])
+@pytest.mark.parametrize("name", some(["merge", "tokenizer", "export", "generate", "evaluate"], "merge", "export"))
 def test_killed_at_any_moment(name, n, llama, finished, processes, tmp_path):
     """The next command ends well, with what an undisturbed one writes, and nothing hidden is left."""
     if name == "evaluate":

@@ -14,7 +14,7 @@ from litgpt.data.json_file import JSON
 from litgpt.methods.model_source import ModelSource
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
-from tests.conftest import make_rows
+from tests.conftest import make_rows, some
 
 
 @torch.no_grad()
@@ -72,7 +72,7 @@ REAL = ["alpaca_13k.json", "alpaca_en_demo.json", "dolly_3k.json", "dpo_en_demo.
         "sharegpt_dummy.json", "wikisql_train.jsonl"]  # fmt: skip
 
 
-@pytest.mark.parametrize("file", REAL)
+@pytest.mark.parametrize("file", some(REAL, "lima.json", "glaive_toolcall_en_demo.json", "kto_en_demo.json"))
 def test_every_real_file_trains(real_data, tmp_path, file, capsys):
     """Recognised, checked and trained on without a further option."""
     model = real_data / "models" / "stories260k"

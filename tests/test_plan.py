@@ -174,6 +174,7 @@ def test_several_gpus(no_weights, capsys):
     assert float(row[1]) == pytest.approx(8.03e9 * 2 / 2 / 2**30, rel=0.01) and row[-1] == "yes"
 
 
+@pytest.mark.long
 def test_several_devices_share_state_and_time(files, capsys):  # noqa: F811
     """A checkpoint has the shards of all devices, and two devices are twice as fast."""
     words = ["finetune", "full", "pico", "--data", files, "--utilization", 0.5, "--train.micro_batch_size", 2, "--gpu"]
@@ -214,6 +215,7 @@ def plan(capsys: pytest.CaptureFixture, *words: object) -> str:
     return capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_without_weights(no_weights, files, capsys):  # noqa: F811
     """An 8B model on a card of 12 GB: only the quantized base fits."""
     out = plan(capsys, "finetune", "lora", no_weights, "--data", files, "--gpu", "12 GB", "--train.micro_batch_size", 2)
@@ -254,6 +256,7 @@ def test_without_data(no_weights, capsys):
     assert kept == pytest.approx(92.16 * 32 * 8192 / 2**20, rel=0.06), "what the pages say, and what the head keeps"
 
 
+@pytest.mark.long
 def test_measure(files, capsys):  # noqa: F811
     words = ["finetune", "pico", "--data", files, "--train.micro_batch_size", 4, "--accelerator", "cpu"]
     line = next(x for x in plan(capsys, *words, "--measure").splitlines() if x.startswith("Measured"))
@@ -300,6 +303,7 @@ def small_machine(monkeypatch):
     return limit
 
 
+@pytest.mark.long
 def test_a_run_that_does_not_fit(small_machine, files, tmp_path, capsys, monkeypatch):  # noqa: F811
     """It says so before it reads a weight or writes a file, and the settings of the plan that it prints do fit."""
     words = ["finetune", "full", "pico", "--data", str(files), "--out_dir", str(tmp_path / "out")]
@@ -331,6 +335,7 @@ def test_a_run_that_just_fits(small_machine, files, tmp_path, capsys):  # noqa: 
     assert "this run" not in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_out_of_memory_shows_what_fits(files, tmp_path, capsys, monkeypatch):  # noqa: F811
     """Settings that are predicted to take as much as the run that failed are no advice."""
 
@@ -362,11 +367,24 @@ def test_dry_runs_download_no_weights(command, files, tmp_path, monkeypatch, cap
         return no_weights_folder(tmp_path, json.loads((PICO / "config.json").read_text()))
 
     monkeypatch.setattr("litgpt.checkpoint.download.download", download)
+    monkeypatch.setattr(module, "ladder", lambda run, target: [])
+    monkeypatch.setattr(module, "print_plan", lambda run, *_: print(f"planned {run.base_model.config.n_layer} layers"))
     model = ["--initial_checkpoint_dir"] if command == "pretrain" else []
     words = ["pretrain"] if command == "pretrain" else ["finetune", command]
     data = ["--data", "PicoText"] if command == "pretrain" else ["--data", str(files)]
     main([*words, *model, "org/name", *data, "--dry_run", "true"])
-    assert "this run" in capsys.readouterr().out
+    assert "planned 4 layers" in capsys.readouterr().out
+
+
+def test_a_run_is_refused_before_its_weights_are_loaded(small_machine, files, tmp_path, capsys, monkeypatch):  # noqa: F811
+    monkeypatch.setattr("litgpt.train.memory.fit.ladder", lambda run, target: [module.rung_of(run, {}, target)])
+    monkeypatch.setattr(Run, "make_saver", lambda *_: pytest.fail("the run was built"))  # a rehearsal has its own
+    small_machine(10**6)
+    with pytest.raises(SystemExit) as stop:
+        main(["finetune", "full", "pico", "--data", str(files), "--out_dir", str(tmp_path / "out")])
+    shown = capsys.readouterr()
+    assert stop.value.code == 2 and len(shown.err.splitlines()) == 1 and "this run" in shown.out
+    assert not (tmp_path / "out").exists()
 
 
 def test_memory_of_a_container(tmp_path, monkeypatch):
@@ -406,6 +424,7 @@ def test_micro_batch_that_auto_takes(rows, files, tmp_path):  # noqa: F811
     assert rung.fits and module.largest_micro_batch(run, rung, target) == rows
 
 
+@pytest.mark.long
 def test_dry_run(files, tmp_path, capsys):  # noqa: F811
     main(["finetune", "pico", "--data", str(files), "--out_dir", str(tmp_path / "out"), "--dry_run"])
     assert "this run" in capsys.readouterr().out and not (tmp_path / "out").exists()

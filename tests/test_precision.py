@@ -17,7 +17,7 @@ from litgpt.model.gpt import GPT
 from litgpt.train import run as module
 from litgpt.train.devices import launch
 from litgpt.train.resume.state import TrainingState
-from tests.conftest import save_llama
+from tests.conftest import save_llama, some
 from tests.ranks import alike, curve, ended, start
 from tests.runs import go, words
 
@@ -154,7 +154,7 @@ def dtypes(folder: Path) -> dict[str, str]:
         return {name: f.get_slice(name).get_dtype() for name in f.keys()}  # noqa: SIM118
 
 
-@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", some(["32-true", "bf16-mixed", "16-mixed", "bf16-true"], "bf16-mixed"))
 def test_a_result_has_the_dtypes_of_its_base(precision, base, half, rows_file, tmp_path, capsys):
     """A checkpoint has those of the run, so that the run resumes from what it had."""
     for name, model in (("half", half), ("single", base)):
@@ -177,6 +177,7 @@ def test_a_result_has_the_dtypes_of_its_base(precision, base, half, rows_file, t
 # sharded
 
 
+@pytest.mark.long
 def test_sharded_in_mixed_precision(half, rows_file, tmp_path):
     """The numbers of one device, up to the order of sums, which bfloat16 shows."""
     flags = ("--train.micro_batch_size", 1, "--train.max_steps", 4, "--train.max_norm", 0.5, "--optimizer.lr", 3e-4,
@@ -246,6 +247,7 @@ assert (found[name] - expected[name]).norm() < 1e-4 * expected[name].norm()
 """
 
 
+@pytest.mark.long
 def test_what_is_gathered(tmp_path):
     """Matrices of the blocks in bfloat16, everything else in float32; gradients are summed in float32."""
     command = [sys.executable, "-c", SHARDED]

@@ -23,10 +23,11 @@ from litgpt.train.resume import state as states
 from litgpt.train.resume.find import to_resume
 from litgpt.train.resume.folder import taken
 from litgpt.train.resume.state import STATE, damage
+from tests.conftest import some
 from tests.runs import METHODS, Processes, go, lines, same, start, words
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", some(METHODS, "lora", "full", "nf4", "adapter_v2-muon", "full-packs", "lora-bf16"))
 def test_paused_and_resumed(method, whole, base, rows_file, tmp_path):
     """Two pauses: in the middle of an epoch where a validation is due (4), and later."""
     if "--quantize" in METHODS[method] or "8bit" in method:
@@ -77,7 +78,7 @@ def size(out: Path) -> int:
 FORTY = ["--train.max_steps", 40, "--train.save_interval", 3, "--eval.interval", 7, "--train.save_best", "true"]
 
 
-@pytest.mark.parametrize("method", ["full", "nf4"])
+@pytest.mark.parametrize("method", some(["full", "nf4"], "full"))
 def test_killed_again_and_again(method, processes, base, rows_file, tmp_path):
     if method == "nf4":
         pytest.importorskip("bitsandbytes")
@@ -104,6 +105,7 @@ def killed_again_and_again(processes: Processes, method: str, base: Path, rows: 
     )
 
 
+@pytest.mark.long
 def test_two_devices(base, rows_file, tmp_path, capsys):
     devices = ["--devices", 2, "--train.pause_after"]
     runs = {"whole": [(99, 0, [])], "out": [(5, 75, []), (99, 0, ["--resume", "true"])]}

@@ -14,6 +14,7 @@ import pytest
 
 from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError
+from tests.conftest import some
 
 ROWS = [{"text": "one"}, {"text": 'zwei, "drei"\nü'}, {"text": "四"}]
 JSONL = "".join(json.dumps(row) + "\n" for row in ROWS).encode()
@@ -223,7 +224,7 @@ def test_package_that_is_missing(tmp_path, monkeypatch, package, name):
     assert "pip install '.[data]'" in error(write(tmp_path / name, "x"))
 
 
-@pytest.mark.parametrize("packed", ["", ".gz", ".zst"])
+@pytest.mark.parametrize("packed", some(["", ".gz", ".zst"], ".zst"))
 @pytest.mark.parametrize("ending", [".jsonl", ".csv"])
 def test_memory(tmp_path, ending, packed):
     """Sixty megabytes pass through less than ten."""

@@ -25,7 +25,7 @@ from litgpt.model import kernels, kernels_cpu
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.loss import LossModel
 from litgpt.train.schedule import learning_rate
-from tests.conftest import make_rows
+from tests.conftest import make_rows, some
 from tests.runs import go
 
 SEED, STEPS, GLOBAL, WARMUP = 7, 20, 24, 4
@@ -114,7 +114,7 @@ def bits(scheme: str) -> BitsAndBytesConfig:
     )
 
 
-@pytest.mark.parametrize("everything", [False, True], ids=["query+value", "everything"])
+@pytest.mark.parametrize("everything", some([False, True], True))
 def test_loss_curve_of_peft(llama, files, tmp_path, everything):
     flags = [w for t in ("key", "projection", "mlp", "head") for w in (f"--lora_{t}", "true")] if everything else []
     targets = [
@@ -135,10 +135,13 @@ def test_loss_curve_of_peft(llama, files, tmp_path, everything):
 @pytest.mark.parametrize(
     ("flags", "options", "scheme", "close"),
     [
-        (["--lora_variant", "rslora"], {"use_rslora": True}, None, 1e-4),
+        pytest.param(["--lora_variant", "rslora"], {"use_rslora": True}, None, 1e-4, marks=pytest.mark.long),
         (["--lora_variant", "dora"], {"use_dora": True}, None, 1e-4),
-        *(([], {}, f"bnb.{kind}", 1e-3) for kind in ("nf4", "int8")),
-        *(pytest.param([], {}, f"bnb.{kind}", 1e-3, marks=pytest.mark.long) for kind in ("nf4-dq", "fp4", "fp4-dq")),
+        ([], {}, "bnb.nf4", 1e-3),
+        *(
+            pytest.param([], {}, f"bnb.{kind}", 1e-3, marks=pytest.mark.long)
+            for kind in ("int8", "nf4-dq", "fp4", "fp4-dq")
+        ),
         pytest.param(["--lora_variant", "dora"], {"use_dora": True}, "bnb.nf4", 1e-3, marks=pytest.mark.long),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else str(value),
