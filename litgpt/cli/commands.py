@@ -35,7 +35,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     },
     "Look": {
-        "validate": ("litgpt.commands.validate:main", "Check that a model folder is complete and unchanged."),
+        "validate": ("litgpt.commands.validate:main", "Check that model folders are complete and unchanged."),
         "verify_resume": ("litgpt.commands.verify_resume:main", "Check that a resumed finetune gives the same result."),
         "doctor": ("litgpt.commands.doctor:main", "Show versions, devices, and missing packages."),
         "completion": ("litgpt.cli.completion:main", "Print a script that completes commands on Tab."),

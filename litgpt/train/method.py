@@ -12,7 +12,7 @@ from litgpt.train.schedule import WARMUP_STEPS
 
 Save = Callable[[GPT, BaseModel, Path], None]
 RESULT_COMMANDS = ("litgpt chat {folder}", "litgpt serve {folder}", "litgpt generate {folder} --prompt {prompt}")
-ADAPTER_COMMANDS = (*RESULT_COMMANDS, "litgpt evaluate {folder} --tasks arc_easy --vs base")
+ADAPTER_COMMANDS = (*RESULT_COMMANDS, "litgpt evaluate {folder} --vs base")
 
 
 @dataclass
