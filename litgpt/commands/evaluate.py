@@ -6,7 +6,8 @@ import os
 import re
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
 from typing import Any, Literal, Optional, Union
@@ -24,6 +25,7 @@ from litgpt.generate.inference_model import InferenceModel
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizeName
 from litgpt.model.devices import Accelerator, PrecisionName, share_threads
+from litgpt.model.gpt import GPT
 from litgpt.storage.files import read_yaml
 from litgpt.storage.outputs import SUMS, write_single
 from litgpt.text.chat_template import clock_at, now
@@ -59,10 +61,10 @@ def main(
     quantize: Optional[QuantizeName] = None,
     base: Optional[Path] = None,
 ) -> None:
-    """Evaluate a model: on rows, or on the tasks of lm-eval, with lm-eval's own harness.
+    """Evaluate a model on rows, or on the tasks of lm-eval with lm-eval's own harness.
 
-    Without --tasks and --data, the result of a finetune is evaluated on the validation rows of its run. If the data of
-    a task are not available, nothing is run.
+    Without --tasks and --data, a result is evaluated on the validation rows of its run. If the data of a task are not
+    available, nothing is run.
 
     Args:
         checkpoint_dir: A base, adapter or merged folder, or its name under checkpoints/. `list` without tasks shows all
@@ -85,12 +87,12 @@ def main(
         apply_chat_template: Render the questions as conversations, in the style that the model was trained with or by
             its chat template.
         log_samples: Also write samples_TASK.jsonl: each question with its answers and their scores.
-        data: Files of rows, as for a finetune: measures the loss per target token and the perplexity, in the prompt
-            style of the model. Of data with validation rows, only these.
+        data: Rows on which to measure the loss per target token and the perplexity: files, or a data set, as for a
+            finetune. Only the validation rows, if the data has any.
         exact_match: Answer this many of the rows and report the fraction that matches exactly. By default as in the
             run, if these are its validation rows.
         vs: `base` also evaluates the base of an adapter on the same questions or rows, and prints the differences with
-            paired 95 % confidence intervals.
+            paired 95 % confidence intervals. On rows also for the result of a full finetune.
         fail_if_drop: With --vs base, exit with 1 if a metric of the adapter is worse than the base's by more than this
             share, for example 2%.
         precision: By default that of the run for its validation rows, else 32-true for weights that are stored so, else
@@ -115,10 +117,10 @@ def main(
     check_options(num_fewshot, batch_size, limit, exact_match, missing_base=share is not None and vs is None)
     precision, accelerator = precision_of(precision, dtype), accelerator_of(device)
     source = ModelSource.open(find_folder(checkpoint_dir), base)
-    if vs and source.adapter is None:
-        raise UserError(f"--vs base requires an adapter folder; {source.folder} is a complete model.")
-    if vs:
+    if vs and source.adapter is not None:
         source.check_base()
+    elif vs and (words or recorded_base(source.folder) is None):
+        raise UserError(f"--vs base requires an adapter folder; {source.folder} is a complete model.")
     folder = writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
     file = save_filepath or folder / "results.json"
     check_outputs(file, log_samples, overwrite)
@@ -202,12 +204,13 @@ def on_rows(
     n_answers = exact_match or options.eval.exact_match or 0
     scorer = RowScorer(chosen, dataset, source.tokenizer(), n_answers, options.eval.max_new_tokens or 100)
     own = {"precision": options.precision, "quantize": options.quantize}
-    loaded = InferenceModel.open(source, **{name: value or own.get(name) for name, value in loading.items()})
+    loading = {name: value or own.get(name) for name, value in loading.items()}
+    loaded = InferenceModel.open(source, **loading)
     share_threads(loaded.model, loaded.device)
     scores, differences = scorer.score(loaded.model, screen), list[Difference]()
     results = rows.as_results(scores, len(usable), loaded.model.dtype)
     describe(results, source, model_hashes(source), time.perf_counter() - began)
-    kind = "validation rows" + " of the run" * (data is None) if len(dataset.val) else "rows"
+    kind = f"{'validation ' * bool(len(dataset.val))}row{'s' * (len(usable) > 1)}" + " of the run" * (data is None)
     share = f"{len(chosen):,} of " * (len(chosen) < len(usable))
     trained = "answers" if dataset.mask_prompt else "prompts and answers"
     screen.table(
@@ -219,12 +222,32 @@ def on_rows(
         },
     )
     if vs:
-        with source.without_adapter(loaded.model):
-            differences = rows.differences(scorer.score(loaded.model, screen), scores)
+        with base_model(loaded, loading) as model:
+            differences = rows.differences(scorer.score(model, screen), scores)
         results["vs_base"] = compare.as_fields(differences)
         screen.say(rows.table(differences))
     write_single(file, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return differences
+
+
+@contextmanager
+def base_model(loaded: InferenceModel, loading: dict[str, Any]) -> Iterator[GPT]:
+    """The model before its training: without its adapter, or, if it is complete, what its run started from."""
+    if loaded.source.adapter is not None:
+        with loaded.source.without_adapter(loaded.model):
+            yield loaded.model
+    else:
+        yield InferenceModel.open(Path(str(recorded_base(loaded.source.folder))), **loading).model
+
+
+def recorded_base(folder: Path) -> Optional[str]:
+    """The model that the run of a result started from, if its settings name one."""
+    return read_yaml(folder / HYPERPARAMETERS).get("checkpoint_dir") if is_result(folder) else None
+
+
+def is_result(folder: Path) -> bool:
+    """Whether a run of ours wrote a folder and recorded its settings. LitGPT holds out other rows."""
+    return (folder / HYPERPARAMETERS).is_file() and (folder / SUMS).is_file()
 
 
 def given_rows(source: ModelSource, data: DataModule, screen: Screen) -> tuple[TokenizedDataset, rows.Options]:
@@ -241,11 +264,10 @@ def given_rows(source: ModelSource, data: DataModule, screen: Screen) -> tuple[T
 def rows_of_run(source: ModelSource, screen: Screen) -> tuple[TokenizedDataset, rows.Options]:
     """The rows of the run that wrote a folder, and its options. Raises `UserError` if there are none for validation."""
     remedy = "Pass rows with --data FILE, or tasks with --tasks."
-    file = source.folder / HYPERPARAMETERS
-    if not (file.is_file() and file.with_name(SUMS).is_file()):  # LitGPT held out other rows
+    if not is_result(source.folder):
         raise UserError(f"{source.folder} does not record the rows of a run. {remedy}")
     try:
-        options = options_of_run(file)
+        options = options_of_run(source.folder / HYPERPARAMETERS)
         dataset = rows.load_rows(source, options.data or Alpaca(), options.train, screen)
     except (UserError, OSError) as e:
         raise UserError(f"The rows of the run that wrote {source.folder} cannot be read. {remedy} ({reason(e)})") from e
@@ -309,9 +331,11 @@ def silence_libraries() -> None:
 
 def check_kind(tasks: list[str], of_rows: dict[str, Any], of_tasks: dict[str, Any]) -> None:
     """Raise `UserError` for options that do not apply to tasks, or to rows."""
-    others, kind = (of_rows, "--tasks") if tasks else (of_tasks, "rows; they need --tasks")
-    if unused := [f"--{name}" for name, value in others.items() if value]:
-        raise UserError(f"{', '.join(unused)}: not for {kind}.")
+    unused = ", ".join(f"--{name}" for name, value in (of_rows if tasks else of_tasks).items() if value)
+    if unused and tasks:
+        raise UserError(f"{unused} is for rows, and --tasks for lm-eval's tasks. Pass only one of them.")
+    if unused:
+        raise UserError(f"{unused}: only for lm-eval's tasks, which --tasks names.")
 
 
 def check_options(

@@ -158,7 +158,7 @@ def describe(scores: Scores) -> dict[str, str]:
 
 def table(found: Sequence[Difference]) -> str:
     """The differences as text of at most 80 columns."""
-    lines = [("", "base", "adapter", "difference", "95 % interval")]
+    lines = [("", "base", "result", "difference", "95 % interval")]
     for d in found:
         interval = "-"
         if d.low is not None and d.high is not None:
