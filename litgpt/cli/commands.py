@@ -24,7 +24,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         ),
         "generate_tp": ("litgpt.commands.generate:tensor_parallel", "Generate text with layers split across devices."),
         "serve": ("litgpt.commands.serve:main", "Serve a model: OpenAI-compatible API and chat page."),
-        "evaluate": ("litgpt.commands.evaluate:main", "Evaluate a model or an adapter on rows or lm-eval tasks."),
+        "evaluate": ("litgpt.commands.evaluate:main", "Evaluate a model on rows or on the tasks of lm-eval."),
     },
     "Share": {
         "merge_lora": ("litgpt.commands.merge_lora:main", "Merge a LoRA adapter into its base model."),
