@@ -33,6 +33,7 @@ from litgpt.train.progress import Screen
 from litgpt.train.resume.folder import HYPERPARAMETERS
 
 DTYPES: dict[str, PrecisionName] = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
+REMEDY = "Pass rows with --data FILE, or tasks with --tasks."
 OF_RUN = ("train.max_seq_length", "train.pack", "eval.max_new_tokens", "eval.exact_match", "precision", "quantize")
 
 
@@ -121,10 +122,12 @@ def main(
         source.check_base()
     elif vs and (words or recorded_base(source.folder) is None):
         raise UserError(f"--vs base requires an adapter folder; {source.folder} is a complete model.")
+    if not words and data is None and not is_result(source.folder):
+        raise UserError(f"{source.folder} does not record the rows of a run. {REMEDY}")
     folder = writable(save_filepath.parent if save_filepath else out_dir or source.folder / "evaluate")
     file = save_filepath or folder / "results.json"
     check_outputs(file, log_samples, overwrite)
-    common = {"source": source, "file": file, "vs": vs, "limit": limit}
+    common: dict[str, Any] = {"source": source, "file": file, "vs": vs, "limit": limit}
     loading = {"precision": precision, "quantize": quantize, "accelerator": accelerator}
     if words:
         batch = None if str(batch_size).startswith("auto") else int(batch_size)
@@ -263,16 +266,13 @@ def given_rows(source: ModelSource, data: DataModule, screen: Screen) -> tuple[T
 
 def rows_of_run(source: ModelSource, screen: Screen) -> tuple[TokenizedDataset, rows.Options]:
     """The rows of the run that wrote a folder, and its options. Raises `UserError` if there are none for validation."""
-    remedy = "Pass rows with --data FILE, or tasks with --tasks."
-    if not is_result(source.folder):
-        raise UserError(f"{source.folder} does not record the rows of a run. {remedy}")
     try:
         options = options_of_run(source.folder / HYPERPARAMETERS)
         dataset = rows.load_rows(source, options.data or Alpaca(), options.train, screen)
     except (UserError, OSError) as e:
-        raise UserError(f"The rows of the run that wrote {source.folder} cannot be read. {remedy} ({reason(e)})") from e
+        raise UserError(f"The rows of the run that wrote {source.folder} cannot be read. {REMEDY} ({reason(e)})") from e
     if not len(dataset.val):
-        raise UserError(f"The run that wrote {source.folder} had no validation rows. {remedy}")
+        raise UserError(f"The run that wrote {source.folder} had no validation rows. {REMEDY}")
     return dataset, options
 
 

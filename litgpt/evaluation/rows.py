@@ -165,9 +165,9 @@ def table(found: Sequence[Difference]) -> str:
             interval = f"{figure(d.low, '+')} to {figure(d.high, '+')}{' *' * d.clear}"
         name = NAMES.get(d.metric, d.metric)
         lines.append((name, figure(d.base), figure(d.adapter), figure(d.difference, "+"), interval))
-    texts = [f" {name:13}{base:>11}{own:>11}{gap:>12}  {interval}" for name, base, own, gap, interval in lines]
-    return "\n".join([*texts, " * the interval excludes zero"])
+    texts = [f" {name:13} {base:>10} {own:>10} {gap:>11}  {interval}" for name, base, own, gap, interval in lines]
+    return "\n".join([*texts, *[" * the interval excludes zero"] * any(d.clear for d in found)])
 
 
 def figure(x: float, sign: str = "") -> str:
-    return f"{x:{sign}.4f}" if abs(x) < 1000 else f"{x:{sign},.1f}"
+    return f"{x:{sign}{'.4f' if abs(x) < 1000 else ',.1f' if abs(x) < 1e6 else '.2e'}}"
