@@ -37,7 +37,6 @@ LATE = {  # modules that are imported within functions, and why
     "litgpt.serve.app": "the web server is an extra",
     "litgpt.serve.models": "the web server is an extra",
     "litgpt.serve.server": "the web server is an extra",
-    "litgpt.evaluation.compare": "lm-eval is an extra",
     "litgpt.evaluation.lm": "lm-eval is an extra",
     "litgpt.evaluation.run": "lm-eval is an extra",
     "litgpt.evaluation.tasks": "lm-eval is an extra",

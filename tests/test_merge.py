@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from litgpt import LLM
 from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint
-from litgpt.evaluation.run import model_hashes
+from litgpt.evaluation.results import model_hashes
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
 from litgpt.storage.outputs import SUMS, listed

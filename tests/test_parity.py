@@ -256,3 +256,31 @@ def test_greedy_text_and_damaged_seals(adapter, capsys):
         with pytest.raises(SystemExit) as stop:
             main(["validate", str(adapter)])
         assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+# several folders
+
+
+def test_one_that_fails_does_not_stop_the_others(finetuned, adapter, merged, tmp_path, capsys, monkeypatch):
+    (adapter / "adapter_model.safetensors").write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    both = [finetuned / "final", merged]
+    main([str(word) for word in ("validate", *both, "--accelerator", "cpu")])
+    printed = capsys.readouterr()
+    assert printed.out.count("complete and usable") == 3 and "2 of 2 folders" in printed.out and not printed.err
+    with pytest.raises(SystemExit) as stop:
+        main([str(word) for word in ("validate", "fin*", "nowhere", both[0], "--accelerator", "cpu")])
+    out, err = capsys.readouterr()
+    assert stop.value.code == 1 and "final, nowhere" in err and "2 of 4 folders" in out
+    assert re.findall(r"^(folder|failed) +([^:\n]+)", out, re.M) == [
+        ("failed", "final"),
+        ("folder", "final-merged"),
+        ("failed", "nowhere"),
+        ("folder", str(both[0])),
+    ]
+
+
+def test_a_pattern_with_one_folder_is_that_folder(merged, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main(["validate", "*-merged", "--accelerator", "cpu"])
+    assert capsys.readouterr().out.splitlines()[-1] == "The folder is complete and usable."

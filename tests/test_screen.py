@@ -327,7 +327,7 @@ def suggested(printed: str) -> list[list[str]]:
     return [shlex.split(line, comments=True) for line in lines if line.startswith("  litgpt ")]
 
 
-FIRST = {"full": ["chat", "serve", "generate"], "pretrain": ["serve", "generate", "finetune"]}
+FIRST = {"pretrain": ["serve", "generate", "finetune"]}
 
 
 @pytest.mark.parametrize("method", ["full", "lora", "adapter", "adapter_v2", "pretrain"])

@@ -24,7 +24,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         ),
         "generate_tp": ("litgpt.commands.generate:tensor_parallel", "Generate text with layers split across devices."),
         "serve": ("litgpt.commands.serve:main", "Serve a model: OpenAI-compatible API and chat page."),
-        "evaluate": ("litgpt.commands.evaluate:main", "Evaluate a model or an adapter on lm-eval tasks."),
+        "evaluate": ("litgpt.commands.evaluate:main", "Evaluate a model on rows or on the tasks of lm-eval."),
     },
     "Share": {
         "merge_lora": ("litgpt.commands.merge_lora:main", "Merge a LoRA adapter into its base model."),
@@ -35,7 +35,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     },
     "Look": {
-        "validate": ("litgpt.commands.validate:main", "Check that a model folder is complete and unchanged."),
+        "validate": ("litgpt.commands.validate:main", "Check that model folders are complete and unchanged."),
         "verify_resume": ("litgpt.commands.verify_resume:main", "Check that a resumed finetune gives the same result."),
         "doctor": ("litgpt.commands.doctor:main", "Show versions, devices, and missing packages."),
         "completion": ("litgpt.cli.completion:main", "Print a script that completes commands on Tab."),

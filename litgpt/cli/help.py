@@ -113,6 +113,7 @@ def usage(parser: Parser) -> str:
     actions = option_actions(parser)
     words = [PLACEHOLDERS.get(name, name.upper()) for name in parser.positionals]
     words = [word if actions[name].required else f"[{word}]" for name, word in zip(parser.positionals, words)]
+    words = [f"{words[0].removesuffix(' ...')} ...", *words[1:]] if parser.takes_many else words
     files = ["[FILE ...]"] if "data" in actions else []
     return " ".join([f"usage: litgpt {spoken(parser.command)}", *words, *files, "[options]"])
 

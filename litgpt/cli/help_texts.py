@@ -7,7 +7,7 @@ IMPORTANT = """
     optimizer.lr train.epochs train.max_seq_length train.global_batch_size train.micro_batch_size
     initial_checkpoint_dir tokenizer_dir model_config
     lora_r lora_targets quantize config resume dry_run overwrite devices
-    limit num_fewshot batch_size fail_if_drop apply_chat_template log_samples
+    limit exact_match num_fewshot batch_size fail_if_drop apply_chat_template log_samples
     base precision seed max_batch timeout access_token multiline
 """.split()  # `-h` shows the first of these that a command has
 
@@ -57,8 +57,8 @@ EXAMPLES = {  # command: two command lines
     "generate_tp": ("generate_tp Qwen/Qwen3-8B", "generate_tp Qwen/Qwen3-8B --devices 2 --prompt 'Hello'"),
     "serve": ("serve out/finetune/lora/final", "serve Qwen/Qwen3-0.6B --port 8001 --quantize bnb.nf4"),
     "evaluate": (
-        "evaluate out/finetune/lora/final --tasks hellaswag,arc_easy --vs base",
-        "evaluate list",
+        "evaluate out/finetune/lora/final --vs base",
+        "evaluate Qwen/Qwen3-0.6B --tasks hellaswag,arc_easy",
     ),
     "merge_lora": ("merge_lora out/finetune/lora/final", "merge_lora out/finetune/lora/final --out_dir merged"),
     "data_check": (
@@ -70,7 +70,7 @@ EXAMPLES = {  # command: two command lines
         "tokenizer train my-texts/*.txt",
         "tokenizer train my-texts/*.txt --vocab_size 4096 --out_dir my-tokenizer",
     ),
-    "validate": ("validate Qwen/Qwen3-0.6B", "validate out/finetune/lora/final --precision 32-true"),
+    "validate": ("validate out/finetune/lora/final", "validate out/*/final --precision 32-true"),
     "verify_resume": (
         "verify-resume pico --data support.csv",
         "verify-resume full pico --data support.csv --steps 3",

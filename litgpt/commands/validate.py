@@ -1,11 +1,13 @@
 """`litgpt validate`"""
 
+import glob
+import sys
 from pathlib import Path
 from typing import Optional
 
 import torch
 
-from litgpt.errors import UserError
+from litgpt.errors import UserError, reason, without_secrets
 from litgpt.families.weights import check_weights
 from litgpt.generate.engine import Request
 from litgpt.generate.reference_outputs import (
@@ -23,20 +25,48 @@ from litgpt.storage.files import is_there
 
 
 def main(
-    checkpoint_dir: Path,
+    checkpoint_dir: list[Path],
     precision: Optional[PrecisionName] = None,
     accelerator: Accelerator = "auto",
     base: Optional[Path] = None,
 ) -> None:
-    """Check that a model folder is complete and still gives its recorded outputs.
+    """Check that model folders are complete and still give their recorded outputs.
+
+    With several folders, a problem with one does not stop the others, and any problem exits with 1.
 
     Args:
-        checkpoint_dir: A model folder or an adapter folder, or the name of one under checkpoints/.
+        checkpoint_dir: Model folders or adapter folders, names of some under checkpoints/, or patterns such as
+            out/*/final.
         precision: Default: the precision of the recorded outputs, if the folder has any.
         accelerator: The kind of device.
-        base: The base model of an adapter, instead of the recorded one.
+        base: The base model of the adapters, instead of the recorded one.
     """
-    source = ModelSource.open(checkpoint_dir, base)
+    folders = list(dict.fromkeys(folder for path in checkpoint_dir for folder in matching(path)))
+    if len(folders) == 1:
+        check(folders[0], precision, accelerator, base)
+        return
+    failed = []
+    for folder in folders:
+        try:
+            check(folder, precision, accelerator, base)
+        except (UserError, OSError) as e:
+            failed.append(str(folder))
+            print(f"failed      {folder}: {without_secrets(reason(e))}")
+        print(flush=True)
+    print(f"{len(folders) - len(failed):,} of {len(folders):,} folders are complete and usable.")
+    if failed:
+        print(f"litgpt: failed: {', '.join(failed)}", file=sys.stderr)
+        sys.exit(1)
+
+
+def matching(path: Path) -> list[Path]:
+    """The folders that a pattern stands for, where the shell left it as it is; else the path."""
+    return [Path(name) for name in sorted(glob.glob(str(path))) if Path(name).is_dir()] or [path]
+
+
+def check(folder: Path, precision: Optional[PrecisionName], accelerator: Accelerator, base: Optional[Path]) -> None:
+    """Check one folder, and print what it has. Raises `UserError` if it cannot be used or gives other outputs."""
+    source = ModelSource.open(folder, base)
     weights = source.weights()
     config = weights.config
     with torch.device("meta"):

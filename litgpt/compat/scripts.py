@@ -52,7 +52,7 @@ def validate_setup(
     checkpoint_dir: Path, model_filename: str = "lit_model.pth", dtype: str = "float32", training: bool = False
 ) -> None:
     """Check that a model folder is complete. `model_filename` and `training` have no effect."""
-    validate.main(Path(checkpoint_dir), DTYPES.get(dtype, dtype))  # type: ignore[arg-type]
+    validate.main([Path(checkpoint_dir)], DTYPES.get(dtype, dtype))  # type: ignore[arg-type]
 
 
 def __getattr__(name: str) -> Any:

@@ -6,9 +6,6 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Optional
 
-from lm_eval.api.metrics import mean
-from pytablewriter import MarkdownTableWriter
-
 from litgpt.errors import UserError
 
 Z = 1.96  # standard deviations around the mean that contain 95 % of a normal distribution
@@ -73,6 +70,8 @@ def task_difference(
 ) -> list[Difference]:
     """The difference of one metric of a task, unless it has no values by sample. `key` has the metric and the filter of
     its answers, as in lm-eval's results, which are without and with the adapter."""
+    from lm_eval.api.metrics import mean
+
     metric, _, kind = key.partition(",")
     base, adapter = (per_sample(r["samples"][name], metric, kind) for r in results)
     if not base:
@@ -142,6 +141,8 @@ def bootstrap_interval(
 
 
 def table(differences: Sequence[Difference]) -> str:
+    from pytablewriter import MarkdownTableWriter  # a package of lm-eval's
+
     rows = []
     for d in differences:
         interval = "-" if d.low is None or d.high is None else f"{d.low:+.4f} to {d.high:+.4f}"

@@ -1,6 +1,5 @@
 """Runs lm-eval's harness on one model, and writes its results."""
 
-import hashlib
 import io
 import json
 import os
@@ -17,16 +16,12 @@ from lm_eval import evaluator
 from lm_eval.loggers import EvaluationTracker
 from lm_eval.loggers.utils import get_commit_from_path
 from lm_eval.tasks import TaskManager
-from lm_eval.utils import handle_non_serializable, hash_string, make_table, sanitize_list, sanitize_model_name
+from lm_eval.utils import handle_non_serializable, hash_string, make_table, sanitize_list
 from tqdm import tqdm
 
-import litgpt
 from litgpt.errors import UserError
 from litgpt.evaluation.lm import LitGPT
-from litgpt.litgpt_format.folder import MODEL_CONFIG
-from litgpt.methods.model_source import ModelSource
-from litgpt.methods.peft_folder import CONFIG
-from litgpt.storage.outputs import check_file, write_single
+from litgpt.storage.outputs import write_single
 
 
 def evaluate(
@@ -93,39 +88,6 @@ def git_commit() -> Optional[str]:
     return done.stdout.strip()
 
 
-def describe(results: dict[str, Any], source: ModelSource, hashes: dict[str, str], seconds: float) -> None:
-    """Add to the results which model was evaluated, by name and by hash."""
-    name = str(source.folder)
-    results |= {"model_source": "litgpt", "model_name": name, "model_name_sanitized": sanitize_model_name(name)}
-    dtype = results["config"]["model_dtype"].removeprefix("torch.")
-    model_args = {"pretrained": str(source.checkpoint.folder), "dtype": dtype}
-    results["config"] |= {"model": "litgpt", "model_args": model_args}
-    if source.adapter is not None:
-        model_args["peft"] = name
-        results["config"]["peft_sha"] = ""
-    else:
-        hashes = {file: value for file, value in hashes.items() if not file.startswith("adapter_")}
-    results["litgpt"] = {"version": litgpt.__version__, "base": str(source.checkpoint.folder), "model_sha256": hashes}
-    results["total_evaluation_time_seconds"] = f"{seconds:.2f}"
-
-
-def model_hashes(source: ModelSource) -> dict[str, str]:
-    """SHA-256 hashes of the weight files, the configurations, and the tokenizer."""
-    files = [*source.checkpoint.shards(), *(source.checkpoint.folder / n for n in ("config.json", MODEL_CONFIG))]
-    if source.adapter is not None:
-        files += [source.adapter.file, source.folder / CONFIG]
-    found = {file.name: file_hash(file) for file in files if file.is_file()}
-    return {**found, "tokenizer": source.tokenizer().fingerprint()}
-
-
-def file_hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as f:
-        while chunk := f.read(2**24):
-            digest.update(chunk)
-    return digest.hexdigest()
-
-
 def write_results(results: dict[str, Any], file: Path, folder: Optional[Path], ending: str = "") -> None:
     """Write the results and, to a folder, `samples_TASK.jsonl` for each task in lm-eval's format: a question with its
     answers and their scores per line. `ending` is added to the names."""
@@ -155,22 +117,3 @@ def as_json(value: Any, indent: Optional[int]) -> str:
 def tables(results: dict[str, Any]) -> str:
     groups = [make_table(results, "groups")] if results.get("groups") else []
     return "\n".join([make_table(results), *groups])
-
-
-def check_outputs(file: Path, samples: bool, overwrite: bool) -> None:
-    """Raise `UserError` if the results would replace files that litgpt did not write."""
-    check_file(file, overwrite, "--out_dir:")
-    check_file(file.with_stem(f"{file.stem}_base"), overwrite, "--out_dir:")
-    for path in file.parent.glob("samples_*.jsonl") if samples else ():
-        check_file(path, overwrite, "--out_dir:")
-
-
-def writable(folder: Path) -> Path:
-    """Create the folder if it does not exist. Raises `UserError` if it is not writable."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise UserError(f"--out_dir {folder}: {e.strerror}.") from e
-    if not os.access(folder, os.W_OK):
-        raise UserError(f"--out_dir {folder}: the folder is not writable.")
-    return folder

@@ -10,7 +10,7 @@ from litgpt.methods.adapter_folder import write_adapter
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 from litgpt.train.learning_rate import default_learning_rate
-from litgpt.train.method import ADAPTER_COMMANDS, Method
+from litgpt.train.method import RESULT_COMMANDS, Method
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
@@ -48,7 +48,7 @@ def adapter_method(name: str, adapter: LLaMAAdapter) -> Method:
         name=f"finetune {name}",
         apply=adapter.apply,
         save=partial(save, adapter),
-        next_commands=ADAPTER_COMMANDS,
+        next_commands=RESULT_COMMANDS,
         remark=REMARK,
         learning_rate=partial(default_learning_rate, name),
     )

@@ -12,7 +12,7 @@ from litgpt.model.config import Config, differences, known_models, known_reposit
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import EvalArgs, TrainArgs
 from litgpt.train.base_model import BaseModel, model_fields
-from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.method import USE_COMMANDS, Method
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
@@ -69,7 +69,7 @@ def setup(
             fields["tie_word_embeddings"] = train.tie_embeddings
         base_model = BaseModel.random(fields, find_folder(folder, weights=False))
     assert data is not None
-    next_commands = (*RESULT_COMMANDS[1:], "litgpt finetune lora {folder} --data my.jsonl  # your rows")
+    next_commands = (*USE_COMMANDS, "litgpt finetune lora {folder} --data my.jsonl  # your rows")
     method = Method(
         name="pretrain",
         apply=train_everything,

@@ -6,8 +6,12 @@ from typing import TYPE_CHECKING, Optional
 
 import torch
 
+from litgpt.data.tokens import TokenizedRows
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
+from litgpt.model.gpt import GPT
+from litgpt.text.chat_template import PromptStyle
+from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.faults import spared
 
 if TYPE_CHECKING:
@@ -60,24 +64,19 @@ class Examples:
         rows = self.dataset.val
         if self.eval.exact_match:
             total = min(self.eval.exact_match, len(rows))
-            exact = sum(self.answer(i) == self.tokenizer.decode(rows.answer(i)).strip() for i in range(total))
+            exact = sum(self.answer(i) == expected_answer(self.tokenizer, rows, i) for i in range(total))
             self.scores.append(exact / total)
             self.screen.say(f"exact answers, {when}: {exact} of {total} validation rows ({exact / total:.1%})")
 
     def answer(self, row: int) -> Optional[str]:
         """The answer to the prompt of one validation row; None for plain text, which has no prompt."""
-        ids = self.dataset.val.prompt(row)
-        if not 0 < len(ids) < self.model.gpt.config.block_size:
-            return None
+        rows, style, limit = self.dataset.val, self.dataset.style, self.eval.max_new_tokens or 0
         training = self.model.training
         self.model.eval()
         try:
-            stops = self.tokenizer.stops(self.dataset.style)
-            limit = self.eval.max_new_tokens or 0
-            answer = self.model.read(lambda gpt: list(generate(gpt, ids, limit, FirstRankGreedy(), stops)))
+            return self.model.read(lambda gpt: greedy_answer(gpt, self.tokenizer, rows, style, row, limit))
         finally:
             self.model.train(training)
-        return self.tokenizer.decode(answer).strip()
 
     def question(self) -> Optional[str]:
         """A prompt for a command line: that of a validation row that has a short one, else the beginning of the first,
@@ -100,6 +99,20 @@ class Examples:
         before, _, after = self.tokenizer.decode(encode(MARK)).partition(MARK)
         text = self.tokenizer.decode(ids).removeprefix(before).removesuffix(after).strip()
         return text if encode(text) == ids else ""
+
+
+def greedy_answer(
+    gpt: GPT, tokenizer: Tokenizer, rows: TokenizedRows, style: PromptStyle, row: int, limit: int
+) -> Optional[str]:
+    """The answer of at most `limit` tokens to the prompt of a row; None for plain text, which has no prompt."""
+    ids = rows.prompt(row)
+    if not 0 < len(ids) < gpt.config.block_size:
+        return None
+    return tokenizer.decode(list(generate(gpt, ids, limit, FirstRankGreedy(), tokenizer.stops(style)))).strip()
+
+
+def expected_answer(tokenizer: Tokenizer, rows: TokenizedRows, row: int) -> str:
+    return tokenizer.decode(rows.answer(row)).strip()
 
 
 def shorten(text: str, width: int) -> str:

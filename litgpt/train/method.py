@@ -11,8 +11,8 @@ from litgpt.train.base_model import BaseModel
 from litgpt.train.schedule import WARMUP_STEPS
 
 Save = Callable[[GPT, BaseModel, Path], None]
-RESULT_COMMANDS = ("litgpt chat {folder}", "litgpt serve {folder}", "litgpt generate {folder} --prompt {prompt}")
-ADAPTER_COMMANDS = (*RESULT_COMMANDS, "litgpt evaluate {folder} --tasks arc_easy --vs base")
+USE_COMMANDS = ("litgpt serve {folder}", "litgpt generate {folder} --prompt {prompt}")
+RESULT_COMMANDS = ("litgpt chat {folder}", *USE_COMMANDS, "litgpt evaluate {folder} --vs base")
 
 
 @dataclass

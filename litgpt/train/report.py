@@ -18,12 +18,13 @@ from litgpt.train.loop import perplexity
 from litgpt.train.metrics import METRICS, PLOT
 from litgpt.train.progress import duration, gigabytes, percent, unbroken
 from litgpt.train.result import TrainingResult
+from litgpt.train.resume.folder import HYPERPARAMETERS
 from litgpt.train.schedule import Plan
 
 if TYPE_CHECKING:
     from litgpt.train.run import Run
 
-NEEDED = {"serve": "fastapi", "evaluate": "lm_eval"}  # packages of the extras of the same names
+NEEDED = {"serve": "fastapi"}  # packages of the extras of the same names
 
 
 def print_header(run: "Run") -> None:
@@ -110,6 +111,8 @@ def next_commands(run: "Run", folder: Path) -> list[str]:
     for template in run.method.next_commands:
         command = template.format(folder=shlex.quote(str(folder)), prompt=quote(question or "..."))
         name = command.split()[1]
+        if name == "evaluate" and not (len(run.dataset.val) and (folder / HYPERPARAMETERS).is_file()):
+            continue  # it evaluates on the validation rows that the settings of the command line name
         missing = name in NEEDED and find_spec(NEEDED[name]) is None
         commands.append(command + f"  # needs {install_command(name)}" * missing)
     return commands

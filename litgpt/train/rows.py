@@ -44,15 +44,20 @@ def load_dataset(run: "Run") -> TokenizedDataset:
     turn = FileLock(cache_folder() / ".turn") if started_by() else nullcontext()
     with turn, run.screen.counting("rows tokenized") as show_count:
         dataset = run.source.load(run.tokenizer, base_model.style_folder, run.row_limit, show_count, config.block_size)
-    check_ids(dataset, config.padded_vocab_size)
-    if problems := data_problems(dataset):
-        raise UserError(" ".join(problems) + " For details, run litgpt data check with the same options.")
+    check_dataset(dataset, config)
     row = evaluate.evaluate_example
     if isinstance(row, int) and row >= len(dataset.val):
         raise UserError(f"--eval.evaluate_example {row} is out of range: there are {len(dataset.val)} validation rows.")
     if evaluate.early_stopping_patience is not None and not len(dataset.val):
         raise UserError("--eval.early_stopping_patience needs validation rows, and there are none.")
     return dataset
+
+
+def check_dataset(dataset: TokenizedDataset, config: Config) -> None:
+    """Raise `UserError` if the rows have tokens that the model lacks, or problems that would make a run useless."""
+    check_ids(dataset, config.padded_vocab_size)
+    if problems := data_problems(dataset):
+        raise UserError(" ".join(problems) + " For details, run litgpt data check with the same options.")
 
 
 def sequences(rows: TokenizedRows, train: TrainArgs, data: DataModule, limit: int) -> Rows:
