@@ -297,8 +297,8 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
         print(f"CUDA takes about {CONTEXT / GIB:.1f} GiB more, which the last column includes.")
     best = cheapest(rungs)
     if best is not None and target.is_gpu and run.picks_micro_batch:
-        rows = largest_micro_batch(run, best, target)
-        print(f"The table is for micro-batches of one row. With the settings below, auto takes about {rows}.")
+        n_rows = largest_micro_batch(run, best, target)
+        print(f"The table is for micro-batches of one row. With the settings below, auto takes about {n_rows}.")
     print_time(run, target, rungs, args)
     if best is None:
         print(f"Nothing above fits. Try --train.max_seq_length {longest // 2}, a smaller model, or more devices.")
