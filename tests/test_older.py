@@ -458,6 +458,7 @@ def test_from_the_path_of_an_adapter_to_a_server(adapter, tmp_path, monkeypatch,
     folder = Path("checkpoints", "meta-llama", "Llama-2-7b-hf")
     shutil.copytree(adapter, folder)
     main(["merge_lora", f"{folder}/final_lora.pth"])
+    capsys.readouterr()
     main(["generate", f"{folder}-merged/", "--prompt", "What is machine learning?", "--temperature", "0"])
     answer = capsys.readouterr().out
     with in_process(f"{folder}-merged/") as (url, _):
