@@ -77,7 +77,7 @@ class Reader:
         self.url = ""  # of the server that was started last
         text = page.read_text(encoding="utf-8")
         mentioned = [row["repo_id"] for row in known_models().values() if row["repo_id"] in text]
-        self.models = ["meta-llama/Llama-3.2-1B", *mentioned]
+        self.models = ["meta-llama/Llama-3.2-1B", "meta-llama/Llama-3.1-8B", *mentioned]
         stand_ins = ("MODEL", "checkpoints/ORG/MODEL", "stories260k", "my-model", "small-model", "large-model")
         for name in (*(f"checkpoints/{m}" for m in self.models), *stand_ins):
             if not (folder / name).exists():
