@@ -15,7 +15,7 @@ class Rule(NamedTuple):
 
 
 RULES = {
-    "full": Rule(2.0, -1.5, 1e-6, 4e-3),
+    "full": Rule(2.0, -1.5, 1e-6, 2e-3),
     "lora": Rule(2.9, -1.2, 1e-4, 2e-2),
     "dora": Rule(2.9, -1.2, 1e-4, 2e-2),
     "rslora": Rule(1.0, -1.2, 3.5e-5, 7e-3),
