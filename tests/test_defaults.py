@@ -75,7 +75,7 @@ def recorded(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("method", "width", "rate"),
     [
-        ("full", 64, 3.9e-3),
+        ("full", 64, 2.0e-3),
         ("full", 128, 1.4e-3),
         ("full", 4096, 7.6e-6),
         ("lora", 128, 8.6e-3),
