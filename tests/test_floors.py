@@ -20,7 +20,7 @@ FLOORS = (  # a module imports from its own floor or from below
     ("checkpoint",),
     ("methods",),
     ("generate",),
-    ("train", "evaluation", "serve"),
+    ("train", "evaluation", "serve", "export"),
     ("finetune", "commands", "cli", "api", "compat", "__main__"),
 )
 FLOOR = {name: floor for floor, names in enumerate(FLOORS) for name in names}

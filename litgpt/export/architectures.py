@@ -4,9 +4,9 @@ An architecture runs fixed math, apart from what its file can say. A model that 
 names of the fields of `Config` that differ.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any, Optional
+from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.model.config import Config, differences
@@ -89,6 +89,13 @@ OLMO2 = {
     "norm_qk": True,
     "norm_qk_type": "olmo2",
 }
+
+
+def olmo3(config: Config) -> dict[str, Any]:
+    local = every(4, 3, config.n_layer)
+    return {**OLMO2, "sliding_window_indices": local, "rope_indices": local, "rope_local_base_freq": config.rope_base}
+
+
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
 PHI3 = Architecture("phi3", ropes=("default", "longrope"))
 GEMMA3 = Architecture("gemma3", gemma3, ("rope_local_base_freq",), ("default", "linear"), windows=True)
@@ -134,7 +141,8 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     "olmo": Architecture(
         "olmo", {"norm_class_name": "LayerNorm", "norm_affine": False}, ("clip_qkv",), interleaved=True
     ),
-    "olmo2": Architecture("olmo2", OLMO2),
+    "olmo2": Architecture("olmo2", OLMO2, tied=False),
+    "olmo3": Architecture("olmo2", olmo3, windows=True, tied=False),
     "gpt2": Architecture(
         "gpt2",
         {
@@ -173,6 +181,8 @@ def architecture(config: Config) -> Architecture:
         lost.append("rotary_percentage")
     if config.rope_n_elem and config.rope_type not in found.ropes:
         lost.append(f"rope_type {config.rope_type!r}")
+    if not config.rope_adjustments.get("truncate", True):
+        lost.append("truncate")
     if lost:
         raise UserError(
             f"GGUF's architecture {found.name!r} cannot express this model: {', '.join(sorted(lost))}. "

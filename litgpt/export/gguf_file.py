@@ -26,17 +26,19 @@ def write_gguf(
     vocabulary: Vocabulary,
     found: Architecture,
     named: str,
+    name: str,
 ) -> None:
     """Write a GGUF file. One tensor is in memory at a time.
 
     Args:
         tensors: As `gguf_tensors` returns them.
         named: The type of most weights, a key of `TYPES`.
+        name: That of the model.
     """
     gguf = require("gguf", "export")
     writer = gguf.GGUFWriter(path, found.name)
     writer.add_type("model")
-    writer.add_name(weights.folder.name)
+    writer.add_name(name)
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[named]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_model(writer, weights.config, found)
@@ -119,6 +121,6 @@ def add_rope(writer: Any, config: Config) -> None:
     writer.add_rope_scaling_factor(factor)
     if config.rope_type == "yarn":
         own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0  # which llama.cpp multiplies by the number here
-        writer.add_rope_scaling_yarn_attn_factor(temperature / own)
+        writer.add_rope_scaling_attn_factors(temperature / own)
         writer.add_rope_scaling_yarn_beta_fast(float(numbers.get("beta_fast") or 32))
         writer.add_rope_scaling_yarn_beta_slow(float(numbers.get("beta_slow") or 1))

@@ -1,6 +1,7 @@
 """The tokenizer of a GGUF file: its kind and its pre-tokenizer, recognized by their rules, tokens, and special ids."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
 from typing import Any, Optional
@@ -54,7 +55,7 @@ class Vocabulary:
     ids: dict[str, int] = field(default_factory=dict)  # of special tokens: bos, eos, eot, ...
     before: bool = False  # whether BOS is added before a text
     after: bool = False  # whether EOS is added after it
-    template: Optional[str] = None
+    templates: Mapping[str, str] = field(default_factory=dict)  # chat templates by name
     notes: list[str] = field(default_factory=list)
 
     def add_to(self, writer: Any) -> None:
@@ -72,17 +73,17 @@ class Vocabulary:
         writer.add_add_eos_token(self.after)
         if self.space_prefix is not None:
             writer.add_add_space_prefix(self.space_prefix)
-        if self.template is not None:
-            writer.add_chat_template(self.template)
+        if self.templates:
+            writer.add_chat_template([{"name": name, "template": text} for name, text in self.templates.items()])
 
 
-def vocabulary(tokenizer: Tokenizer, n_embeddings: int, stops: frozenset[int], template: Optional[str]) -> Vocabulary:
+def vocabulary(tokenizer: Tokenizer, n_embeddings: int, stops: frozenset[int], templates: Mapping[str, str]) -> Vocabulary:
     """The tokenizer in llama.cpp's form. Raises `UserError` if llama.cpp has no such tokenizer.
 
     Args:
         n_embeddings: How many tokens the model knows; missing ones are filled up.
         stops: The tokens that end an answer.
-        template: The chat template.
+        templates: The chat templates by name.
     """
     backend = tokenizer.backend
     found = of_sentencepiece(backend) if isinstance(backend, SentencePieceTokenizer) else of_json(backend)
@@ -95,7 +96,7 @@ def vocabulary(tokenizer: Tokenizer, n_embeddings: int, stops: frozenset[int], t
     if found.scores:
         found.scores = [*found.scores, *[-10000.0] * len(padding)][:n_embeddings]
     add_special_ids(found, tokenizer, stops)
-    found.template = template
+    found.templates = templates
     return found
 
 
