@@ -9,6 +9,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from litgpt.errors import UserError
+from litgpt.families import family
+from litgpt.families.family import Field
 from litgpt.model.config import Config, differences
 
 SCALED = ("default", "linear", "yarn")  # ropes that the numbers in a file describe
@@ -180,15 +182,29 @@ def architecture(config: Config) -> Architecture:
     if config.rope_n_elem % 2:
         lost.append("rotary_percentage")
     if config.rope_n_elem and config.rope_type not in found.ropes:
-        lost.append(f"rope_type {config.rope_type!r}")
+        lost.append(f"rope_scaling of type {config.rope_type!r}")
     if not config.rope_adjustments.get("truncate", True):
         lost.append("truncate")
     if lost:
+        names = ", ".join(dict.fromkeys(hf_name(config, name) for name in sorted(lost)))
         raise UserError(
-            f"GGUF's architecture {found.name!r} cannot express this model: {', '.join(sorted(lost))}. "
+            f"GGUF's architecture {found.name!r} cannot express this model: {names}. "
             "Use the model in Hugging Face's format instead."
         )
     return found
+
+
+def hf_name(config: Config, name: str) -> str:
+    """The field of `config.json` for a field of `Config`, where one sets it."""
+    rows = [row for row in family(config.model_type).parts if isinstance(row, Field)]
+    keys = {ours: row.key for row in rows for ours in row.name.split()}
+    return keys.get(name) or {
+        "attention_scores_scalar": "scale_attn_weights" if config.model_type == "gpt2" else "query_pre_attn_scalar",
+        "gelu_approximate": "hidden_act",
+        "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
+        "rope_layers": "no_rope_layers",
+        "sliding_window_indices": "layer_types",
+    }.get(name, name)
 
 
 def without_windows(config: Config, found: Architecture) -> Config:

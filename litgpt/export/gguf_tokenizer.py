@@ -23,6 +23,9 @@ PRE_TOKENIZERS: dict[str, list[Any]] = {
     "falcon": ["punctuation", GPT2, "digits", "[0-9][0-9][0-9]"],
 }
 
+BLANKS = "llama.cpp puts a blank before each part of a text that follows a special token"
+SENTENCEPIECE = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
+
 
 class Kind(IntEnum):
     """llama.cpp's kinds of tokens."""
@@ -142,12 +145,11 @@ def of_sentencepiece(backend: SentencePieceTokenizer) -> Vocabulary:
         found.tokens.append(backend.texts.get(i, f"[PAD{i}]"))
         found.kinds.append(Kind.CONTROL if i in backend.hidden else Kind.USER_DEFINED if i in backend.texts else Kind.UNUSED)
         found.scores.append(-1000.0)
+    if found.space_prefix:
+        found.notes.append(BLANKS)
     if model.unk_id() >= 0:
         found.ids["unk"] = model.unk_id()
     return found
-
-
-SENTENCEPIECE = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
 
 
 def trainer_kind(proto: bytes) -> int:
@@ -222,7 +224,9 @@ def as_sentencepiece(found: Vocabulary, fields: dict[str, Any], ranks: dict[str,
     scheme = metaspace.get("prepend_scheme", "always") if metaspace else "always" if prefix else "never"
     found.space_prefix = scheme != "never"
     if scheme == "first":
-        found.notes.append("llama.cpp puts a blank before each part of a text that follows a special token")
+        found.notes.append(BLANKS)
+    if metaspace and found.space_prefix:
+        found.notes.append("llama.cpp puts a blank even before a text that begins with one")
     found.scores = [float(ranks.get(token, -len(ranks) - 1)) for token in found.tokens]
     found.merges = []
     for i, token in enumerate(found.tokens):
