@@ -6,6 +6,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Mapping
+from copy import deepcopy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -18,15 +19,15 @@ from litgpt.__main__ import main
 from litgpt.checkpoint.hub import PICO
 from litgpt.commands.export import make_vocabulary
 from litgpt.export.architectures import ARCHITECTURES, architecture, context_length
-from litgpt.export.gguf_tensors import TYPES, block_size
+from litgpt.export.gguf_tensors import TYPES
 from litgpt.export.llama_cpp import llama_cpp
-from litgpt.export.parity import compare_tensors, context_to_compare
+from litgpt.export.parity import compare_tensors, context_to_open
 from litgpt.families import FAMILIES as MODEL_TYPES
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
 from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import save_llama
-from tests.families import FAMILIES, SIZES, YARN, save_random
+from tests.families import FAMILIES, YARN, save_random
 from tests.nasty import nasty_texts
 from tests.test_lora import save, with_lora
 from tests.test_tokenizer import sentencepiece
@@ -55,13 +56,17 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     *(("stablelm", variant, {}) for variant in FAMILIES["stablelm"]),
     ("phi", "plain", {"tie_word_embeddings": True}),
     ("phi", "groups", {}),
-    *(("phi3", variant, {}) for variant in FAMILIES["phi3"]),
+    *(("phi3", variant, {}) for variant in ("longrope", "window")),  # with the factors for long texts, and without
+    ("phi3", "partial", {"original_max_position_embeddings": 256}),
     ("gemma", "plain", {}),
     ("gemma2", "plain", {"query_pre_attn_scalar": 12}),
     ("gemma2", "small caps", {"query_pre_attn_scalar": 8}),
     ("gemma3_text", "plain", {"query_pre_attn_scalar": 12}),
     ("gemma3_text", "scaled", {"query_pre_attn_scalar": 12}),
-    *(("gemma3", variant, {"text_config": GEMMA3 | {"tie_word_embeddings": variant == "plain"}}) for variant in FAMILIES["gemma3"]),
+    *(
+        ("gemma3", variant, {"text_config": GEMMA3 | {"tie_word_embeddings": variant == "plain"}})
+        for variant in FAMILIES["gemma3"]
+    ),
     *(("qwen2", variant, {}) for variant in FAMILIES["qwen2"]),
     ("qwen3", "windows", {}),
     ("qwen3_moe", "plain", {}),
@@ -75,10 +80,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("gpt2", "plain", {}),
     ("gpt2", "untied", {}),
     ("smollm3", "plain", SMOLLM3),
-    ("smollm3", "plain", SMOLLM3 | {"tie_word_embeddings": False, "attention_bias": True, "mlp_bias": True}),
+    ("smollm3", "plain", SMOLLM3 | {"tie_word_embeddings": False}),
     *(("granite", variant, {}) for variant in FAMILIES["granite"]),
     *(
-        (family, next(iter(FAMILIES[family])), {**more, "rope_parameters": rope})
+        (family, "plain" if family == "mixtral" else next(iter(FAMILIES[family])), {**more, "rope_parameters": rope})
         for family, more in {
             "mistral": {},
             "mixtral": {},
@@ -96,6 +101,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
         for rope in (LINEAR, YARN)
     ),
 ]
+LAYERS = ["full_attention", "sliding_attention", "full_attention"]
 REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that the message names
     ("llama", "gelu", {}, "hidden_act"),
     ("llama", "longrope", {}, "longrope"),
@@ -108,7 +114,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("gemma", "biases", {}, "attention_bias"),
     ("gemma2", "plain", {}, "query_pre_attn_scalar"),
     ("gemma2", "no caps", {"query_pre_attn_scalar": 8}, "lm_head"),
-    ("gemma2", "plain", {"query_pre_attn_scalar": 12, "layer_types": ["full_attention"] * 3}, "layer_types"),
+    ("gemma2", "plain", {"query_pre_attn_scalar": 12, "layer_types": LAYERS}, "layer_types"),
     ("gemma3_text", "caps", {"query_pre_attn_scalar": 12}, "final_logit_softcapping"),
     ("qwen3", "biases", {}, "attention_bias"),
     ("qwen3_moe", "plain", {"norm_topk_prob": False}, "norm_topk_prob"),
@@ -116,6 +122,7 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("olmo3", "yarn", {}, "rope_local_base_freq"),
     ("gpt2", "unscaled", {}, "scale_attn_weights"),
     ("smollm3", "plain", {}, "no_rope_layers"),
+    ("smollm3", "plain", SMOLLM3 | {"mlp_bias": True}, "mlp_bias"),
 ]
 
 
@@ -128,7 +135,9 @@ def with_tokenizer(folder: Path, tokenizer_file: Path) -> Path:
 
 def random_model(folder: Path, tokenizer_file: Path, family: str, variant: str, changes: Mapping[str, Any]) -> Path:
     vocabulary = {} if family == "gemma3" else {"vocab_size": 300}
-    return with_tokenizer(save_random(folder, family, variant, changes={**vocabulary, **changes}), tokenizer_file)
+    return with_tokenizer(
+        save_random(folder, family, variant, changes=deepcopy({**vocabulary, **changes})), tokenizer_file
+    )
 
 
 def export(folder: Path, file: Path, *flags: object) -> int:
@@ -141,12 +150,14 @@ def export(folder: Path, file: Path, *flags: object) -> int:
 
 
 @torch.no_grad()
-def largest_difference(folder: Path, file: Path) -> float:
-    """Of the log-probabilities in llama.cpp and here, at some of the positions."""
+def largest_difference(folder: Path, file: Path, margin: float = 3e-2) -> float:
+    """Of the log-probabilities in llama.cpp and here, at some of the positions. Tokens that are closer than `margin` may
+    change places."""
     source = ModelSource.open(folder, merged=False)
     config = source.config
-    n_context = context_to_compare(config, architecture(config))
-    ids = IDS[: min(n_context, context_length(config, architecture(config)), len(IDS))]
+    ids = IDS[: context_length(config, architecture(config)) - 1]
+    is_long = config.rope_adjustments.get("original_max_position_embeddings", 512) < len(ids)
+    n_context = 512 if is_long else context_to_open(config)
     ours = source.model(torch.float32, CPU)(torch.tensor([ids]))[0].log_softmax(-1)
     worst = 0.0
     with llama_cpp(file, n_context) as there:
@@ -155,7 +166,7 @@ def largest_difference(folder: Path, file: Path) -> float:
                 theirs = there.log_probabilities(ids[: i + 1], len(ours[i]))
                 worst = max(worst, (theirs - ours[i]).abs().max().item())
                 first, second = ours[i].topk(2).values
-                assert theirs.argmax() == ours[i].argmax() or first - second < 3e-2
+                assert theirs.argmax() == ours[i].argmax() or first - second < margin
     return worst
 
 
@@ -245,7 +256,9 @@ def test_types_in_llama_cpp(named, tokenizer_file, tmp_path):
     """Other numbers move the answer no further than numbers that were rounded in the same way."""
     folder = save_llama(tmp_path / "m", tokenizer_file, **WIDE, initializer_range=0.05)
     assert export(folder, tmp_path / "m.gguf", "--type", named) == 0
-    assert largest_difference(folder, tmp_path / "m.gguf") < {"f16": 0.02, "bf16": 0.1, "q8_0": 0.2}.get(named, 2.0)
+    assert largest_difference(folder, tmp_path / "m.gguf", margin=1.0) < {"f16": 0.02, "bf16": 0.1, "q8_0": 0.2}.get(
+        named, 2.0
+    )
 
 
 def test_rows_that_do_not_fit(tokenizer_file, tmp_path, capsys):
@@ -385,7 +398,9 @@ def test_tokenizers(name, request, tmp_path):
     """The same ids as here, but for what the export says: Unicode forms, and blanks beside special tokens."""
     folder = tmp_path / "m"
     folder.mkdir()
-    TOKENIZERS[name](folder, request.getfixturevalue("real_data") if name not in ("our own", "of sentencepiece") else tmp_path)
+    TOKENIZERS[name](
+        folder, request.getfixturevalue("real_data") if name not in ("our own", "of sentencepiece") else tmp_path
+    )
     assert export(empty_model(folder), tmp_path / "m.gguf", "--type", "f32", "--parity", "tensors") == 0
     source = ModelSource.open(folder)
     tokenizer, notes = source.tokenizer(), " ".join(make_vocabulary(source, source.config).notes)

@@ -19,7 +19,7 @@ from litgpt.export.parity import (
     compare_answers,
     compare_tensors,
     compare_texts,
-    context_to_compare,
+    context_to_open,
 )
 from litgpt.families.weights import Weights, check_weights
 from litgpt.methods.merged import MergedWeights
@@ -154,20 +154,19 @@ def ask_llama_cpp(
     """Print how llama.cpp's tokens, prompts, and answers compare with ours. Raises `UserError` if the answers of a file
     without quantization differ by more than rounding."""
     tokenizer, style = source.tokenizer(), source.style()
-    n_context = context_to_compare(source.config, found)
-    with llama_cpp(out, n_context) as there:
+    with llama_cpp(out, context_to_open(source.config)) as there:
         texts = compare_texts(there, tokenizer, style, bool(tokens.templates))
         compared = None
         if answers:
             model = source.model(torch.float32, torch.device("cpu"))
-            compared = compare_answers(there, model, texts.ids, n_context)
+            compared = compare_answers(there, model, texts.ids, context_length(source.config, found))
     for line in text_lines(texts):
         print(line)
     if compared is None:
         return
     print(
-        f"parity     greedy tokens agree at {compared.n_same} of {compared.n} positions; log-probabilities differ by at "
-        f"most {compared.largest:.1e}"
+        f"parity     greedy tokens agree at {compared.n_same} of {compared.n} positions; log-probabilities differ by "
+        f"at most {compared.largest:.1e}"
     )
     if named not in TOLERANCE:
         print(f"parity     loss on the reference texts {compared.loss:.4f}, in llama.cpp {compared.loss_there:.4f}")

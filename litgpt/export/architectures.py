@@ -155,9 +155,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
         },
         (GELU,),
     ),
-    "smollm3": Architecture(
-        "smollm3", lambda c: {"rope_layers": every(4, 3, c.n_layer)}, ("attn_bias", "mlp_bias"), interleaved=True
-    ),
+    "smollm3": Architecture("smollm3", lambda c: {"rope_layers": every(4, 3, c.n_layer)}, interleaved=True),
     "granite": replace(
         LLAMA,
         name="granite",
@@ -203,7 +201,7 @@ def hf_name(config: Config, name: str) -> str:
         "gelu_approximate": "hidden_act",
         "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
         "rope_layers": "no_rope_layers",
-        "sliding_window_indices": "layer_types",
+        "sliding_window_size": "layer_types",
     }.get(name, name)
 
 

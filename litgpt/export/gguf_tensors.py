@@ -151,7 +151,7 @@ def wanted_type(name: str, config: Config, named: str) -> str:
 
 
 def more_bits(layer: int, n_layer: int) -> bool:
-    """Whether llama.cpp's mixed types spend more bits on a layer: the first and last eighth, and every third between."""
+    """Whether llama.cpp's mixed types spend more bits on a layer: the first and last eighth, every third between."""
     first = n_layer // 8
     return layer < first or layer >= 7 * n_layer // 8 or (layer - first) % 3 == 2
 

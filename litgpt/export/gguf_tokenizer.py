@@ -80,7 +80,9 @@ class Vocabulary:
             writer.add_chat_template([{"name": name, "template": text} for name, text in self.templates.items()])
 
 
-def vocabulary(tokenizer: Tokenizer, n_embeddings: int, stops: frozenset[int], templates: Mapping[str, str]) -> Vocabulary:
+def vocabulary(
+    tokenizer: Tokenizer, n_embeddings: int, stops: frozenset[int], templates: Mapping[str, str]
+) -> Vocabulary:
     """The tokenizer in llama.cpp's form. Raises `UserError` if llama.cpp has no such tokenizer.
 
     Args:
@@ -136,14 +138,14 @@ def of_sentencepiece(backend: SentencePieceTokenizer) -> Vocabulary:
             return Kind.CONTROL
         return Kind.BYTE if model.is_byte(i) else Kind.UNUSED if model.is_unused(i) else Kind.NORMAL
 
-    found = Vocabulary(
-        "llama", "default", [model.id_to_piece(i) for i in range(n)], [kind_of(i) for i in range(n)]
-    )
+    found = Vocabulary("llama", "default", [model.id_to_piece(i) for i in range(n)], [kind_of(i) for i in range(n)])
     found.scores = [model.get_score(i) for i in range(n)]
     found.space_prefix = model.encode("a") != model.encode("\x01a")[len(model.encode("\x01")) :]
     for i in range(n, backend.vocab_size):
         found.tokens.append(backend.texts.get(i, f"[PAD{i}]"))
-        found.kinds.append(Kind.CONTROL if i in backend.hidden else Kind.USER_DEFINED if i in backend.texts else Kind.UNUSED)
+        found.kinds.append(
+            Kind.CONTROL if i in backend.hidden else Kind.USER_DEFINED if i in backend.texts else Kind.UNUSED
+        )
         found.scores.append(-1000.0)
     if found.space_prefix:
         found.notes.append(BLANKS)
@@ -195,7 +197,9 @@ def of_json(backend: FastTokenizer) -> Vocabulary:
         if model.get(name):
             raise UserError(f"The tokenizer has {name} {model[name]!r}, which GGUF cannot say.")
     merges = [m if isinstance(m, str) else " ".join(m) for m in model["merges"]]
-    ranks = {(m if isinstance(m, str) else "".join(m)).replace(" ", ""): -i for i, m in reversed(list(enumerate(merges)))}
+    ranks = {
+        (m if isinstance(m, str) else "".join(m)).replace(" ", ""): -i for i, m in reversed(list(enumerate(merges)))
+    }
     n = max([*model["vocab"].values(), *(t["id"] for t in fields["added_tokens"])]) + 1
     found = Vocabulary("gpt2", "", [f"[PAD{i}]" for i in range(n)], [Kind.UNUSED] * n, merges=merges)
     for text, i in model["vocab"].items():

@@ -1,5 +1,5 @@
-"""A GGUF file in llama.cpp, through the package `xllamacpp`. It runs in a process of its own, because llama.cpp ends its
-process when something is wrong with a file."""
+"""A GGUF file in llama.cpp, through the package `xllamacpp`. It runs in a process of its own, because llama.cpp ends
+its process when something is wrong with a file."""
 
 import json
 import subprocess

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 
 from litgpt.errors import UserError, require
-from litgpt.export.architectures import Architecture, context_length
+from litgpt.export.architectures import Architecture
 from litgpt.export.gguf_tensors import Tensor, source_rows
 from litgpt.export.llama_cpp import LlamaCpp
 from litgpt.families.weights import Weights
@@ -60,11 +60,11 @@ class Answers:
     loss_there: float = 0.0
 
 
-def context_to_compare(config: Config, found: Architecture) -> int:
-    """The length of llama.cpp's context. A longer one than the original changes a rope of the type longrope."""
+def context_to_open(config: Config) -> int:
+    """The length of the context that llama.cpp opens. A longer one than the original changes a rope of the type
+    longrope."""
     original = config.rope_adjustments.get("original_max_position_embeddings") or N_CONTEXT
-    longest = min(context_length(config, found), N_CONTEXT)
-    return min(longest, int(original)) if config.rope_type == "longrope" else longest
+    return min(N_CONTEXT, int(original)) if config.rope_type == "longrope" else N_CONTEXT
 
 
 @clock_at()
@@ -84,11 +84,13 @@ def compare_texts(there: LlamaCpp, tokenizer: Tokenizer, style: PromptStyle, ren
 
 
 @torch.no_grad()
-def compare_answers(there: LlamaCpp, model: GPT, texts: list[list[int]], n_context: int) -> Answers:
-    """Compare the next token after each beginning of the texts."""
+def compare_answers(there: LlamaCpp, model: GPT, texts: list[list[int]], longest: int) -> Answers:
+    """Compare the next token after each beginning of the texts, of at most `longest` tokens."""
     found, losses = Answers(), []
     for text in texts:
-        ids = text[: min(N_TOKENS, n_context - 1)]
+        ids = text[: min(N_TOKENS, longest - 1)]  # llama.cpp keeps a place for the answer
+        if not ids:
+            continue
         ours = model(torch.tensor([ids], device=model.device))[0].float().log_softmax(-1).cpu()
         for i, row in enumerate(ours):
             theirs = there.log_probabilities(ids[: i + 1], len(row))
@@ -103,9 +105,7 @@ def compare_answers(there: LlamaCpp, model: GPT, texts: list[list[int]], n_conte
     return found
 
 
-def compare_tensors(
-    path: Path, weights: Weights, tensors: list[Tensor], found: Architecture
-) -> tuple[float, str]:
+def compare_tensors(path: Path, weights: Weights, tensors: list[Tensor], found: Architecture) -> tuple[float, str]:
     """The largest difference between a number in the file and ours, as a fraction of the largest of its tensor, and the
     name of the tensor. A few rows are in memory at a time. Types that `gguf` cannot read raise `UserError`."""
     gguf = require("gguf", "export")
@@ -123,4 +123,3 @@ def compare_tensors(
         if largest and difference / largest >= worst:
             worst, where = difference / largest, tensor.name
     return worst, where
-
