@@ -1,5 +1,6 @@
 """`litgpt export`: GGUF files, compared with the models that they are made from, in llama.cpp where it is installed."""
 
+import itertools
 import json
 import re
 import shutil
@@ -23,6 +24,7 @@ from litgpt.export.gguf_tensors import TYPES
 from litgpt.export.llama_cpp import llama_cpp
 from litgpt.export.parity import compare_tensors, context_to_open
 from litgpt.families import FAMILIES as MODEL_TYPES
+from litgpt.generate.engine import generate
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
 from litgpt.text.tokenizer import Tokenizer
@@ -151,8 +153,8 @@ def export(folder: Path, file: Path, *flags: object) -> int:
 
 @torch.no_grad()
 def largest_difference(folder: Path, file: Path, margin: float = 3e-2) -> float:
-    """Of the log-probabilities in llama.cpp and here, at some of the positions. Tokens that are closer than `margin` may
-    change places."""
+    """Of the log-probabilities in llama.cpp and here, at some of the positions. Tokens that are closer than `margin`
+    may change places."""
     source = ModelSource.open(folder, merged=False)
     config = source.config
     ids = IDS[: context_length(config, architecture(config)) - 1]
@@ -190,6 +192,20 @@ def test_pico(tmp_path, capsys):
     assert "same token ids for 2 of 2 texts and the same prompt for 2" in out
     assert largest_difference(PICO, tmp_path / "pico.gguf") < 1e-4
     assert field(tmp_path / "pico.gguf", "tokenizer.ggml.eot_token_id") == 5  # ends an answer, beside EOS
+
+
+@in_llama_cpp
+def test_an_answer_ends_where_ours_does(tmp_path):
+    assert export(PICO, tmp_path / "pico.gguf", "--type", "f32", "--parity", "tensors") == 0
+    source = ModelSource.open(PICO)
+    model, tokenizer, style = source.model(torch.float32, CPU), source.tokenizer(), source.style()
+    text = style.prompt([{"role": "user", "content": "What does Anna have?"}])
+    ids = tokenizer.encode(text, not style.own_special_tokens)
+    answer = list(itertools.takewhile(lambda i: i not in tokenizer.stops(style), generate(model, ids, 100)))
+    assert len(answer) < 100
+    with llama_cpp(tmp_path / "pico.gguf", 256) as there:
+        found = there.ask("/completion", prompt=ids, n_predict=100, temperature=0.0)
+    assert found["stop_type"] == "eos" and found["content"] == tokenizer.decode(answer)
 
 
 @in_llama_cpp
@@ -418,6 +434,17 @@ def test_tokenizers(name, request, tmp_path):
         ids = tokenizer.encode("Hello")
         assert there.encode("Hello") == ids
     assert n > 400
+
+
+def test_a_model_without_eos(llama, tmp_path, capsys):
+    shutil.copytree(llama, tmp_path / "m")
+    (tmp_path / "m" / "tokenizer_config.json").unlink()
+    (tmp_path / "m" / "generation_config.json").unlink()
+    file = tmp_path / "m" / "config.json"
+    fields = json.loads(file.read_text())
+    file.write_text(json.dumps({k: v for k, v in fields.items() if k not in ("bos_token_id", "eos_token_id")}))
+    assert export(tmp_path / "m", tmp_path / "m.gguf", "--parity", "tensors") == 0
+    assert "names no token that ends an answer" in without_spaces(capsys.readouterr().out)
 
 
 def test_rules_that_llama_cpp_does_not_have(llama, tmp_path, capsys):

@@ -21,6 +21,7 @@ from litgpt.export.parity import (
     compare_texts,
     context_to_open,
 )
+from litgpt.families import weight_map
 from litgpt.families.weights import Weights, check_weights
 from litgpt.methods.merged import MergedWeights
 from litgpt.methods.model_source import ModelSource
@@ -34,6 +35,7 @@ from litgpt.text.styles import STYLES
 TypeName = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
 LARGE = 2 * 10**9  # bytes in float32 above which only the tensors of a file are compared
 TOLERANCE = {"f32": 2e-2, "f16": 1e-1, "bf16": 3e-1}  # of log-probabilities; quantization changes more
+ROUNDING = {"f32": 0.0, "f16": 1e-3, "bf16": 1e-2, "q8_0": 1e-2}  # of numbers, as a fraction of the largest
 
 
 def main(
@@ -86,7 +88,7 @@ def main(
         finally:
             temporary.unlink(missing_ok=True)
     print(f"written    {out}, {out.stat().st_size / 1e6:,.1f} MB")
-    for line in remarks(weights.config, found, tensors, tokens):
+    for line in remarks(weights, found, tensors, tokens):
         print(line)
     numbers = sum(math.prod(tensor.shape) for tensor in tensors)
     if not is_installed():
@@ -97,6 +99,8 @@ def main(
     if not answers:
         worst, where = compare_tensors(out, weights, tensors, found)
         print(f"parity     numbers in the file differ by at most {worst:.1e} of the largest in their tensor ({where})")
+        if not worst <= ROUNDING.get(named, 0.5):
+            raise UserError(f"{out} does not have the numbers of the model. The disk may be damaged.")
 
 
 def merged_weights(source: ModelSource) -> Weights:
@@ -127,8 +131,9 @@ def make_vocabulary(source: ModelSource, config: Config) -> Vocabulary:
     return found
 
 
-def remarks(config: Config, found: Architecture, tensors: list[Tensor], tokens: Vocabulary) -> list[str]:
+def remarks(weights: Weights, found: Architecture, tensors: list[Tensor], tokens: Vocabulary) -> list[str]:
     """Lines about the types of the tensors, and about what the file does not say."""
+    config, kept = weights.config, weight_map(weights.config).kept
     counts = Counter(tensor.kind.lower() for tensor in tensors)
     lines = [f"types      {', '.join(f'{n} tensors {kind}' for kind, n in counts.most_common())}"]
     fallbacks = Counter((t.fallback.lower(), t.kind.lower(), t.shape[-1]) for t in tensors if t.fallback)
@@ -136,6 +141,8 @@ def remarks(config: Config, found: Architecture, tensors: list[Tensor], tokens: 
         f"note       {n} tensors have the type {kind} instead of {wanted}, which does not fit rows of {size} numbers"
         for (wanted, kind, size), n in fallbacks.items()
     ]
+    if others := [name for name in weights.files if kept.search(name)]:
+        lines.append(f"note       {len(others)} weights of another part are left out, such as {others[0]}")
     length = context_length(config, found)
     if length < config.block_size:
         lines.append(

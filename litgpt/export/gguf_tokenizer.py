@@ -116,6 +116,11 @@ def add_special_ids(found: Vocabulary, tokenizer: Tokenizer, stops: frozenset[in
     ends = [eos, *sorted(stops - {eos})] if eos is not None else sorted(stops)
     named = {"bos": tokenizer.bos_id, **dict(zip(("eos", "eot", "eom"), ends))}
     found.ids |= {name: i for name, i in named.items() if i is not None and i < len(found.tokens)}
+    if not ends:
+        default = found.tokens[11 if found.model == "gpt2" else 2 :][:1]
+        found.notes.append(
+            f"the model names no token that ends an answer, so llama.cpp stops at its default: {default}"
+        )
     if len(ends) > 3:
         names = ", ".join(tokenizer.decode([i], skip_special=False) for i in ends[3:])
         found.notes.append(f"GGUF has room for three tokens that end an answer; these are left out: {names}")
