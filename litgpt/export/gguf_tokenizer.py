@@ -107,20 +107,19 @@ def vocabulary(
 
 def add_special_ids(found: Vocabulary, tokenizer: Tokenizer, stops: frozenset[int]) -> None:
     before, after, eos = tokenizer.backend.before, tokenizer.backend.after, tokenizer.eos_id
-    if before not in ([], [tokenizer.bos_id]) or after not in ([], [eos]):
+    bos = before[0] if before else tokenizer.bos_id
+    if len(before) > 1 or after not in ([], [eos]):
         raise UserError(
             f"The tokenizer in {tokenizer.folder} adds the tokens {before} before a text and {after} after it. GGUF "
             "can say BOS and EOS only."
         )
     found.before, found.after = bool(before), bool(after)
     ends = [eos, *sorted(stops - {eos})] if eos is not None else sorted(stops)
-    named = {"bos": tokenizer.bos_id, **dict(zip(("eos", "eot", "eom"), ends))}
+    named = {"bos": bos, **dict(zip(("eos", "eot", "eom"), ends))}
     found.ids |= {name: i for name, i in named.items() if i is not None and i < len(found.tokens)}
     if not ends:
         default = found.tokens[11 if found.model == "gpt2" else 2 :][:1]
-        found.notes.append(
-            f"the model names no token that ends an answer, so llama.cpp stops at its default: {default}"
-        )
+        found.notes.append(f"the model names no token that ends an answer, so llama.cpp stops at {default}")
     if len(ends) > 3:
         names = ", ".join(tokenizer.decode([i], skip_special=False) for i in ends[3:])
         found.notes.append(f"GGUF has room for three tokens that end an answer; these are left out: {names}")
