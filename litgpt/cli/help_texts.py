@@ -61,6 +61,7 @@ EXAMPLES = {  # command: two command lines
         "evaluate Qwen/Qwen3-0.6B --tasks hellaswag,arc_easy",
     ),
     "merge_lora": ("merge_lora out/finetune/lora/final", "merge_lora out/finetune/lora/final --out_dir merged"),
+    "export": ("export out/finetune/lora/final", "export Qwen/Qwen3-0.6B --to gguf --type q4_k_m"),
     "data_check": (
         "data check Qwen/Qwen3-0.6B --data support.csv",
         "data check Qwen/Qwen3-0.6B --data support.csv --list bad",
@@ -112,6 +113,7 @@ PAGES = {  # beginning of a command: its page in tutorials/; the longest that fi
     "serve": "deploy.md",
     "evaluate": "evaluation.md",
     "merge_lora": "use_elsewhere.md",
+    "export": "use_elsewhere.md",
     "data": "your_data.md",
     "validate": "use_elsewhere.md",
     "verify_resume": "resume.md",

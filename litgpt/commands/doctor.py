@@ -21,6 +21,7 @@ EXTRAS = {  # the extras of pyproject.toml, and what they add
     "quantize": "4- and 8-bit base models (--quantize), 8-bit optimizers",
     "evaluate": "lm-evaluation-harness benchmarks",
     "serve": "the HTTP server",
+    "export": "GGUF files (litgpt export)",
     "plot": "loss.png beside metrics.csv",
     "data": "Parquet and zstandard files, Hugging Face datasets (hf:ORG/NAME)",
     "litdata": "LitGPT's LitData, OpenWebText, TinyLlama, and MicroLlama in Python",

@@ -137,11 +137,8 @@ def save_style(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
 def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
     """Make a style the chat template of a model folder, so that other programs render prompts as in training. Other
     templates in the folder are removed; an identical one is kept. Arguments as for `save_style`."""
-    if isinstance(style, NamedStyle):
-        templates = {"default": style.jinja(bos, eos)}
-    elif isinstance(style, ChatTemplate):
-        templates = {"default": style.template} | ({"tool_use": style.for_tools.template} if style.for_tools else {})
-    else:  # written in Python
+    templates = jinja_templates(style, bos, eos)
+    if not templates:
         return
     found = chat_templates(folder)
     if templates.items() <= found.items() and ("tool_use" in found) == ("tool_use" in templates):
@@ -156,6 +153,16 @@ def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
         listed = [{"name": name, "template": template} for name, template in templates.items()]
         fields = read_json(config) | {"chat_template": listed if len(listed) > 1 else templates["default"]}
         config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def jinja_templates(style: PromptStyle, bos: str, eos: str) -> dict[str, str]:
+    """A style as chat templates by name, as in `chat_templates`; empty if it is written in Python. Arguments as for
+    `save_style`."""
+    if isinstance(style, NamedStyle):
+        return {"default": style.jinja(bos, eos)}
+    if isinstance(style, ChatTemplate):
+        return {"default": style.template} | ({"tool_use": style.for_tools.template} if style.for_tools else {})
+    return {}
 
 
 def load_style(folder: Path) -> PromptStyle:

@@ -1,0 +1,126 @@
+"""Writing a GGUF file: what it says about the model, and its tensors one after the other."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+from litgpt.errors import require
+from litgpt.export.architectures import Architecture, context_length
+from litgpt.export.gguf_tensors import TYPES, Tensor, contents, n_bytes
+from litgpt.export.gguf_tokenizer import Vocabulary
+from litgpt.families.weights import Weights
+from litgpt.model.config import Config
+from litgpt.model.rope import make_ropes
+
+FILE_TYPES = {  # llama.cpp's numbers
+    "f32": "ALL_F32",
+    **{name: f"MOSTLY_{name.upper()}" for name in TYPES if name != "f32"},
+}
+LENGTH = "original_max_position_embeddings"
+
+
+def write_gguf(
+    path: Path,
+    weights: Weights,
+    tensors: list[Tensor],
+    vocabulary: Vocabulary,
+    found: Architecture,
+    named: str,
+    name: str,
+) -> None:
+    """Write a GGUF file. One tensor is in memory at a time.
+
+    Args:
+        tensors: As `gguf_tensors` returns them.
+        named: The type of most weights, a key of `TYPES`.
+        name: That of the model.
+    """
+    gguf = require("gguf", "export")
+    writer = gguf.GGUFWriter(path, found.name)
+    writer.add_type("model")
+    writer.add_name(name)
+    writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[named]])
+    writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+    add_model(writer, weights.config, found)
+    vocabulary.add_to(writer)
+    for tensor in tensors:
+        kind = gguf.GGMLQuantizationType[tensor.kind]
+        writer.add_tensor_info(tensor.name, tensor.shape, None, n_bytes(tensor.shape, tensor.kind), kind)
+    try:
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        (file,) = writer.fout
+        for tensor in tensors:
+            writer.write_padding(file, file.tell())
+            start = file.tell()
+            for part in contents(tensor, weights, found):
+                file.write(part)
+            assert file.tell() - start == n_bytes(tensor.shape, tensor.kind), tensor.name
+        writer.write_padding(file, file.tell())
+    finally:
+        writer.close()
+
+
+def add_model(writer: Any, config: Config, found: Architecture) -> None:
+    """Add the sizes and the switches of the model."""
+    c = config
+    ff = c.moe_intermediate_size or c.intermediate_size if c.model_type == "mixtral" else c.intermediate_size
+    writer.add_vocab_size(c.padded_vocab_size)
+    writer.add_context_length(context_length(c, found))
+    writer.add_embedding_length(c.n_embd)
+    writer.add_block_count(c.n_layer)
+    writer.add_feed_forward_length(ff)
+    writer.add_head_count(c.n_head)
+    writer.add_head_count_kv(c.n_query_groups)
+    writer.add_key_length(c.head_size)
+    writer.add_value_length(c.head_size)
+    if c.norm_class_name == "RMSNorm":
+        writer.add_layer_norm_rms_eps(c.norm_eps)
+    else:
+        writer.add_layer_norm_eps(c.norm_eps)
+    if "parallel_residual" in found.says:
+        writer.add_parallel_residual(c.parallel_residual)
+    if c.clip_qkv is not None:
+        writer.add_clamp_kqv(c.clip_qkv)
+    if "LLaMAMoE" in map(c.mlp_class, range(c.n_layer)):
+        writer.add_expert_count(c.n_expert)
+        writer.add_expert_used_count(c.n_expert_per_token)
+        writer.add_expert_feed_forward_length(c.moe_intermediate_size or c.intermediate_size)
+    if c.attention_logit_softcapping is not None:
+        writer.add_attn_logit_softcapping(c.attention_logit_softcapping)
+    if c.final_logit_softcapping is not None:
+        writer.add_final_logit_softcapping(c.final_logit_softcapping)
+    if found.windows and c.sliding_window_size is not None:
+        writer.add_sliding_window(c.sliding_window_size)
+    if "logits_scaling" in found.says:
+        writer.add_attention_scale((c.attention_scores_scalar or c.head_size) ** -0.5)
+        writer.add_embedding_scale(c.embedding_multiplier)
+        writer.add_residual_scale(c.residual_multiplier)
+        writer.add_logit_scale(c.logits_scaling)
+    if c.rope_n_elem:
+        add_rope(writer, c)
+
+
+def add_rope(writer: Any, config: Config) -> None:
+    gguf = require("gguf", "export")
+    numbers = config.rope_adjustments
+    writer.add_rope_dimension_count(config.rope_n_elem)
+    writer.add_rope_freq_base(config.rope_base)
+    if config.rope_local_base_freq is not None:
+        writer.add_rope_freq_base_swa(config.rope_local_base_freq)
+    temperature = make_ropes(config)[0].factor
+    if config.rope_type in ("yarn", "longrope"):
+        writer.add_rope_scaling_orig_ctx_len(int(numbers[LENGTH]))
+    if config.rope_type == "longrope":
+        writer.add_rope_scaling_attn_factors(temperature)
+    if config.rope_type not in ("linear", "yarn"):
+        return
+    factor = float(numbers["factor"])
+    writer.add_rope_scaling_type(gguf.RopeScalingType(config.rope_type))
+    writer.add_rope_scaling_factor(factor)
+    if config.rope_type == "yarn":
+        own = 0.1 * math.log(factor) + 1 if factor > 1 else 1.0  # which llama.cpp multiplies by the number here
+        writer.add_rope_scaling_attn_factors(temperature / own)
+        writer.add_rope_scaling_yarn_beta_fast(float(numbers.get("beta_fast") or 32))
+        writer.add_rope_scaling_yarn_beta_slow(float(numbers.get("beta_slow") or 1))
