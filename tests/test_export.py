@@ -209,6 +209,7 @@ def test_an_answer_ends_where_ours_does(tmp_path):
 
 
 @in_llama_cpp
+@pytest.mark.long
 def test_a_real_model(real_data, tmp_path):
     folder = real_data / "models" / "stories260k"
     assert export(folder, tmp_path / "stories.gguf") == 0
