@@ -1,6 +1,7 @@
 """Tiny models and rows that the tests share."""
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Callable, Iterable
@@ -25,6 +26,56 @@ if TYPE_CHECKING:
 torch.set_num_threads(1)
 reference_outputs.PROMPTS = reference_outputs.PROMPTS[::5]  # of results: two texts take less time than eight
 DRAWING = {"test_screen", "test_spared", "test_outputs"}  # the tests that look at loss.png
+
+
+SAMPLES = {  # `make test` runs so many cases of these tests, spread evenly; `make test-all` runs all
+    "test_blocks.py::test_activation_checkpointing_changes_no_number": 1,
+    "test_compat_data.py::test_the_command_line_needs_no_lightning": 1,
+    "test_data_files.py::test_interrupted_work_leaves_no_processes_and_no_file": 1,
+    "test_defaults.py::test_the_rate_of_a_run": 2,
+    "test_defaults.py::test_when_checkpoints_are_saved": 2,
+    "test_devices.py::test_gradients_that_some_rank_lacks": 0,
+    "test_devices.py::test_torchrun": 0,
+    "test_engine.py::test_in_4_bits_a_text_does_not_depend_on_the_others": 1,
+    "test_evaluate.py::test_4_bits_are_scored_as_the_weights_that_they_stand_for": 0,
+    "test_evaluate.py::test_a_random_model_gets_the_scores_of_transformers": 1,
+    "test_evaluate.py::test_every_way_to_ask": 3,
+    "test_evaluate.py::test_files_have_the_form_of_those_that_lm_eval_writes": 1,
+    "test_evaluate_rows.py::test_the_losses_are_those_of_the_run": 3,
+    "test_families.py::test_greedy_text_of_many": 6,
+    "test_families.py::test_greedy_text": 12,
+    "test_go_on.py::test_adapters_of_peft": 4,
+    "test_go_on.py::test_an_adapter_is_trained_further": 4,
+    "test_go_on.py::test_such_a_run_resumes": 2,
+    "test_gpu_matrix.py::test_decoding": 3,
+    "test_litgpt_documents_commands.py::test_what_trains": 3,
+    "test_litgpt_documents_commands.py::test_what_uses_a_model": 3,
+    "test_methods.py::test_what_is_trained": 5,
+    "test_optimizers.py::test_large_ranks_and_sgd_with_momentum": 1,
+    "test_outputs.py::test_a_file_that_was_put_into_a_run": 2,
+    "test_outputs.py::test_a_folder_of_the_users_stays_as_it_is": 2,
+    "test_precision.py::test_mixed_precision_over_a_quantized_base": 1,
+    "test_quantize.py::test_loss_curve_of_peft_as_on_cuda": 0,
+    "test_result_style.py::test_a_result_is_finetuned_again_in_its_style": 2,
+    "test_templates_show.py::test_parts_of_a_row_under_real_templates": 8,
+    "test_tokenizer.py::test_real_tokenizers": 5,
+    "test_training.py::test_precisions": 2,
+}
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the cases that `SAMPLES` leaves out as long ones."""
+    cases: dict[str, list[pytest.Item]] = {name: [] for name in SAMPLES}
+    for item in items:
+        name = f"{item.path.name}::{getattr(item, 'originalname', item.name)}"
+        if name in cases and item.get_closest_marker("long") is None:
+            cases[name].append(item)
+    for name, found in cases.items():
+        step = math.ceil(len(found) / SAMPLES[name]) if found and SAMPLES[name] else 1
+        for i, item in enumerate(found):
+            if i % step or not SAMPLES[name]:
+                item.add_marker(pytest.mark.long)
 
 
 def some(names: Iterable[Any], *quick: Any) -> list[Any]:

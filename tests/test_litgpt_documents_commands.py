@@ -141,7 +141,7 @@ USED = [
 ]
 REFUSED = [
     ("README", "pretrain meta-llama/Llama-3.2-3B-Instruct", "--data"),
-    ("README", "evaluate meta-llama/Llama-3.2-3B-Instruct", "litgpt evaluate list"),
+    ("README", "evaluate meta-llama/Llama-3.2-3B-Instruct", "--tasks"),
     ("README", "evaluate microsoft/phi-2 --tasks 'truthfulqa_mc2'", "truthfulqa_mc2: the data set"),
     ("0_to_litgpt", f"pretrain tiny-llama-1.1b --data OpenWebText --tokenizer_dir {STABLELM}", "TextFiles"),
     ("finetune", "finetune_full", "the model folder"),
