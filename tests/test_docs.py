@@ -26,7 +26,7 @@ from tests.hub_server import Repo, serve
 from tests.pages import LINKED, OTHERS, PAGES, ROOT, Command, anchors, blocks, commands, links, name_of
 from tools import make
 
-QUICK = ("tutorials/first_finetune.md", "tutorials/your_data.md")
+QUICK = ("tutorials/your_data.md",)
 TRAINING = ("finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2", "pretrain")
 LIMITS = {"--train.max_steps": "2", "--eval.max_iters": "2", "--eval.max_new_tokens": "4", "--eval.exact_match": "2"}
 SMALLER = {"--devices": "1", "--num_nodes": "1", "--accelerator": "cpu", "--max_new_tokens": "4", "--steps": "2"}
