@@ -28,7 +28,7 @@ reference_outputs.PROMPTS = reference_outputs.PROMPTS[::5]  # of results: two te
 DRAWING = {"test_screen", "test_spared", "test_outputs"}  # the tests that look at loss.png
 
 
-SAMPLES = {  # `make test` runs so many cases of these tests, spread evenly; `make test-all` runs all
+SAMPLES = {  # the number of cases that `make test` runs of a test, spread evenly; `make test-all` runs all
     "test_benchmarks.py::test_rows_to_tokens": 0,
     "test_benchmarks.py::test_train": 0,
     "test_blocks.py::test_activation_checkpointing_changes_no_number": 1,

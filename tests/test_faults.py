@@ -252,21 +252,21 @@ def test_out_of_memory_names_shape_and_settings(base, rows_file, tmp_path, monke
 
 
 @pytest.mark.parametrize(
-    ("train", "quantize", "all_trained", "longest", "expected"),
+    ("train", "can_quantize", "all_trained", "longest", "expected"),
     [
-        (TrainArgs(micro_batch_size=8), None, False, 100,
+        (TrainArgs(micro_batch_size=8), True, False, 100,
          ["--train.micro_batch_size 4", "--train.activation_checkpointing true", "--quantize bnb.nf4"]),
-        (TrainArgs(activation_checkpointing=True), "bnb.nf4", False, 1000,
+        (TrainArgs(activation_checkpointing=True), False, False, 1000,
          ["--train.activation_checkpointing offload", "--train.max_seq_length 500",
           "--optimizer SGD, which stores no moments"]),
-        (TrainArgs(), None, True, 1000,
+        (TrainArgs(), False, True, 1000,
          ["--train.activation_checkpointing true", "--train.max_seq_length 500",
           "finetune lora, which trains fewer weights"]),
     ],
 )  # fmt: skip
-def test_what_helps(train, quantize, all_trained, longest, expected):
+def test_what_helps(train, can_quantize, all_trained, longest, expected):
     batch = Batch(torch.zeros(1, longest), torch.zeros(1, longest), [longest], longest)
-    error = str(out_of_memory(batch, train, quantize, all_trained))
+    error = str(out_of_memory(batch, train, can_quantize, all_trained))
     assert f"Try: {'; '.join(expected)}." in error and "litgpt plan" in error and f"the longest {longest:,}" in error
 
 

@@ -425,6 +425,13 @@ def test_micro_batch_that_auto_takes(rows, files, tmp_path):  # noqa: F811
 
 
 @pytest.mark.long
+def test_a_plan_with_fsdp_suggests_nothing_that_it_refuses(files, tmp_path):  # noqa: F811
+    """Such as a base in 4 bits, although nothing fits."""
+    run = run_of(["lora", "--devices", "2", "--strategy", "fsdp"], tmp_path, files)
+    tried = [rung.changes for rung in module.ladder(run, Target("", 1.0, is_gpu=False))]
+    assert {} in tried and not any("quantize" in changes for changes in tried)
+
+
 def test_dry_run(files, tmp_path, capsys):  # noqa: F811
     main(["finetune", "pico", "--data", str(files), "--out_dir", str(tmp_path / "out"), "--dry_run"])
     assert "this run" in capsys.readouterr().out and not (tmp_path / "out").exists()

@@ -55,7 +55,7 @@ def test_recorded(kind, tmp_path):
 
 
 def steps(n: int, seconds: float, clock: SimpleNamespace) -> Screen:
-    """A screen after a run of so many steps of so many seconds."""
+    """A screen after a run of a number of steps, each of which took a number of seconds."""
     screen = Screen(active=True)
     screen.start(0.0, f"step 0/{n}")
     for i in range(1, n + 1):

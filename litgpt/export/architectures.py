@@ -11,6 +11,7 @@ from typing import Any
 from litgpt.errors import UserError
 from litgpt.families import family
 from litgpt.families.family import Field
+from litgpt.families.olmo2 import SWITCHES as OLMO2
 from litgpt.model.config import Config, differences
 
 SCALED = ("default", "linear", "yarn")  # ropes that the numbers in a file describe
@@ -83,14 +84,6 @@ def gemma3(config: Config) -> dict[str, Any]:
 LLAMA = Architecture("llama", says=BIASES, ropes=(*SCALED, "llama3"), interleaved=True)
 NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"}
 GELU = "gelu_approximate"  # llama.cpp has one kernel for both, of 16 bits
-OLMO2 = {
-    "norm_1": False,
-    "norm_2": False,
-    "post_attention_norm": True,
-    "post_mlp_norm": True,
-    "norm_qk": True,
-    "norm_qk_type": "olmo2",
-}
 
 
 def olmo3(config: Config) -> dict[str, Any]:

@@ -92,7 +92,7 @@ def in_words(run: "Run") -> Iterator[None]:
     except Exception as e:
         if is_out_of_memory(e):
             run.explain_memory()
-            raise out_of_memory(run.last_batch, run.train, run.quantize, not run.is_frozen) from e
+            raise out_of_memory(run.last_batch, run.train, run.can_quantize, not run.is_frozen) from e
         if is_disk_full(e):
             advice = "There is no checkpoint yet. Free some space, or use another --out_dir."
             if saved := checkpoints(run.out_dir):
@@ -108,7 +108,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     )
 
 
-def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[str], all_trained: bool) -> UserError:
+def out_of_memory(batch: Optional[Batch], train: TrainArgs, can_quantize: bool, all_trained: bool) -> UserError:
     """The error for a micro-batch that does not fit in memory, with the three settings that help most."""
     shape = "a micro-batch"
     longest = 2
@@ -119,7 +119,7 @@ def out_of_memory(batch: Optional[Batch], train: TrainArgs, quantize: Optional[s
         (train.micro_rows > 1, f"--train.micro_batch_size {max(1, train.micro_rows // 2)}"),
         (not train.activation_checkpointing, "--train.activation_checkpointing true"),
         (train.activation_checkpointing in (True, "block"), "--train.activation_checkpointing offload"),
-        (not all_trained and quantize is None, "--quantize bnb.nf4"),
+        (can_quantize, "--quantize bnb.nf4"),
         (longest > 256, f"--train.max_seq_length {longest // 2}"),
         (all_trained, "finetune lora, which trains fewer weights"),
         (True, "--optimizer SGD, which stores no moments"),

@@ -29,9 +29,7 @@ class Method:
     save: Save
     finish: Optional[Callable[[GPT, BaseModel], Save]] = None
     saves_style: bool = True  # whether the result records the prompt style of the training rows
-    next_commands: tuple[
-        str, ...
-    ] = ()  # to suggest at the end, with `{folder}` of the result and an example `{prompt}`
+    next_commands: tuple[str, ...] = ()  # to suggest at the end, with the result's `{folder}` and a `{prompt}`
     remark: str = ""  # a note about that folder
     learning_rate: Optional[Callable[[int], float]] = None  # the default for a model's width; None for the optimizer's
     warmup_steps: int = WARMUP_STEPS  # at most, if --train.lr_warmup_steps is auto

@@ -396,6 +396,11 @@ class Run:
         return TrainingResult.of(self.result, self.out_dir, partial=self.n_eval_rows < len(self.val_rows))
 
     @property
+    def can_quantize(self) -> bool:
+        """Whether --quantize is possible, and not yet used."""
+        return self.is_frozen and self.quantize is None and self.strategy != "fsdp"
+
+    @property
     def n_eval_rows(self) -> int:
         """How many rows a validation during training reads. A micro-batch size that the run picked does not count:
         another one must not give another loss."""

@@ -13,8 +13,11 @@ LOGITS = 4096  # positions whose logits exist at the same time, in float32, with
 
 
 def upper_bound(run: "Run", rows: int) -> float:
-    """More bytes than a run can take on one device with micro-batches of so many rows. Its options are checked and its
-    rows are loaded."""
+    """More bytes than a run can take on one device. Its options are checked and its data is loaded.
+
+    Args:
+        rows: Rows of a micro-batch.
+    """
     config, itemsize = run.base_model.config, DTYPES[run.precision_name].itemsize
     n_trained = sum(p.numel() for p in run.model.parameters() if p.requires_grad)
     lengths = run.train_rows.lengths

@@ -188,7 +188,7 @@ def ladder(run: "Run", target: Target) -> list[Rung]:
     steps: list[Changes] = []
     if not run.train.activation_checkpointing:
         steps.append({"train.activation_checkpointing": True})
-    if run.is_frozen and run.quantize is None:
+    if run.can_quantize:
         steps.append({"quantize": "bnb.nf4"})
     if not run.is_frozen and not is_small(run) and run.devices_per_node == 1:
         steps.append({"optimizer": "AdamW8bit"})
