@@ -15,7 +15,7 @@ import pytest
 from litgpt.__main__ import main
 from litgpt.data.json_file import JSON
 from litgpt.errors import UserError
-from litgpt.text import chat_template
+from litgpt.text import prompt_style
 from litgpt.text.chat_template import ChatTemplate
 from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import save_llama
@@ -55,7 +55,7 @@ class Clock:
                 return clock.time
 
         monkeypatch.delenv("LITGPT_NOW", raising=False)
-        monkeypatch.setattr(chat_template, "datetime", SimpleNamespace(datetime=Time))
+        monkeypatch.setattr(prompt_style, "datetime", SimpleNamespace(datetime=Time))
         monkeypatch.setattr(chat_template_utils, "datetime", Time)
 
     def tomorrow(self, days: int = 1) -> str:
@@ -104,12 +104,12 @@ def test_text_is_that_of_transformers(clock, llama, date):
 
 def test_setting_the_clock(clock, monkeypatch):
     ours = style(DATES["iso"])
-    with chat_template.clock_at():
+    with prompt_style.clock_at():
         clock.tomorrow()
         assert "2026-01-31" in ours.prompt(USER)
-        with chat_template.clock_at("2020-02-02T10:00:00"):
+        with prompt_style.clock_at("2020-02-02T10:00:00"):
             assert "2020-02-02" in ours.prompt(USER)
-            code = "from litgpt.text.chat_template import now; print(now())"
+            code = "from litgpt.text.prompt_style import now; print(now())"
             said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
             assert said == "2020-02-02 10:00:00\n", "processes inherit the clock"
     assert "2026-02-01" in ours.prompt(USER)
@@ -210,7 +210,7 @@ def test_the_time_of_an_older_seal(clock, date):
     if date in (DATES["weekday and hour"], DATES["a name"]):
         assert time_of(then, ours) is None, "a weekday without its year does not tell the day"
         return
-    with chat_template.clock_at(time_of(then, ours)):
+    with prompt_style.clock_at(time_of(then, ours)):
         assert ours.prompt(USER) == then["text"]
     assert time_of({**then, "text": then["text"] + "!"}, ours) is None
 

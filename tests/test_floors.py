@@ -145,8 +145,8 @@ def test_a_circle_is_found():
     modules, rooms = graphs(up)
     assert any("litgpt.model.gpt" in circle for circle in circles(modules))
     assert any({"model", "checkpoint"} <= set(circle) for circle in circles(rooms))
-    one = {**SOURCES, "litgpt.text.chat_template": "def f():\n    from litgpt.text import styles"}
-    assert ["litgpt.text.chat_template", "litgpt.text.styles", "litgpt.text.chat_template"] in circles(graphs(one)[0])
+    one = {**SOURCES, "litgpt.text.prompt_style": "def f():\n    from litgpt.text import styles"}
+    assert ["litgpt.text.prompt_style", "litgpt.text.styles", "litgpt.text.prompt_style"] in circles(graphs(one)[0])
 
 
 def test_code_for_a_cpu_alone_is_behind_its_door():

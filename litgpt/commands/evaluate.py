@@ -28,7 +28,7 @@ from litgpt.model.devices import Accelerator, PrecisionName, share_threads
 from litgpt.model.gpt import GPT
 from litgpt.storage.files import read_yaml
 from litgpt.storage.outputs import SUMS, write_single
-from litgpt.text.chat_template import clock_at, now
+from litgpt.text.prompt_style import clock_at, now
 from litgpt.train.progress import Screen
 from litgpt.train.resume.folder import HYPERPARAMETERS
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 
 from litgpt.errors import UserError
-from litgpt.text.chat_template import clock_at
+from litgpt.text.prompt_style import clock_at
 from litgpt.train.loop import PAUSED
 from litgpt.train.metrics import METRICS
 

@@ -17,7 +17,7 @@ from litgpt.data.sources import RowSource, TextPiece
 from litgpt.data.token_maker import Progress, TokenMaker
 from litgpt.data.tokens import Counts, Details, TokenizedRows
 from litgpt.errors import UserError
-from litgpt.text.chat_template import clock_at
+from litgpt.text.prompt_style import clock_at
 from litgpt.text.prompts import PromptStyle, choose_style
 from litgpt.text.tokenizer import Tokenizer
 

@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.text.chat_template import REASONING, Message, PromptStyle
+from litgpt.text.chat_template import REASONING
+from litgpt.text.prompt_style import Message, PromptStyle
 
 EARLIER = "reasoning of earlier turns"  # many templates drop it on purpose
 FIELD, LABEL = "message field ", "messages."  # begin the names of fields that litgpt does not know

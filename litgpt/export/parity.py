@@ -14,7 +14,7 @@ from litgpt.families.weights import Weights
 from litgpt.generate import reference_outputs
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.text.chat_template import clock_at
+from litgpt.text.prompt_style import clock_at
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
 

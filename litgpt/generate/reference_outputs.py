@@ -18,7 +18,7 @@ from litgpt.model.devices import autocast_dtype
 from litgpt.model.gpt import GPT
 from litgpt.storage.files import read_json
 from litgpt.storage.torch_file import NAMES
-from litgpt.text.chat_template import clock_at, now
+from litgpt.text.prompt_style import clock_at, now
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
 

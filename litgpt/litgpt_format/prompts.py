@@ -7,7 +7,7 @@ import yaml
 
 from litgpt.storage.files import is_there
 from litgpt.text.chat_template import ChatTemplate
-from litgpt.text.chat_template import PromptStyle as PromptStyle
+from litgpt.text.prompt_style import PromptStyle as PromptStyle
 from litgpt.text.prompts import STYLE_FILE, class_fields, load_style, style_fields
 from litgpt.text.styles import CLASSES, STYLES
 

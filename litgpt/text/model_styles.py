@@ -6,7 +6,7 @@ from typing import Optional
 
 from litgpt.errors import UserError, remark
 from litgpt.storage.files import is_there, read_yaml
-from litgpt.text.chat_template import PromptStyle
+from litgpt.text.prompt_style import PromptStyle
 from litgpt.text.styles import STYLES
 
 CHECKPOINTS, LIT_CONFIG = "checkpoints", "model_config.yaml"

@@ -16,8 +16,9 @@ import yaml
 from litgpt.errors import UserError, nearest
 from litgpt.storage.fields import SPECIAL_TOKENS
 from litgpt.storage.files import TOKENIZER_BYTES, is_there, read_json, read_text, read_yaml
-from litgpt.text.chat_template import ChatTemplate, PromptStyle
+from litgpt.text.chat_template import ChatTemplate
 from litgpt.text.model_styles import model_name, style_named, style_of_model
+from litgpt.text.prompt_style import PromptStyle
 from litgpt.text.styles import CLASSES, PUBLIC, STYLES, ChatML, NamedStyle
 from litgpt.text.token_fields import optional_json, special_token, token_fields, tokenizer_class
 

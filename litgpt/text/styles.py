@@ -9,7 +9,7 @@ from typing import Any, Optional, Union
 
 from litgpt.errors import UserError
 from litgpt.storage.files import read_yaml
-from litgpt.text.chat_template import Message, PromptStyle, Rendered
+from litgpt.text.prompt_style import Message, PromptStyle, Rendered
 
 
 class NamedStyle(PromptStyle):

@@ -10,7 +10,7 @@ from litgpt.data.tokens import TokenizedRows
 from litgpt.generate.engine import generate
 from litgpt.generate.sampling import Sampling
 from litgpt.model.gpt import GPT
-from litgpt.text.chat_template import PromptStyle
+from litgpt.text.prompt_style import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.faults import spared
 

@@ -30,7 +30,7 @@ from litgpt.model.devices import (
 )
 from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import write_single
-from litgpt.text.chat_template import clock_at
+from litgpt.text.prompt_style import clock_at
 from litgpt.train.args import AUTO, EvalArgs, LogArgs, LoggerName, PlanArgs, TrainArgs, planning
 from litgpt.train.base_model import BaseModel
 from litgpt.train.devices import launch

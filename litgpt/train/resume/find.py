@@ -13,7 +13,7 @@ from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
 from litgpt.storage.files import read_yaml
 from litgpt.storage.outputs import SUMS, free_name, listed
-from litgpt.text.chat_template import now
+from litgpt.text.prompt_style import now
 from litgpt.train.args import TrainArgs
 from litgpt.train.resume.command import again
 from litgpt.train.resume.folder import HYPERPARAMETERS, settings
