@@ -8,7 +8,7 @@ from litgpt.checkpoint.folder import result_dtypes, round_weights, write_model
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 from litgpt.train.learning_rate import default_learning_rate
-from litgpt.train.method import RESULT_COMMANDS, Method, Save
+from litgpt.train.method import EXPORT_COMMAND, RESULT_COMMANDS, Method, Save
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
@@ -28,7 +28,7 @@ def setup(checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), **kwa
         apply=train_everything,
         save=save,
         finish=finish,
-        next_commands=RESULT_COMMANDS,
+        next_commands=(*RESULT_COMMANDS, EXPORT_COMMAND),
         learning_rate=partial(default_learning_rate, "full"),
     )
     base_model = BaseModel.from_folder(checkpoint_dir, planned=kwargs.get("dry_run", False)).merged()

@@ -13,7 +13,7 @@ from litgpt.methods.peft_export import write_lora
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 from litgpt.train.learning_rate import default_learning_rate
-from litgpt.train.method import RESULT_COMMANDS, Method
+from litgpt.train.method import EXPORT_COMMAND, RESULT_COMMANDS, Method
 from litgpt.train.result import TrainingResult
 from litgpt.train.run import Run
 
@@ -50,7 +50,7 @@ def setup(
         name="finetune lora",
         apply=lora.apply,
         save=partial(save, lora),
-        next_commands=(*RESULT_COMMANDS, "litgpt merge_lora {folder}"),
+        next_commands=(*RESULT_COMMANDS, "litgpt merge_lora {folder}", EXPORT_COMMAND),
         remark=note if unsupported else "",
         learning_rate=partial(default_learning_rate, "pissa" if lora.init == "pissa" else lora.variant),
     )

@@ -13,6 +13,7 @@ from litgpt.train.schedule import WARMUP_STEPS
 Save = Callable[[GPT, BaseModel, Path], None]
 USE_COMMANDS = ("litgpt serve {folder}", "litgpt generate {folder} --prompt {prompt}")
 RESULT_COMMANDS = ("litgpt chat {folder}", *USE_COMMANDS, "litgpt evaluate {folder} --vs base")
+EXPORT_COMMAND = "litgpt export {folder}"
 
 
 @dataclass

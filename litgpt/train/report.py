@@ -24,7 +24,7 @@ from litgpt.train.schedule import Plan
 if TYPE_CHECKING:
     from litgpt.train.run import Run
 
-NEEDED = {"serve": "fastapi"}  # packages of the extras of the same names
+NEEDED = {"serve": "fastapi", "export": "gguf"}  # packages of the extras of the same names
 
 
 def print_header(run: "Run") -> None:
@@ -154,7 +154,11 @@ def describe_schedule(plan: Plan, train: TrainArgs, rows: Rows) -> str:
 
 def describe_learning_rate(peak: float, plan: Plan, train: TrainArgs, origin: str) -> str:
     rate = f"learning rate {peak:g}{f' ({origin})' * bool(origin)}"
-    warmup = f"{plan.warmup:,} warmup steps{' (at most a tenth of the run)' * plan.has_budget}, " if plan.warmup else ""
+    warmup = (
+        f"{plan.warmup:,} warmup step{'s' * (plan.warmup != 1)}{' (at most a tenth of the run)' * plan.has_budget}, "
+        if plan.warmup
+        else ""
+    )
     warmup = f"warmup over {plan.fraction:.0%} of the run, " if plan.fraction else warmup
     if train.lr_schedule == "constant":
         return f"{warmup}{rate}, constant"
