@@ -194,15 +194,24 @@ def arranged(name: str, weight: torch.Tensor, config: Config, found: Architectur
     """A weight as llama.cpp needs it. Like our model it has q, k, and v one after the other."""
     names = weight_map(config)
     ours, i = names.find(name.rpartition(".")[0])
-    form = names.rules[ours][i]
-    if "norms" not in name:  # of each head by itself
-        weight = form.to_ours(weight)
+    if names.rules[ours][i].transposed and weight.dim() == 2:
+        weight = weight.T
     if config.norm_unit_offset and "norm" in name:
         return weight.float() + 1
+    return arranged_rows(name, weight, config, found)
+
+
+def arranged_rows(name: str, rows: torch.Tensor, config: Config, found: Architecture) -> torch.Tensor:
+    """The rows of a weight, or of an update of it, in llama.cpp's order."""
+    names = weight_map(config)
+    ours, i = names.find(name.rpartition(".")[0])
+    order = names.rules[ours][i].rows
+    if order is not None and "norms" not in name:  # of each head by itself
+        rows = rows[order.argsort()]
     if found.interleaved and ours.endswith("attn.qkv") and i < 2:  # the halves of a head become neighbors
-        pairs = weight.unflatten(0, (-1, 2, config.head_size // 2))
-        return pairs.transpose(1, 2).reshape(weight.shape)
-    return weight
+        pairs = rows.unflatten(0, (-1, 2, config.head_size // 2))
+        return pairs.transpose(1, 2).reshape(rows.shape)
+    return rows
 
 
 def encoded(tensor: Tensor, rows: torch.Tensor) -> bytes:

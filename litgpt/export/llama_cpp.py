@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import torch
 
@@ -19,7 +19,7 @@ SERVER = """
 import sys
 import xllamacpp
 
-path, n_context, exact = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True"
+path, n_context, exact, lora = sys.argv[1], int(sys.argv[2]), sys.argv[3] == "True", sys.argv[4]
 params = xllamacpp.CommonParams()
 params.model.path = path
 params.n_ctx, params.n_parallel = n_context, 1
@@ -28,6 +28,8 @@ params.n_gpu_layers, params.verbosity = 0, -1
 if exact:
     params.cache_type_k = params.cache_type_v = xllamacpp.ggml_type.GGML_TYPE_F32
     params.flash_attn_type = xllamacpp.llama_flash_attn_type.LLAMA_FLASH_ATTN_TYPE_DISABLED
+if lora:
+    params.lora_adapters = [xllamacpp.CommonAdapterLoraInfo(lora, 1.0)]
 server = xllamacpp.Server(params)
 print(server.listening_address, flush=True)
 sys.stdin.read()  # until the other process closes the pipe, or ends
@@ -70,21 +72,22 @@ def is_installed() -> bool:
 
 
 @contextmanager
-def llama_cpp(path: Path, n_context: int, exact: bool = True) -> Iterator[LlamaCpp]:
+def llama_cpp(path: Path, n_context: int, exact: bool = True, lora: Optional[Path] = None) -> Iterator[LlamaCpp]:
     """Open a GGUF file in llama.cpp. Raises `UserError` if it cannot be opened.
 
     Args:
         n_context: How many tokens it reads at most.
         exact: Keep keys and values in float32, and compute attention without the fused kernel.
+        lora: The file of an adapter to apply.
     """
-    command = [sys.executable, "-c", SERVER, str(path), str(n_context), str(exact)]
+    command = [sys.executable, "-c", SERVER, str(path), str(n_context), str(exact), str(lora or "")]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     with subprocess.Popen(command, text=True, **pipes) as process:  # type: ignore[call-overload]
         try:
             lines = iter(process.stdout.readline, "")
             address = next((line.strip() for line in lines if line.startswith("http")), None)
             if address is None:
-                raise UserError(f"llama.cpp cannot open {path}.")
+                raise UserError(f"llama.cpp cannot open {path}{f' with {lora}' if lora else ''}.")
             yield LlamaCpp(address)
         finally:
             process.kill()

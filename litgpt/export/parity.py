@@ -1,7 +1,9 @@
 """A GGUF file is opened again and compared with the model that it was made from."""
 
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import torch
@@ -12,13 +14,15 @@ from litgpt.export.gguf_tensors import Tensor, source_rows
 from litgpt.export.llama_cpp import LlamaCpp
 from litgpt.families.weights import Weights
 from litgpt.generate import reference_outputs
+from litgpt.generate.engine import generate
+from litgpt.methods.model_source import ModelSource
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.text.prompt_style import clock_at
 from litgpt.text.prompts import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
 
-N_TOKENS = 24  # of each text, whose next tokens are compared
+N_PROMPT, N_ANSWER = 12, 12  # tokens at the end of a prompt, and of the answer, whose next tokens are compared
 N_CONTEXT = 512
 MARGIN = 1e-3  # two tokens whose log-probabilities are closer than this may change places
 
@@ -44,13 +48,14 @@ class Texts:
 
 @dataclass
 class Answers:
-    """How llama.cpp continues the reference texts.
+    """How llama.cpp continues the reference texts. Losses are those of our model's greedy answers in nats per token.
 
     Args:
         largest: The largest difference of a log-probability.
         n_same: At how many of `n` positions the most likely token is the same.
-        loss: Nats per token of our model.
-        loss_there: The same in llama.cpp.
+        loss: In our model.
+        loss_there: In llama.cpp.
+        loss_base: In our model without its adapter; None if it has none.
     """
 
     largest: float = 0.0
@@ -58,6 +63,7 @@ class Answers:
     n: int = 0
     loss: float = 0.0
     loss_there: float = 0.0
+    loss_base: Optional[float] = None
 
 
 def context_to_open(config: Config) -> int:
@@ -84,25 +90,50 @@ def compare_texts(there: LlamaCpp, tokenizer: Tokenizer, style: PromptStyle, ren
 
 
 @torch.no_grad()
-def compare_answers(there: LlamaCpp, model: GPT, texts: list[list[int]], longest: int) -> Answers:
-    """Compare the next token after each beginning of the texts, of at most `longest` tokens."""
-    found, losses = Answers(), []
-    for text in texts:
-        ids = text[: min(N_TOKENS, longest - 1)]  # llama.cpp keeps a place for the answer
-        if not ids:
-            continue
-        ours = model(torch.tensor([ids], device=model.device))[0].float().log_softmax(-1).cpu()
-        for i, row in enumerate(ours):
-            theirs = there.log_probabilities(ids[: i + 1], len(row))
-            found.largest = max(found.largest, (row - theirs).abs().max().item())
-            first, second = row.topk(2).values.tolist()
-            found.n_same += int(row.argmax() == theirs.argmax() or first - second < MARGIN)
+def compare_answers(
+    there: LlamaCpp, source: ModelSource, model: GPT, prompts: list[list[int]], longest: int, stops: Collection[int]
+) -> Answers:
+    """Compare the next token at the end of each prompt, and after each token of our greedy answer to it.
+
+    Args:
+        source: Where `model` comes from, with its adapter if it has one.
+        longest: A prompt and its answer have at most this many tokens.
+    """
+    longest = min(longest, context_to_open(model.config)) - 1  # llama.cpp keeps a place for the answer
+    found, ours_there, texts = Answers(), list[tuple[float, float]](), list[tuple[list[int], int]]()
+    for prompt in (prompt for prompt in prompts if 0 < len(prompt) < longest):
+        ids = [*prompt, *generate(model, prompt, min(N_ANSWER, longest - len(prompt)), stop_ids=stops)]
+        rows = log_probabilities(model, ids)
+        targets = [*ids[1:], int(rows[-1].argmax())]  # the last is the stop token, unless the answer goes on
+        texts.append(([*ids, targets[-1]], len(prompt)))
+        for i in range(max(0, len(prompt) - N_PROMPT), len(ids)):
+            ours, theirs = rows[i], there.log_probabilities(ids[: i + 1], rows.size(1))
+            found.largest = max(found.largest, (ours - theirs).abs().max().item())
+            first, second = ours.topk(2).values.tolist()
+            found.n_same += int(ours.argmax() == theirs.argmax() or first - second < MARGIN)
             found.n += 1
-            if i + 1 < len(ids):
-                losses.append((-row[ids[i + 1]].item(), -theirs[ids[i + 1]].item()))
-    if losses:
-        found.loss, found.loss_there = (sum(column) / len(losses) for column in zip(*losses))
+            if i >= len(prompt) - 1:
+                ours_there.append((-ours[targets[i]].item(), -theirs[targets[i]].item()))
+    if texts:
+        found.loss, found.loss_there = (sum(column) / len(ours_there) for column in zip(*ours_there))
+        if source.adapter is not None and source.config.padded_vocab_size == source.checkpoint.config.padded_vocab_size:
+            with source.without_adapter(model):
+                found.loss_base = loss_of_answers(model, texts)
     return found
+
+
+def log_probabilities(model: GPT, ids: Sequence[int]) -> torch.Tensor:
+    """(T, V), float32, on the CPU"""
+    return model(torch.tensor([list(ids)], device=model.device))[0].float().log_softmax(-1).cpu()
+
+
+def loss_of_answers(model: GPT, texts: Sequence[tuple[list[int], int]]) -> float:
+    """Nats per token of answers. Each text comes with the length of its prompt."""
+    losses = []
+    for ids, n_prompt in texts:
+        rows = log_probabilities(model, ids[:-1])
+        losses += [-rows[i - 1, ids[i]].item() for i in range(n_prompt, len(ids))]
+    return sum(losses) / len(losses)
 
 
 def compare_tensors(path: Path, weights: Weights, tensors: list[Tensor], found: Architecture) -> tuple[float, str]:
