@@ -14,15 +14,32 @@ from litgpt.text.tokenizer import Tokenizer
 
 SPACE = "▁"  # stands for a blank in sentencepiece
 GPT2 = "gpt2 words"  # the regular expression that `ByteLevel` has built in
+LLAMA_3 = QWEN_WORDS.replace(r"\p{N}| ", r"\p{N}{1,3}| ")
+CAPITALS, SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+TEKKEN = (  # words begin at a capital letter
+    rf"[^\r\n\p{{L}}\p{{N}}]?{CAPITALS}*{SMALL}+|[^\r\n\p{{L}}\p{{N}}]?{CAPITALS}+{SMALL}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)?"
+GPT_4O = TEKKEN.replace(f"{SMALL}+|", f"{SMALL}+{CONTRACTIONS}|").replace(
+    rf"{SMALL}*|\p{{N}}", rf"{SMALL}*{CONTRACTIONS}|\p{{N}}{{1,3}}"
+)
 # llama.cpp's name of a pre-tokenizer: its steps. Regular expressions are compared as they are written.
 PRE_TOKENIZERS: dict[str, list[Any]] = {
     "gpt-2": [GPT2],
-    "llama-bpe": [QWEN_WORDS.replace(r"\p{N}| ", r"\p{N}{1,3}| ")],
+    "llama-bpe": [LLAMA_3],
+    "dbrx": [LLAMA_3],
+    "tekken": [TEKKEN],
+    "gpt-4o": [GPT_4O],
     "qwen2": [QWEN_WORDS],
     "smollm": ["single digits", GPT2],
     "falcon": ["punctuation", GPT2, "digits", "[0-9][0-9][0-9]"],
 }
+IGNORE_MERGES = ("llama-bpe", "tekken")  # which look a word up in the vocabulary before they merge
 
+ASCII = (
+    "llama.cpp splits words at ASCII's capital letters, not at those of other alphabets, and at combining characters"
+)
 BLANKS = "llama.cpp puts a blank before each part of a text that follows a special token"
 SENTENCEPIECE = {1: "unigram", 2: "BPE", 3: "word", 4: "char"}
 
@@ -213,6 +230,7 @@ def of_json(backend: FastTokenizer) -> Vocabulary:
     else:
         found.pre = pre_tokenizer(fields["pre_tokenizer"], bool(model.get("ignore_merges")))
         found.notes += normalizer_notes(fields["normalizer"])
+        found.notes += [ASCII] * (found.pre in ("tekken", "gpt-4o"))
     add_added_tokens(found, fields["added_tokens"])
     return found
 
@@ -273,8 +291,9 @@ def pre_tokenizer(part: Optional[dict[str, Any]], ignore_merges: bool) -> str:
     """llama.cpp's name of a pre-tokenizer. Raises `UserError` if it has none."""
     steps = [step_name(step) for step in steps_of(part)]
     steps = [step for step in steps if step is not None]
-    name = next((name for name, known in PRE_TOKENIZERS.items() if known == steps), None)
-    if name is None or (ignore_merges and name != "llama-bpe"):
+    found = [name for name, known in PRE_TOKENIZERS.items() if known == steps]
+    name = next((name for name in found if (name in IGNORE_MERGES) == ignore_merges), None)
+    if name is None:
         rules = json.dumps(part, ensure_ascii=False)
         raise UserError(f"llama.cpp has no tokenizer with these rules: {rules[:300]}{'...' * (len(rules) > 300)}")
     return name
