@@ -492,10 +492,11 @@ def with_part(form: str, name: str) -> dict:
         "prompt_completion": {"prompt": [user], "completion": [answer], **beside},
         "preference": {"prompt": [user], "chosen": [answer], "rejected": [{**answer, "content": "No."}], **beside},
         "label": {"prompt": [user], "completion": [answer], "label": True, **beside},
+        "ranked": {"prompt": [user], "answers": [[answer], "No."], "scores": [2, 1], **beside},
     }[form]  # fmt: skip
 
 
-FORMS_WITH_MESSAGES = ("messages", "sharegpt", "prompt_completion", "preference", "label")
+FORMS_WITH_MESSAGES = ("messages", "sharegpt", "prompt_completion", "preference", "label", "ranked")
 
 
 @pytest.mark.parametrize("name", LOST)
@@ -785,6 +786,7 @@ def test_rows_of_every_form_are_read_alike_by_similar_names():
         "prompt_completion": {"prompt": "q", "completion": "a"},
         "preference": {"prompt": "q", "chosen": "a", "rejected": "b"},
         "label": {"prompt": "q", "completion": "a", "label": True},
+        "ranked": {"question": "q", "responses": ["a", "b"], "ranks": [1, 2]},
         "text": {"text": "t"},
         "history": {"instruction": "q", "output": "a", "history": [["x", "y"]]},
         "messages": {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]},

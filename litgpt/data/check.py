@@ -96,6 +96,7 @@ def nothing_left(counts: Counts) -> str:
         "too long": counts.too_long,
         "bad": counts.bad,
         "skipped because of their label": counts.skipped,
+        "dropped because both answers are the same": counts.identical,
         "dropped because the prompt style does not show all of their parts": counts.dropped_lost,
     }
     found = ", ".join(f"{n:,} {reason}" for reason, n in reasons.items() if n)

@@ -23,6 +23,13 @@ from litgpt.text.tokenizer import Tokenizer
 
 CHAT_FORMS = ("messages", "sharegpt", "history", "preference", "label")
 TrainOn = Literal["assistant", "last", "all"]
+Unit = Literal["row", "pair", "label"]  # a row is an answer, a chosen and a rejected one, or one with a label
+PREFERENCES = {  # forms of rows that are meant for other commands, and what happens to them
+    "preference": "have a chosen and a rejected answer; chosen is trained, rejected is ignored. To train preferences: "
+    "litgpt finetune dpo",
+    "ranked": "have several answers; the best one is trained. To train preferences: litgpt finetune dpo",
+    "label": "have a label; answers whose label is false are skipped. To train on both kinds: litgpt finetune kto",
+}
 MAX_SHARED = 0.1  # fraction of the validation rows that may be training rows as well
 
 
@@ -42,6 +49,7 @@ class TokenizedDataset:
         below_context: Whether the model could read longer rows than the limit.
         plain_text: Whether the rows are texts without a prompt style.
         n_duplicates: Training rows that were dropped because they are equal to an earlier one.
+        unit: What a row is.
     """
 
     train: TokenizedRows
@@ -55,6 +63,7 @@ class TokenizedDataset:
     below_context: bool
     plain_text: bool = False
     n_duplicates: int = 0
+    unit: Unit = "row"
 
     @property
     def n_shared(self) -> int:
@@ -94,6 +103,9 @@ class TokenizedDataset:
             found.append(f"{counts.as_text:,} rows have parts that became texts of their messages.")
         if counts.dropped_lost:
             found.append(f"{counts.dropped_lost:,} rows dropped: the prompt style does not show all of their parts.")
+        for form, command in PREFERENCES.items():
+            if self.unit == "row" and (n := counts.forms.get(form, 0) + (counts.skipped if form == "label" else 0)):
+                found.append(f"{n:,} rows {command}")
         if self.n_duplicates:
             found.append(f"{self.n_duplicates:,} duplicate rows dropped.")
         if self.val_sources is not None and 0 < (n := self.n_shared) <= MAX_SHARED * len(self.val):
@@ -126,6 +138,7 @@ class DataModule(ABC):
     """
 
     packed = False  # whether packing is on by default
+    unit: Unit = "row"  # what a row must be
 
     def __init__(
         self,
@@ -240,6 +253,7 @@ class DataModule(ABC):
             below_context=below_context,
             plain_text=plain_text,
             n_duplicates=n_duplicates,
+            unit=self.unit,
         )
 
     def first_form(self, sources: list[RowSource], checks: bool) -> tuple[str, Rows]:

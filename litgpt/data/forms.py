@@ -1,5 +1,6 @@
 """The forms of a row, recognized by their keys, and how each becomes a conversation."""
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,6 +29,7 @@ TEXTS = ("name", "tool_call_id")  # fields of a message that must be strings
 READ = ("role", "from", "content", "value", "tool_calls", "function_call", "weight", "train")  # read by `message`
 VARIABLES = "chat_template_kwargs"  # what a row passes to the chat template
 SHARED = ("system", "tools", "input", "context", *REASONING, VARIABLES)  # keys that a conversation of any form may have
+TRANSCRIPT = re.compile(r"\s*Human: .*?\n\nAssistant:", re.DOTALL)
 SKIP = "skip such rows with --data.on_bad_row skip."
 
 Fields = Mapping[str, Any]
@@ -176,6 +178,41 @@ def turn(prompt: str, answer: str) -> Messages:
     return [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
 
 
+Side = tuple[Optional[Row], Optional[Row]]  # the chosen or desirable conversation, and the rejected or undesirable one
+COMMANDS = {"pair": "dpo", "label": "kto"}
+
+
+def to_sides(fields: Any, form: str, where: str, unit: str) -> list[Side]:
+    """A row of a file as conversations for preference training: pairs, or single conversations whose label is their
+    place. A pair gives two labels.
+
+    Args:
+        fields: The row, with its keys renamed.
+        unit: `pair` or `label`.
+
+    Raises:
+        UserError: The row has another form, or cannot be used.
+    """
+    check_keys(fields, form, where)
+    if form == "label" and unit == "label":
+        messages, is_good = labeled(fields, where)
+        row = conversation(messages, fields, where)
+        return [(row, None) if is_good else (None, row)]
+    if form not in ("preference", "ranked"):
+        other = "dpo" if unit == "label" else "kto" if form == "label" else "lora"
+        expected = "chosen and rejected" if unit == "pair" else "a prompt, an answer, and a label"
+        raise UserError(
+            f"{where}, has the form {form}. litgpt finetune {COMMANDS[unit]} needs {expected}. To train on rows like "
+            f"this one: litgpt finetune {other}"
+        )
+    pairs = [sides(fields, where)] if form == "preference" else ranked(fields, where)
+    without_thoughts = {key: value for key, value in fields.items() if key not in REASONING}
+    rows = [(conversation(a, fields, where), conversation(b, without_thoughts, where)) for a, b in pairs]
+    if unit == "pair":
+        return list(rows)
+    return [side for a, b in rows for side in ((a, None), (None, b))]
+
+
 def pair(prompt: str, *answers: str) -> Callable[[Fields, str], Messages]:
     """A reader of one turn: the prompt, and the first of the answers that the row has."""
 
@@ -190,6 +227,11 @@ read_alpaca = pair("instruction", "output", "response")
 
 
 def read_history(fields: Fields, where: str) -> Messages:
+    return turns_of(fields, where) + read_alpaca(fields, where)
+
+
+def turns_of(fields: Fields, where: str) -> Messages:
+    """The messages of a history."""
     messages = []
     for i, texts in enumerate(list_of(fields, "history", where), 1):
         if not isinstance(texts, list) or len(texts) != 2:
@@ -197,7 +239,7 @@ def read_history(fields: Fields, where: str) -> Messages:
         for content in texts:
             check_text(content, f"turn {i} of history", where)
         messages += turn(*texts)
-    return messages + read_alpaca(fields, where)
+    return messages
 
 
 def read_prompt_completion(fields: Fields, where: str) -> Messages:
@@ -212,39 +254,92 @@ def read_messages(fields: Fields, where: str) -> Messages:
 
 
 def read_preference(fields: Fields, where: str) -> Messages:
-    chosen = answer(fields, "chosen", where)
-    if fields.get("prompt") is not None:
-        before = as_messages(fields["prompt"], "prompt", "user", where)
-    elif has_messages(fields):
-        before = read_messages(fields, where)
-    elif chosen[0]["role"] == "assistant":
+    return sides(fields, where)[0]
+
+
+def sides(fields: Fields, where: str) -> tuple[Messages, Messages]:
+    """The conversations that end with the chosen and with the rejected answer."""
+    chosen, rejected = (answer(fields, key, where) for key in ("chosen", "rejected"))
+    before = prompt_messages(fields, where)
+    if before is None and chosen[0]["role"] == "assistant":
         raise missing(fields, "prompt, messages, or conversations", where)
-    else:
-        before = []
+    before = before or []
     if chosen[0]["role"] == "user":  # the complete conversation
         before = [m for m in before[:1] if m["role"] == "system"]
     elif chosen[0]["role"] == "system":
         before = []
-    both = [value if isinstance(value, list) else [] for value in (fields["chosen"], fields["rejected"])]
-    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(*both)))  # their common prompt
+    n = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(chosen, rejected)))  # their common prompt
     n = min(n, len(up_to_answer(chosen, where)) - 1)
-    return as_context(before + chosen[:n]) + chosen[n:]
+    if chosen[0]["role"] != "assistant" and rejected[0]["role"] == "assistant":  # only one of them has the prompt
+        n = len(up_to_answer(chosen, where)) - 1
+        rejected = [*chosen[:n], *rejected]
+    n = min(n, len(up_to_answer(rejected, where)) - 1)
+    prompt = as_context(before + chosen[:n])
+    return prompt + chosen[n:], prompt + rejected[n:]
+
+
+def prompt_messages(fields: Fields, where: str) -> Optional[Messages]:
+    """The messages before the answers of a row, or None if it has none."""
+    if fields.get("prompt") is not None:
+        return as_messages(fields["prompt"], "prompt", "user", where)
+    if has_messages(fields):
+        return read_messages(fields, where)
+    key = next((key for key in ("instruction", "question") if fields.get(key) is not None), None)
+    if key is None:
+        return None
+    history = turns_of(fields, where) if fields.get("history") else []
+    return [*history, {"role": "user", "content": text_of(fields, key, where)}]
+
+
+def read_ranked(fields: Fields, where: str) -> Messages:
+    return ranked(fields, where)[0][0]
+
+
+def ranked(fields: Fields, where: str) -> list[tuple[Messages, Messages]]:
+    """The best answer of a row with each that is worse. A row without a worse one is an error."""
+    key = next(key for key in ANSWERS if fields.get(key) is not None)
+    answers, scores = [], []
+    values = list_of(fields, key, where)
+    beside = next((k for k in SCORES if fields.get(k) is not None), None)
+    numbers = [] if beside is None else list_of(fields, beside, where)
+    for i, value in enumerate(values):
+        place, name = f"{where}, answer {i + 1} of {key}", beside
+        number = numbers[i] if i < len(numbers) else None
+        if isinstance(value, dict):
+            name = next((k for k in SCORES if value.get(k) is not None), beside)
+            number = value.get(name, number)
+            text = next((value[k] for k in ANSWER_TEXTS if value.get(k) is not None), value)
+            value = text
+        if name is None or isinstance(number, bool) or not isinstance(number, (int, float)):
+            raise UserError(f"{place}, has no score. Expected one of {', '.join(SCORES)} with a number.")
+        answers.append(as_messages(value, "answer", "assistant", place))
+        scores.append(-number if "rank" in name else number)
+    before = as_context(prompt_messages(fields, where) or [])
+    order = sorted(range(len(answers)), key=lambda i: -scores[i])
+    pairs = [(before + answers[order[0]], before + answers[i]) for i in order[1:] if scores[i] < scores[order[0]]]
+    if not pairs:
+        raise UserError(f"{where}, has no two answers in {key} with different scores.")
+    return pairs
 
 
 def read_label(fields: Fields, where: str) -> Optional[Messages]:
+    messages, is_good = labeled(fields, where)
+    return messages if is_good else None
+
+
+def labeled(fields: Fields, where: str) -> tuple[Messages, bool]:
+    """A conversation, and whether its answer is a good one."""
     key = "label" if fields.get("label") is not None else "kto_tag"
     label = fields.get(key)
     if isinstance(label, str) and label.lower() in ("true", "false"):  # from CSV
         label = label.lower() == "true"
     if label not in (0, 1):
         raise UserError(f"{where}, has {key} {shown(label)}. Expected true (a good answer) or false.")
-    if not label:
-        return None
     if has_messages(fields):
         messages = up_to_answer(read_messages(fields, where), where)
-        return as_context(messages[:-1]) + messages[-1:]
+        return as_context(messages[:-1]) + messages[-1:], bool(label)
     check_keys(fields, "prompt_completion", where)
-    return read_prompt_completion(fields, where)
+    return read_prompt_completion(fields, where), bool(label)
 
 
 def read_text(fields: Fields, where: str) -> str:
@@ -252,8 +347,12 @@ def read_text(fields: Fields, where: str) -> str:
     return fields["text"]
 
 
+PROMPTS = ("prompt", "messages", "conversations", "instruction", "question", "history")  # beside answers
+ANSWERS = ("responses", "completions", "candidates", "answers")  # several, with scores
+SCORES = ("score", "scores", "overall_score", "rating", "ratings", "rank", "ranks")
+ANSWER_TEXTS = ("answer", "response", "completion", "text", "content")  # of an answer with a score
 FORMS: dict[str, Form] = {  # a row has the first form that matches
-    "preference": Form(("chosen", "rejected"), read_preference, ("prompt", "messages", "conversations")),
+    "preference": Form(("chosen", "rejected"), read_preference, PROMPTS),
     "label": Form(("messages|conversations|completion", "label|kto_tag"), read_label, ("prompt",)),
     "messages": Form(("messages",), read_messages),
     "sharegpt": Form(("conversations",), read_messages),
@@ -261,6 +360,7 @@ FORMS: dict[str, Form] = {  # a row has the first form that matches
     "alpaca": Form(("instruction", "output|response"), read_alpaca),
     "prompt_completion": Form(("prompt", "completion"), read_prompt_completion),
     "question_answer": Form(("question", "answer"), pair("question", "answer")),
+    "ranked": Form(("|".join(ANSWERS), "|".join(PROMPTS[:-1])), read_ranked, (*SCORES, "history")),
     "text": Form(("text",), read_text),
 }
 KEYS = list(dict.fromkeys(k for form in FORMS.values() for key in form.keys for k in key.split("|")))
@@ -339,10 +439,20 @@ def as_context(messages: Messages) -> Messages:
 
 def answer(fields: Fields, key: str, where: str) -> Messages:
     """The messages of `chosen` or `completion`, which must include an answer."""
-    messages = as_messages(fields[key], key, "assistant", where)
+    messages = as_messages(transcript(fields[key]), key, "assistant", where)
     if all(m["role"] != "assistant" for m in messages):
         raise UserError(f"{where}, has {key} without an assistant message.")
     return messages
+
+
+def transcript(value: Any) -> Any:
+    """The messages of a conversation in Anthropic's form, such as "Human: Hi\\n\\nAssistant: Hello". Other values are
+    returned as they are."""
+    if not isinstance(value, str) or not TRANSCRIPT.match(value):
+        return value
+    _, *parts = re.split(r"(?:\A\s*|\n\n)(Human|Assistant): ?", value)
+    roles = ("user" if speaker == "Human" else "assistant" for speaker in parts[::2])
+    return [{"role": role, "content": text} for role, text in zip(roles, parts[1::2])]
 
 
 def as_messages(value: Any, key: str, role: str, where: str) -> Messages:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
 from litgpt.data.columns import match
-from litgpt.data.forms import FORMS, SKIP, Messages, Row, check_mapped, check_object, rename, to_row
+from litgpt.data.forms import FORMS, SKIP, Messages, Row, Side, check_mapped, check_object, rename, to_row, to_sides
 from litgpt.data.lost import EARLIER, LABEL, SPECIAL, Lookup, as_text
 from litgpt.data.sources import RowSource, TextPiece
 from litgpt.data.tokens import Counts, TokenChunk
@@ -30,6 +30,8 @@ class RenderedExample:
         own_special_tokens: Whether the prompt style writes the special tokens.
         closed: Whether no stop token is to be added: there is one already, or the document continues.
         document: Whether the text is split into as many rows as it needs.
+        is_rejected: Whether the answer is a rejected or undesirable one.
+        other: The conversation with the rejected answer of a pair.
     """
 
     where: str
@@ -38,6 +40,12 @@ class RenderedExample:
     own_special_tokens: bool
     closed: bool
     document: bool = False
+    is_rejected: bool = False
+    other: Optional["RenderedExample"] = None
+
+    @property
+    def sequences(self) -> list["RenderedExample"]:
+        return [self] if self.other is None else [self, self.other]
 
 
 class RowRenderer:
@@ -54,41 +62,64 @@ class RowRenderer:
         self.known_forms: dict[tuple, tuple[str, dict[str, str]]] = {}  # by the keys of a row
         self.styles: dict[str, tuple[PromptStyle, Lookup]] = {}  # by the variables that a row passes to the template
 
-    def render(self, source: RowSource, where: str, raw: Any, chunk: TokenChunk) -> Optional[RenderedExample]:
-        """The text of a raw row, or None if it is not to be used, which is counted."""
+    def render(self, source: RowSource, where: str, raw: Any, chunk: TokenChunk) -> list[RenderedExample]:
+        """The text of a raw row, or nothing if it is not to be used, which is counted. Ranked answers make several
+        pairs."""
         counts = chunk.counts
         if isinstance(raw, TextPiece):
             counts.forms["document"] = counts.forms.get("document", 0) + raw.first
             span = (0, len(raw.text), True)
-            return RenderedExample(
-                where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True
-            )
+            return [
+                RenderedExample(
+                    where, raw.text, [span], own_special_tokens=not raw.first, closed=not raw.last, document=True
+                )
+            ]
         for theirs in (source.columns or {}).values():
             if isinstance(raw, dict) and theirs in raw:
                 count(counts.mapped, theirs)
         fields = self.data.fields(source, where, raw)
         if fields is None:
             counts.skipped += 1
-            return None
+            return []
         check_object(fields, where, "instruction and output")
         form, columns = self.form(source, fields, where, counts)
         if columns:
             fields = rename(fields, columns, where)
             counts.columns = {**columns, **counts.columns}
         check_mapped(fields, form, source.columns or {})
-        row = to_row(fields, form, where)
-        if row is None:
+        sides: list[Side] = []
+        if self.data.unit != "row":
+            sides = to_sides(fields, form, where, self.data.unit)
+        elif (row := to_row(fields, form, where)) is not None:
+            sides = [(row, None)]
+        if not sides:
             counts.skipped += 1
-            return None
+            return []
         count(counts.forms, form)
         for key, value in fields.items():
             if value is not None and key not in FORMS[form].used:
                 count(counts.ignored, str(key))
-        if row.goes_on:
-            count(counts.ignored, "messages after the last answer")
-        if row.text is not None:
-            return RenderedExample(where, row.text, [(0, len(row.text), True)], own_special_tokens=False, closed=False)
-        return self.render_conversation(row, where, chunk)
+        found = [self.render_sides(good, bad, where, chunk) for good, bad in sides]
+        return [example for example in found if example is not None]
+
+    def render_sides(
+        self, good: Optional[Row], bad: Optional[Row], where: str, chunk: TokenChunk
+    ) -> Optional[RenderedExample]:
+        """A conversation, or the two of a pair; None if a part of it is lost."""
+        rendered = []
+        for row in (row for row in (good, bad) if row is not None):
+            if row.goes_on:
+                count(chunk.counts.ignored, "messages after the last answer")
+            if row.text is not None:
+                span = (0, len(row.text), True)
+                return RenderedExample(where, row.text, [span], own_special_tokens=False, closed=False)
+            example = self.render_conversation(row, where, chunk)
+            if example is None:
+                return None
+            example.is_rejected = row is bad
+            rendered.append(example)
+        rendered[0].other = rendered[1] if len(rendered) > 1 else None
+        return rendered[0]
 
     def render_conversation(self, row: Row, where: str, chunk: TokenChunk) -> Optional[RenderedExample]:
         counts, messages, tools = chunk.counts, row.messages, row.tools

@@ -21,6 +21,7 @@ from litgpt.data.sources import RowSource, TextPiece
 from litgpt.data.tokens import (
     ANSWER,
     IN_LOSS,
+    REJECTED,
     Counts,
     Details,
     TokenChunk,
@@ -141,17 +142,19 @@ class TokenMaker:
         try:
             for where, raw in rows:
                 chunk.counts.rows += not isinstance(raw, TextPiece) or raw.first
-                example = self.attempt(chunk, where, self.renderer.render, source, where, raw, chunk)
-                if example is not None:
-                    examples.append(example)
+                examples += self.attempt(chunk, where, self.renderer.render, source, where, raw, chunk) or []
             n = 0
             while examples:  # texts may be much longer than their rows
                 lengths = itertools.accumulate(len(example.text) for example in examples)
                 n = max(1, sum(1 for length in lengths if length <= CHARACTERS))
                 some, examples = examples[:n], examples[n:]
-                texts, special = [e.text for e in some], [not e.own_special_tokens for e in some]
-                for example, tokens in zip(some, self.tokenizer.encode_batch(texts, special)):
-                    self.attempt(chunk, example.where, self.write, example, tokens, chunk)
+                sequences = [sequence for example in some for sequence in example.sequences]
+                texts, special = [s.text for s in sequences], [not s.own_special_tokens for s in sequences]
+                encoded = iter(self.tokenizer.encode_batch(texts, special))
+                for example in some:
+                    tokens = [next(encoded) for _ in example.sequences]
+                    write = self.write if self.data.unit == "row" else self.write_sides
+                    self.attempt(chunk, example.where, write, example, tokens, chunk)
         except UserError as e:
             chunk.error = e
         return chunk
@@ -167,10 +170,11 @@ class TokenMaker:
             chunk.note("bad", where, str(e))
             return None
 
-    def write(self, example: RenderedExample, tokens: Encoded, chunk: TokenChunk) -> None:
-        """Make the loss mask, add a stop token if there is none, apply the length limit, and write the row."""
-        ids, counts = tokens.ids, chunk.counts
-        mask = bytearray(b"\0" if self.mask_prompt else bytes([IN_LOSS])) * len(ids)
+    def masked(self, example: RenderedExample, tokens: Encoded) -> tuple[list[int], bytearray]:
+        """The ids and the loss mask of a text, with a stop token if it has none."""
+        ids = tokens.ids
+        is_masked = self.mask_prompt or example.is_rejected
+        mask = bytearray(b"\0" if is_masked else bytes([IN_LOSS])) * len(ids)
         for start, end, in_loss in example.spans:
             first, stop = tokens.span(start, end)
             mask[first:stop] = bytes([ANSWER | (IN_LOSS if in_loss else 0)]) * (stop - first)
@@ -180,6 +184,46 @@ class TokenMaker:
                 ids = [*ids, eos]
                 mask.append(0)
             mask[-1] = ANSWER | (IN_LOSS if example.spans[-1][2] else 0)
+        return ids, mask
+
+    def write_sides(self, example: RenderedExample, tokens: list[Encoded], chunk: TokenChunk) -> None:
+        """Write a pair, or an answer with a label. If a sequence is over the length limit, the row is dropped: a
+        truncated answer would lose its stop token."""
+        counts, sides = chunk.counts, []
+        for sequence, encoded in zip(example.sequences, tokens):
+            ids, mask = self.masked(sequence, encoded)
+            self.check_ids(sequence, ids)
+            chunk.measure(len(ids))
+            if len(ids) > self.max_length:
+                if self.data.too_long == "error":
+                    raise self.too_long(sequence, len(ids))
+                chunk.note("truncated", example.where, f"{len(ids)} tokens; the limit is {self.max_length}")
+                counts.too_long += 1
+                return
+            answer = [i for i, bits in zip(ids, mask) if bits & IN_LOSS and bits & ANSWER]
+            if not answer:
+                counts.no_targets += 1
+                return
+            counts.no_stop += answer[-1] not in self.stops
+            counts.two_bos += self.tokenizer.bos_id is not None and ids[:2] == [self.tokenizer.bos_id] * 2
+            sides.append((ids, bytes(bits | (REJECTED if sequence.is_rejected else 0) for bits in mask)))
+        if len(sides) == 2 and sides[0][0] == sides[1][0]:
+            chunk.note("identical", example.where, "both answers are the same")
+            counts.identical += 1
+            return
+        chunk.add([i for ids, _ in sides for i in ids], b"".join(mask for _, mask in sides), example.where)
+
+    def too_long(self, example: RenderedExample, n_tokens: int) -> UserError:
+        fix = "Raise --train.max_seq_length" if self.below_context else "Shorten the row"
+        return UserError(
+            f"{example.where} has {n_tokens} tokens. The limit is {self.max_length}. {fix}, or choose "
+            "--data.too_long cut or drop."
+        )
+
+    def write(self, example: RenderedExample, tokens: list[Encoded], chunk: TokenChunk) -> None:
+        """Make the loss mask, add a stop token if there is none, apply the length limit, and write the row."""
+        counts = chunk.counts
+        ids, mask = self.masked(example, tokens[0])
         if example.document:
             self.check_ids(example, ids)
             for start in range(0, len(ids), self.max_length):
@@ -192,11 +236,7 @@ class TokenMaker:
         chunk.measure(n_tokens)
         if n_tokens > self.max_length:
             if self.data.too_long == "error":
-                fix = "Raise --train.max_seq_length" if self.below_context else "Shorten the row"
-                raise UserError(
-                    f"{example.where} has {len(ids)} tokens. The limit is {self.max_length}. {fix}, or choose "
-                    "--data.too_long cut or drop."
-                )
+                raise self.too_long(example, n_tokens)
             chunk.note("truncated", example.where, f"{n_tokens} tokens; the limit is {self.max_length}")
             if self.data.too_long == "drop":
                 counts.too_long += 1

@@ -25,7 +25,8 @@ from litgpt.errors import UserError
 from litgpt.storage.files import parse_json, part_of
 
 DTYPES = {"ids": ("I32", 4), "loss_mask": ("U8", 1), "starts": ("I64", 8), "hashes": ("I64", 8)}  # and bytes
-IN_LOSS, ANSWER = 1, 2  # bits of the loss mask: the token is a target; it is part of an answer
+# bits of the loss mask: the token is a target; it is part of an answer; its sequence has a rejected answer
+IN_LOSS, ANSWER, REJECTED = 1, 2, 4
 
 
 @dataclass
@@ -39,6 +40,7 @@ class Counts:
         truncated: Rows over the length limit that were truncated.
         too_long: Rows over the length limit that were dropped.
         no_targets: Rows dropped because they have no target token.
+        identical: Pairs dropped because both answers are the same.
         bad: Rows skipped because they cannot be used.
         skipped: Rows skipped because their label is false.
         dropped_lost: Rows dropped because the prompt style does not show all of their parts.
@@ -60,6 +62,7 @@ class Counts:
     truncated: int = 0
     too_long: int = 0
     no_targets: int = 0
+    identical: int = 0
     bad: int = 0
     skipped: int = 0
     dropped_lost: int = 0
@@ -219,6 +222,18 @@ class TokenizedRows:
         tokens = slice(int(self.starts[stored]), int(self.starts[stored + 1]))
         return self.ids[tokens], self.loss_mask[tokens]
 
+    def sequences(self, i: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Ids and loss mask of each sequence of row `i`: two of a pair, whose second one is rejected, else one."""
+        ids, mask = self.row(i)
+        first = len(ids) - int((mask & REJECTED).bool().sum())
+        if first in (0, len(ids)):
+            return [(ids, mask)]
+        return [(ids[:first], mask[:first]), (ids[first:], mask[first:])]
+
+    def is_rejected(self) -> torch.Tensor:
+        """Whether the last answer of each row is a rejected or undesirable one: bool."""
+        return (self.loss_mask[self.starts[1:] - 1] & REJECTED).bool()[self.index]
+
     def row_hashes(self) -> torch.Tensor:
         return self.hashes[self.index]
 
@@ -230,8 +245,8 @@ class TokenizedRows:
         return int(n_targets.sum()) / max(1, int(self.lengths.sum()))
 
     def prompt(self, i: int) -> list[int]:
-        """The ids before the last answer of row `i`."""
-        ids, mask = self.row(i)
+        """The ids before the last answer of row `i`, the chosen one of a pair."""
+        ids, mask = self.sequences(i)[0]
         end = len(ids)
         while end and not mask[end - 1] & ANSWER:
             end -= 1
@@ -240,8 +255,8 @@ class TokenizedRows:
         return ids[:end].tolist()
 
     def answer(self, i: int) -> list[int]:
-        """The ids of the last answer of row `i`, including its stop token."""
-        ids, mask = self.row(i)
+        """The ids of the last answer of row `i`, the chosen one of a pair, including its stop token."""
+        ids, mask = self.sequences(i)[0]
         start = len(self.prompt(i))
         return ids[start:][(mask[start:] & ANSWER).bool()].tolist()
 

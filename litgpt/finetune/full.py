@@ -23,7 +23,12 @@ def setup(checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), **kwa
             merged in memory.
         out_dir: Output folder; the result is in final/.
     """
-    method = Method(
+    base_model = BaseModel.from_folder(checkpoint_dir, planned=kwargs.get("dry_run", False)).merged()
+    return Run(full_method(), base_model, out_dir, **kwargs)()
+
+
+def full_method() -> Method:
+    return Method(
         name="finetune full",
         apply=train_everything,
         save=save,
@@ -31,8 +36,6 @@ def setup(checkpoint_dir: Path, out_dir: Path = Path("out/finetune/full"), **kwa
         next_commands=(*RESULT_COMMANDS, EXPORT_COMMAND),
         learning_rate=partial(default_learning_rate, "full"),
     )
-    base_model = BaseModel.from_folder(checkpoint_dir, planned=kwargs.get("dry_run", False)).merged()
-    return Run(method, base_model, out_dir, **kwargs)()
 
 
 def train_everything(model: GPT) -> None:

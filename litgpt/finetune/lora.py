@@ -40,13 +40,17 @@ def setup(
             needed if the model is an adapter folder that names its base.
     """
     base_model = BaseModel.from_folder(checkpoint_dir, initial_adapter, kwargs.get("dry_run", False))
+    return Run(lora_method(lora, train_embeddings, base_model), base_model, out_dir, **kwargs)()
+
+
+def lora_method(lora: LoRA, train_embeddings: bool, base_model: BaseModel) -> Method:
     lora = continued_lora(replace(lora, train_embeddings=train_embeddings), base_model)
     if lora.targets is not None and (unused := lora.idle_switches()):
         remark(f"--lora_targets selects the layers; ignoring {', '.join(unused)}.")
     unsupported = ["DoRA"] * (lora.variant == "dora") + ["trained embeddings"] * train_embeddings
     unsupported += ["fully trained weights"] * (bool(lora.in_full) and not train_embeddings)
     note = f"vLLM and llama.cpp do not support {' and '.join(unsupported)}. Merge the adapter first."
-    method = Method(
+    return Method(
         name="finetune lora",
         apply=lora.apply,
         save=partial(save, lora),
@@ -54,7 +58,6 @@ def setup(
         remark=note if unsupported else "",
         learning_rate=partial(default_learning_rate, "pissa" if lora.init == "pissa" else lora.variant),
     )
-    return Run(method, base_model, out_dir, **kwargs)()
 
 
 def save(lora: LoRA, model: GPT, base_model: BaseModel, folder: Path) -> None:

@@ -19,7 +19,6 @@ from litgpt.train.run import Run
 TRAIN = TrainArgs(global_batch_size=512, micro_batch_size=4, epochs=1, max_norm=1.0, min_lr=4e-5)
 EVAL = EvalArgs(max_new_tokens=None)
 WARMUP_STEPS = 2000  # at most, if --train.lr_warmup_steps is auto
-PROBE = "Two tokenizers agree: 0123456789, naïve café, 東京.\n\tdef f(x): return x"
 
 
 def setup(
@@ -106,8 +105,7 @@ def check_same_tokenizer(base_model: BaseModel, folder: Optional[Path]) -> None:
     """Raise `UserError` unless a tokenizer, if given, is that of the model that training continues from."""
     if folder is None or is_same_folder(folder, base_model):
         return
-    ours, theirs = base_model.tokenizer(), Tokenizer(find_folder(folder, weights=False))
-    if ours.vocab_size != theirs.vocab_size or ours.encode(PROBE, eos=True) != theirs.encode(PROBE, eos=True):
+    if not base_model.tokenizer().is_like(Tokenizer(find_folder(folder, weights=False))):
         raise UserError(
             f"--tokenizer_dir {folder} is not the tokenizer of --initial_checkpoint_dir {base_model.name}. Omit it."
         )

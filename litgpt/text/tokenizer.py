@@ -27,6 +27,7 @@ FILES = (  # what belongs to the tokenizer of a folder, and is copied with it
     TEMPLATE,
     GENERATION,
 )
+PROBE = "Two tokenizers agree: 0123456789, naïve café, 東京.\n\tdef f(x): return x"
 
 
 class TooLong(UserError):
@@ -124,6 +125,10 @@ class Tokenizer:
                     while chunk := f.read(1 << 20):
                         digest.update(chunk)
         return digest.hexdigest()
+
+    def is_like(self, other: "Tokenizer") -> bool:
+        """Whether another tokenizer, whose files may differ, has as many tokens and the same ids for a text."""
+        return self.vocab_size == other.vocab_size and self.encode(PROBE, eos=True) == other.encode(PROBE, eos=True)
 
     def encode(self, text: str, special: bool = True, eos: bool = False, limit: Optional[int] = None) -> list[int]:
         """Token ids of `text`.

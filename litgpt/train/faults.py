@@ -68,7 +68,7 @@ def losses_of_rows(run: "Run", units: list[int]) -> list[dict[str, Any]]:
         rows = rows.rows
     for number in numbers:
         batch = rows.batch([number]).to(run.fabric.device)
-        loss = float(run.loss_model(batch)) / max(1, batch.n_target_tokens)
+        loss = float(run.loss_model(batch).sum()) / max(1, batch.n_target_tokens)
         text = run.tokenizer.decode(rows.row(number)[0].tolist())  # type: ignore[attr-defined]
         found.append({"row": number, "tokens": int(rows.lengths[number]), "loss": loss, "text": text})
     return found

@@ -38,7 +38,7 @@ class Trainer:
         self.model, self.optimizer, self.peak_lr = run.fabric_model, run.fabric_optimizer, run.peak_lr
         self.train, self.eval, self.plan, self.result = run.train, run.eval, run.plan, run.result
         self.train_rows, self.val_rows = run.train_rows, run.val_rows
-        self.metrics, self.signals = run.metrics, run.signals
+        self.metrics, self.signals, self.objective = run.metrics, run.signals, run.method.objective
         self.first_step = self.result.steps
         self.saved_steps, self.saved_seconds = self.result.steps, self.result.seconds
         self.start_log_window()
@@ -60,18 +60,21 @@ class Trainer:
             began = time.perf_counter()
             lr = self.plan.learning_rate(result, self.peak_lr, self.train.min_lr, self.train.lr_schedule)
             # ------------------------------------------------------------------------------------------------ the step
-            counts = torch.tensor([sum(b.n_target_tokens for b in batches), self.signals.code, self.is_time_to_save()])
-            counts = sum_over_ranks(fabric, to_device(fabric.device, counts)[0])
-            loss = torch.zeros((), device=fabric.device)
+            numbers = [sum(b.n_target_tokens for b in batches), self.signals.code, self.is_time_to_save()]
+            counts = torch.tensor([*numbers, *self.objective.counts(batches)])
+            counts, units = sum_over_ranks(fabric, to_device(fabric.device, counts)[0]).tensor_split([len(numbers)])
+            self.objective.begin_step(self.run, rows)
+            loss = torch.zeros(1, device=fabric.device)
             for i, batch in enumerate(batches):
                 self.run.last_batch = batch
                 with fabric.no_backward_sync(model, enabled=i + 1 < len(batches)):
-                    part = model(batch) / counts[0]
+                    part = (model(batch) / units).sum()
                     fabric.backward(part * fabric.world_size)  # gradients are averaged over ranks
                 loss += part.detach()
             upcoming = self.next_step()  # while the device is busy
             norm_on_device = clip(fabric, model, optimizer, self.train.max_norm)
-            result.loss, norm, n_targets, signaled, save = read(sum_over_ranks(fabric, loss), norm_on_device, *counts)
+            sums = sum_over_ranks(fabric, torch.cat([loss, self.objective.take_sums(fabric.device)]))
+            n_targets, signaled, save, norm, result.loss, *sums = read(*counts, norm_on_device, *sums)
             if not all_finite(result.loss, norm):
                 raise crash(self.run, result.steps + 1, rows, result.loss, norm)
             for group in optimizer.param_groups:
@@ -80,7 +83,7 @@ class Trainer:
             optimizer.zero_grad()
             # --------------------------------------------------------------------------------------------------------
             self.count_step(rows, began)
-            self.log_step(lr, int(n_targets))
+            self.log_step(lr, int(n_targets), self.objective.values(sums))
             if signaled or self.is_interrupted or self.should_pause():
                 self.signals.code = self.signals.code or PAUSED
                 self.stop()
@@ -113,19 +116,32 @@ class Trainer:
         """Measure the validation loss on the first `n_rows` rows, by default on all."""
         fabric, model, result = self.fabric, self.model, self.result
         rows = list(range(len(self.val_rows)))[:n_rows]
-        sums = torch.zeros(2, dtype=torch.float64)
+        objective, parts = self.objective, torch.zeros(len(self.objective.counts([])), dtype=torch.float64)
+        counts = torch.zeros_like(parts)
         model.eval()
+        objective.begin_validation(self.run, rows)
         for batch in self.micro_batches(rows, self.val_rows):
             self.run.last_batch = batch
-            sums += torch.tensor([float(model(batch)), batch.n_target_tokens], dtype=torch.float64)
+            parts += torch.tensor(model(batch).view(-1).tolist(), dtype=torch.float64)
+            counts += torch.tensor(objective.counts([batch]), dtype=torch.float64)
             if self.is_interrupted:
                 self.stop()
         model.train()
-        total, count = sum_over_ranks(fabric, sums.to(fabric.device, torch.float32)).tolist()
-        loss = total / count if count else math.nan
+        own = torch.cat([parts, counts]).to(fabric.device, torch.float32)
+        sums = sum_over_ranks(fabric, torch.cat([own, objective.take_sums(fabric.device)])).tolist()
+        n, found = len(parts), objective.values(sums[2 * len(parts) :])
+        loss = sum(part / count if count else math.nan for part, count in zip(sums[:n], sums[n : 2 * n]))
         result.val_losses.append((result.steps, loss))
-        self.metrics.write(step=result.steps, val_loss=loss, tokens=result.tokens, seconds=round(result.seconds, 3))
-        self.screen.say(f"{self.plan.position(result)} | validation loss {loss:.4f} | perplexity {perplexity(loss)}")
+        result.val_metrics.append(found)
+        self.metrics.write(
+            step=result.steps,
+            val_loss=loss,
+            tokens=result.tokens,
+            seconds=round(result.seconds, 3),
+            **{f"val_{name}": value for name, value in found.items()},
+        )
+        remark = objective.describe(found) or f"perplexity {perplexity(loss)}"
+        self.screen.say(f"{self.plan.position(result)} | validation loss {loss:.4f} | {remark}")
         return loss
 
     def should_stop(self) -> bool:
@@ -189,12 +205,12 @@ class Trainer:
     def start_log_window(self) -> None:
         self.logged_tokens, self.logged_seconds, self.window_targets = self.result.tokens, self.result.seconds, 0
 
-    def log_step(self, lr: float, n_targets: int) -> None:
+    def log_step(self, lr: float, n_targets: int, measured: dict[str, float]) -> None:
         """Show the step, and write the metrics since the last ones if that is due."""
         result, loss = self.result, self.result.loss
         self.window_targets += n_targets
         if self.is_due(self.train.log_interval) or self.plan.is_done(result):
-            self.write_metrics(lr)
+            self.write_metrics(lr, measured)
         speed = self.recent_speed()
 
         def details() -> list[str]:
@@ -212,7 +228,7 @@ class Trainer:
         self.recent.append((self.result.tokens, self.result.seconds))
         return (self.result.tokens - tokens) / max(self.result.seconds - seconds, 1e-9)
 
-    def write_metrics(self, lr: float) -> None:
+    def write_metrics(self, lr: float, measured: dict[str, float]) -> None:
         """Write a line of metrics about the last step, and the speed since the line before it."""
         result = self.result
         tokens, seconds = result.tokens - self.logged_tokens, result.seconds - self.logged_seconds
@@ -228,6 +244,7 @@ class Trainer:
             tokens_per_s=round(tokens / seconds, 1),
             mfu=None if self.run.utilization is None else round(self.run.utilization, 4),
             peak_memory=peak_memory(self.fabric.device),
+            **measured,
         )
         self.start_log_window()
 

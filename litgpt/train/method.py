@@ -1,13 +1,14 @@
 """What distinguishes one finetuning method from another."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
 from litgpt.errors import UserError
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
+from litgpt.train.objectives import Objective
 from litgpt.train.schedule import WARMUP_STEPS
 
 Save = Callable[[GPT, BaseModel, Path], None]
@@ -18,7 +19,7 @@ EXPORT_COMMAND = "litgpt export {folder}"
 
 @dataclass
 class Method:
-    """A finetuning method: what is trained and how it is saved.
+    """A finetuning method: what is trained, what is minimized, and how the result is saved.
 
     `apply` modifies a newly built model in place, before its weights are loaded, and sets `requires_grad` on what is
     trained. `save` writes that, given the model, the base model, and the folder. `finish` changes the model after the
@@ -28,6 +29,7 @@ class Method:
     name: str  # the command, such as `finetune lora`
     apply: Callable[[GPT], None]
     save: Save
+    objective: Objective = field(default_factory=Objective)
     finish: Optional[Callable[[GPT, BaseModel], Save]] = None
     saves_style: bool = True  # whether the result records the prompt style of the training rows
     next_commands: tuple[str, ...] = ()  # to suggest at the end, with the result's `{folder}` and a `{prompt}`

@@ -20,7 +20,7 @@ FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "token
 LINE = 1000  # maximum characters of a line
 SECONDS, SHARE = 10, 0.05  # of the time before the end: nothing is plotted, and what plotting may take after that
 POINTS = 2000  # maximum number of points of a line of the plot
-COMPLETE_LINE = re.compile(rf"[0-9]{{1,9}}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?){{{len(FIELDS) - 1}}}\r?\n")
+COMPLETE_LINE = re.compile(r"[0-9]{1,9}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?)*\r?\n")
 
 
 class Metrics:
@@ -31,16 +31,20 @@ class Metrics:
 
     A line that cannot be written, for example because the disk is full, waits for the next one. Without a path, on all
     ranks but the first, nothing is written. The first error of the logger is reported and does not end the run.
-    `carried` are lines of an earlier part of the run, see `lines_until`.
+    `carried` are lines of an earlier part of the run, see `lines_until`. `more` are columns besides `FIELDS`.
     """
 
     def __init__(
-        self, path: Optional[Path], logger: Optional[Logger] = None, carried: Sequence[dict[str, str]] = ()
+        self,
+        path: Optional[Path],
+        logger: Optional[Logger] = None,
+        carried: Sequence[dict[str, str]] = (),
+        more: Sequence[str] = (),
     ) -> None:
-        self.logger = logger
+        self.logger, self.fields = logger, [*FIELDS, *more]
         if path:
             beginning = io.StringIO()
-            writer = csv.DictWriter(beginning, FIELDS, lineterminator="\n")
+            writer = csv.DictWriter(beginning, self.fields, lineterminator="\n")
             writer.writeheader()
             writer.writerows(carried)
             write_single(path, beginning.getvalue())  # atomically: a kill must not lose the carried lines
@@ -52,7 +56,7 @@ class Metrics:
         """Write one line. Losses are in nats per token, tokens and seconds count from the start, memory is in bytes."""
         if self.file:
             line = io.StringIO()
-            csv.DictWriter(line, FIELDS, lineterminator="\n").writerow({"step": step, **values})
+            csv.DictWriter(line, self.fields, lineterminator="\n").writerow({"step": step, **values})
             self.waiting += line.getvalue().encode()
             self.try_to_write()
         self.call_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
@@ -117,10 +121,12 @@ def lines_until(path: Path, step: int, last_eval_step: int) -> list[dict[str, st
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8", errors="replace") as f:
+        fields = f.readline(LINE).strip().split(",")
         lines = [
             line.strip().split(",") for line in iter(lambda: f.readline(LINE), "") if COMPLETE_LINE.fullmatch(line)
         ]
-    rows = [dict(zip(FIELDS, line)) for line in lines]
+    fields = fields if tuple(fields[: len(FIELDS)]) == FIELDS else [*FIELDS]
+    rows = [dict(zip(fields, line)) for line in lines if len(line) == len(fields)]
     return [row for row in rows if int(row["step"]) <= (last_eval_step if row["val_loss"] else step)]
 
 
@@ -139,16 +145,20 @@ def plot(metrics: Path, image: Path) -> bool:
         rows = list(csv.DictReader(f))
     if not rows:
         return False
-    figure = Figure(figsize=(7, 4), layout="constrained")
-    axes = figure.subplots()
-    for name, style, label in (("loss", "-", "training"), ("val_loss", "o-", "validation")):
-        points = [(int(r["step"]), float(r[name])) for r in rows if r[name] and math.isfinite(float(r[name]))]
-        if points:
-            axes.plot(*zip(*points[:: len(points) // POINTS + 1], points[-1]), style, label=label)
-    axes.set(xlabel="step", ylabel="loss (nats per token)")
-    axes.grid(alpha=0.3)
-    if axes.lines:
-        axes.legend()
+    pictures = {"loss": "loss (nats per token)"}
+    if "rewards/margins" in rows[0]:
+        pictures = {"loss": "loss", "rewards/margins": "reward margin"}
+    figure = Figure(figsize=(7, 4 * len(pictures)), layout="constrained")
+    for axes, (name, title) in zip(figure.subplots(len(pictures), squeeze=False)[:, 0], pictures.items()):
+        for column, style, label in ((name, "-", "training"), (f"val_{name}", "o-", "validation")):
+            found = [(int(row["step"]), row[column]) for row in rows if row[column]]
+            points = [(step, float(value)) for step, value in found if math.isfinite(float(value))]
+            if points:
+                axes.plot(*zip(*points[:: len(points) // POINTS + 1], points[-1]), style, label=label)
+        axes.set(xlabel="step", ylabel=title)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
     temporary = image.with_name(f".{image.name}.tmp")
     try:
         figure.savefig(temporary, dpi=120, format="png")

@@ -100,6 +100,7 @@ def dry_run(run: "Run", size: int) -> None:
     several = picks and run.train.global_batch_size > size * run.fabric.world_size
     batch = run.last_batch.to(run.fabric.device)
     memory_dry_run(run.fabric, run.fabric_model, run.fabric_optimizer, batch, 2 if several else 1)
+    run.method.objective.take_sums(run.fabric.device)  # which are not those of a step
     del moments
 
 
@@ -108,5 +109,5 @@ def memory_dry_run(fabric: "Fabric", model: Any, optimizer: Optimizer, batch: Ba
     devices = [fabric.device] if fabric.device.type == "cuda" else []
     for _ in range(times):
         with torch.random.fork_rng(devices), fabric.no_backward_sync(model):
-            fabric.backward(model(batch) / max(1, batch.n_target_tokens))
+            fabric.backward(model(batch).sum() / max(1, batch.n_target_tokens))
     optimizer.zero_grad()

@@ -72,7 +72,7 @@ def print_report(run: "Run", outcome: TrainingResult) -> None:
     rows = {
         "training loss": f"{result.loss:.4f}",
         "validation loss": " -> ".join(f"{loss:.4f}" for loss in losses),
-        "perplexity": " -> ".join(perplexity(loss) for loss in losses),
+        **run.method.objective.summary(result.val_metrics, [perplexity(loss) for loss in losses]),
         "exact answers": " -> ".join(f"{score:.1%}" for score in result.scores),
         "time": f"{duration(result.seconds)} for {result.steps:,} steps",
         "speed": f"{result.tokens / max(result.seconds, 1e-9):,.0f} tokens/s, {result.tokens:,} tokens",
@@ -82,6 +82,8 @@ def print_report(run: "Run", outcome: TrainingResult) -> None:
         "metrics": unbroken(out_dir / METRICS) + (f", {unbroken(out_dir / PLOT)}" if run.metrics.plotted else ""),
     }
     run.screen.table("Done", rows)
+    for remark in run.method.objective.remarks(result.val_metrics):
+        run.screen.say(remark)
     if commands := next_commands(run, outcome.folder):
         run.screen.say("\n  ".join(["Next:", *commands]))
     if run.method.remark:
@@ -179,6 +181,7 @@ def describe_counts(counts: Counts) -> str:
         "dropped because they are too long": counts.too_long,
         "invalid and skipped": counts.bad,
         "skipped because of their label": counts.skipped,
+        "dropped because both answers are the same": counts.identical,
     }
     more = "".join(f", {n:,} {what}" for what, n in changed.items() if n)
     skipped = f"{counts.no_targets:,} skipped" + " (no target tokens)" * bool(counts.no_targets)

@@ -5,11 +5,9 @@ from typing import TYPE_CHECKING
 
 from filelock import FileLock
 
-from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.cache import cache_folder
 from litgpt.data.check import check_ids, data_problems
 from litgpt.data.data_module import DataModule, TokenizedDataset
-from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
 from litgpt.model.config import Config
 from litgpt.text.prompts import STYLE_FILE, load_style
@@ -58,11 +56,6 @@ def check_dataset(dataset: TokenizedDataset, config: Config) -> None:
     check_ids(dataset, config.padded_vocab_size)
     if problems := data_problems(dataset):
         raise UserError(" ".join(problems) + " For details, run litgpt data check with the same options.")
-
-
-def sequences(rows: TokenizedRows, train: TrainArgs, data: DataModule, limit: int) -> Rows:
-    """What the batch sizes count: rows, or packs of them."""
-    return PackedRows(rows, limit) if uses_packs(train, data) else rows
 
 
 def changed_style(dataset: TokenizedDataset, base_model: BaseModel) -> list[str]:

@@ -12,7 +12,6 @@ from torch.optim import Optimizer
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data.batches import Batch
 from litgpt.data.data_module import DataModule
-from litgpt.data.named import or_alpaca
 from litgpt.errors import UserError
 from litgpt.methods.quantize import QuantizeName
 from litgpt.methods.quantize import quantize as quantize_layers
@@ -66,8 +65,8 @@ from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, wr
 from litgpt.train.resume.recorded import take_recorded
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
-from litgpt.train.rows import changed_style, load_dataset, row_limit, sequences
-from litgpt.train.schedule import RENAMED_PROGRESS, Plan, Result
+from litgpt.train.rows import changed_style, load_dataset, row_limit, uses_packs
+from litgpt.train.schedule import NEW_PROGRESS, RENAMED_PROGRESS, Plan, Result
 from litgpt.train.signals import Signals, Stopped
 
 if TYPE_CHECKING:
@@ -192,7 +191,7 @@ class Run:
         launch.check_machine(self.devices, self.num_nodes, self.seed)
         if self.resume and self.overwrite:
             raise UserError("--resume continues a run and --overwrite removes it. Pass only one of them.")
-        self.source = or_alpaca(self.data)
+        self.source = self.method.objective.source(self.data)
         self.inputs = [*self.base_model.places(), *self.source.places()]
         check_out_dir(self.out_dir, self.overwrite, self.resume is not False, self.inputs)
         self.base_model.check_tied(self.train.tie_embeddings)
@@ -258,13 +257,15 @@ class Run:
     def load(self) -> None:
         """Load the rows and plan the steps."""
         self.dataset = load_dataset(self)
+        capacity = self.row_limit if uses_packs(self.train, self.source) else None
         self.train_rows, self.val_rows = (
-            sequences(rows, self.train, self.source, self.row_limit) for rows in (self.dataset.train, self.dataset.val)
+            self.method.objective.rows(rows, capacity) for rows in (self.dataset.train, self.dataset.val)
         )
         self.plan = Plan(self.train, self.train_rows, self.method.warmup_steps)
         if self.checkpoint is None:
             self.plan.check_patience(self.eval)
         self.notes += self.dataset.notes() + changed_style(self.dataset, self.base_model)
+        self.notes += self.method.objective.notes(self.train_rows)
 
     def check_memory(self) -> None:
         """Raise `UserError` if the run needs more memory than its device has. Predicting that takes seconds, so it is
@@ -292,17 +293,18 @@ class Run:
             raise UserError("The chat template prints the date, and the processes started on different days. Retry.")
         share_threads(self.model, self.device, self.devices_per_node)
         launch.seed_everything(self.seed)
-        self.loss_model = LossModel(self.model)
+        self.loss_model: LossModel = self.method.objective.loss_model(self.model)
         if self.sharing == "fsdp":
             launch.give_memory_back()
             fabric.strategy.shard(self.loss_model, MATMULS.get(self.precision_name))  # type: ignore[attr-defined]
         self.fill()
+        self.prepare()
         optimizer = self.make_optimizer()
         self.saver = self.make_saver(optimizer)
         state = None
         if self.checkpoint is not None:
             state = TrainingState.read(self.checkpoint, mmap=self.sharing == "fsdp")
-            state.progress = {RENAMED_PROGRESS.get(name, name): value for name, value in state.progress.items()}
+            state.progress = NEW_PROGRESS | {RENAMED_PROGRESS.get(name, name): v for name, v in state.progress.items()}
             self.notes += compare(state, self.saver.settings, self)
             self.saver.restore(state)
             self.plan = Plan(self.train, self.train_rows, self.method.warmup_steps, self.result)
@@ -318,10 +320,14 @@ class Run:
         if state is not None:
             self.saver.restore_random(state)
 
-    def fill(self) -> None:
-        """Load the weights, of the checkpoint if it has all of them."""
+    def prepare(self) -> None:
+        """Let the objective compute what it needs of the model before the first step."""
+        self.method.objective.prepare(self)
+
+    def fill(self, resumes: bool = True) -> None:
+        """Load the weights, of the checkpoint if it has all of them. Without `resumes`, those before the first step."""
         weights = self.base_model
-        if not self.is_frozen and self.checkpoint is not None:
+        if resumes and not self.is_frozen and self.checkpoint is not None:
             weights = replace(weights, checkpoint=open_checkpoint(self.checkpoint))
         shards = torch.device("cpu") if self.offloads else None
         weights.fill(self.model, DTYPES[self.precision_name], self.fabric.device, shards)
@@ -369,7 +375,9 @@ class Run:
         logger = make_logger(self.logger_name, self.log, self.out_dir, settings(self.precision_name), resumed)
         if logger is not None:
             self.screen.say(f"{self.logger_name}: {logger.where}")
-        return Metrics(self.out_dir / METRICS, logger, carried)
+        names = self.method.objective.metrics
+        more = [prefix + name for prefix in ("", "val_") for name in names]
+        return Metrics(self.out_dir / METRICS, logger, carried, more)
 
     def fit(self) -> None:
         """Train."""

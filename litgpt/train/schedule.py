@@ -2,7 +2,7 @@
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 from litgpt.data.batches import Rows
 from litgpt.errors import UserError
@@ -12,6 +12,7 @@ Schedule = Literal["cosine", "linear", "constant"]
 WARMUP_STEPS = 100  # at most, if --train.lr_warmup_steps is auto
 AUTO_PARTS = 10  # a run has about this many validations and checkpoints, if their interval is auto
 MIN_SECONDS, MAX_SECONDS = 60, 600  # of training between such checkpoints
+NEW_PROGRESS: dict[str, Any] = {"val_metrics": []}  # fields of `Result` that older checkpoints do not have
 RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
 
 
@@ -25,6 +26,7 @@ class Result:
     seconds: float = 0.0  # of training
     loss: float = math.nan  # of the last step
     val_losses: list[tuple[int, float]] = field(default_factory=list)  # pairs of step and validation loss
+    val_metrics: list[dict[str, float]] = field(default_factory=list)  # of an objective that has some, for each of them
     last_eval_step: int = 0  # step of the last validation during training
     best: float = math.inf  # of the validations during training, which may read fewer rows than the others
     since_best: int = 0  # validations since then

@@ -13,6 +13,9 @@ from torch.optim import Optimizer
 class NoPrecision:
     """The precision plugin of a model that computes in the dtypes of its weights."""
 
+    def forward_context(self) -> AbstractContextManager:
+        return nullcontext()
+
     def state_dict(self) -> dict[str, Any]:
         return {}
 

@@ -137,7 +137,7 @@ class Rehearsal(Trainer):
     def count_step(self, rows: list[int], began: float) -> None:
         self.result.steps += 1
 
-    def log_step(self, lr: float, n_targets: int) -> None:
+    def log_step(self, lr: float, n_targets: int, measured: dict[str, float]) -> None:
         self.meter.name("optimizer", stored_tensors(self.optimizer.state))
 
 
@@ -297,6 +297,9 @@ def as_rehearsed(run: "Run") -> "Run":
 
     class Rehearsed(type(run)):  # type: ignore[misc]
         moves_model = False
+
+        def prepare(self) -> None:
+            """Compute no reference."""
 
         def make_saver(self, optimizer: Any) -> Any:
             return SimpleNamespace(optimizer=optimizer)

@@ -62,7 +62,7 @@ def is_of_run(path: Path) -> bool:
     not record their files; a checkpoint with the same settings identifies them."""
     if path.name == METRICS and path in listed(path.with_name(SINGLE)):
         with open(path, encoding="utf-8", errors="replace") as f:
-            return f.readline(LINE).strip() == ",".join(FIELDS)
+            return f"{f.readline(LINE).strip()},".startswith(",".join((*FIELDS, "")))
     if is_ours(path):
         return True
     own = path.with_name(HYPERPARAMETERS)
