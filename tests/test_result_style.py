@@ -252,6 +252,14 @@ def test_transformers_alone_answers_as_we_do(way, method, bases, tmp_path):
         assert check_elsewhere(tmp_path / "out" / "final-merged", base)
 
 
+def test_a_run_says_at_its_start_what_vllm_does_not_load(bases, rows_file, tmp_path, capsys):
+    for name, words in (("a", ["--lora_variant", "dora", "--train_embeddings", "true"]), ("b", [])):
+        finetune("lora", bases["none"], tmp_path / name, rows_file, *words)
+        before, step, after = " ".join(capsys.readouterr().out.split()).partition("step 1/1")
+        assert step and "vLLM" not in after and before.count("vLLM and SGLang") == (name == "a")
+        assert (f"litgpt merge_lora {tmp_path / name / 'final'}" in before) == (name == "a")
+
+
 def test_a_style_in_python_leaves_no_other_template(bases, tmp_path):
     """Jinja cannot say it, so that programs refuse the folder instead of rendering other prompts."""
 
