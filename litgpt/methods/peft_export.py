@@ -16,6 +16,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from litgpt.families import aliases, weight_map
+from litgpt.families.family import MTP
 from litgpt.families.table import Parameter, StoredTensor, WeightMap
 from litgpt.methods.deltas import Delta, learned_deltas
 from litgpt.methods.lora import LoRA, lora_layers
@@ -158,7 +159,7 @@ def targets(adapted: set[str], model: GPT, names: WeightMap, r: int, alpha: floa
 
 def target_modules(adapted: set[str], model: GPT, names: WeightMap) -> list[str]:
     """The `target_modules` that select exactly these modules: the last parts of their names if these are enough."""
-    if names.kept.pattern != r"(?!)":  # parts of the model that litgpt does not run may have the same names
+    if names.kept.pattern != MTP:  # parts of the model that transformers runs and litgpt does not may have these names
         return sorted(adapted)
     linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear))
     every = {in_memory(model, hf.module) for name in linears for hf in names.stored(name)}
