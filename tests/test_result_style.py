@@ -273,11 +273,29 @@ def test_a_style_in_python_leaves_no_other_template(bases, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "m").chat_template is None
 
 
-def test_the_models_own_template_stays_as_it_is(bases, rows_file, tmp_path):
-    final = finetune("lora", bases["config"], tmp_path / "out", rows_file)
-    assert chat_templates(final) == chat_templates(bases["config"])
-    assert (final / "tokenizer_config.json").read_bytes() == (bases["config"] / "tokenizer_config.json").read_bytes()
-    assert load_style(final) == checkpoint_template(bases["config"])
+@pytest.mark.parametrize("base", BASES[1:])
+def test_the_models_own_template_stays_as_it_is(base, bases, rows_file, tmp_path):
+    """And those beside it; in both places, whichever of them the base has."""
+    final, expected = finetune("lora", bases[base], tmp_path / "out", rows_file), chat_templates(bases[base])
+    assert chat_templates(final) == expected and load_style(final) == checkpoint_template(bases[base])
+    fields = [json.loads((folder / "tokenizer_config.json").read_text()) for folder in (final, bases[base])]
+    template = fields[0].pop("chat_template")
+    fields[1].pop("chat_template", None)
+    listed = {t["name"]: t["template"] for t in template} if isinstance(template, list) else {"default": template}
+    assert fields[0] == fields[1] and listed == expected
+    found = AutoTokenizer.from_pretrained(final).chat_template
+    assert (found if isinstance(found, dict) else {"default": found}) == expected
+    assert (final / "chat_template.jinja").read_text() == BASE_TEMPLATE
+
+
+def test_a_name_of_a_template_is_not_a_path(bases, tmp_path):
+    shutil.copytree(bases["none"], tmp_path / "m")
+    listed = [{"name": name, "template": BASE_TEMPLATE} for name in ("default", "../../escaped", "a/b", "..")]
+    (tmp_path / "m" / "tokenizer_config.json").write_text(json.dumps({"eos_token": "</s>", "chat_template": listed}))
+    style = checkpoint_template(tmp_path / "m")
+    assert style is not None
+    save_template(style, tmp_path / "m", Tokenizer(tmp_path / "m"))
+    assert {f.relative_to(tmp_path).as_posix() for f in tmp_path.rglob("*.jinja")} == {"m/chat_template.jinja"}
 
 
 def test_plain_texts_teach_no_style(bases, tmp_path):

@@ -58,8 +58,10 @@ def setup(
 def notes(lora: LoRA, out_dir: Path, model: GPT) -> list[str]:
     if not (found := unloadable(lora, model)):
         return []
-    what, final = " and ".join(found), shlex.quote(str(Path(out_dir) / "final"))
-    return [f"vLLM and SGLang do not load adapters with {what}. For them, merge the result: litgpt merge_lora {final}"]
+    final = shlex.quote(str(Path(out_dir) / "final"))
+    return [
+        f"vLLM and SGLang may refuse this adapter ({', '.join(found)}). Merge it for them: litgpt merge_lora {final}"
+    ]
 
 
 def save(lora: LoRA, model: GPT, base_model: BaseModel, folder: Path) -> None:

@@ -5,6 +5,7 @@ A `PromptStyle` is either a checkpoint's own chat template (`ChatTemplate`) or a
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
@@ -142,27 +143,33 @@ def save_style(style: PromptStyle, folder: Path, tokenizer: "Tokenizer") -> None
 
 
 def save_template(style: PromptStyle, folder: Path, tokenizer: "Tokenizer") -> None:
-    """Make a style the chat template of a model folder, so that other programs render prompts as in training. Other
-    templates in the folder are removed, also if the style is written in Python; identical ones are kept."""
+    """Make a style the chat template of a model folder, as files and in `tokenizer_config.json`, so that other programs
+    render prompts as in training. Other templates in the folder are removed, also if the style is written in Python. If
+    the style is the folder's own template, those that come with it stay."""
     templates, places = jinja_templates(style, tokenizer), template_places(folder)
-    found, default = next(iter(places.values()), {}), templates.get("default")
-    is_same = templates.items() <= found.items() and ("tool_use" in found) == ("tool_use" in templates)
-    if is_same and {TEMPLATE, TOKENIZER} & places.keys() and all(p.get("default") == default for p in places.values()):
-        return
-    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
-    for name in (TEMPLATE, LEGACY):
-        (folder / name).unlink(missing_ok=True)
+    found = next(iter(places.values()), {})
+    if templates.items() <= found.items() and ("tool_use" in found) == ("tool_use" in templates):
+        templates = found if templates else {}
+    if places.get(TEMPLATE) != templates:
+        shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+        (folder / TEMPLATE).unlink(missing_ok=True)
     for name, text in templates.items():
+        if not re.fullmatch(r"[\w-]+", name):  # a name in a file of strangers may be a path
+            continue
         file = folder / (TEMPLATE if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja")
         file.parent.mkdir(exist_ok=True)
         file.write_text(text, encoding="utf-8", newline="\n")
     listed = [{"name": name, "template": text} for name, text in templates.items()]
-    for path in (folder / TOKENIZER, folder / PROCESSOR):
-        if not path.is_file():
+    for name in TEMPLATE_FIELDS:
+        path, own = folder / name, places.get(name, {} if name == TOKENIZER else templates)
+        if own == templates or not path.is_file():
             continue
-        fields = {name: value for name, value in read_json(path).items() if name != "chat_template"}
-        if path.name == TOKENIZER and templates:  # for programs that do not read the files
-            fields["chat_template"] = listed if len(listed) > 1 else default
+        if name == LEGACY:
+            path.unlink()
+            continue
+        fields = {key: value for key, value in read_json(path).items() if key != "chat_template"}
+        if name == TOKENIZER and templates:
+            fields["chat_template"] = listed if len(listed) > 1 else templates["default"]
         path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
