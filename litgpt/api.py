@@ -37,7 +37,7 @@ from litgpt.storage.outputs import new_folder
 from litgpt.text.model_styles import style_named
 from litgpt.text.prompts import PromptStyle, load_style, save_style
 from litgpt.text.styles import STYLES
-from litgpt.text.tokenizer import Tokenizer, copy_files, save_stop
+from litgpt.text.tokenizer import Tokenizer, copy_files, save_stops
 from litgpt.train.base_model import BaseModel, model_fields
 
 FABRIC_PRECISIONS = {torch.float32: "32-true", torch.bfloat16: "bf16-true", torch.float16: "16-true"}
@@ -509,8 +509,8 @@ class LLM(nn.Module):
                 base: Optional[Weights] = self.source.checkpoint if self.source is not None else None
                 write_model(self.unpack().inner, self.fields, temporary, base)
                 copy_files(self.inner_tokenizer.folder, temporary)
-            save_style(style, temporary, self.inner_tokenizer.prefix, self.inner_tokenizer.eos_token or "")
-            save_stop(temporary, self.inner_tokenizer.trained_stop(style), self.fields)
+            save_style(style, temporary, self.inner_tokenizer)
+            save_stops(temporary, self.inner_tokenizer, style, self.fields)
 
 
 def random_model(name: str) -> tuple[dict[str, Any], Optional[PromptStyle]]:

@@ -1,6 +1,7 @@
 """Adapters of every family: what we export gives our logits in `peft`, what `peft` makes gives its own in ours."""
 
 import json
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,11 @@ from transformers import AutoModelForCausalLM
 from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
-from litgpt.families import weight_map
+from litgpt.families import read_config, weight_map
 from litgpt.methods.adapter import LLaMAAdapter, LLaMAAdapterV2
 from litgpt.methods.lora import TARGETS, LoRA, lora_layers
 from litgpt.methods.model_source import ModelSource
-from litgpt.methods.peft_export import write_lora
+from litgpt.methods.peft_export import unloadable, write_lora
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -85,6 +86,8 @@ def in_peft(base: Path, adapter: Path) -> torch.nn.Module:
         warnings.filterwarnings("error", message=".*(missing|unexpected|no module|no parameter).*")
         model = PeftModel.from_pretrained(theirs(base), adapter).eval()
     written = {n.partition(".lora_")[0] for n in load_file(adapter / "adapter_model.safetensors") if ".lora_" in n}
+    for part, stack in (("w1|w3|gate_proj|up_proj", ".experts.base_layer"), ("w2|down_proj", ".experts")):
+        written = {re.sub(rf"(\.block_sparse_moe|\.mlp)\.experts\.\d+\.({part})$", f".mlp{stack}", n) for n in written}
     assert {n.partition(".lora_")[0] for n, _ in model.named_parameters() if ".lora_" in n} == written
     return model
 
@@ -110,9 +113,9 @@ def check_export(base: Path, lora: LoRA, folder: Path, merge: bool = True) -> di
 
 def test_export_and_merge(base, tmp_path):
     fields = check_export(base, LoRA(r=2, alpha=5, **EVERYTHING), tmp_path / "adapter")
-    assert fields["lora_alpha"] / fields["r"] == 2.5 and not fields.get("rank_pattern")
-    assert (fields["lora_dropout"] == 0) == bool(fields["target_parameters"])
     before = Checkpoint(base)
+    assert fields["lora_alpha"] / fields["r"] == 2.5 and not fields.get("rank_pattern")
+    assert (fields["lora_dropout"] == 0) == bool(before.config.n_expert)
     after = Checkpoint(tmp_path / "adapter-merged")
     assert before.config.tie_embeddings or before.files.keys() == after.files.keys()
     kept = [n for n in before.files if "vision" in n or "projector" in n]
@@ -294,6 +297,70 @@ def test_experts_as_modules(case, tmp_path):
     )
     model = PeftModel.from_pretrained(theirs(base), tmp_path / "adapter").eval()
     check_import(base, model, tmp_path / "adapter")
+
+
+VLLM = {  # the block that holds the experts, and the modules that an expert has, all of which must be there
+    "mixtral": ("block_sparse_moe", ("w1", "w2", "w3")),
+    "qwen3_moe": ("mlp", ("gate_proj", "down_proj", "up_proj")),
+}
+
+
+def in_vllm(name: str) -> tuple[str, str]:
+    """The module and the matrix that vLLM takes a tensor of an adapter for. It refuses all other names."""
+    prefix, *module, matrix, leaf = name.removeprefix("base_model.").split(".")
+    assert name.startswith("base_model.model.") and prefix == "model" and leaf == "weight"
+    return ".".join(module), {"lora_A": "A", "lora_B": "B"}[matrix]
+
+
+@pytest.mark.parametrize("case", [("mixtral", "window"), ("qwen3_moe", "some dense")], ids=" ".join)
+@pytest.mark.parametrize("targets", ["q_proj|v_proj|mlp|experts", r"experts\.1\.(w3|up_proj)"], ids=["all", "one"])
+def test_experts_in_vllm(case, targets, tmp_path):
+    """The modules of each expert are there, under their names in a checkpoint, and give the merged weights."""
+    base = save_random(tmp_path / "base", *case)
+    save_tokenizer(base)
+    lora = LoRA(r=2, alpha=5, targets=targets)
+    model = trained(base, lora, std=0.1)
+    (tmp_path / "adapter").mkdir()
+    write_lora(lora, model, str(base), tmp_path / "adapter")
+    save_tokenizer(tmp_path / "adapter")
+    fields = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())
+    assert not fields["modules_to_save"] and fields["bias"] == "none" and not fields["use_dora"]
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for name, tensor in load_file(tmp_path / "adapter" / "adapter_model.safetensors").items():
+        module, matrix = in_vllm(name)
+        found.setdefault(module, {})[matrix] = tensor
+    block, parts = VLLM[case[0]]
+    n = Checkpoint(base).config.n_expert
+    with_experts = {m.partition(".experts.")[0] for m in found if ".experts." in m}
+    assert with_experts == {m.partition(".experts.")[0] for m in Checkpoint(base).shapes if ".experts." in m}
+    expected = {f"{layer}.experts.{i}.{part}" for layer in with_experts for i in range(n) for part in parts}
+    assert {m for m in found if ".experts." in m} == expected and all(m.endswith(block) for m in with_experts)
+    main(["merge_lora", str(tmp_path / "adapter")])
+    before, after = Checkpoint(base), Checkpoint(tmp_path / "adapter-merged")
+    for module, update in found.items():
+        assert len(update["A"]) == update["B"].size(1) == fields["r"] == 2
+        weight = before.tensor(f"{module}.weight") + fields["lora_alpha"] / fields["r"] * update["B"] @ update["A"]
+        assert_close(after.tensor(f"{module}.weight"), weight, 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("model_type", "lora", "expected"),
+    [
+        ("mixtral", LoRA(**EVERYTHING | {"head": False}), []),
+        ("phi3", LoRA(variant="dora", train_embeddings=True), ["DoRA", "trained embeddings"]),
+        ("qwen3_moe", LoRA(head=True), ["LoRA on the head"]),
+        ("phi3", LoRA(targets="lm_head"), ["LoRA on the head"]),
+        ("phi3", LoRA(r=171, key=True), ["a rank above 512 (513)"]),
+        ("llama", LoRA(r=512, key=True), []),
+        ("llama", LoRA(r=257, init="pissa"), ["a rank above 512 (514)"]),
+    ],
+)
+def test_what_vllm_does_not_load(model_type, lora, expected):
+    config = read_config({"model_type": model_type, **next(iter(FAMILIES[model_type].values()))})
+    with torch.device("meta"):
+        model = GPT(config)
+    lora.apply(model)
+    assert unloadable(lora, model) == expected
 
 
 @pytest.mark.parametrize("model_type", ["gpt_neox", "phi3", "gemma3", "gpt2", "falcon"])

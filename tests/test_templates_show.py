@@ -311,10 +311,10 @@ def test_the_template_for_tools_is_copied_and_remembered(llama, tmp_path):
     (tmp_path / "copy").mkdir()
     copy_files(tmp_path / "m", tmp_path / "copy")
     assert chat_templates(tmp_path / "copy") == chat_templates(tmp_path / "m")
-    save_style(checkpoint_template(tmp_path / "m"), tmp_path / "copy", "", "</s>")
+    save_style(checkpoint_template(tmp_path / "m"), tmp_path / "copy", Tokenizer(llama))
     assert (tmp_path / "copy" / STYLE_FILE).is_file()
     assert load_style(tmp_path / "copy") == checkpoint_template(tmp_path / "m")
-    save_style(choose_style("chatml", llama), tmp_path / "copy", "", "</s>")
+    save_style(choose_style("chatml", llama), tmp_path / "copy", Tokenizer(llama))
     assert list(chat_templates(tmp_path / "copy")) == ["default"], "the template for tools belonged to the other style"
 
 

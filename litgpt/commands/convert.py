@@ -4,7 +4,7 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
 import torch
 import yaml
@@ -30,7 +30,7 @@ from litgpt.model.config import Config, to_litgpt
 from litgpt.storage.outputs import check_file, check_replaceable, exclusive, new_folder, put_single, write_single
 from litgpt.text.prompts import STYLE_FILE, checkpoint_template, load_style, save_template
 from litgpt.text.styles import STYLES
-from litgpt.text.tokenizer import Tokenizer, copy_files
+from litgpt.text.tokenizer import Tokenizer, copy_files, save_stops
 
 MODEL_PTH = "model.pth"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "vocab.json")
@@ -131,7 +131,7 @@ def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path, model_pth: bool 
             torch.save(dict(checkpoint.tensors(w.name for w in weights)), target / MODEL_PTH)
         (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
         copy_files(folder, target)
-        copy_style(folder, target)
+        copy_style(folder, target, fields)
     size = sum(w.size for w in weights) / 1e9
     print(f"model      {checkpoint.config.model_type}, {len(weights)} tensors, {size:.2f} GB")
     print(f"written    {output_dir}")
@@ -152,14 +152,16 @@ def hf_folder(folder: Path) -> Path:
     return folder
 
 
-def copy_style(folder: Path, target: Path) -> None:
-    """Copy the prompt style of a folder. Without a chat template, it becomes one, if there is a tokenizer."""
+def copy_style(folder: Path, target: Path, fields: dict[str, Any]) -> None:
+    """Copy the prompt style of a folder. Without a chat template, it becomes one, if there is a tokenizer. `fields` is
+    the `config.json` of the model."""
     if (folder / STYLE_FILE).is_file():
         shutil.copyfile(folder / STYLE_FILE, target / STYLE_FILE)
     has_tokenizer = any((folder / name).is_file() for name in TOKENIZERS)
     if has_tokenizer and checkpoint_template(folder) is None and (style := load_style(folder)) is not STYLES["none"]:
         tokenizer = Tokenizer(folder)
-        save_template(style, target, tokenizer.prefix, tokenizer.eos_token or "")
+        save_template(style, target, tokenizer)
+        save_stops(target, tokenizer, style, fields)
 
 
 def convert_pretrained_checkpoint(checkpoint_dir: Path, output_dir: Path) -> None:

@@ -26,7 +26,7 @@ from litgpt.storage.outputs import SUMS, check_replaceable, entry, exclusive, li
 from litgpt.storage.torch_file import NAMES, TYPES
 from litgpt.text.prompts import STYLE_FILE, save_template
 from litgpt.text.styles import STYLES
-from litgpt.text.tokenizer import copy_files, save_stop
+from litgpt.text.tokenizer import copy_files, save_stops
 
 ADAPTER_FILES = ("adapter_", "lit_model.pth.lora")  # what the names of an adapter's files begin with
 
@@ -127,8 +127,8 @@ def copy_small_files(source: ModelSource, target: Path) -> None:
         shutil.copyfile(source.folder / STYLE_FILE, target / STYLE_FILE)
     style, tokenizer = source.style(), source.tokenizer()
     if style is not STYLES["none"] or (source.folder / STYLE_FILE).is_file():
-        save_template(style, target, tokenizer.prefix, tokenizer.eos_token or "")
-        save_stop(target, tokenizer.trained_stop(style), source.checkpoint.fields)
+        save_template(style, target, tokenizer)
+        save_stops(target, tokenizer, style, source.checkpoint.fields)
 
 
 def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]) -> None:

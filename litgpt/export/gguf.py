@@ -166,7 +166,7 @@ def make_vocabulary(source: ModelSource, n_embeddings: int) -> Vocabulary:
     """The tokenizer with the chat template that the model was trained with."""
     tokenizer, style = source.tokenizer(), source.style()
     is_chosen = style is not STYLES["none"] or (source.folder / STYLE_FILE).is_file()
-    templates = jinja_templates(style, tokenizer.prefix, tokenizer.eos_token or "") if is_chosen else {}
+    templates = jinja_templates(style, tokenizer, blank=False) if is_chosen else {}
     found = vocabulary(tokenizer, n_embeddings, tokenizer.stops(style), templates)
     if not templates:
         found.notes.append("there is no chat template, so llama.cpp uses its own in a chat")

@@ -37,6 +37,7 @@ LAYER: Rules = {
     "mlp.proj": "mlp.down_proj",
 }
 QK_NORMS: Rules = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.k_norm"}
+MTP = r"^(model\.)?mtp(_layers)?\."  # layers for multi-token prediction, which transformers does not read either
 
 
 class Field(NamedTuple):
@@ -88,7 +89,7 @@ class Family:
     ends: Rules = field(default_factory=lambda: ENDS)  # the weights outside the layers
     prefix: str = "model.layers.{}."  # of the Hugging Face names of a layer; `{}` is its index
     unused: str = r"rotary_emb\.inv_freq$"  # see `WeightMap`
-    kept: str = r"(?!)"
+    kept: str = MTP
     aliases: Aliases = field(default_factory=Aliases)
 
     @property

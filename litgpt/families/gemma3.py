@@ -5,7 +5,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families import gemma3_text
-from litgpt.families.family import ENDS, Part, flag, require_value
+from litgpt.families.family import ENDS, MTP, Part, flag, require_value
 from litgpt.families.table import Aliases
 from litgpt.model.config import Config
 
@@ -35,7 +35,7 @@ FAMILY = replace(
     defaults={},
     ends={ours: f"language_model.{hf}" for ours, hf in ENDS.items()},
     prefix="language_model.model.layers.{}.",
-    kept=r"^(vision_tower|multi_modal_projector)\.",
+    kept=rf"^(vision_tower|multi_modal_projector)\.|{MTP}",
     aliases=Aliases(
         renames=[
             (r"^model\.language_model\.", "language_model.model."),

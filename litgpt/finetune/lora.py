@@ -1,5 +1,6 @@
 """`litgpt finetune lora`"""
 
+import shlex
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -9,7 +10,7 @@ from litgpt.cli.groups import option_group
 from litgpt.errors import remark
 from litgpt.finetune.initial import continued_lora
 from litgpt.methods.lora import LoRA
-from litgpt.methods.peft_export import write_lora
+from litgpt.methods.peft_export import unloadable, write_lora
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import BaseModel
 from litgpt.train.learning_rate import default_learning_rate
@@ -40,24 +41,30 @@ def setup(
             needed if the model is an adapter folder that names its base.
     """
     base_model = BaseModel.from_folder(checkpoint_dir, initial_adapter, kwargs.get("dry_run", False))
-    return Run(lora_method(lora, train_embeddings, base_model), base_model, out_dir, **kwargs)()
+    return Run(lora_method(lora, train_embeddings, base_model, out_dir), base_model, out_dir, **kwargs)()
 
 
-def lora_method(lora: LoRA, train_embeddings: bool, base_model: BaseModel) -> Method:
+def lora_method(lora: LoRA, train_embeddings: bool, base_model: BaseModel, out_dir: Path) -> Method:
     lora = continued_lora(replace(lora, train_embeddings=train_embeddings), base_model)
     if lora.targets is not None and (unused := lora.idle_switches()):
         remark(f"--lora_targets selects the layers; ignoring {', '.join(unused)}.")
-    unsupported = ["DoRA"] * (lora.variant == "dora") + ["trained embeddings"] * train_embeddings
-    unsupported += ["fully trained weights"] * (bool(lora.in_full) and not train_embeddings)
-    note = f"vLLM and llama.cpp do not support {' and '.join(unsupported)}. Merge the adapter first."
     return Method(
         name="finetune lora",
         apply=lora.apply,
         save=partial(save, lora),
         next_commands=(*RESULT_COMMANDS, "litgpt merge_lora {folder}", EXPORT_COMMAND),
-        remark=note if unsupported else "",
+        notes=partial(notes, lora, out_dir),
         learning_rate=partial(default_learning_rate, "pissa" if lora.init == "pissa" else lora.variant),
     )
+
+
+def notes(lora: LoRA, out_dir: Path, model: GPT) -> list[str]:
+    if not (found := unloadable(lora, model)):
+        return []
+    final = shlex.quote(str(Path(out_dir) / "final"))
+    return [
+        f"vLLM and SGLang may refuse this adapter ({', '.join(found)}). Merge it for them: litgpt merge_lora {final}"
+    ]
 
 
 def save(lora: LoRA, model: GPT, base_model: BaseModel, folder: Path) -> None:

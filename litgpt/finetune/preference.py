@@ -48,7 +48,7 @@ def command(name: Name, rows: str, paper: str) -> Callable[..., Optional[Trainin
         if method == "full":
             base_model, chosen = base_model.merged(), full_method()
         elif method == "lora":
-            chosen = lora_method(lora, train_embeddings, base_model)
+            chosen = lora_method(lora, train_embeddings, base_model, out_dir)
         else:
             kind = LLaMAAdapter if method == "adapter" else LLaMAAdapterV2
             adapter = continued_adapter(kind(adapter_prompt_length, adapter_start_layer), base_model)

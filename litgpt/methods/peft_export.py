@@ -1,11 +1,12 @@
 """Writes LoRA in PEFT's format.
 
-The result has one rank and one alpha. Updates of a lower rank are padded with zeros. transformers 5 stacks experts, and
-`peft` adapts the stack as a parameter of the module that holds it, by `target_parameters`.
+The result has one rank and one alpha. Updates of a lower rank are padded with zeros. transformers 5 stacks experts, but
+here each expert has modules of its own, as in transformers 4: vLLM and SGLang expect that, and `peft` converts it. They
+expect all experts of a layer, so modules of experts without an update get one that is zero.
 """
 
 import json
-from collections import defaultdict
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,48 +16,59 @@ from safetensors.torch import save_file
 from torch import nn
 
 from litgpt.families import aliases, weight_map
+from litgpt.families.family import MTP
 from litgpt.families.table import Parameter, StoredTensor, WeightMap
-from litgpt.methods.deltas import Delta, fused, learned_deltas
+from litgpt.methods.deltas import Delta, learned_deltas
 from litgpt.methods.lora import LoRA, lora_layers
-from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS, expert_slices
+from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS
 from litgpt.model.gpt import GPT
 from litgpt.model.sharded import full_tensor
 
-Stacks = dict[str, dict[str, dict[int, Delta]]]  # by the module that holds stacks, its parameter, and the expert
+EXPERT = re.compile(r"\.experts\.\d+\.")  # in the names of an expert's modules
+MAX_RANK = 512  # of vLLM
 
 
 def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     """Write `adapter_config.json` and the tensors. `base` is the base's repository id or absolute path."""
     names = weight_map(model.config)
-    deltas, stacks = in_memory_deltas(model)
-    stacked = [delta for params in stacks.values() for experts in params.values() for delta in experts.values()]
-    r = max((len(delta.a) for delta in (*deltas.values(), *stacked)), default=lora.r)
+    learned = learned_deltas(model)
+    deltas = {in_adapter(model, module): delta for module, delta in (learned | idle_experts(learned, model)).items()}
+    r = max((len(delta.a) for delta in deltas.values()), default=lora.r)
     alpha = lora.scaling * r if lora.variant == "rslora" else lora.alpha * r / lora.r
     in_full, saved = full_weights(lora, model, names, deltas)
-    parameters = [f"{module}.{name}" for module, params in stacks.items() for name in params]
-    modules = list(deltas)
-    if model.config.n_expert:  # peft would take dense MLPs for the experts
-        dense = [module for module in modules if ".mlp." in module]
-        modules = [module for module in modules if module not in dense]
-        parameters += [f"{module}.weight" for module in dense]
     fields = {
         "peft_type": "LORA",
         "task_type": "CAUSAL_LM",
         "base_model_name_or_path": base,
         "r": r,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": 0.0 if parameters else lora.dropout,  # peft has no dropout for parameters
+        "lora_dropout": lora.dropout,
         "use_dora": lora.variant == "dora",
-        "target_modules": target_modules(set(modules), model, names),
-        "target_parameters": sorted(parameters) or None,
+        **targets(set(deltas), model, names, r, alpha),
         **saved,
         "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in names.stored(name)),
         "inference_mode": True,
     }
-    tensors = in_full | module_tensors(deltas, r) | stack_tensors(stacks, r, model.config.n_expert)
-    weights = {PREFIX + name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    if fields["target_parameters"] or any(map(EXPERT.search, deltas)):
+        fields["lora_dropout"] = 0.0  # peft has no dropout for parameters
+    weights = {PREFIX + name: t.detach().cpu().contiguous() for name, t in (in_full | tensors_of(deltas, r)).items()}
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+
+
+def unloadable(lora: LoRA, model: GPT) -> list[str]:
+    """What the adapter of a model will have that vLLM or SGLang do not load."""
+    names, layers = weight_map(model.config), lora_layers(model)
+    ranks = [lora.r * (sum(layer.adapted) if len(names.stored(name)) == 1 else 1) for name, layer in layers.items()]
+    rank = max(ranks, default=0) * (2 if lora.init == "pissa" else 1)
+    found = {
+        "DoRA": lora.variant == "dora",
+        "trained embeddings": lora.train_embeddings,
+        "fully trained weights": bool(lora.in_full) and not lora.train_embeddings,
+        "LoRA on the head": any(name.startswith("lm_head") for name in layers),
+        f"a rank above {MAX_RANK} ({rank})": rank > MAX_RANK,
+    }
+    return [what for what, applies in found.items() if applies]
 
 
 def in_memory(model: GPT, module: str) -> str:
@@ -64,35 +76,22 @@ def in_memory(model: GPT, module: str) -> str:
     return aliases(model.config.model_type).in_memory(module)
 
 
-def in_memory_deltas(model: GPT) -> tuple[dict[str, Delta], Stacks]:
-    """The updates by the names in memory of their modules, and those of stacked experts."""
-    deltas: dict[str, Delta] = {}
-    experts: dict[tuple[str, str, int, int], dict[int, Delta]] = defaultdict(dict)  # by expert, then by its part
-    for module, delta in learned_deltas(model).items():
-        if ".experts." not in module:
-            deltas[in_memory(model, module)] = delta
-            continue
-        holder, parameter, number, n_parts, part = place_in_stack(module, model)
-        experts[holder, parameter, number, n_parts][part] = delta
-    stacks: Stacks = defaultdict(lambda: defaultdict(dict))
-    for (holder, parameter, number, n_parts), parts in experts.items():
-        n_rows = len(next(iter(parts.values())).b)
-        stacks[holder][parameter][number] = fused(parts, [n_rows] * n_parts)
-    return deltas, stacks
+def in_adapter(model: GPT, module: str) -> str:
+    """The name of a module of the table in an adapter. Modules of experts are not in memory."""
+    return module if EXPERT.search(module) else in_memory(model, module)
 
 
-def place_in_stack(module: str, model: GPT) -> tuple[str, str, int, int, int]:
-    """Where the stacks in memory hold a module of an expert: the module that holds the stack, its parameter, the number
-    of the expert, how many parts an expert has there, and which of them this is."""
-    expert = module.rpartition(".experts.")[2].partition(".")[0]
-    for end, parts in aliases(model.config.model_type).stacks.items():
-        for i, part in enumerate(parts):
-            own = part.format(expert).removesuffix(".weight")
-            if module.endswith(own):
-                _, holder, parameter = end.rpartition(".experts")
-                stem = in_memory(model, module.removesuffix(own) + holder)
-                return stem, parameter.removeprefix("."), int(expert), len(parts), i
-    raise AssertionError(f"{module} is not in a stack")
+def idle_experts(learned: Mapping[str, Delta], model: GPT) -> dict[str, Delta]:
+    """Updates that are zero for the modules of experts that have none, in layers where one has."""
+    layers = {EXPERT.split(module)[0] for module in learned if EXPERT.search(module)}
+    width, size = model.config.n_embd, model.config.moe_intermediate_size or model.config.intermediate_size
+    idle = {}
+    for ours, stored in weight_map(model.config).rules.items():
+        rows, columns = (width, size) if ours.endswith(".proj") else (size, width)
+        for module in (form.module for form in stored if EXPERT.search(form.module)):
+            if module not in learned and EXPERT.split(module)[0] in layers:
+                idle[module] = Delta(torch.zeros(1, columns), torch.zeros(rows, 1), 1.0)
+    return idle
 
 
 def padded(delta: Delta, r: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -101,30 +100,12 @@ def padded(delta: Delta, r: int) -> tuple[torch.Tensor, torch.Tensor]:
     return nn.functional.pad(delta.a, (0, 0, 0, missing)), nn.functional.pad(delta.b, (0, missing))
 
 
-def module_tensors(deltas: Mapping[str, Delta], r: int) -> dict[str, torch.Tensor]:
+def tensors_of(deltas: Mapping[str, Delta], r: int) -> dict[str, torch.Tensor]:
     tensors = {}
     for module, delta in deltas.items():
         tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = padded(delta, r)
         if delta.magnitude is not None:
             tensors[f"{module}.lora_magnitude_vector"] = delta.magnitude
-    return tensors
-
-
-def stack_tensors(stacks: Stacks, r: int, n_expert: int) -> dict[str, torch.Tensor]:
-    """A and B of each stack, with the slices of `expert_slices`. `peft` wraps the module once for each of its
-    parameters, `gate_up_proj` first, and calls what is inside `base_layer`."""
-    tensors = {}
-    for module, params in stacks.items():
-        for depth, parameter in enumerate(sorted(params, reverse=True)):  # the last is the outermost
-            experts = params[parameter]
-            first = next(iter(experts.values()))
-            a = first.a.new_zeros(n_expert * r, first.a.size(1))
-            b = first.b.new_zeros(len(first.b), r * n_expert)
-            for expert, delta in experts.items():
-                rows_of_a, columns = expert_slices(expert, n_expert, r)
-                a[rows_of_a], b[:, columns] = padded(delta, r)
-            wrapper = module + ".base_layer" * (len(params) - 1 - depth)
-            tensors[f"{wrapper}.lora_A.weight"], tensors[f"{wrapper}.lora_B.weight"] = a, b
     return tensors
 
 
@@ -155,9 +136,30 @@ def full_weights(
     return tensors, fields
 
 
+def targets(adapted: set[str], model: GPT, names: WeightMap, r: int, alpha: float) -> dict[str, Any]:
+    """The fields that select exactly these modules. `peft` takes the names of experts' modules for the stacks of all
+    layers, and would take dense MLPs for them too. So dense MLPs are named as parameters, and so are stacks if only
+    some layers have an update. These then have the rank that the fused updates of their parts have."""
+    experts = {module for module in adapted if EXPERT.search(module)}
+    dense = {module for module in adapted - experts if model.config.n_expert and ".mlp." in module}
+    modules = {*target_modules(adapted - experts - dense, model, names)}
+    parameters, patterns = {f"{module}.weight" for module in dense}, {}
+    stored = {form.module for parameter in names.parameters(model).values() for form in parameter.stored}
+    layers, every = ({EXPERT.split(m)[0] for m in found if EXPERT.search(m)} for found in (experts, stored))
+    if layers == every:
+        modules |= {module.rpartition(".")[2] for module in experts}
+    else:
+        for end, parts in aliases(model.config.model_type).stacks.items():
+            parameters |= {in_memory(model, layer + end) for layer in layers}
+            if layers and len(parts) > 1:
+                key = rf".*\.{end.rpartition('.')[2]}"
+                patterns = {"rank_pattern": {key: r * len(parts)}, "alpha_pattern": {key: alpha * len(parts)}}
+    return {"target_modules": sorted(modules), "target_parameters": sorted(parameters) or None, **patterns}
+
+
 def target_modules(adapted: set[str], model: GPT, names: WeightMap) -> list[str]:
     """The `target_modules` that select exactly these modules: the last parts of their names if these are enough."""
-    if names.kept.pattern != r"(?!)":  # parts of the model that litgpt does not run may have the same names
+    if names.kept.pattern != MTP:  # parts of the model that transformers runs and litgpt does not may have these names
         return sorted(adapted)
     linears = (n for n, m in model.named_modules() if isinstance(m, nn.Linear))
     every = {in_memory(model, hf.module) for name in linears for hf in names.stored(name)}

@@ -56,6 +56,7 @@ TOKEN_TABLES: dict[str, Shape] = {
 TOKEN_IDS: dict[str, Shape] = dict.fromkeys(("bos_token_id", "eos_token_id"), IDS)
 SUM = [int]  # size, CRC-32 and, in newer files, modification time
 INDEX: Shape = {"weight_map": Each(str)}
+CHAT_TEMPLATES = (Text(TEMPLATE), [{"name": str, "template": Text(TEMPLATE)}], Each(Text(TEMPLATE)), None)
 SHAPES: dict[str, Shape] = {
     "config.json": TOKEN_IDS,  # families check the other fields
     "generation_config.json": TOKEN_IDS,
@@ -64,10 +65,12 @@ SHAPES: dict[str, Shape] = {
     "tokenizer_config.json": {
         **TOKEN_TABLES,
         "added_tokens_decoder": (Each(ADDED_TOKEN, r"[0-9]{1,9}", "the id of a token"), None),
-        "chat_template": (Text(TEMPLATE), [{"name": str, "template": Text(TEMPLATE)}], Each(Text(TEMPLATE)), None),
+        "chat_template": CHAT_TEMPLATES,
         "tokenizer_class": TEXT,
         **dict.fromkeys(("add_bos_token", "add_eos_token", "add_prefix_space", "legacy", "split_special_tokens"), FLAG),
     },
+    "chat_template.json": {"chat_template": CHAT_TEMPLATES},
+    "processor_config.json": {"chat_template": CHAT_TEMPLATES},
     "special_tokens_map.json": TOKEN_TABLES,
     "added_tokens.json": Each(ID, r"[\s\S]{0,1000}", "text of at most 1000 characters"),
     "adapter_config.json": {

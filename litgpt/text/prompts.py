@@ -5,11 +5,12 @@ A `PromptStyle` is either a checkpoint's own chat template (`ChatTemplate`) or a
 """
 
 import json
+import re
 import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Optional, Union, cast
+from typing import TYPE_CHECKING, Any, Optional, Union, cast
 
 import yaml
 
@@ -22,8 +23,13 @@ from litgpt.text.prompt_style import PromptStyle
 from litgpt.text.styles import CLASSES, PUBLIC, STYLES, ChatML, NamedStyle
 from litgpt.text.token_fields import optional_json, special_token, token_fields, tokenizer_class
 
+if TYPE_CHECKING:
+    from litgpt.text.tokenizer import Tokenizer
+
 STYLE_FILE = "prompt_style.yaml"
 TEMPLATE, MORE_TEMPLATES = "chat_template.jinja", "additional_chat_templates"
+TOKENIZER, LEGACY, PROCESSOR = "tokenizer_config.json", "chat_template.json", "processor_config.json"
+TEMPLATE_FIELDS = (TOKENIZER, LEGACY, PROCESSOR)  # files that may have templates as a field; two are of processors
 
 
 def template_variables(folder: Path) -> dict[str, str]:
@@ -35,16 +41,22 @@ def template_variables(folder: Path) -> dict[str, str]:
 
 def chat_templates(folder: Path) -> dict[str, str]:
     """The chat templates of a model folder by name, as `transformers` reads them: `default`, and maybe `tool_use` for
-    conversations with tools. Files take precedence over `tokenizer_config.json`."""
+    conversations with tools."""
+    return next(iter(template_places(folder).values()), {})
+
+
+def template_places(folder: Path) -> dict[str, dict[str, str]]:
+    """The chat templates by name in each file of a model folder that has some. Those that take precedence come
+    first."""
     files = [folder / TEMPLATE, *sorted((folder / MORE_TEMPLATES).glob("*.jinja"))]
-    found = {file.stem: read_text(file) for file in files if is_there(file)}
-    if found:
-        return {"default" if name == Path(TEMPLATE).stem else name: template for name, template in found.items()}
-    fields = read_json(folder / "tokenizer_config.json") if is_there(folder / "tokenizer_config.json") else {}
-    template: Any = fields.get("chat_template")
-    if isinstance(template, list):
-        template = {t["name"]: t["template"] for t in template}
-    return template if isinstance(template, dict) else {"default": template} if template else {}
+    names = {Path(TEMPLATE).stem: "default"}
+    places: dict[str, Any] = {TEMPLATE: {names.get(f.stem, f.stem): read_text(f) for f in files if is_there(f)}}
+    for name in TEMPLATE_FIELDS:
+        template: Any = optional_json(folder / name).get("chat_template")
+        if isinstance(template, list):
+            template = {t["name"]: t["template"] for t in template}
+        places[name] = {"default": template} if isinstance(template, str) else template
+    return {name: templates for name, templates in places.items() if templates}
 
 
 def checkpoint_template(folder: Path) -> Optional[ChatTemplate]:
@@ -123,47 +135,63 @@ def style_fields(style: PromptStyle) -> dict[str, Any]:
     return fields
 
 
-def save_style(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
-    """Write `prompt_style.yaml`, and the style as the chat template of the folder.
-
-    Args:
-        bos: What the tokenizer adds before a text by itself.
-        eos: The token that ends answers if the style writes none.
-    """
+def save_style(style: PromptStyle, folder: Path, tokenizer: "Tokenizer") -> None:
+    """Write `prompt_style.yaml`, and the style as the chat template of the folder."""
     text = yaml.safe_dump(style_fields(style), sort_keys=False, allow_unicode=True)
     (folder / STYLE_FILE).write_text(text, encoding="utf-8", newline="\n")
-    save_template(style, folder, bos, eos)
+    save_template(style, folder, tokenizer)
 
 
-def save_template(style: PromptStyle, folder: Path, bos: str, eos: str) -> None:
-    """Make a style the chat template of a model folder, so that other programs render prompts as in training. Other
-    templates in the folder are removed; an identical one is kept. Arguments as for `save_style`."""
-    templates = jinja_templates(style, bos, eos)
-    if not templates:
-        return
-    found = chat_templates(folder)
+def save_template(style: PromptStyle, folder: Path, tokenizer: "Tokenizer") -> None:
+    """Make a style the chat template of a model folder, as files and in `tokenizer_config.json`, so that other programs
+    render prompts as in training. Other templates in the folder are removed, also if the style is written in Python. If
+    the style is the folder's own template, those that come with it stay."""
+    templates, places = jinja_templates(style, tokenizer), template_places(folder)
+    found = next(iter(places.values()), {})
     if templates.items() <= found.items() and ("tool_use" in found) == ("tool_use" in templates):
-        return
-    shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
-    (folder / TEMPLATE).write_text(templates["default"], encoding="utf-8", newline="\n")
-    if "tool_use" in templates:
-        (folder / MORE_TEMPLATES).mkdir()
-        (folder / MORE_TEMPLATES / "tool_use.jinja").write_text(templates["tool_use"], encoding="utf-8", newline="\n")
-    config = folder / "tokenizer_config.json"
-    if config.is_file():  # for programs that do not read the files
-        listed = [{"name": name, "template": template} for name, template in templates.items()]
-        fields = read_json(config) | {"chat_template": listed if len(listed) > 1 else templates["default"]}
-        config.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        templates = found if templates else {}
+    if places.get(TEMPLATE) != templates:
+        shutil.rmtree(folder / MORE_TEMPLATES, ignore_errors=True)
+        (folder / TEMPLATE).unlink(missing_ok=True)
+    for name, text in templates.items():
+        if not re.fullmatch(r"[\w-]+", name):  # a name in a file of strangers may be a path
+            continue
+        file = folder / (TEMPLATE if name == "default" else f"{MORE_TEMPLATES}/{name}.jinja")
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(text, encoding="utf-8", newline="\n")
+    listed = [{"name": name, "template": text} for name, text in templates.items()]
+    for name in TEMPLATE_FIELDS:
+        path, own = folder / name, places.get(name, {} if name == TOKENIZER else templates)
+        if own == templates or not path.is_file():
+            continue
+        if name == LEGACY:
+            path.unlink()
+            continue
+        fields = {key: value for key, value in read_json(path).items() if key != "chat_template"}
+        if name == TOKENIZER and templates:
+            fields["chat_template"] = listed if len(listed) > 1 else templates["default"]
+        path.write_text(json.dumps(fields, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def jinja_templates(style: PromptStyle, bos: str, eos: str) -> dict[str, str]:
-    """A style as chat templates by name, as in `chat_templates`; empty if it is written in Python. Arguments as for
-    `save_style`."""
+def jinja_templates(style: PromptStyle, tokenizer: "Tokenizer", blank: bool = True) -> dict[str, str]:
+    """A style as chat templates by name, as in `chat_templates`; empty if it is written in Python. `blank` as for
+    `written_prefix`."""
     if isinstance(style, NamedStyle):
-        return {"default": style.jinja(bos, eos)}
+        return {"default": style.jinja(written_prefix(style, tokenizer, blank), tokenizer.eos_token or "")}
     if isinstance(style, ChatTemplate):
         return {"default": style.template} | ({"tool_use": style.for_tools.template} if style.for_tools else {})
     return {}
+
+
+def written_prefix(style: NamedStyle, tokenizer: "Tokenizer", blank: bool) -> str:
+    """What a template writes before the text of a style for the ids of `Tokenizer.encode`: what the tokenizer adds by
+    itself, such as BOS, unless the style has it; and the blank that some tokenizers put before a text, but not after a
+    special token. Without `blank`, that is left to the program, as llama.cpp puts it there too."""
+    text, added = style.prompt([{"role": "user", "content": "a"}]), tokenizer.prefix
+    expected = tokenizer.encode(text)
+    same = (prefix for prefix in ("", added, f"{added} ") if tokenizer.encode(prefix + text, special=False) == expected)
+    found = next(same, added)
+    return found if blank else found.rstrip(" ")
 
 
 def load_style(folder: Path) -> PromptStyle:

@@ -113,7 +113,7 @@ class NamedStyle(PromptStyle):
         chat` does.
 
         Args:
-            bos: What the tokenizer adds before a text by itself.
+            bos: What precedes the text: BOS, or whatever the tokenizer adds by itself.
             eos: The token that ends an answer.
         """
         prompt = "(message.content + ('\\n\\n' + message.input if message.input else ''))"

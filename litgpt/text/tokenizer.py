@@ -11,20 +11,21 @@ from typing import Any, Optional, Protocol
 from litgpt.errors import BUGS, UserError
 from litgpt.storage.files import TOKENIZER_BYTES, check_size, is_there
 from litgpt.text.fast_tokenizer import FastTokenizer, build_bpe, read_backend
-from litgpt.text.prompts import MORE_TEMPLATES, TEMPLATE, PromptStyle
+from litgpt.text.prompts import MORE_TEMPLATES, TEMPLATE, TEMPLATE_FIELDS, PromptStyle
 from litgpt.text.sentencepiece import SentencePieceTokenizer
 from litgpt.text.token_fields import CLASS_TOKENS, optional_json, special_token, token_fields, tokenizer_class
 
 GENERATION = "generation_config.json"
-FILES = (  # what belongs to the tokenizer of a folder, and is copied with it
+FILES = (  # what belongs to the tokenizer of a folder, and to the processor of images, and is copied with it
     "tokenizer.json",
     "tokenizer.model",
-    "tokenizer_config.json",
     "special_tokens_map.json",
     "added_tokens.json",
     "vocab.json",
     "merges.txt",
+    "preprocessor_config.json",
     TEMPLATE,
+    *TEMPLATE_FIELDS,
     GENERATION,
 )
 PROBE = "Two tokenizers agree: 0123456789, naïve café, 東京.\n\tdef f(x): return x"
@@ -237,20 +238,21 @@ def copy_files(source: Path, target: Path) -> None:
         shutil.copytree(source / MORE_TEMPLATES, target / MORE_TEMPLATES, dirs_exist_ok=True)
 
 
-def save_stop(folder: Path, stop: Optional[int], model: dict[str, Any]) -> None:
-    """Add the token that ends a trained answer to `eos_token_id` in the `generation_config.json` of a folder, so that
-    other programs stop there too. A file that names it already is left unchanged.
+def save_stops(folder: Path, tokenizer: Tokenizer, style: PromptStyle, model: dict[str, Any]) -> None:
+    """Make sure that `eos_token_id` in the `generation_config.json` of a folder has all tokens that end answers in this
+    style, so that other programs stop there too. A file that has them is left unchanged.
 
     Args:
         model: The `config.json` of the model, whose ids are used if the folder has no `generation_config.json`.
     """
-    path = folder / GENERATION
-    fields = optional_json(path) or {
-        k: model[k] for k in ("bos_token_id", "eos_token_id", "pad_token_id") if k in model
-    }
+    path, ids = folder / GENERATION, ("bos_token_id", "eos_token_id", "pad_token_id")
+    fields = optional_json(path) or {k: model[k] for k in ids if k in model}
     known = [i for i in as_list(fields.get("eos_token_id")) if i is not None]
-    if stop is not None and stop not in known:
-        fields = fields | {"eos_token_id": [*known, stop] if known else stop}
+    new = sorted({tokenizer.trained_stop(style), *tokenizer.stop_ids} - {None, *known})
+    if new:
+        stops = [*known, *new]
+        fields = fields | {"eos_token_id": stops if len(stops) > 1 else stops[0]}
+    if fields and (new or not path.is_file()):
         path.write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 

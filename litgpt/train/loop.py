@@ -74,7 +74,7 @@ class Trainer:
             upcoming = self.next_step()  # while the device is busy
             norm_on_device = clip(fabric, model, optimizer, self.train.max_norm)
             sums = sum_over_ranks(fabric, torch.cat([loss, self.objective.take_sums(fabric.device)]))
-            n_targets, signaled, save, norm, result.loss, *sums = read(*counts, norm_on_device, *sums)
+            n_targets, signaled, save, norm, result.loss, *measured = read(*counts, norm_on_device, *sums)
             if not all_finite(result.loss, norm):
                 raise crash(self.run, result.steps + 1, rows, result.loss, norm)
             for group in optimizer.param_groups:
@@ -83,7 +83,7 @@ class Trainer:
             optimizer.zero_grad()
             # --------------------------------------------------------------------------------------------------------
             self.count_step(rows, began)
-            self.log_step(lr, int(n_targets), self.objective.values(sums))
+            self.log_step(lr, int(n_targets), self.objective.values(measured))
             if signaled or self.is_interrupted or self.should_pause():
                 self.signals.code = self.signals.code or PAUSED
                 self.stop()

@@ -17,7 +17,7 @@ from litgpt.model.kernels import cross_entropy_, logits_at_once, padded_length
 from litgpt.model.packing import Packing
 
 if TYPE_CHECKING:
-    from litgpt.train.objectives import Objective
+    from litgpt.train.objectives import Preference
 
 T = TypeVar("T")
 
@@ -26,10 +26,10 @@ class LossModel(nn.Module):
     """A `GPT` whose forward pass returns the loss of a batch: one module with one output for DDP and FSDP.
 
     Args:
-        objective: What the loss is. None for the cross-entropy of the target tokens.
+        objective: Makes a loss of those of the target tokens. None for their sum.
     """
 
-    def __init__(self, gpt: GPT, objective: Optional["Objective"] = None) -> None:
+    def __init__(self, gpt: GPT, objective: Optional["Preference"] = None) -> None:
         super().__init__()
         self.gpt, self.objective = gpt, objective
 
@@ -148,7 +148,8 @@ class _TokenLosses(torch.autograd.Function):
     def backward(ctx: Any, *outputs: torch.Tensor) -> tuple:
         weights, saved = outputs[0], ctx.saved_tensors
         if ctx.trained:
-            _, (first, *others) = run_head(*saved, ctx.head, ctx.trained, True, weights)
+            hidden, targets = saved
+            _, (first, *others) = run_head(hidden, targets, ctx.head, ctx.trained, True, weights)
             return first, None, None, *others
         first = saved[0]
         first[: len(weights)].mul_(weights[:, None])

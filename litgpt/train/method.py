@@ -34,6 +34,7 @@ class Method:
     saves_style: bool = True  # whether the result records the prompt style of the training rows
     next_commands: tuple[str, ...] = ()  # to suggest at the end, with the result's `{folder}` and a `{prompt}`
     remark: str = ""  # a note about that folder
+    notes: Callable[[GPT], list[str]] = lambda model: []  # on the model as changed by `apply`, before the first step
     learning_rate: Optional[Callable[[int], float]] = None  # the default for a model's width; None for the optimizer's
     warmup_steps: int = WARMUP_STEPS  # at most, if --train.lr_warmup_steps is auto
 

@@ -204,6 +204,7 @@ class Run:
         self.is_frozen = any(not p.requires_grad for p in self.model.parameters())
         self.precision_name = self.precision or default_training_precision(self.device, not self.is_frozen)
         self.method.check_quantize(self.quantize, self.is_frozen)
+        self.notes += self.method.notes(self.model)
         self.n_parameters = sum(p.numel() for p in self.model.parameters())
         self.default_rate: Optional[float] = None
         self.rate_origin = ""  # of a default learning rate, for the header

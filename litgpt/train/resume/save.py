@@ -15,7 +15,7 @@ from litgpt.methods.model_source import ModelSource
 from litgpt.model.sharded import full_tensor, is_sharded, my_rows, on_first_rank, put, shard_like
 from litgpt.storage.outputs import discard, new_folder, write_sums
 from litgpt.text.prompts import load_style, save_style
-from litgpt.text.tokenizer import save_stop
+from litgpt.text.tokenizer import save_stops
 from litgpt.train.faults import spared
 from litgpt.train.resume.find import what_must_stay
 from litgpt.train.resume.folder import write_settings
@@ -102,8 +102,8 @@ class Saver:
                     self.save(self.model, self.start, folder)
                     self.start.copy_tokenizer(folder)
                     if self.style is not None:
-                        save_style(self.style, folder, self.tokenizer.prefix, self.tokenizer.eos_token or "")
-                        save_stop(folder, self.tokenizer.trained_stop(self.style), self.start.fields)
+                        save_style(self.style, folder, self.tokenizer)
+                        save_stops(folder, self.tokenizer, self.style, self.start.fields)
                     write_settings(folder, self.precision)
                     add(folder)
             except Exception as e:
