@@ -271,10 +271,11 @@ def test_micro_batches_change_nothing(name, base, pairs, labels, tmp_path):
             torch.testing.assert_close(weight, weights(tmp_path / "sgd1")[key], atol=2e-6, rtol=1e-6)
 
 
-@pytest.mark.parametrize("case", some(["dpo ddp", "kto fsdp", "orpo fsdp", "kto ddp"], "kto fsdp"))
-def test_two_devices(case, base, pairs, labels, tmp_path):
+@pytest.mark.parametrize("case", some(["dpo fsdp", "dpo ddp", "kto fsdp", "orpo fsdp", "kto ddp"], "kto fsdp"))
+def test_two_devices(case, base, pairs, labels, tmp_path, monkeypatch):
     name, strategy = case.split()
     rows = labels if name == "kto" else pairs
+    monkeypatch.setenv("LITGPT_CACHE", str(tmp_path / "cache"))  # so that the reference is computed on two devices
     words = command(name, base, rows, tmp_path / "two", "--method", "full", "--devices", 2, "--strategy", strategy)
     ended(start(tmp_path, [*words, "--train.micro_batch_size", "2"]))
     one = finetune(name, base, rows, tmp_path / "one", "--method", "full", "--train.micro_batch_size", 2)

@@ -3,7 +3,7 @@
 IMPORTANT = """
     tasks vs port host api_key adapters prompt prompts out list show sample rows json
     sys_prompt max_new_tokens temperature top_k top_p stop num_samples
-    data out_dir
+    data method preference.loss preference.beta preference.sft_weight preference.reference out_dir
     optimizer.lr train.epochs train.max_seq_length train.global_batch_size train.micro_batch_size
     initial_checkpoint_dir tokenizer_dir model_config
     lora_r lora_targets quantize config resume dry_run overwrite devices
@@ -34,6 +34,26 @@ EXAMPLES = {  # command: two command lines
     "finetune_adapter_v2": (
         "finetune adapter_v2 Qwen/Qwen3-0.6B --data support.csv",
         "finetune adapter_v2 pico --data support.csv --train.epochs 1",
+    ),
+    "finetune_dpo": (
+        "finetune dpo out/support/final --data pairs.jsonl",
+        "finetune dpo Qwen/Qwen3-0.6B --data pairs.jsonl --method full --preference.loss ipo",
+    ),
+    "finetune_kto": (
+        "finetune kto out/support/final --data labels.jsonl",
+        "finetune kto Qwen/Qwen3-0.6B --data labels.csv --preference.beta 0.3",
+    ),
+    "finetune_orpo": (
+        "finetune orpo Qwen/Qwen3-0.6B --data pairs.jsonl",
+        "finetune orpo Qwen/Qwen3-0.6B --data pairs.jsonl --method full",
+    ),
+    "finetune_simpo": (
+        "finetune simpo out/support/final --data pairs.jsonl --preference.beta 2",
+        "finetune simpo Qwen/Qwen3-0.6B --data pairs.jsonl --preference.beta 2 --preference.gamma 1",
+    ),
+    "finetune_cpo": (
+        "finetune cpo out/support/final --data pairs.jsonl",
+        "finetune cpo Qwen/Qwen3-0.6B --data pairs.jsonl --preference.sft_weight 0.5",
     ),
     "pretrain": (
         "pretrain pico --tokenizer_dir pico --data my-texts/*.txt",
@@ -103,6 +123,9 @@ PAGES = {  # beginning of a command: its page in tutorials/; the longest that fi
     "finetune_lora": "finetune_lora.md",
     "finetune_full": "finetune_full.md",
     "finetune_adapter": "finetune_adapter.md",
+    **dict.fromkeys(
+        ("finetune_dpo", "finetune_kto", "finetune_orpo", "finetune_simpo", "finetune_cpo"), "finetune_preference.md"
+    ),
     "pretrain": "pretrain.md",
     "tokenizer": "pretrain.md",
     "recipes": "choosing_settings.md",

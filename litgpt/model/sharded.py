@@ -33,6 +33,14 @@ def my_rows(tensor: torch.Tensor) -> slice:
     return slice(first, min(first + size, len(tensor)))
 
 
+def reshard(module: nn.Module) -> None:
+    """Shard again what a forward pass gathered. Without a backward pass, FSDP leaves some weights as they are, and the
+    parameters of the module are then not those that an optimizer has to update."""
+    for part in module.modules():
+        if hasattr(part, "reshard"):
+            part.reshard()
+
+
 def put(tensor: torch.Tensor, first: int, rows: torch.Tensor) -> None:
     """Copy `rows` into a tensor from row `first` on. Each rank copies those that it holds."""
     own = my_rows(tensor)

@@ -23,6 +23,7 @@ from litgpt.data.preferences import PreferenceRows
 from litgpt.errors import UserError
 from litgpt.methods.model_source import ModelSource
 from litgpt.model.devices import DTYPES
+from litgpt.model.sharded import reshard
 from litgpt.storage.files import part_of
 
 if TYPE_CHECKING:
@@ -153,6 +154,7 @@ def reference_model(run: "Run", objective: "Preference") -> Iterator[nn.Module]:
         training = run.loss_model.training
         run.loss_model.eval()
         yield run.loss_model
+        reshard(run.loss_model)
         run.loss_model.train(training)
         if trained_on:
             run.fill()
