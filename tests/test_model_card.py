@@ -224,5 +224,10 @@ def test_sources(tmp_path):
 def test_vllm():
     command = {"base_model_name_or_path": "a/b", "r": 9}
     assert "--max-lora-rank 16 " in vllm_command(command, ".")
-    for more in ({"use_dora": True}, {"modules_to_save": ["lm_head"]}, {"r": RANKS[-1] + 1}):
+    for more in (
+        {"use_dora": True},
+        {"modules_to_save": ["lm_head"]},
+        {"target_modules": ["lm_head"]},
+        {"r": RANKS[-1] + 1},
+    ):
         assert "merge_lora" in vllm_command({**command, **more}, ".")

@@ -154,7 +154,12 @@ def vllm_command(config: Optional[dict[str, Any]], name: str) -> str:
         return f"vllm serve {name}"
     base, rank = str(config.get("base_model_name_or_path")), int(config.get("r") or 8)
     unsupported = [config.get(key) for key in ("use_dora", "modules_to_save", "target_parameters")]
-    if any(unsupported) or rank > RANKS[-1] or Path(base).is_absolute():
+    if (
+        any(unsupported)
+        or "lm_head" in (config.get("target_modules") or [])
+        or rank > RANKS[-1]
+        or Path(base).is_absolute()
+    ):
         return f"litgpt merge_lora {name} --out_dir merged\nvllm serve merged"
     allowed = next(r for r in RANKS if r >= rank)
     return f"vllm serve {base} --enable-lora --max-lora-rank {allowed} --lora-modules adapter={name}"

@@ -36,10 +36,9 @@ from litgpt.storage.outputs import SINGLE, SUMS, files_below
 from litgpt.text.prompts import MORE_TEMPLATES, STYLE_FILE
 from litgpt.text.tokenizer import FILES as TOKENIZER_FILES
 
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # of models with a vision part
 GROUPS = {  # what is uploaded
     "weights": rf"{SHARD.pattern}|{'|'.join(map(re.escape, ADAPTER_WEIGHTS))}",
-    "settings": "|".join(map(re.escape, ("config.json", ADAPTER, REFERENCE, *PROCESSORS))),
+    "settings": "|".join(map(re.escape, ("config.json", ADAPTER, REFERENCE))),
     "tokenizer": "|".join([*map(re.escape, (*TOKENIZER_FILES, STYLE_FILE)), rf"{MORE_TEMPLATES}/[\w-]+\.jinja"]),
     "card": rf"{re.escape(CARD)}|(?i:{LEGAL.pattern})",
 }

@@ -11,6 +11,7 @@ from litgpt.data.sources import RowSource
 from litgpt.errors import UserError
 from litgpt.storage.files import is_there, read_json
 from litgpt.train.faults import spared
+from litgpt.train.objectives import Preference
 from litgpt.train.report import describe_learning_rate, describe_rows, describe_schedule
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ def write_run_card(run: "Run", folder: Path, name: str) -> None:
 
 
 def run_facts(run: "Run", folder: Path) -> list[tuple[str, str]]:
-    dataset, result = run.dataset, run.result
+    dataset, result, objective = run.dataset, run.result, run.method.objective
     validated = [loss for _, loss in result.val_losses]
     losses = [validated[0], validated[-1]] if len(validated) > 1 else validated
     sources = [*dataset.sources, *(dataset.val_sources or [])]
@@ -40,6 +41,11 @@ def run_facts(run: "Run", folder: Path) -> list[tuple[str, str]]:
     return [
         ("base", base_name(run)),
         ("method", f"{run.method.name}{describe_adapter(folder)}"),
+        *(
+            [("preference", f"{objective.name}, beta {objective.args.beta:g}")]
+            if isinstance(objective, Preference)
+            else []
+        ),
         *(("data", text) for text in files),
         ("training rows", describe_rows(dataset.train)),
         ("validation rows", describe_rows(dataset.val)),
