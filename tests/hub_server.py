@@ -1,5 +1,6 @@
 """A small hub on this machine: the requests of `huggingface_hub`, with redirects to a second host for large files."""
 
+import base64
 import hashlib
 import json
 import re
@@ -24,12 +25,14 @@ class Repo:
         commit: Of the main branch.
         token: What opens a private repository.
         gated: Whether its files want an accepted licence, of this token.
+        private: Whether the hub shows it as private.
     """
 
     files: dict[str, bytes]
     commit: str = "a" * 40
     token: Optional[str] = None
     gated: Optional[str] = None
+    private: bool = False
 
 
 Fault = Callable[["Answer", bytes, int], bool]
@@ -43,6 +46,9 @@ class Hub:
         repos: By id.
         faults: For a path of a file, or `api`, what goes wrong next; one is taken for each request, None for all well.
         seen: Method, path and whether a token came, of each request.
+        writer: The token that may write; None if no one may.
+        stored: The large files that were uploaded, by hash, also those of no repository.
+        sent: The hash of each large file whose content began to come, in order.
     """
 
     repos: dict[str, Repo] = field(default_factory=dict)
@@ -51,6 +57,9 @@ class Hub:
     endpoint: str = ""
     store: str = ""  # the second host
     agents: set[str] = field(default_factory=set)
+    writer: Optional[str] = None
+    stored: dict[str, bytes] = field(default_factory=dict)
+    sent: list[str] = field(default_factory=list)
 
     def fetched(self) -> list[str]:
         """The names of the files whose content was asked for, since the last time."""
@@ -83,10 +92,87 @@ class Answer(BaseHTTPRequestHandler):
             self.api(match[1], match[2])
         elif match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             self.resolve(match[1], match[2], match[3])
+        elif re.fullmatch(r"/api/models/[^/]+/[^/]+/xet-write-token/main", path):
+            self.send_json(
+                {"accessToken": "for xet", "exp": int(time.time()) + 3600, "casUrl": f"{self.hub.store}/xet"}
+            )
         elif match := re.fullmatch(r"/store/([^/]+/[^/]+)/(.+)", path):
             self.content(self.hub.repos[match[1]].files[match[2]], match[2], {"ETag": '"of the store"'})
         else:
             self.refuse(404)
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        path = unquote(urlparse(self.path).path)
+        self.hub.seen.append(("POST", path, "Authorization" in self.headers))
+        if path == "/api/validate-yaml":
+            self.send_json({"errors": [], "warnings": []})
+        elif path.startswith("/xet/"):
+            self.xet(path)
+        elif self.token != self.hub.writer:
+            self.refuse(401 if self.token in ("", "wrong") else 403, message="You have no rights here")
+        elif path == "/api/repos/create":
+            fields = json.loads(body)
+            repo_id = f"{fields['organization']}/{fields['name']}"
+            self.hub.repos[repo_id] = Repo({}, private=fields.get("visibility") == "private")
+            self.send_json({"url": f"{self.hub.endpoint}/{repo_id}"})
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/preupload/main", path):
+            self.preupload(self.hub.repos[match[1]], json.loads(body)["files"])
+        elif path.endswith("/info/lfs/objects/batch"):
+            self.batch(json.loads(body)["objects"])
+        elif match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/commit/main", path):
+            self.commit(match[1], [json.loads(line) for line in body.splitlines()])
+        else:
+            self.refuse(404)
+
+    def xet(self, path: str) -> None:
+        """Take chunks of large files, as hf_xet sends them, and forget them."""
+        if "/v1/xorbs/" in path:
+            self.hub.sent.append(path.rpartition("/")[2])
+            self.send_json({"was_inserted": True})
+        elif path.endswith("/v1/shards"):
+            self.send_json({"result": 1})
+        else:
+            self.refuse(404)  # the client can do without
+
+    def preupload(self, repo: Repo, files: list[dict[str, Any]]) -> None:
+        modes = ["lfs" if file["path"].endswith(LARGE) else "regular" for file in files]
+        fields = [
+            {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": None}
+            for file, mode in zip(files, modes)
+        ]
+        self.send_json({"files": fields})
+
+    def batch(self, objects: list[dict[str, Any]]) -> None:
+        """Where to send large files: nowhere if they are there."""
+        answers = [{"oid": o["oid"], "size": o["size"]} for o in objects]
+        for answer in answers:
+            if answer["oid"] not in self.hub.stored:
+                answer["actions"] = {"upload": {"href": f"{self.hub.store}/upload/{answer['oid']}"}}
+        self.send_json({"transfer": "basic", "objects": answers})
+
+    def do_PUT(self) -> None:
+        oid, size = self.path.rpartition("/")[2], int(self.headers["Content-Length"])
+        self.hub.sent.append(oid)
+        if self.fault("upload"):
+            return
+        self.hub.stored[oid] = self.rfile.read(size)
+        assert hashlib.sha256(self.hub.stored[oid]).hexdigest() == oid
+        self.send_json({})
+
+    def commit(self, repo_id: str, lines: list[dict[str, Any]]) -> None:
+        if self.fault("commit"):
+            return
+        repo = self.hub.repos[repo_id]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "file":
+                repo.files[value["path"]] = base64.b64decode(value["content"])
+            elif line["key"] == "lfsFile":
+                repo.files[value["path"]] = self.hub.stored.get(value["oid"], b"sent by hf_xet")
+            elif line["key"] == "deletedFile":
+                del repo.files[value["path"]]
+        self.send_json({"commitUrl": f"{self.hub.endpoint}/{repo_id}/commit/{'b' * 40}", "commitOid": "b" * 40})
 
     @property
     def token(self) -> str:
@@ -122,7 +208,8 @@ class Answer(BaseHTTPRequestHandler):
             self.refuse(404, "RevisionNotFound", "Invalid rev id")
             return
         siblings = [{"rfilename": name, **described(name, data)} for name, data in repo.files.items()]
-        self.send_json({"id": repo_id, "modelId": repo_id, "sha": repo.commit, "siblings": siblings})
+        about = {"id": repo_id, "modelId": repo_id, "sha": repo.commit, "private": repo.private}
+        self.send_json({**about, "siblings": siblings})
 
     def send_json(self, fields: Any) -> None:
         body = json.dumps(fields).encode()

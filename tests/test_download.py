@@ -62,7 +62,7 @@ def files(llama: Path) -> dict[str, bytes]:
     return files | {"chat_template.jinja": b"{{ messages[0].content }}", "training_args.bin": b"pickled"}
 
 
-WANTED = ["chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+WANTED = ["LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
 WANTED += ["tokenizer_config.json"]
 
 
@@ -129,7 +129,7 @@ def test_an_adapter(hub, others):
     adapter = {"adapter_config.json": b"{}", "README.md": b"..."} | dict.fromkeys(others, b"weights")
     hub.repos[NAME] = Repo(adapter)
     main(["download", NAME])
-    assert listing(Path("checkpoints") / NAME) == ["adapter_config.json", others[0]]
+    assert listing(Path("checkpoints") / NAME) == ["README.md", "adapter_config.json", others[0]]
 
 
 def test_tokenizer_only_and_the_rest_later(hub, files):

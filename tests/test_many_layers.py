@@ -10,14 +10,16 @@ import torch
 
 from litgpt.checkpoint import folder as checkpoint
 from litgpt.checkpoint.folder import Checkpoint, write_model
-from litgpt.commands import merge_lora
+from litgpt.export.folder import FolderWriter
 from litgpt.families import MAPS, read_config
 from litgpt.families.table import WeightMap
 from litgpt.families.weights import Outline
 from litgpt.methods.adapter_folder import open_adapter
 from litgpt.methods.lora import LoRA
+from litgpt.methods.merged import MergedWeights
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
+from litgpt.methods.peft_folder import LoRAFolder
 from litgpt.model.gpt import GPT
 from litgpt.train.devices.fsdp import added_parameters
 from tests.test_lora import CPU, with_lora
@@ -60,6 +62,11 @@ class Folders:
         return ModelSource.open(folder, base).model(torch.float32, CPU)
 
 
+def merge(source: ModelSource, out: Path) -> None:
+    assert isinstance(source.adapter, LoRAFolder)
+    FolderWriter(source, MergedWeights(source.weights(), source.adapter)).write_weights(out)
+
+
 WORK: dict[str, Callable[[Folders], Any]] = {
     "save an adapter": lambda f: write_lora(LORA, f.adapted, "base", f.out),
     "save a model": lambda f: write_model(f.model, {}, f.out),
@@ -68,8 +75,8 @@ WORK: dict[str, Callable[[Folders], Any]] = {
     "load an adapter": lambda f: f.load(f.adapter),
     "adapt a model": lambda f: LoRA(r=2, mlp=True).apply(f.empty),
     "read an adapter": lambda f: open_adapter(f.adapter).deltas(f.model.config),
-    "merge": lambda f: merge_lora.write_merged(ModelSource.open(f.adapter), f.out, None),
-    "merge into a .bin file": lambda f: merge_lora.write_merged(ModelSource.open(f.adapter, f.bin), f.out, None),
+    "merge": lambda f: merge(ModelSource.open(f.adapter), f.out),
+    "merge into a .bin file": lambda f: merge(ModelSource.open(f.adapter, f.bin), f.out),
     "find what FSDP shards": lambda f: added_parameters(f.model),
 }
 

@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from litgpt.checkpoint.hub import CHECKPOINTS, offline, repositories
+from litgpt.checkpoint.model_card import CARD, LEGAL
 from litgpt.errors import BUGS, UserError, nearest, without_secrets
 from litgpt.storage.fields import TEXT, Shape, misfit
 from litgpt.storage.files import flush_names, link, read_json, same
@@ -246,9 +247,10 @@ def needed_files(repository: Repository, tokenizer_only: bool) -> set[str]:
     there = {file.name for file in repository.files}
     names = {"config.json", *TOKENIZER_FILES} & there
     names |= {name for name in there if re.fullmatch(rf"{MORE_TEMPLATES}/[\w-]+\.jinja", name)}
+    if tokenizer_only and not names - {"config.json", "generation_config.json"}:
+        raise UserError(f"{repository.repo_id} has no tokenizer files.")
+    names |= {name for name in there if name == CARD or LEGAL.fullmatch(name)}  # results take over the license
     if tokenizer_only:
-        if not names - {"config.json", "generation_config.json"}:
-            raise UserError(f"{repository.repo_id} has no tokenizer files.")
         return names
     kind = next((w for w in WEIGHTS if {w, f"{w}.index.json"} & there), None)
     if kind is not None:

@@ -24,10 +24,11 @@ from litgpt.model.gpt import GPT
 from litgpt.model.linear import PartwiseLinear
 from litgpt.model.sharded import full_tensor, is_sharded, local_shard, put, unsharded
 from litgpt.storage.files import is_there, read_json
-from litgpt.storage.torch_file import NAMES, TorchFile
+from litgpt.storage.torch_file import NAMES, TYPES, TorchFile
 
 INDEX = "model.safetensors.index.json"
 SHARD = 5 * 10**9  # maximum bytes of a file of weights
+PART = 2**26  # bytes of a tensor that are converted at a time
 
 
 class Checkpoint(Weights):
@@ -304,15 +305,20 @@ def write_model(
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
 
 
-def write_weights(weights: Iterable[Outline], tensors: Iterator[tuple[str, torch.Tensor]], folder: Path) -> None:
-    """Write safetensors files of at most 5 GB, and an index if there are several.
+def write_weights(
+    weights: Iterable[Outline],
+    tensors: Iterator[tuple[str, torch.Tensor]],
+    folder: Path,
+    shard: Optional[int] = None,
+) -> None:
+    """Write safetensors files of at most `shard` bytes, by default 5 GB, and an index if there are several.
 
     The weights come in the order of `widest_first`, and so do their tensors. Each is written before the next is taken.
     """
     files: list[list[Outline]] = [[]]
     size = total = 0
     for weight in weights:
-        if files[-1] and size + weight.size > SHARD:
+        if files[-1] and size + weight.size > (shard or SHARD):
             files.append([])
             size = 0
         files[-1].append(weight)
@@ -333,7 +339,8 @@ def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:
 
 
 def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-    """Write a safetensors file: the length of a JSON header, the header with the offsets, and the weights."""
+    """Write a safetensors file: the length of a JSON header, the header with the offsets, and the weights, which are
+    converted to their types some rows at a time."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
     for w in weights:
@@ -343,8 +350,21 @@ def write_file(file: Path, weights: Sequence[Outline], tensors: Iterable[tuple[s
     with open(file, "wb") as f:
         f.write(len(text).to_bytes(8, "little") + text)
         for w, (name, tensor) in zip(weights, tensors, strict=True):
-            assert (name, tuple(tensor.shape)) == (w.name, w.shape) and tensor.nbytes == w.size
-            f.write(tensor.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            assert (name, tuple(tensor.shape)) == (w.name, w.shape)
+            is_known = NAMES.get(tensor.dtype) == w.kind or w.kind not in TYPES  # such as 8 bits, which are only copied
+            parts = [tensor] if is_known else (part.to(TYPES[w.kind]) for part in parts_of(tensor))
+            n_bytes = 0
+            for part in parts:
+                n_bytes += part.nbytes
+                f.write(part.contiguous().cpu().reshape(-1).view(torch.uint8).numpy().data)
+            assert n_bytes == w.size
+
+
+def parts_of(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """A tensor in parts along its first dimension, of at most 64 MB if possible."""
+    if tensor.dim() == 0 or not len(tensor):
+        return iter([tensor])
+    return iter(tensor.split(max(1, PART * len(tensor) // max(tensor.nbytes, 1))))
 
 
 def widest_first(weights: Iterable[Outline]) -> list[Outline]:

@@ -33,7 +33,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
     },
     "Share": {
         "merge_lora": ("litgpt.commands.merge_lora:main", "Merge a LoRA adapter into its base model."),
-        "export": ("litgpt.commands.export:main", "Write a model for llama.cpp, Ollama, or the hub."),
+        "export": ("litgpt.commands.export:main", "Write a model for other programs, or upload it."),
     },
     "Data": {
         "data_check": ("litgpt.commands.data_check:main", "Check the data of a finetune before it runs."),

@@ -81,7 +81,10 @@ EXAMPLES = {  # command: two command lines
         "evaluate Qwen/Qwen3-0.6B --tasks hellaswag,arc_easy",
     ),
     "merge_lora": ("merge_lora out/finetune/lora/final", "merge_lora out/finetune/lora/final --out_dir merged"),
-    "export": ("export out/finetune/lora/final", "export out/finetune/lora/final --to ollama --type q4_k_m"),
+    "export": (
+        "export out/finetune/lora/final --to ollama --type q4_k_m",
+        "export out/finetune/lora/final --to hub me/my-model",
+    ),
     "data_check": (
         "data check Qwen/Qwen3-0.6B --data support.csv",
         "data check Qwen/Qwen3-0.6B --data support.csv --list bad",

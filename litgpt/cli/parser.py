@@ -40,6 +40,7 @@ from litgpt.train.args import run_flags, run_settings, run_words
 
 NO_VALUE = (*HELP, "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the function whose options it takes as well
+NO_FLAG = {"export": ["repo_id"]}  # options of a command that need no flag, beside its required ones
 FILES = ("data", "prompts")  # options that take several files
 TRUTH = ("true", "false", "yes", "no", "null")
 
@@ -142,7 +143,7 @@ def make_parser(where: str, command: str) -> Parser:
     parser.add_argument("--config", action=ActionConfigFile, help="A YAML file, a URL, or the name of a recipe.")
     parser.takes_many = get_origin(first.annotation) is list
     required = itertools.takewhile(lambda p: p.default is p.empty and p.kind is not p.VAR_KEYWORD, others)
-    parser.positionals = [first.name, *(p.name for p in required)]
+    parser.positionals = [first.name, *(p.name for p in required), *NO_FLAG.get(command, [])]
     parser.own = parser.add_function_arguments(function, as_positional=False)
     if command in ALSO_TAKES:
         parser.add_function_arguments(load(ALSO_TAKES[command]), as_positional=False, skip=set(parser.own))
@@ -250,7 +251,8 @@ def name_positionals(words: list[str], named: dict[str, Any], parser: Parser) ->
     words = [word for word in words if word not in files]
     if len(words) > len(names):
         only = PLACEHOLDERS.get(parser.positionals[0], parser.positionals[0]).lower()
-        expected = f"one {only}" if len(parser.positionals) == 1 else "two folders"
+        several = {1: f"one {only}", 2: "two folders"}
+        expected = f"at most {len(names)} words" if parser.command in NO_FLAG else several[len(parser.positionals)]
         hint = word_hint(words[1:], parser)
         words = [*(str(named[name]) for name in parser.positionals if name in named), *words]
         raise UserError(f"Expected {expected}, got {len(words)}: {', '.join(words)}.{hint}")

@@ -1,53 +1,85 @@
 """`litgpt export`"""
 
+import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
-from typing import Literal, Optional
+from typing import Any, Literal, Optional
 
+import torch
 from rich.console import Console
 
+from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.hub import display_name
 from litgpt.errors import UserError
-from litgpt.export.gguf import GGUFModel, Line, Parity
+from litgpt.export.folder import FolderWriter
+from litgpt.export.gguf import LARGE, GGUFModel, Line, Parity, merged_weights
 from litgpt.export.gguf_lora import DTYPES, check_lora, parity_of_lora, write_gguf_lora
+from litgpt.export.hub import Upload
 from litgpt.export.llama_cpp import is_installed
 from litgpt.export.ollama import modelfile
+from litgpt.families.weights import check_weights
 from litgpt.methods.model_source import ModelSource
+from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import check_file, check_replaceable, exclusive, new_folder, put_single
 
 OUT = Path("out", "export")
+FILES = ("gguf", "gguf-lora", "ollama", "hf")
+FORMATS: dict[str, tuple[str, ...]] = {  # options that only some formats have
+    **dict.fromkeys(("repo_id", "private", "access_token"), ("hub",)),
+    **dict.fromkeys(("type", "out", "base"), FILES),
+    "merge": ("ollama",),
+    "shard_size": ("hf",),
+}
+HF_TYPES = {"f32": torch.float32, "f16": torch.float16, "bf16": torch.bfloat16}  # of --to hf
 TypeName = Literal["f32", "f16", "bf16", "q8_0", "q4_0", "q4_k_m", "q5_k_m", "q6_k"]
 
 
 def main(
     checkpoint_dir: Path,
-    to: Literal["gguf", "gguf-lora", "ollama"] = "gguf",
+    repo_id: Optional[str] = None,
+    to: Literal["gguf", "gguf-lora", "ollama", "hf", "hub"] = "gguf",
     type: Optional[TypeName] = None,
     out: Optional[Path] = None,
     base: Optional[Path] = None,
     merge: bool = True,
+    shard_size: Optional[str] = None,
+    private: bool = False,
+    access_token: Optional[str] = None,
     parity: Parity = "auto",
     overwrite: bool = False,
 ) -> None:
-    """Write a model for other programs, and compare what was written with the model.
+    """Write a model for other programs, and compare what was written with the model; or upload it to the hub.
 
     gguf is one file for llama.cpp, Ollama, and LM Studio; a LoRA adapter is merged into its base while it is written.
     gguf-lora is the adapter alone, to use over a GGUF file of its base, which may be quantized. ollama is a folder with
-    a GGUF file and a Modelfile.
+    a GGUF file and a Modelfile. hf is a Hugging Face folder, in which an adapter is merged. hub uploads a folder as it
+    is to ORG/NAME.
 
     Args:
         checkpoint_dir: A model folder or an adapter folder, or the name of a model under checkpoints/.
-        to: The format.
-        type: Type of the weights. Default: that of the model; f32 for gguf-lora.
-        out: The file, or the folder of ollama. Default: in out/export/, named after the model and the type.
+        repo_id: With --to hub: the repository, which is created if it does not exist.
+        to: The format, or hub.
+        type: Type of the weights; with hf, one of f32, f16, and bf16. Default: that of the model; f32 for gguf-lora.
+        out: The file, or the folder of ollama and hf. Default: in out/export/, named after the model and the type.
         base: The base model of an adapter, instead of the recorded one.
         merge: For ollama, merge the adapter. Otherwise it stays a file of its own, over the base.
-        parity: What to compare: the answers of llama.cpp, which needs the package xllamacpp and the model in memory, or
-            the numbers in the file. auto compares answers if xllamacpp is installed and the model is small.
-        overwrite: Replace a file that litgpt did not write.
+        shard_size: With --to hf: maximum size of a file of weights, such as 500MB. Default: 5GB.
+        private: With --to hub: create a private repository.
+        access_token: With --to hub: token with write access. Default: HF_TOKEN, or the token of `hf auth login`.
+        parity: What to compare: the answers, which needs the model in memory, and except for hf the package xllamacpp,
+            or the numbers in the file. auto compares answers if the model is small, and xllamacpp is installed.
+        overwrite: Replace a file that litgpt did not write, or the folder of hf.
     """
+    check_options(to, {**locals(), "merge": not merge})
+    if to == "hub":
+        Upload(find_folder(checkpoint_dir), str(repo_id), private, access_token)()
+        return
     source = ModelSource.open(checkpoint_dir, base, merged=False)
+    if to == "hf":
+        to_hf(source, type, out, shard_size, parity, overwrite)
+        return
     if parity == "answers" and not is_installed():
         raise UserError("--parity answers needs the package xllamacpp. Run: pip install xllamacpp")
     if to == "gguf":
@@ -103,6 +135,46 @@ def to_ollama(
     show(model.parity(out / name, parity, out / lora if lora else None))
     tag = re.sub(r"[^a-z0-9._-]+", "-", model.stem.lower()).strip("-._") or "model"
     show([("next", f"ollama create {tag} -f {out / 'Modelfile'}"), ("", f"ollama run {tag}")])
+
+
+def check_options(to: str, given: Mapping[str, Any]) -> None:
+    """Raise `UserError` for options of another format, and for a missing repository."""
+    if to == "hub" and given["repo_id"] is None:
+        raise UserError("--to hub needs the name of a repository. Pass it after the folder, as ORG/NAME.")
+    for name, formats in FORMATS.items():
+        if given[name] and to not in formats:
+            what = given[name] if name == "repo_id" else f"--{name}"
+            raise UserError(f"{what} has no effect with --to {to}, only with --to {' or '.join(formats)}.")
+
+
+def to_hf(
+    source: ModelSource, type: Optional[str], out: Optional[Path], size: Optional[str], parity: Parity, overwrite: bool
+) -> None:
+    if type not in (None, *HF_TYPES):
+        raise UserError(f"--to hf writes {', '.join(HF_TYPES)}, not --type {type}.")
+    shard = None if size is None else n_bytes(size)
+    weights = merged_weights(source)
+    with torch.device("meta"):
+        check_weights(GPT(weights.config), weights)
+    out = out or OUT / f"{display_name(source.folder)}-{type or 'hf'}"
+    check_replaceable(out, overwrite, (source.folder, source.checkpoint.folder), "--out")
+    show(header(source))
+    size_in_memory = 4 * sum(math.prod(shape) for shape in weights.shapes.values())
+    answers = parity == "answers" or (parity == "auto" and size_in_memory <= LARGE)
+    lines = FolderWriter(source, weights, HF_TYPES[type] if type else None, shard, answers).write(out, "--out")
+    files = [path for path in out.iterdir() if path.suffix == ".safetensors"]
+    total = sum(path.stat().st_size for path in files)
+    show([("written", f"{out}, {len(files)} file{'s' * (len(files) > 1)} of weights, {total / 1e6:,.1f} MB")])
+    show(("parity", line) for line in lines)
+
+
+def n_bytes(size: str) -> int:
+    """The bytes in a text such as 5GB. Raises `UserError` if it is not a size of at least 1 MB."""
+    match = re.fullmatch(r"(\d{1,9}(?:\.\d{1,9})?) *([MGT])B", size.strip(), re.IGNORECASE)
+    found = int(float(match[1]) * {"M": 10**6, "G": 10**9, "T": 10**12}[match[2].upper()]) if match else 0
+    if found < 10**6:
+        raise UserError(f"--shard_size {size} is not a size of at least 1MB. Expected, for example, 500MB or 5GB.")
+    return found
 
 
 def header(source: ModelSource) -> list[Line]:

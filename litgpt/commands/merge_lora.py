@@ -1,32 +1,16 @@
 """`litgpt merge_lora`"""
 
-import json
-import shutil
 from pathlib import Path
 from typing import Any, Literal, Optional
 
-import torch
-
-from litgpt.checkpoint.folder import widest_first, write_weights
 from litgpt.errors import UserError
-from litgpt.families.weights import FLOATS, Outline
-from litgpt.generate.reference_outputs import (
-    PRECISIONS,
-    difference,
-    make_reference_outputs,
-    stored_dtypes,
-    write_reference_outputs,
-)
+from litgpt.export.folder import FolderWriter
 from litgpt.methods.merged import MergedWeights
 from litgpt.methods.model_source import ModelSource
-from litgpt.methods.peft_folder import CONFIG, LoRAFolder
-from litgpt.model.devices import DTYPES, default_precision, pick_device
+from litgpt.methods.peft_folder import LoRAFolder
+from litgpt.model.devices import DTYPES
 from litgpt.storage.files import is_there, read_json
-from litgpt.storage.outputs import SUMS, check_replaceable, entry, exclusive, listed, new_folder, write_sums
-from litgpt.storage.torch_file import NAMES, TYPES
-from litgpt.text.prompts import STYLE_FILE, save_template
-from litgpt.text.styles import STYLES
-from litgpt.text.tokenizer import copy_files, save_stops
+from litgpt.storage.outputs import SUMS, check_replaceable, entry, listed
 
 ADAPTER_FILES = ("adapter_", "lit_model.pth.lora")  # what the names of an adapter's files begin with
 
@@ -66,22 +50,13 @@ def main(
         print(f"{source.folder} is merged already: {out_dir}")
         return
     check_replaceable(out_dir, overwrite, (folder, source.checkpoint.folder))
-    device = pick_device("auto")
-    computed = PRECISIONS.get("".join(stored_dtypes(source.checkpoint)), default_precision(device))
-    before = make_reference_outputs(source.model(DTYPES[computed], device), source.tokenizer(), source.style(), [])
-    with exclusive(out_dir), new_folder(out_dir.resolve()) as temporary:
-        copy_small_files(source, temporary)
-        write_merged(source, temporary, DTYPES[precision] if precision else None)
-        merged = ModelSource.open(temporary)
-        model = merged.model(DTYPES[computed], device)
-        stored = stored_dtypes(merged.checkpoint)
-        write_reference_outputs(make_reference_outputs(model, merged.tokenizer(), merged.style(), stored), temporary)
-        write_sums(temporary, merged=record)
-    worst, _ = difference(before, model)
+    dtype = DTYPES[precision] if precision else None
+    lines = FolderWriter(source, MergedWeights(source.weights(), source.adapter), dtype).write(out_dir, merged=record)
     print(f"base       {source.checkpoint.folder}")
     print(f"adapter    {source.folder}")
     print(f"merged     {out_dir}")
-    print(f"parity     logits differ from the adapter's by at most {worst:.1e} of the largest, in {computed}")
+    for line in lines:
+        print(f"parity     {line}")
 
 
 def merge_record(source: ModelSource, precision: Optional[str]) -> dict[str, Any]:
@@ -114,40 +89,3 @@ def default_out_dir(adapter: Path) -> Path:
 def merged_from(folder: Path) -> Any:
     """The record of the merge that wrote a folder, if one did."""
     return read_json(folder / SUMS).get("merged") if is_there(folder / SUMS) else None
-
-
-def copy_small_files(source: ModelSource, target: Path) -> None:
-    """Copy the files of the base that are not weights, then those of the adapter for tokenizer and prompts."""
-    for file in source.checkpoint.folder.iterdir():
-        about_weights = file.name in (CONFIG, SUMS) or file.name.endswith(".index.json")
-        if file.suffix in (".json", ".txt", ".model", ".jinja", ".md") and not about_weights and file.is_file():
-            shutil.copyfile(file, target / file.name)
-    copy_files(source.folder, target)
-    if (source.folder / STYLE_FILE).is_file():
-        shutil.copyfile(source.folder / STYLE_FILE, target / STYLE_FILE)
-    style, tokenizer = source.style(), source.tokenizer()
-    if style is not STYLES["none"] or (source.folder / STYLE_FILE).is_file():
-        save_template(style, target, tokenizer)
-        save_stops(target, tokenizer, style, source.checkpoint.fields)
-
-
-def write_merged(source: ModelSource, target: Path, dtype: Optional[torch.dtype]) -> None:
-    """Write the merged weights one by one, and `config.json`."""
-    assert isinstance(source.adapter, LoRAFolder)
-    merged = MergedWeights(source.weights(), source.adapter)
-    fields = dict(merged.fields)
-
-    def outline(name: str) -> Outline:
-        found = merged.outline(name)
-        return found if dtype is None or found.kind not in FLOATS else found._replace(kind=NAMES[dtype])
-
-    def converted(weight: Outline, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor if NAMES.get(tensor.dtype) == weight.kind else tensor.to(TYPES[weight.kind])
-
-    weights = widest_first(map(outline, merged.files))
-    tensors = merged.tensors(w.name for w in weights)
-    write_weights(weights, ((w.name, converted(w, tensor)) for w, (_, tensor) in zip(weights, tensors)), target)
-    if dtype is not None:
-        fields["dtype"] = str(dtype).removeprefix("torch.")
-        fields.pop("torch_dtype", None)
-    (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

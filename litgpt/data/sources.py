@@ -4,7 +4,7 @@ import hashlib
 import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -67,7 +67,11 @@ class RowSource:
         return self, iter(seen)
 
     def fingerprint(self) -> tuple[str, int]:
-        """A hash of the rows, and about how many there are: 0 if that is not known."""
+        """A hash of the rows when it was first asked for, and about how many there are: 0 if that is not known."""
+        return self._fingerprint
+
+    @cached_property
+    def _fingerprint(self) -> tuple[str, int]:
         if str(self.path).startswith("hf:"):
             rows = hub_data_set(str(self.path))
             return str(rows._fingerprint), len(rows)

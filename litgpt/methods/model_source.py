@@ -1,7 +1,7 @@
 """Opens the folder of a base model or of an adapter as a model that is ready to run."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -9,12 +9,13 @@ from typing import Optional
 
 import torch
 
-from litgpt.checkpoint.find import find_folder
+from litgpt.checkpoint.find import find_folder, local_folder
 from litgpt.checkpoint.folder import Overlaid, fill_weights, load_weights, open_checkpoint
+from litgpt.checkpoint.hub import repository_id
 from litgpt.errors import UserError
 from litgpt.families import weight_map
 from litgpt.families.weights import Weights
-from litgpt.litgpt_format.folder import ADAPTERS, lit_adapter_file
+from litgpt.litgpt_format.folder import ADAPTERS, SETTINGS, lit_adapter_file
 from litgpt.methods.adapter import AdapterV2Linear
 from litgpt.methods.adapter_folder import AdapterFolder, is_adapter, open_adapter
 from litgpt.methods.lora import LoRALinear
@@ -23,7 +24,7 @@ from litgpt.methods.quantize import quantize
 from litgpt.model.attention import CausalSelfAttention
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
-from litgpt.storage.files import is_there
+from litgpt.storage.files import is_there, read_yaml
 from litgpt.text.prompts import STYLE_FILE, PromptStyle, checkpoint_template, load_style
 from litgpt.text.tokenizer import Tokenizer
 
@@ -146,9 +147,22 @@ def find_base(adapter: AdapterFolder, remedy: str, weights: bool = True) -> Path
     if not adapter.base:
         raise UserError(f"{adapter.folder} does not name its base model. {remedy}")
     try:
-        return find_folder(Path(adapter.base), weights)
+        return recorded_folder(adapter) or find_folder(Path(adapter.base), weights)
     except (UserError, OSError) as e:
         raise UserError(f"The base model of {adapter.folder} is not at {adapter.base[:200]!r}. {remedy} ({e})") from e
+
+
+def recorded_folder(adapter: AdapterFolder) -> Optional[Path]:
+    """The folder that the run read the base from, if the adapter names the base by its hub ID, and there is none of
+    that name under the `checkpoints` of the current folder."""
+    settings = adapter.folder / SETTINGS
+    if not is_there(settings) or local_folder(Path(adapter.base)) is not None:
+        return None
+    with suppress(UserError):  # settings that are not readable do not matter here
+        typed = read_yaml(settings).get("checkpoint_dir")
+        found = local_folder(Path(typed)) if typed else None
+        return found if found is not None and repository_id(found) == adapter.base else None
+    return None
 
 
 def tokenizer_folder(adapter: Path, base: Path) -> Path:

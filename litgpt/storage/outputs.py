@@ -20,9 +20,10 @@ from typing import Any, Optional
 from filelock import FileLock, Timeout
 
 from litgpt.errors import UserError, remark
-from litgpt.storage.files import current_umask, flush_names, home, read_json, write_text
+from litgpt.storage.files import current_umask, flush_names, home, read_json, same, write_text
 
 SUMS, SINGLE = "checksums.json", ".litgpt.json"
+CARD = "README.md"  # of a result; one that people wrote or changed passes to the result that replaces it
 NAMED = 3  # files named in a message
 KEPT = ("the current folder", "your home folder")  # in which no output may be removed
 Entry = list[int]  # size in bytes, CRC-32, modification time in ns
@@ -158,7 +159,7 @@ def check_replaceable(
     """Raise `UserError` unless `out` is empty, or contains only our files and `overwrite` is set (None for commands
     without this option). Other arguments as for `check_place`."""
     check_place(out, sources, option)
-    if not out.exists() or not any(out.iterdir()):
+    if not out.exists() or not any(path.name != CARD for path in out.iterdir()):
         return
     refuse_others(out, split(out)[1], option)
     if not overwrite:
@@ -177,7 +178,8 @@ def check_file(out: Path, overwrite: bool, option: str) -> None:
 
 
 def refuse_others(out: Path, others: list[Path], option: str = "--out_dir") -> None:
-    """Raise `UserError` if there are files that litgpt must not remove."""
+    """Raise `UserError` if there are files that litgpt must not remove, but for a card, which `new_folder` keeps."""
+    others = [path for path in others if path.name != CARD or not has_own_card(path.parent)]
     if others:
         names = ", ".join(str(path) for path in others[:NAMED]) + (", ..." if len(others) > NAMED else "")
         raise UserError(
@@ -238,6 +240,8 @@ def new_folder(target: Path, sums: bool = True) -> Iterator[Path]:
         yield temporary
         if sums and not (temporary / SUMS).exists():
             write_sums(temporary)
+        if has_own_card(target):
+            shutil.copyfile(target / CARD, temporary / CARD)
         mask = current_umask()
         for file in temporary.rglob("*"):
             file.chmod((0o777 if file.is_dir() else 0o666) & ~mask)  # some writers allow only the owner
@@ -278,8 +282,15 @@ def put_back(old: Path, target: Path, carried: bool = False) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def has_own_card(folder: Path) -> bool:
+    """Whether a result has a card that people wrote or changed."""
+    return (folder / CARD).is_file() and not is_ours(folder / CARD, folder / SUMS)
+
+
 def keep_others(folder: Path, target: Path) -> None:
-    """Remove a replaced folder, or move what is not ours in it beside the new one."""
+    """Remove a replaced folder, or move what is not ours in it beside the new one, but for the card, which is there."""
+    if has_own_card(folder) and same(folder / CARD, target / CARD):
+        (folder / CARD).unlink()
     if not discard(folder):
         kept = free_name(target.with_name(f"{target.name}-kept"))
         folder.rename(kept)

@@ -8,9 +8,11 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from litgpt.checkpoint.hub import PICO, repository_id
 from litgpt.data.batches import PackedRows, Rows
 from litgpt.data.tokens import Counts, TokenizedRows
 from litgpt.errors import install_command
+from litgpt.methods.adapter_folder import is_adapter
 from litgpt.model.devices import peak_memory, uses_tf32
 from litgpt.train.args import TrainArgs
 from litgpt.train.faults import spared
@@ -88,6 +90,12 @@ def print_report(run: "Run", outcome: TrainingResult) -> None:
         run.screen.say("\n  ".join(["Next:", *commands]))
     if run.method.remark:
         run.screen.say(run.method.remark)
+    base = run.base_model.checkpoint.folder if run.base_model.checkpoint else PICO
+    if is_adapter(outcome.folder) and base != PICO and repository_id(base) is None:
+        run.screen.say(
+            f"The adapter names its base by a path on this machine, {unbroken(base.resolve())}. Elsewhere, pass it "
+            "with --base."
+        )
 
 
 def describe_results(outcome: TrainingResult) -> dict[str, str]:

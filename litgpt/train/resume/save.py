@@ -2,12 +2,14 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 from torch.optim import Optimizer
 
+from litgpt.checkpoint.hub import RESULTS
 from litgpt.errors import UserError
 from litgpt.generate.reference_outputs import make_reference_outputs, stored_dtypes, write_reference_outputs
 from litgpt.methods.adapter_folder import is_adapter
@@ -16,6 +18,7 @@ from litgpt.model.sharded import full_tensor, is_sharded, my_rows, on_first_rank
 from litgpt.storage.outputs import discard, new_folder, write_sums
 from litgpt.text.prompts import load_style, save_style
 from litgpt.text.tokenizer import save_stops
+from litgpt.train.card import write_run_card
 from litgpt.train.faults import spared
 from litgpt.train.resume.find import what_must_stay
 from litgpt.train.resume.folder import write_settings
@@ -44,6 +47,7 @@ class Saver:
         self.optimizer, self.tokenizer, self.save = optimizer, run.tokenizer, run.method.save
         self.precision, self.quantize = run.precision_name, run.quantize
         self.out_dir, self.keep_last = run.out_dir, run.train.kept_checkpoints
+        self.write_card = partial(write_run_card, run)
         self.saves_all = not run.is_frozen  # the method saves all weights, so the training state need not
         records_style = run.method.saves_style and not run.dataset.plain_text
         self.style = run.dataset.style if records_style else None  # None keeps the base model's
@@ -105,6 +109,8 @@ class Saver:
                         save_style(self.style, folder, self.tokenizer)
                         save_stops(folder, self.tokenizer, self.style, self.start.fields)
                     write_settings(folder, self.precision)
+                    if name in RESULTS:
+                        self.write_card(folder, name)
                     add(folder)
             except Exception as e:
                 error = e
