@@ -195,7 +195,10 @@ MODELS = ["Org/Model-1B", "out/finetune/lora/final", "pico"]
     ("words", "expected"),
     [
         ("finet", ["finetune"]),
-        ("finetune ", [FILES, *sorted([*MODELS, "lora", "full", "adapter", "adapter_v2"])]),
+        (
+            "finetune ",
+            [FILES, *sorted([*MODELS, "lora", "full", "adapter", "adapter_v2", "dpo", "kto", "orpo", "simpo", "cpo"])],
+        ),
         ("train l", [FILES, "lora"]),
         ("finetune lora ", [FILES, *MODELS]),
         ("finetune lora --train.ep", ["--train.epochs"]),

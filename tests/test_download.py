@@ -62,7 +62,15 @@ def files(llama: Path) -> dict[str, bytes]:
     return files | {"chat_template.jinja": b"{{ messages[0].content }}", "training_args.bin": b"pickled"}
 
 
-WANTED = ["LICENSE", "README.md", "chat_template.jinja", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json"]
+WANTED = [
+    "LICENSE",
+    "README.md",
+    "chat_template.jinja",
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "tokenizer.json",
+]
 WANTED += ["tokenizer_config.json"]
 
 
