@@ -37,8 +37,8 @@ def reshard(module: nn.Module) -> None:
     """Shard again what a forward pass gathered. Without a backward pass, FSDP leaves some weights as they are, and the
     parameters of the module are then not those that an optimizer has to update."""
     for part in module.modules():
-        if hasattr(part, "reshard"):
-            part.reshard()
+        if callable(again := getattr(part, "reshard", None)):
+            again()
 
 
 def put(tensor: torch.Tensor, first: int, rows: torch.Tensor) -> None:
