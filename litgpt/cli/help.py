@@ -73,6 +73,21 @@ class Option:
         return flag + shown, n == len(self.choices)
 
 
+SWEEPS = [
+    Option(
+        "sweep",
+        ["NAME=VALUES"],
+        "An option and its values, such as lora_r=8,32 or optimizer.lr=log:1e-5:1e-3. Repeat it for more.",
+    ),
+    Option("sweep_random", ["N"], "This many random combinations instead of all; needed for ranges."),
+    Option(
+        "sweep_budget",
+        ["TIME"],
+        "Stop the worse half of the trials early, twice, and all of them after a time, such as 15m.",
+    ),
+]
+
+
 def brief_help(parser: Parser) -> str:
     """One screen: the usage, two examples, the options that most people need, and where the rest is."""
     own = {"config", *(name.partition(".")[0] for name in parser.own)}
@@ -82,7 +97,8 @@ def brief_help(parser: Parser) -> str:
     options.sort(key=lambda option: order.get(option.name, len(order)))  # the others keep their order
     start = f"{usage(parser)}\n\n{wrap(first_sentence(about(parser)))}\n\nExamples:\n"
     start += "".join(f"  litgpt {example}\n" for example in EXAMPLES[parser.command])
-    end = f"All options: litgpt {spoken(parser.command)} -h all\nGuide:       tutorials/{page(parser.command)}"
+    sweeps = "Sweeps:      --sweep lr=1e-4,3e-4 (tutorials/compare_runs.md)\n" if sweepable(parser) else ""
+    end = f"{sweeps}All options: litgpt {spoken(parser.command)} -h all\nGuide:       tutorials/{page(parser.command)}"
     texts = (f"{start}\n{table([*words_of(parser), *options[:n]], brief=True)}\n\n{end}" for n in range(MOST, 0, -1))
     return next(text for text in texts if len(text.splitlines()) <= LINES)
 
@@ -93,6 +109,8 @@ def full_help(parser: Parser, classes: Mapping[str, str]) -> str:
     for option in options_of(parser):
         sections.setdefault(title(option.name, parser), []).append(option)
     sections |= class_sections(parser, classes)
+    if sweepable(parser):
+        sections["Sweeps, a run for each combination of values (tutorials/compare_runs.md)"] = SWEEPS
     paragraphs = [*about(parser).split("\n\n"), *(["Without a flag:"] if parser.positionals else [])]
     words = f"{table(words_of(parser))}\n\n" if parser.positionals else ""
     body = "\n\n".join(f"{wrap(heading)}:\n{table(options)}" for heading, options in sections.items())
@@ -107,6 +125,10 @@ def class_help(option: str, path: str) -> str:
     """The options of a class that `--data` or `--optimizer` may name."""
     text = first_sentence(inspect.getdoc(load_class(option, path)) or "")
     return f"{wrap(text)}\n\n{table(class_options(option, path))}"
+
+
+def sweepable(parser: Parser) -> bool:
+    return parser.command.startswith("finetune_")
 
 
 def usage(parser: Parser) -> str:

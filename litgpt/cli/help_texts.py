@@ -37,7 +37,7 @@ EXAMPLES = {  # command: two command lines
     ),
     "finetune_dpo": (
         "finetune dpo out/support/final --data pairs.jsonl",
-        "finetune dpo Qwen/Qwen3-0.6B --data pairs.jsonl --method full --preference.loss ipo",
+        "finetune dpo Qwen/Qwen3-0.6B --data pairs.jsonl --preference.loss ipo",
     ),
     "finetune_kto": (
         "finetune kto out/support/final --data labels.jsonl",
@@ -48,8 +48,8 @@ EXAMPLES = {  # command: two command lines
         "finetune orpo Qwen/Qwen3-0.6B --data pairs.jsonl --method full",
     ),
     "finetune_simpo": (
-        "finetune simpo out/support/final --data pairs.jsonl --preference.beta 2",
-        "finetune simpo Qwen/Qwen3-0.6B --data pairs.jsonl --preference.beta 2 --preference.gamma 1",
+        "finetune simpo out/final --data pairs.jsonl --preference.beta 2",
+        "finetune simpo Qwen/Qwen3-0.6B --data pairs.jsonl --preference.gamma 1",
     ),
     "finetune_cpo": (
         "finetune cpo out/support/final --data pairs.jsonl",

@@ -38,6 +38,9 @@ class PlanArgs:
 
 planning: ContextVar[Optional[PlanArgs]] = ContextVar("planning", default=None)  # set while a run is only planned
 
+# the fraction of its steps at which a run pauses, as --train.pause_after does; set by a sweep
+halt_at: ContextVar[Optional[float]] = ContextVar("halt_at", default=None)
+
 AUTO: Literal["auto"] = "auto"
 IntOrAuto = Union[Literal["auto"], int]
 LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]

@@ -16,7 +16,7 @@ from torch.optim import Optimizer
 from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory, to_device
 from litgpt.model.sharded import local_shard, total_norm
-from litgpt.train.args import AUTO, IntOrAuto
+from litgpt.train.args import AUTO, IntOrAuto, halt_at
 from litgpt.train.faults import all_finite, crash
 from litgpt.train.progress import Step, gigabytes, percent
 from litgpt.train.signals import Stopped
@@ -178,7 +178,9 @@ class Trainer:
         return self.plan.is_checkpoint_due(self.result, steps, seconds)
 
     def should_pause(self) -> bool:
-        pause_after = self.train.pause_after
+        pause_after, fraction = self.train.pause_after, halt_at.get()
+        if fraction is not None and self.plan.fraction_done(self.result) >= fraction:
+            return True
         return pause_after is not None and self.result.steps - self.first_step >= pause_after
 
     def save_checkpoint(self, name: str) -> None:
