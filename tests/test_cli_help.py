@@ -12,7 +12,7 @@ import pytest
 from litgpt.__main__ import COMMANDS, main
 from litgpt.cli.commands import COMPLETE, GROUPS, HANDS_ON, prefix_help, spoken, usage
 from litgpt.cli.completion import FILES, candidates
-from litgpt.cli.help import LINES, MOST, WIDTH, brief_help, class_sections, first_clause, full_help, options_of
+from litgpt.cli.help import LINES, MOST, SWEEPS, WIDTH, brief_help, class_sections, first_clause, full_help, options_of
 from litgpt.cli.help_texts import EXAMPLES, IMPORTANT, PAGES, PLACEHOLDERS
 from litgpt.data import inner_classes
 from tests.test_cli import ROOT, parsers
@@ -97,6 +97,7 @@ def test_full_help_has_every_option(command):
     parser = parsers()[command]
     text = full_help(parser, {})
     expected = [name for name in names_of(parser) if name not in parser.positionals]
+    expected += [option.name for option in SWEEPS] if command.startswith("finetune_") else []
     assert sorted(flags_in(text)) == sorted(expected) and len(expected) == len(set(expected))
     assert max(map(len, text.splitlines())) <= WIDTH
     assert not re.findall(PYTHON_WORDS, text)
