@@ -53,7 +53,7 @@ EXAMPLES = {  # command: two command lines
     ),
     "finetune_cpo": (
         "finetune cpo out/support/final --data pairs.jsonl",
-        "finetune cpo Qwen/Qwen3-0.6B --data pairs.jsonl --preference.sft_weight 0.5",
+        "finetune cpo out/final --data pairs.jsonl --preference.sft_weight 0.5",
     ),
     "pretrain": (
         "pretrain pico --tokenizer_dir pico --data my-texts/*.txt",
