@@ -65,6 +65,7 @@ WORDS = {"train": "finetune", "sft": "finetune"}  # of other tools
 HANDS_ON = ("verify_resume", "plan")  # commands that take the words of another command as a list
 PREFIXES = ("finetune", "data", "tokenizer")  # first words of the commands that people type as two words
 HELP = ("-h", "--help")
+SWEEP = ("--sweep", "--sweep_random", "--sweep_budget")  # flags of all finetunes, which `commands/sweep.py` reads
 COMPLETE = "__complete"  # hidden: `litgpt __complete WORDS` prints what may follow, for the scripts of `completion`
 
 

@@ -14,7 +14,7 @@ from typing import Any, NoReturn, Optional, get_origin
 import yaml
 from jsonargparse import ActionConfigFile, Namespace, get_loader, set_loader
 
-from litgpt.cli.commands import HANDS_ON, HELP, spoken
+from litgpt.cli.commands import HANDS_ON, HELP, SWEEP, spoken
 from litgpt.cli.help import brief_help, class_help, full_help
 from litgpt.cli.help_texts import PLACEHOLDERS
 from litgpt.cli.legacy import current_fields, translate
@@ -41,7 +41,6 @@ from litgpt.train.args import run_flags, run_settings, run_words
 NO_VALUE = (*HELP, "--print_config")
 ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the function whose options it takes as well
 NO_FLAG = {"export": ["repo_id"]}  # options of a command that need no flag, beside its required ones
-SWEEP = ("--sweep", "--sweep_random", "--sweep_budget")
 FILES = ("data", "prompts")  # options that take several files
 TRUTH = ("true", "false", "yes", "no", "null")
 
@@ -60,8 +59,7 @@ set_loader("yaml", load_value, exceptions=(yaml.YAMLError, ValueError, Recursion
 def run(where: str, command: str, args: list[str]) -> None:
     """Parse `args` and call the function at `where`, given as module:function; once for each trial of a sweep."""
     if command.startswith("finetune_") and any(word.partition("=")[0] in SWEEP for word in args):
-        from litgpt.commands.sweep import make_sweep
-
+        make_sweep = load("litgpt.commands.sweep:make_sweep")
         make_sweep(command, args, lambda words: load(where)(**parse(where, command, words)))()
         return
     arguments = parse(where, command, args)  # first, because it imports the module without garbage collection

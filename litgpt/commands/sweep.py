@@ -18,8 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
-from litgpt.cli.commands import spoken
-from litgpt.cli.parser import SWEEP
+from litgpt.cli.commands import SWEEP, spoken
 from litgpt.errors import UserError, reason
 from litgpt.storage.files import is_there, read_json
 from litgpt.storage.outputs import exclusive, write_single
