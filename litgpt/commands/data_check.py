@@ -137,7 +137,7 @@ def main(
             if the first row has a chosen and a rejected answer, kto if it has a label, else supervised.
         train: Length, batch size, and learning rate of the run.
         json: Print the report as a JSON object.
-        list: Print all rows of this kind as JSONL: bad, duplicates, truncated, lost, or identical (pairs of equal answers).
+        list: Print all rows of this kind as JSONL: bad, duplicates, truncated, lost, or identical.
         show: Number of training rows to show, with their target tokens marked.
         sample: Number of rows to show from every file.
         rows: Rows to show, by their numbers in the files, such as 181,204.
@@ -393,7 +393,9 @@ class Report:
                 f"because they would lose their stop token.{remedy}"
             )
         if counts.identical:
-            found.append(f"{counts.identical:,} pairs dropped: both answers are the same. --list identical prints them.")
+            found.append(
+                f"{counts.identical:,} pairs dropped: both answers are the same. --list identical prints them."
+            )
         if counts.other_prompts:
             found.append(f"{counts.other_prompts:,} pairs have answers to different prompts.")
         rows, names = self.loaded.train, SIDES[self.unit]
@@ -406,8 +408,8 @@ class Report:
         if max(means) >= LONGER * min(means):
             longer, shorter = names if means[0] > means[1] else reversed(names)
             found.append(
-                f"The {longer} answers are {max(means) / min(means):.1f} times as long as the {shorter} ones. The model "
-                "may learn the length instead of what makes them better."
+                f"The {longer} answers are {max(means) / min(means):.1f} times as long as the {shorter} ones. The "
+                "model may learn the length instead of what makes them better."
             )
         return found
 

@@ -117,7 +117,7 @@ def nothing_left(counts: Counts) -> str:
         "without a target token within --train.max_seq_length": counts.no_targets,
         "too long": counts.too_long,
         "bad": counts.bad,
-        "skipped because of their label": counts.skipped,
+        "skipped because of their label or scores": counts.skipped,
         "dropped because both answers are the same": counts.identical,
         "dropped because the prompt style does not show all of their parts": counts.dropped_lost,
     }

@@ -49,19 +49,23 @@ def match(fields: Any, where: str, form: str | None = None, labels: bool = False
     same = same_names(fields)
     if form in FORMS:
         return form, {ours: theirs for ours, theirs in same.items() if ours in FORMS[form].used}
+    named = {ours: same[ours] for ours in ("label", "kto_tag") if labels and ours in same}
     try:
-        found = recognize(fields, where, labels)
-        also = {**prompt_column(fields, found), **{ours: theirs for ours, theirs in same.items() if ours in SHARED}}
+        found = recognize(rename(fields, named, where), where, labels)
+        shared = {ours: theirs for ours, theirs in same.items() if ours in SHARED}
+        also = {**named, **prompt_column(fields, found), **shared}
         return found, {ours: theirs for ours, theirs in also.items() if ours in FORMS[found].used}
     except UserError:
         for columns in (same, pair_columns(fields), usual_columns(fields)):
             if not columns:
                 continue
+            columns = {**named, **columns}
             renamed = rename(fields, columns, where)
             try:
                 found = recognize(renamed, where, labels)
             except UserError:
                 continue
+            columns |= prompt_column(renamed, found)
             return found, {ours: theirs for ours, theirs in columns.items() if ours in FORMS[found].used}
         raise
 
@@ -102,7 +106,8 @@ def usual_columns(fields: Mapping[str, Any]) -> dict[str, str]:
 
 
 def pair_columns(fields: Mapping[str, Any]) -> dict[str, str]:
-    """The columns that are usually a better and a worse answer, and their prompt; empty if that is not clear."""
+    """The columns that are usually a better and a worse answer, with those of litgpt's names; empty if that is not
+    clear."""
     pairs = []
     names = {letters(name): name for name, value in fields.items() if value is not None}
     for good, bad in ((good, bad) for good, words in PREFERRED.items() for bad in words):
@@ -113,7 +118,7 @@ def pair_columns(fields: Mapping[str, Any]) -> dict[str, str]:
         return {}
     chosen, rejected = pairs[0]
     columns = {ours: theirs for ours, theirs in {"chosen": chosen, "rejected": rejected}.items() if ours != theirs}
-    return {**same_names(fields), **columns, **prompt_column(rename(fields, columns, ""), "preference")}
+    return {**same_names(fields), **columns}
 
 
 def prompt_column(fields: Mapping[str, Any], form: str) -> dict[str, str]:

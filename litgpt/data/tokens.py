@@ -93,7 +93,6 @@ class Counts:
                 setattr(total, name, entries)
         return total
 
-
     def add_row(self, row: "Counts") -> None:
         """Add the counts of a row, each as 1."""
         for name, value in vars(row).items():

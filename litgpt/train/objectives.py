@@ -416,7 +416,7 @@ OBJECTIVES: dict[Name, type[Preference]] = {"dpo": DPO, "kto": KTO, "orpo": ORPO
 
 
 def balance(rows: TokenizedRows, args: PreferenceArgs) -> tuple[list[str], dict[str, float]]:
-    """Notes about the numbers of desirable and undesirable answers, and the weight that balances them, by its option."""
+    """Notes about the numbers of desirable and undesirable answers, and the weight that balances them by its option."""
     n_bad = int(rows.is_rejected().sum())
     n_good = len(rows) - n_bad
     found = [f"Labels: {n_good:,} desirable and {n_bad:,} undesirable answers."]
