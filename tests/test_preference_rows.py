@@ -334,6 +334,15 @@ def test_too_long_sides_are_dropped(tmp_path, base):
         load(base, file, limit=100, too_long="error")
 
 
+def test_labels_beside_instructions(tmp_path, base):
+    """Which only KTO reads as labels."""
+    file = write(tmp_path / "r.jsonl", [{"Query": "q", "Response": str(i), "Label": i % 2} for i in range(4)])
+    loaded = load(base, file, "label")
+    assert loaded.train.is_rejected().tolist() == [True, False] * 2 and loaded.counts.forms == {"label": 4}
+    loaded = load(base, file, "row")
+    assert loaded.counts.forms == {"alpaca": 4} and loaded.counts.ignored == {"Label": 4}
+
+
 def test_both_sides_of_a_row_count_once(tmp_path, base):
     """What a template does not show, and fields that are not read."""
     sides = {name: [bot(name, reasoning_content="so", source="x"), user("more")] for name in ("chosen", "rejected")}

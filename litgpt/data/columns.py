@@ -49,7 +49,7 @@ def match(fields: Any, where: str, form: str | None = None, labels: bool = False
     same = same_names(fields)
     if form in FORMS:
         return form, {ours: theirs for ours, theirs in same.items() if ours in FORMS[form].used}
-    named = {ours: same[ours] for ours in ("label", "kto_tag") if labels and ours in same}
+    named = {ours: theirs for ours, theirs in same.items() if labels and ours in ("label", "kto_tag")}
     try:
         found = recognize(rename(fields, named, where), where, labels)
         shared = {ours: theirs for ours, theirs in same.items() if ours in SHARED}
@@ -112,8 +112,8 @@ def pair_columns(fields: Mapping[str, Any]) -> dict[str, str]:
     names = {letters(name): name for name, value in fields.items() if value is not None}
     for good, bad in ((good, bad) for good, words in PREFERRED.items() for bad in words):
         for before, after in (("", ""), *((noun, "") for noun in NOUNS), *(("", noun) for noun in NOUNS)):
-            found = [names.get(f"{before}{word}{after}") for word in (good, bad)]
-            pairs += [found] if None not in found else []
+            found = [names[name] for word in (good, bad) if (name := f"{before}{word}{after}") in names]
+            pairs += [found] if len(found) == 2 else []
     if len(pairs) != 1:
         return {}
     chosen, rejected = pairs[0]

@@ -212,11 +212,9 @@ class TokenMaker:
         counts.two_bos += bos[0] is not None and any(ids[:2] == bos for ids, _ in sides)
         prompts = [ids[: next(i for i, bits in enumerate(mask) if bits & ANSWER)] for ids, mask in sides]
         counts.other_prompts += prompts[0] != prompts[-1]
-        sides = [
-            (ids, bytes(bits | REJECTED for bits in mask) if sequence.is_rejected else bytes(mask))
-            for sequence, (ids, mask) in zip(example.sequences, sides)
-        ]
-        chunk.add([i for ids, _ in sides for i in ids], b"".join(mask for _, mask in sides), example.where)
+        marks = [REJECTED if sequence.is_rejected else 0 for sequence in example.sequences]
+        masks = [bytes(bits | mark for bits in mask) for mark, (_, mask) in zip(marks, sides)]
+        chunk.add([i for ids, _ in sides for i in ids], b"".join(masks), example.where)
 
     def too_long(self, example: RenderedExample, n_tokens: int) -> UserError:
         fix = "Raise --train.max_seq_length" if self.below_context else "Shorten the row"
