@@ -230,9 +230,9 @@ def test_a_label_beside_an_instruction_may_be_a_class():
 @pytest.mark.parametrize(
     ("fields", "unit", "words"),
     [
-        ({"instruction": "q", "output": "a"}, "pair", "chosen and rejected. .* finetune lora$"),
-        ({"prompt": "q", "completion": "a", "label": 1}, "pair", "finetune kto$"),
-        ({"instruction": "q", "output": "a"}, "label", "a label. .* finetune lora$"),
+        ({"instruction": "q", "output": "a"}, "pair", "chosen and rejected. .* finetune lora.$"),
+        ({"prompt": "q", "completion": "a", "label": 1}, "pair", "finetune kto.$"),
+        ({"instruction": "q", "output": "a"}, "label", "a label. .* finetune lora.$"),
         ({"prompt": "q", "chosen": "a", "rejected": None}, "pair", "has rejected that is null"),
         ({"prompt": "q", "chosen": "a", "rejected": []}, "pair", "has rejected that is an empty list"),
         ({"chosen": "a", "rejected": "b"}, "pair", "is missing prompt"),
@@ -341,6 +341,8 @@ def test_labels_beside_instructions(tmp_path, base):
     assert loaded.train.is_rejected().tolist() == [True, False] * 2 and loaded.counts.forms == {"label": 4}
     loaded = load(base, file, "row")
     assert loaded.counts.forms == {"alpaca": 4} and loaded.counts.ignored == {"Label": 4}
+    loaded = load(base, file, "row", columns={"instruction": "Query", "output": "Response", "label": "Label"})
+    assert loaded.counts.forms == {"label": 2} and loaded.counts.skipped == 2
 
 
 def test_both_sides_of_a_row_count_once(tmp_path, base):

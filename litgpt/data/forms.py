@@ -204,7 +204,7 @@ def to_sides(fields: Any, form: str, where: str, unit: str) -> list[Side]:
         needed = "Pairs need chosen and rejected" if unit == "pair" else "KTO needs a prompt, an answer, and a label"
         command = "kto" if form == "label" else "lora"
         raise UserError(
-            f"{where}, has the form {form}. {needed}. To train on rows like this one: litgpt finetune {command}"
+            f"{where}, has the form {form}. {needed}. For rows like this one, use litgpt finetune {command}."
         )
     pairs = [sides(fields, where)] if form == "preference" else ranked(fields, where)
     without_thoughts = {key: value for key, value in fields.items() if key not in REASONING}

@@ -200,7 +200,7 @@ class RowRenderer:
         if shape in self.known_forms:
             return self.known_forms[shape]
         try:
-            found = match(fields, where, source.form, labels=self.data.unit == "label")
+            found = match(fields, where, source.form, self.data.unit == "label" or source.has_labels)
         except UserError:
             if not counts.forms:
                 raise
