@@ -1,7 +1,7 @@
 """What `litgpt COMMAND -h` shows beside the help of the options: which options, two examples, and the page."""
 
 IMPORTANT = """
-    tasks vs port host api_key adapters prompt prompts out list show sample rows json
+    tasks vs port host api_key adapters prompt prompts out objective list show sample rows json
     sys_prompt max_new_tokens temperature top_k top_p stop num_samples
     data method preference.loss preference.beta preference.sft_weight preference.reference out_dir
     optimizer.lr train.epochs train.max_seq_length train.global_batch_size train.micro_batch_size

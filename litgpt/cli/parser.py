@@ -39,7 +39,9 @@ from litgpt.storage.files import YAML_BYTES, check_events, parse_yaml, read_text
 from litgpt.train.args import run_flags, run_settings, run_words
 
 NO_VALUE = (*HELP, "--print_config")
-ALSO_TAKES = {"data_check": "litgpt.finetune.lora:setup"}  # a command and the function whose options it takes as well
+ALSO_TAKES = {
+    "data_check": "litgpt.finetune.preference:dpo"
+}  # a command and the function whose options it takes as well
 NO_FLAG = {"export": ["repo_id"]}  # options of a command that need no flag, beside its required ones
 FILES = ("data", "prompts")  # options that take several files
 TRUTH = ("true", "false", "yes", "no", "null")

@@ -16,6 +16,7 @@ from rich.text import Text
 from litgpt.checkpoint.find import find_folder
 from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.data.check import (
+    answer_lengths,
     bad_rows,
     check_ids,
     data_problems,
@@ -27,8 +28,7 @@ from litgpt.data.check import (
 )
 from litgpt.data.data_module import DataModule, TokenizedDataset
 from litgpt.data.lost import EARLIER
-from litgpt.data.named import or_alpaca
-from litgpt.data.tokens import IN_LOSS, Counts, Details, TokenizedRows
+from litgpt.data.tokens import ANSWER, IN_LOSS, REJECTED, Counts, Details, TokenizedRows
 from litgpt.errors import UserError, remark
 from litgpt.families import read_config
 from litgpt.methods.adapter_folder import is_adapter, open_adapter
@@ -37,6 +37,7 @@ from litgpt.model.config import Config
 from litgpt.storage.files import is_there, read_json
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import TrainArgs
+from litgpt.train.objectives import OBJECTIVES, Name, Objective, PreferenceArgs, balance
 from litgpt.train.progress import Screen
 from litgpt.train.run import row_limit
 
@@ -44,20 +45,33 @@ LONG = (512, 1024, 2048, 4096)  # lengths in tokens over which rows are counted
 MIN_WIDTH = 80  # of the table of files, whose lines a narrower terminal breaks
 WIDE = 200  # its maximum width in files and pipes
 N_REASONS = 8  # reasons why rows are bad that the report names
-Kind = Literal["bad", "duplicates", "truncated", "lost"]
+LONGER = 1.5  # a ratio of mean lengths from which a model may learn length
+Kind = Literal["bad", "duplicates", "truncated", "lost", "identical"]
+BY_FORM: dict[str, Name] = {"preference": "dpo", "ranked": "dpo", "label": "kto"}
+COMMANDS = {"pair": "litgpt finetune dpo, orpo, simpo, or cpo", "label": "litgpt finetune kto"}
+SIDES = {"pair": ("chosen", "rejected"), "label": ("desirable", "undesirable")}
 
 
 class Checked:
     """The rows of a run and what was found in them.
 
     Args:
+        objective: What the rows are for.
+        preference: Options of its loss.
         loaded: The rows.
         found: What was found in the training rows.
         val_found: The same for separate validation rows.
     """
 
-    def __init__(self, loaded: TokenizedDataset, found: Details, val_found: Details) -> None:
-        self.loaded = loaded
+    def __init__(
+        self,
+        objective: Objective,
+        preference: PreferenceArgs,
+        loaded: TokenizedDataset,
+        found: Details,
+        val_found: Details,
+    ) -> None:
+        self.objective, self.preference, self.loaded = objective, preference, loaded
         self.sets = [(loaded.train.stored(), loaded.sources, found)]
         if loaded.val_sources is not None:
             self.sets.append((loaded.val.stored(), loaded.val_sources, val_found))
@@ -102,6 +116,7 @@ def number_of(where: str, path: str) -> Optional[int]:
 def main(
     checkpoint_dir: Path,
     data: Optional[DataModule] = None,
+    objective: Optional[Literal["supervised", Name]] = None,
     train: TrainArgs = TrainArgs(),  # noqa: B008
     json: bool = False,
     list: Optional[Kind] = None,
@@ -118,9 +133,11 @@ def main(
     Args:
         checkpoint_dir: The model: a Hugging Face folder, or the name of one under checkpoints/.
         data: The rows: files, or the name of a data set.
+        objective: The command that the rows are for, or supervised for those that train on single answers. If null, dpo
+            if the first row has a chosen and a rejected answer, kto if it has a label, else supervised.
         train: Length, batch size, and learning rate of the run.
         json: Print the report as a JSON object.
-        list: Print all rows of this kind as JSONL: bad, duplicates, truncated, or lost.
+        list: Print all rows of this kind as JSONL: bad, duplicates, truncated, lost, or identical.
         show: Number of training rows to show, with their target tokens marked.
         sample: Number of rows to show from every file.
         rows: Rows to show, by their numbers in the files, such as 181,204.
@@ -129,7 +146,8 @@ def main(
         raise UserError("--json prints the report, --list prints rows. Pass only one of them.")
     if min(show, sample) < 0:
         raise UserError(f"--show {show} and --sample {sample} must be at least 0.")
-    data = or_alpaca(data)
+    chosen = objective_of(objective, data)
+    data = chosen.source(data)
     folder = base = find_folder(checkpoint_dir, weights=False)
     own = find_folder(finetune["initial_adapter"]) if finetune.get("initial_adapter") else folder
     if is_adapter(folder):
@@ -150,7 +168,7 @@ def main(
             details=found,
             val_details=val_found,
         )
-    checked = Checked(loaded, found, val_found)
+    checked = Checked(chosen, finetune.get("preference") or PreferenceArgs(), loaded, found, val_found)
     check_ids(loaded, config.padded_vocab_size)
     findings = found.findings + val_found.findings
     problems = bad_rows(loaded, findings, skip=data.on_bad_row == "skip") + data_problems(loaded)
@@ -165,6 +183,14 @@ def main(
         Report(screen, checked, tokenizer, limit).print(problems, show, sample, numbers)
     if problems:
         sys.exit(1)
+
+
+def objective_of(name: Optional[str], data: Optional[DataModule]) -> Objective:
+    """The objective of this name, or by default that of the first row."""
+    if name is None and data is not None:
+        form, _ = data.first_form(data.sources()[0], checks=True)
+        name = BY_FORM.get(form)
+    return OBJECTIVES[name](name, PreferenceArgs()) if name in OBJECTIVES else Objective()
 
 
 def config_of(folder: Path) -> Config:
@@ -192,6 +218,7 @@ def print_json(checked: Checked, problems: list[str]) -> None:
     print(
         json_format.dumps(
             {
+                "objective": checked.objective.name or "supervised",
                 "prompt_style": loaded.style.name,
                 "mask_prompt": loaded.mask_prompt,
                 "files": source_table(loaded.sources),
@@ -210,11 +237,22 @@ def print_json(checked: Checked, problems: list[str]) -> None:
                     for name, rows in sets.items()
                 },
                 "duplicates": asdict(duplicates(loaded)),
+                **preference_numbers(checked),
                 "problems": problems,
             },
             indent=2,
         )
     )
+
+
+def preference_numbers(checked: Checked) -> dict[str, Any]:
+    """The answers of pairs or labels, and the weight that balances labels."""
+    if checked.objective.unit == "row":
+        return {}
+    rows = checked.loaded.train
+    answers = dict(zip(SIDES[checked.objective.unit], map(asdict, answer_lengths(rows).values())))
+    is_label = checked.objective.unit == "label"
+    return {"answers": answers, **({"weights": balance(rows, checked.preference)[1]} if is_label else {})}
 
 
 class Report:
@@ -227,6 +265,7 @@ class Report:
     def __init__(self, screen: Screen, checked: Checked, tokenizer: Tokenizer, limit: int) -> None:
         self.screen, self.console, self.checked = screen, screen.console, checked
         self.loaded, self.tokenizer, self.limit = checked.loaded, tokenizer, limit
+        self.unit = checked.objective.unit
 
     def print(self, problems: list[str], show: int, sample: int, numbers: list[int]) -> None:
         self.print_files()
@@ -269,7 +308,9 @@ class Report:
             "bad": counts.bad,
             "without a target token": counts.no_targets,
             "too long": counts.too_long,
-            "excluded by label": counts.skipped,
+            "excluded by label": counts.skipped if self.unit != "pair" else 0,
+            "with equal scores": counts.skipped if self.unit == "pair" else 0,
+            "with equal answers": counts.identical,
             "with lost parts": counts.dropped_lost,
         }
         reasons = ", ".join(f"{n:,} {reason}" for reason, n in skipped.items() if n)
@@ -282,10 +323,12 @@ class Report:
         equal = duplicates(loaded)
         dropped = f"{loaded.n_duplicates:,} dropped, " if loaded.n_duplicates else ""
         both = f"{equal.train:,} in training, {equal.val:,} in validation, {equal.across:,} in both"
+        prompts = "prompts and answers" if self.unit == "row" else "the answers, and the prompts of chosen ones"
         rows = {
+            **({"rows for": COMMANDS[self.unit]} if self.unit != "row" else {}),
             "skipped": reasons or "none",
             "prompt style": loaded.style.name,
-            "trained on": "the answers" if loaded.mask_prompt else "prompts and answers",
+            "trained on": "the answers" if loaded.mask_prompt else prompts,
             "limit": f"{self.limit:,} tokens",
             **described,
             "duplicates": f"{dropped}{both}",
@@ -301,8 +344,9 @@ class Report:
         bars = log_histogram(lengths)
         most = max(n for _, _, n in bars)
         self.screen.say()
-        self.screen.say(f"Tokens per training row: {shares}")
-        self.screen.say(f"Long rows: {over}")
+        row = "row" if self.unit == "row" else "answer, with its prompt"
+        self.screen.say(f"Tokens per training {row}: {shares}")
+        self.screen.say(f"Long {'rows' if self.unit == 'row' else 'ones'}: {over}")
         for start, end, n in bars:
             self.screen.say(f"{start:7,} to {end:<7,} {'█' * -(-40 * n // most)} {n:,}")
 
@@ -328,12 +372,46 @@ class Report:
         notes = self.loaded.notes()
         if counts.lost.get(EARLIER):
             notes.append(f"{counts.lost[EARLIER]:,} rows have {EARLIER}, which the prompt style does not show.")
-        if counts.no_stop:
+        if counts.no_stop and self.unit == "row":
             notes.append(f"{counts.no_stop:,} rows train no stop token (truncated rows lose theirs).")
         if counts.short_prompts:
             notes.append(f"{counts.short_prompts:,} rows have an almost empty prompt.")
+        if self.unit != "row":
+            notes += self.preference_notes(counts)
         for note in notes:
             self.screen.say(f"NOTE: {note}")
+
+    def preference_notes(self, counts: Counts) -> list[str]:
+        """What a user should know about pairs or labeled answers."""
+        found = []
+        if counts.no_stop:
+            found.append(f"{counts.no_stop:,} rows have an answer without a stop token.")
+        if counts.too_long:
+            remedy = " Raise --train.max_seq_length." if self.loaded.below_context else ""
+            found.append(
+                f"{counts.too_long:,} rows dropped: longer than {self.limit:,} tokens. Answers are never truncated, "
+                f"because they would lose their stop token.{remedy}"
+            )
+        if counts.identical:
+            found.append(
+                f"{counts.identical:,} pairs dropped: both answers are the same. --list identical prints them."
+            )
+        if counts.other_prompts:
+            found.append(f"{counts.other_prompts:,} pairs have answers to different prompts.")
+        rows, names = self.loaded.train, SIDES[self.unit]
+        means = [lengths.mean_tokens for lengths in answer_lengths(rows).values()]
+        if self.unit == "label":
+            found += balance(rows, self.checked.preference)[0]
+        if not all(means):
+            return found
+        found.append("Mean length of answers: " + ", ".join(f"{n} {m:,.0f} tokens" for n, m in zip(names, means)) + ".")
+        if max(means) >= LONGER * min(means):
+            longer, shorter = names if means[0] > means[1] else reversed(names)
+            found.append(
+                f"The {longer} answers are {max(means) / min(means):.1f} times as long as the {shorter} ones. The "
+                "model may learn the length instead of what makes them better."
+            )
+        return found
 
     def print_rows(self, show: int, sample: int, numbers: list[int]) -> None:
         """Show rows, with their target tokens marked, and the reasons of those that cannot be used."""
@@ -360,10 +438,20 @@ class Report:
                 self.screen.say(f"row {number}: no such row, or it was skipped")
 
     def print_row(self, rows: TokenizedRows, i: int, where: str) -> None:
-        marks = "green" if self.console.is_terminal else "in [[ ]]"
+        color = self.console.is_terminal
         self.console.rule()
-        self.screen.say(f"{where}: target tokens are {marks}")
-        self.console.print(marked_row(rows, i, self.tokenizer, self.console.is_terminal), soft_wrap=True)
+        self.screen.say(f"{where}: target tokens are {'green' if color else 'in [[ ]]'}")
+        if self.unit == "row":
+            self.console.print(marked(*rows.row(i), self.tokenizer, color), soft_wrap=True)
+            return
+        sides = rows.sequences(i)
+        for number, (ids, mask) in enumerate(sides):
+            name = SIDES[self.unit][bool(mask[-1] & REJECTED)]
+            start = int((mask & ANSWER).bool().int().argmax())  # of the answer
+            after = "after the same prompt" if number and ids[:start].equal(sides[0][0][:start]) else ""
+            self.screen.say(f"{name} answer{', ' * bool(after)}{after}:")
+            part = slice(start if after else 0, None)
+            self.console.print(marked(ids[part], mask[part], self.tokenizer, color), soft_wrap=True)
 
 
 def cells(line: dict[str, Any], title: str) -> list[str]:
@@ -373,9 +461,8 @@ def cells(line: dict[str, Any], title: str) -> list[str]:
     return [f"{line['file']}{title}", *numbers, weight, f"{line['tokens']:,}", forms]
 
 
-def marked_row(rows: TokenizedRows, i: int, tokenizer: Tokenizer, color: bool) -> Text:
-    """A row as text, including special tokens, with its target tokens marked."""
-    ids, mask = rows.row(i)
+def marked(ids: torch.Tensor, mask: torch.Tensor, tokenizer: Tokenizer, color: bool) -> Text:
+    """Tokens as text, including special tokens, with the target tokens marked."""
     in_loss = (mask & IN_LOSS).bool().tolist()
     text, start = Text(), 0
     for end in range(1, len(ids) + 1):

@@ -34,6 +34,28 @@ def duplicates(loaded: TokenizedDataset) -> Duplicates:
     )
 
 
+@dataclass
+class AnswerLengths:
+    """The target tokens of the answers of a kind.
+
+    Args:
+        answers: How many answers there are.
+        mean_tokens: Their mean length.
+    """
+
+    answers: int
+    mean_tokens: float
+
+
+def answer_lengths(rows: TokenizedRows) -> dict[str, AnswerLengths]:
+    """The lengths of chosen or desirable answers, and of rejected or undesirable ones."""
+    lengths = {name: rows.answer_lengths(name == "rejected") for name in ("chosen", "rejected")}
+    return {
+        name: AnswerLengths(len(found), round(int(found.sum()) / max(1, len(found)), 1))
+        for name, found in lengths.items()
+    }
+
+
 def check_ids(loaded: TokenizedDataset, vocab_size: int) -> None:
     """Raise `UserError` if a token id is not below `vocab_size`."""
     highest = max((int(rows.ids.max()) for rows in (loaded.train, loaded.val) if len(rows.ids)), default=0)
@@ -95,7 +117,7 @@ def nothing_left(counts: Counts) -> str:
         "without a target token within --train.max_seq_length": counts.no_targets,
         "too long": counts.too_long,
         "bad": counts.bad,
-        "skipped because of their label": counts.skipped,
+        "skipped because of their label or scores": counts.skipped,
         "dropped because both answers are the same": counts.identical,
         "dropped because the prompt style does not show all of their parts": counts.dropped_lost,
     }

@@ -266,7 +266,7 @@ class DataModule(ABC):
                 try:
                     adapted = self.fields(source, where, fields)
                     if adapted is not None:
-                        form, _ = match(adapted, where, source.form)
+                        form, _ = match(adapted, where, source.form, self.unit == "label" or source.has_labels)
                         return form, itertools.chain(seen, rows) if number == 0 else sources[0].rows()
                 except UserError as e:
                     if self.on_bad_row == "error" and not checks:

@@ -1,5 +1,6 @@
 """The forms of a row, recognized by their keys, and how each becomes a conversation."""
 
+import math
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -86,12 +87,14 @@ class Form:
         return [keys[0] for keys in self.alternatives if present.keys().isdisjoint(keys)]
 
 
-def recognize(fields: Any, where: str) -> str:
+def recognize(fields: Any, where: str, labels: bool = False) -> str:
     """The name of a row's form. A key whose value is null counts only if no form is found without it.
 
     Args:
         fields: The row, with its keys renamed.
         where: The position of the row, as `read_rows` gives it. Errors start with it.
+        labels: Whether `label` beside an instruction or a question says how good the answer is. Without labels, it
+            may be anything, such as a class.
 
     Raises:
         UserError: The row has no known form. The message lists its keys and the known forms.
@@ -100,7 +103,7 @@ def recognize(fields: Any, where: str) -> str:
     filled = {key: value for key, value in fields.items() if value is not None}
     for present in (filled, fields):
         for name, form in FORMS.items():
-            if not form.lacking(present):
+            if not form.lacking(present) and (name != "label" or labels or present.keys() & SURELY_LABELED):
                 return name
     hint = next((h for k in fields if k not in KEYS and (h := nearest(str(k), KEYS))), "")
     known = "; ".join(f"{name} ({', '.join(form.keys)})" for name, form in FORMS.items())
@@ -179,12 +182,11 @@ def turn(prompt: str, answer: str) -> Messages:
 
 
 Side = tuple[Optional[Row], Optional[Row]]  # the chosen or desirable conversation, and the rejected or undesirable one
-COMMANDS = {"pair": "dpo", "label": "kto"}
 
 
 def to_sides(fields: Any, form: str, where: str, unit: str) -> list[Side]:
     """A row of a file as conversations for preference training: pairs, or single conversations whose label is their
-    place. A pair gives two labels.
+    place. A pair gives two labels, ranked answers several pairs, or none if their scores are equal.
 
     Args:
         fields: The row, with its keys renamed.
@@ -199,11 +201,10 @@ def to_sides(fields: Any, form: str, where: str, unit: str) -> list[Side]:
         row = conversation(messages, fields, where)
         return [(row, None) if is_good else (None, row)]
     if form not in ("preference", "ranked"):
-        other = "dpo" if unit == "label" else "kto" if form == "label" else "lora"
-        expected = "chosen and rejected" if unit == "pair" else "a prompt, an answer, and a label"
+        needed = "Pairs need chosen and rejected" if unit == "pair" else "KTO needs a prompt, an answer, and a label"
+        command = "kto" if form == "label" else "lora"
         raise UserError(
-            f"{where}, has the form {form}. litgpt finetune {COMMANDS[unit]} needs {expected}. To train on rows like "
-            f"this one: litgpt finetune {other}"
+            f"{where}, has the form {form}. {needed}. For rows like this one, use litgpt finetune {command}."
         )
     pairs = [sides(fields, where)] if form == "preference" else ranked(fields, where)
     without_thoughts = {key: value for key, value in fields.items() if key not in REASONING}
@@ -264,7 +265,9 @@ def sides(fields: Fields, where: str) -> tuple[Messages, Messages]:
     if before is None and chosen[0]["role"] == "assistant":
         raise missing(fields, "prompt, messages, or conversations", where)
     before = before or []
-    if chosen[0]["role"] == "user":  # the complete conversation
+    if n := next((n for n in range(min(len(before), len(chosen)), 0, -1) if before[-n:] == chosen[:n]), 0):
+        before = before[:-n]  # the answers repeat the end of the prompt
+    elif chosen[0]["role"] == "user":  # the complete conversation
         before = [m for m in before[:1] if m["role"] == "system"]
     elif chosen[0]["role"] == "system":
         before = []
@@ -281,7 +284,9 @@ def sides(fields: Fields, where: str) -> tuple[Messages, Messages]:
 def prompt_messages(fields: Fields, where: str) -> Optional[Messages]:
     """The messages before the answers of a row, or None if it has none."""
     if fields.get("prompt") is not None:
-        return as_messages(fields["prompt"], "prompt", "user", where)
+        messages = as_messages(transcript(fields["prompt"]), "prompt", "user", where)
+        is_open = messages[-1] == {"role": "assistant", "content": ""}  # a transcript that ends with "Assistant:"
+        return messages[:-1] if is_open else messages
     if has_messages(fields):
         return read_messages(fields, where)
     key = next((key for key in ("instruction", "question") if fields.get(key) is not None), None)
@@ -292,11 +297,17 @@ def prompt_messages(fields: Fields, where: str) -> Optional[Messages]:
 
 
 def read_ranked(fields: Fields, where: str) -> Messages:
-    return ranked(fields, where)[0][0]
+    return by_score(fields, where)[0][1]
 
 
 def ranked(fields: Fields, where: str) -> list[tuple[Messages, Messages]]:
-    """The best answer of a row with each that is worse. A row without a worse one is an error."""
+    """The best answer of a row with each that is worse."""
+    (best, chosen), *others = by_score(fields, where)
+    return [(chosen, answer) for score, answer in others if score < best]
+
+
+def by_score(fields: Fields, where: str) -> list[tuple[float, Messages]]:
+    """The conversations that end with the answers of a row, and their scores, best first."""
     key = next(key for key in ANSWERS if fields.get(key) is not None)
     answers, scores = [], []
     values = list_of(fields, key, where)
@@ -308,18 +319,25 @@ def ranked(fields: Fields, where: str) -> list[tuple[Messages, Messages]]:
         if isinstance(value, dict):
             name = next((k for k in SCORES if value.get(k) is not None), beside)
             number = value.get(name, number)
-            text = next((value[k] for k in ANSWER_TEXTS if value.get(k) is not None), value)
-            value = text
-        if name is None or isinstance(number, bool) or not isinstance(number, (int, float)):
+            value = next((value[k] for k in ANSWER_TEXTS if value.get(k) is not None), value)
+        score = math.nan if name is None else number_of(number)
+        if not math.isfinite(score):
             raise UserError(f"{place}, has no score. Expected one of {', '.join(SCORES)} with a number.")
         answers.append(as_messages(value, "answer", "assistant", place))
-        scores.append(-number if "rank" in name else number)
+        scores.append(-score if "rank" in str(name) else score)
+    if not answers:
+        raise UserError(f"{where}, has no answers in {key}.")
     before = as_context(prompt_messages(fields, where) or [])
     order = sorted(range(len(answers)), key=lambda i: -scores[i])
-    pairs = [(before + answers[order[0]], before + answers[i]) for i in order[1:] if scores[i] < scores[order[0]]]
-    if not pairs:
-        raise UserError(f"{where}, has no two answers in {key} with different scores.")
-    return pairs
+    return [(scores[i], before + answers[i]) for i in order]
+
+
+def number_of(value: Any) -> float:
+    """A number, also as text. NaN for other values."""
+    try:
+        return math.nan if isinstance(value, bool) else float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan
 
 
 def read_label(fields: Fields, where: str) -> Optional[Messages]:
@@ -331,15 +349,18 @@ def labeled(fields: Fields, where: str) -> tuple[Messages, bool]:
     """A conversation, and whether its answer is a good one."""
     key = "label" if fields.get("label") is not None else "kto_tag"
     label = fields.get(key)
-    if isinstance(label, str) and label.lower() in ("true", "false"):  # from CSV
-        label = label.lower() == "true"
+    if isinstance(label, str):  # from CSV
+        label = LABELS.get(label.strip().lower(), label)
     if label not in (0, 1):
         raise UserError(f"{where}, has {key} {shown(label)}. Expected true (a good answer) or false.")
     if has_messages(fields):
         messages = up_to_answer(read_messages(fields, where), where)
         return as_context(messages[:-1]) + messages[-1:], bool(label)
-    check_keys(fields, "prompt_completion", where)
-    return read_prompt_completion(fields, where), bool(label)
+    own = next(k for k in SINGLE_ANSWERS if k in fields)
+    before = prompt_messages(fields, where)
+    if before is None:
+        raise missing(fields, "prompt", where)
+    return as_context(before) + answer(fields, own, where), bool(label)
 
 
 def read_text(fields: Fields, where: str) -> str:
@@ -349,11 +370,14 @@ def read_text(fields: Fields, where: str) -> str:
 
 PROMPTS = ("prompt", "messages", "conversations", "instruction", "question", "history")  # beside answers
 ANSWERS = ("responses", "completions", "candidates", "answers")  # several, with scores
-SCORES = ("score", "scores", "overall_score", "rating", "ratings", "rank", "ranks")
+SCORES = ("score", "scores", "overall_score", "reward", "rewards", "rating", "ratings", "rank", "ranks")
 ANSWER_TEXTS = ("answer", "response", "completion", "text", "content")  # of an answer with a score
+SINGLE_ANSWERS = ("completion", "output", "response", "answer")  # beside a label
+SURELY_LABELED = {"messages", "conversations", "completion", "kto_tag"}  # keys beside which a label is one of KTO
+LABELS = {"true": True, "false": False, "yes": True, "no": False, "1": True, "0": False}
 FORMS: dict[str, Form] = {  # a row has the first form that matches
     "preference": Form(("chosen", "rejected"), read_preference, PROMPTS),
-    "label": Form(("messages|conversations|completion", "label|kto_tag"), read_label, ("prompt",)),
+    "label": Form(("|".join(("messages|conversations", *SINGLE_ANSWERS)), "label|kto_tag"), read_label, PROMPTS),
     "messages": Form(("messages",), read_messages),
     "sharegpt": Form(("conversations",), read_messages),
     "history": Form(("instruction", "output|response", "history"), read_history),
@@ -364,7 +388,7 @@ FORMS: dict[str, Form] = {  # a row has the first form that matches
     "text": Form(("text",), read_text),
 }
 KEYS = list(dict.fromkeys(k for form in FORMS.values() for key in form.keys for k in key.split("|")))
-KEYS += SHARED
+KEYS += [*SCORES, *SHARED]
 
 
 def conversation(messages: Messages, fields: Fields, where: str) -> Row:
@@ -402,7 +426,8 @@ def with_shared(messages: Messages, fields: Fields, where: str) -> tuple[Message
     contains their text already.
     """
     prompts = [m for m in messages if m["role"] == "user"]
-    in_prompts = "\n".join(m["content"] for m in prompts) if has_messages(fields) else ""
+    has_text = any(fields.get(key) is not None for key in ("prompt", "instruction", "question"))
+    in_prompts = "" if has_text and not has_messages(fields) else "\n".join(m["content"] for m in prompts)
     beside = [key for key in ("input", "context") if fields.get(key) is not None]
     extra = [text for key in beside if (text := text_of(fields, key, where)).strip() and text.strip() not in in_prompts]
     if extra:
@@ -457,7 +482,7 @@ def transcript(value: Any) -> Any:
 
 def as_messages(value: Any, key: str, role: str, where: str) -> Messages:
     """A string (by `role`), a message, or a list of messages, as a list."""
-    if isinstance(value, str):
+    if isinstance(value, str) and not isinstance(value := messages_in(value), list):
         check_text(value, key, where)
         return [{"role": role, "content": value}]
     values = [value] if isinstance(value, dict) else value
@@ -466,6 +491,13 @@ def as_messages(value: Any, key: str, role: str, where: str) -> Messages:
         raise UserError(f"{where}, has {key} that is {found}. Expected a string or messages.")
     place = "" if key in ("messages", "conversations") else f" of {key}"
     return [message(m, f"{where}, message {i}{place}") for i, m in enumerate(values, 1)]
+
+
+def messages_in(text: str) -> Any:
+    """The messages in a text that is the JSON of a list of them, as in CSV files. Other texts stay."""
+    values = parsed(text) if text.lstrip().startswith("[") else text
+    is_list = isinstance(values, list) and all(isinstance(m, dict) and {"role", "from"} & m.keys() for m in values)
+    return values if is_list and values else text
 
 
 def message(fields: Any, where: str) -> dict[str, Any]:

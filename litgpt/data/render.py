@@ -99,7 +99,11 @@ class RowRenderer:
         for key, value in fields.items():
             if value is not None and key not in FORMS[form].used:
                 count(counts.ignored, str(key))
-        found = [self.render_sides(good, bad, where, chunk) for good, bad in sides]
+        of_row = chunk if self.data.unit == "row" else TokenChunk(detailed=chunk.detailed)
+        found = [self.render_sides(good, bad, where, of_row) for good, bad in sides]
+        if of_row is not chunk:  # what both sides have counts once
+            counts.add_row(of_row.counts)
+            chunk.findings += [f for i, f in enumerate(of_row.findings) if f not in of_row.findings[:i]]
         return [example for example in found if example is not None]
 
     def render_sides(
@@ -196,7 +200,7 @@ class RowRenderer:
         if shape in self.known_forms:
             return self.known_forms[shape]
         try:
-            found = match(fields, where, source.form)
+            found = match(fields, where, source.form, self.data.unit == "label" or source.has_labels)
         except UserError:
             if not counts.forms:
                 raise

@@ -35,6 +35,11 @@ class RowSource:
     inherits: bool = False
     limit: Optional[Union[int, float]] = None
 
+    @property
+    def has_labels(self) -> bool:
+        """Whether the user said which column says how good an answer is."""
+        return "label" in (self.columns or {})
+
     def rows(self) -> Rows:
         """The position and the value of each row. Raises `UserError` if the file cannot be read."""
         rows = self.all_rows()

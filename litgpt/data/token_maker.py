@@ -189,29 +189,32 @@ class TokenMaker:
     def write_sides(self, example: RenderedExample, tokens: list[Encoded], chunk: TokenChunk) -> None:
         """Write a pair, or an answer with a label. If a sequence is over the length limit, the row is dropped: a
         truncated answer would lose its stop token."""
-        counts, sides = chunk.counts, []
-        for sequence, encoded in zip(example.sequences, tokens):
-            ids, mask = self.masked(sequence, encoded)
-            self.check_ids(sequence, ids)
+        counts, sides = chunk.counts, [self.masked(*side) for side in zip(example.sequences, tokens)]
+        for ids, _ in sides:
+            self.check_ids(example, ids)
             chunk.measure(len(ids))
-            if len(ids) > self.max_length:
-                if self.data.too_long == "error":
-                    raise self.too_long(sequence, len(ids))
-                chunk.note("truncated", example.where, f"{len(ids)} tokens; the limit is {self.max_length}")
-                counts.too_long += 1
-                return
-            answer = [i for i, bits in zip(ids, mask) if bits & IN_LOSS and bits & ANSWER]
-            if not answer:
-                counts.no_targets += 1
-                return
-            counts.no_stop += answer[-1] not in self.stops
-            counts.two_bos += self.tokenizer.bos_id is not None and ids[:2] == [self.tokenizer.bos_id] * 2
-            sides.append((ids, bytes(bits | (REJECTED if sequence.is_rejected else 0) for bits in mask)))
+        if (n_tokens := max(len(ids) for ids, _ in sides)) > self.max_length:
+            if self.data.too_long == "error":
+                raise self.too_long(example, n_tokens)
+            chunk.note("truncated", example.where, f"{n_tokens} tokens; the limit is {self.max_length}")
+            counts.too_long += 1
+            return
+        answers = [[i for i, bits in zip(*side) if bits & IN_LOSS and bits & ANSWER] for side in sides]
+        if not all(answers):
+            counts.no_targets += 1
+            return
         if len(sides) == 2 and sides[0][0] == sides[1][0]:
             chunk.note("identical", example.where, "both answers are the same")
             counts.identical += 1
             return
-        chunk.add([i for ids, _ in sides for i in ids], b"".join(mask for _, mask in sides), example.where)
+        counts.no_stop += any(answer[-1] not in self.stops for answer in answers)
+        bos = [self.tokenizer.bos_id] * 2
+        counts.two_bos += bos[0] is not None and any(ids[:2] == bos for ids, _ in sides)
+        prompts = [ids[: next(i for i, bits in enumerate(mask) if bits & ANSWER)] for ids, mask in sides]
+        counts.other_prompts += prompts[0] != prompts[-1]
+        marks = [REJECTED if sequence.is_rejected else 0 for sequence in example.sequences]
+        masks = [bytes(bits | mark for bits in mask) for mark, (_, mask) in zip(marks, sides)]
+        chunk.add([i for ids, _ in sides for i in ids], b"".join(masks), example.where)
 
     def too_long(self, example: RenderedExample, n_tokens: int) -> UserError:
         fix = "Raise --train.max_seq_length" if self.below_context else "Shorten the row"

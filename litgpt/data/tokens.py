@@ -42,11 +42,12 @@ class Counts:
         no_targets: Rows dropped because they have no target token.
         identical: Pairs dropped because both answers are the same.
         bad: Rows skipped because they cannot be used.
-        skipped: Rows skipped because their label is false.
+        skipped: Rows skipped because their label is false, or because no two of their answers have different scores.
         dropped_lost: Rows dropped because the prompt style does not show all of their parts.
         as_text: Rows with parts that were moved into texts because the prompt style does not show them.
-        no_stop: Rows without a stop token among their targets.
+        no_stop: Rows without a stop token among their targets; of pairs, those with such an answer.
         two_bos: Rows that start with two BOS tokens.
+        other_prompts: Pairs whose answers follow different prompts.
         short_prompts: Rows whose prompts together have fewer than three letters or digits.
         lost: Rows with parts that the prompt style does not show, by the kind of part.
         lost_at: The position of the first of these rows.
@@ -69,6 +70,7 @@ class Counts:
     as_text: int = 0
     no_stop: int = 0
     two_bos: int = 0
+    other_prompts: int = 0
     short_prompts: int = 0
     lost: dict[str, int] = field(default_factory=dict)
     lost_at: dict[str, str] = field(default_factory=dict)
@@ -91,6 +93,16 @@ class Counts:
                 setattr(total, name, entries)
         return total
 
+    def add_row(self, row: "Counts") -> None:
+        """Add the counts of a row, each as 1."""
+        for name, value in vars(row).items():
+            if isinstance(value, int):
+                setattr(self, name, getattr(self, name) + bool(value))
+                continue
+            entries = getattr(self, name)
+            for key, inner in value.items():
+                entries[key] = entries.get(key, 0) + 1 if isinstance(inner, int) else entries.get(key, inner)
+
 
 def add_or_keep(first: Any, second: Any) -> Any:
     return first + second if isinstance(first, int) else first
@@ -101,7 +113,7 @@ class Finding:
     """Something about a row that `litgpt data check` lists.
 
     Args:
-        kind: `bad`, `truncated`, `lost`, or `no_stop`.
+        kind: `bad`, `truncated`, `lost`, or `identical`.
         where: The position of the row.
         reason: In words.
     """
@@ -239,10 +251,20 @@ class TokenizedRows:
 
     def trained_share(self) -> float:
         """The fraction of the tokens that are targets."""
-        before = torch.zeros(len(self.loss_mask) + 1, dtype=torch.int32)
-        torch.cumsum(self.loss_mask & IN_LOSS, 0, dtype=torch.int32, out=before[1:])
-        n_targets = (before[self.starts[1:]] - before[self.starts[:-1]])[self.index]
+        n_targets = self.count(self.loss_mask & IN_LOSS)
         return int(n_targets.sum()) / max(1, int(self.lengths.sum()))
+
+    def answer_lengths(self, rejected: bool) -> torch.Tensor:
+        """The target tokens of the chosen or of the rejected answer of each row that has one: int32."""
+        bits = IN_LOSS | ANSWER | (REJECTED if rejected else 0)
+        n_tokens = self.count((self.loss_mask & (IN_LOSS | ANSWER | REJECTED)) == bits)
+        return n_tokens[n_tokens > 0]
+
+    def count(self, selected: torch.Tensor) -> torch.Tensor:
+        """The selected tokens of each row: int32. `selected` has 0 or 1 for each stored token."""
+        before = torch.zeros(len(selected) + 1, dtype=torch.int32)
+        torch.cumsum(selected, 0, dtype=torch.int32, out=before[1:])
+        return (before[self.starts[1:]] - before[self.starts[:-1]])[self.index]
 
     def prompt(self, i: int) -> list[int]:
         """The ids before the last answer of row `i`, the chosen one of a pair."""

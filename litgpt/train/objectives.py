@@ -369,17 +369,7 @@ class KTO(Preference):
     def notes(self, rows: Rows) -> list[str]:
         """The balance of the labels, and the weights that the paper recommends for it (its eq. 8)."""
         assert isinstance(rows, PreferenceRows)
-        n_bad = int(rows.rows.is_rejected().sum())
-        n_good = len(rows) - n_bad
-        found = [f"Labels: {n_good:,} desirable and {n_bad:,} undesirable answers."]
-        if not n_good or not n_bad:
-            found.append("One kind of answers alone teaches little. Add answers of the other kind.")
-            return found
-        ratio = self.args.desirable_weight * n_good / (self.args.undesirable_weight * n_bad or 1e-9)
-        if not 1 <= ratio <= 4 / 3:
-            option, value = ("desirable", n_bad / n_good) if n_good < n_bad else ("undesirable", n_good / n_bad)
-            found.append(f"To balance them, pass --preference.{option}_weight {value:.3g}.")
-        return found
+        return balance(rows.rows, self.args)[0]
 
     def begin_step(self, run: "Run", rows: list[int]) -> None:
         first = run.result.seen
@@ -423,6 +413,22 @@ class KTO(Preference):
 
 
 OBJECTIVES: dict[Name, type[Preference]] = {"dpo": DPO, "kto": KTO, "orpo": ORPO, "simpo": SimPO, "cpo": CPO}
+
+
+def balance(rows: TokenizedRows, args: PreferenceArgs) -> tuple[list[str], dict[str, float]]:
+    """Notes about the numbers of desirable and undesirable answers, and the weight that balances them by its option."""
+    n_bad = int(rows.is_rejected().sum())
+    n_good = len(rows) - n_bad
+    found = [f"Labels: {n_good:,} desirable and {n_bad:,} undesirable answers."]
+    if not n_good or not n_bad:
+        return [*found, "One kind of answers alone teaches little. Add answers of the other kind."], {}
+    good, bad = args.desirable_weight * n_good, args.undesirable_weight * n_bad
+    if not good or not bad or 0.99 <= good / bad <= 4 / 3:  # the weight below is rounded
+        return found, {}
+    option, weight = ("desirable", bad / n_good) if n_good < n_bad else ("undesirable", good / n_bad)
+    weight = float(f"{weight:.3g}")
+    found.append(f"To balance them, pass --preference.{option}_weight {weight:g}.")
+    return found, {f"{option}_weight": weight}
 
 
 def log_probabilities(losses: torch.Tensor, batch: PreferenceBatch) -> tuple[torch.Tensor, torch.Tensor]:

@@ -188,7 +188,7 @@ def describe_counts(counts: Counts) -> str:
     changed = {
         "dropped because they are too long": counts.too_long,
         "invalid and skipped": counts.bad,
-        "skipped because of their label": counts.skipped,
+        "skipped because of their label or scores": counts.skipped,
         "dropped because both answers are the same": counts.identical,
     }
     more = "".join(f", {n:,} {what}" for what, n in changed.items() if n)
