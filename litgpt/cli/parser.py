@@ -134,7 +134,7 @@ def instantiate(parser: Parser, settings: Namespace) -> Namespace:
         raise cause or e from None
 
 
-def load(where: str) -> Callable[..., None]:
+def load(where: str) -> Callable[..., Any]:
     module, _, name = where.partition(":")
     return getattr(importlib.import_module(module), name)
 
