@@ -303,10 +303,24 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
     if best is None:
         print(f"Nothing above fits. Try --train.max_seq_length {longest // 2}, a smaller model, or more devices.")
     else:
-        command = list(run_words.get() or ("litgpt", "finetune", "..."))
+        command = without_dry_run(run_words.get() or ("litgpt", "finetune", "..."))
         if target.devices > 1 and "--devices" not in command:
             command += ["--devices", str(target.devices)]
         print(f"Run:  {shlex.join(command)} {words(best.changes)}".rstrip())
+
+
+def without_dry_run(command: Sequence[str]) -> list[str]:
+    """A command that runs what it planned."""
+    found, is_value = list[str](), False
+    for word in command:
+        name, has_value, _ = word.replace("-", "_").partition("=")
+        if is_value and word in ("true", "false"):
+            is_value = False
+        elif name == "__dry_run":
+            is_value = not has_value
+        else:
+            found.append(word)
+    return found
 
 
 def counted(n: int) -> str:
