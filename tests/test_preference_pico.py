@@ -9,7 +9,8 @@ import pytest
 
 from litgpt.__main__ import main
 from litgpt.data.pico import PicoPairs
-from litgpt.train.memory.plan import without_dry_run
+from litgpt.data.preferences import PreferenceBatch
+from litgpt.train.memory.plan import AssumedRows, without_dry_run
 from tests.runs import lines
 
 SMALL = "--data.n_rows 60 --data.n_val 6 --train.max_steps 3 --eval.max_new_tokens 4 --eval.exact_match null".split()
@@ -92,12 +93,13 @@ def test_evaluate_on_other_rows(result, capsys, tmp_path):
     assert "1 row," in printed and "chosen" not in printed
 
 
-def test_plan(capsys):
+def test_assumed_rows():
     """A pair of assumed rows is two of them."""
-    one = ["pico", "--data", "PicoPairs", "--train.micro_batch_size", "1", "--tokens", "50", "--gpu", "24 GB"]
-    for name, tokens in (("dpo", 100), ("kto", 50)):
-        main(["plan", "finetune", name, *one])
-        assert f"longest {tokens}; largest micro-batch {tokens}" in capsys.readouterr().out
+    for unit, n_sequences, n_rejected in (("pair", 2, 3), ("label", 1, 0)):
+        rows = AssumedRows(50, unit)  # type: ignore[arg-type]
+        batch = rows.batch([0, 1, 2])
+        assert isinstance(batch, PreferenceBatch) and batch.n_rejected == n_rejected
+        assert batch.seqlens == [50] * n_sequences * 3 and int(rows.lengths[0]) == 50 * n_sequences
 
 
 def test_the_planned_command_runs():

@@ -384,7 +384,10 @@ def test_no_such_recipe(typed, hint):
 def test_the_table_is_that_of_the_recipes():
     text = (ROOT / "config_hub" / "finetune" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \[(.*?)\]\((.*?)\) \| (\d+) \| (\d+) \| (\d+|auto) \| (.*)", text, re.M)
-    assert {name for name, *_ in rows} == {r.name for r in RECIPES if r.method != "pretrain"} - {"pico/lora", "pico/dpo"}
+    assert {name for name, *_ in rows} == {r.name for r in RECIPES if r.method != "pretrain"} - {
+        "pico/lora",
+        "pico/dpo",
+    }
     for name, file, epochs, length, micro, rest in rows:
         recipe = find_recipe(name)
         train = recipe.fields()["train"]

@@ -73,8 +73,7 @@ class Scores:
         return [chosen < rejected for chosen, rejected in zip(self.losses, self.rejected)]
 
     def gains(self, base: "Scores") -> list[bool]:
-        """Whether the chosen answer of each pair gained more over the base than the rejected one, as `rewards/accuracies`
-        of training."""
+        """Whether the chosen answer of each pair gained more over the base than the rejected one did."""
         pairs = zip(self.losses, base.losses, self.rejected, base.rejected)
         return [b - a > d - c for a, b, c, d in pairs]
 
@@ -96,7 +95,7 @@ class Options:
 
 
 class RowScorer:
-    """Scores models on the same rows, one row at a time; of preference data on the chosen answers, and on how likely the
+    """Scores models on the same rows, one row at a time. Of pairs it scores the chosen answers, and how likely the
     rejected ones are.
 
     Args:
@@ -130,7 +129,6 @@ class RowScorer:
                 scores.exact.append(answer == expected_answer(self.tokenizer, self.rows, row))
                 show(row + 1, self.n_answers)
         return scores
-
 
     def score_pair(self, model: GPT, row: int, scores: Scores) -> None:
         batch = PreferenceRows(self.rows).batch([row]).to(model.device)

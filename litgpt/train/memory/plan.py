@@ -319,14 +319,11 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
 
 def without_dry_run(command: Sequence[str]) -> list[str]:
     """A command that runs what it planned."""
-    found, is_value = list[str](), False
+    found, follows = list[str](), False
     for word in command:
         name, has_value, _ = word.replace("-", "_").partition("=")
-        if is_value and word in ("true", "false"):
-            is_value = False
-        elif name == "__dry_run":
-            is_value = not has_value
-        else:
+        is_value, follows = follows and word in ("true", "false"), name == "__dry_run" and not has_value
+        if name != "__dry_run" and not is_value:
             found.append(word)
     return found
 
