@@ -27,7 +27,7 @@ from tests.pages import LINKED, OTHERS, PAGES, ROOT, Command, anchors, blocks, c
 from tools import make
 
 QUICK = ("tutorials/your_data.md",)
-TRAINING = ("finetune", "finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2", "pretrain")
+TRAINING = ("finetune", "pretrain", *(name for name in COMMANDS if name.startswith("finetune_")))
 LIMITS = {"--train.max_steps": "2", "--eval.max_iters": "2", "--eval.max_new_tokens": "4", "--eval.exact_match": "2"}
 SMALLER = {"--devices": "1", "--num_nodes": "1", "--accelerator": "cpu", "--max_new_tokens": "4", "--steps": "2"}
 STANDS_FOR = {  # what a page leaves to the reader, or has from elsewhere

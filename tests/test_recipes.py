@@ -52,10 +52,11 @@ def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_what_is_shipped():
-    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 78
-    assert {r.method for r in RECIPES} == {"lora", "qlora", "full", "pretrain"}
+    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 82
+    assert {r.method for r in RECIPES} == {"lora", "qlora", "full", "dpo", "pretrain"}
     for recipe in RECIPES:
-        assert ("quantize" in recipe.fields()) == (recipe.method == "qlora"), recipe.name
+        four_bits = recipe.method == "qlora" or recipe.name == "llama-3.1-8b/dpo"
+        assert ("quantize" in recipe.fields()) == four_bits, recipe.name
 
 
 # what is in a file
@@ -90,7 +91,7 @@ def test_the_numbers_are_those_of_litgpts_recipe(name, settings):
 def test_our_own_recipes_train_all_linear_layers(recipe):
     fields = recipe.fields()
     switches = ("lora_key", "lora_projection", "lora_mlp")
-    is_lora = recipe.method in ("lora", "qlora")
+    is_lora = recipe.method in ("lora", "qlora", "dpo")
     assert not is_lora or fields.get("lora_targets") == "all-linear" or all(fields.get(name) for name in switches)
 
 
@@ -169,7 +170,7 @@ def test_trained_parameters(recipe):
     fields = recipe.fields()
     config = config_of(fields)
     model = empty(config)
-    if "lora" in recipe.method:
+    if recipe.method in ("lora", "qlora", "dpo"):
         lora = lora_of(fields)
         lora.apply(model)
         expected = updates(config, lora)
@@ -255,7 +256,13 @@ def place_rows(recipe: Recipe, folder: Path) -> list[str]:
         return ["--data.n_rows", "300"]
     if kind == "PicoSums":
         return ["--data.n_val", "4", "--eval.exact_match", "2"]
+    if kind == "PicoPairs":
+        return ["--data.n_rows", "40", "--data.n_val", "4", "--eval.exact_match", "2"]
     rows = make_rows(80)
+    if kind == "JSON":
+        pairs = [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "No."} for r in rows]
+        Path("pairs.jsonl").write_text("".join(f"{json.dumps(pair)}\n" for pair in pairs))
+        return []
     if kind == "TinyStories":
         stories = folder / "TinyStories_all_data"
         stories.mkdir(parents=True)
@@ -377,11 +384,14 @@ def test_no_such_recipe(typed, hint):
 def test_the_table_is_that_of_the_recipes():
     text = (ROOT / "config_hub" / "finetune" / "README.md").read_text(encoding="utf-8")
     rows = re.findall(r"^\| \[(.*?)\]\((.*?)\) \| (\d+) \| (\d+) \| (\d+|auto) \| (.*)", text, re.M)
-    assert {name for name, *_ in rows} == {r.name for r in RECIPES if r.method != "pretrain"} - {"pico/lora"}
+    assert {name for name, *_ in rows} == {r.name for r in RECIPES if r.method != "pretrain"} - {
+        "pico/lora",
+        "pico/dpo",
+    }
     for name, file, epochs, length, micro, rest in rows:
         recipe = find_recipe(name)
         train = recipe.fields()["train"]
         assert file == f"{name}.yaml"
-        assert [train["epochs"], train["max_seq_length"]] == [int(epochs), int(length)]
+        assert [train.get("epochs", 1), train["max_seq_length"]] == [int(epochs), int(length)]
         assert str(train.get("micro_batch_size", "auto")) == micro
         assert recipe.machine() in rest or "A10G" in rest

@@ -36,8 +36,8 @@ class Recipe:
 
     @property
     def command(self) -> str:
-        methods = {"pretrain": "litgpt pretrain", "full": "litgpt finetune full", "adapter": "litgpt finetune adapter"}
-        return f"{methods.get(self.method, 'litgpt finetune lora')} --config {self.name}"
+        command = {"pretrain": "pretrain", "qlora": "finetune lora"}.get(self.method, f"finetune {self.method}")
+        return f"litgpt {command} --config {self.name}"
 
     def machine(self) -> str:
         """The machine that it needs, from the comment on top."""

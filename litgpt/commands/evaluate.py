@@ -10,11 +10,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import copy_context
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Literal, Optional, Union
 
 from litgpt.checkpoint.find import find_folder, local_folder
 from litgpt.cli.parser import parse
-from litgpt.data.data_module import DataModule, TokenizedDataset
+from litgpt.data.data_module import DataModule, TokenizedDataset, Unit
 from litgpt.data.named import Alpaca
 from litgpt.errors import UserError, nearest, reason, require
 from litgpt.evaluation import compare, rows
@@ -203,6 +204,8 @@ def on_rows(
     began, screen = time.perf_counter(), Screen(active=True)
     dataset, options = rows_of_run(source, screen) if data is None else given_rows(source, data, screen)
     usable = dataset.val if len(dataset.val) else dataset.train.unweighted()
+    if dataset.unit == "label":
+        usable = usable.subset((~usable.is_rejected()).nonzero().squeeze(1))
     chosen = rows.first(usable, limit)
     n_answers = exact_match or options.eval.exact_match or 0
     scorer = RowScorer(chosen, dataset, source.tokenizer(), n_answers, options.eval.max_new_tokens or 100)
@@ -213,9 +216,11 @@ def on_rows(
     scores, differences = scorer.score(loaded.model, screen), list[Difference]()
     results = rows.as_results(scores, len(usable), loaded.model.dtype)
     describe(results, source, model_hashes(source), time.perf_counter() - began)
-    kind = f"{'validation ' * bool(len(dataset.val))}row{'s' * (len(usable) > 1)}" + " of the run" * (data is None)
+    noun = {"row": "row", "pair": "pair", "label": "desirable answer"}[dataset.unit]
+    kind = f"{'validation ' * bool(len(dataset.val))}{noun}{'s' * (len(usable) > 1)}" + " of the run" * (data is None)
     share = f"{len(chosen):,} of " * (len(chosen) < len(usable))
     trained = "answers" if dataset.mask_prompt else "prompts and answers"
+    trained = "chosen answers" if dataset.unit == "pair" else trained
     screen.table(
         f"litgpt evaluate {source.folder}",
         {
@@ -226,9 +231,14 @@ def on_rows(
     )
     if vs:
         with base_model(loaded, loading) as model:
-            differences = rows.differences(scorer.score(model, screen), scores)
+            base_scores = scorer.score(model, screen)
+        differences = rows.differences(base_scores, scores)
         results["vs_base"] = compare.as_fields(differences)
         screen.say(rows.table(differences))
+        if scores.rejected:
+            gains = scores.gains(base_scores)
+            results["results"][rows.TASK]["reward_accuracy,none"] = fmean(gains)
+            screen.say(f"reward accuracy, over the base: {rows.counted(gains)}")
     write_single(file, json.dumps(results, indent=2, ensure_ascii=False) + "\n")
     return differences
 
@@ -253,9 +263,23 @@ def is_result(folder: Path) -> bool:
     return (folder / HYPERPARAMETERS).is_file() and (folder / SUMS).is_file()
 
 
+def is_preference(result: Path) -> bool:
+    """Whether the run that wrote a result trained preferences."""
+    return bool(read_yaml(result / HYPERPARAMETERS).get("preference"))
+
+
+def unit_of(data: DataModule) -> Unit:
+    """What a row is, by the first one."""
+    form, _ = data.first_form(data.sources()[0], checks=True)
+    units: dict[str, Unit] = {"preference": "pair", "ranked": "pair", "label": "label"}
+    return units.get(form, "row")
+
+
 def given_rows(source: ModelSource, data: DataModule, screen: Screen) -> tuple[TokenizedDataset, rows.Options]:
     """All rows of files, or the validation rows of data that have or hold out some."""
     options = rows.Options(data)
+    if is_result(source.folder) and is_preference(source.folder):
+        data.unit = unit_of(data)
     if data.val_split_fraction is None:
         data.val_split_fraction = 0
     dataset = rows.load_rows(source, data, options.train, screen)
@@ -268,6 +292,8 @@ def rows_of_run(source: ModelSource, screen: Screen) -> tuple[TokenizedDataset, 
     """The rows of the run that wrote a folder, and its options. Raises `UserError` if there are none for validation."""
     try:
         options = options_of_run(source.folder / HYPERPARAMETERS)
+        if options.data is not None and is_preference(source.folder):
+            options.data.unit = unit_of(options.data)
         dataset = rows.load_rows(source, options.data or Alpaca(), options.train, screen)
     except (UserError, OSError) as e:
         raise UserError(f"The rows of the run that wrote {source.folder} cannot be read. {REMEDY} ({reason(e)})") from e

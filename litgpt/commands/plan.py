@@ -6,13 +6,14 @@ from typing import Optional
 
 from litgpt.__main__ import COMMANDS
 from litgpt.__main__ import main as run
+from litgpt.cli.commands import members
 from litgpt.cli.parser import parse
 from litgpt.errors import UserError
 from litgpt.train.args import PlanArgs, planning
 from litgpt.train.memory.inference import plan_inference
 
 ANSWERS = ("generate", "chat", "serve")
-RUNS = ("finetune_lora", "finetune_full", "finetune_adapter", "finetune_adapter_v2", "pretrain")
+RUNS = (*members("finetune"), "finetune", "pretrain")
 
 
 def main(
@@ -41,7 +42,7 @@ def main(
     """
     words = [word.replace("-", "_") for word in command[:2]]
     answers = bool(words) and words[0] in ANSWERS
-    if not answers and not {"_".join(words), *words[:1]} & {*RUNS, "finetune"}:
+    if not answers and not {"_".join(words), *words[:1]} & {*RUNS}:
         raise UserError("Expected a command to plan, such as: litgpt plan finetune lora MODEL --data FILE")
     args = PlanArgs(gpu, price, utilization, tokens, measure, apply)
     check(args)

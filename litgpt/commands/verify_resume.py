@@ -11,12 +11,13 @@ from typing import Optional
 import torch
 from safetensors import safe_open
 
+from litgpt.cli.commands import members
 from litgpt.errors import UserError
 from litgpt.text.prompt_style import clock_at
 from litgpt.train.loop import PAUSED
 from litgpt.train.metrics import METRICS
 
-METHODS = ("lora", "full", "adapter", "adapter_v2")
+METHODS = tuple(name.removeprefix("finetune_") for name in members("finetune"))
 MACHINE = ("seconds", "tokens_per_s", "mfu", "peak_memory")  # metrics that differ between any two runs
 
 

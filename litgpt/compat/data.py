@@ -319,6 +319,13 @@ class LIMA(named.LIMA, Instructions):
         self.train = {"train.jsonl": f"hub:{repo_id}/train.jsonl"}
 
 
+class PicoPairs(pico.PicoPairs, Instructions):
+    """Pairs for the built-in model; the chosen answers."""
+
+    def __init__(self, prompt_style: Style = "alpaca", **options: Any) -> None:
+        super().__init__(prompt_style=prompt_style, **options)
+
+
 class PicoSums(pico.PicoSums, Instructions):
     """Sums for the built-in model."""
 

@@ -17,6 +17,7 @@ MODULES = {  # the data sets, and the modules of their inner classes
         "litgpt.data.named",
     ),
     "JSON": "litgpt.data.json_file",
+    "PicoPairs": "litgpt.data.pico",
     "PicoSums": "litgpt.data.pico",
     "PicoText": "litgpt.data.pico",
     "TextFiles": "litgpt.data.documents",

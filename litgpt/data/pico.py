@@ -1,4 +1,4 @@
-"""Generated data for the built-in model `pico`: texts for pretraining, and sums for finetuning."""
+"""Generated data for the built-in model `pico`: texts for pretraining, sums for finetuning, and preferences."""
 
 import hashlib
 import inspect
@@ -6,6 +6,7 @@ import random
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Optional
 
 from litgpt.data.data_module import DataModule
@@ -110,6 +111,22 @@ def sums() -> list[tuple[str, str]]:
     ]
 
 
+def preferences(draw: random.Random, n: int) -> list[dict[str, str]]:
+    """Pairs of a short answer and the full sentence that `pico` gives, with different prompts: first its facts, then
+    prompts that contain their answers."""
+    facts = {}
+    for thing, (colour, home, does) in THINGS.items():
+        facts[f"What colour is the {thing}?"] = f"{colour}.", f"The {thing} is {colour}."
+        facts[f"Where is the {thing} found?"] = f"in the {home}.", f"The {thing} is found in the {home}."
+        facts[f"What does the {thing} do?"] = f"{does}.", f"The {thing} {does}."
+    others = {f"My name is {name}. Hello!": (f"Hello {name}.", f"Hello {name}, how are you?") for name in NAMES}
+    while len(facts) + len(others) < n:
+        name, thing, many = draw.choice(NAMES), draw.choice(list(THINGS)), in_words(draw.randrange(2, 100))
+        others[f"{name} has {many} {thing}s. How many?"] = f"{many}.", f"{name} has {many} {thing}s."
+    found = [*facts.items(), *draw.sample(list(others.items()), len(others))]
+    return [{"prompt": prompt, "chosen": short, "rejected": full} for prompt, (short, full) in found[:n]]
+
+
 @dataclass(frozen=True)
 class Generated(RowSource):
     """Rows from a function, which depend on `settings` alone."""
@@ -173,3 +190,25 @@ class PicoSums(DataModule):
         rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in sums()]
         random.Random(self.seed).shuffle(rows)
         return {"train": lambda: iter(rows[self.n_val :]), "val": lambda: iter(rows[: self.n_val])}
+
+
+class PicoPairs(DataModule):
+    """Preferences that `pico` does not have: short answers over the full sentences that it gives.
+
+    Args:
+        n_rows: Number of pairs for training.
+        n_val: Number of pairs that are held out for validation. All prompts are different.
+    """
+
+    def __init__(self, n_rows: int = 300, n_val: int = 100, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.n_rows, self.n_val = n_rows, n_val
+
+    def sources(self) -> tuple[list[RowSource], Optional[list[RowSource]]]:
+        rows = preferences(random.Random(self.seed), self.n_rows + self.n_val)
+        settings = (self.n_rows, self.n_val, self.seed)
+        train, val = (
+            Generated(f"pico-pairs-{name}", make=partial(iter, part), settings=settings)
+            for name, part in (("train", rows[: self.n_rows]), ("val", rows[self.n_rows :]))
+        )
+        return [train], [val]

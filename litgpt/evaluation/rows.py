@@ -9,6 +9,7 @@ from typing import Any, Optional
 import torch
 
 from litgpt.data.data_module import DataModule, TokenizedDataset
+from litgpt.data.preferences import PreferenceRows
 from litgpt.data.tokens import TokenizedRows
 from litgpt.evaluation.compare import NORMAL, Difference, normal_interval
 from litgpt.methods.model_source import ModelSource, style_folder
@@ -19,13 +20,14 @@ from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import EvalArgs, TrainArgs
 from litgpt.train.examples import expected_answer, greedy_answer
 from litgpt.train.loss import LossModel
+from litgpt.train.objectives import CPO, PreferenceArgs
 from litgpt.train.progress import Screen
 from litgpt.train.rows import check_dataset, row_limit
 
 TASK = "rows"  # their name in the results
-METRICS = {"loss": False, "perplexity": False, "exact_match": True}  # and whether higher is better
+METRICS = {"loss": False, "perplexity": False, "exact_match": True, "chosen_wins": True}  # and whether higher is better
 
-NAMES = {"exact_match": "exact answers"}  # on the screen
+NAMES = {"exact_match": "exact answers", "chosen_wins": "chosen wins"}  # on the screen
 
 
 @dataclass
@@ -36,11 +38,13 @@ class Scores:
         losses: The loss of each row, summed over its target tokens, in nats.
         counts: The target tokens of each row.
         exact: Whether the greedy answer to a row is that of the row, for the first rows.
+        rejected: The loss of the rejected answer of each pair, summed over its tokens, in nats. Empty for other rows.
     """
 
     losses: list[float] = field(default_factory=list)
     counts: list[int] = field(default_factory=list)
     exact: list[bool] = field(default_factory=list)
+    rejected: list[float] = field(default_factory=list)
 
     @property
     def loss(self) -> float:
@@ -56,15 +60,27 @@ class Scores:
         order: the loss is a ratio of two sums over rows."""
         if metric == "exact_match":
             return [float(exact) for exact in self.exact]
+        if metric == "chosen_wins":
+            return [float(win) for win in self.wins()]
         size = fmean(self.counts)
         residuals = [(total - self.loss * n) / size for total, n in zip(self.losses, self.counts)]
         if metric == "loss":
             return [self.loss + r for r in residuals]
         return [self.perplexity * (1 + r) for r in residuals]
 
+    def wins(self) -> list[bool]:
+        """Whether the chosen answer of each pair is more likely than the rejected one."""
+        return [chosen < rejected for chosen, rejected in zip(self.losses, self.rejected)]
+
+    def gains(self, base: "Scores") -> list[bool]:
+        """Whether the chosen answer of each pair gained more over the base than the rejected one did."""
+        pairs = zip(self.losses, base.losses, self.rejected, base.rejected)
+        return [b - a > d - c for a, b, c, d in pairs]
+
     def metrics(self) -> dict[str, float]:
         found = {"loss": self.loss, "perplexity": self.perplexity}
-        return found | ({"exact_match": fmean(self.exact)} if self.exact else {})
+        found |= {"exact_match": fmean(self.exact)} if self.exact else {}
+        return found | ({"chosen_wins": fmean(self.wins())} if self.rejected else {})
 
 
 @dataclass
@@ -79,7 +95,8 @@ class Options:
 
 
 class RowScorer:
-    """Scores models on the same rows, one row at a time.
+    """Scores models on the same rows, one row at a time. Of pairs it scores the chosen answers, and how likely the
+    rejected ones are.
 
     Args:
         rows: The rows.
@@ -91,7 +108,7 @@ class RowScorer:
     def __init__(
         self, rows: TokenizedRows, dataset: TokenizedDataset, tokenizer: Tokenizer, n_answers: int, limit: int
     ) -> None:
-        self.rows, self.style, self.tokenizer = rows, dataset.style, tokenizer
+        self.rows, self.style, self.tokenizer, self.unit = rows, dataset.style, tokenizer, dataset.unit
         self.n_answers, self.limit = min(n_answers, len(rows)), limit
 
     @torch.no_grad()
@@ -99,9 +116,12 @@ class RowScorer:
         loss_model, scores = LossModel(model), Scores()
         with screen.counting("rows evaluated") as show:
             for row in range(len(self.rows)):
-                batch = self.rows.batch([row])
-                scores.losses.append(float(loss_model(batch.to(model.device))))
-                scores.counts.append(batch.n_target_tokens)
+                if self.unit == "pair":
+                    self.score_pair(model, row, scores)
+                else:
+                    batch = self.rows.batch([row])
+                    scores.losses.append(float(loss_model(batch.to(model.device))))
+                    scores.counts.append(batch.n_target_tokens)
                 show(row + 1, len(self.rows))
         with screen.counting("rows answered") as show:
             for row in range(self.n_answers):
@@ -109,6 +129,15 @@ class RowScorer:
                 scores.exact.append(answer == expected_answer(self.tokenizer, self.rows, row))
                 show(row + 1, self.n_answers)
         return scores
+
+    def score_pair(self, model: GPT, row: int, scores: Scores) -> None:
+        batch = PreferenceRows(self.rows).batch([row]).to(model.device)
+        objective = CPO("cpo", PreferenceArgs())
+        objective.reads_logps = True
+        chosen, rejected = (-LossModel(model, objective)(batch)).tolist()
+        scores.losses.append(chosen)
+        scores.rejected.append(rejected)
+        scores.counts.append(int(batch.answer[batch.sequence == 0].sum()))
 
 
 def load_rows(source: ModelSource, data: DataModule, train: TrainArgs, screen: Screen) -> TokenizedDataset:
@@ -152,8 +181,18 @@ def as_results(scores: Scores, rows: int, dtype: torch.dtype) -> dict[str, Any]:
 
 def describe(scores: Scores) -> dict[str, str]:
     """The metrics as text."""
-    exact = f"{sum(scores.exact):,} of {len(scores.exact):,} ({fmean(scores.exact):.1%})" if scores.exact else ""
-    return {"loss": figure(scores.loss), "perplexity": figure(scores.perplexity), NAMES["exact_match"]: exact}
+    wins = f"{counted(scores.wins())}: more likely than the rejected answer" if scores.rejected else ""
+    return {
+        "loss": figure(scores.loss),
+        "perplexity": figure(scores.perplexity),
+        NAMES["exact_match"]: counted(scores.exact),
+        NAMES["chosen_wins"]: wins,
+    }
+
+
+def counted(found: list[bool]) -> str:
+    """How many are true. Empty for none at all."""
+    return f"{sum(found):,} of {len(found):,} ({fmean(found):.1%})" if found else ""
 
 
 def table(found: Sequence[Difference]) -> str:

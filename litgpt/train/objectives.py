@@ -147,6 +147,10 @@ class Objective:
         """What a user should know about the training rows."""
         return []
 
+    def settings(self) -> dict[str, str]:
+        """Lines of the table at the beginning."""
+        return {}
+
 
 class Preference(Objective):
     """A loss of preferences between answers. Losses are computed in float32.
@@ -281,6 +285,13 @@ class Preference(Objective):
         if self.name == "simpo" and self.args.beta < 1:
             return [f"SimPO usually takes --preference.beta 2 to 10. It is {self.args.beta:g}."]
         return []
+
+    def settings(self) -> dict[str, str]:
+        args, loss = self.args, f"{self.args.loss}, " if self.name == "dpo" else ""
+        sft = f", plus {self.sft_weight:g} x the loss of the chosen answers" if self.sft_weight else ""
+        references = {"start": "the model before the first step", "base": "the base model, without an adapter"}
+        reference = references.get(args.reference, args.reference) if self.needs_reference else ""
+        return {"preference": f"{loss}beta {args.beta:g}{sft}", "reference": reference}
 
     def prepare(self, run: "Run") -> None:
         if self.needs_reference:

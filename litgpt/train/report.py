@@ -45,6 +45,7 @@ def print_header(run: "Run") -> None:
         "validation": describe_rows(dataset.val),
         "packs": describe_packs(run.train_rows),
         "prompt style": f"{dataset.style.name}; loss on {trained}",
+        **run.method.objective.settings(),
         "schedule": describe_schedule(plan, run.train, run.train_rows),
         "optimizer": f"{optimizer}, {describe_learning_rate(run.peak_lr, plan, run.train, run.rate_origin)}",
         "early stopping": f"after {patience} validations in a row without a new best loss" if patience else "",

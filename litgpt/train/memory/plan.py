@@ -14,7 +14,10 @@ import torch
 import yaml
 
 from litgpt.data.batches import Batch, PackedRows
+from litgpt.data.data_module import Unit
 from litgpt.data.named import Alpaca
+from litgpt.data.preferences import make_batch
+from litgpt.data.tokens import ANSWER, IN_LOSS, REJECTED
 from litgpt.errors import UserError
 from litgpt.methods.quantize import bitsandbytes
 from litgpt.model.devices import pick_device
@@ -160,24 +163,29 @@ def load(run: "Run", tokens: Optional[int] = None, is_gpu: bool = False) -> None
         return
     if tokens < 2:
         raise UserError(f"--tokens {tokens} must be above 1.")
-    run.train_rows = AssumedRows(min(tokens, run.row_limit))
+    run.train_rows = AssumedRows(min(tokens, run.row_limit), run.method.objective.unit)
     run.val_rows, run.dataset = [], SimpleNamespace(style=SimpleNamespace(printed_times=tuple))  # type: ignore[assignment]
     run.plan = Plan(run.train, run.train_rows)
 
 
 class AssumedRows:
-    """1,000 rows of one length, all of whose tokens are trained."""
+    """1,000 rows of one length, all of whose tokens are trained. A pair is two of them."""
 
-    def __init__(self, tokens: int) -> None:
-        self.lengths = torch.full((1000,), tokens)
+    def __init__(self, tokens: int, unit: Unit = "row") -> None:
+        self.tokens, self.unit = tokens, unit
+        self.lengths = torch.full((1000,), 2 * tokens if unit == "pair" else tokens)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def batch(self, rows: Sequence[int]) -> Batch:
-        seqlens = self.lengths[: len(rows)].tolist()
-        ids = torch.zeros(1, sum(seqlens), dtype=torch.int64)
-        return Batch(ids, ids, seqlens, ids.numel())
+        ids = torch.zeros(self.tokens, dtype=torch.int32)
+        masks = [torch.full((self.tokens,), IN_LOSS | ANSWER | side, dtype=torch.uint8) for side in (0, REJECTED)]
+        if self.unit != "row":
+            sequences = [(ids, mask) for mask in (masks if self.unit == "pair" else masks[:1])] * len(rows)
+            return make_batch(sequences, torch.zeros(len(sequences)), is_empty=False)
+        flat = ids.repeat(len(rows)).long()[None]
+        return Batch(flat, flat, [self.tokens] * len(rows), flat.numel())
 
     def longest(self, n: int) -> list[int]:
         return list(range(n))
@@ -303,10 +311,21 @@ def print_plan(run: "Run", target: Target, rungs: list[Rung], args: PlanArgs) ->
     if best is None:
         print(f"Nothing above fits. Try --train.max_seq_length {longest // 2}, a smaller model, or more devices.")
     else:
-        command = list(run_words.get() or ("litgpt", "finetune", "..."))
+        command = without_dry_run(run_words.get() or ("litgpt", "finetune", "..."))
         if target.devices > 1 and "--devices" not in command:
             command += ["--devices", str(target.devices)]
         print(f"Run:  {shlex.join(command)} {words(best.changes)}".rstrip())
+
+
+def without_dry_run(command: Sequence[str]) -> list[str]:
+    """A command that runs what it planned."""
+    found, follows = list[str](), False
+    for word in command:
+        name, has_value, _ = word.replace("-", "_").partition("=")
+        is_value, follows = follows and word in ("true", "false"), name == "__dry_run" and not has_value
+        if name != "__dry_run" and not is_value:
+            found.append(word)
+    return found
 
 
 def counted(n: int) -> str:
