@@ -42,6 +42,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
     },
     "Look": {
         "validate": ("litgpt.commands.validate:main", "Check that model folders are complete and unchanged."),
+        "rerun": ("litgpt.commands.rerun:main", "Repeat a finished run, and compare its losses."),
         "verify_resume": ("litgpt.commands.verify_resume:main", "Check that a resumed finetune gives the same result."),
         "doctor": ("litgpt.commands.doctor:main", "Show versions, devices, and missing packages."),
         "completion": ("litgpt.cli.completion:main", "Print a script that completes commands on Tab."),

@@ -95,6 +95,7 @@ EXAMPLES = {  # command: two command lines
         "tokenizer train my-texts/*.txt --vocab_size 4096 --out_dir my-tokenizer",
     ),
     "validate": ("validate out/finetune/lora/final", "validate out/*/final --precision 32-true"),
+    "rerun": ("rerun out/finetune/lora", "rerun out/finetune/lora --out_dir out/again"),
     "verify_resume": (
         "verify-resume pico --data support.csv",
         "verify-resume full pico --data support.csv --steps 3",
@@ -142,6 +143,7 @@ PAGES = {  # beginning of a command: its page in tutorials/; the longest that fi
     "export": "use_elsewhere.md",
     "data": "your_data.md",
     "validate": "use_elsewhere.md",
+    "rerun": "compare_runs.md",
     "verify_resume": "resume.md",
     "doctor": "install.md",
     "completion": "completion.md",

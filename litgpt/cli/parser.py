@@ -36,7 +36,7 @@ from litgpt.cli.schema import (
 from litgpt.data import inner_classes
 from litgpt.errors import UserError, remark, without_secrets
 from litgpt.storage.files import YAML_BYTES, check_events, parse_yaml, read_text
-from litgpt.train.args import run_flags, run_settings, run_words
+from litgpt.train.args import run_command, run_flags, run_settings, run_words
 
 NO_VALUE = (*HELP, "--print_config")
 ALSO_TAKES = {
@@ -95,6 +95,7 @@ def parse(where: str, command: str, args: list[str]) -> Namespace:
     except UserError as e:
         raise UserError(wrong_value(resolved.options, resolved.actions) or e) from None
     check_classes(settings.as_dict())
+    run_command.set(command)
     run_words.set(("litgpt", *spoken(command).split(), *args))
     run_flags.set(frozenset(levels[-1].options))
     run_settings.set(without_tokens(resolved.recorded(yaml.safe_load(parser.dump(settings, skip_none=False)))))

@@ -93,6 +93,13 @@ SHAPES: dict[str, Shape] = {
         "time": TEXT,
         "prompts": [{"prompt": str, "text": str, "ids": [ID], "top_ids": [ID], "top_logits": [float], "greedy": [ID]}],
     },
+    "run.lock": {
+        **dict.fromkeys(("command", "repository", "order", "rows"), TEXT),
+        **dict.fromkeys(("versions", "model", "adapter"), Each(str)),
+        "machine": {},
+        "data": [[str]],
+        "losses": [str],
+    },
     "checksums.json": {"step": (ID, None), "files": Each((SUM, [SUM]))},
     ".litgpt.json": {"files": Each((SUM, [SUM]))},
     "hyperparameters.yaml": {

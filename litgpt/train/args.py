@@ -11,6 +11,7 @@ from litgpt.errors import UserError, remark
 # The words of the command line, the names of the options among them, and the settings as it parsed them. Unset when
 # called from Python.
 run_words: ContextVar[tuple[str, ...]] = ContextVar("run_words", default=())
+run_command: ContextVar[Optional[str]] = ContextVar("run_command", default=None)  # its name in the table of commands
 run_flags: ContextVar[frozenset[str]] = ContextVar("run_flags", default=frozenset())
 run_settings: ContextVar[Optional[dict[str, Any]]] = ContextVar("run_settings", default=None)
 

@@ -23,6 +23,7 @@ from litgpt.train.faults import spared
 from litgpt.train.resume.find import what_must_stay
 from litgpt.train.resume.folder import write_settings
 from litgpt.train.resume.state import OPTIMIZER, TrainingState, checkpoints, is_dict, random_state, set_random_state
+from litgpt.train.run_lock import write_lock
 from litgpt.train.schedule import Result
 from litgpt.train.signals import Stopped
 
@@ -47,7 +48,7 @@ class Saver:
         self.optimizer, self.tokenizer, self.save = optimizer, run.tokenizer, run.method.save
         self.precision, self.quantize = run.precision_name, run.quantize
         self.out_dir, self.keep_last = run.out_dir, run.train.kept_checkpoints
-        self.write_card = partial(write_run_card, run)
+        self.write_card, self.write_lock = partial(write_run_card, run), partial(write_lock, run)
         self.saves_all = not run.is_frozen  # the method saves all weights, so the training state need not
         records_style = run.method.saves_style and not run.dataset.plain_text
         self.style = run.dataset.style if records_style else None  # None keeps the base model's
@@ -111,6 +112,8 @@ class Saver:
                     write_settings(folder, self.precision)
                     if name in RESULTS:
                         self.write_card(folder, name)
+                        with spared("Cannot write run.lock"):
+                            self.write_lock(folder)
                     add(folder)
             except Exception as e:
                 error = e
