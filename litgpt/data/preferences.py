@@ -20,25 +20,37 @@ class PreferenceBatch(Batch):
 
     Args:
         sequence: The sequence of each target token, (n,), int64.
+        place: The place of each target token among those of all sequences, each filled up to `width`, (n,), int64.
         answer: 1 for target tokens that belong to an answer, 0 for those of prompts, (n,), float32.
         rejected: 1 for sequences with a rejected or undesirable answer, 0 for others, (S,), float32.
         reference: The log-probability of each answer under the reference model, (S,), float32.
-        n_rejected: The number of such sequences.
+        n_answer_tokens: The number of target tokens of each answer, (S,), float32.
+        width: The most target tokens of a sequence.
+        n_rejected: The number of rejected sequences.
         n_chosen_tokens: The target tokens of the others.
     """
 
     sequence: torch.Tensor
+    place: torch.Tensor
     answer: torch.Tensor
     rejected: torch.Tensor
     reference: torch.Tensor
+    n_answer_tokens: torch.Tensor
+    width: int
     n_rejected: int
     n_chosen_tokens: int
 
     def to(self, device: torch.device) -> "PreferenceBatch":
         batch = cast(PreferenceBatch, super().to(device))
-        own = self.sequence, self.answer, self.rejected, self.reference
-        batch.sequence, batch.answer, batch.rejected, batch.reference = to_device(device, *own)
+        names = ("sequence", "place", "answer", "rejected", "reference", "n_answer_tokens")
+        moved = to_device(device, *(getattr(self, name) for name in names))
+        batch.__dict__ |= dict(zip(names, moved))
         return batch
+
+    def summed(self, values: torch.Tensor) -> torch.Tensor:
+        """The sums of values of target tokens, (n,), over each sequence, (S,): the same ones each time, also on a GPU."""
+        filled = values.new_zeros(len(self.seqlens) * self.width).index_copy(0, self.place, values)
+        return filled.view(-1, self.width).sum(1)
 
 
 class PreferenceRows:
@@ -97,15 +109,22 @@ def make_batch(
     targets = torch.where(is_target, ids.roll(-1), UNTRAINED)
     of = torch.repeat_interleave(torch.arange(len(seqlens)), torch.tensor(seqlens))[is_target]
     rejected = torch.tensor([float(bool(mask[-1] & REJECTED)) for _, mask in sequences])
+    answer = (following[is_target] & ANSWER).bool().float()
+    counts = of.bincount(minlength=len(seqlens))
+    width = max(1, int(counts.max()))
+    place = of * width + torch.arange(len(of)) - (counts.cumsum(0) - counts)[of]
     return PreferenceBatch(
         ids=ids[None],
         targets=targets[None],
         seqlens=seqlens,
         n_target_tokens=len(of),
         sequence=of,
-        answer=(following[is_target] & ANSWER).bool().float(),
+        place=place,
+        answer=answer,
         rejected=rejected,
         reference=reference,
+        n_answer_tokens=torch.zeros(len(seqlens)).index_add(0, of, answer),
+        width=width,
         n_rejected=0 if is_empty else int(rejected.sum()),
         n_chosen_tokens=int((rejected[of] == 0).sum()),
     )

@@ -203,7 +203,7 @@ class Preference(Objective):
         """The parts of the loss, summed over the batch, (parts,), or the log-probability of each answer, (S,).
         `losses` are those of the target tokens, (n,)."""
         assert isinstance(batch, PreferenceBatch)
-        logps, n_tokens = log_probabilities(losses, batch)
+        logps, n_tokens = batch.summed(-losses * batch.answer), batch.n_answer_tokens
         if self.reads_logps:
             return logps
         parts = [self.row_losses(logps, n_tokens, batch).sum()]
@@ -440,13 +440,6 @@ def balance(rows: TokenizedRows, args: PreferenceArgs) -> tuple[list[str], dict[
     weight = float(f"{weight:.3g}")
     found.append(f"To balance them, pass --preference.{option}_weight {weight:g}.")
     return found, {f"{option}_weight": weight}
-
-
-def log_probabilities(losses: torch.Tensor, batch: PreferenceBatch) -> tuple[torch.Tensor, torch.Tensor]:
-    """The log-probability of the answer of each sequence, and the number of its tokens, both (S,)."""
-    zeros = losses.new_zeros(len(batch.seqlens))
-    answer = batch.answer.to(losses.dtype)
-    return zeros.index_add(0, batch.sequence, -losses * answer), zeros.index_add(0, batch.sequence, answer)
 
 
 def log1mexp(x: torch.Tensor) -> torch.Tensor:
