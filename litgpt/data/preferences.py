@@ -48,7 +48,7 @@ class PreferenceBatch(Batch):
         return batch
 
     def summed(self, values: torch.Tensor) -> torch.Tensor:
-        """The sums of values of target tokens, (n,), over each sequence, (S,): the same ones each time, also on a GPU."""
+        """The sums of values of target tokens, (n,), over each sequence, (S,). They do not vary, also on a GPU."""
         filled = values.new_zeros(len(self.seqlens) * self.width).index_copy(0, self.place, values)
         return filled.view(-1, self.width).sum(1)
 
