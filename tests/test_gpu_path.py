@@ -10,6 +10,8 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.data.batches import UNTRAINED, Batch
+from litgpt.data.preferences import make_batch as make_batch_of
+from litgpt.data.tokens import ANSWER, IN_LOSS, REJECTED
 from litgpt.families import read_config
 from litgpt.generate.adapters import AdaptedLinear, Adapters
 from litgpt.generate.engine import Engine, Request
@@ -22,6 +24,7 @@ from litgpt.train import run
 from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
 from litgpt.train.memory.stand_ins import gpu_kernels
+from litgpt.train.objectives import OBJECTIVES, PreferenceArgs
 from litgpt.train.optimizers import parameter_groups
 from tests.device_mode import DeviceMode, MixedDevices, device_mode
 from tests.families import FAMILIES
@@ -110,6 +113,25 @@ def test_training(family, name, method):
         # adapted experts run one by one, which takes their numbers of tokens
         assert not mode.reads or (reads_counts and all("run_experts" in line for line in mode.reads)), mode.reads
         assert all(p.grad is not None for p in model.parameters() if p.requires_grad)
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+@pytest.mark.parametrize("method", [None, LoRA()], ids=["full", "lora"])
+def test_preferences(name, method):
+    """The same for pairs and labeled answers."""
+    objective = OBJECTIVES[name](name, PreferenceArgs(sft_weight=None if name == "kto" else 0.5))
+    loss_model = objective.loss_model(make_model("llama", method=method).train())
+    sequences = [
+        (torch.arange(n, dtype=torch.int32) + 3, torch.tensor([0, 0, *[IN_LOSS | ANSWER] * (n - 2)]) | bad * REJECTED)
+        for n, bad in ((9, 0), (17, 1), (5, 0), (4, 1))
+    ]
+    batch = make_batch_of(sequences, torch.zeros(4), is_empty=False)
+    with gpu_kernels(), device_mode() as mode:
+        for _ in range(2):
+            mode.clear()
+            loss_model(batch.to(META)).sum().backward()
+            objective.take_sums(META)
+    assert not mode.copies and not mode.indices and not mode.reads, (mode.copies, mode.indices, mode.reads)
 
 
 @pytest.mark.parametrize("family", SAMPLE)

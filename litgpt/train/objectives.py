@@ -228,7 +228,7 @@ class Preference(Objective):
         rewards = self.args.beta * scores.detach()
         margins = rewards[::2] - rewards[1::2]
         columns = [rewards[::2], rewards[1::2], margins, (margins > 0).float(), chosen.detach(), rejected.detach()]
-        self.collected.append(torch.stack([*(column.sum() for column in columns), scores.new_tensor(len(margins))]))
+        self.collected.append(torch.stack([*(column.sum() for column in columns), scores.new_full((), len(margins))]))
         return self.pair_losses(scores[::2], scores[1::2], n_tokens[::2], n_tokens[1::2])
 
     def scores(self, logps: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
