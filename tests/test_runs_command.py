@@ -253,7 +253,7 @@ def test_damaged_and_foreign_folders(here, capsys):
         (good / name).write_text("[1]")
     with open(good / "metrics.csv", "a") as f:
         f.write(
-            "x,y\n11,,1e,,,,,,,\n99999999999,,1.0,,,,,,,\n" + "9" * 5000 + "\n12,0.5,3.0,1e-3,,1200,1"
+            "x,y\n11,,1e,,,,,,,\n99999999999,,1.0,,,,,,,\n" + "9" * 5000 + "\n12,0.5,3.0,1e-3,,1200,1.5,200.0,,12"
         )  # half-written
     (good / "hyperparameters.yaml").write_text("{{{")
     for name, content in (("foreign", b"time,speed\n1,2\n"), ("noise", os.urandom(3000)), ("nothing", b"")):

@@ -26,6 +26,7 @@ RESULTS = "evaluate/results.json"
 HIDDEN = re.compile(r"\..*")  # folders in which there are no runs
 OWN = re.compile(r"\..*|(damaged-)?step-\d+.*|final.*|best.*|crash|evaluate|logs")  # the same in the folder of a run
 UNUSED = re.compile(r"(out_dir|logger_name|dry_run|log\..*|.*access_token)$")  # settings that do not change results
+NAMED = 25  # runs in the legend of a plot
 FACTS = ("base", "data", "training rows", "validation rows", "prompt style", "loss on", "made with")  # in a model card
 FACT = re.compile(rf"^\| ({'|'.join(FACTS)}) \| (.*) \|$", re.MULTILINE)
 memory: dict[Path, tuple[tuple[int, int], Any]] = {}  # what `once` read
@@ -254,14 +255,15 @@ def plot_runs(runs: Iterable[RecordedRun], names: Iterable[str], image: Path) ->
     `UserError` if matplotlib is not installed."""
     make_figure: Any = figure_class() or require("matplotlib", "plot")
     labels = [*names]
-    figure = make_figure(figsize=(10, max(5, len(labels) / 5)), layout="constrained")
+    figure = make_figure(figsize=(10, 6), layout="constrained")
     axes = figure.subplots()
     for i, (run, name) in enumerate(zip(runs, labels)):
         style = {"color": f"C{i % 10}", "linestyle": ("-", "--", ":", "-.")[i // 10 % 4]}
         train, val = (
             [pair for pair in points if math.isfinite(pair[1])] for points in (run.curves.train, run.curves.val)
         )
-        label = " " + name.replace("$", r"\$")  # a name that begins with _ would be left out
+        label = " " + name[-40:].replace("$", r"\$")  # a name that begins with _ would be left out
+        label = label if i < NAMED else f"{len(labels) - NAMED} more" if i == NAMED else None
         if train:
             axes.plot(*zip(*thinned(train, POINTS)), **style, linewidth=0.6, alpha=0.6, label=None if val else label)
         if val:
