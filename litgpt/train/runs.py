@@ -262,8 +262,8 @@ def plot_runs(runs: Iterable[RecordedRun], names: Iterable[str], image: Path) ->
         train, val = (
             [pair for pair in points if math.isfinite(pair[1])] for points in (run.curves.train, run.curves.val)
         )
-        label = " " + name[-40:].replace("$", r"\$")  # a name that begins with _ would be left out
-        label = label if i < NAMED else f"{len(labels) - NAMED} more" if i == NAMED else None
+        shown = " " + name[-40:].replace("$", r"\$")  # a name that begins with _ would be left out
+        label = shown if i < NAMED else f" {len(labels) - NAMED} more" if i == NAMED else None
         if train:
             axes.plot(*zip(*thinned(train, POINTS)), **style, linewidth=0.6, alpha=0.6, label=None if val else label)
         if val:
