@@ -106,13 +106,14 @@ def test_table_of_real_runs(real, capsys, monkeypatch):
     assert max(map(len, lines)) <= 80 and "Not shown: " in lines[-1]
 
 
-def test_sorted_by_best_and_only_what_differs(here, capsys):
+def test_sorted_by_best_and_only_what_differs(here, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "100")
     make_run(here / "out/x/good", {0: 5.0, 5: 2.0, 10: 2.5}, "lora_r: 8\nseed: 1\n")
     make_run(here / "out/x/bad", {0: 5.0, 10: 4.0}, "lora_r: 32\nseed: 1\n")
     make_run(here / "out/x/none", {0: 5.0}, "lora_r: 16\nseed: 1\n")
     lines = shown(capsys, "runs").splitlines()
     assert lines[0].startswith("3 runs in out/x;")
-    assert lines[1].split() == "run state lora_r start best step last steps tokens time GB".split()
+    assert lines[1].split() == "run state lora_r start best at step last steps tokens time GB".split()
     cells = [line.split() for line in lines[2:]]
     assert cells[0] == "good failed 8 5.0000 2.0000 5 2.5000 10 1,000 0:00:10 1.00".split()
     assert [row[0] for row in cells] == ["good", "bad", "none"]

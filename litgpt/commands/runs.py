@@ -150,7 +150,7 @@ def overview(runs: Sequence[RecordedRun], width: int) -> RenderableType:
     for i in range(len(runs)):
         table.add_row(*(Text(column.cells[i], STYLES.get(column.cells[i], "")) for column in kept))
     count = f"{len(runs):,} run{'s' * (len(runs) > 1)} in {place}"
-    lines: list[RenderableType] = [Text(f"{count}; validation loss: start, best, its step, and last"), table]
+    lines: list[RenderableType] = [Text(f"{count}; validation loss: start, best, and last"), table]
     if hidden := [column.name for column in columns if column not in shown]:
         lines.append(Text(f"Not shown: {', '.join(hidden)}. For all columns: --csv FILE"))
     return Group(*lines)
@@ -172,7 +172,8 @@ class Column:
 
 
 def all_columns(runs: Sequence[RecordedRun], names: Sequence[str]) -> list[Column]:
-    """The columns from left to right. Ranks: run, state, best loss, then settings and results by turns."""
+    """The columns from left to right. Ranks: run, state, best loss, three settings, then results and settings by
+    turns."""
     important = {name: i for i, name in enumerate(("method", *IMPORTANT))}
     settings = sorted(differing(runs), key=lambda name: (bool(FREE.match(name)), important.get(name, len(important))))
     last_parts = [name.rpartition(".")[2] for name in settings]
@@ -189,7 +190,7 @@ def all_columns(runs: Sequence[RecordedRun], names: Sequence[str]) -> list[Colum
         *(
             Column(
                 head,
-                20 if FREE.match(name) else 3 + 2 * i,  # FREE: no influence on the result
+                20 if FREE.match(name) else 3 + i if i < 3 else 3 + 2 * i,  # FREE: no influence on the result
                 short_values([run.settings.get(name) for run in runs]),
                 "left",
             )
@@ -197,11 +198,11 @@ def all_columns(runs: Sequence[RecordedRun], names: Sequence[str]) -> list[Colum
         ),
         column("start", 8, "val_loss_start", DECIMALS),
         column("best", 2, "val_loss_best", DECIMALS),
-        column("step", 4, "val_loss_best_step"),
-        column("last", 6, "val_loss_last", DECIMALS),
-        column("reward accuracy", 4, "reward_accuracy", "{:.1%}".format),
+        column("at step", 6, "val_loss_best_step"),
+        column("last", 7, "val_loss_last", DECIMALS),
+        column("reward accuracy", 6, "reward_accuracy", "{:.1%}".format),
         *(
-            Column(name, 6 + 2 * i, [DECIMALS(run.scores[name]) if name in run.scores else "" for run in runs])
+            Column(name, 8 + 2 * i, [DECIMALS(run.scores[name]) if name in run.scores else "" for run in runs])
             for i, name in enumerate(scores)
         ),
         column("steps", 10, "steps"),
