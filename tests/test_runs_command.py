@@ -345,7 +345,7 @@ def test_diff_of_real_runs(real, capsys):
     text = shown(capsys, "runs", "diff", real / "a", real / "b" / "final")
     lines = [line.split() for line in text.splitlines()]
     assert ["optimizer.lr", "0.01", "0.0001"] in lines
-    assert "data and versions, equal: base, data, training rows, validation rows" in text and "torch" in text
+    assert "data, equal: base, data, training rows, validation rows" in text and "source code" in text
     assert ["step", "loss", "A", "loss", "B", "validation", "A", "validation", "B"] in lines
     steps = [line for line in lines if line[0].isdigit()]
     assert [line[0] for line in steps] == [str(n) for n in range(len(steps))] and len(steps[1]) == 5
@@ -359,13 +359,19 @@ def test_diff_shows_other_rows_and_versions(here, real, capsys):
     card.write_text(
         card.read_text().replace("`rows.json`: 8 rows", "`rows.json`: 9 rows").replace("chat |", "alpaca |")
     )
+    lock = json.loads((here / "other/final/run.lock").read_text())
+    lock["versions"]["code"], lock["order"] = "0123456789", "fedcba"
+    (here / "other/final/run.lock").write_text(json.dumps(lock))
     (file,) = (here / "other").glob(f"step-*/{STATE}")
     state = torch.load(file, weights_only=True)
     name = next(name for name in state["settings"] if name.startswith("the training rows"))
     state["settings"] |= {"torch": "9.9", name: [1, 2, 3]}
     torch.save(state, file)
     text = shown(capsys, "runs", "diff", real / "a", "other")
-    assert "9 rows" in text and "1 rows, 2 tokens, checksum 3" in text and "9.9" in text and "losses: equal" in text
+    rows = {line[: line.index("  ")]: line.rstrip() for line in text.splitlines() if "  " in line}
+    assert "`rows.json`: 9 rows" in text and "1 rows, 2 tokens, checksum 3" in text and "losses: equal" in text
+    assert rows["source code"].endswith("0123456789") and rows["row order"].endswith("fedcba")
+    assert "9.9" in rows["torch"] and "alpaca" in rows["prompt style"]
 
 
 def test_diff_of_unlike_runs(here, capsys):
@@ -374,7 +380,7 @@ def test_diff_of_unlike_runs(here, capsys):
     text = shown(capsys, "runs", "diff", "a", "b")
     lines = [line.split() for line in text.splitlines()]
     assert ["method", "lora", "adapter"] in lines and ["seed", "1", "2"] in lines
-    assert "settings, only in A: lora_r" in text and "data and versions: not recorded" in text
+    assert "settings, only in A: lora_r" in text and "data: not recorded" in text
     steps = [line[0] for line in lines if line[0].isdigit()]
     assert len(steps) <= 20 and steps[0] == "0" and steps[-1] == "100"
     assert "nope is not the folder of a run" in error(capsys, "runs", "diff", "a", "nope")

@@ -29,7 +29,7 @@ PLOTS = (".png", ".svg")
 SECONDS = 2  # between updates of `watch`
 GAP = 2  # columns of the terminal between those of a table
 LINES = 20  # of the curves in `diff`
-NAMED = 15  # equal entries that are named
+NAMED = 20  # equal entries that are named
 DECIMALS = "{:.4f}".format  # of losses and scores
 STYLES = {"running": "green", "failed": "red"}
 
@@ -109,7 +109,8 @@ def diff(run: Path, other: Path) -> None:
     for letter, own, names in (("A", a, [n for n in a if n not in b]), ("B", b, [n for n in b if n not in a])):
         if names:
             console.print(f"settings, only in {letter}: {named(names, len(own))}")
-    compare(console, "data and versions", *(facts(one) for one in both))
+    for title, *found in zip(("data", "versions and machine"), *(facts(one) for one in both)):
+        compare(console, title, *found)
     compare(console, "results", *(shown_results(one) for one in both))
     console.print(side_by_side(*(one.curves for one in both)))
 

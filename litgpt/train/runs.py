@@ -1,6 +1,7 @@
 """The runs below a folder, as their files tell: settings, state, losses, and scores. Nothing is written, and files that
 are damaged, half-written, or of others are passed over."""
 
+import hashlib
 import json
 import math
 import os
@@ -17,7 +18,8 @@ from litgpt.storage.outputs import CARD, is_locked
 from litgpt.train.metrics import LINE, METRICS, POINTS, figure_class, save_figure, thinned
 from litgpt.train.resume.find import all_checkpoints, is_complete
 from litgpt.train.resume.folder import HYPERPARAMETERS
-from litgpt.train.resume.state import STATE, TIME, TrainingState, flat
+from litgpt.train.resume.state import MICRO_BATCH, STATE, TrainingState, flat
+from litgpt.train.run_lock import read_lock
 
 State = Literal["running", "finished", "stopped", "failed"]
 Points = list[tuple[int, float]]
@@ -27,8 +29,10 @@ HIDDEN = re.compile(r"\..*")  # folders in which there are no runs
 OWN = re.compile(r"\..*|(damaged-)?step-\d+.*|final.*|best.*|crash|evaluate|logs")  # the same in the folder of a run
 UNUSED = re.compile(r"(out_dir|logger_name|dry_run|log\..*|.*access_token)$")  # settings that do not change results
 NAMED = 25  # runs in the legend of a plot
-FACTS = ("base", "data", "training rows", "validation rows", "prompt style", "loss on", "made with")  # in a model card
-FACT = re.compile(rf"^\| ({'|'.join(FACTS)}) \| (.*) \|$", re.MULTILINE)
+CARD_FACTS = ("base", "data", "training rows", "validation rows", "prompt style", "loss on", "made with")
+FACTS = (*CARD_FACTS[:-1], "base files", "row hashes", "row order")  # about data
+OF_MACHINE = ("torch", "threads", "the number of devices", "the strategy", MICRO_BATCH)  # in a checkpoint
+FACT = re.compile(rf"^\| ({'|'.join(CARD_FACTS)}) \| (.*) \|$", re.MULTILINE)
 memory: dict[Path, tuple[tuple[int, int], Any]] = {}  # what `once` read
 
 
@@ -223,31 +227,44 @@ def differing(runs: Iterable[RecordedRun]) -> list[str]:
     return [name for name, different in values.items() if len(different) > 1]
 
 
-def facts(run: RecordedRun) -> dict[str, str]:
-    """What the model card and the newest checkpoint of a run record about data and versions."""
+def facts(run: RecordedRun) -> tuple[dict[str, str], dict[str, str]]:
+    """What a run records about its data, and about versions and the machine: in its model card, in `run.lock`, and in
+    its newest checkpoint."""
     found: dict[str, str] = {}
-    for name, text in card_facts(run.folder / "final" / CARD) or card_facts(run.folder / "best" / CARD):
-        found[name] = f"{found[name]}; {text}" if name in found else text
+    for folder in (run.folder / "best", run.folder / "final"):
+        with suppress(UserError):
+            card: dict[str, list[str]] = {}
+            for name, text in FACT.findall(read_text(folder / CARD)):
+                card.setdefault(name, []).append(text)
+            found |= {name: "; ".join(texts) for name, texts in card.items()}
+        with suppress(UserError):
+            found |= lock_facts(read_lock(folder) or {})
     for checkpoint in all_checkpoints(run.folder)[:1]:
         with suppress(UserError, OSError):
-            state = TrainingState.read(checkpoint, mmap=True).settings
-            names = [name for name in state if name in ("torch", "threads") or (" " in name and name != TIME)]
-            found |= {re.sub(r"^the | \(.*", "", name): describe_fact(name, state[name]) for name in names}
-    return found
+            for name, value in TrainingState.read(checkpoint, mmap=True).settings.items():
+                if "checksum" in name and isinstance(value, list) and len(value) == 3:
+                    found[name[4:].partition(" (")[0]] = f"{value[0]:,} rows, {value[1]:,} tokens, checksum {value[2]}"
+                elif name in OF_MACHINE:
+                    found[name.removeprefix("the ")] = str(value)
+    if "made with" in found:
+        found.setdefault("litgpt", found.pop("made with").removeprefix("litgpt "))
+    data = {name: text for name, text in found.items() if name in FACTS}
+    return data, {name: text for name, text in found.items() if name not in (*FACTS, "made with")}
 
 
-def describe_fact(name: str, value: Any) -> str:
-    """A value that a checkpoint records: rows, tokens and a checksum, or a text."""
-    if "checksum" in name and isinstance(value, list) and len(value) == 3:
-        return f"{value[0]:,} rows, {value[1]:,} tokens, checksum {value[2]}"
-    return str(value)
-
-
-def card_facts(file: Path) -> list[tuple[str, str]]:
-    try:
-        return FACT.findall(read_text(file))
-    except UserError:
-        return []
+def lock_facts(lock: dict[str, Any]) -> dict[str, str]:
+    texts = {"source code" if name == "code" else name: text for name, text in lock.get("versions", {}).items()}
+    texts |= {name: str(value) for name, value in lock.get("machine", {}).items()}
+    for name, value in (
+        ("base files", lock.get("model")),
+        ("row hashes", lock.get("rows")),
+        ("row order", lock.get("order")),
+    ):
+        if value:
+            texts[name] = (
+                hashlib.sha256(json.dumps(value).encode()).hexdigest()[:12] if isinstance(value, dict) else value[:12]
+            )
+    return texts
 
 
 def plot_runs(runs: Iterable[RecordedRun], names: Iterable[str], image: Path) -> None:
