@@ -231,7 +231,7 @@ def test_commands_are_understood(page, settings, tmp_path, monkeypatch, capsys):
             words = words[words.index("|") + 1 :]
         if (
             words[0] == "litgpt"
-            and not any(word in ("-h", "--help", "--version", "list") for word in words)
+            and not any(word in ("-h", "--help", "--version", "list", "--sweep") for word in words)
             and not made_by_a_run(words)
         ):
             with pytest.raises(SystemExit) as stop:

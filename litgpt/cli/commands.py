@@ -41,6 +41,9 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         "tokenizer_train": ("litgpt.commands.tokenizer_train:main", "Train a tokenizer on text files."),
     },
     "Look": {
+        "runs_list": ("litgpt.commands.runs:main", "List runs with their settings and losses (also: runs)."),
+        "runs_watch": ("litgpt.commands.runs:watch", "Show that list and update it."),
+        "runs_diff": ("litgpt.commands.runs:diff", "Show how two runs differ."),
         "validate": ("litgpt.commands.validate:main", "Check that model folders are complete and unchanged."),
         "rerun": ("litgpt.commands.rerun:main", "Repeat a finished run, and compare its losses."),
         "verify_resume": ("litgpt.commands.verify_resume:main", "Check that a resumed finetune gives the same result."),
@@ -61,10 +64,10 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
     },
 }
 COMMANDS = {name: row for group in GROUPS.values() for name, row in group.items()}
-ALIASES = {"finetune": "finetune_lora", "generate_base": "generate"}
+ALIASES = {"finetune": "finetune_lora", "runs": "runs_list", "generate_base": "generate"}
 WORDS = {"train": "finetune", "sft": "finetune"}  # of other tools
 HANDS_ON = ("verify_resume", "plan")  # commands that take the words of another command as a list
-PREFIXES = ("finetune", "data", "tokenizer")  # first words of the commands that people type as two words
+PREFIXES = ("finetune", "data", "tokenizer", "runs")  # first words of the commands that people type as two words
 HELP = ("-h", "--help")
 SWEEP = ("--sweep", "--sweep_random", "--sweep_budget")  # flags of all finetunes, which `commands/sweep.py` reads
 COMPLETE = "__complete"  # hidden: `litgpt __complete WORDS` prints what may follow, for the scripts of `completion`

@@ -1,7 +1,7 @@
 """What `litgpt COMMAND -h` shows beside the help of the options: which options, two examples, and the page."""
 
 IMPORTANT = """
-    tasks vs port host api_key adapters prompt prompts out objective list show sample rows json
+    tasks vs port host api_key adapters prompt prompts out objective list show sample rows json csv plot
     sys_prompt max_new_tokens temperature top_k top_p stop num_samples
     data method preference.loss preference.beta preference.sft_weight preference.reference out_dir
     optimizer.lr train.epochs train.max_seq_length train.global_batch_size train.micro_batch_size
@@ -22,6 +22,9 @@ PLACEHOLDERS = {  # of words without a flag
     "finetune": "MODEL ...",
     "words": "WORD ...",
     "files": "FILE ...",
+    "dirs": "FOLDER ...",
+    "run": "RUN",
+    "other": "OTHER",
 }
 
 EXAMPLES = {  # command: two command lines
@@ -94,6 +97,9 @@ EXAMPLES = {  # command: two command lines
         "tokenizer train my-texts/*.txt",
         "tokenizer train my-texts/*.txt --vocab_size 4096 --out_dir my-tokenizer",
     ),
+    "runs_list": ("runs", "runs out/finetune --plot losses.png"),
+    "runs_watch": ("runs watch", "runs watch out/finetune"),
+    "runs_diff": ("runs diff out/a out/b", "runs diff out/finetune/lora out/finetune/full"),
     "validate": ("validate out/finetune/lora/final", "validate out/*/final --precision 32-true"),
     "rerun": ("rerun out/finetune/lora", "rerun out/finetune/lora --out_dir out/again"),
     "verify_resume": (
@@ -142,6 +148,7 @@ PAGES = {  # beginning of a command: its page in tutorials/; the longest that fi
     "merge_lora": "use_elsewhere.md",
     "export": "use_elsewhere.md",
     "data": "your_data.md",
+    "runs": "compare_runs.md",
     "validate": "use_elsewhere.md",
     "rerun": "compare_runs.md",
     "verify_resume": "resume.md",

@@ -9,6 +9,7 @@ import itertools
 import json
 import os
 import shutil
+import sys
 import tempfile
 import zlib
 from collections.abc import Iterable, Iterator
@@ -205,7 +206,7 @@ def exclusive(out: Path, option: str = "--out_dir") -> Iterator[None]:
 def locked(file: Path, what: str) -> Iterator[None]:
     """Hold a lock file, then remove it. Raises `UserError` if another process holds it."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(file, timeout=0)
+    lock = FileLock(file, timeout=0.2)  # `is_locked` may hold it for a moment
     try:
         lock.acquire()
     except Timeout as e:
@@ -216,6 +217,25 @@ def locked(file: Path, what: str) -> Iterator[None]:
         with suppress(OSError):
             file.unlink()
         lock.release()
+
+
+def is_locked(file: Path) -> bool:
+    """Whether a process holds a lock file. Needs no permission to write."""
+    if not file.is_file():
+        return False
+    try:
+        if sys.platform == "win32":
+            with FileLock(file, timeout=0):
+                return False
+        import fcntl
+
+        with open(file, "rb") as f:
+            fcntl.flock(f, fcntl.LOCK_SH | fcntl.LOCK_NB)  # until the file is closed
+    except (BlockingIOError, Timeout):
+        return True
+    except OSError:  # the file is gone, or the disk has no locks
+        return False
+    return False
 
 
 def tidy(out: Path) -> None:

@@ -9,7 +9,7 @@ import time
 from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, TypeVar
 
 from litgpt.errors import reason, remark
 from litgpt.storage.outputs import put_single, write_single
@@ -20,6 +20,7 @@ FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "token
 LINE = 1000  # maximum characters of a line
 SECONDS, SHARE = 10, 0.05  # of the time before the end: nothing is plotted, and what plotting may take after that
 POINTS = 2000  # maximum number of points of a line of the plot
+T = TypeVar("T")
 COMPLETE_LINE = re.compile(r"[0-9]{1,9}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?)*\r?\n")
 
 
@@ -130,8 +131,8 @@ def lines_until(path: Path, step: int, last_eval_step: int) -> list[dict[str, st
     return [row for row in rows if int(row["step"]) <= (last_eval_step if row["val_loss"] else step)]
 
 
-def plot(metrics: Path, image: Path) -> bool:
-    """Plot the losses of a metrics file. Returns False if it has none or if matplotlib is not installed."""
+def figure_class() -> Optional[type]:
+    """That of matplotlib; None if it is not installed."""
     backend = os.environ.get("MPLBACKEND", "").removeprefix("module://").partition(".")[0]
     if backend.endswith("_inline") and find_spec(backend) is None:
         del os.environ["MPLBACKEND"]  # inherited from a notebook, whose backend is not installed here
@@ -140,6 +141,29 @@ def plot(metrics: Path, image: Path) -> bool:
     except ModuleNotFoundError as e:
         if e.name != "matplotlib":
             raise
+        return None
+    return Figure
+
+
+def thinned(points: Sequence[T], n: int) -> list[T]:
+    """At most `n` of the points, evenly spaced, with the first and the last."""
+    return [*points[: -1 : max(1, math.ceil((len(points) - 1) / (n - 1)))], *points[-1:]]
+
+
+def save_figure(figure: Any, image: Path) -> None:
+    """Save a figure atomically, in the format that the name ends with, and record the file."""
+    temporary = image.with_name(f".{image.name}.tmp")
+    try:
+        figure.savefig(temporary, dpi=120, format=image.suffix[1:].lower())
+        put_single(temporary, image)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def plot(metrics: Path, image: Path) -> bool:
+    """Plot the losses of a metrics file. Returns False if it has none or if matplotlib is not installed."""
+    make_figure = figure_class()
+    if make_figure is None:
         return False
     with open(metrics, newline="", encoding="utf-8") as f:
         rows = list(csv.DictReader(f))
@@ -148,21 +172,16 @@ def plot(metrics: Path, image: Path) -> bool:
     pictures = {"loss": "loss (nats per token)"}
     if "rewards/margins" in rows[0]:
         pictures = {"loss": "loss", "rewards/margins": "reward margin"}
-    figure = Figure(figsize=(7, 4 * len(pictures)), layout="constrained")
+    figure = make_figure(figsize=(7, 4 * len(pictures)), layout="constrained")
     for axes, (name, title) in zip(figure.subplots(len(pictures), squeeze=False)[:, 0], pictures.items()):
         for column, style, label in ((name, "-", "training"), (f"val_{name}", "o-", "validation")):
             found = [(int(row["step"]), row[column]) for row in rows if row[column]]
             points = [(step, float(value)) for step, value in found if math.isfinite(float(value))]
             if points:
-                axes.plot(*zip(*points[:: len(points) // POINTS + 1], points[-1]), style, label=label)
+                axes.plot(*zip(*thinned(points, POINTS)), style, label=label)
         axes.set(xlabel="step", ylabel=title)
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()
-    temporary = image.with_name(f".{image.name}.tmp")
-    try:
-        figure.savefig(temporary, dpi=120, format="png")
-        put_single(temporary, image)
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_figure(figure, image)
     return True
