@@ -76,7 +76,8 @@ def test_the_worse_half_stops_early(base, rows_file, tmp_path, capsys):
     alone = tmp_path / "alone"
     main(words(base, rows_file, alone, "--optimizer.lr", winner.name.partition("lr=")[2]))
     same(winner, alone)
-    assert capsys.readouterr().out.count("stopped") == 3
+    out = capsys.readouterr().out
+    assert out.count("stopped") == 3 and f"Best:   {winner / 'final'}" in out
 
 
 @pytest.mark.long
@@ -107,6 +108,7 @@ def test_killed_twice_and_continued(base, rows_file, tmp_path, capsys):
         ["--sweep", "lr=1,2", "--sweep_budget", "soon"],
         ["--sweep_random", "3"],
         ["--sweep", "lr=1,2", "--resume", "true"],
+        ["--sweep", "lr=1,2", "--print_config"],
     ],
 )
 def test_refused(flags, base, rows_file, tmp_path, capsys):

@@ -163,13 +163,16 @@ class Sweep:
         self.console.print(table(ranked))
         if ranked[0].rank[0]:
             raise UserError(f"All trials failed. The first one: {self.trials[0].error or 'see its log.txt'}")
-        best = self.out_dir / ranked[0].folder
-        settings = yaml.safe_load((best / HYPERPARAMETERS).read_text(encoding="utf-8"))
+        winner = next((trial for trial in ranked if trial.state == "finished"), ranked[0])
+        folder, command = self.out_dir / winner.folder, f"litgpt {spoken(self.command)}"
+        settings = yaml.safe_load((folder / HYPERPARAMETERS).read_text(encoding="utf-8"))
         write_single(self.out_dir / BEST, yaml.safe_dump(settings, sort_keys=False, allow_unicode=True))
-        words = shlex.join([*self.words, *ranked[0].words])
-        self.say(f"\nBest:   {best / 'final'}")
-        self.say(f"Again:  litgpt {spoken(self.command)} {words}")
-        self.say(f"        litgpt {spoken(self.command)} --config {self.out_dir / BEST} --out_dir out/best")
+        if winner.state == "finished":
+            self.say(f"\nBest:   {folder / 'final'}")
+        else:
+            self.say(f"\nBest:   {folder}, which is not finished")
+        self.say(f"Again:  {command} {shlex.join([*self.words, *winner.words])}")
+        self.say(f"        {command} --config {self.out_dir / BEST} --out_dir out/best")
 
 
 def table(trials: Sequence[Trial]) -> Table:
@@ -206,6 +209,8 @@ def make_sweep(command: str, words: list[str], run: Run) -> Sweep:
                 found[flag].append(value)
         else:
             rest.append(word)
+    if any(word.startswith("--print_config") for word in rest):
+        raise UserError("--print_config shows the settings of one run. Remove --sweep.")
     if any(word.partition("=")[0] in ("--resume", "--overwrite") for word in rest):
         raise UserError("The same command continues a --sweep by itself. Remove --resume and --overwrite.")
     spaces = dict(map(read_space, found["--sweep"]))
