@@ -48,7 +48,7 @@ def adapter_over(base: Path, folder: Path, **options: Any) -> Path:
 @in_llama_cpp
 @pytest.mark.parametrize(
     "family",
-    [pytest.param(f, marks=[pytest.mark.long] * (f not in ("llama", "mixtral"))) for f in FAMILIES if f not in WITHOUT],
+    [pytest.param(f, marks=[pytest.mark.long] * (f != "llama")) for f in FAMILIES if f not in WITHOUT],
 )
 def test_families(family, tokenizer_file, tmp_path):
     """llama.cpp with the adapter over its base answers as the adapter does here."""

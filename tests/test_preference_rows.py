@@ -257,6 +257,7 @@ def write(path: Path, rows: list) -> Path:
     return path
 
 
+@pytest.mark.long
 @pytest.mark.skipif(find_spec("trl") is None, reason="trl is not installed")
 @pytest.mark.parametrize("name", ["smollm2", "qwen2.5", "llama-3-8b-instruct", "llama-2"])
 def test_tokens_of_trl(name, real_data, tmp_path):

@@ -28,14 +28,12 @@ def folders(out: Path) -> list[Path]:
 
 def test_each_trial_is_as_if_it_were_alone(base, rows_file, tmp_path, capsys):
     out = tmp_path / "sweep"
-    main(words(base, rows_file, out, "--sweep", "lr=1e-3,1e-2", "--sweep", "lora_r=2,4"))
+    main(words(base, rows_file, out, "--sweep", "lr=1e-3,1e-2", "--sweep", "lora_r=2"))
     printed = capsys.readouterr().out
-    assert [path.name for path in folders(out)] == [
-        "001-lr=1e-3-lora_r=2", "002-lr=1e-3-lora_r=4", "003-lr=1e-2-lora_r=2", "004-lr=1e-2-lora_r=4",
-    ]  # fmt: skip
-    for path, lr, r in zip(folders(out), ("1e-3", "1e-3", "1e-2", "1e-2"), (2, 4, 2, 4)):
+    assert [path.name for path in folders(out)] == ["001-lr=1e-3-lora_r=2", "002-lr=1e-2-lora_r=2"]
+    for path, lr in zip(folders(out), ("1e-3", "1e-2")):
         alone = tmp_path / f"alone-{path.name}"
-        main(words(base, rows_file, alone, "--optimizer.lr", lr, "--lora_r", r))
+        main(words(base, rows_file, alone, "--optimizer.lr", lr, "--lora_r", 2))
         same(path, alone)
         assert "validation loss" in (path / "log.txt").read_text()
     best = {path: min(float(line["val_loss"]) for line in lines(path) if line["val_loss"]) for path in folders(out)}
