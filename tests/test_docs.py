@@ -101,6 +101,8 @@ class Reader:
             parts = [make_rows(40, seed) for seed in (2, 3, 4, 5)]
             self.write("faq.jsonl", "".join(json.dumps(row) + "\n" for row in parts[0]))
             self.write("more.jsonl", "".join(json.dumps(row) + "\n" for row in parts[1]))
+            pairs = [{"prompt": r["instruction"], "chosen": r["output"], "rejected": "?"} for r in parts[1]]
+            self.write("pairs.jsonl", "".join(json.dumps(row) + "\n" for row in pairs))
             self.write("chats.json", json.dumps(parts[2]))
             cells = "".join(f"{row['instruction']},{row['output']}\n" for row in parts[3])
             self.write("support.csv", f"question,answer\n{cells}")
