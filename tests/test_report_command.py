@@ -14,6 +14,7 @@ import yaml
 
 from litgpt.__main__ import main
 from litgpt.train.metrics import FIELDS
+from litgpt.train.resume.folder import clear
 from litgpt.train.run_report.charts import Chart, Line, envelope, ticks
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\x1b\u202e{{ 7 * 7 }}"
@@ -198,10 +199,10 @@ def test_several_runs(tmp_path, monkeypatch):
     lock = {**LOCK, "versions": {"python": "3.12.1", "torch": "2.14.0"}}
     (runs[1] / "final" / "run.lock").write_text(json.dumps(lock))
     (runs[2] / "final" / "run.lock").unlink()
-    assert report(*runs) == 0
+    assert report(*runs, "x/a/final") == 0  # the first one again
     text = Page(Path("out/report.html")).text
     before = text[: text.index("Curves")]
-    assert "lora_r 8 32 8" in before and "version of torch 2.13.0 2.14.0" in before
+    assert text.startswith("3 runs") and "lora_r 8 32 8" in before and "version of torch 2.13.0 2.14.0" in before
     assert "checkpoint_dir" not in before and "version of python" not in before
     assert "x/b training" in text and "y/b validation" in text
     assert "checkpoint_dir pico" in text
@@ -288,7 +289,16 @@ def test_where_it_is_written(tmp_path, capsys):
     assert "metrics.csv" in capsys.readouterr().err
 
 
-def test_thinning_keeps_ends_and_spikes():
+def test_a_run_that_starts_over_removes_the_report(tmp_path):
+    run, other = make_run(tmp_path / "a"), make_run(tmp_path / "b")
+    assert report(run) == 0
+    (other / "report.html").write_text("mine")
+    clear(run)
+    clear(other)
+    assert not (run / "report.html").exists() and (other / "report.html").exists()
+
+
+def test_envelope_keeps_ends_and_spikes():
     points = [(i, math.sin(i / 50) + 50 * (i == 7777) - 50 * (i == 12345)) for i in range(20_000)]
     kept = envelope(points, 1000)
     assert len(kept) <= 1000 and kept == sorted(kept)

@@ -1,6 +1,5 @@
 """The HTML of a report. The template escapes all texts, and control characters are shown as codes."""
 
-import math
 import re
 import shlex
 from collections.abc import Iterable, Sequence
@@ -15,7 +14,7 @@ from litgpt import __version__
 from litgpt.train.progress import duration, gigabytes
 from litgpt.train.resume.folder import HYPERPARAMETERS
 from litgpt.train.run_report.charts import CHARTED, COLORS, DASHES, Chart, Line, envelope
-from litgpt.train.run_report.recorded import ReportedRun, Score, shown
+from litgpt.train.run_report.recorded import ReportedRun, shown
 
 POINTS, ALL_POINTS, FEWEST = 1000, 4000, 100  # of a line, of the lines of all runs in a chart, and of each at least
 CHARTS = (  # columns and their names, the title, the factor, whether the axis begins at zero
@@ -132,12 +131,6 @@ def facts(run: ReportedRun) -> dict[str, str]:
     return {"state": run.run.state, **{name: form(value) for name, value, form in rows if value is not None}}
 
 
-def figure(value: Optional[float], sign: str = "") -> str:
-    if value is None or not math.isfinite(value):
-        return "" if value is None else str(value)
-    return f"{value:{sign}.4f}" if abs(value) < 1000 else f"{value:{sign},.6g}"
-
-
 # what else is recorded
 
 
@@ -148,13 +141,13 @@ def section(run: ReportedRun, name: str) -> dict[str, Any]:
         "name": name,
         "outcome": outcome(run),
         "facts": facts(run),
-        "scores": [(result, [score_row(score) for score in scores]) for result, scores in run.scores().items()],
+        "scores": run.scores(),
         "command": f"litgpt {command.replace('_', ' ', 1)} --config {quoted(run.result / HYPERPARAMETERS)}",
         "rerun": f"litgpt rerun {quoted(run.folder)}" if command else "",
         "card": [row for row in run.card if row[0] not in ABOUT_DATA],
         "data": data_rows(run),
         "versions": run.locked("versions"),
-        "machine": run.locked("machine"),
+        "machine": run.machine,
         "hashes": [(f"{kind} {file}", digest) for kind, files in hashes for file, digest in files.items()],
         "settings": run.settings,
     }
@@ -162,11 +155,6 @@ def section(run: ReportedRun, name: str) -> dict[str, Any]:
 
 def quoted(path: Path) -> str:
     return shlex.quote(str(path))
-
-
-def score_row(score: Score) -> list[str]:
-    values = [figure(score.value), figure(score.base), figure(score.difference, "+"), score.interval]
-    return [score.task, score.metric, *values, f"{score.n:,.0f}" if score.n is not None else ""]
 
 
 def data_rows(run: ReportedRun) -> list[tuple[str, str]]:
@@ -197,7 +185,7 @@ def compared(run: ReportedRun) -> tuple[dict[str, str], ...]:
     hashes = {f"{kind} {name}": digest for kind in ("model", "adapter") for name, digest in run.locked(kind).items()}
     hashes |= {f"rows of {path}": digest for path, digest in run.data}
     versions = {f"version of {name}": text for name, text in run.locked("versions").items()}
-    return run.settings, {name: digest[:12] for name, digest in hashes.items()}, versions | run.locked("machine")
+    return run.settings, {name: digest[:12] for name, digest in hashes.items()}, versions | run.machine
 
 
 def merged(tables: Iterable[dict[str, str]]) -> dict[str, None]:

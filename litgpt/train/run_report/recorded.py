@@ -23,19 +23,6 @@ CARD_ROW = re.compile(r"^\| +(\S.*?) +\| +(.*?) +\|$", re.MULTILINE)
 
 
 @dataclass(frozen=True)
-class Score:
-    """A metric that `litgpt evaluate` measured. `interval` is that of the difference to the base, or of the value."""
-
-    task: str
-    metric: str
-    value: float
-    base: Optional[float]
-    difference: Optional[float]
-    interval: str
-    n: Optional[float]
-
-
-@dataclass(frozen=True)
 class ReportedRun:
     """A run with all that a report shows.
 
@@ -71,6 +58,10 @@ class ReportedRun:
         return {str(k): shown(v) for k, v in as_table(self.lock.get(name)).items()}
 
     @property
+    def machine(self) -> dict[str, str]:
+        return {"device name" if k == "name" else k: text for k, text in self.locked("machine").items()}
+
+    @property
     def data(self) -> list[tuple[str, str]]:
         """The sources of rows, with their hashes."""
         found = self.lock.get("data")
@@ -84,8 +75,8 @@ class ReportedRun:
         rows = CARD_ROW.findall(rest.partition("\n## ")[0])
         return [(key, value.replace("\\|", "|").replace("`", "")) for key, value in rows]
 
-    def scores(self) -> dict[str, list[Score]]:
-        """The scores of each evaluated result, by the name of its folder."""
+    def scores(self) -> dict[str, list[list[str]]]:
+        """The rows of a table of what `litgpt evaluate` measured, by the name of the folder of the result."""
         files = [self.folder / RESULTS, *sorted(self.folder.glob(f"*/{RESULTS}"))]
         return {file.parent.parent.name: found for file in files if (found := read_scores(file))}
 
@@ -146,7 +137,8 @@ def number(value: Any) -> Optional[float]:
         return None
 
 
-def read_scores(file: Path) -> list[Score]:
+def read_scores(file: Path) -> list[list[str]]:
+    """Task, metric, value, that of the base, the difference, an interval, and the number of samples."""
     found = as_table(attempt(read_json, file))
     results, differences, counts = (as_table(found.get(name)) for name in ("results", "vs_base", "n-samples"))
     scores = []
@@ -163,5 +155,10 @@ def read_scores(file: Path) -> list[Score]:
             elif error is not None:
                 interval = f"± {1.96 * error:.4g} around the value"
             n = n or number(as_table(counts.get(task)).get("effective"))
-            scores.append(Score(task, key.removesuffix(",none"), value, base, difference, interval, n))
+            row = [digits(number(value)), digits(base), digits(difference, "+"), interval, f"{n:,.0f}" if n else ""]
+            scores.append([task, key.removesuffix(",none"), *row])
     return scores
+
+
+def digits(value: Optional[float], sign: str = "") -> str:
+    return "" if value is None else f"{value:{sign}.4f}" if abs(value) < 1000 else f"{value:{sign},.6g}"
