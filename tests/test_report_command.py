@@ -308,7 +308,17 @@ def test_envelope_keeps_ends_and_spikes():
 
 @pytest.mark.parametrize(
     ("low", "high"),
-    [(0, 1), (2.1, 2.2), (0, 3e-6), (-5, 5), (0, 9e9), (-1e100, 1e100), (1e-300, 2e-300), (0.1, 999999)],
+    [
+        (0, 1),
+        (2.1, 2.2),
+        (0, 3e-6),
+        (-5, 5),
+        (0, 9e9),
+        (-1e100, 1e100),
+        (1e-300, 2e-300),
+        (0.1, 999999),
+        (1.00001, 1.00005),
+    ],
 )
 def test_ticks(low, high):
     found = ticks(low, high)

@@ -88,7 +88,8 @@ def ticks(low: float, high: float, whole: bool = False) -> list[tuple[float, str
     digits = max(0, -math.floor(math.log10(step) + 1e-9))
     top = max(map(abs, values), default=0.0)
     if digits > 4 or top >= 1e9 or (top >= 1e6 and not whole):
-        return [(value, f"{value:.3g}") for value in values]
+        significant = math.floor(math.log10(top)) - math.floor(math.log10(step) + 1e-9) + 1
+        return [(value, f"{value:.{significant}g}") for value in values]
     millions = top >= 1e6  # of steps
     return [(value, f"{value / 1e6:g}M" if millions else f"{value:,.{digits}f}") for value in values]
 

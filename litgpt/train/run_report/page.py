@@ -2,7 +2,7 @@
 
 import re
 import shlex
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -113,7 +113,7 @@ def best_of(runs: Sequence[ReportedRun], names: Sequence[str]) -> str:
 def facts(run: ReportedRun) -> dict[str, str]:
     """The numbers of a run, as far as they are recorded."""
     found, columns = run.run.fields(), run.columns
-    rows = (
+    rows: tuple[tuple[str, Any, Callable[[Any], str]], ...] = (
         ("validation loss before", found["val_loss_start"], "{:.4f}".format),
         ("best validation loss", found["val_loss_best"], "{:.4f}".format),
         ("at step", found["val_loss_best_step"], "{:,}".format),
