@@ -240,6 +240,9 @@ def test_preferences_and_evaluation(tmp_path):
     assert "Reward margin" in text and "Reward accuracy" in text and "reward accuracy 75.0%" in text
     assert "rows loss 2.7100 4.7500 -2.0400 -2.13 to -1.95 * 55" in text
     assert "arc acc 0.5000 ± 0.0196 around the value 100" in text
+    assert report(run, make_run(tmp_path / "b"), "--out", tmp_path / "both.html") == 0
+    text = Page(tmp_path / "both.html").text
+    assert "arc acc" in text[: text.index("Curves")]
 
 
 @pytest.mark.parametrize("name", ["hyperparameters.yaml", "final/run.lock", "final/README.md", "metrics.csv"])

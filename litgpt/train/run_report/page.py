@@ -14,7 +14,7 @@ from litgpt import __version__
 from litgpt.train.progress import duration, gigabytes
 from litgpt.train.resume.folder import HYPERPARAMETERS
 from litgpt.train.run_report.charts import CHARTED, COLORS, DASHES, Chart, Line, envelope
-from litgpt.train.run_report.recorded import ReportedRun, shown
+from litgpt.train.run_report.recorded import ReportedRun, digits, shown
 
 POINTS, ALL_POINTS, FEWEST = 1000, 4000, 100  # of a line, of the lines of all runs in a chart, and of each at least
 CHARTS = (  # columns and their names, the title, the factor, whether the axis begins at zero
@@ -167,7 +167,7 @@ def data_rows(run: ReportedRun) -> list[tuple[str, str]]:
 
 def comparison(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Table]:
     """A table of the results, and one of the settings, data, files, and versions that differ, as far as recorded."""
-    results = [facts(run) for run in runs]
+    results = [facts(run) | {name: digits(value) for name, value in run.run.scores.items()} for run in runs]
     columns = [*merged(results)]
     rows = [[name, *(own.get(column, "") for column in columns)] for name, own in zip(names, results)]
     differing = [
