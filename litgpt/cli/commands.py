@@ -45,6 +45,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         "runs_watch": ("litgpt.commands.runs:watch", "Show that list and update it."),
         "runs_diff": ("litgpt.commands.runs:diff", "Show how two runs differ."),
         "validate": ("litgpt.commands.validate:main", "Check that model folders are complete and unchanged."),
+        "report": ("litgpt.commands.report:main", "Write a report of runs as one HTML file."),
         "rerun": ("litgpt.commands.rerun:main", "Repeat a finished run, and compare its losses."),
         "verify_resume": ("litgpt.commands.verify_resume:main", "Check that a resumed finetune gives the same result."),
         "doctor": ("litgpt.commands.doctor:main", "Show versions, devices, and missing packages."),

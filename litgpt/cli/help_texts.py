@@ -101,6 +101,7 @@ EXAMPLES = {  # command: two command lines
     "runs_watch": ("runs watch", "runs watch out/finetune"),
     "runs_diff": ("runs diff out/a out/b", "runs diff out/finetune/lora out/finetune/full"),
     "validate": ("validate out/finetune/lora/final", "validate out/*/final --precision 32-true"),
+    "report": ("report out/finetune/lora", "report out/a out/b --out report.html"),
     "rerun": ("rerun out/finetune/lora", "rerun out/finetune/lora --out_dir out/again"),
     "verify_resume": (
         "verify-resume pico --data support.csv",
@@ -150,6 +151,7 @@ PAGES = {  # beginning of a command: its page in tutorials/; the longest that fi
     "data": "your_data.md",
     "runs": "compare_runs.md",
     "validate": "use_elsewhere.md",
+    "report": "compare_runs.md",
     "rerun": "compare_runs.md",
     "verify_resume": "resume.md",
     "doctor": "install.md",

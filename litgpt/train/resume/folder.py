@@ -15,7 +15,7 @@ from litgpt.train.metrics import FIELDS, LINE, METRICS
 from litgpt.train.resume.command import afresh, again
 from litgpt.train.resume.state import checkpoints, is_checkpoint
 
-HYPERPARAMETERS = "hyperparameters.yaml"
+HYPERPARAMETERS, REPORT = "hyperparameters.yaml", "report.html"
 FOLDERS, FILES = ("final", "best"), (METRICS, "loss.png", HYPERPARAMETERS)  # besides checkpoints
 
 
@@ -84,6 +84,8 @@ def clear(out_dir: Path) -> None:
     """Remove an earlier run, but not the files of its logger."""
     for folder in [out_dir / "crash", *(out_dir / name for name in FOLDERS), *checkpoints(out_dir)]:
         discard(folder)
+    if is_ours(out_dir / REPORT):  # of the earlier run
+        (out_dir / REPORT).unlink()
     for name in (*FILES, SINGLE):
         (out_dir / name).unlink(missing_ok=True)
 
