@@ -364,6 +364,26 @@ def test_the_remark_about_falling_log_probabilities():
     assert not objective("dpo").remarks([before])
 
 
+@pytest.mark.long
+def test_kto_extended(base, labels, tmp_path):
+    """More epochs: the reference of the mismatched answers is that of the same pairs, whatever steps there were."""
+    words = [
+        "--method",
+        "full",
+        "--train.max_steps",
+        "null",
+        "--train.save_interval",
+        1,
+        "--train.global_batch_size",
+        16,
+    ]
+    out = tmp_path / "out"
+    main(command("kto", base, labels, out, *words, "--train.epochs", 1))
+    main(command("kto", base, labels, out, *words, "--train.epochs", 2, "--resume", "true"))
+    divergences = [float(line["kl"]) for line in lines(out) if line["loss"]]
+    assert len(divergences) > 5 and all(0 <= kl < 60 for kl in divergences) and any(divergences[3:])
+
+
 def test_kto_of_single_rows(base, labels, tmp_path):
     """A step of one row has no KL divergence."""
     found = finetune(

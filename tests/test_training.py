@@ -213,7 +213,7 @@ def test_what_a_run_leaves(llama, files, tmp_path, capsys):
     assert {p.name for p in (out / "final").iterdir()} == {
         "adapter_config.json", "adapter_model.safetensors", "tokenizer.json", "tokenizer_config.json",
         "generation_config.json", "prompt_style.yaml", "hyperparameters.yaml", "parity.json", "chat_template.jinja",
-        "checksums.json", "README.md",
+        "checksums.json", "README.md", "run.lock",
     }  # fmt: skip
     assert {p.name for p in out.glob(".*")} == {".litgpt.json"}, "temporary files are left"
     val = [(int(m["step"]), float(m["val_loss"])) for m in metrics if m["val_loss"]]

@@ -19,6 +19,7 @@ from litgpt.data.named import or_alpaca
 from litgpt.data.preferences import PreferenceBatch, PreferenceRows
 from litgpt.data.tokens import TokenizedRows
 from litgpt.errors import UserError
+from litgpt.model.devices import to_device
 from litgpt.model.gpt import GPT
 from litgpt.train.loss import LossModel
 from litgpt.train.reference import Mismatches, compute_reference, mismatched_logps, mismatches
@@ -143,8 +144,8 @@ class Objective:
         """What a user may not expect in the metrics of all validations."""
         return []
 
-    def notes(self, rows: Rows) -> list[str]:
-        """What a user should know about the training rows."""
+    def notes(self, run: "Run") -> list[str]:
+        """What a user should know before the first step."""
         return []
 
     def settings(self) -> dict[str, str]:
@@ -281,7 +282,7 @@ class Preference(Objective):
             "chosen answers up."
         ]
 
-    def notes(self, rows: Rows) -> list[str]:
+    def notes(self, run: "Run") -> list[str]:
         if self.name == "simpo" and self.args.beta < 1:
             return [f"SimPO usually takes --preference.beta 2 to 10. It is {self.args.beta:g}."]
         return []
@@ -372,31 +373,34 @@ class KTO(Preference):
         super().__init__(name, args)
         self.metrics = (*REWARDS[:3], *LOGPS, "kl")
         self.kl: Optional[torch.Tensor] = None  # None for a step of one row
-        self.kl_reference = self.val_kl_reference = torch.empty(0)  # log-probabilities of the mismatched answers
+        self.kl_reference: dict[str, dict[tuple[int, int], float]] = {}  # of mismatched answers, of train and val
 
     def n_rows(self, batch: Batch) -> int:
         return len(batch.seqlens) if batch.n_target_tokens else 0
 
-    def notes(self, rows: Rows) -> list[str]:
+    def notes(self, run: "Run") -> list[str]:
         """The balance of the labels, and the weights that the paper recommends for it (its eq. 8)."""
-        assert isinstance(rows, PreferenceRows)
-        return balance(rows.rows, self.args)[0]
+        found = balance(run.dataset.train, self.args)[0]
+        if run.train.global_batch_size == 1:
+            found.append("With --train.global_batch_size 1, the KL divergence is not estimated and counts as 0.")
+        return found
 
     def begin_step(self, run: "Run", rows: list[int]) -> None:
-        first = run.result.seen
-        reference = self.kl_reference[first : first + len(rows)]
-        self.kl = self.estimate(run, run.train_rows, mismatches(rows), reference)
+        self.kl = self.estimate(run, "train", run.train_rows, mismatches(rows))
 
     def begin_validation(self, run: "Run", rows: list[int]) -> None:
-        pairs = mismatches(list(range(len(run.val_rows))))[: len(rows)]
-        self.kl = self.estimate(run, run.val_rows, pairs, self.val_kl_reference[: len(pairs)])
+        self.kl = self.estimate(run, "val", run.val_rows, mismatches(list(range(len(run.val_rows))))[: len(rows)])
 
-    def estimate(self, run: "Run", rows: Rows, pairs: Mismatches, reference: torch.Tensor) -> Optional[torch.Tensor]:
-        """The KL divergence, a scalar of at least 0. None if there are no pairs."""
+    def estimate(self, run: "Run", name: str, rows: Rows, pairs: Mismatches) -> Optional[torch.Tensor]:
+        """The KL divergence, a scalar of at least 0. None if there are no pairs. After an extension of the run, a few
+        pairs were not foreseen and do not count."""
+        known = self.kl_reference.get(name, {})
+        pairs = [pair for pair in pairs if pair in known]
         if not pairs:
             return None
         logps = mismatched_logps(run, run.fabric_model, self, rows, pairs)
-        return (logps - reference.to(logps.device)).mean().clamp(min=0)
+        reference = torch.tensor([known[pair] for pair in pairs])
+        return (logps - to_device(logps.device, reference)[0]).mean().clamp(min=0)
 
     def row_losses(self, logps: torch.Tensor, n_tokens: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
         kl = logps.new_zeros(()) if self.kl is None else self.kl

@@ -56,7 +56,8 @@ def compute_reference(run: "Run", objective: "Preference") -> None:
         assert isinstance(rows, PreferenceRows)
         rows.reference = found[name]
     if objective.unit == "label":
-        objective.kl_reference, objective.val_kl_reference = found["train_kl"], found["val_kl"]  # type: ignore
+        known = {name: dict(zip(pairs[name], found[f"{name}_kl"].tolist())) for name in sets}
+        objective.kl_reference = known  # type: ignore[attr-defined]
 
 
 def mismatches_of(run: "Run", name: str) -> Mismatches:
@@ -67,10 +68,8 @@ def mismatches_of(run: "Run", name: str) -> Mismatches:
     steps = steps_of_rows(len(run.train_rows), train.global_batch_size, train.epochs, run.seed)
     if run.plan.steps is None:
         raise UserError("The KL divergence of kto needs a known number of steps. Set --train.epochs or max_steps.")
-    found: Mismatches = []
-    for rows in islice(steps, run.plan.steps):
-        found += mismatches(rows) or [(rows[0], rows[0])]  # a place for each row
-    return found
+    pairs = (pair for rows in islice(steps, run.plan.steps) for pair in mismatches(rows))
+    return list(dict.fromkeys(pairs))
 
 
 def mismatches(rows: Sequence[int]) -> Mismatches:

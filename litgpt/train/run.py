@@ -266,7 +266,7 @@ class Run:
         if self.checkpoint is None:
             self.plan.check_patience(self.eval)
         self.notes += self.dataset.notes() + changed_style(self.dataset, self.base_model)
-        self.notes += self.method.objective.notes(self.train_rows)
+        self.notes += self.method.objective.notes(self)
 
     def check_memory(self) -> None:
         """Raise `UserError` if the run needs more memory than its device has. Predicting that takes seconds, so it is
