@@ -12,8 +12,9 @@ import torch
 
 from litgpt.__main__ import main
 from litgpt.data.columns import match
-from litgpt.data.forms import ROLES, rename, to_row, to_sides
+from litgpt.data.forms import rename, to_row, to_sides
 from litgpt.data.json_file import JSON
+from litgpt.data.messages import ROLES
 from litgpt.data.tokens import ANSWER, IN_LOSS, REJECTED, TokenizedRows
 from litgpt.errors import UserError
 from litgpt.text.tokenizer import Tokenizer

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Optional
 
 from litgpt.data.columns import match
-from litgpt.data.forms import FORMS, SKIP, Messages, Row, Side, check_mapped, check_object, rename, to_row, to_sides
+from litgpt.data.forms import FORMS, Row, Side, check_mapped, rename, to_row, to_sides
 from litgpt.data.lost import EARLIER, LABEL, SPECIAL, Lookup, as_text
+from litgpt.data.messages import SKIP, Messages, check_object
 from litgpt.data.sources import RowSource, TextPiece
 from litgpt.data.tokens import Counts, TokenChunk
 from litgpt.errors import UserError

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any, Optional
 
 from litgpt.data.columns import as_option, same_names, usual_columns
-from litgpt.data.forms import SHARED, as_messages, check_object, key_names, rename, variables_of, with_shared
+from litgpt.data.forms import SHARED, rename, variables_of, with_shared
 from litgpt.data.json_file import Entries, entries_of, expand
+from litgpt.data.messages import as_messages, check_object, key_names
 from litgpt.data.row_files import Rows
 from litgpt.errors import UserError, remark
 from litgpt.generate.answer_format import OUTPUT_KEYS, AnswerFormat
