@@ -11,7 +11,7 @@ from datasets import Dataset
 from peft import LoraConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from trl import DPOConfig, DPOTrainer
-from trl_train import Clock
+from trl_train import Clock, options
 
 
 def main(argv: list[str]) -> None:
@@ -28,20 +28,7 @@ def main(argv: list[str]) -> None:
     with tempfile.TemporaryDirectory() as out:
         trainer = DPOTrainer(
             model=AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype),
-            args=DPOConfig(
-                output_dir=out,
-                per_device_train_batch_size=args.micro_batch_size,
-                gradient_accumulation_steps=args.samples // args.micro_batch_size,
-                max_steps=args.steps,
-                max_length=args.max_seq_length,
-                learning_rate=1e-4,
-                logging_steps=1,
-                report_to=[],
-                save_strategy="no",
-                use_cpu=True,
-                bf16=False,
-                gradient_checkpointing=False,
-            ),
+            args=DPOConfig(**options(args, out), learning_rate=1e-4),
             train_dataset=Dataset.from_list(json.loads(Path(args.rows).read_text(encoding="utf-8"))),
             processing_class=tokenizer,
             peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=["q_proj", "v_proj"]),

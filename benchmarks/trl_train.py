@@ -35,6 +35,23 @@ class Clock(TrainerCallback):
         self.seconds = time.perf_counter() - self.began
 
 
+def options(args: argparse.Namespace, out: str) -> dict[str, Any]:
+    """What trainers of TRL have in common here."""
+    return {
+        "output_dir": out,
+        "per_device_train_batch_size": args.micro_batch_size,
+        "gradient_accumulation_steps": args.samples // args.micro_batch_size,
+        "max_steps": args.steps,
+        "max_length": args.max_seq_length,
+        "logging_steps": 1,
+        "report_to": [],
+        "save_strategy": "no",
+        "use_cpu": not torch.cuda.is_available(),
+        "bf16": False,  # no autocast: the weights themselves are bfloat16 where that is asked for
+        "gradient_checkpointing": False,
+    }
+
+
 def main(argv: list[str]) -> None:
     parser = argparse.ArgumentParser()
     for name in ("model", "rows", "method", "precision"):
@@ -54,20 +71,10 @@ def main(argv: list[str]) -> None:
         trainer = SFTTrainer(
             model=AutoModelForCausalLM.from_pretrained(args.model, dtype=dtype),
             args=SFTConfig(
-                output_dir=out,
-                per_device_train_batch_size=args.micro_batch_size,
-                gradient_accumulation_steps=args.samples // args.micro_batch_size,
-                max_steps=args.steps,
-                max_length=args.max_seq_length,
+                **options(args, out),
                 packing=False,
                 learning_rate=1e-3,
                 warmup_steps=1,
-                logging_steps=1,
-                report_to=[],
-                save_strategy="no",
-                use_cpu=not torch.cuda.is_available(),
-                bf16=False,  # no autocast: the weights themselves are bfloat16 where that is asked for
-                gradient_checkpointing=False,
                 include_num_input_tokens_seen="non_padding",
             ),
             train_dataset=data,

@@ -68,13 +68,18 @@ def words(method: str, base: Path, rows: Path, out: Path, *flags: object) -> lis
     return [str(w) for w in (*start, *(w for pair in options.items() for w in pair), *own, *flags)]
 
 
-def go(*args: Any) -> int:
-    """Run a command line in this process; its exit code."""
+def exit_code(*line: Any) -> int:
+    """Run a command line in this process."""
     try:
-        main(words(*args))
+        main([str(word) for word in line])
     except SystemExit as e:
         return int(e.code or 0)
     return 0
+
+
+def go(*args: Any) -> int:
+    """Run a method; the exit code."""
+    return exit_code(*words(*args))
 
 
 def lines(out: Path) -> list[Line]:

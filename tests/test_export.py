@@ -31,6 +31,7 @@ from litgpt.text.tokenizer import Tokenizer
 from tests.conftest import save_llama
 from tests.families import FAMILIES, YARN, save_random
 from tests.nasty import nasty_texts
+from tests.runs import exit_code
 from tests.test_lora import save, with_lora
 from tests.test_tokenizer import sentencepiece
 
@@ -144,11 +145,7 @@ def random_model(folder: Path, tokenizer_file: Path, family: str, variant: str, 
 
 def export(folder: Path, file: Path, *flags: object) -> int:
     """The exit code."""
-    try:
-        main(["export", str(folder), "--out", str(file), *map(str, flags)])
-    except SystemExit as e:
-        return int(e.code or 0)
-    return 0
+    return exit_code("export", folder, "--out", file, *flags)
 
 
 @torch.no_grad()

@@ -4,7 +4,6 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, Optional
@@ -12,10 +11,10 @@ from typing import Any, Optional
 import pytest
 import yaml
 
-from litgpt.__main__ import main
 from litgpt.train.metrics import FIELDS
 from litgpt.train.resume.folder import clear
 from litgpt.train.run_report.charts import Chart, Line, envelope, ticks
+from tests.runs import exit_code
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\x1b\u202e{{ 7 * 7 }}"
 VOID = ("meta", "link", "br", "img", "circle", "line", "path", "polyline")
@@ -106,11 +105,7 @@ class Page(HTMLParser):
 
 
 def report(*words: Any) -> int:
-    try:
-        main(["report", *map(str, words)])
-    except SystemExit as e:
-        return int(e.code or 0)
-    return 0
+    return exit_code("report", *words)
 
 
 def test_a_run(tmp_path, capsys):
@@ -337,21 +332,6 @@ def test_charts_of_one_value(value):
     (x, y), *more = chart.markers(chart.lines[0])
     assert not more and chart.left < float(x) < chart.right and chart.top < float(y) < chart.bottom
     assert chart.y_ticks and chart.x_ticks
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium with its chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield made
-    made.quit()
 
 
 @pytest.mark.long

@@ -9,7 +9,7 @@ import pytest
 from litgpt.__main__ import main
 from litgpt.train.run_lock import file_hashes, read_lock
 from tests.conftest import make_rows, save_llama
-from tests.runs import lines, same
+from tests.runs import exit_code, lines, same
 
 
 @pytest.fixture
@@ -24,11 +24,7 @@ def done(tmp_path: Path, tokenizer_file: Path) -> Path:
 
 
 def rerun(*words: Any) -> int:
-    try:
-        main(["rerun", *map(str, words)])
-    except SystemExit as e:
-        return int(e.code or 0)
-    return 0
+    return exit_code("rerun", *words)
 
 
 @pytest.mark.parametrize("folder", ["", "final"])

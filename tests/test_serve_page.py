@@ -2,7 +2,6 @@
 """The page to chat, in a headless Chromium; skipped where there is none."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -39,21 +38,6 @@ def test_what_the_page_may_do(running):
     assert script.headers["Content-Type"].startswith("text/javascript")
     for text in (page.text, script.text, httpx.get(running.url + "/style.css").text):
         assert "://" not in text and "innerHTML" not in text and "insertAdjacent" not in text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    webdriver = pytest.importorskip("selenium.webdriver")
-    if not (shutil.which("chromium") and shutil.which("chromedriver")):
-        pytest.skip("no chromium with its chromedriver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium")
-    for word in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(word)
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    made = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    yield made
-    made.quit()
 
 
 class Page:

@@ -1,6 +1,5 @@
 """`litgpt rerun`"""
 
-import importlib
 import os
 import sys
 from pathlib import Path
@@ -8,7 +7,7 @@ from typing import Any, Optional
 
 from litgpt.checkpoint.find import find_folder
 from litgpt.cli.commands import COMMANDS, spoken
-from litgpt.cli.parser import parse
+from litgpt.cli.parser import load, parse
 from litgpt.data.named import or_alpaca
 from litgpt.errors import UserError, remark
 from litgpt.storage.files import read_yaml
@@ -48,9 +47,8 @@ def main(run: Path, out_dir: Optional[Path] = None, force: bool = False) -> None
         )
     for name, now in changed(lock["versions"], versions()):
         remark(f"{name} was {lock['versions'].get(name, 'not installed')}, and is {now or 'not installed'}.")
-    module, _, function = where.partition(":")
     print(f"Repeating litgpt {spoken(command)} from {final} in {out_dir}", flush=True)
-    getattr(importlib.import_module(module), function)(**arguments)
+    load(where)(**arguments)
     report(losses(origin) or lock["losses"], losses(out_dir))
 
 
@@ -60,7 +58,7 @@ def report(then: list[str], now: list[str]) -> None:
         if a != b:
             print(f"Step {step}: the loss was {a}, and is {b}.")
             sys.exit(1)
-    if len(then) != len(now) and len(then) > len(now):
+    if len(then) > len(now):
         print(f"The run had {len(then):,} losses, and has {len(now):,}.")
         sys.exit(1)
     print(f"All {min(len(then), len(now)):,} losses are equal.")

@@ -1,6 +1,5 @@
 """The parts of a file of results that do not depend on lm-eval, and where it may be written."""
 
-import hashlib
 import os
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ from litgpt.errors import UserError
 from litgpt.litgpt_format.folder import MODEL_CONFIG
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_folder import CONFIG
+from litgpt.storage.files import file_hash
 from litgpt.storage.outputs import check_file
 
 SPECIAL = re.compile(r"[\"<>:/|\\?*\[\]]+")  # what lm-eval replaces in the name of a model
@@ -39,14 +39,6 @@ def model_hashes(source: ModelSource) -> dict[str, str]:
         files += [source.adapter.file, source.folder / CONFIG]
     found = {file.name: file_hash(file) for file in files if file.is_file()}
     return {**found, "tokenizer": source.tokenizer().fingerprint()}
-
-
-def file_hash(file: Path) -> str:
-    digest = hashlib.sha256()
-    with open(file, "rb") as f:
-        while chunk := f.read(2**24):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def check_outputs(file: Path, samples: bool, overwrite: bool) -> None:

@@ -1,6 +1,7 @@
 """Read small files with clear errors, and write files that are complete or absent."""
 
 import filecmp
+import hashlib
 import json
 import os
 import platform
@@ -189,6 +190,15 @@ def home() -> Optional[Path]:
         return Path.home()
     except RuntimeError:  # HOME is not set, and the system does not know the user
         return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256"""
+    digest = hashlib.sha256()
+    with open(path, "rb") as f:
+        while chunk := f.read(2**24):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def cache_place() -> Optional[Path]:

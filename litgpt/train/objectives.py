@@ -7,6 +7,7 @@ Shapes: S sequences, n target tokens, P pairs.
 """
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Optional
 
@@ -153,7 +154,7 @@ class Objective:
         return {}
 
 
-class Preference(Objective):
+class Preference(Objective, ABC):
     """A loss of preferences between answers. Losses are computed in float32.
 
     Args:
@@ -163,7 +164,6 @@ class Preference(Objective):
 
     unit: Unit = "pair"
     needs_reference = False
-    averages = False  # whether log-probabilities are averages over tokens
 
     def __init__(self, name: Name, args: PreferenceArgs) -> None:
         args.check(name)
@@ -193,9 +193,18 @@ class Preference(Objective):
         n_tokens = sum(batch.n_chosen_tokens for batch in batches if isinstance(batch, PreferenceBatch))
         return [n_rows, n_tokens] if self.sft_weight else [n_rows]
 
+    @abstractmethod
     def n_rows(self, batch: Batch) -> int:
-        assert isinstance(batch, PreferenceBatch)
-        return batch.n_rejected  # each pair has one
+        """The rows of a batch: pairs, or answers with a label."""
+
+    @abstractmethod
+    def row_losses(self, logps: torch.Tensor, n_tokens: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
+        """The loss of each row, (rows,). Collects the sums for the metrics.
+
+        Args:
+            logps: The log-probability of each answer, (S,).
+            n_tokens: The number of its tokens, (S,).
+        """
 
     def loss_model(self, gpt: GPT) -> LossModel:
         return LossModel(gpt, self)
@@ -212,26 +221,6 @@ class Preference(Objective):
             parts.append(self.sft_weight * (losses * (1 - batch.rejected[batch.sequence])).sum())
         return torch.stack(parts)
 
-    def row_losses(self, logps: torch.Tensor, n_tokens: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
-        """The loss of each row, (rows,). Collects the sums for the metrics.
-
-        Args:
-            logps: The log-probability of each answer, (S,).
-            n_tokens: The number of its tokens, (S,).
-        """
-        if not batch.n_rejected:  # a rank that has no share of the step
-            self.collected.append(logps.new_zeros(len(self.metrics) + 1))
-            return logps[:0]
-        if self.averages:
-            logps = logps / n_tokens
-        chosen, rejected = logps[::2], logps[1::2]
-        scores = self.scores(logps, batch)
-        rewards = self.args.beta * scores.detach()
-        margins = rewards[::2] - rewards[1::2]
-        columns = [rewards[::2], rewards[1::2], margins, (margins > 0).float(), chosen.detach(), rejected.detach()]
-        self.collected.append(torch.stack([*(column.sum() for column in columns), scores.new_full((), len(margins))]))
-        return self.pair_losses(scores[::2], scores[1::2], n_tokens[::2], n_tokens[1::2])
-
     def scores(self, logps: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
         """The log-probability of each answer, less that under the reference model if there is one, (S,). A difference
         within rounding is 0, so that other micro-batches do not decide which answer wins before the first step."""
@@ -240,12 +229,6 @@ class Preference(Objective):
         scores = logps - batch.reference
         is_noise = scores.abs() <= ROUNDING * batch.reference.abs()
         return torch.where(is_noise, scores - scores.detach(), scores)
-
-    def pair_losses(
-        self, chosen: torch.Tensor, rejected: torch.Tensor, n_chosen: torch.Tensor, n_rejected: torch.Tensor
-    ) -> torch.Tensor:
-        """The loss of each pair, (P,), from the scores of its answers and the numbers of their tokens, each (P,)."""
-        raise NotImplementedError
 
     def take_sums(self, device: torch.device) -> torch.Tensor:
         sums = sum(self.collected) if self.collected else torch.zeros(len(self.metrics) + 1, device=device)
@@ -270,23 +253,6 @@ class Preference(Objective):
             for title, (name, form) in names.items()
         }
 
-    def remarks(self, values: list[dict[str, float]]) -> list[str]:
-        if len(values) < 2 or self.sft_weight or self.unit != "pair":
-            return []
-        first, last = values[0], values[-1]
-        falls = all(last[name] < first[name] for name in LOGPS)
-        if not falls or last["rewards/margins"] <= first["rewards/margins"]:
-            return []
-        return [
-            "Both log-probabilities fell while the margin grew. That is usual. --preference.sft_weight 0.1 holds the "
-            "chosen answers up."
-        ]
-
-    def notes(self, run: "Run") -> list[str]:
-        if self.name == "simpo" and self.args.beta < 1:
-            return [f"SimPO usually takes --preference.beta 2 to 10. It is {self.args.beta:g}."]
-        return []
-
     def settings(self) -> dict[str, str]:
         args, loss = self.args, f"{self.args.loss}, " if self.name == "dpo" else ""
         sft = f", plus {self.sft_weight:g} x the loss of the chosen answers" if self.sft_weight else ""
@@ -299,7 +265,49 @@ class Preference(Objective):
             compute_reference(run, self)
 
 
-class DPO(Preference):
+class Pairs(Preference):
+    """A loss of pairs of a chosen and a rejected answer."""
+
+    averages = False  # whether log-probabilities are averages over tokens
+
+    def n_rows(self, batch: Batch) -> int:
+        assert isinstance(batch, PreferenceBatch)
+        return batch.n_rejected  # each pair has one
+
+    def row_losses(self, logps: torch.Tensor, n_tokens: torch.Tensor, batch: PreferenceBatch) -> torch.Tensor:
+        if not batch.n_rejected:  # a rank that has no share of the step
+            self.collected.append(logps.new_zeros(len(self.metrics) + 1))
+            return logps[:0]
+        if self.averages:
+            logps = logps / n_tokens
+        chosen, rejected = logps[::2], logps[1::2]
+        scores = self.scores(logps, batch)
+        rewards = self.args.beta * scores.detach()
+        margins = rewards[::2] - rewards[1::2]
+        columns = [rewards[::2], rewards[1::2], margins, (margins > 0).float(), chosen.detach(), rejected.detach()]
+        self.collected.append(torch.stack([*(column.sum() for column in columns), scores.new_full((), len(margins))]))
+        return self.pair_losses(scores[::2], scores[1::2], n_tokens[::2], n_tokens[1::2])
+
+    @abstractmethod
+    def pair_losses(
+        self, chosen: torch.Tensor, rejected: torch.Tensor, n_chosen: torch.Tensor, n_rejected: torch.Tensor
+    ) -> torch.Tensor:
+        """The loss of each pair, (P,), from the scores of its answers and the numbers of their tokens, each (P,)."""
+
+    def remarks(self, values: list[dict[str, float]]) -> list[str]:
+        if len(values) < 2 or self.sft_weight:
+            return []
+        first, last = values[0], values[-1]
+        falls = all(last[name] < first[name] for name in LOGPS)
+        if not falls or last["rewards/margins"] <= first["rewards/margins"]:
+            return []
+        return [
+            "Both log-probabilities fell while the margin grew. That is usual. --preference.sft_weight 0.1 holds the "
+            "chosen answers up."
+        ]
+
+
+class DPO(Pairs):
     """Direct preference optimization (https://arxiv.org/abs/2305.18290) and losses of its kind, over the scores
     log p(answer) - log p_reference(answer)."""
 
@@ -324,7 +332,7 @@ class DPO(Preference):
         return -F.logsigmoid(margin)
 
 
-class CPO(Preference):
+class CPO(Pairs):
     """Contrastive preference optimization (https://arxiv.org/abs/2401.08417), which needs no reference model."""
 
     margin = 0.0
@@ -345,8 +353,12 @@ class SimPO(CPO):
     def margin(self) -> float:  # type: ignore[override]
         return self.args.gamma
 
+    def notes(self, run: "Run") -> list[str]:
+        beta = self.args.beta
+        return [f"SimPO usually takes --preference.beta 2 to 10. It is {beta:g}."] if beta < 1 else []
 
-class ORPO(Preference):
+
+class ORPO(Pairs):
     """Odds ratio preference optimization (https://arxiv.org/abs/2403.07691), over averages. The likelihood that is
     added is that of prompts and chosen answers, as in the paper's code."""
 

@@ -2,7 +2,6 @@
 
 import hashlib
 import json
-import os
 import platform
 from collections.abc import Iterable
 from contextlib import suppress
@@ -15,7 +14,7 @@ import torch
 from litgpt.checkpoint.hub import repository_id
 from litgpt.data.batches import steps_of_rows
 from litgpt.data.data_module import DataModule
-from litgpt.storage.files import cache_place, read_json, write_text
+from litgpt.storage.files import cache_place, file_hash, is_there, read_json, write_text
 from litgpt.train.args import run_command
 from litgpt.train.metrics import METRICS, lines_until
 
@@ -86,11 +85,9 @@ def file_hashes(files: Iterable[Path]) -> dict[str, str]:
         stat = file.stat()
         key = f"{file.resolve()} {stat.st_size} {stat.st_mtime_ns}"
         if key not in known or stat.st_size < LARGE:
-            with open(file, "rb") as f:
-                digest = hashlib.file_digest(f, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else sha256(f)
+            found[file.name] = file_hash(file)
             if stat.st_size >= LARGE:
-                known[key] = digest
-            found[file.name] = digest
+                known[key] = found[file.name]
         else:
             found[file.name] = known[key]
     if store is not None and len(known) > n_known:
@@ -98,13 +95,6 @@ def file_hashes(files: Iterable[Path]) -> dict[str, str]:
             store.parent.mkdir(parents=True, exist_ok=True)
             write_text(store, json.dumps(dict(list(known.items())[-MOST_HASHES:])))
     return found
-
-
-def sha256(file: Any) -> str:
-    digest = hashlib.sha256()
-    while chunk := file.read(1 << 20):
-        digest.update(chunk)
-    return digest.hexdigest()
 
 
 def data_hashes(data: DataModule) -> list[list[str]]:
@@ -120,4 +110,4 @@ def losses(out_dir: Path) -> list[str]:
 
 def read_lock(folder: Path) -> Optional[dict[str, Any]]:
     file = folder / LOCK
-    return read_json(file) if os.path.isfile(file) else None
+    return read_json(file) if is_there(file) else None
