@@ -52,6 +52,7 @@ CASES: dict[str, dict[str, Any]] = {
         "rope_local_base_freq": 10000,
         "rope_adjustments": {"factor": 8.0},
     },
+    "neighbors rotate": config_fields("llama") | {"rope_interleave": True, "head_size": 12},
     "qwen3": config_fields("llama") | {"norm_qk": True, "head_size": 12},
     "olmo": config_fields("llama") | {"name": "OLMo-tiny", "norm_class_name": "LayerNorm"},
     "olmo2": config_fields("llama")

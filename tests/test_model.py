@@ -11,10 +11,13 @@ from transformers import AutoModelForCausalLM
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.generate.engine import generate
 from litgpt.methods.model_source import ModelSource
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.model.kernels_cpu import NORM_SIZE
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.norm import RMSNorm, UnitOffsetRMSNorm
+from litgpt.model.packing import Packing
+from litgpt.model.rope import apply_rope, make_ropes
 from tests.conftest import save_llama
 
 CPU = torch.device("cpu")
@@ -174,3 +177,19 @@ def test_rms_norm_on_a_cpu(dtype):
             torch.testing.assert_close(
                 a.double(), b.double(), rtol=0, atol=scale * (1e-2 if a.dtype != torch.float32 else 1e-6)
             )
+
+
+@pytest.mark.parametrize("share", [1.0, 0.5, 0.3])  # the last one rotates an odd number of dimensions
+def test_neighbors_that_rotate(share):
+    """The same as halves that rotate, after the dimensions of each head are sorted."""
+    config = Config(n_layer=1, n_embd=20, n_head=2, head_size=10, rotary_percentage=share)
+    x, packing = torch.randn(1, 7, 3, 10), Packing.of([4, 3], [0, 5])
+    tables = []
+    for interleave in (True, False):
+        (rope,) = make_ropes(replace(config, rope_interleave=interleave))
+        tables.append(rope.table(packing.positions, packing.seqlens, [4, 8], x.dtype))
+    size = tables[0][0].size(-1)
+    order = torch.cat([torch.arange(0, size, 2), torch.arange(1, size, 2), torch.arange(size, 10)])
+    neighbors = apply_rope(x, *tables[0], True)
+    assert torch.equal(neighbors[..., order], apply_rope(x[..., order], *tables[1]))
+    assert not torch.allclose(neighbors, apply_rope(x, *tables[1]))

@@ -65,6 +65,7 @@ class Config:
     rope_local_base_freq: Optional[float] = None  # another base, without adjustments, ...
     rope_indices: Optional[list[int]] = None  # ... for each layer that has a 1 here
     rope_layers: Optional[list[int]] = None  # 1 for each layer with a rope; by default all have it
+    rope_interleave: bool = False  # neighbors rotate together, instead of the first half of a head with the second
 
     # feed-forward
     mlp_class_name: str = "LLaMAMLP"
@@ -181,8 +182,8 @@ LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml
 }
 LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # these do not change the math
 LITGPT_REFUSED = (  # refused unless they are off
-    *("rope_interleave", "n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"),
-    *("first_k_dense_replace", "latent_attention"),
+    *("n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "first_k_dense_replace"),
+    "latent_attention",
 )
 LITGPT_LLAMA3 = {  # its names of a rope's numbers: those of Hugging Face
     "factor": "factor",
@@ -307,8 +308,8 @@ LITGPT_FIELDS = """
     block_size padded_vocab_size n_layer n_embd n_head n_query_groups head_size intermediate_size norm_class_name
     norm_eps norm_1 norm_2 post_attention_norm post_mlp_norm parallel_residual shared_attention_norm
     attention_scores_scalar attention_logit_softcapping norm_qk sliding_window_size sliding_window_indices
-    rotary_percentage rope_local_base_freq rope_indices mlp_class_name gelu_approximate n_expert n_expert_per_token
-    moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
+    rotary_percentage rope_local_base_freq rope_indices rope_interleave mlp_class_name gelu_approximate n_expert
+    n_expert_per_token moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
 """.split()  # with the same meaning in both
 
 
@@ -344,6 +345,8 @@ def meaning(config: Config) -> dict[str, Any]:
         unused |= {"rope_base", "rope_type", "rope_adjustments"}
     if 1 not in found["rope_layers"]:
         unused |= {"rope_local_base_freq"}
+    if not {0, 1} & set(found["rope_layers"]):
+        unused |= {"rope_interleave"}
     return {k: rounded(v) for k, v in found.items() if k not in unused}
 
 

@@ -19,13 +19,14 @@ Numbers = dict[str, Any]
 class Rope:
     """Cosines and sines of positions, for every layer that shares this rope. `size` dimensions of a head rotate, in
     pairs; an odd one has a pair of its own. The slowest rotation is about `base` times slower than the fastest.
-    `numbers` has what a `rope_type` needs, by the names of Hugging Face."""
+    `numbers` has what a `rope_type` needs, by the names of Hugging Face. `interleave` is as in `apply_rope`."""
 
-    def __init__(self, size: int, base: float, rope_type: str, numbers: Numbers) -> None:
+    def __init__(self, size: int, base: float, rope_type: str, numbers: Numbers, interleave: bool = False) -> None:
         # on the CPU, even if the weights are on the meta device: no checkpoint holds them
         powers = torch.arange(0, size, 2, dtype=torch.float32, device="cpu") / size
         # (1 or 2, p) radians per position: the second row is for sequences longer than `switch`
         self.inverse, self.factor = ROPE_TYPES[rope_type](base**powers, numbers, size, base)
+        self.interleave = interleave
         self.switch: Optional[int] = None
         if len(self.inverse) == 2:
             self.switch = int(numbers["original_max_position_embeddings"])
@@ -44,23 +45,31 @@ class Rope:
         cos, sin = angles.cos(), angles.sin()
         if self.factor != 1:
             cos, sin = cos * self.factor, sin * self.factor
-        return torch.cat([cos, cos], dim=-1).to(dtype), torch.cat([-sin, sin], dim=-1).to(dtype)
+        return join_pairs(cos, cos, self.interleave).to(dtype), join_pairs(-sin, sin, self.interleave).to(dtype)
 
 
 def make_ropes(config: Config) -> list[Rope]:
     if config.rope_n_elem == 0:
         return []
-    ropes = [Rope(config.rope_n_elem, config.rope_base, config.rope_type, config.rope_adjustments)]
+    size, interleave = config.rope_n_elem, config.rope_interleave
+    ropes = [Rope(size, config.rope_base, config.rope_type, config.rope_adjustments, interleave)]
     if config.rope_local_base_freq is not None:
-        ropes.append(Rope(config.rope_n_elem, config.rope_local_base_freq, "default", {}))
+        ropes.append(Rope(size, config.rope_local_base_freq, "default", {}, interleave))
     return ropes
 
 
-def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
-    """Rotate the first 2 p dimensions of `x` (B, T, n, hs). The first half of them pairs with the second."""
+def join_pairs(a: torch.Tensor, b: torch.Tensor, interleave: bool) -> torch.Tensor:
+    """The first and the second number of each pair, each (..., p), in the order of a head, (..., 2 p)."""
+    return torch.stack([a, b], dim=-1).flatten(-2) if interleave else torch.cat([a, b], dim=-1)
+
+
+def apply_rope(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor, interleave: bool = False) -> torch.Tensor:
+    """Rotate the first 2 p dimensions of `x` (B, T, n, hs). The first half of them pairs with the second; with
+    `interleave` each dimension pairs with its neighbor."""
     size = cos.size(-1)
     a = x if size == x.size(-1) else x[..., :size]
-    rotated = torch.addcmul(a * cos, a.roll(size // 2, -1), sin)  # (a cos - b sin, b cos + a sin)
+    others = join_pairs(a[..., 1::2], a[..., ::2], True) if interleave else a.roll(size // 2, -1)
+    rotated = torch.addcmul(a * cos, others, sin)  # (a cos - b sin, b cos + a sin)
     return rotated if size == x.size(-1) else torch.cat([rotated, x[..., size:]], dim=-1)
 
 
