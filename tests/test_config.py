@@ -84,7 +84,7 @@ def count(c: Config) -> int:
     up = hidden * (1 if c.mlp_class_name == "GptNeoxMLP" else 2)
     mlp = (width + bool(c.mlp_bias)) * up + (hidden + bool(c.mlp_bias)) * width
     if c.n_expert:
-        mlp = c.n_expert * (mlp + width)
+        mlp = c.n_expert * (mlp + width) + width * (3 * c.shared_size + c.shared_expert_gate)
     norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
     ends = (2 * width + c.lm_head_bias) * c.padded_vocab_size + norm
     return ends + c.n_layer * (attention + mlp + norms * norm)
@@ -150,7 +150,6 @@ def test_litgpt_file(tmp_path):
         ("- 1", "model_config.yaml"),
         ("n_layer: 1", "n_layer, n_embd and n_head"),
         ("a: [", "is not YAML"),
-        (LITGPT + "n_shared_expert: 2", "n_shared_expert is not implemented"),
         (LITGPT + "routed_scaling_factor: 2.5", "routed_scaling_factor is not implemented"),
         (LITGPT + "spiral: 2", "spiral is not implemented"),
         (LITGPT.replace("n_embd: 128", "n_embd: wide"), "n_embd .* wrong type"),

@@ -92,4 +92,5 @@ def parameters(config: Config) -> int:
     dense = width * config.intermediate_size * (2 if config.mlp_class_name == "GptNeoxMLP" else 3)
     experts = sum(config.mlp_class(i) != "LLaMAMLP" for i in range(layers)) if config.n_expert else 0
     inner = config.moe_intermediate_size or config.intermediate_size
-    return n + (layers - experts) * dense + experts * config.n_expert * width * (3 * inner + 1)
+    shared = 3 * config.shared_size + config.shared_expert_gate
+    return n + (layers - experts) * dense + experts * width * (config.n_expert * (3 * inner + 1) + shared)

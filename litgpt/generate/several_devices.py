@@ -23,7 +23,6 @@ from litgpt.model.config import Config
 from litgpt.model.devices import Accelerator, pick_device
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
-from litgpt.model.mlp import LLaMAMoE
 from litgpt.model.packing import Packing
 
 DeviceCount = Union[int, Literal["auto"]]
@@ -107,8 +106,9 @@ def on_device(
 def check_divisible(config: Config, world_size: int) -> None:
     """Raises `UserError` if the layers of this model cannot be split into this many parts."""
     widths = {"n_query_groups": config.n_query_groups, "intermediate_size": config.intermediate_size}
-    if config.moe_intermediate_size:
-        widths["moe_intermediate_size"] = config.moe_intermediate_size
+    for name in ("moe_intermediate_size", "shared_intermediate_size"):
+        if size := getattr(config, name):
+            widths[name] = size
     wrong = [f"{name} {width}" for name, width in widths.items() if not width or width % world_size]
     if wrong:
         raise UserError(f"--devices {world_size} does not divide the model's {' and '.join(wrong)}.")
@@ -137,7 +137,7 @@ class RowParallelLinear(nn.Module):
 def part_config(config: Config, world_size: int) -> Config:
     """The config of one of equal parts of a model: fewer heads, and narrower feed-forward layers."""
     check_divisible(config, world_size)
-    names = ("n_head", "n_query_groups", "intermediate_size", "moe_intermediate_size")
+    names = ("n_head", "n_query_groups", "intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
     parts = {name: getattr(config, name) and getattr(config, name) // world_size for name in names}
     return replace(config, head_size=config.head_size, **parts)
 
@@ -151,7 +151,7 @@ def load_part(
     check_weights(whole, checkpoint)
     for block in model.transformer.h:
         block.attn.proj = RowParallelLinear(block.attn.proj, all_reduce)  # type: ignore
-        for mlp in block.mlp.experts if isinstance(block.mlp, LLaMAMoE) else [block.mlp]:  # type: ignore
+        for mlp in [m for m in block.mlp.modules() if hasattr(m, "proj")]:  # one, or each expert
             mlp.proj = RowParallelLinear(mlp.proj, all_reduce)  # type: ignore
     load_weights(model, PartialWeights(checkpoint, whole, model, rank, world_size), dtype, device)
     return model.requires_grad_(False).eval()

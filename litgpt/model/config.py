@@ -75,6 +75,9 @@ class Config:
     moe_intermediate_size: Optional[int] = None
     moe_layers: Optional[list[int]] = None  # 1 for each layer with experts; by default all have them
     norm_topk_prob: bool = True  # the weights of a token's experts sum to 1
+    n_shared_expert: int = 0  # experts that every token goes through, as one wide MLP beside those that it chooses
+    shared_intermediate_size: Optional[int] = None  # its width, if that is not as many times the width of an expert
+    shared_expert_gate: bool = False  # scales the output of the shared experts by a sigmoid, for each token
 
     # the ends
     scale_embeddings: bool = False  # by the root of the width
@@ -137,6 +140,12 @@ class Config:
             return None
         return int(self.rope_local_base_freq is not None and on(self.rope_indices, layer))
 
+    @property
+    def shared_size(self) -> int:
+        """The width of the shared experts together; 0 without."""
+        one = self.moe_intermediate_size or self.intermediate_size
+        return self.shared_intermediate_size or self.n_shared_expert * one
+
     def mlp_class(self, layer: int) -> str:
         return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
 
@@ -182,8 +191,7 @@ LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml
 }
 LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # these do not change the math
 LITGPT_REFUSED = (  # refused unless they are off
-    *("n_shared_expert", "n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "first_k_dense_replace"),
-    "latent_attention",
+    *("n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "first_k_dense_replace", "latent_attention"),
 )
 LITGPT_LLAMA3 = {  # its names of a rope's numbers: those of Hugging Face
     "factor": "factor",
@@ -309,7 +317,7 @@ LITGPT_FIELDS = """
     norm_eps norm_1 norm_2 post_attention_norm post_mlp_norm parallel_residual shared_attention_norm
     attention_scores_scalar attention_logit_softcapping norm_qk sliding_window_size sliding_window_indices
     rotary_percentage rope_local_base_freq rope_indices rope_interleave mlp_class_name gelu_approximate n_expert
-    n_expert_per_token moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
+    n_expert_per_token moe_intermediate_size n_shared_expert scale_embeddings lm_head_bias final_logit_softcapping
 """.split()  # with the same meaning in both
 
 
@@ -329,9 +337,11 @@ def meaning(config: Config) -> dict[str, Any]:
     found["rotary_percentage"] = c.rope_n_elem
     found["attention_scores_scalar"] = c.attention_scores_scalar or c.head_size
     found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
-    unused = {"sliding_window_indices", "rope_indices", "moe_layers"}
+    found["shared_intermediate_size"] = c.shared_size
+    unused = {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
     if "LLaMAMoE" not in mlps:
         unused |= {"n_expert", "n_expert_per_token", "norm_topk_prob", "moe_intermediate_size"}
+        unused |= {"shared_intermediate_size", "shared_expert_gate"}
     if set(mlps) == {"LLaMAMoE"}:
         unused |= {"intermediate_size"}
     if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps):

@@ -92,6 +92,8 @@ class LLaMAMoE(nn.Module):
         size = config.moe_intermediate_size or config.intermediate_size
         self.gate = Router(config.n_embd, config.n_expert)
         self.experts = nn.ModuleList(LLaMAMLP(config, size) for _ in range(config.n_expert))
+        self.shared_experts = LLaMAMLP(config, config.shared_size) if config.shared_size else None
+        self.shared_expert_gate = Linear(config.n_embd, 1, bias=False) if config.shared_expert_gate else None
         self.n_chosen = config.n_expert_per_token
         self.normalize = config.norm_topk_prob
         self.stacks: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # (n_expert, out, in) of `fc` and of `proj`
@@ -105,7 +107,13 @@ class LLaMAMoE(nn.Module):
         owners = order // self.n_chosen  # the token of each choice
         y = self.run_experts(remat(tokens, torch.index_select, 0, owners), by_expert)
         y = y * shares.flatten()[order, None]
-        return torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x)
+        y = torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x)
+        return y if self.shared_experts is None else y + self.shared(x)
+
+    def shared(self, x: torch.Tensor) -> torch.Tensor:
+        """The output of the experts that every token goes through (https://arxiv.org/abs/2401.06066)."""
+        y = self.shared_experts(x)  # type: ignore[misc]
+        return y if self.shared_expert_gate is None else self.shared_expert_gate(x).sigmoid() * y
 
     def run_experts(self, tokens: torch.Tensor, by_expert: torch.Tensor) -> torch.Tensor:
         """The outputs of the experts for tokens (n, C) that are sorted by the number of their expert, `by_expert`."""

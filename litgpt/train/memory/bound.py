@@ -23,6 +23,7 @@ def upper_bound(run: "Run", rows: int) -> float:
     lengths = run.train_rows.lengths
     tokens = int(lengths.topk(min(rows, len(lengths))).values.sum())
     experts = config.n_expert_per_token * (config.moe_intermediate_size or config.intermediate_size)
+    experts += config.shared_size
     width = config.n_embd + config.n_head * config.head_size + max(config.intermediate_size, experts)
     kept = tokens * (config.n_layer + 1) * FEATURES * width * 4
     logits = 3 * 4 * LOGITS * config.padded_vocab_size
