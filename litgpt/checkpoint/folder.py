@@ -5,6 +5,8 @@ import json
 import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -186,7 +188,10 @@ def load_weights(
     check_weights(model, checkpoint)
     names = weight_map(model.config)
     parameters = names.parameters(model)
-    for _, module, leaf, stored in parameters.values():
+    kept = kept_weights.get() or KeptWeights()
+    kept.begin((type(checkpoint), checkpoint.folder, dtype, device))
+    missing = {name: parameter for name, parameter in parameters.items() if not kept.give(parameter)}
+    for _, module, leaf, stored in missing.values():
         old = module._parameters[leaf]
         assert old is not None
         if isinstance(module, PartwiseLinear) and leaf == "weight":
@@ -195,8 +200,10 @@ def load_weights(
         empty = empty_like(old, dtype, shards if shards and is_sharded(old) else device)
         setattr(module, leaf, nn.Parameter(empty, requires_grad=old.requires_grad))
     check_tied(checkpoint, names)
-    fill_weights(model, checkpoint, parameters)
+    fill_weights(model, checkpoint, missing)
     model.tie_weights()
+    if not isinstance(checkpoint, Overlaid) and not shards:
+        kept.take(parameters.values())
     for module in model.modules():
         own = {leaf: p for leaf, p in module._parameters.items() if p is not None and p.is_meta}
         for leaf, p in own.items():
@@ -205,6 +212,47 @@ def load_weights(
             with unsharded(module):
                 module.reset_parameters()  # type: ignore[operator]
     model.stack_experts()
+
+
+@dataclass
+class KeptWeights:
+    """The frozen weights of the last model that was loaded from a folder. The next model from the same folder gets them
+    without reading them."""
+
+    origin: Any = None
+    weights: dict[tuple, Any] = field(default_factory=dict)
+
+    def begin(self, origin: Any) -> None:
+        if origin != self.origin:
+            self.origin = origin
+            self.weights.clear()
+
+    def key(self, parameter: Parameter) -> tuple:
+        return parameter.name, getattr(parameter.module, "scheme", None)
+
+    def give(self, parameter: Parameter) -> bool:
+        """Put a weight where it belongs. Returns False if there is none, or if it is to be trained."""
+        _, module, leaf, _ = parameter
+        old, kept = module._parameters[leaf], self.weights.get(self.key(parameter))
+        if kept is None or old is None or old.requires_grad:
+            return False
+        if isinstance(module, PartwiseLinear) and leaf == "weight":
+            module.stored, module.weight = [*kept], None
+        else:
+            setattr(module, leaf, kept)
+        return True
+
+    def take(self, parameters: Iterable[Parameter]) -> None:
+        for parameter in parameters:
+            _, module, leaf, _ = parameter
+            value = module._parameters[leaf]
+            if isinstance(module, PartwiseLinear) and leaf == "weight":
+                self.weights[self.key(parameter)] = [*module.stored]
+            elif value is not None and not value.requires_grad and not is_sharded(value):
+                self.weights[self.key(parameter)] = value
+
+
+kept_weights: ContextVar[Optional[KeptWeights]] = ContextVar("kept_weights", default=None)
 
 
 def empty_like(p: torch.Tensor, dtype: torch.dtype, device: torch.device) -> torch.Tensor:

@@ -1,5 +1,5 @@
-"""Sweeps: one finetune for each combination of options, in one process, so that packages are imported once and rows are
-tokenized once."""
+"""Sweeps: one finetune for each combination of options, in one process, so that packages are imported once, rows are
+tokenized once, and the weights that are not trained are read once."""
 
 import itertools
 import json
@@ -18,6 +18,7 @@ import yaml
 from rich.console import Console
 from rich.table import Table
 
+from litgpt.checkpoint.folder import KeptWeights, kept_weights
 from litgpt.cli.commands import SWEEP, spoken
 from litgpt.errors import UserError, reason
 from litgpt.storage.files import is_there, read_json
@@ -104,9 +105,13 @@ class Sweep:
     def __call__(self) -> None:
         names = ", ".join(self.trials[0].options)
         self.say(f"litgpt {spoken(self.command)}: {len(self.trials)} trials over {names} in {self.out_dir}")
+        token = kept_weights.set(KeptWeights())
         with exclusive(self.out_dir / RECORD):
             self.check_record()
-            self.train()
+            try:
+                self.train()
+            finally:
+                kept_weights.reset(token)
             self.finish()
 
     def train(self) -> None:

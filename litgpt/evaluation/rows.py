@@ -18,7 +18,7 @@ from litgpt.model.devices import PrecisionName
 from litgpt.model.gpt import GPT
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.args import EvalArgs, TrainArgs
-from litgpt.train.examples import expected_answer, greedy_answer
+from litgpt.train.examples import expected_answer, greedy_answers
 from litgpt.train.loss import LossModel
 from litgpt.train.objectives import CPO, PreferenceArgs
 from litgpt.train.progress import Screen
@@ -95,7 +95,7 @@ class Options:
 
 
 class RowScorer:
-    """Scores models on the same rows, one row at a time. Of pairs it scores the chosen answers, and how likely the
+    """Scores models on the same rows, losses one row at a time. Of pairs it scores the chosen answers, and how likely the
     rejected ones are.
 
     Args:
@@ -124,10 +124,9 @@ class RowScorer:
                     scores.counts.append(batch.n_target_tokens)
                 show(row + 1, len(self.rows))
         with screen.counting("rows answered") as show:
-            for row in range(self.n_answers):
-                answer = greedy_answer(model, self.tokenizer, self.rows, self.style, row, self.limit)
-                scores.exact.append(answer == expected_answer(self.tokenizer, self.rows, row))
-                show(row + 1, self.n_answers)
+            chosen = range(self.n_answers)
+            answers = greedy_answers(model, self.tokenizer, self.rows, self.style, chosen, self.limit, show)
+            scores.exact = [answers[row] == expected_answer(self.tokenizer, self.rows, row) for row in chosen]
         return scores
 
     def score_pair(self, model: GPT, row: int, scores: Scores) -> None:

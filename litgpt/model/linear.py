@@ -45,6 +45,8 @@ class Linear(nn.Linear):
 class PartwiseLinear(Linear):
     """A linear layer that is filled one Hugging Face tensor at a time, and need not keep them as its `weight`."""
 
+    stored: list  # what was made of the parts
+
     def begin(self, n_parts: int) -> None:
         """Make room for `n_parts` parts."""
         raise NotImplementedError

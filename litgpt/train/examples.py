@@ -1,13 +1,13 @@
 """The model's answers to validation prompts, before and after training."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Optional
 
 import torch
 
 from litgpt.data.tokens import TokenizedRows
-from litgpt.generate.engine import generate
+from litgpt.generate.engine import Engine, Request
 from litgpt.generate.sampling import Sampling
 from litgpt.model.gpt import GPT
 from litgpt.text.prompt_style import PromptStyle
@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 MARK = "QUESTION"
 ROWS, LENGTH = 50, 60  # for an example question: rows to look at, and characters
+MOST_SEQUENCES, MOST_TOKENS = 64, 4096  # that are decoded at once: the cache takes memory besides training
 
 
 class FirstRankGreedy(Sampling):
@@ -49,8 +50,8 @@ class Examples:
 
     def show_answers(self, when: str) -> None:
         rows = self.chosen(self.eval.examples) if self.eval.evaluate_example is not None else []
-        for row in rows:
-            if (answer := self.answer(row)) is not None:
+        for row, answer in zip(rows, self.answers(rows)):
+            if answer is not None:
                 prompt = " ".join(self.tokenizer.decode(self.dataset.val.prompt(row)).split())
                 self.screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
 
@@ -64,17 +65,18 @@ class Examples:
         rows = self.dataset.val
         if self.eval.exact_match:
             total = min(self.eval.exact_match, len(rows))
-            exact = sum(self.answer(i) == expected_answer(self.tokenizer, rows, i) for i in range(total))
+            answers = self.answers(range(total))
+            exact = sum(answer == expected_answer(self.tokenizer, rows, i) for i, answer in enumerate(answers))
             self.scores.append(exact / total)
             self.screen.say(f"exact answers, {when}: {exact} of {total} validation rows ({exact / total:.1%})")
 
-    def answer(self, row: int) -> Optional[str]:
-        """The answer to the prompt of one validation row; None for plain text, which has no prompt."""
+    def answers(self, chosen: Sequence[int]) -> list[Optional[str]]:
+        """The answers to the prompts of validation rows; None for plain text, which has no prompt."""
         rows, style, limit = self.dataset.val, self.dataset.style, self.eval.max_new_tokens or 0
         training = self.model.training
         self.model.eval()
         try:
-            return self.model.read(lambda gpt: greedy_answer(gpt, self.tokenizer, rows, style, row, limit))
+            return self.model.read(lambda gpt: greedy_answers(gpt, self.tokenizer, rows, style, chosen, limit))
         finally:
             self.model.train(training)
 
@@ -101,14 +103,27 @@ class Examples:
         return text if encode(text) == ids else ""
 
 
-def greedy_answer(
-    gpt: GPT, tokenizer: Tokenizer, rows: TokenizedRows, style: PromptStyle, row: int, limit: int
-) -> Optional[str]:
-    """The answer of at most `limit` tokens to the prompt of a row; None for plain text, which has no prompt."""
-    ids = rows.prompt(row)
-    if not 0 < len(ids) < gpt.config.block_size:
-        return None
-    return tokenizer.decode(list(generate(gpt, ids, limit, FirstRankGreedy(), tokenizer.stops(style)))).strip()
+def greedy_answers(
+    gpt: GPT,
+    tokenizer: Tokenizer,
+    rows: TokenizedRows,
+    style: PromptStyle,
+    chosen: Sequence[int],
+    limit: int,
+    show: Callable[[int, int], None] = lambda done, total: None,
+) -> list[Optional[str]]:
+    """The answers of at most `limit` tokens to the prompts of the chosen rows; None for plain text, which has no
+    prompt, and for a prompt that fills the context."""
+    stops, sampling = tokenizer.stops(style), FirstRankGreedy()
+    prompts = {row: ids for row in chosen if 0 < len(ids := rows.prompt(row)) < gpt.config.block_size}
+    longest = max(map(len, prompts.values()), default=1) + limit
+    engine = Engine(gpt, rows=max(1, min(MOST_SEQUENCES, MOST_TOKENS // longest, len(prompts))))
+    requests = [Request(ids, limit, sampling, stops, tag=row) for row, ids in prompts.items()]
+    answers = dict[int, str]()
+    for request in engine.run(requests):
+        answers[request.tag] = tokenizer.decode(request.ids).strip()
+        show(len(answers), len(requests))
+    return [answers.get(row) for row in chosen]
 
 
 def expected_answer(tokenizer: Tokenizer, rows: TokenizedRows, row: int) -> str:

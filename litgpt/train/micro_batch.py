@@ -25,8 +25,8 @@ USABLE = 0.9  # of the free memory of a GPU, where one row must tell how many fi
 
 
 def settle_micro_batch(run: "Run") -> None:
-    """Run the largest micro-batch, so that a run that does not fit in memory fails at once. Of several sizes, take the
-    first one that fits on all devices."""
+    """Run the largest micro-batch, so that a run that does not fit in memory fails at once, unless it is sure to fit. Of
+    several sizes, take the first one that fits on all devices."""
     device = run.fabric.device
     *larger, smallest = run.micro_batch_sizes
     if larger:  # processes may have different amounts of memory
@@ -34,7 +34,9 @@ def settle_micro_batch(run: "Run") -> None:
     if larger and run.sharing == "fsdp" and device.type == "cuda":
         larger, smallest = [], likely_to_fit(run, [*larger, smallest])
     if not any(fits(run, size) for size in larger):
-        dry_run(run, smallest)
+        run.train = replace(run.train, micro_batch_size=smallest)
+        if larger or not is_sure_to_fit(run, smallest):
+            dry_run(run, smallest)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)  # of sizes that did not fit
     run.saver.settings[MICRO_BATCH] = run.train.micro_batch_size
@@ -54,8 +56,13 @@ def sizes_to_try(run: "Run") -> list[int]:
     *larger, smallest = run.micro_batch_sizes
     longest = run.train_rows.lengths.sort(descending=True).values
     larger = [n for n in larger if int(longest[:n].sum()) <= MOST_TOKENS]
-    memory = usable_memory(run.device, run.devices_per_node) if run.device.type != "cuda" else None
-    return [*(n for n in larger if memory is None or upper_bound(run, n) <= memory), smallest]
+    return [*(n for n in larger if run.device.type == "cuda" or is_sure_to_fit(run, n)), smallest]
+
+
+def is_sure_to_fit(run: "Run", size: int) -> bool:
+    """Never on a GPU, whose memory other programs may take."""
+    memory = None if run.device.type == "cuda" else usable_memory(run.device, run.devices_per_node)
+    return memory is not None and upper_bound(run, size) <= memory
 
 
 def fits(run: "Run", size: int) -> bool:
