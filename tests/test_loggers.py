@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -80,16 +81,22 @@ def test_mlflow(finetune, tmp_path):
     assert (run.info.run_name, run.data.tags["group"], run.info.status) == ("run 1", "g", "FINISHED")
 
 
+def wandb_records(file: Path) -> bytes:
+    content, block = file.read_bytes(), 2**15
+    blocks = [content[i : i + block] for i in range(0, len(content), block)]
+    return b"".join([*blocks[:1], *(part[7:] for part in blocks[1:])])  # a record goes on after a block's header
+
+
 def test_wandb_without_a_login_is_offline(finetune, tmp_path, capsys):
     pytest.importorskip("wandb")
     expected = finetune("--logger_name", "wandb", "--log.project", "llamas", "--log.teamspace", "t")
     (folder,) = (tmp_path / "out" / "logs" / "wandb" / "wandb").glob("offline-run-*")
     (file,) = folder.glob("*.wandb")
-    content, block = file.read_bytes(), 2**15
-    blocks = [content[i : i + block] for i in range(0, len(content), block)]
-    content = b"".join([blocks[0], *(part[7:] for part in blocks[1:])])  # a record goes on after a block's header
-    for value in (expected["loss", 1], expected["val_loss", 4]):
-        assert repr(value).encode() in content
+    values = [repr(value).encode() for value in (expected["loss", 1], expected["val_loss", 4])]
+    until = time.monotonic() + 30  # a process of wandb's writes the file
+    while not all(value in (content := wandb_records(file)) for value in values):
+        assert time.monotonic() < until
+        time.sleep(0.1)
     assert b"llamas" in content and b"run 1" in content and b"max_steps" in content
     printed = capsys.readouterr().out
     assert f"wandb sync {folder}" in printed

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -326,7 +327,7 @@ def test_watch_updates_until_ctrl_c(here, monkeypatch, capsys):
             make_run(here / "out/good", {0: 5.0, 10: 1.0})
             make_run(here / "out/now", {0: 5.0, 10: 2.0})
 
-    monkeypatch.setattr("litgpt.commands.runs.time.sleep", sleep)
+    monkeypatch.setattr("litgpt.commands.runs.time", SimpleNamespace(sleep=sleep))  # other threads sleep too
     monkeypatch.setenv("FORCE_COLOR", "1")
     monkeypatch.setenv("TERM", "xterm")
     make_run(here / "lock", {0: 5.0})

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
+from litgpt.checkpoint.folder import Checkpoint
 from litgpt.commands.sweep import bounds, grid, random_trials, seconds_of
 from litgpt.errors import UserError
 from tests.runs import lines, same
@@ -26,14 +27,24 @@ def folders(out: Path) -> list[Path]:
     return sorted(path for path in out.iterdir() if path.is_dir())
 
 
-def test_each_trial_is_as_if_it_were_alone(base, rows_file, tmp_path, capsys):
-    out = tmp_path / "sweep"
-    main(words(base, rows_file, out, "--sweep", "lr=1e-3,1e-2", "--sweep", "lora_r=2"))
+@pytest.mark.parametrize("more", [[], pytest.param(["--quantize", "bnb.nf4"], marks=pytest.mark.long)])
+def test_each_trial_is_as_if_it_were_alone(more, base, rows_file, tmp_path, capsys, monkeypatch):
+    """Frozen weights are read once."""
+    out, tensors, read = tmp_path / "sweep", Checkpoint.tensors, list[str]()
+
+    def counted(self, names):
+        read.extend(names := list(names))
+        return tensors(self, names)
+
+    with monkeypatch.context() as m:
+        m.setattr(Checkpoint, "tensors", counted)
+        main(words(base, rows_file, out, *more, "--sweep", "lr=1e-3,1e-2", "--sweep", "lora_r=2"))
+    assert len(read) == len(set(read)) > 0
     printed = capsys.readouterr().out
     assert [path.name for path in folders(out)] == ["001-lr=1e-3-lora_r=2", "002-lr=1e-2-lora_r=2"]
     for path, lr in zip(folders(out), ("1e-3", "1e-2")):
         alone = tmp_path / f"alone-{path.name}"
-        main(words(base, rows_file, alone, "--optimizer.lr", lr, "--lora_r", 2))
+        main(words(base, rows_file, alone, *more, "--optimizer.lr", lr, "--lora_r", 2))
         same(path, alone)
         assert "validation loss" in (path / "log.txt").read_text()
     best = {path: min(float(line["val_loss"]) for line in lines(path) if line["val_loss"]) for path in folders(out)}
