@@ -95,8 +95,8 @@ class Options:
 
 
 class RowScorer:
-    """Scores models on the same rows, losses one row at a time. Of pairs it scores the chosen answers, and how likely the
-    rejected ones are.
+    """Scores models on the same rows, with the losses of one row at a time. Of pairs it scores the chosen answers, and
+    how likely the rejected ones are.
 
     Args:
         rows: The rows.

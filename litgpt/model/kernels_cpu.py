@@ -20,6 +20,7 @@ from litgpt.model.packing import Packing
 
 LARGE = 2**24  # multiplications from which oneDNN is faster than MKL
 SMALL = 2**19  # the same for fewer than ROUND tokens
+TINY = 2**13  # numbers in the queries of a sequence up to which sequences are padded and computed together
 PREPACKED_TOKENS = 16  # that prepacked weights are laid out for: a layout for single tokens is slower even for them
 PREPACKED_SIZE = {torch.float32: 2**18, torch.bfloat16: 2**14}  # of a weight from which prepacking pays
 TILE_ROWS = 32  # of a prepacked 4-bit weight
@@ -185,7 +186,9 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: 
 def packed_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, packing: Packing
 ) -> torch.Tensor:
-    """One sequence after another, without padding."""
+    """One sequence after another, without padding, unless they are so short that calls take longer than the work."""
+    if q.size(1) * q.size(3) * packing.longest <= TINY:
+        return NotImplemented
     sequences = zip(*(t.split_with_sizes(packing.seqlens, dim=2) for t in (q, k, v)))
     return join([causal_attention(q, k, v, scores) for q, k, v in sequences])
 

@@ -25,7 +25,7 @@ USABLE = 0.9  # of the free memory of a GPU, where one row must tell how many fi
 
 
 def settle_micro_batch(run: "Run") -> None:
-    """Run the largest micro-batch, so that a run that does not fit in memory fails at once, unless it is sure to fit. Of
+    """Run the largest micro-batch, unless it is sure to fit, so that a run that needs too much memory fails at once. Of
     several sizes, take the first one that fits on all devices."""
     device = run.fabric.device
     *larger, smallest = run.micro_batch_sizes
