@@ -184,6 +184,7 @@ def test_fast_paths_leave_the_curve(base, rows_file, tmp_path, monkeypatch, meth
     with monkeypatch.context() as patch:
         patch.setattr(kernels_cpu, "LARGE", 0)
         patch.setattr(kernels_cpu, "NORM_SIZE", 0)
+        patch.setattr(kernels_cpu, "TINY", 0)
         patch.setattr(kernels_cpu, "matmul", counted(used, "matmul", kernels_cpu.matmul))
         for function in (kernels_cpu.RMSNorm, kernels_cpu.CausalAttention):
             patch.setattr(function, "apply", counted(used, function.__name__, function.apply))
