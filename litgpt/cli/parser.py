@@ -42,7 +42,7 @@ NO_VALUE = (*HELP, "--print_config")
 ALSO_TAKES = {
     "data_check": "litgpt.finetune.preference:dpo"
 }  # a command and the function whose options it takes as well
-NO_FLAG = {"export": ["repo_id"]}  # options of a command that need no flag, beside its required ones
+NO_FLAG = {"export": ["repo_id"], "ctl": ["value"]}  # options of a command that need no flag, beside its required ones
 FILES = ("data", "prompts")  # options that take several files
 TRUTH = ("true", "false", "yes", "no", "null")
 

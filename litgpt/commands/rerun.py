@@ -11,7 +11,9 @@ from litgpt.cli.parser import load, parse
 from litgpt.data.named import or_alpaca
 from litgpt.errors import UserError, remark
 from litgpt.storage.files import read_yaml
+from litgpt.train.args import repeated
 from litgpt.train.base_model import BaseModel
+from litgpt.train.metrics import is_event
 from litgpt.train.resume.folder import HYPERPARAMETERS
 from litgpt.train.run_lock import LOCK, data_hashes, files_of, losses, read_lock, versions
 
@@ -20,7 +22,8 @@ def main(run: Path, out_dir: Optional[Path] = None, force: bool = False) -> None
     """Repeat a finished run, and compare its losses.
 
     Reads run.lock in the result: another base model or other rows are errors, other package versions are remarks. Exits
-    with 1 if the losses differ. On the same machine and with the same versions, they are equal to the last bit.
+    with 1 if the losses differ. On the same machine and with the same versions, they are equal to the last bit. What
+    litgpt ctl changed in the run happens at the same steps.
 
     Args:
         run: The output folder of a run, or its result.
@@ -48,7 +51,11 @@ def main(run: Path, out_dir: Optional[Path] = None, force: bool = False) -> None
     for name, now in changed(lock["versions"], versions()):
         remark(f"{name} was {lock['versions'].get(name, 'not installed')}, and is {now or 'not installed'}.")
     print(f"Repeating litgpt {spoken(command)} from {final} in {out_dir}", flush=True)
-    load(where)(**arguments)
+    token = repeated.set([event for event in lock.get("events", []) if is_event(event)])
+    try:
+        load(where)(**arguments)
+    finally:
+        repeated.reset(token)
     report(losses(origin) or lock["losses"], losses(out_dir))
 
 

@@ -125,7 +125,8 @@ class RowScorer:
                 show(row + 1, len(self.rows))
         with screen.counting("rows answered") as show:
             chosen = range(self.n_answers)
-            answers = greedy_answers(model, self.tokenizer, self.rows, self.style, chosen, self.limit, show)
+            prompts = [self.rows.prompt(row) for row in chosen]
+            answers = greedy_answers(model, self.tokenizer, prompts, self.style, self.limit, show)
             scores.exact = [answers[row] == expected_answer(self.tokenizer, self.rows, row) for row in chosen]
         return scores
 

@@ -1,6 +1,7 @@
 """Option groups that several commands share, and the settings of the run in progress."""
 
 import math
+from collections.abc import Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -41,6 +42,9 @@ planning: ContextVar[Optional[PlanArgs]] = ContextVar("planning", default=None) 
 
 # the fraction of its steps at which a run pauses, as --train.pause_after does; set by a sweep
 halt_at: ContextVar[Optional[float]] = ContextVar("halt_at", default=None)
+
+# the steps and texts of the events that a run repeats; set by a rerun
+repeated: ContextVar[Sequence[tuple[int, str]]] = ContextVar("repeated", default=())
 
 AUTO: Literal["auto"] = "auto"
 IntOrAuto = Union[Literal["auto"], int]

@@ -17,7 +17,7 @@ from litgpt.train.faults import spared
 if TYPE_CHECKING:
     from litgpt.train.run import Run
 
-MARK = "QUESTION"
+MARK, MAX_NEW_TOKENS = "QUESTION", 100
 ROWS, LENGTH = 50, 60  # for an example question: rows to look at, and characters
 MOST_SEQUENCES, MOST_TOKENS = 64, 4096  # that are decoded at once: the cache takes memory besides training
 
@@ -72,13 +72,21 @@ class Examples:
 
     def answers(self, chosen: Sequence[int]) -> list[Optional[str]]:
         """The answers to the prompts of validation rows; None for plain text, which has no prompt."""
-        rows, style, limit = self.dataset.val, self.dataset.style, self.eval.max_new_tokens or 0
-        training = self.model.training
+        return self.complete([self.dataset.val.prompt(row) for row in chosen])
+
+    def complete(self, prompts: Sequence[list[int]]) -> list[Optional[str]]:
+        """The answers to prompts; None for one that is empty or fills the context."""
+        style, training, limit = self.dataset.style, self.model.training, self.eval.max_new_tokens or MAX_NEW_TOKENS
         self.model.eval()
         try:
-            return self.model.read(lambda gpt: greedy_answers(gpt, self.tokenizer, rows, style, chosen, limit))
+            return self.model.read(lambda gpt: greedy_answers(gpt, self.tokenizer, prompts, style, limit))
         finally:
             self.model.train(training)
+
+    def encode(self, message: str) -> list[int]:
+        """The prompt of a message. Raises `UserError` if it cannot be encoded."""
+        style, plain = self.dataset.style, self.dataset.plain_text
+        return self.tokenizer.encode(message if plain else style.apply(message), plain or not style.own_special_tokens)
 
     def question(self) -> Optional[str]:
         """A prompt for a command line: that of a validation row that has a short one, else the beginning of the first,
@@ -90,40 +98,36 @@ class Examples:
 
     def prompt(self, row: int) -> str:
         """The text of a validation row's only message before its answer; empty if there are more."""
-        rows, style = self.dataset.val, self.dataset.style
+        rows = self.dataset.val
         ids = rows.prompt(row)
         if self.dataset.plain_text:
             return " ".join(self.tokenizer.decode(rows.row(row)[0][:LENGTH].tolist()).split())
 
-        def encode(message: str) -> list[int]:
-            return self.tokenizer.encode(style.apply(message), not style.own_special_tokens)
-
-        before, _, after = self.tokenizer.decode(encode(MARK)).partition(MARK)
+        before, _, after = self.tokenizer.decode(self.encode(MARK)).partition(MARK)
         text = self.tokenizer.decode(ids).removeprefix(before).removesuffix(after).strip()
-        return text if encode(text) == ids else ""
+        return text if self.encode(text) == ids else ""
 
 
 def greedy_answers(
     gpt: GPT,
     tokenizer: Tokenizer,
-    rows: TokenizedRows,
+    prompts: Sequence[list[int]],
     style: PromptStyle,
-    chosen: Sequence[int],
     limit: int,
     show: Callable[[int, int], None] = lambda done, total: None,
 ) -> list[Optional[str]]:
-    """The answers of at most `limit` tokens to the prompts of the chosen rows; None for plain text, which has no
-    prompt, and for a prompt that fills the context."""
+    """The answers of at most `limit` tokens to prompts; None for an empty one, as plain text has, and for one that
+    fills the context."""
     stops, sampling = tokenizer.stops(style), FirstRankGreedy()
-    prompts = {row: ids for row in chosen if 0 < len(ids := rows.prompt(row)) < gpt.config.block_size}
-    longest = max(map(len, prompts.values()), default=1) + limit
-    engine = Engine(gpt, rows=max(1, min(MOST_SEQUENCES, MOST_TOKENS // longest, len(prompts))))
-    requests = [Request(ids, limit, sampling, stops, tag=row) for row, ids in prompts.items()]
+    usable = {i: ids for i, ids in enumerate(prompts) if 0 < len(ids) < gpt.config.block_size}
+    longest = max(map(len, usable.values()), default=1) + limit
+    engine = Engine(gpt, rows=max(1, min(MOST_SEQUENCES, MOST_TOKENS // longest, len(usable))))
+    requests = [Request(ids, limit, sampling, stops, tag=i) for i, ids in usable.items()]
     answers = dict[int, str]()
     for request in engine.run(requests):
         answers[request.tag] = tokenizer.decode(request.ids).strip()
         show(len(answers), len(requests))
-    return [answers.get(row) for row in chosen]
+    return [answers.get(i) for i in range(len(prompts))]
 
 
 def expected_answer(tokenizer: Tokenizer, rows: TokenizedRows, row: int) -> str:

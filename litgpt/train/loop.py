@@ -7,7 +7,8 @@ import itertools
 import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Optional
 
 import torch
@@ -17,6 +18,7 @@ from litgpt.data.batches import Batch, Rows, micro_batches, steps_of_rows
 from litgpt.model.devices import peak_memory, to_device
 from litgpt.model.sharded import local_shard, total_norm
 from litgpt.train.args import AUTO, IntOrAuto, halt_at
+from litgpt.train.control import Control
 from litgpt.train.faults import all_finite, crash
 from litgpt.train.progress import Step, gigabytes, percent
 from litgpt.train.signals import Stopped
@@ -35,7 +37,7 @@ class Trainer:
 
     def __init__(self, run: "Run") -> None:
         self.run, self.fabric, self.screen = run, run.fabric, run.screen
-        self.model, self.optimizer, self.peak_lr = run.fabric_model, run.fabric_optimizer, run.peak_lr
+        self.model, self.optimizer = run.fabric_model, run.fabric_optimizer
         self.train, self.eval, self.plan, self.result = run.train, run.eval, run.plan, run.result
         self.train_rows, self.val_rows = run.train_rows, run.val_rows
         self.metrics, self.signals, self.objective = run.metrics, run.signals, run.method.objective
@@ -47,6 +49,7 @@ class Trainer:
         steps = steps_of_rows(len(self.train_rows), size, self.train.epochs, run.seed, seen)
         left = None if self.plan.steps is None else max(0, self.plan.steps - self.result.steps)
         self.steps = itertools.islice(steps, left)
+        self.control = Control(self)
 
     def fit(self) -> None:
         """Train. Raises `UserError` if a loss or a gradient is not finite, and `Stopped` if a signal or
@@ -58,9 +61,10 @@ class Trainer:
         while upcoming is not None and not (result.steps and self.should_stop()):
             rows, batches = upcoming
             began = time.perf_counter()
-            lr = self.plan.learning_rate(result, self.peak_lr, self.train.min_lr, self.train.lr_schedule)
+            lr = self.next_rate()
             # ------------------------------------------------------------------------------------------------ the step
-            numbers = [sum(b.n_target_tokens for b in batches), self.signals.code, self.is_time_to_save()]
+            numbers = [self.signals.code, self.is_time_to_save(), self.control.n_due(result.steps + 1)]
+            numbers.append(sum(b.n_target_tokens for b in batches))
             counts = torch.tensor([*numbers, *self.objective.counts(batches)])
             counts, units = sum_over_ranks(fabric, to_device(fabric.device, counts)[0]).tensor_split([len(numbers)])
             self.objective.begin_step(self.run, rows)
@@ -74,7 +78,7 @@ class Trainer:
             upcoming = self.next_step()  # while the device is busy
             norm_on_device = clip(fabric, model, optimizer, self.train.max_norm)
             sums = sum_over_ranks(fabric, torch.cat([loss, self.objective.take_sums(fabric.device)]))
-            n_targets, signaled, save, norm, result.loss, *measured = read(*counts, norm_on_device, *sums)
+            signaled, save, n_due, n_targets, norm, result.loss, *measured = read(*counts, norm_on_device, *sums)
             if not all_finite(result.loss, norm):
                 raise crash(self.run, result.steps + 1, rows, result.loss, norm)
             for group in optimizer.param_groups:
@@ -84,22 +88,31 @@ class Trainer:
             # --------------------------------------------------------------------------------------------------------
             self.count_step(rows, began)
             self.log_step(lr, int(n_targets), self.objective.values(measured))
+            if n_due:
+                self.control.follow(quickly=bool(signaled))
             if signaled or self.is_interrupted or self.should_pause():
                 self.signals.code = self.signals.code or PAUSED
                 self.stop()
             if (save or self.is_due(self.train.save_interval)) and not self.should_stop():
-                self.save_checkpoint(f"step-{result.steps:06d}")
+                self.save_step()
         self.screen.stop()
         if self.run.is_frozen and result.steps > self.saved_steps:
-            self.save_checkpoint(f"step-{result.steps:06d}")
+            self.save_step()
         if self.eval.final_validation and len(self.val_rows):
             self.validate()
 
     def prepare(self) -> None:
-        """Validate before the first step."""
+        """Validate before the first step; or, if the run resumes, do what it had not done after the last one."""
+        if self.result.steps:
+            self.control.follow()
         if self.eval.initial_validation and len(self.val_rows) and not self.result.steps:
             self.validate()
         self.screen.start(self.plan.fraction_done(self.result), self.plan.position(self.result))
+
+    def next_rate(self) -> float:
+        """The learning rate of the next step."""
+        train = self.train
+        return self.plan.learning_rate(self.result, self.run.peak_lr, train.min_lr, train.lr_schedule)
 
     def next_step(self) -> Optional[tuple[list[int], list[Batch]]]:
         """The rows of the next step over all ranks, and the micro-batches of this rank; None at the end."""
@@ -146,21 +159,34 @@ class Trainer:
 
     def should_stop(self) -> bool:
         """Whether the run ends here. Validates first if that is due."""
-        result, patience = self.result, self.eval.early_stopping_patience
+        result = self.result
         if result.early or self.plan.is_done(result):
             return True
-        is_due = len(self.val_rows) and self.plan.is_validation_due(self.eval.interval, result)
-        if not is_due or result.last_eval_step == result.steps:
-            return False
+        if self.is_validation_due and result.last_eval_step != result.steps:
+            self.evaluate()
+        return result.early
+
+    @property
+    def is_validation_due(self) -> bool:
+        return len(self.val_rows) > 0 and self.plan.is_validation_due(self.eval.interval, self.result)
+
+    def evaluate(self, on_done: Callable[[], None] = lambda: None) -> float:
+        """Validate during training, save the best model, and see whether to stop early; for that, only validations that
+        are due count. `on_done` is called before a model is saved."""
+        result, patience, is_due = self.result, self.eval.early_stopping_patience, self.is_validation_due
         loss = self.validate(self.run.n_eval_rows)
         result.last_eval_step = result.steps
-        result.best, result.since_best = (loss, 0) if loss < result.best else (result.best, result.since_best + 1)
-        if self.train.save_best and not result.since_best:
+        on_done()
+        if is_best := loss < result.best:
+            result.best, result.since_best = loss, 0
+        else:
+            result.since_best += is_due
+        if self.train.save_best and is_best:
             self.save_checkpoint("best")
-        if result.since_best == patience:
+        if is_due and result.since_best == patience:
             self.screen.say(f"Stopping early: no loss below {result.best:.4f} in the last {patience} validations.")
             result.early = True
-        return result.early
+        return loss
 
     @property
     def is_interrupted(self) -> bool:
@@ -188,10 +214,15 @@ class Trainer:
         self.run.saver.checkpoint(name)
         self.saved_steps, self.saved_seconds = self.result.steps, self.result.seconds
 
+    def save_step(self) -> Path:
+        """Save a checkpoint of the last step."""
+        self.save_checkpoint(name := f"step-{self.result.steps:06d}")
+        return self.run.out_dir / name
+
     def stop(self) -> NoReturn:
         self.screen.stop()
         if self.result.steps:
-            self.save_checkpoint(f"step-{self.result.steps:06d}")
+            self.save_step()
         raise Stopped(self.signals.code if self.fabric.is_global_zero else 0)  # a failed rank would kill the others
 
     def count_step(self, rows: list[int], began: float) -> None:

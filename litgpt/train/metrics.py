@@ -6,7 +6,7 @@ import math
 import os
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional, TypeVar
@@ -17,11 +17,15 @@ from litgpt.train.loggers import Logger
 
 METRICS, PLOT = "metrics.csv", "loss.png"
 FIELDS = ("step", "epoch", "loss", "lr", "val_loss", "tokens", "seconds", "tokens_per_s", "mfu", "peak_memory")
+EVENT, EVENTS = "event", r"lr [0-9]+(\.[0-9]+)?(e[-+]?[0-9]+)?|eval|sample|save|stop"  # the last column, what it has
+REPEATED = ("lr ", "eval")  # events that change the result, so that a resumed run repeats them
+Event = tuple[int, str]  # the step after which it happened
+ALL = 10**9  # more than a run has steps
 LINE = 1000  # maximum characters of a line
 SECONDS, SHARE = 10, 0.05  # of the time before the end: nothing is plotted, and what plotting may take after that
 POINTS = 2000  # maximum number of points of a line of the plot
 T = TypeVar("T")
-COMPLETE_LINE = re.compile(r"[0-9]{1,9}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?)*\r?\n")
+COMPLETE_LINE = re.compile(rf"[0-9]{{1,9}}(,(-?[0-9.]+(e[-+]?[0-9]+)?|nan|-?inf)?)*(,({EVENTS}))?\r?\n")
 
 
 class Metrics:
@@ -32,7 +36,8 @@ class Metrics:
 
     A line that cannot be written, for example because the disk is full, waits for the next one. Without a path, on all
     ranks but the first, nothing is written. The first error of the logger is reported and does not end the run.
-    `carried` are lines of an earlier part of the run, see `lines_until`. `more` are columns besides `FIELDS`.
+    `carried` are lines of an earlier part of the run, see `lines_until`; `events` are those in them. `more` are columns
+    besides `FIELDS`.
     """
 
     def __init__(
@@ -42,7 +47,7 @@ class Metrics:
         carried: Sequence[dict[str, str]] = (),
         more: Sequence[str] = (),
     ) -> None:
-        self.logger, self.fields = logger, [*FIELDS, *more]
+        self.logger, self.fields, self.events = logger, [*FIELDS, *more, EVENT], events_of(carried)
         if path:
             beginning = io.StringIO()
             writer = csv.DictWriter(beginning, self.fields, lineterminator="\n")
@@ -55,14 +60,20 @@ class Metrics:
 
     def write(self, step: int, **values: Any) -> None:
         """Write one line. Losses are in nats per token, tokens and seconds count from the start, memory is in bytes."""
-        if self.file:
-            line = io.StringIO()
-            csv.DictWriter(line, self.fields, lineterminator="\n").writerow({"step": step, **values})
-            self.waiting += line.getvalue().encode()
-            self.try_to_write()
+        self.write_line(step=step, **values)
         self.call_logger("write", step, {k: float(v) for k, v in values.items() if v is not None})
         if "val_loss" in values and time.perf_counter() >= self.next_plot:
             self.plot()
+
+    def write_event(self, step: int, text: str) -> None:
+        self.write_line(step=step, **{EVENT: text})
+
+    def write_line(self, **values: Any) -> None:
+        if self.file:
+            line = io.StringIO()
+            csv.DictWriter(line, self.fields, lineterminator="\n").writerow(values)
+            self.waiting += line.getvalue().encode()
+            self.try_to_write()
 
     def write_waiting(self) -> None:
         while self.file and self.waiting:
@@ -118,7 +129,8 @@ class Metrics:
 
 
 def lines_until(path: Path, step: int, last_eval_step: int) -> list[dict[str, str]]:
-    """The complete lines of a metrics file up to a step, and its validations up to the last one before a checkpoint."""
+    """The complete lines of a metrics file up to a step, its validations up to the last one before a checkpoint, and
+    all of its events that a resumed run repeats."""
     if not path.is_file():
         return []
     with open(path, newline="", encoding="utf-8", errors="replace") as f:
@@ -128,7 +140,34 @@ def lines_until(path: Path, step: int, last_eval_step: int) -> list[dict[str, st
         ]
     fields = fields if tuple(fields[: len(FIELDS)]) == FIELDS else [*FIELDS]
     rows = [dict(zip(fields, line)) for line in lines if len(line) == len(fields)]
-    return [row for row in rows if int(row["step"]) <= (last_eval_step if row["val_loss"] else step)]
+    return [
+        row
+        for row in rows
+        if int(row["step"]) <= (last_eval_step if row["val_loss"] else step) or row.get(EVENT, "").startswith(REPEATED)
+    ]
+
+
+def events_of(rows: Iterable[dict[str, str]]) -> list[Event]:
+    """The events in lines of metrics, in the order of their steps."""
+    return timeline((int(row["step"]), row[EVENT]) for row in rows if row.get(EVENT))
+
+
+def timeline(events: Iterable[Event]) -> list[Event]:
+    """Events in the order of their steps. A learning rate that was recorded later but for an earlier step, because the
+    run went back to a checkpoint, replaces those that were still to come."""
+    found: list[Event] = []
+    for step, text in events:
+        found = [e for e in found if e[0] <= step or not (text[:2] == e[1][:2] == "lr")] + [(step, text)]
+    return sorted(found, key=lambda event: event[0])
+
+
+def is_event(value: Any) -> bool:
+    """Whether a value from a file is an `Event`."""
+    return (
+        isinstance(value, (list, tuple))
+        and [type(part) for part in value] == [int, str]
+        and re.fullmatch(EVENTS, value[1]) is not None
+    )
 
 
 def figure_class() -> Optional[type]:

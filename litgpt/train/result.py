@@ -6,10 +6,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Optional
 
-from litgpt.train.metrics import METRICS, lines_until
+from litgpt.train.metrics import ALL, METRICS, lines_until
 from litgpt.train.schedule import Result
-
-ALL = 10**9  # more than a run has steps
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ class TrainingResult:
         for row in lines_until(out_dir / METRICS, ALL, ALL):
             if row["val_loss"]:
                 result.val_losses.append((int(row["step"]), float(row["val_loss"])))
-            else:
+            elif row["loss"]:
                 result.steps, result.loss = int(row["step"]), float(row["loss"])
                 result.tokens, result.seconds = int(row["tokens"]), float(row["seconds"])
         return cls.of(result, out_dir)

@@ -30,8 +30,9 @@ from litgpt.model.devices import (
 from litgpt.model.gpt import GPT
 from litgpt.storage.outputs import write_single
 from litgpt.text.prompt_style import clock_at
-from litgpt.train.args import AUTO, EvalArgs, LogArgs, LoggerName, PlanArgs, TrainArgs, planning
+from litgpt.train.args import AUTO, EvalArgs, LogArgs, LoggerName, PlanArgs, TrainArgs, planning, repeated
 from litgpt.train.base_model import BaseModel
+from litgpt.train.control import set_rate
 from litgpt.train.devices import launch
 from litgpt.train.devices.launch import StrategyName, make_fabric
 from litgpt.train.devices.ranks import is_first, together, watch
@@ -44,7 +45,7 @@ from litgpt.train.loop import Trainer
 from litgpt.train.loss import LossModel
 from litgpt.train.memory.bound import upper_bound
 from litgpt.train.method import Method
-from litgpt.train.metrics import METRICS, Metrics, lines_until
+from litgpt.train.metrics import EVENT, METRICS, Metrics, lines_until
 from litgpt.train.micro_batch import LARGEST_ON_CPU, settle_micro_batch
 from litgpt.train.optimizers import check_sharded, finished, ours, parameter_groups, remarks
 from litgpt.train.progress import Screen
@@ -62,7 +63,7 @@ from litgpt.train.resume.find import (
     to_resume,
 )
 from litgpt.train.resume.folder import check_out_dir, clear, settings, taken, write_settings
-from litgpt.train.resume.recorded import take_recorded
+from litgpt.train.resume.recorded import RATES, take_recorded
 from litgpt.train.resume.save import Saver
 from litgpt.train.resume.state import TrainingState
 from litgpt.train.rows import changed_style, load_dataset, row_limit, uses_packs
@@ -308,6 +309,7 @@ class Run:
             state.progress = NEW_PROGRESS | {RENAMED_PROGRESS.get(name, name): v for name, v in state.progress.items()}
             self.notes += compare(state, self.saver.settings, self)
             self.saver.restore(state)
+            self.take_events(state)
             self.plan = Plan(self.train, self.train_rows, self.method.warmup_steps, self.result)
             self.notes += extend(self, state) if self.extends else []
         if self.compile:
@@ -320,6 +322,12 @@ class Run:
         launch.seed_everything(self.seed, fabric.global_rank)
         if state is not None:
             self.saver.restore_random(state)
+
+    def take_events(self, state: TrainingState) -> None:
+        """Keep the learning rate that `litgpt ctl` set before the checkpoint, unless the options have changed it."""
+        self.new_rate = any(state.settings.get(name) != self.saver.settings.get(name) for name in RATES)
+        self.result.events = [e for e in self.result.events if not (self.new_rate and e[1].startswith("lr"))]
+        set_rate(self)
 
     def prepare(self) -> None:
         """Let the objective compute what it needs of the model before the first step."""
@@ -358,10 +366,11 @@ class Run:
 
     def open_metrics(self) -> Metrics:
         """Take the output folder for this run, and start its logs."""
-        carried = []
+        carried = [{"step": str(step), EVENT: text} for step, text in repeated.get()]
         if self.checkpoint is not None:
             metrics = self.checkpoint.parent / METRICS
             carried = lines_until(metrics, self.result.steps, self.result.last_eval_step)
+            carried = [row for row in carried if not (self.new_rate and row.get(EVENT, "").startswith("lr"))]
         if not self.is_first:
             return Metrics(None)
         if self.is_locked:

@@ -16,7 +16,7 @@ from litgpt.data.batches import steps_of_rows
 from litgpt.data.data_module import DataModule
 from litgpt.storage.files import cache_place, file_hash, is_there, read_json, write_text
 from litgpt.train.args import run_command
-from litgpt.train.metrics import METRICS, lines_until
+from litgpt.train.metrics import ALL, METRICS, lines_until
 
 if TYPE_CHECKING:
     from litgpt.train.run import Run
@@ -41,6 +41,7 @@ def write_lock(run: "Run", folder: Path) -> None:
         "rows": hashlib.sha256(run.dataset.train.row_hashes().numpy().tobytes()).hexdigest(),
         "machine": machine(run.fabric.device) | {"devices": run.fabric.world_size, "precision": run.precision_name},
         "losses": losses(run.out_dir)[:N_LOSSES],
+        "events": run.result.events,
     }
     write_text(folder / LOCK, json.dumps(lock, indent=1) + "\n")
 
@@ -105,7 +106,7 @@ def data_hashes(data: DataModule) -> list[list[str]]:
 
 def losses(out_dir: Path) -> list[str]:
     """The training losses as metrics.csv has them."""
-    return [row["loss"] for row in lines_until(out_dir / METRICS, 10**9, 10**9) if row["loss"]]
+    return [row["loss"] for row in lines_until(out_dir / METRICS, ALL, ALL) if row["loss"]]
 
 
 def read_lock(folder: Path) -> Optional[dict[str, Any]]:

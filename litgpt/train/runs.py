@@ -15,6 +15,7 @@ from typing import Any, Literal, Optional
 from litgpt.errors import UserError, require
 from litgpt.storage.files import read_json, read_text, read_yaml
 from litgpt.storage.outputs import CARD, is_locked
+from litgpt.train.inbox import LOCK
 from litgpt.train.metrics import LINE, METRICS, POINTS, figure_class, save_figure, thinned
 from litgpt.train.resume.find import all_checkpoints, is_complete
 from litgpt.train.resume.folder import HYPERPARAMETERS
@@ -114,7 +115,7 @@ def read_run(folder: Path) -> Optional[RecordedRun]:
 
 
 def state_of(folder: Path) -> State:
-    if is_locked(folder / ".lock"):
+    if is_locked(folder / LOCK):
         return "running"
     saved = all_checkpoints(folder)
     if is_complete(folder, next(iter(saved), None)):

@@ -7,12 +7,16 @@ from typing import Any, Literal, Optional
 from litgpt.data.batches import Rows
 from litgpt.errors import UserError
 from litgpt.train.args import AUTO, EvalArgs, IntOrAuto, TrainArgs
+from litgpt.train.metrics import Event
 
 Schedule = Literal["cosine", "linear", "constant"]
 WARMUP_STEPS = 100  # at most, if --train.lr_warmup_steps is auto
 AUTO_PARTS = 10  # a run has about this many validations and checkpoints, if their interval is auto
 MIN_SECONDS, MAX_SECONDS = 60, 600  # of training between such checkpoints
-NEW_PROGRESS: dict[str, Any] = {"val_metrics": []}  # fields of `Result` that older checkpoints do not have
+NEW_PROGRESS: dict[str, Any] = {
+    "val_metrics": [],
+    "events": [],
+}  # fields of `Result` that older checkpoints do not have
 RENAMED_PROGRESS = {"judged": "last_eval_step"}  # fields of `Result` that older checkpoints have by another name
 
 
@@ -32,6 +36,7 @@ class Result:
     since_best: int = 0  # validations since then
     early: bool = False  # whether early stopping ended the run
     scores: list[float] = field(default_factory=list)  # fraction of exact answers, each time it was measured
+    events: list[Event] = field(default_factory=list)  # commands of `litgpt ctl`, with the steps after which they came
 
 
 class Plan:

@@ -11,6 +11,7 @@ from litgpt.errors import UserError
 from litgpt.storage.files import same, write_text
 from litgpt.storage.outputs import SINGLE, check_place, discard, is_ours, listed, locked, refuse_others, split, tidy
 from litgpt.train.args import run_settings
+from litgpt.train.inbox import LOCK, inbox
 from litgpt.train.metrics import FIELDS, LINE, METRICS
 from litgpt.train.resume.command import afresh, again
 from litgpt.train.resume.state import checkpoints, is_checkpoint
@@ -72,12 +73,13 @@ def is_of_run(path: Path) -> bool:
 
 @contextmanager
 def taken(out_dir: Path) -> Iterator[None]:
-    """Create and lock the folder of a run, and clean up after killed processes. Raises `UserError` if another run
-    holds the lock."""
-    with locked(out_dir / ".lock", f"--out_dir {out_dir}"):
+    """Create and lock the folder of a run, clean up after killed processes, and take commands there. Raises `UserError`
+    if another run holds the lock."""
+    with locked(out_dir / LOCK, f"--out_dir {out_dir}"):
         for path in [*out_dir.glob(".*.litgpt-new-*"), *out_dir.glob(".*.litgpt-old-*")]:
             tidy(out_dir / path.name[1:].partition(".litgpt-")[0])
-        yield
+        with inbox(out_dir):
+            yield
 
 
 def clear(out_dir: Path) -> None:

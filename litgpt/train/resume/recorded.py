@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from litgpt.train.run import Run
 
 RATE = "optimizer.init_args.lr"
+RATES = ("train.learning_rate", RATE)
 OPTIONS = ("train.save_interval", "train.keep_last", "train.lr_warmup_steps", "eval.interval")  # that may be auto
 EARLIER: dict[str, Any] = {
     "train.save_interval": 1000,

@@ -20,6 +20,7 @@ from litgpt.text.prompts import load_style, save_style
 from litgpt.text.tokenizer import save_stops
 from litgpt.train.card import write_run_card
 from litgpt.train.faults import spared
+from litgpt.train.metrics import is_event
 from litgpt.train.resume.find import what_must_stay
 from litgpt.train.resume.folder import write_settings
 from litgpt.train.resume.state import OPTIMIZER, TrainingState, checkpoints, is_dict, random_state, set_random_state
@@ -34,6 +35,7 @@ ROUNDING = "rounding-"  # prefix of the random states of optimizers that round s
 LIKE_THE_WEIGHT = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")  # optimizer state of a weight's shape
 PARTS: dict[str, Callable[[Any], bool]] = {  # checks of the elements of the progress
     "val_losses": lambda v: all(isinstance(pair, (list, tuple)) and len(pair) == 2 for pair in v),
+    "events": lambda v: all(map(is_event, v)),
     "precision": lambda v: is_dict(v, str, lambda number: isinstance(number, (int, float))),
     "options": lambda v: all(is_dict(group, str) for group in v),
 }

@@ -142,6 +142,7 @@ def section(run: ReportedRun, name: str) -> dict[str, Any]:
         "outcome": outcome(run),
         "facts": facts(run),
         "scores": run.scores(),
+        "events": run.events,
         "command": f"litgpt {command.replace('_', ' ', 1)} --config {quoted(run.result / HYPERPARAMETERS)}",
         "rerun": f"litgpt rerun {quoted(run.folder)}" if command else "",
         "card": [row for row in run.card if row[0] not in ABOUT_DATA],

@@ -13,7 +13,7 @@ from litgpt.checkpoint.model_card import TRAINING
 from litgpt.errors import UserError, without_secrets
 from litgpt.storage.files import read_json, read_text
 from litgpt.storage.outputs import CARD
-from litgpt.train.metrics import LINE, METRICS
+from litgpt.train.metrics import ALL, LINE, METRICS, events_of, lines_until
 from litgpt.train.run_lock import LOCK, read_lock
 from litgpt.train.runs import LIGHTNING, RESULTS, Points, RecordedRun, find_run
 
@@ -74,6 +74,12 @@ class ReportedRun:
         _, _, rest = (attempt(read_text, self.result / CARD) or "").partition(f"\n{TRAINING}\n")
         rows = CARD_ROW.findall(rest.partition("\n## ")[0])
         return [(key, value.replace("\\|", "|").replace("`", "")) for key, value in rows]
+
+    @property
+    def events(self) -> list[tuple[str, str]]:
+        """What `litgpt ctl` did to the run so far, with the steps."""
+        found = events_of(lines_until(self.folder / METRICS, ALL, ALL))
+        return [(f"step {step:,}", text) for step, text in found if step <= self.run.curves.steps]
 
     def scores(self) -> dict[str, list[list[str]]]:
         """The rows of a table of what `litgpt evaluate` measured, by the name of the folder of the result."""
