@@ -22,7 +22,7 @@ from tests.ranks import alike, curve, ended, start
 from tests.runs import go, same, words
 
 FULL = ("--train.micro_batch_size", 1, "--train.max_steps", 4, "--eval.max_new_tokens", 3, "--train.max_norm", 0.5,
-        "--data.val_split_fraction", 0.025)  # fmt: skip
+        "--data.val_split_fraction", 0.025, "--eval.interval", 2, "--train.save_interval", 2)  # fmt: skip
 TWO = ("--devices", 2, "--strategy")
 CPU = torch.device("cpu")
 

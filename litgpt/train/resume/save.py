@@ -14,7 +14,7 @@ from litgpt.errors import UserError
 from litgpt.generate.reference_outputs import make_reference_outputs, stored_dtypes, write_reference_outputs
 from litgpt.methods.adapter_folder import is_adapter
 from litgpt.methods.model_source import ModelSource
-from litgpt.model.sharded import full_tensor, is_sharded, my_rows, on_first_rank, put, shard_like
+from litgpt.model.sharded import full_tensor, is_sharded, my_rows, on_first_rank, put, reshard, shard_like
 from litgpt.storage.outputs import discard, new_folder, write_sums
 from litgpt.text.prompts import load_style, save_style
 from litgpt.text.tokenizer import save_stops
@@ -100,6 +100,7 @@ class Saver:
 
     def write(self, name: str, add: Callable[[Path], None]) -> None:
         """Write a folder: model, tokenizer, settings and what `add` writes. All ranks must call this."""
+        reshard(self.loss_model)  # what a validation gathered: memory that a file shares cannot be freed
         error: Optional[BaseException] = None
 
         def work() -> None:
