@@ -188,7 +188,7 @@ def test_wrong_commands(line, named, out, capsys):
 
 
 def test_what_a_run_refuses(out, tell, base, rows_file, capsys):
-    flags = ["--train.min_lr", 1e-4, "--data.val_split_fraction", "null", "--train.max_steps", 6]
+    flags = ["--train.min_lr", 1e-4, "--data.val_split_fraction", 0, "--train.max_steps", 6]
     tell({2: ["lr", "1e-5"], 3: ["eval"], 4: ["sample", "x " * 5000]})
     assert go("lora", base, rows_file, out, *flags) == 0
     captured = capsys.readouterr()

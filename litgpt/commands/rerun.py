@@ -51,7 +51,7 @@ def main(run: Path, out_dir: Optional[Path] = None, force: bool = False) -> None
     for name, now in changed(lock["versions"], versions()):
         remark(f"{name} was {lock['versions'].get(name, 'not installed')}, and is {now or 'not installed'}.")
     print(f"Repeating litgpt {spoken(command)} from {final} in {out_dir}", flush=True)
-    token = repeated.set([event for event in lock.get("events", []) if is_event(event)])
+    token = repeated.set([event for event in lock.get("events") or [] if is_event(event)])
     try:
         load(where)(**arguments)
     finally:

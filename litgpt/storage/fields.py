@@ -99,6 +99,7 @@ SHAPES: dict[str, Shape] = {
         "machine": {},
         "data": [[str]],
         "losses": [str],
+        "events": ([list], None),
     },
     "checksums.json": {"step": (ID, None), "files": Each((SUM, [SUM]))},
     ".litgpt.json": {"files": Each((SUM, [SUM]))},
