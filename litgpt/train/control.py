@@ -8,6 +8,7 @@ from litgpt.train.faults import spared
 from litgpt.train.inbox import ACTIONS, INBOX, Command, answer, take, waiting
 from litgpt.train.metrics import REPEATED, timeline
 from litgpt.train.resume.find import resume_hint
+from litgpt.train.schedule import Result
 from litgpt.train.signals import CODES, Stopped
 
 if TYPE_CHECKING:
@@ -24,7 +25,8 @@ class Control:
     """
 
     def __init__(self, trainer: "Trainer") -> None:
-        self.trainer, self.run, self.result = trainer, trainer.run, trainer.result
+        self.trainer, self.run = trainer, trainer.run
+        self.result: Result = trainer.run.result
         path, events = self.run.metrics.path, self.run.metrics.events
         self.place = None if path is None else path.with_name(INBOX)  # None on the other ranks, and in a plan
         done = (*map(tuple, self.result.events),)
