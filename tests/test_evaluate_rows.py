@@ -101,7 +101,7 @@ def test_exact_answers_are_those_of_the_run(base, rows_file, tmp_path, evaluate,
     monkeypatch.setattr("litgpt.evaluation.rows.expected_answer", lambda tokenizer, rows, row: f"{row % 2}")
     limits = set()
     for place in ("litgpt.train.examples.greedy_answers", "litgpt.evaluation.rows.greedy_answers"):
-        monkeypatch.setattr(place, lambda *args: limits.add(args[5]) or ["1"] * len(args[4]))
+        monkeypatch.setattr(place, lambda *args: limits.add(args[4]) or ["1"] * len(args[2]))
     flags = ("--eval.exact_match", 3, "--eval.max_new_tokens", 5, "--train.max_steps", 1)
     assert go("lora", base, rows_file, tmp_path / "out", *flags) == 0
     assert evaluate(tmp_path / "out" / "final")["results"]["rows"]["exact_match,none"] == pytest.approx(1 / 3)
