@@ -194,6 +194,20 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "untied": GPT2 | {"n_inner": 50, "tie_word_embeddings": False, "activation_function": "gelu"},
         "unscaled": GPT2 | {"scale_attn_weights": False},
     },
+    "seed_oss": {
+        "plain": SIZES | {"head_dim": 12, "residual_dropout": 0.0, "attention_dropout": 0.0},
+        "other biases": SIZES
+        | {
+            "head_dim": 8,
+            "attention_bias": False,
+            "attention_out_bias": True,
+            "mlp_bias": True,
+            "rope_parameters": YARN,
+            "tie_word_embeddings": True,
+            "residual_dropout": 0.0,
+            "attention_dropout": 0.0,
+        },
+    },
     "smollm3": {
         "plain": SIZES | {"no_rope_layer_interval": 2},
         "windows": SIZES
@@ -205,6 +219,33 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "mlp_bias": True,
             "tie_word_embeddings": False,
             "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+        },
+    },
+    "cohere2": {
+        "windows": SIZES | {"num_hidden_layers": 5, "sliding_window": 14, "logit_scale": 0.3},
+        "untied": SIZES
+        | {
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "sliding_window": 19,
+            "attention_bias": True,
+            "logit_scale": 0.7,
+            "rope_parameters": YARN,
+            "tie_word_embeddings": False,
+        },
+        "no windows": SIZES | {"layer_types": ["full_attention"] * 3, "num_key_value_heads": 4},
+    },
+    "ernie4_5": {
+        "plain": SIZES | {"head_dim": 12, "use_bias": True},
+        "untied": SIZES | {"head_dim": 8, "rope_parameters": LLAMA3, "tie_word_embeddings": False},
+    },
+    "glm4": {
+        "plain": SIZES | {"head_dim": 12},
+        "no bias": SIZES
+        | {
+            "head_dim": 20,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.3},
         },
     },
     "granite": {

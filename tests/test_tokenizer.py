@@ -109,7 +109,25 @@ def test_real_vocabularies(name, real_data, rows, tmp_path):
     check(apart(real(real_data, name), tmp_path, **kind), [*nasty_texts(), *rows[::5]])
 
 
-@pytest.mark.parametrize("model_type", ["llama", "mistral", "mixtral", "phi3", "stablelm", "olmo2", "gemma", "granite"])
+@pytest.mark.parametrize(
+    "model_type",
+    [
+        "llama",
+        "mistral",
+        "mixtral",
+        "phi3",
+        "stablelm",
+        "olmo2",
+        "gemma",
+        "granite",
+        "glm4",
+        "ernie4_5",
+        "seed_oss",
+        "cohere2",
+        "qwen2_5_vl",
+        "qwen3_vl",
+    ],
+)
 def test_what_the_family_changes(model_type, tmp_path):
     """A class of tokenizers that `transformers` builds anew for one family is left as in the file for another."""
     write(made_folder(tmp_path), "config.json", {"model_type": model_type})

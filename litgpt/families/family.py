@@ -18,7 +18,9 @@ TYPES = {f.name: f.type for f in fields(Config)}
 NULLS = {  # null has a meaning of its own here; elsewhere it means the same as a missing field
     *("sliding_window", "attn_logit_softcapping", "final_logit_softcapping"),  # none
     "num_key_value_heads",  # as many as heads
+    "head_dim",  # the width divided by the number of heads
     "factor",  # of YaRN: the ratio of the lengths
+    "partial_rotary_factor",  # the whole head rotates
     # false, although true is the default
     *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
     *("scale_attn_weights", "truncate"),

@@ -34,6 +34,7 @@ class Config:
     norm_class_name: str = "RMSNorm"  # or LayerNorm
     norm_eps: float = 1e-5
     norm_affine: bool = True  # whether norms have weights
+    norm_bias: bool = True  # whether a LayerNorm with weights has a bias
     norm_unit_offset: bool = False  # RMSNorm scales by 1 + weight
     norm_1: bool = True  # before attention
     norm_2: bool = True  # before the feed-forward part
@@ -348,7 +349,8 @@ def meaning(config: Config) -> dict[str, Any]:
         unused |= {"gelu_approximate"}
     if not c.norm_qk:
         unused |= {"norm_qk_type"}
-    unused |= {"norm_unit_offset" if c.norm_class_name == "LayerNorm" else "norm_affine"}
+    unused |= {"norm_unit_offset"} if c.norm_class_name == "LayerNorm" else {"norm_affine", "norm_bias"}
+    unused |= set() if c.norm_affine else {"norm_bias"}
     if c.shared_attention_norm:
         unused |= {"norm_2"}
     if 0 not in found["rope_layers"]:

@@ -14,7 +14,7 @@ from litgpt.model.kernels import remat, rms_norm
 def make_norm(config: Config, size: int) -> nn.Module:
     """The config's norm over `size` dimensions."""
     if config.norm_class_name == "LayerNorm":
-        return LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_affine)
+        return LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_affine, bias=config.norm_bias)
     return (UnitOffsetRMSNorm if config.norm_unit_offset else RMSNorm)(size, config.norm_eps)
 
 
