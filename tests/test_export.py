@@ -84,7 +84,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("gpt2", "untied", {}),
     ("smollm3", "plain", SMOLLM3),
     ("smollm3", "plain", SMOLLM3 | {"tie_word_embeddings": False}),
+    ("cohere2", "windows", {}),
+    ("ernie4_5", "plain", {"use_bias": False}),
+    *(("glm4", variant, {}) for variant in FAMILIES["glm4"]),
     *(("granite", variant, {}) for variant in FAMILIES["granite"]),
+    ("seed_oss", "plain", {}),
+    ("seed_oss", "other biases", {"attention_out_bias": False, "mlp_bias": False}),
     *(
         (family, "plain" if family == "mixtral" else next(iter(FAMILIES[family])), {**more, "rope_parameters": rope})
         for family, more in {
@@ -100,6 +105,10 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
             "olmo2": {},
             "smollm3": SMOLLM3,
             "granite": {},
+            "cohere2": {},
+            "ernie4_5": {"use_bias": False, "tie_word_embeddings": False},
+            "glm4": {},
+            "seed_oss": {},
         }.items()
         for rope in (LINEAR, YARN)
     ),
@@ -120,6 +129,12 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("gemma2", "plain", {"query_pre_attn_scalar": 12, "layer_types": LAYERS}, "layer_types"),
     ("gemma3_text", "caps", {"query_pre_attn_scalar": 12}, "final_logit_softcapping"),
     ("qwen3", "biases", {}, "attention_bias"),
+    ("cohere2", "untied", {"tie_word_embeddings": True}, "attention_bias"),
+    ("cohere2", "windows", {"tie_word_embeddings": False}, "lm_head"),
+    ("cohere2", "windows", {"num_hidden_layers": 3, "layer_types": LAYERS}, "express this model: layer_types. Use"),
+    ("ernie4_5", "plain", {}, "use_bias"),
+    ("ernie4_5", "untied", {}, "llama3"),
+    ("seed_oss", "other biases", {}, "attention_out_bias"),
     ("qwen3_moe", "plain", {"norm_topk_prob": False}, "norm_topk_prob"),
     ("qwen3_moe", "some dense", {"attention_bias": False, "norm_topk_prob": True}, "mlp_only_layers"),
     ("olmo3", "yarn", {}, "rope_local_base_freq"),

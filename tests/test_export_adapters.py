@@ -29,6 +29,7 @@ gguf = pytest.importorskip("gguf", reason="the extra `export` is not installed")
 ALL = {"query": True, "key": True, "value": True, "projection": True, "mlp": True}
 CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
     "gpt_neox": {"hidden_size": 64},
+    "ernie4_5": {"use_bias": False},
     "falcon": {"bias": False},
     "phi": {"tie_word_embeddings": True},
     "gemma2": {"query_pre_attn_scalar": 12},

@@ -35,6 +35,7 @@ class Architecture:
         windows: Whether its layers with a sliding window are those of `switches`. Otherwise it has no windows, and a
             context that is not longer than the window gives the same result.
         tied: Whether it uses the embedding where there is no head.
+        multiplies: Whether logits are multiplied by the scale in the file, instead of divided.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Architecture:
     interleaved: bool = False
     windows: bool = False
     tied: bool = True
+    multiplies: bool = False
 
     def understood(self, config: Config) -> Config:
         """The model that this architecture computes from a file with what it can say about `config`."""
@@ -89,6 +91,13 @@ GELU = "gelu_approximate"  # llama.cpp has one kernel for both, of 16 bits
 def olmo3(config: Config) -> dict[str, Any]:
     local = every(4, 3, config.n_layer)
     return {**OLMO2, "sliding_window_indices": local, "rope_indices": local, "rope_local_base_freq": config.rope_base}
+
+
+def cohere2(config: Config) -> dict[str, Any]:
+    local = every(4, 3, config.n_layer)
+    block = {"parallel_residual": True, "shared_attention_norm": True, "rope_interleave": True}
+    norm = {"norm_class_name": "LayerNorm", "norm_bias": False}
+    return {**block, **norm, "sliding_window_indices": local, "rope_layers": local}
 
 
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
@@ -149,6 +158,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
         (GELU,),
     ),
     "smollm3": Architecture("smollm3", lambda c: {"rope_layers": every(4, 3, c.n_layer)}, interleaved=True),
+    "cohere2": Architecture("cohere2", cohere2, ("logits_scaling",), windows=True, multiplies=True),
+    "ernie4_5": Architecture("ernie4_5", {"rope_interleave": True}),
+    "glm4": Architecture(
+        "glm4", {"rope_interleave": True, "post_attention_norm": True, "post_mlp_norm": True}, ("attn_bias",)
+    ),
     "granite": replace(
         LLAMA,
         name="granite",
@@ -160,6 +174,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
             "logits_scaling",
         ),
     ),
+    "seed_oss": Architecture("seed_oss", says=("attn_bias",)),
 }
 
 
@@ -193,7 +208,7 @@ def hf_name(config: Config, name: str) -> str:
         "attention_scores_scalar": "scale_attn_weights" if config.model_type == "gpt2" else "query_pre_attn_scalar",
         "gelu_approximate": "hidden_act",
         "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
-        "rope_layers": "no_rope_layers",
+        "rope_layers": "layer_types" if config.rope_layers == config.sliding_window_indices else "no_rope_layers",
         "sliding_window_size": "layer_types",
     }.get(name, name)
 

@@ -93,11 +93,12 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
         writer.add_final_logit_softcapping(c.final_logit_softcapping)
     if found.windows and c.sliding_window_size is not None:
         writer.add_sliding_window(c.sliding_window_size)
-    if "logits_scaling" in found.says:
+    if "embedding_multiplier" in found.says:
         writer.add_attention_scale((c.attention_scores_scalar or c.head_size) ** -0.5)
         writer.add_embedding_scale(c.embedding_multiplier)
         writer.add_residual_scale(c.residual_multiplier)
-        writer.add_logit_scale(c.logits_scaling)
+    if "logits_scaling" in found.says:
+        writer.add_logit_scale(1 / c.logits_scaling if found.multiplies else c.logits_scaling)
     if c.rope_n_elem:
         add_rope(writer, c)
 

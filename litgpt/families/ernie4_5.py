@@ -10,7 +10,7 @@ FAMILY = Family(
         rope(base=500000.0),
         gate(),
         ("rms_norm_eps", "norm_eps", 1e-5),
-        ("use_bias", "bias", False),
+        ("use_bias", "attn_bias attn_proj_bias mlp_bias", False),
     ],
     switches={"rope_interleave": True},
 )
