@@ -8,6 +8,10 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
+
+# `AutoModelForCausalLM` does not find them, unlike Gemma 3
+CAUSAL["qwen2_5_vl"], CAUSAL["qwen3_vl"] = "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
 
 SIZES: dict[str, Any] = {
     "vocab_size": 199,
@@ -61,6 +65,15 @@ VISION = {
     "patch_size": 4,
 }
 GEMMA3 = SIZES | {"num_hidden_layers": 7, "head_dim": 12, "sliding_window": 20, "query_pre_attn_scalar": 20}
+QWEN_VISION = {
+    "depth": 1,
+    "hidden_size": 8,
+    "intermediate_size": 8,
+    "num_heads": 2,
+    "patch_size": 4,
+    "out_hidden_size": 32,
+}
+MROPE = {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 1, 1]}
 MOE = {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 12}
 LOCAL = {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1}
@@ -171,6 +184,17 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "windows": SIZES | LOCAL | {"tie_word_embeddings": True},
         "yarn": SIZES | {"rope_parameters": YARN},
     },
+    "qwen2_5_vl": {
+        "plain": {
+            "text_config": SIZES | {"rope_parameters": MROPE},
+            "vision_config": QWEN_VISION | {"fullatt_block_indexes": [0]},
+        },
+        "tied": {
+            "text_config": SIZES | LOCAL | {"rope_parameters": YARN | {"mrope_section": [1, 2, 1]}},
+            "vision_config": QWEN_VISION | {"fullatt_block_indexes": [0]},
+            "tie_word_embeddings": True,
+        },
+    },
     "qwen3": {
         "windows": SIZES | LOCAL | {"head_dim": 12, "tie_word_embeddings": True},
         "biases": SIZES | {"head_dim": 8, "attention_bias": True},
@@ -179,6 +203,17 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "plain": SIZES | QWEN_MOE | {"norm_topk_prob": True},
         "some dense": SIZES | QWEN_MOE | {"mlp_only_layers": [1], "attention_bias": True, "tie_word_embeddings": True},
         "windows": SIZES | QWEN_MOE | {"decoder_sparse_step": 2, "use_sliding_window": True, "sliding_window": 11},
+    },
+    "qwen3_vl": {
+        "plain": {
+            "text_config": SIZES | {"head_dim": 12, "rope_parameters": MROPE | {"mrope_interleaved": True}},
+            "vision_config": QWEN_VISION | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+        },
+        "tied": {
+            "text_config": SIZES | {"head_dim": 8, "attention_bias": True, "rope_parameters": YARN},
+            "vision_config": QWEN_VISION | {"num_position_embeddings": 16, "deepstack_visual_indexes": [0]},
+            "tie_word_embeddings": True,
+        },
     },
     "olmo": {
         "clipped": SIZES | {"clip_qkv": 1.5, "attention_bias": True},

@@ -102,6 +102,8 @@ def cohere2(config: Config) -> dict[str, Any]:
 
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
 PHI3 = Architecture("phi3", ropes=("default", "longrope"))
+QWEN2 = Architecture("qwen2", {"attn_bias": True, "attn_proj_bias": False})
+QWEN3 = Architecture("qwen3", {"norm_qk": True})
 GEMMA3 = Architecture("gemma3", gemma3, ("rope_local_base_freq",), ("default", "linear"), windows=True)
 
 ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
@@ -137,8 +139,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     ),
     "gemma3_text": GEMMA3,
     "gemma3": GEMMA3,
-    "qwen2": Architecture("qwen2", {"attn_bias": True, "attn_proj_bias": False}),
-    "qwen3": Architecture("qwen3", {"norm_qk": True}),
+    "qwen2": QWEN2,
+    "qwen2_5_vl": QWEN2,  # the text part by itself
+    "qwen3": QWEN3,
+    "qwen3_vl": QWEN3,
     "qwen3_moe": Architecture(
         "qwen3moe", {"norm_qk": True, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": True}, EXPERTS
     ),

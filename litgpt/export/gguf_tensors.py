@@ -71,7 +71,7 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         ours, i = names.find(name.rpartition(".")[0])
         if ours and names.rules[ours][i].transposed and len(shape) == 2:
             shape = shape[::-1]
-        theirs = table.get_name(stacked(name.removeprefix("language_model.")), try_suffixes=(".weight", ".bias"))
+        theirs = table.get_name(stacked(name.replace("language_model.", "", 1)), try_suffixes=(".weight", ".bias"))
         if theirs is None:
             raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
         tensors.setdefault(theirs, Tensor(theirs, [], shape)).sources.append(name)

@@ -14,7 +14,8 @@ from litgpt.model.rope import make_ropes
 
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
-    "olmo olmo2 olmo3 gpt2 smollm3 granite cohere2 ernie4_5 glm4 seed_oss"
+    "olmo olmo2 olmo3 gpt2 smollm3 granite cohere2 ernie4_5 glm4 seed_oss "
+    "qwen2_5_vl qwen3_vl"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")

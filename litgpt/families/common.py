@@ -136,6 +136,19 @@ def rope(
     return Part(lambda fields: read_rope(fields, base, partial, base_key, partial_key, types), write)
 
 
+def rope_of_text(base: float) -> Part:
+    """Qwen's rope with positions in time, height and width, which are all the same where there is text alone."""
+    plain = rope(base)
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        key, numbers = rope_numbers(fields)
+        numbers = {k: v for k, v in numbers.items() if k not in ("mrope_section", "mrope_interleaved")}
+        named = {k: "default" for k in ("type", "rope_type") if numbers.get(k) == "mrope"}
+        return plain.read(fields | {key: numbers | named})
+
+    return Part(read, plain.write)
+
+
 def read_rope(
     fields: dict[str, Any], base: float, partial: Optional[float], base_key: str, partial_key: str, types: Sequence[str]
 ) -> dict[str, Any]:

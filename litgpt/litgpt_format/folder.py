@@ -91,7 +91,7 @@ class LitCheckpoint(Weights):
         if not is_there(file):
             return {}
         fields = read_json(file)
-        if fields.get("model_type") == "gemma3":  # its vision part is missing
+        if "vision_config" in fields:  # that part is missing
             return {}
         try:
             other = differences(config, read_config(fields))

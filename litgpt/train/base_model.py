@@ -97,7 +97,7 @@ class BaseModel:
         defaults = {"eos_token_id": tokenizer.eos_id, "vocab_size": tokenizer.vocab_size}
         fields = defaults | {"bos_token_id": tokenizer.bos_id} | fields
         config = read_config(fields, name="random")
-        if "text_config" in fields:  # there are no weights for the other parts
+        if {"text_config", "vision_config"} & fields.keys():  # there are no weights for the other parts
             fields = {k: fields[k] for k in ("bos_token_id", "eos_token_id")} | write_config(config)
             config = read_config(fields, name="random")
         if config.padded_vocab_size < tokenizer.vocab_size:
