@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from litgpt.data.data_module import RowSource
-from litgpt.data.forms import FORMS, Row, recognize, rename, to_row
+from litgpt.data.forms import FORMS, Row, recognize, rename, to_row, to_sides
 from litgpt.data.row_files import read_rows
 from litgpt.errors import UserError
 
@@ -400,10 +400,24 @@ def test_rows_that_cannot_be_used(form, fields, message):
         ([Q, bot("a", weight=0.5)], "message 2, has weight '0.5'"),
         ([Q, bot("a", train="yes")], "message 2, has train 'yes'"),
         ([Q, bot("a", name=3)], "message 2, has name '3', which is a number"),
+        ([user("q", images=["a.png"]), A], "message 1, has images, and only text is supported. Remove images from"),
     ],
 )
 def test_messages_that_cannot_be_used(said, message):
     assert error({"messages": said}).startswith(message)
+
+
+def test_only_text_is_trained_on():
+    """An image is not left out silently, whatever the form of its row; an empty column says that there is none."""
+    for row in ({"instruction": "q", "output": "a"}, {"messages": [Q, A]}, {"text": "t"}):
+        for key in ("image", "images", "video", "audios"):
+            assert error({**row, key: "a.png"}).startswith(f"has {key}, and only text is supported")
+        assert to_row({**row, "images": [], "image": None}, recognize(row, ""), "") == to_row(
+            row, recognize(row, ""), ""
+        )
+    pair = {"prompt": "q", "chosen": "a", "rejected": "b", "images": ["a.png"]}
+    with pytest.raises(UserError, match="has images, and only text is supported"):
+        to_sides(pair, "preference", "row 1", "pair")
 
 
 def test_what_stands_beside_the_messages():

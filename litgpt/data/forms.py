@@ -14,6 +14,7 @@ from litgpt.data.messages import (
     answer,
     as_context,
     as_messages,
+    check_media,
     check_object,
     check_text,
     check_texts,
@@ -442,3 +443,4 @@ def with_shared(messages: Messages, fields: Fields, where: str) -> tuple[Message
 def check_keys(fields: Fields, form: str, where: str) -> None:
     if lacking := FORMS[form].lacking(fields):
         raise missing(fields, " and ".join(lacking), where)
+    check_media(fields, where)

@@ -23,6 +23,7 @@ EXAMPLES = {
 TEXTS = ("name", "tool_call_id")  # fields of a message that must be strings
 READ = ("role", "from", "content", "value", "tool_calls", "function_call", "weight", "train")  # read by `message`
 TRANSCRIPT = re.compile(r"\s*Human: .*?\n\nAssistant:", re.DOTALL)
+MEDIA = ("image", "images", "video", "videos", "audio", "audios")
 SKIP = "skip such rows with --data.on_bad_row skip."
 Fields = Mapping[str, Any]
 Messages = list[dict[str, Any]]
@@ -90,6 +91,7 @@ def messages_in(text: str) -> Any:
 def message(fields: Any, where: str) -> dict[str, Any]:
     """A message in OpenAI's format (role, content) or ShareGPT's (from, value)."""
     check_object(fields, where, "role and content")
+    check_media(fields, where)
     role_key = "role" if fields.get("role") is not None else "from"
     content_key = "content" if fields.get("content") is not None else "value"
     speaker = fields.get(role_key)
@@ -218,6 +220,12 @@ def check_object(value: Any, where: str, expected: str) -> None:
         example = EXAMPLES.get(expected.split()[0])
         form = f" (as {example})" if example else ""
         raise UserError(f"{where}, is {kind(value)}, not an object with {expected}{form}.")
+
+
+def check_media(fields: Fields, where: str) -> None:
+    """Raise `UserError` if a row or a message has more than text: without its image, an answer would be wrong."""
+    if key := next((key for key in MEDIA if fields.get(key)), ""):
+        raise UserError(f"{where}, has {key}, and only text is supported. Remove {key} from the file, or {SKIP}")
 
 
 def missing(fields: Fields, keys: str, where: str) -> UserError:

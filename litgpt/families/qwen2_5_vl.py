@@ -20,7 +20,15 @@ TEXT = replace(
         gate(),
         ("rms_norm_eps", "norm_eps", 1e-5),
     ],
-    defaults={"max_window_layers": 80},
+    defaults={
+        "vocab_size": 152064,
+        "hidden_size": 8192,
+        "intermediate_size": 29568,
+        "num_hidden_layers": 80,
+        "num_attention_heads": 64,
+        "max_position_embeddings": 32768,
+        "max_window_layers": 80,
+    },
 )
 INNER = container(
     TEXT,

@@ -17,6 +17,14 @@ TEXT = replace(
         ATTENTION_BIAS,
         only("use_sliding_window", False),  # transformers ignores it
     ],
+    defaults={
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 22016,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 128000,
+    },
 )
 FAMILY = container(
     TEXT,
