@@ -23,6 +23,8 @@ PUBLISHED = {  # parameters, where the head has a weight of its own
     "pythia-1.4b": 1_414_647_808,
     "phi-2": 2_779_683_840,
     "Phi-3-mini-4k-instruct": 3_821_079_552,
+    "Seed-OSS-36B-Instruct": 36_151_104_512,
+    "GLM-4-9B-0414": 9_400_279_040,
     "Qwen2.5-7B": 7_615_616_512,
     "Qwen3-30B-A3B": 30_532_122_624,
     "OLMo-7B-hf": 6_888_095_744,
@@ -77,7 +79,7 @@ def count(c: Config) -> int:
     q, k, v = c.qkv_sizes
     width, hidden = c.n_embd, c.moe_intermediate_size or c.intermediate_size
     assert hidden is not None and c.head_size is not None and c.n_query_groups is not None
-    norm = 0 if not c.norm_affine else width * (2 if c.norm_class_name == "LayerNorm" else 1)
+    norm = 0 if not c.norm_affine else width * (2 if c.norm_class_name == "LayerNorm" and c.norm_bias else 1)
     attention = (width + bool(c.attn_bias)) * (q + k + v) + (q + bool(c.attn_proj_bias)) * width
     if c.norm_qk:
         attention += q + k if c.norm_qk_type == "olmo2" else 2 * c.head_size
@@ -116,9 +118,9 @@ def test_every_known_model_builds_whole(name):
 
 
 def test_names_and_repositories():
-    assert len(known_models()) == 210
+    assert len(known_models()) == 220
     repositories = {row["repo_id"]: name for name, row in known_models().items()}
-    assert len(repositories) == 210
+    assert len(repositories) == 220
     assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
     with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
         Config.from_name("pythia-14")
@@ -213,6 +215,8 @@ def test_structure_names_the_family(tmp_path):
         ({"rope_condense_ratio": 4}, "llama"),
         ({"attn_bias": True}, "qwen2"),
         ({"norm_qk": True}, "qwen3"),
+        ({"rope_interleave": True}, "ernie4_5"),
+        ({"rope_interleave": True, "post_attention_norm": True, "post_mlp_norm": True, "attn_bias": True}, "glm4"),
         ({"sliding_window_size": 8, "n_query_groups": 2}, "mistral"),
         ({"mlp_class_name": "GemmaMLP", "name": "Gemma-tiny"}, "gemma"),
         ({"mlp_class_name": "GemmaMLP"}, "llama"),  # whose norms scale by the weight

@@ -14,7 +14,7 @@ from litgpt.checkpoint.folder import open_checkpoint
 from litgpt.checkpoint.hub import PICO
 from litgpt.compat import adapter_v2, lora
 from litgpt.errors import UserError
-from litgpt.litgpt_format.config import Config
+from litgpt.litgpt_format.config import Config, name_to_config
 from litgpt.litgpt_format.folder import to_lit
 from litgpt.litgpt_format.model import GPT
 from litgpt.litgpt_format.tokenizer import Tokenizer
@@ -42,8 +42,11 @@ def test_public_and_inner_classes():
 
 
 def test_known_models():
-    """The math is that of the inner config."""
-    for name in inner_config.known_models():
+    """The math is that of the inner config, for those that LitGPT can express."""
+    with pytest.raises(UserError, match="LitGPT has no model with the same logits_scaling, norm_bias, rope_layers"):
+        Config.from_name("c4ai-command-r7b-12-2024")
+    assert len(name_to_config) == len(inner_config.known_models()) - 1
+    for name in name_to_config:
         config = Config.from_name(name)
         assert not inner_config.differences(config.to_model(), inner_config.Config.from_name(name)), name
         repository = f"{config.hf_config['org']}/{config.hf_config['name']}"

@@ -222,7 +222,10 @@ BY_NAME = {  # what LitGPT 0.5.13 takes for each of its models
     for style, names in json.loads(Path(__file__).with_name("model_styles_litgpt.json").read_text()).items()
     for name in names.split()
 }
-OURS = {"CodeLlama-34b-Instruct-hf": "codellama"}  # LitGPT's pattern for Llama 3 matches this name as well
+OURS = {  # LitGPT's pattern for Llama 3 matches the first name as well, and it does not know the others
+    "CodeLlama-34b-Instruct-hf": "codellama",
+    **dict.fromkeys((f"Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B")), "qwen3"),
+}
 
 
 def test_by_the_name_of_a_known_model():

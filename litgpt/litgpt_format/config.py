@@ -164,7 +164,9 @@ class Config:
     def of(cls: type[C], config: inner.Config, folder: Optional[Path] = None) -> C:
         """The config of a model that was loaded from a folder, or initialized: that of the `model_config.yaml` or of
         the known model with its name, if they describe this model. Math that LitGPT does not have is left out."""
-        fields = [known_fields(config.name)]
+        fields = []
+        with suppress(UserError):  # math that LitGPT does not have
+            fields.append(known_fields(config.name))
         if folder is not None and (folder / MODEL_CONFIG).is_file():
             fields.insert(0, read_yaml(folder / MODEL_CONFIG))
         for known in fields:
@@ -254,7 +256,8 @@ def converted(name: str) -> dict[str, Any]:
 
 
 def known_fields(name: str) -> Optional[dict[str, Any]]:
-    """A copy of the fields of the model with this name, or with this repository; None if there is none."""
+    """A copy of the fields of the model with this name, or with this repository; None if there is none. Raises
+    `UserError` if LitGPT cannot express it."""
     rows = inner.known_models()
     if name not in rows:
         ids = {row["repo_id"]: key for key, row in reversed(rows.items())}
@@ -270,6 +273,9 @@ def copied(value: Any) -> Any:
 def __getattr__(name: str) -> Any:
     if name not in ("configs", "name_to_config"):
         raise AttributeError(f"module 'litgpt.config' has no attribute {name!r}")
-    globals()["name_to_config"] = {key: known_fields(key) for key in inner.known_models()}
+    globals()["name_to_config"] = found = {}
+    for key in inner.known_models():
+        with suppress(UserError):
+            found[key] = known_fields(key)
     globals()["configs"] = list(globals()["name_to_config"].values())
     return globals()[name]

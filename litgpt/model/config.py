@@ -165,7 +165,7 @@ def known_models() -> dict[str, dict[str, Any]]:
     for family in listed:
         for row in family["models"]:
             numbers = {"model_type": family["model_type"], **family["all"], **row}
-            for key in ("sliding_window_indices", "rope_indices"):  # patterns that repeat
+            for key in ("sliding_window_indices", "rope_indices", "rope_layers"):  # patterns that repeat
                 if key in numbers:
                     numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
             models[row["name"]] = numbers
@@ -397,6 +397,8 @@ def family_of(numbers: dict[str, Any]) -> str:
     mlp, layer_norm = numbers["mlp_class_name"], numbers["norm_class_name"] == "LayerNorm"
     if mlp == "GptNeoxMLP":
         return "phi" if numbers.get("lm_head_bias") else "gpt_neox" if numbers["bias"] else "falcon"
+    if numbers.get("rope_interleave"):
+        return "glm4" if numbers.get("post_mlp_norm") else "ernie4_5"
     if mlp == "GemmaMLP" and (numbers["norm_unit_offset"] or numbers.get("post_mlp_norm")):
         if numbers.get("norm_qk"):
             return "gemma3_text"
