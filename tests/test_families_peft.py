@@ -26,6 +26,7 @@ from litgpt.methods.peft_export import unloadable, write_lora
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
+from tests.conftest import some
 from tests.families import ALL, FAMILIES, SIZES, save_random
 from tests.test_families import CPU, assert_close, ids
 from tests.test_lora import flags, with_lora
@@ -46,6 +47,7 @@ LEAVES = {
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"],
 }
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
+VISION = ("vision_tower", "visual", "projector")
 EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
 IDS = ids(40, rows=2)
 
@@ -119,7 +121,7 @@ def test_export_and_merge(base, tmp_path):
     assert (fields["lora_dropout"] == 0) == bool(before.config.n_expert)
     after = Checkpoint(tmp_path / "adapter-merged")
     assert before.config.tie_embeddings or before.files.keys() == after.files.keys()
-    kept = [n for n in before.files if "vision" in n or "projector" in n]
+    kept = [n for n in before.files if any(part in n for part in VISION)]
     assert all(torch.equal(before.tensor(n), after.tensor(n)) for n in kept)
 
 
@@ -420,6 +422,25 @@ def test_quantized_bases_train_as_in_peft(
     assert curve[-1] < curve[0] - 0.5
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("model_type", ["cohere2", "ernie4_5", "glm4", "qwen2_5_vl", "qwen3_vl", "seed_oss"])
+def test_loss_curve(model_type, files, tokenizer_file, tmp_path):  # noqa: F811
+    """That of `peft` on padded batches."""
+    first = next(iter(FAMILIES[model_type]))
+    size = {"vocab_size": 300}
+    text = FAMILIES[model_type][first].get("text_config")
+    changes = {"text_config": text | size} if text else size
+    base = save_random(tmp_path / "base", model_type, first, changes=changes)
+    save_tokenizer(base)
+    (base / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    (base / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
+    flags = ["--train.epochs", 10]
+    finetune(base, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
+    expected = reference(base, files, tmp_path / "start" / "final", ["q_proj", "v_proj"])
+    curve = losses(finetune(base, files, tmp_path / "out", *flags))
+    assert len(curve) == 20 and curve == pytest.approx(expected, abs=1e-4) and curve[-1] < curve[0] - 0.2
+
+
 @pytest.mark.parametrize(
     ("name", "method", "count"),
     [
@@ -457,8 +478,9 @@ def test_merge_into_other_files(tmp_path):
         check_export(base, LoRA(r=2, alpha=5, **EVERYTHING), base.with_name(base.name + "-adapter"))
 
 
-def test_finetune_full_keeps_the_vision_part(tmp_path, rows_file):
-    base = save_random(tmp_path / "base", "gemma3", "plain")
+@pytest.mark.parametrize("model_type", some(["gemma3", "qwen2_5_vl", "qwen3_vl"], "gemma3"))
+def test_finetune_full_keeps_the_vision_part(model_type, tmp_path, rows_file):
+    base = save_random(tmp_path / "base", model_type, "plain")
     save_tokenizer(base)
     (base / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     words = (
@@ -470,4 +492,5 @@ def test_finetune_full_keeps_the_vision_part(tmp_path, rows_file):
     main(words.split())
     before, after = Checkpoint(base), Checkpoint(tmp_path / "out" / "final")
     assert before.files.keys() == after.files.keys()
-    assert all(torch.equal(before.tensor(n), after.tensor(n)) for n in before.files if n.startswith("vision_tower"))
+    kept = [n for n in before.files if any(part in n for part in VISION)]
+    assert kept and all(torch.equal(before.tensor(n), after.tensor(n)) for n in kept)
