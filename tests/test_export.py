@@ -72,6 +72,11 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ),
     *(("qwen2", variant, {}) for variant in FAMILIES["qwen2"]),
     ("qwen3", "windows", {}),
+    *(
+        (family, variant, {"text_config": fields["text_config"] | {"vocab_size": 300, "attention_bias": False}})
+        for family in ("qwen2_5_vl", "qwen3_vl")
+        for variant, fields in FAMILIES[family].items()
+    ),
     ("qwen3_moe", "plain", {}),
     ("qwen3_moe", "plain", {"tie_word_embeddings": True}),
     ("olmo", "clipped", {"attention_bias": False}),
@@ -152,7 +157,7 @@ def with_tokenizer(folder: Path, tokenizer_file: Path) -> Path:
 
 
 def random_model(folder: Path, tokenizer_file: Path, family: str, variant: str, changes: Mapping[str, Any]) -> Path:
-    vocabulary = {} if family == "gemma3" else {"vocab_size": 300}
+    vocabulary = {} if "text_config" in changes else {"vocab_size": 300}
     return with_tokenizer(
         save_random(folder, family, variant, changes=deepcopy({**vocabulary, **changes})), tokenizer_file
     )
