@@ -14,7 +14,7 @@ from litgpt.model.rope import make_ropes
 
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
-    "olmo olmo2 olmo3 gpt2 smollm3 granite"
+    "olmo olmo2 olmo3 gpt2 smollm3 granite dots1 ernie4_5_moe glm4_moe minimax_m2"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
@@ -85,6 +85,12 @@ def check(config: Config) -> None:
         wrong = f"has heads of {config.head_size} dimensions. All of them rotate, so it must be even"
     elif config.n_expert_per_token > n_expert:
         wrong = f"has {config.n_expert_per_token} experts per token, but only {n_expert} experts"
+    elif config.n_topk_groups < config.n_expert_groups:
+        size, odd = divmod(n_expert, config.n_expert_groups)
+        few = config.n_topk_groups * size < config.n_expert_per_token or size < config.n_topk_scores_per_group
+        wrong = f"has {config.n_expert_groups} groups for {n_expert} experts" if odd or few else ""
+    elif config.n_topk_groups > config.n_expert_groups:
+        wrong = f"has {config.n_topk_groups} groups per token, but only {config.n_expert_groups} groups"
     for name in ("short_factor", "long_factor"):
         factors, pairs = config.rope_adjustments.get(name), (rotating + 1) // 2
         if not wrong and factors is not None and len(factors) != pairs:

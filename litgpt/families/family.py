@@ -40,6 +40,11 @@ QK_NORMS: Rules = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.
 MTP = r"^(model\.)?mtp(_layers)?\."  # layers for multi-token prediction, which transformers does not read either
 
 
+def mtp_layers(config: Config) -> str:
+    """Matches `MTP` where such layers also follow the last one, under the same names."""
+    return rf"{MTP}|^model\.layers\.({'|'.join(str(config.n_layer + i) for i in range(8))})\."
+
+
 class Field(NamedTuple):
     """A field of `config.json` that is a field of `Config`. Its type is that of the `Config` field."""
 
@@ -89,7 +94,7 @@ class Family:
     ends: Rules = field(default_factory=lambda: ENDS)  # the weights outside the layers
     prefix: str = "model.layers.{}."  # of the Hugging Face names of a layer; `{}` is its index
     unused: str = r"rotary_emb\.inv_freq$"  # see `WeightMap`
-    kept: str = MTP
+    kept: Union[str, Callable[[Config], str]] = MTP
     aliases: Aliases = field(default_factory=Aliases)
 
     @property
@@ -112,7 +117,8 @@ class Family:
     def weight_map(self, config: Config) -> WeightMap:
         layer = self.layer(config) if callable(self.layer) else self.layer
         rules = {**self.ends, **in_layers(config.n_layer, layer, self.prefix)}
-        return WeightMap(rules, self.unused, self.kept, config.tie_embeddings)
+        kept = self.kept if isinstance(self.kept, str) else self.kept(config)
+        return WeightMap(rules, self.unused, kept, config.tie_embeddings)
 
 
 class MissingField(UserError):
@@ -142,6 +148,14 @@ def integer(fields: dict[str, Any], key: str, *default: Any) -> Any:
     if value > MOST.get(key, LARGEST):
         raise UserError(f"config.json has {key} {value}. The largest supported value is {MOST.get(key, LARGEST)}.")
     return value
+
+
+def count(fields: dict[str, Any], key: str, *default: Any) -> Any:
+    """As `integer`, but it may be 0."""
+    value = fields.get(key)
+    return (
+        0 if isinstance(value, int) and not isinstance(value, bool) and value == 0 else integer(fields, key, *default)
+    )
 
 
 def number(fields: dict[str, Any], key: str, default: Any) -> Any:

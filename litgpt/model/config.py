@@ -75,6 +75,12 @@ class Config:
     moe_intermediate_size: Optional[int] = None
     moe_layers: Optional[list[int]] = None  # 1 for each layer with experts; by default all have them
     norm_topk_prob: bool = True  # the weights of a token's experts sum to 1
+    router_scores: str = "softmax"  # of the experts for a token, or sigmoid
+    router_bias: bool = False  # added to the scores for the choice alone, and not trained
+    n_expert_groups: int = 1  # the experts are in as many groups, ...
+    n_topk_groups: int = 1  # ... and those of a token in the best of them, ...
+    n_topk_scores_per_group: int = 2  # ... which are those with the highest sums of as many scores
+    routed_scaling_factor: float = 1.0  # of the shares of the chosen experts
     n_shared_expert: int = 0  # experts that every token goes through, as one wide MLP beside those that it chooses
     shared_intermediate_size: Optional[int] = None  # its width, if that is not as many times the width of an expert
     shared_expert_gate: bool = False  # scales the output of the shared experts by a sigmoid, for each token
@@ -341,7 +347,10 @@ def meaning(config: Config) -> dict[str, Any]:
     unused = {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
     if "LLaMAMoE" not in mlps:
         unused |= {"n_expert", "n_expert_per_token", "norm_topk_prob", "moe_intermediate_size"}
-        unused |= {"shared_intermediate_size", "shared_expert_gate"}
+        unused |= {"shared_intermediate_size", "shared_expert_gate", "router_scores", "router_bias"}
+        unused |= {"routed_scaling_factor"}
+    if "LLaMAMoE" not in mlps or c.n_topk_groups == c.n_expert_groups:
+        unused |= {"n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"}
     if set(mlps) == {"LLaMAMoE"}:
         unused |= {"intermediate_size"}
     if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps):
