@@ -74,6 +74,14 @@ ROUTED = {
     "routed_scaling_factor": 1.7,
     "first_k_dense_replace": 2,
 }
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 6,
+    "qk_nope_head_dim": 10,
+    "v_head_dim": 12,
+}
 GROUPS = {"n_group": 4, "topk_group": 2, "norm_topk_prob": False, "first_k_dense_replace": 0}
 ERNIE_MOE = {"moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 20}
 
@@ -231,6 +239,18 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     },
 }
 FAMILIES |= {
+    "deepseek_v3": {
+        "yarn": SIZES
+        | LATENT
+        | ROUTED
+        | GROUPS
+        | {"attention_bias": True, "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}},
+        "plain": SIZES
+        | LATENT
+        | ROUTED
+        | {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_interleave": False, "tie_word_embeddings": True},
+        "wide values": SIZES | LATENT | ROUTED | {"n_group": 2, "topk_group": 1, "v_head_dim": 20},
+    },
     "dots1": {
         "plain": SIZES
         | ROUTED
@@ -255,6 +275,14 @@ FAMILIES |= {
     "glm4_moe": {
         "plain": SIZES | ROUTED | {"head_dim": 12, "use_qk_norm": True, "attention_bias": True},
         "groups": SIZES | ROUTED | GROUPS | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    },
+    "glm4_moe_lite": {
+        "plain": {k: v for k, v in (SIZES | LATENT | ROUTED).items() if k != "first_k_dense_replace"},
+        "some dense": SIZES
+        | LATENT
+        | ROUTED
+        | GROUPS
+        | {"mlp_layer_types": ["sparse", "dense", "sparse"], "attention_bias": True, "tie_word_embeddings": True},
     },
     "minimax_m2": {
         "plain": SIZES | MOE | {"rotary_dim": 6, "head_dim": 12},

@@ -14,7 +14,7 @@ from litgpt.model.rope import make_ropes
 
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
-    "olmo olmo2 olmo3 gpt2 smollm3 granite dots1 ernie4_5_moe glm4_moe minimax_m2"
+    "olmo olmo2 olmo3 gpt2 smollm3 granite deepseek_v3 dots1 ernie4_5_moe glm4_moe glm4_moe_lite minimax_m2"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
@@ -67,7 +67,8 @@ def write_config(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not fit together."""
     widths = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
-    n_expert, rotating = config.n_expert, config.rope_n_elem
+    n_expert, rotating, latent = config.n_expert, config.rope_n_elem, config.latent_attention or {}
+    widths += tuple(latent.values())
     wrong = ""
     if max(config.padded_vocab_size, *(width or 0 for width in widths)) > MAX_WIDTH:
         wrong = f"describes a model with rows of more than {MAX_WIDTH} numbers"
@@ -81,7 +82,9 @@ def check(config: Config) -> None:
         wrong = "has logits_scaling 0, which divides the logits"
     elif config.n_head % config.n_query_groups:
         wrong = f"has {config.n_head} heads, which is not a multiple of {config.n_query_groups} key-value heads"
-    elif rotating + rotating % 2 > config.head_size:
+    elif latent and config.n_head != config.n_query_groups:
+        wrong = f"has latent attention with {config.n_query_groups} key-value heads for {config.n_head} heads"
+    elif rotating + rotating % 2 > (rotating if latent else config.head_size):
         wrong = f"has heads of {config.head_size} dimensions. All of them rotate, so it must be even"
     elif config.n_expert_per_token > n_expert:
         wrong = f"has {config.n_expert_per_token} experts per token, but only {n_expert} experts"

@@ -53,6 +53,8 @@ class Config:
     norm_qk: bool = False
     norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
     clip_qkv: Optional[float] = None
+    latent_attention: Optional[dict[str, Any]] = None  # sizes, named as by LATENT: q, k and v are expanded from latents
+    latent_norm_eps: Optional[float] = None  # of the norms of the latents; `norm_eps` by default
     sliding_window_size: Optional[int] = None  # tokens that a local layer sees, including the current one
     sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
 
@@ -96,6 +98,8 @@ class Config:
     def __post_init__(self) -> None:
         self.n_query_groups = self.n_query_groups or self.n_head
         self.head_size = self.head_size or self.n_embd // self.n_head
+        if self.latent_attention is not None:
+            self.head_size = self.latent_attention["qk_nope_head_dim"] + self.latent_attention["qk_rope_head_dim"]
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
         for name in ("attn_bias", "attn_proj_bias", "mlp_bias"):
             if getattr(self, name) is None:
@@ -129,11 +133,19 @@ class Config:
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """Output features of the query, key and value projections."""
-        return tuple(n * self.head_size for n in (self.n_head, self.n_query_groups, self.n_query_groups))  # type: ignore
+        n, groups, size = self.n_head, self.n_query_groups, self.head_size
+        return n * size, groups * size, groups * self.value_size
+
+    @property
+    def value_size(self) -> int:
+        """Dimensions of a head of values."""
+        return self.latent_attention["v_head_dim"] if self.latent_attention is not None else self.head_size
 
     @property
     def rope_n_elem(self) -> int:
         """How many dimensions of a head rotate."""
+        if self.latent_attention is not None:
+            return self.latent_attention["qk_rope_head_dim"]
         return int(self.rotary_percentage * self.head_size)
 
     def window(self, layer: int) -> Optional[int]:
@@ -181,6 +193,9 @@ def known_repositories() -> dict[str, dict[str, Any]]:
     return {row["repo_id"]: row for row in known_models().values()}
 
 
+# the sizes of latent attention: of the latents of queries (None without), of those of keys and values, of the part of a
+# head that rotates, of the part that does not, and of a head of values
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
 MOST_LAYERS = 10_000  # lists have one entry per layer
 CHOICES = {
     "mlp_class_name": ("LLaMAMLP", "GemmaMLP", "GptNeoxMLP", "LLaMAMoE"),
@@ -342,6 +357,7 @@ def meaning(config: Config) -> dict[str, Any]:
     found["mlp_class_name"] = mlps
     found["rotary_percentage"] = c.rope_n_elem
     found["attention_scores_scalar"] = c.attention_scores_scalar or c.head_size
+    found["latent_norm_eps"] = c.latent_norm_eps or c.norm_eps
     found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
     found["shared_intermediate_size"] = c.shared_size
     unused = {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
@@ -351,6 +367,8 @@ def meaning(config: Config) -> dict[str, Any]:
         unused |= {"routed_scaling_factor"}
     if "LLaMAMoE" not in mlps or c.n_topk_groups == c.n_expert_groups:
         unused |= {"n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"}
+    if c.latent_attention is None:
+        unused |= {"latent_norm_eps"}
     if set(mlps) == {"LLaMAMoE"}:
         unused |= {"intermediate_size"}
     if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps):

@@ -77,7 +77,7 @@ def gpu_kernels() -> Iterator[list[int]]:
         (kernels, "enabled", False),
         (F, "rms_norm", rms_norm),
         (F, "scaled_dot_product_attention", attention),
-        (attention_kernels, "has_varlen", attention_kernels.has_flash),
+        (attention_kernels, "has_varlen", lambda q, v: attention_kernels.has_flash(v)),
         (attention_kernels, "varlen", lambda: attention),
         (optimizers, "CHUNK", {}),
         (optimizers.StochasticRounding, "draw", lambda self, n: torch.empty(n, dtype=torch.int32)),
