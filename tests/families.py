@@ -248,8 +248,15 @@ FAMILIES |= {
         "plain": SIZES
         | LATENT
         | ROUTED
-        | {"n_group": 1, "topk_group": 1, "q_lora_rank": None, "rope_interleave": False, "tie_word_embeddings": True},
-        "wide values": SIZES | LATENT | ROUTED | {"n_group": 2, "topk_group": 1, "v_head_dim": 20},
+        | {
+            "n_routed_experts": 5,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "tie_word_embeddings": True,
+        },
+        "of LitGPT": SIZES | LATENT | ROUTED | {"n_group": 2, "topk_group": 1, "v_head_dim": 20, "rms_norm_eps": 1e-6},
     },
     "dots1": {
         "plain": SIZES

@@ -150,7 +150,7 @@ def test_litgpt_file(tmp_path):
         ("- 1", "model_config.yaml"),
         ("n_layer: 1", "n_layer, n_embd and n_head"),
         ("a: [", "is not YAML"),
-        (LITGPT + "routed_scaling_factor: 2.5", "routed_scaling_factor is not implemented"),
+        (LITGPT + "latent_attention: {q_lora_rank: 2}", "latent_attention.kv_lora_rank None has the wrong type"),
         (LITGPT + "spiral: 2", "spiral is not implemented"),
         (LITGPT.replace("n_embd: 128", "n_embd: wide"), "n_embd .* wrong type"),
     ],
@@ -217,6 +217,11 @@ def test_structure_names_the_family(tmp_path):
         ({"mlp_class_name": "GemmaMLP", "name": "Gemma-tiny"}, "gemma"),
         ({"mlp_class_name": "GemmaMLP"}, "llama"),  # whose norms scale by the weight
         ({"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2}, "mixtral"),
+        (
+            {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "n_expert_groups": 2}
+            | {"n_topk_groups": 1, "n_topk_scores_per_group": 1, "first_k_dense_replace": 1},
+            "glm4_moe",
+        ),
     ]:
         path.write_text(yaml.safe_dump(fields | more))
         config = Config.from_file(path)

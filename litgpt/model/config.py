@@ -201,6 +201,7 @@ CHOICES = {
     "mlp_class_name": ("LLaMAMLP", "GemmaMLP", "GptNeoxMLP", "LLaMAMoE"),
     "norm_class_name": ("RMSNorm", "LayerNorm"),
     "gelu_approximate": ("none", "tanh"),
+    "router_scores": ("softmax", "sigmoid"),
 }
 LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml may lack
     "padded_vocab_size": 50688,
@@ -211,9 +212,6 @@ LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml
     "mlp_class_name": "GptNeoxMLP",
 }
 LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # these do not change the math
-LITGPT_REFUSED = (  # refused unless they are off
-    *("n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "first_k_dense_replace", "latent_attention"),
-)
 LITGPT_LLAMA3 = {  # its names of a rope's numbers: those of Hugging Face
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -232,13 +230,12 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     if not is_fields(hf) or not is_fields(rope):
         raise UserError(f"hf_config {hf!r} and rope_adjustments {rope!r} must be objects.")
     rope = {k: checked(f"rope_adjustments.{k}", v, float) if v is not None else None for k, v in rope.items()}
-    refused = [k for k in LITGPT_REFUSED if numbers.pop(k, None)]
-    refused += ["routed_scaling_factor"] if numbers.pop("routed_scaling_factor", 1) != 1 else []
-    refused += ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
+    refused = ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
     if "beta_fast" in rope or "beta_slow" in rope:
         raise UserError(
             "rope_adjustments for YaRN are not implemented, because LitGPT computes it unlike other libraries."
         )
+    first_moe = checked("first_k_dense_replace", numbers.pop("first_k_dense_replace", 0), int)
     placing = numbers.pop("sliding_window_layer_placing", "all")
     condense = checked("rope_condense_ratio", numbers.pop("rope_condense_ratio", 1), float)
     if condense != 1 and (rope or numbers.get("rope_local_base_freq")):
@@ -261,6 +258,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
             raise UserError(f"{key} {brief(numbers[key])} is not implemented. Choose from {', '.join(allowed)}.")
     if numbers["n_layer"] > MOST_LAYERS:
         raise UserError(f"n_layer {numbers['n_layer']} is above {MOST_LAYERS}.")
+    numbers |= litgpt_latents(numbers) | litgpt_experts(numbers, first_moe, known.get("norm_topk_prob", False))
     if placing in ("interleaved", 2):
         numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
     bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
@@ -275,7 +273,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
         "norm_affine": not (numbers["norm_class_name"] == "LayerNorm" and "OLMo" in name),
     }
     size = numbers.get("head_size") or numbers["n_embd"] // numbers["n_head"]
-    if int(numbers["rotary_percentage"] * size) % 2:
+    if numbers.get("latent_attention") is None and int(numbers["rotary_percentage"] * size) % 2:
         raise UserError(
             f"rotary_percentage {numbers['rotary_percentage']} rotates an odd number of {size} dimensions per head."
         )
@@ -294,6 +292,28 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     )
 
 
+def litgpt_latents(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of LitGPT's latent attention, checked. It ignores `head_size` and `rotary_percentage`."""
+    if (latent := numbers.get("latent_attention")) is None:
+        return {}
+    latent = {name: checked(f"latent_attention.{name}", latent.get(name), int) for name in LATENT}
+    if 0 in latent.values() or numbers.get("n_query_groups") not in (None, 0, numbers["n_head"]):
+        raise UserError(f"latent_attention {brief(latent)} needs sizes above 0, and as many n_query_groups as n_head.")
+    return {"latent_attention": latent, "head_size": 0, "rotary_percentage": 1.0}
+
+
+def litgpt_experts(numbers: dict[str, Any], first_moe: int, norm_topk_prob: Any) -> dict[str, Any]:
+    """The switches of LitGPT's experts that have other names here. With groups of experts its router has sigmoid scores
+    and a bias, and `norm_topk_prob` counts; `first_moe` is its `first_k_dense_replace`."""
+    found: dict[str, Any] = {}
+    if first_moe:
+        found["moe_layers"] = [int(i >= first_moe) for i in range(numbers["n_layer"])]
+    if numbers.get("n_expert_groups", 1) > 1:
+        found |= {"router_scores": "sigmoid", "router_bias": True}
+        found["norm_topk_prob"] = checked("norm_topk_prob", norm_topk_prob, bool)
+    return found
+
+
 def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     """The fields of LitGPT's `model_config.yaml`. On the name two switches depend; see `from_litgpt`. Raises
     `UserError` with the names of the fields if LitGPT cannot express some of the model's math."""
@@ -301,6 +321,7 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     lost = [] if c.rope_type in ("default", "linear", "llama3") else ["rope_type"]
     lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT does not rotate the odd dimension
     lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
+    lost += ["latent_attention"] if c.latent_attention and c.latent_attention["q_lora_rank"] is None else []
     lost = lost or differences(c, from_litgpt(numbers))
     if named := {"norm_unit_offset", "norm_affine"} & set(lost):
         raise UserError(
@@ -320,6 +341,11 @@ def litgpt_fields(config: Config, name: str) -> dict[str, Any]:
     if c.rope_type == "llama3":
         rope = {theirs: rope.get(ours) for theirs, ours in LITGPT_LLAMA3.items()}
     org, _, repository = c.repo_id.rpartition("/")
+    if c.router_bias and c.n_expert_groups > 1:
+        same += ["n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "norm_topk_prob"]
+    same += [name for name in ("latent_attention", "n_shared_expert") if getattr(c, name)]
+    same += ["routed_scaling_factor"] if c.routed_scaling_factor != 1 else []
+    dense = [i for i in range(c.n_layer) if c.mlp_class(i) != "LLaMAMoE"] if c.n_expert else []
     return {k: getattr(c, k) for k in same} | {
         "name": name,
         "hf_config": {"org": org, "name": repository} if org else {},
@@ -330,6 +356,7 @@ def litgpt_fields(config: Config, name: str) -> dict[str, Any]:
         "rope_adjustments": rope or None,
         "rope_condense_ratio": 1,
         "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
+        **({"first_k_dense_replace": len(dense)} if dense else {}),
     }
 
 
@@ -338,7 +365,7 @@ LITGPT_FIELDS = """
     norm_eps norm_1 norm_2 post_attention_norm post_mlp_norm parallel_residual shared_attention_norm
     attention_scores_scalar attention_logit_softcapping norm_qk sliding_window_size sliding_window_indices
     rotary_percentage rope_local_base_freq rope_indices rope_interleave mlp_class_name gelu_approximate n_expert
-    n_expert_per_token moe_intermediate_size n_shared_expert scale_embeddings lm_head_bias final_logit_softcapping
+    n_expert_per_token moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
 """.split()  # with the same meaning in both
 
 
@@ -426,6 +453,10 @@ def family_of(numbers: dict[str, Any]) -> str:
         if numbers.get("norm_qk"):
             return "gemma3_text"
         return "gemma2" if numbers.get("post_mlp_norm") else "gemma"
+    if numbers.get("latent_attention"):
+        return "deepseek_v3"
+    if numbers.get("router_bias"):
+        return "glm4_moe"
     if mlp == "LLaMAMoE":
         return "qwen3_moe" if numbers.get("norm_qk") else "mixtral"
     if layer_norm:
