@@ -173,7 +173,8 @@ def read_rope(
     if not isinstance(rope_type, str) or rope_type not in types:
         raise UserError(f"config.json has {key} of type {rope_type!r}. Supported: {', '.join(types)}.")
     complete_numbers(fields, numbers, key, rope_type)
-    share = float(number(numbers, "partial_rotary_factor", number(fields, partial_key, partial or 1.0)))
+    beside = number({partial_key: partial, **fields}, partial_key, 1.0)
+    share = float(number(numbers, "partial_rotary_factor", beside))
     if not 0 < share <= 1 or (partial is None and share != 1):
         raise UserError(f"config.json has {partial_key} {share:g}, which is not implemented for this family.")
     theta = number(numbers, "rope_theta", number(fields, base_key, base))

@@ -36,6 +36,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         y = torch.empty_like(q)  # in the memory order of q
+        y = y if q.size(-1) == v.size(-1) else y.new_empty(*q.shape[:-1], v.size(-1))
         ctx.save_for_backward(q, k, v, y, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return y
 
