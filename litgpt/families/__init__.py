@@ -85,7 +85,8 @@ def check(config: Config) -> None:
     elif latent and config.n_head != config.n_query_groups:
         wrong = f"has latent attention with {config.n_query_groups} key-value heads for {config.n_head} heads"
     elif rotating + rotating % 2 > (rotating if latent else config.head_size):
-        wrong = f"has heads of {config.head_size} dimensions. All of them rotate, so it must be even"
+        size = rotating if latent else config.head_size
+        wrong = f"has heads of {size} dimensions. All of them rotate, so it must be even"
     elif config.n_expert_per_token > n_expert:
         wrong = f"has {config.n_expert_per_token} experts per token, but only {n_expert} experts"
     elif config.n_topk_groups < config.n_expert_groups:

@@ -1,6 +1,7 @@
 """ERNIE 4.5 with experts: softmax scores, a bias for the choice alone, shared experts, a rope of neighbors
 (https://ernie.baidu.com/blog/publication/ERNIE_Technical_Report.pdf)."""
 
+from dataclasses import replace
 from typing import Any
 
 from litgpt.families import glm4_moe, qwen3_moe
@@ -54,5 +55,5 @@ FAMILY = Family(
     switches={"mlp_class_name": "LLaMAMoE", "router_bias": True, "rope_interleave": True},
     layer=layer,
     kept=rf"{MTP}|^model\.mtp_",
-    aliases=qwen3_moe.FAMILY.aliases,
+    aliases=replace(qwen3_moe.FAMILY.aliases, renames=[(r"\.mlp\.gate\.moe_statics\.", ".mlp.moe_statics.")]),
 )

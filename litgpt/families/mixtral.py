@@ -36,7 +36,7 @@ FAMILY = Family(
     switches={"mlp_class_name": "LLaMAMoE"},
     layer=layer,
     aliases=Aliases(
-        renames=[(r"\.mlp\.(experts|gate)\b", r".block_sparse_moe.\1")],
+        renames=[(r"\.mlp\.(experts|gate|e_score_correction_bias)\b", r".block_sparse_moe.\1")],
         stacks={
             ".experts.gate_up_proj": (".experts.{}.w1.weight", ".experts.{}.w3.weight"),
             ".experts.down_proj": (".experts.{}.w2.weight",),
