@@ -25,6 +25,7 @@ PUBLISHED = {  # parameters, where the head has a weight of its own
     "Phi-3-mini-4k-instruct": 3_821_079_552,
     "Qwen2.5-7B": 7_615_616_512,
     "Qwen3-30B-A3B": 30_532_122_624,
+    "GLM-4.5-Air": 106_852_245_504,
     "OLMo-7B-hf": 6_888_095_744,
     "OLMo-2-1124-7B": 7_298_617_344,
     "stablelm-3b-4e1t": 2_795_443_200,
@@ -85,9 +86,11 @@ def count(c: Config) -> int:
     mlp = (width + bool(c.mlp_bias)) * up + (hidden + bool(c.mlp_bias)) * width
     if c.n_expert:
         mlp = c.n_expert * (mlp + width) + width * (3 * c.shared_size + c.shared_expert_gate)
+    dense = [c.mlp_class(i) for i in range(c.n_layer)].count("LLaMAMLP") if c.n_expert else 0
+    mlps = (c.n_layer - dense) * mlp + dense * 3 * width * c.intermediate_size
     norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
     ends = (2 * width + c.lm_head_bias) * c.padded_vocab_size + norm
-    return ends + c.n_layer * (attention + mlp + norms * norm)
+    return ends + c.n_layer * (attention + norms * norm) + mlps
 
 
 @pytest.mark.parametrize("model_type", sorted({row["model_type"] for row in known_models().values()}))
@@ -116,9 +119,9 @@ def test_every_known_model_builds_whole(name):
 
 
 def test_names_and_repositories():
-    assert len(known_models()) == 210
+    assert len(known_models()) == 211
     repositories = {row["repo_id"]: name for name, row in known_models().items()}
-    assert len(repositories) == 210
+    assert len(repositories) == 211
     assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
     with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
         Config.from_name("pythia-14")
@@ -150,7 +153,7 @@ def test_litgpt_file(tmp_path):
         ("- 1", "model_config.yaml"),
         ("n_layer: 1", "n_layer, n_embd and n_head"),
         ("a: [", "is not YAML"),
-        (LITGPT + "latent_attention: {q_lora_rank: 2}", "latent_attention.kv_lora_rank None has the wrong type"),
+        (LITGPT + "latent_attention: {q_lora_rank: 2}", "latent_attention.kv_lora_rank null has the wrong type"),
         (LITGPT + "spiral: 2", "spiral is not implemented"),
         (LITGPT.replace("n_embd: 128", "n_embd: wide"), "n_embd .* wrong type"),
     ],

@@ -164,6 +164,13 @@ class Config:
         one = self.moe_intermediate_size or self.intermediate_size
         return self.shared_intermediate_size or self.n_shared_expert * one
 
+    def mlp_sizes(self, layer: int) -> list[int]:
+        """The widths of the MLPs of a layer, of each expert and of the shared ones."""
+        if self.mlp_class(layer) != "LLaMAMoE":
+            return [self.intermediate_size]
+        one = self.moe_intermediate_size or self.intermediate_size
+        return [one] * self.n_expert + [self.shared_size] * bool(self.shared_size)
+
     def mlp_class(self, layer: int) -> str:
         return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
 
@@ -182,6 +189,8 @@ def known_models() -> dict[str, dict[str, Any]]:
     for family in listed:
         for row in family["models"]:
             numbers = {"model_type": family["model_type"], **family["all"], **row}
+            if dense := numbers.pop("first_k_dense_replace", 0):
+                numbers["moe_layers"] = [int(i >= dense) for i in range(numbers["n_layer"])]
             for key in ("sliding_window_indices", "rope_indices"):  # patterns that repeat
                 if key in numbers:
                     numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
