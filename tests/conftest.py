@@ -265,7 +265,7 @@ def plain_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
     from tests.varlen import varlen_attn
 
     monkeypatch.setattr(kernels, "enabled", False)
-    monkeypatch.setattr(attention_kernels, "has_varlen", lambda x: True)
+    monkeypatch.setattr(attention_kernels, "has_varlen", lambda *_: True)
     monkeypatch.setattr(attention_kernels, "varlen", lambda: varlen_attn)
 
 

@@ -79,6 +79,25 @@ QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size":
 LOCAL = {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1}
 TWO_ROPES = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 9000.0}}
 
+ROUTED = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "n_shared_experts": 2,
+    "routed_scaling_factor": 1.7,
+    "first_k_dense_replace": 2,
+}
+LATENT = {
+    "num_key_value_heads": 4,
+    "q_lora_rank": 24,
+    "kv_lora_rank": 16,
+    "qk_rope_head_dim": 6,
+    "qk_nope_head_dim": 10,
+    "v_head_dim": 12,
+}
+GROUPS = {"n_group": 4, "topk_group": 2, "norm_topk_prob": False, "first_k_dense_replace": 0}
+ERNIE_MOE = {"moe_num_experts": 5, "moe_k": 2, "moe_intermediate_size": 20}
+
 # model_type: {variant: fields}. The first of each family is in the quick selection.
 FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "llama": {
@@ -295,6 +314,64 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "tied": SIZES | {"tie_word_embeddings": True, "mlp_bias": True, "attention_multiplier": 0.1},
     },
 }
+FAMILIES |= {
+    "deepseek_v3": {
+        "yarn": SIZES
+        | LATENT
+        | ROUTED
+        | GROUPS
+        | {"attention_bias": True, "rope_parameters": YARN | {"mscale": 0.7, "mscale_all_dim": 1.3}},
+        "plain": SIZES
+        | LATENT
+        | ROUTED
+        | {
+            "n_routed_experts": 5,
+            "n_group": 1,
+            "topk_group": 1,
+            "q_lora_rank": None,
+            "rope_interleave": False,
+            "tie_word_embeddings": True,
+        },
+        "of LitGPT": SIZES | LATENT | ROUTED | {"n_group": 2, "topk_group": 1, "v_head_dim": 20, "rms_norm_eps": 1e-6},
+    },
+    "dots1": {
+        "plain": SIZES
+        | ROUTED
+        | {"head_dim": 12, "norm_topk_prob": True, "sliding_window": 17, "max_window_layers": 1},
+        "groups": SIZES
+        | ROUTED
+        | GROUPS
+        | {"attention_bias": True, "sliding_window": None, "tie_word_embeddings": True},
+    },
+    "ernie4_5_moe": {
+        "plain": SIZES | ERNIE_MOE | {"moe_num_shared_experts": 3, "head_dim": 12},
+        "some dense": SIZES
+        | ERNIE_MOE
+        | {
+            "moe_num_shared_experts": 0,
+            "moe_layer_start_index": 0,
+            "moe_layer_interval": 2,
+            "tie_word_embeddings": False,
+        },
+        "to a layer": SIZES | ERNIE_MOE | {"moe_layer_end_index": 1},
+    },
+    "glm4_moe": {
+        "plain": SIZES | ROUTED | {"head_dim": 12, "use_qk_norm": True, "attention_bias": True},
+        "groups": SIZES | ROUTED | GROUPS | {"partial_rotary_factor": 0.75, "tie_word_embeddings": True},
+    },
+    "glm4_moe_lite": {
+        "plain": {k: v for k, v in (SIZES | LATENT | ROUTED).items() if k != "first_k_dense_replace"},
+        "some dense": SIZES
+        | LATENT
+        | ROUTED
+        | GROUPS
+        | {"mlp_layer_types": ["sparse", "dense", "sparse"], "attention_bias": True, "tie_word_embeddings": True},
+    },
+    "minimax_m2": {
+        "plain": SIZES | MOE | {"rotary_dim": 6, "head_dim": 12},
+        "tied": SIZES | MOE | {"num_experts_per_tok": 3, "tie_word_embeddings": True, "head_dim": 20},
+    },
+}
 ALL = [(family, variant) for family, variants in FAMILIES.items() for variant in variants]
 QUICK = [(family, next(iter(variants))) for family, variants in FAMILIES.items()]
 
@@ -322,6 +399,9 @@ def save_random(
         ones = "norm" in name or "ln_" in name
         std = 0.2 if parameter.dim() == 1 else 1.2 / parameter.shape[-1] ** 0.5
         torch.nn.init.normal_(parameter, mean=float(ones and not model_type.startswith("gemma")), std=std)
+    for name, bias in model.state_dict().items():
+        if name.endswith("e_score_correction_bias"):
+            torch.nn.init.normal_(bias, std=0.05)
     model.save_pretrained(folder, **options)
     return folder
 

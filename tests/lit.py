@@ -54,6 +54,23 @@ MODELS: dict[str, tuple[str, str, dict[str, Any]]] = {  # the family and the var
         | {"rope_base": 1000000},
     ),
     "qwen2": ("qwen2", "plain", {"attn_bias": True}),
+    "deepseek_v3": (
+        "deepseek_v3",
+        "of LitGPT",
+        {"mlp_class_name": "LLaMAMoE", "n_expert": 8, "n_expert_per_token": 3, "moe_intermediate_size": 20}
+        | {"n_shared_expert": 2, "routed_scaling_factor": 1.7, "first_k_dense_replace": 2, "norm_topk_prob": True}
+        | {"n_expert_groups": 2, "n_topk_groups": 1, "n_topk_scores_per_group": 2, "rope_interleave": True}
+        | {"norm_eps": 1e-6, "n_query_groups": 4}
+        | {
+            "latent_attention": {
+                "q_lora_rank": 24,
+                "kv_lora_rank": 16,
+                "qk_rope_head_dim": 6,
+                "qk_nope_head_dim": 10,
+                "v_head_dim": 20,
+            }
+        },
+    ),
 }
 NAMES = {  # patterns of Hugging Face's modules, and LitGPT's
     r"(model|gpt_neox|transformer)\.(embed_tokens|embed_in|word_embeddings)": "transformer.wte",
@@ -63,6 +80,8 @@ NAMES = {  # patterns of Hugging Face's modules, and LitGPT's
     r"\.(input_layernorm|ln_attn)": ".norm_1",
     r"\.(post_attention_layernorm|ln_mlp)": ".norm_2",
     r"\.(self_attn\.o_proj|attention\.dense|self_attention\.dense)\.": ".attn.proj.",
+    r"\.self_attn\.(q|kv)_a_layernorm": r".attn.\1_a_norm",
+    r"\.self_attn\.(q|kv)_(a|b)_proj": r".attn.\1_\2_proj",
     r"mlp\.dense_h_to_4h": "mlp.fc",
     r"mlp\.dense_4h_to_h": "mlp.proj",
     r"block_sparse_moe": "mlp",

@@ -89,7 +89,7 @@ def test_a_layer_attends_to_all_sequences_at_once(kind, varlen, monkeypatch):
         return lambda *args, **kwargs: calls.append(name) or function(*args, **kwargs)
 
     monkeypatch.setattr(kernels, "enabled", False)
-    monkeypatch.setattr(attention_kernels, "has_varlen", lambda x: varlen)
+    monkeypatch.setattr(attention_kernels, "has_varlen", lambda *_: varlen)
     monkeypatch.setattr(attention_kernels, "varlen", lambda: counted("varlen", varlen_attn))
     monkeypatch.setattr(attention_kernels, "causal_attention", counted("batch", attention_kernels.causal_attention))
     y = model(ids, [9, 1, 7, 3])
@@ -112,7 +112,7 @@ def test_no_call_falls_back_to_a_kernel_that_keeps_scores(kind, dtype, plain_ker
         return original(q, k, v, mask, **kwargs)
 
     monkeypatch.setattr(F, "scaled_dot_product_attention", checked)
-    monkeypatch.setattr(attention_kernels, "has_varlen", lambda x: dtype == torch.bfloat16)
+    monkeypatch.setattr(attention_kernels, "has_varlen", lambda *_: dtype == torch.bfloat16)
     monkeypatch.setattr(attention_kernels, "varlen", lambda: varlen_without_calls)
     monkeypatch.setattr(engine, "CHUNK", 7)
     model = small_model(kind).to(dtype)
@@ -140,4 +140,4 @@ def varlen_without_calls(*args: Any, **kwargs: Any) -> torch.Tensor:
 
 def test_this_torch_has_the_kernel():
     assert attention_kernels.varlen() is not None or not hasattr(torch.nn.attention, "varlen")
-    assert not attention_kernels.has_varlen(torch.zeros(1, 8))
+    assert not attention_kernels.has_varlen(torch.zeros(1, 8), torch.zeros(1, 8))

@@ -27,6 +27,7 @@ PUBLISHED = {  # parameters, where the head has a weight of its own
     "GLM-4-9B-0414": 9_400_279_040,
     "Qwen2.5-7B": 7_615_616_512,
     "Qwen3-30B-A3B": 30_532_122_624,
+    "GLM-4.5-Air": 106_852_245_504,
     "OLMo-7B-hf": 6_888_095_744,
     "OLMo-2-1124-7B": 7_298_617_344,
     "stablelm-3b-4e1t": 2_795_443_200,
@@ -87,9 +88,11 @@ def count(c: Config) -> int:
     mlp = (width + bool(c.mlp_bias)) * up + (hidden + bool(c.mlp_bias)) * width
     if c.n_expert:
         mlp = c.n_expert * (mlp + width) + width * (3 * c.shared_size + c.shared_expert_gate)
+    dense = [c.mlp_class(i) for i in range(c.n_layer)].count("LLaMAMLP") if c.n_expert else 0
+    mlps = (c.n_layer - dense) * mlp + dense * 3 * width * c.intermediate_size
     norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
     ends = (2 * width + c.lm_head_bias) * c.padded_vocab_size + norm
-    return ends + c.n_layer * (attention + mlp + norms * norm)
+    return ends + c.n_layer * (attention + norms * norm) + mlps
 
 
 @pytest.mark.parametrize("model_type", sorted({row["model_type"] for row in known_models().values()}))
@@ -118,9 +121,9 @@ def test_every_known_model_builds_whole(name):
 
 
 def test_names_and_repositories():
-    assert len(known_models()) == 220
+    assert len(known_models()) == 221
     repositories = {row["repo_id"]: name for name, row in known_models().items()}
-    assert len(repositories) == 220
+    assert len(repositories) == 221
     assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
     with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
         Config.from_name("pythia-14")
@@ -152,7 +155,7 @@ def test_litgpt_file(tmp_path):
         ("- 1", "model_config.yaml"),
         ("n_layer: 1", "n_layer, n_embd and n_head"),
         ("a: [", "is not YAML"),
-        (LITGPT + "routed_scaling_factor: 2.5", "routed_scaling_factor is not implemented"),
+        (LITGPT + "latent_attention: {q_lora_rank: 2}", "latent_attention.kv_lora_rank null has the wrong type"),
         (LITGPT + "spiral: 2", "spiral is not implemented"),
         (LITGPT.replace("n_embd: 128", "n_embd: wide"), "n_embd .* wrong type"),
     ],
@@ -221,6 +224,11 @@ def test_structure_names_the_family(tmp_path):
         ({"mlp_class_name": "GemmaMLP", "name": "Gemma-tiny"}, "gemma"),
         ({"mlp_class_name": "GemmaMLP"}, "llama"),  # whose norms scale by the weight
         ({"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2}, "mixtral"),
+        (
+            {"mlp_class_name": "LLaMAMoE", "n_expert": 4, "n_expert_per_token": 2, "n_expert_groups": 2}
+            | {"n_topk_groups": 1, "n_topk_scores_per_group": 1, "first_k_dense_replace": 1},
+            "glm4_moe",
+        ),
     ]:
         path.write_text(yaml.safe_dump(fields | more))
         config = Config.from_file(path)

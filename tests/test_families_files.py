@@ -14,6 +14,7 @@ from litgpt.errors import UserError
 from litgpt.families import read_config, weight_map
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model.gpt import GPT
+from tests.conftest import some
 from tests.families import FAMILIES, SIZES, YARN, save_random
 from tests.test_families import CPU, assert_close, ids, ours, tensors
 
@@ -27,6 +28,7 @@ def fields_of(model_type: str, **changes: Any) -> dict[str, Any]:
 
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [4.0, 5, 6, 7]}
+DEEPSEEK = {"type": "yarn", "factor": 4, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}
 # fields as files from before transformers 5 have them
 OLD: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_theta": 5000.0, "rope_scaling": None}),
@@ -54,6 +56,10 @@ OLD: list[tuple[str, dict[str, Any]]] = [
     ("gemma2", {"layer_types": None}),
     ("glm4", {"rope_theta": 500.0, "partial_rotary_factor": 0.5}),
     ("glm4", {}),
+    ("deepseek_v3", {"rope_theta": 5000.0, "rope_scaling": DEEPSEEK}),
+    ("glm4_moe", {"rope_theta": 5000.0, "partial_rotary_factor": 0.5}),
+    ("glm4_moe_lite", {"mlp_layer_types": None}),
+    ("minimax_m2", {"rope_theta": 5000.0, "rotary_dim": 6}),
     ("olmo3", {"rope_theta": 3000.0, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
     ("olmo3", {"layer_types": None}),
     ("smollm3", {"layer_types": None, "no_rope_layers": None, "no_rope_layer_interval": 3}),
@@ -111,7 +117,9 @@ def test_other_names(model_type, rename, tmp_path):
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("model_type", ["mixtral", "qwen3_moe"])
+@pytest.mark.parametrize(
+    "model_type", some(("mixtral", "qwen3_moe", "ernie4_5_moe", "glm4_moe", "minimax_m2"), "mixtral", "qwen3_moe")
+)
 def test_stacked_experts(model_type, tmp_path):
     """Experts as one tensor, as transformers 5 has them in memory and may write them."""
     variant = next(iter(FAMILIES[model_type]))
@@ -129,6 +137,39 @@ def test_defaults_of_a_nested_config():
     config = read_config(NESTED)
     assert (config.n_head, config.n_query_groups, config.head_size, config.padded_vocab_size) == (8, 4, 256, 262208)
     assert [config.window(i) for i in range(6)] == [1024] * 5 + [None] and config.tie_embeddings
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("model_type", some(("deepseek_v3", "glm4_moe"), "glm4_moe"))
+def test_layers_after_the_last_one_are_copied(model_type, tmp_path):
+    """They predict further tokens, and belong to the model."""
+    plain = save_random(tmp_path / "plain", model_type, next(iter(FAMILIES[model_type])))
+    more = save_random(tmp_path / "more", model_type, next(iter(FAMILIES[model_type])))
+    rewritten(more, lambda n, t: [(n, t), *([(n.replace(".2.", ".3."), t.bfloat16())] if "layers.2." in n else [])])
+    (tmp_path / "out").mkdir()
+    write_model(ours(more), Checkpoint(more).fields, tmp_path / "out", Checkpoint(more))
+    before, after = tensors(more), tensors(tmp_path / "out")
+    assert torch.equal(ours(more)(ids(20)), ours(plain)(ids(20)))
+    assert before.keys() == after.keys() and sum("layers.3." in n for n in after) > 10
+    assert all(after[n].dtype == t.dtype and torch.equal(after[n], t) for n, t in before.items())
+
+
+def test_the_bias_of_a_router_is_not_trained(tmp_path):
+    """Nor rounded: a choice of experts would change."""
+    folder = save_random(tmp_path / "m", "glm4_moe", "plain")
+    model = ours(folder, torch.bfloat16).requires_grad_(True).train()
+    optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
+    model(ids(20)).square().mean().backward()
+    optimizer.step()
+    assert torch.equal(
+        model.bfloat16().state_dict()[BIAS], load_file(folder / "model.safetensors")[BIAS.replace(*NAMES)]
+    )
+    with torch.device("meta"):
+        empty = GPT(model.config).bfloat16()
+    assert empty.to_empty(device="cpu").state_dict()[BIAS].dtype == torch.float32
+
+
+BIAS, NAMES = "transformer.h.2.mlp.gate.e_score_correction_bias", ("transformer.h", "model.layers")
 
 
 def test_vision_keeps_its_bytes(tmp_path):
@@ -226,6 +267,18 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers 1"),
     ("seed_oss", {"attention_out_bias": "yes"}, "attention_out_bias 'yes'"),
     ("stablelm", {"head_dim": 12}, "head_dim 12"),
+    ("deepseek_v3", {"num_key_value_heads": 2}, "2 key-value heads for 4 heads"),
+    ("deepseek_v3", {"head_dim": 16}, "head_dim 16"),
+    ("deepseek_v3", {"head_dim": 5, "qk_rope_head_dim": 5}, "it must be even"),
+    ("deepseek_v3", {"n_group": 3}, "3 groups for 8 experts"),
+    ("deepseek_v3", {"n_group": 8, "topk_group": 4}, "8 groups for 8 experts"),
+    ("deepseek_v3", {"topk_group": 5}, "5 groups per token"),
+    ("deepseek_v3", {"first_k_dense_replace": -1}, "first_k_dense_replace -1"),
+    ("dots1", {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+    ("ernie4_5_moe", {"use_bias": True}, "use_bias True"),
+    ("ernie4_5_moe", {"moe_norm_min": 0.1}, "moe_norm_min 0.1"),
+    ("glm4_moe_lite", {"mlp_layer_types": ["sparse"]}, "mlp_layer_types"),
+    ("minimax_m2", {"router_jitter_noise": 0.1}, "router_jitter_noise 0.1"),
 ]
 
 

@@ -48,6 +48,8 @@ LEAVES = {
 }
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 VISION = ("vision_tower", "visual", "projector")
+LATENT = ["q_proj", "q_a_proj", "q_b_proj", "kv_a_proj_with_mqa", "kv_b_proj", "o_proj", "lm_head"]
+LEAVES |= {"deepseek_v3": LATENT, "glm4_moe_lite": LATENT}
 EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
 IDS = ids(40, rows=2)
 
@@ -150,7 +152,7 @@ def given(base: Path, folder: Path, **changes: Any) -> torch.nn.Module:
     torch.manual_seed(1)
     targets: dict[str, Any] = {"target_modules": LEAVES.get(config.model_type, LLAMA)}
     if config.n_expert:
-        targets["target_modules"] = ["q_proj", "k_proj", "v_proj", "o_proj", "lm_head"]
+        targets["target_modules"] = [m for m in LEAVES.get(config.model_type, LLAMA) if m not in LLAMA[4:7]]
         targets["target_parameters"] = ["experts.gate_up_proj", "experts.down_proj"]
     options = {"r": 4, "lora_alpha": 6, "init_lora_weights": False, "task_type": "CAUSAL_LM", **targets, **changes}
     model = get_peft_model(theirs(base), LoraConfig(**options)).eval()
@@ -208,7 +210,7 @@ def test_selections_of_peft(base, changes, tmp_path):
 def test_dora_of_peft(base, tmp_path):
     config = Checkpoint(base).config
     targets = [m for m in LEAVES.get(config.model_type, LLAMA) if m != "lm_head"]
-    targets = LLAMA[:4] if config.n_expert else targets
+    targets = [m for m in targets if m not in LLAMA[4:7]] if config.n_expert else targets
     changes = {"use_dora": True, "target_modules": targets, "target_parameters": None}
     check_import(base, given(base, tmp_path / "adapter", **changes), tmp_path / "adapter")
 

@@ -124,7 +124,7 @@ def reference(own_matmul: bool = True) -> Iterator[None]:
     """A CPU runs its own kernels, also where it stands for a GPU; 8 bits only with `own_matmul`."""
     with (
         mock.patch.object(kernels, "enabled", True),
-        mock.patch.object(attention_kernels, "has_varlen", lambda x: False),
+        mock.patch.object(attention_kernels, "has_varlen", lambda *_: False),
         mock.patch.object(bitsandbytes, "matmul", MATMUL) if bitsandbytes and own_matmul else nullcontext(),
     ):
         yield

@@ -141,10 +141,14 @@ def updates(config: Config, lora: LoRA) -> int:
     q, kv = config.n_head * config.head_size, config.n_query_groups * config.head_size
     products = [(width, q)] * lora.query + [(width, kv)] * lora.key + [(width, kv)] * lora.value
     products += [(q, width)] * lora.projection
-    if lora.mlp:
-        ups = 1 if config.mlp_class_name == "GptNeoxMLP" else 2
-        products += ([(width, inner)] * ups + [(inner, width)]) * max(config.n_expert, 1)
-    products = products * config.n_layer + [(width, config.padded_vocab_size)] * lora.head
+    products *= config.n_layer
+    for layer in range(config.n_layer) if lora.mlp else ():
+        ups, sizes = 1 if config.mlp_class_name == "GptNeoxMLP" else 2, [inner]
+        if config.n_expert and (config.moe_layers is None or config.moe_layers[layer]):
+            one = config.moe_intermediate_size or inner
+            sizes = [one] * config.n_expert + ([config.n_shared_expert * one] if config.n_shared_expert else [])
+        products += [product for size in sizes for product in [(width, size)] * ups + [(size, width)]]
+    products += [(width, config.padded_vocab_size)] * lora.head
     return sum(lora.r * (inputs + outputs) for inputs, outputs in products)
 
 
@@ -220,6 +224,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "gemma": {"head_dim": 16},
     "gemma2": {"head_dim": 16, "sliding_window": 64},
     "gemma3_text": {"head_dim": 16, "sliding_window": 64},
+    "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
     "mixtral": {"num_local_experts": 4},
     "qwen3": {"head_dim": 16},
     "seed_oss": {"head_dim": 16},

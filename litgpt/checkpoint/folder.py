@@ -192,6 +192,9 @@ def load_weights(
     kept.begin((type(checkpoint), checkpoint.folder, dtype, device))
     missing = {name: parameter for name, parameter in parameters.items() if not kept.give(parameter)}
     for _, module, leaf, stored in missing.values():
+        if leaf in module._buffers:
+            setattr(module, leaf, torch.empty_like(getattr(module, leaf), device=device))
+            continue
         old = module._parameters[leaf]
         assert old is not None
         if isinstance(module, PartwiseLinear) and leaf == "weight":
@@ -233,7 +236,7 @@ class KeptWeights:
     def give(self, parameter: Parameter) -> bool:
         """Put a weight where it belongs. Returns False if there is none, or if it is to be trained."""
         _, module, leaf, _ = parameter
-        old, kept = module._parameters[leaf], self.weights.get(self.key(parameter))
+        old, kept = getattr(module, leaf), self.weights.get(self.key(parameter))
         if kept is None or old is None or old.requires_grad:
             return False
         if isinstance(module, PartwiseLinear) and leaf == "weight":
@@ -245,7 +248,7 @@ class KeptWeights:
     def take(self, parameters: Iterable[Parameter]) -> None:
         for parameter in parameters:
             _, module, leaf, _ = parameter
-            value = module._parameters[leaf]
+            value = getattr(module, leaf)
             if isinstance(module, PartwiseLinear) and leaf == "weight":
                 self.weights[self.key(parameter)] = [*module.stored]
             elif value is not None and not value.requires_grad and not is_sharded(value):

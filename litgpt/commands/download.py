@@ -89,8 +89,8 @@ def parameters(config: Config) -> int:
     width, layers = config.n_embd, config.n_layer
     n = config.padded_vocab_size * width * (1 if TIED.match(config.name) else 2)
     n += layers * width * (sum(config.qkv_sizes) + config.qkv_sizes[0])  # with the output projection
-    dense = width * config.intermediate_size * (2 if config.mlp_class_name == "GptNeoxMLP" else 3)
-    experts = sum(config.mlp_class(i) != "LLaMAMLP" for i in range(layers)) if config.n_expert else 0
-    inner = config.moe_intermediate_size or config.intermediate_size
-    shared = 3 * config.shared_size + config.shared_expert_gate
-    return n + (layers - experts) * dense + experts * width * (config.n_expert * (3 * inner + 1) + shared)
+    n_matrices = 2 if config.mlp_class_name == "GptNeoxMLP" else 3
+    experts = sum(config.mlp_class(i) == "LLaMAMoE" for i in range(layers)) * (
+        config.n_expert + config.shared_expert_gate
+    )
+    return n + width * (n_matrices * sum(sum(config.mlp_sizes(i)) for i in range(layers)) + experts)

@@ -146,7 +146,7 @@ class LoRA(inner.LoRA):
     def apply(self, model: gpt.GPT) -> None:
         super().apply(model)
         if self.mlp:
-            for name, router in [(n, m) for n, m in model.named_modules() if isinstance(m, Router)]:
+            for name, router in [(n, m) for n, m in model.named_modules() if type(m) is Router]:
                 model.set_submodule(name, LoRALinear.wrap(router, self, [True]))
 
 

@@ -14,8 +14,8 @@ from litgpt.model.rope import make_ropes
 
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
-    "olmo olmo2 olmo3 gpt2 smollm3 granite cohere2 ernie4_5 glm4 seed_oss "
-    "qwen2_5_vl qwen3_vl"
+    "olmo olmo2 olmo3 gpt2 smollm3 granite cohere2 deepseek_v3 dots1 ernie4_5 ernie4_5_moe glm4 glm4_moe "
+    "glm4_moe_lite minimax_m2 qwen2_5_vl qwen3_vl seed_oss"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
@@ -68,7 +68,8 @@ def write_config(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not fit together."""
     widths = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
-    n_expert, rotating = config.n_expert, config.rope_n_elem
+    n_expert, rotating, latent = config.n_expert, config.rope_n_elem, config.latent_attention or {}
+    widths += tuple(latent.values())
     wrong = ""
     if max(config.padded_vocab_size, *(width or 0 for width in widths)) > MAX_WIDTH:
         wrong = f"describes a model with rows of more than {MAX_WIDTH} numbers"
@@ -82,10 +83,19 @@ def check(config: Config) -> None:
         wrong = "has logits_scaling 0, which divides the logits"
     elif config.n_head % config.n_query_groups:
         wrong = f"has {config.n_head} heads, which is not a multiple of {config.n_query_groups} key-value heads"
-    elif rotating + rotating % 2 > config.head_size:
-        wrong = f"has heads of {config.head_size} dimensions. All of them rotate, so it must be even"
+    elif latent and config.n_head != config.n_query_groups:
+        wrong = f"has latent attention with {config.n_query_groups} key-value heads for {config.n_head} heads"
+    elif rotating + rotating % 2 > (rotating if latent else config.head_size):
+        size = rotating if latent else config.head_size
+        wrong = f"has heads of {size} dimensions. All of them rotate, so it must be even"
     elif config.n_expert_per_token > n_expert:
         wrong = f"has {config.n_expert_per_token} experts per token, but only {n_expert} experts"
+    elif config.n_topk_groups < config.n_expert_groups:
+        size, odd = divmod(n_expert, config.n_expert_groups)
+        few = config.n_topk_groups * size < config.n_expert_per_token or size < config.n_topk_scores_per_group
+        wrong = f"has {config.n_expert_groups} groups for {n_expert} experts" if odd or few else ""
+    elif config.n_topk_groups > config.n_expert_groups:
+        wrong = f"has {config.n_topk_groups} groups per token, but only {config.n_expert_groups} groups"
     for name in ("short_factor", "long_factor"):
         factors, pairs = config.rope_adjustments.get(name), (rotating + 1) // 2
         if not wrong and factors is not None and len(factors) != pairs:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Any, Optional
 
 from litgpt.errors import UserError
-from litgpt.families.family import Field, Part, Row, flag, integer, number, require_value
+from litgpt.families.family import REQUIRED, Field, Part, Row, count, flag, integer, number, require_value
 from litgpt.model.config import Config
 from litgpt.model.rope import ROPE_TYPES
 from litgpt.storage.fields import is_number
@@ -113,6 +113,33 @@ def write_activation(config: Config, tanh: str = "gelu_pytorch_tanh") -> str:
     if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
         return "silu"
     return "gelu" if config.gelu_approximate == "none" else tanh
+
+
+def read_dense_first(fields: dict[str, Any]) -> dict[str, Any]:
+    first = count(fields, "first_k_dense_replace")
+    return {"moe_layers": [int(i >= first) for i in range(integer(fields, "num_hidden_layers"))]}
+
+
+def write_dense_first(config: Config) -> dict[str, Any]:
+    return {"first_k_dense_replace": [*map(config.mlp_class, range(config.n_layer)), "LLaMAMoE"].index("LLaMAMoE")}
+
+
+SIGMOID_EXPERTS: list[Row] = [  # of DeepSeek-V3 and those that follow it; their defaults are those of each family
+    ("n_routed_experts", "n_expert"),
+    ("num_experts_per_tok", "n_expert_per_token"),
+    (
+        "moe_intermediate_size",
+        "moe_intermediate_size",
+        REQUIRED,
+        lambda c: c.moe_intermediate_size or c.intermediate_size,
+    ),
+    ("n_shared_experts", "n_shared_expert"),
+    ("n_group", "n_expert_groups"),
+    ("topk_group", "n_topk_groups"),
+    ("norm_topk_prob", "norm_topk_prob", True),
+    ("routed_scaling_factor", "routed_scaling_factor", 1.0),
+]
+SIGMOID_ROUTER = {"mlp_class_name": "LLaMAMoE", "router_scores": "sigmoid", "router_bias": True}  # switches
 
 
 def rope(

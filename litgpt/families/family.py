@@ -23,7 +23,9 @@ NULLS = {  # null has a meaning of its own here; elsewhere it means the same as 
     "partial_rotary_factor",  # the whole head rotates
     # false, although true is the default
     *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
-    *("scale_attn_weights", "truncate"),
+    *("scale_attn_weights", "truncate", "rope_interleave", "norm_topk_prob"),
+    "partial_rotary_factor",  # all of a head
+    "q_lora_rank",  # queries without latents
 }
 LARGEST = 2**31 - 1  # integer
 MOST = {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
@@ -40,6 +42,11 @@ LAYER: Rules = {
 }
 QK_NORMS: Rules = {"attn.norm_q": "self_attn.q_norm", "attn.norm_k": "self_attn.k_norm"}
 MTP = r"^(model\.)?mtp(_layers)?\."  # layers for multi-token prediction, which transformers does not read either
+
+
+def mtp_layers(config: Config) -> str:
+    """Matches `MTP` where such layers also follow the last one, under the same names."""
+    return rf"{MTP}|^model\.layers\.({'|'.join(str(config.n_layer + i) for i in range(8))})\."
 
 
 class Field(NamedTuple):
@@ -91,7 +98,7 @@ class Family:
     ends: Rules = field(default_factory=lambda: ENDS)  # the weights outside the layers
     prefix: str = "model.layers.{}."  # of the Hugging Face names of a layer; `{}` is its index
     unused: str = r"rotary_emb\.inv_freq$"  # see `WeightMap`
-    kept: str = MTP
+    kept: Union[str, Callable[[Config], str]] = MTP
     aliases: Aliases = field(default_factory=Aliases)
 
     @property
@@ -114,7 +121,8 @@ class Family:
     def weight_map(self, config: Config) -> WeightMap:
         layer = self.layer(config) if callable(self.layer) else self.layer
         rules = {**self.ends, **in_layers(config.n_layer, layer, self.prefix)}
-        return WeightMap(rules, self.unused, self.kept, config.tie_embeddings)
+        kept = self.kept if isinstance(self.kept, str) else self.kept(config)
+        return WeightMap(rules, self.unused, kept, config.tie_embeddings)
 
 
 class MissingField(UserError):
@@ -144,6 +152,14 @@ def integer(fields: dict[str, Any], key: str, *default: Any) -> Any:
     if value > MOST.get(key, LARGEST):
         raise UserError(f"config.json has {key} {value}. The largest supported value is {MOST.get(key, LARGEST)}.")
     return value
+
+
+def count(fields: dict[str, Any], key: str, *default: Any) -> Any:
+    """As `integer`, but it may be 0."""
+    value = fields.get(key)
+    return (
+        0 if isinstance(value, int) and not isinstance(value, bool) and value == 0 else integer(fields, key, *default)
+    )
 
 
 def number(fields: dict[str, Any], key: str, default: Any) -> Any:

@@ -1,9 +1,13 @@
 """Mixtral: Mistral with a mixture of experts in every layer (https://arxiv.org/abs/2401.04088)."""
 
 from litgpt.families.common import WINDOW, only, rope, sizes
-from litgpt.families.family import LAYER, REQUIRED, Family
+from litgpt.families.family import LAYER, Family, Field
 from litgpt.families.table import Aliases, Rules
 from litgpt.model.config import Config
+
+INTERMEDIATE = Field(  # of the experts, since there is no other
+    "intermediate_size", "intermediate_size", written=lambda c: c.moe_intermediate_size or c.intermediate_size
+)
 
 
 def layer(config: Config) -> Rules:
@@ -21,7 +25,7 @@ FAMILY = Family(
     [
         *sizes(kv_heads=8),
         rope(base=1000000.0),
-        ("intermediate_size", "intermediate_size", REQUIRED, lambda c: c.moe_intermediate_size or c.intermediate_size),
+        INTERMEDIATE,
         only("hidden_act", "silu", "swish", written="silu"),
         ("rms_norm_eps", "norm_eps", 1e-5),
         WINDOW,
@@ -32,7 +36,7 @@ FAMILY = Family(
     switches={"mlp_class_name": "LLaMAMoE"},
     layer=layer,
     aliases=Aliases(
-        renames=[(r"\.mlp\.(experts|gate)\b", r".block_sparse_moe.\1")],
+        renames=[(r"\.mlp\.(experts|gate|e_score_correction_bias)\b", r".block_sparse_moe.\1")],
         stacks={
             ".experts.gate_up_proj": (".experts.{}.w1.weight", ".experts.{}.w3.weight"),
             ".experts.down_proj": (".experts.{}.w2.weight",),

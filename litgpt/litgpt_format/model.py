@@ -235,7 +235,7 @@ class GPT(nn.Module):
         owner: Any = self.get_submodule(layer)
         while hasattr(owner, "linear"):  # the layer without wrappers, which knows its blocks of rows
             owner = owner.linear
-        wrapped = self.wraps_linear and isinstance(module, (nn.Linear, Router))
+        wrapped = self.wraps_linear and (isinstance(module, nn.Linear) or type(module) is Router)
         linear = ".linear" if wrapped and leaf in ("weight", "bias") else ""
         theirs = [f"{name}{linear}.{leaf}" for name in lit_modules(layer, owner)]
         sizes = [len(parameter)]

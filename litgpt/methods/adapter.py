@@ -7,6 +7,7 @@ stay frozen. https://arxiv.org/abs/2304.15010
 Shapes: B rows, T tokens, n query heads, g key-value heads, hs head size, P prefix tokens.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Union
 
@@ -44,13 +45,16 @@ class Prefix(nn.Module):
         self.embedding.normal_()  # not by `nn.init`, as in LoRA
         self.gate.zero_()
 
-    def forward(self, q: torch.Tensor, qkv: nn.Module, sizes: tuple[int, int, int]) -> torch.Tensor:
+    def forward(
+        self, q: torch.Tensor, qkv: Callable[[torch.Tensor], torch.Tensor], sizes: tuple[int, int, int]
+    ) -> torch.Tensor:
         """The term to add to the output of attention for the queries `q`, both (B, n, T, hs). `qkv` is the layer's
         fused projection, `sizes` are the numbers of its output features for queries, keys and values."""
         fused = qkv(self.embedding.to(q.dtype))
         fused = fused if self.order is None else fused[:, self.order.to(fused.device)]
         _, k, v = fused.split(sizes, dim=-1)  # (P, n * hs or g * hs)
-        k, v = (t.unflatten(-1, (-1, q.size(-1))).transpose(0, 1)[None].expand(q.size(0), -1, -1, -1) for t in (k, v))
+        heads = k.size(-1) // q.size(-1)
+        k, v = (t.unflatten(-1, (heads, -1)).transpose(0, 1)[None].expand(q.size(0), -1, -1, -1) for t in (k, v))
         y = masked_attention(q, k, v, self.scores, None)
         return self.gate.to(y.dtype)[:, None, None] * y
 
@@ -85,7 +89,7 @@ class LLaMAAdapter:
         for block in model.transformer.h[self.start_layer :]:
             attention = block.attn
             assert isinstance(attention, CausalSelfAttention)
-            device = attention.qkv.weight.device
+            device = attention.proj.weight.device
             attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scores.scale, device)
 
 

@@ -211,7 +211,7 @@ def as_lit_adapts(model: GPT, legacy: bool = False) -> bool:
             attention.prefix.order = rows if other_rows else None
             attention.prefix.scores.softcap = config.attention_logit_softcapping
     if any(isinstance(module, AdapterV2Linear) for module in model.modules()):
-        for name, router in [(n, m) for n, m in model.named_modules() if isinstance(m, Router)]:
+        for name, router in [(n, m) for n, m in model.named_modules() if type(m) is Router]:
             model.set_submodule(name, AdapterV2Linear(router))
     return other_rows
 

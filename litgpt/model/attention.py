@@ -3,7 +3,7 @@
 Shapes: B rows, T tokens, S tokens that they may attend to, n query heads, g key-value heads, hs head size.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Optional
@@ -20,11 +20,11 @@ from litgpt.model.attention_kernels import (
     single_attention,
 )
 from litgpt.model.chunked_attention import Scores, join
-from litgpt.model.config import Config
+from litgpt.model.config import LATENT, Config
 from litgpt.model.kernels import remat
 from litgpt.model.kv_cache import EachRow, KVCache
 from litgpt.model.linear import Linear
-from litgpt.model.norm import make_qk_norm
+from litgpt.model.norm import RMSNorm, make_qk_norm
 from litgpt.model.packing import Packing
 from litgpt.model.rope import CosSin, apply_rope
 
@@ -71,32 +71,44 @@ class CausalSelfAttention(nn.Module):
         super().__init__()
         self.config = config
         self.layer = layer
-        self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
-        self.qkv.parts = config.qkv_sizes  # type: ignore[assignment]
-        self.proj = Linear(config.qkv_sizes[0], config.n_embd, bias=bool(config.attn_proj_bias))
-        if config.norm_qk:
-            self.norm_q = make_qk_norm(config, config.n_head)
-            self.norm_k = make_qk_norm(config, config.n_query_groups)
+        self.proj = Linear(config.n_head * config.value_size, config.n_embd, bias=bool(config.attn_proj_bias))
+        self.add_projections(config)
         self.rope = config.rope_kind(layer)
         self.n_groups = config.n_query_groups
         scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.scores = Scores(scale, config.attention_logit_softcapping, config.window(layer))
         self.prefix: Optional[nn.Module] = None  # set by litgpt.methods.adapter
 
+    def add_projections(self, config: Config) -> None:
+        self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
+        self.qkv.parts = config.qkv_sizes  # type: ignore[assignment]
+        if config.norm_qk:
+            self.norm_q = make_qk_norm(config, config.n_head)
+            self.norm_k = make_qk_norm(config, config.n_query_groups)
+
     def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        rope = context.ropes[self.rope] if self.rope is not None else ()
+        q, k, v = self.project(x, *rope)
+        y = self.attend_within_sequences(q, k, v, context)
+        if self.prefix is not None:
+            y = y + self.prefix(q, *self.prefix_projection())
+        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
+
+    def prefix_projection(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, int, int]]:
+        """What computes the keys and values of a prefix, side by side after queries, and their numbers of features."""
+        return self.qkv, self.config.qkv_sizes
+
+    def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Queries, keys and values, (B, n or g, T, hs), in memory order (B, T, heads, hs)."""
         config = self.config
         qkv = self.qkv(x)
         if config.clip_qkv is not None:
             qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
         qkv = qkv.unflatten(2, (-1, config.head_size))  # (B, T, n + 2 g, hs)
         qk, v = qkv.split_with_sizes([config.n_head + self.n_groups, self.n_groups], dim=2)
-        qk = remat(qk, self.normalize_and_rotate, *(context.ropes[self.rope] if self.rope is not None else ()))
-        q, k = qk.transpose(1, 2).split_with_sizes([config.n_head, self.n_groups], dim=1)  # (B, n or g, T, hs)
-        v = v.transpose(1, 2)
-        y = self.attend_within_sequences(q, k, v, context)
-        if self.prefix is not None:
-            y = y + self.prefix(q, self.qkv, config.qkv_sizes)
-        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
+        qk = remat(qk, self.normalize_and_rotate, *rope)
+        q, k = qk.transpose(1, 2).split_with_sizes([config.n_head, self.n_groups], dim=1)
+        return q, k, v.transpose(1, 2)
 
     def normalize_and_rotate(self, qk: torch.Tensor, *rope: torch.Tensor) -> torch.Tensor:
         """Queries and keys, (B, T, n + g, hs), with the norms and the rope of this layer, if it has them."""
@@ -159,6 +171,55 @@ class CausalSelfAttention(nn.Module):
             mask = visible[:rows, column : column + end - first]
             outputs.append(masked_attention(chunk, k[:, :, first:end], v[:, :, first:end], scores, mask))
         return join(outputs)
+
+
+class MultiheadLatentAttention(CausalSelfAttention):
+    """Attention whose queries, keys and values are expanded from latents, which are smaller
+    (https://arxiv.org/abs/2405.04434). A part of a head rotates; that of the keys is the same for all heads. What is
+    cached are the expanded keys and values. Heads of values have a size of their own."""
+
+    def add_projections(self, config: Config) -> None:
+        latent, bias = config.latent_attention or {}, bool(config.attn_bias)
+        self.q_rank, self.kv_rank, self.rotating, self.still, size = (latent[name] for name in LATENT)
+        eps, n = config.latent_norm_eps or config.norm_eps, config.n_head
+        if self.q_rank is None:
+            self.q_proj = Linear(config.n_embd, n * config.head_size, bias=False)
+        else:
+            self.q_a_proj = Linear(config.n_embd, self.q_rank, bias=bias)
+            self.q_a_norm = RMSNorm(self.q_rank, eps)
+            self.q_b_proj = Linear(self.q_rank, n * config.head_size, bias=False)
+        self.kv_a_proj_with_mqa = Linear(config.n_embd, self.kv_rank + self.rotating, bias=bias)
+        self.kv_a_norm = RMSNorm(self.kv_rank, eps)
+        self.kv_b_proj = Linear(self.kv_rank, n * (self.still + size), bias=False)
+
+    def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        q = self.q_proj(x) if self.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
+        q = remat(q.unflatten(-1, (self.n_groups, -1)), self.rotate, *rope)
+        k, v = self.expand(x, *rope)
+        return q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2)
+
+    def expand(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values, (B, T, n, hs)."""
+        latent, shared = self.kv_a_proj_with_mqa(x).split([self.kv_rank, self.rotating], dim=-1)
+        kv = self.kv_b_proj(self.kv_a_norm(latent)).unflatten(-1, (self.n_groups, -1))
+        return remat(kv, self.keys, shared, *rope), kv[..., self.still :]
+
+    def keys(self, kv: torch.Tensor, shared: torch.Tensor, *rope: torch.Tensor) -> torch.Tensor:
+        shared = shared.unsqueeze(-2).expand(*kv.shape[:-1], -1)
+        return self.rotate(torch.cat([kv[..., : self.still], shared], dim=-1), *rope)
+
+    def rotate(self, x: torch.Tensor, *rope: torch.Tensor) -> torch.Tensor:
+        """Heads (B, T, n, hs) with their last dimensions rotated."""
+        if not rope:
+            return x
+        still, rotating = x.split([self.still, self.rotating], dim=-1)
+        return torch.cat([still, apply_rope(rotating, *rope, interleave=self.config.rope_interleave)], dim=-1)
+
+    def prefix_projection(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, int, int]]:
+        def keys_and_values(x: torch.Tensor) -> torch.Tensor:
+            return torch.cat([t.flatten(-2) for t in self.expand(x)], dim=-1)
+
+        return keys_and_values, (0, *self.config.qkv_sizes[1:])
 
 
 def all_visible(rows: int, columns: int, device: torch.device) -> torch.Tensor:

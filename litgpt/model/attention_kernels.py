@@ -26,7 +26,7 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: 
     total = q.size(2)
     if scores.softcap is None and (scores.window is None or total <= scores.window):
         return fused_attention(q, k, v, scores.scale, causal=True)
-    if scores.softcap is None and len(q) == 1 and has_varlen(v):
+    if scores.softcap is None and len(q) == 1 and has_varlen(q, v):
         ends = torch.arange(2, dtype=torch.int32, device=q.device) * total
         return varlen_attention(q, k, v, scores, ends, total)
     return CausalAttention.apply(q.to(v.dtype), k.to(v.dtype), v, scores, chunk_size(q, SCORES))
@@ -40,7 +40,7 @@ def packed_attention(
     all of them; where there is none, they become the rows of a padded batch."""
     if len(packing.seqlens) == 1:
         return causal_attention(q, k, v, scores)
-    if scores.softcap is None and has_varlen(v):
+    if scores.softcap is None and has_varlen(q, v):
         return varlen_attention(q, k, v, scores, packing.cu_seqlens, packing.longest)
     rows, places = packing.padded
     q, k, v = (remat(x, to_rows, rows) for x in (q, k, v))
@@ -56,7 +56,7 @@ def to_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def continued_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> Optional[torch.Tensor]:
     """Causal attention of the last T of S tokens, within the window, without a mask. None if no kernel does it. `q` is
     (1, n, T, hs), `k` and `v` are (1, g, S, hs)."""
-    if scores.softcap is not None or not has_varlen(v):
+    if scores.softcap is not None or not has_varlen(q, v):
         return None
     ends = torch.arange(2, dtype=torch.int32, device=q.device)
     new, total = q.size(2), k.size(2)
@@ -77,7 +77,7 @@ def single_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: 
     """Attention of one token of each of B sequences to that sequence. `q` and the result are (B, n, 1, hs); `k` and `v`
     are the rows of the cache, (B, g, S, hs)."""
     size = k.size(2)
-    if scores.softcap is None and has_varlen(v) and "seqused_k" in parameters(varlen()):
+    if scores.softcap is None and q.size(-1) == v.size(-1) and has_varlen(q, v) and "seqused_k" in parameters(varlen()):
         first = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
         keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (k, v))  # (B S, g, hs)
         lengths = first, first * size, 1, min(size, each.longest)
@@ -92,7 +92,7 @@ def one_query_attention(
 ) -> torch.Tensor:
     """Attention of one token to S tokens, (B, n, 1, hs): the heads that share keys become the queries of one head."""
     queries = q.reshape(len(q), k.size(1), -1, q.size(3))
-    return masked_attention(queries, k, v, scores, mask).view(q.shape)
+    return masked_attention(queries, k, v, scores, mask).view(*q.shape[:-1], v.size(-1))
 
 
 def fused_attention(
@@ -116,19 +116,26 @@ def varlen_attention(
     """Sequences end to end by one kernel. `q` is (1, n, T, hs), `k` and `v` are (1, g, S, hs). `lengths` are where the
     sequences begin and the last one ends, int32, and the longest; the same for the keys, if they are longer."""
     left = -1 if scores.window is None else scores.window - 1
-    q, k, v = (t[0].transpose(0, 1).to(v.dtype) for t in (q, k, v))  # (T or S, n or g, hs)
+    size, widest = v.size(-1), max(q.size(-1), v.size(-1))  # the kernel takes heads of one size
+    q, k, v = (padded_heads(t[0].transpose(0, 1).to(v.dtype), widest) for t in (q, k, v))  # (T or S, n or g, hs)
     ends, longest, *of_keys = lengths
     key_ends, longest_keys = of_keys or (ends, longest)
     how = {"scale": scores.scale, "window_size": (left, 0), "enable_gqa": True}
-    return varlen()(q, k, v, ends, key_ends, longest, longest_keys, **how).transpose(0, 1)[None]
+    return varlen()(q, k, v, ends, key_ends, longest, longest_keys, **how)[..., :size].transpose(0, 1)[None]
 
 
-def has_varlen(x: torch.Tensor) -> bool:
-    """Whether torch has a kernel for packed sequences, forward and backward, for tensors like this one, (..., hs)."""
-    size = x.size(-1)
-    if not x.is_cuda or not has_flash(x) or size % 8 or size > 256:
+def padded_heads(x: torch.Tensor, size: int) -> torch.Tensor:
+    """Heads (..., hs) of at least `size` dimensions, the new ones 0."""
+    return F.pad(x, (0, size - x.size(-1))) if x.size(-1) < size else x
+
+
+def has_varlen(q: torch.Tensor, v: torch.Tensor) -> bool:
+    """Whether torch has a kernel for packed sequences, forward and backward, for queries and values like these, (...,
+    hs)."""
+    size = max(q.size(-1), v.size(-1))
+    if not v.is_cuda or not has_flash(v) or size % 8 or size > 256:
         return False
-    if 192 < size <= 224 and torch.cuda.get_device_capability(x.device) in SMALL_BACKWARD:
+    if 192 < size <= 224 and torch.cuda.get_device_capability(v.device) in SMALL_BACKWARD:
         return False
     return {"scale", "window_size", "enable_gqa"} <= parameters(varlen())
 

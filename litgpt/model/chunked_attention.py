@@ -59,18 +59,19 @@ class CausalAttention(torch.autograd.Function):
     def forward(
         ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, chunk: int, keep: bool = False
     ) -> torch.Tensor:
-        """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs)."""
+        """`q` is (B, n, T, hs); `k` and `v` are (B, g, T, hs). Returns (B, n, T, hs), in memory order (B, T, n, hs).
+        Heads of values may have another size, which is then that of the result."""
         ctx.scores, ctx.chunk = scores, chunk
-        rows, n, total, size = q.shape
+        rows, n, total, _ = q.shape
         inputs = q, k, v
         q, k, v = map(padded, inputs)
         values = v.flatten(0, 1)  # (B g, T, hs)
         kept: list[Optional[torch.Tensor]] = []
-        y = q.new_empty(rows, q.size(2), n, size).transpose(1, 2)
+        y = q.new_empty(rows, q.size(2), n, v.size(-1)).transpose(1, 2)
         with no_autocast(q):
             for part in chunks(q, chunk):
                 weights, slope = attention_weights(q, k, part, scores)
-                y[:, :, part] = (weights @ values[:, scores.past(part)]).view(rows, n, -1, size)
+                y[:, :, part] = (weights @ values[:, scores.past(part)]).view(rows, n, -1, v.size(-1))
                 if keep:
                     kept += weights, slope
         ctx.save_for_backward(*inputs, *kept)

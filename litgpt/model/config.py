@@ -54,6 +54,8 @@ class Config:
     norm_qk: bool = False
     norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
     clip_qkv: Optional[float] = None
+    latent_attention: Optional[dict[str, Any]] = None  # sizes, named as by LATENT: q, k and v are expanded from latents
+    latent_norm_eps: Optional[float] = None  # of the norms of the latents; `norm_eps` by default
     sliding_window_size: Optional[int] = None  # tokens that a local layer sees, including the current one
     sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
 
@@ -76,6 +78,12 @@ class Config:
     moe_intermediate_size: Optional[int] = None
     moe_layers: Optional[list[int]] = None  # 1 for each layer with experts; by default all have them
     norm_topk_prob: bool = True  # the weights of a token's experts sum to 1
+    router_scores: str = "softmax"  # of the experts for a token, or sigmoid
+    router_bias: bool = False  # added to the scores for the choice alone, and not trained
+    n_expert_groups: int = 1  # the experts are in as many groups, ...
+    n_topk_groups: int = 1  # ... and those of a token in the best of them, ...
+    n_topk_scores_per_group: int = 2  # ... which are those with the highest sums of as many scores
+    routed_scaling_factor: float = 1.0  # of the shares of the chosen experts
     n_shared_expert: int = 0  # experts that every token goes through, as one wide MLP beside those that it chooses
     shared_intermediate_size: Optional[int] = None  # its width, if that is not as many times the width of an expert
     shared_expert_gate: bool = False  # scales the output of the shared experts by a sigmoid, for each token
@@ -91,6 +99,8 @@ class Config:
     def __post_init__(self) -> None:
         self.n_query_groups = self.n_query_groups or self.n_head
         self.head_size = self.head_size or self.n_embd // self.n_head
+        if self.latent_attention is not None:
+            self.head_size = self.latent_attention["qk_nope_head_dim"] + self.latent_attention["qk_rope_head_dim"]
         self.intermediate_size = self.intermediate_size or 4 * self.n_embd
         for name in ("attn_bias", "attn_proj_bias", "mlp_bias"):
             if getattr(self, name) is None:
@@ -124,11 +134,19 @@ class Config:
     @property
     def qkv_sizes(self) -> tuple[int, int, int]:
         """Output features of the query, key and value projections."""
-        return tuple(n * self.head_size for n in (self.n_head, self.n_query_groups, self.n_query_groups))  # type: ignore
+        n, groups, size = self.n_head, self.n_query_groups, self.head_size
+        return n * size, groups * size, groups * self.value_size
+
+    @property
+    def value_size(self) -> int:
+        """Dimensions of a head of values."""
+        return self.latent_attention["v_head_dim"] if self.latent_attention is not None else self.head_size
 
     @property
     def rope_n_elem(self) -> int:
         """How many dimensions of a head rotate."""
+        if self.latent_attention is not None:
+            return self.latent_attention["qk_rope_head_dim"]
         return int(self.rotary_percentage * self.head_size)
 
     def window(self, layer: int) -> Optional[int]:
@@ -146,6 +164,13 @@ class Config:
         """The width of the shared experts together; 0 without."""
         one = self.moe_intermediate_size or self.intermediate_size
         return self.shared_intermediate_size or self.n_shared_expert * one
+
+    def mlp_sizes(self, layer: int) -> list[int]:
+        """The widths of the MLPs of a layer, of each expert and of the shared ones."""
+        if self.mlp_class(layer) != "LLaMAMoE":
+            return [self.intermediate_size]
+        one = self.moe_intermediate_size or self.intermediate_size
+        return [one] * self.n_expert + [self.shared_size] * bool(self.shared_size)
 
     def mlp_class(self, layer: int) -> str:
         return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name
@@ -165,6 +190,8 @@ def known_models() -> dict[str, dict[str, Any]]:
     for family in listed:
         for row in family["models"]:
             numbers = {"model_type": family["model_type"], **family["all"], **row}
+            if dense := numbers.pop("first_k_dense_replace", 0):
+                numbers["moe_layers"] = [int(i >= dense) for i in range(numbers["n_layer"])]
             for key in ("sliding_window_indices", "rope_indices", "rope_layers"):  # patterns that repeat
                 if key in numbers:
                     numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
@@ -176,11 +203,15 @@ def known_repositories() -> dict[str, dict[str, Any]]:
     return {row["repo_id"]: row for row in known_models().values()}
 
 
+# the sizes of latent attention: of the latents of queries (None without), of those of keys and values, of the part of a
+# head that rotates, of the part that does not, and of a head of values
+LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")
 MOST_LAYERS = 10_000  # lists have one entry per layer
 CHOICES = {
     "mlp_class_name": ("LLaMAMLP", "GemmaMLP", "GptNeoxMLP", "LLaMAMoE"),
     "norm_class_name": ("RMSNorm", "LayerNorm"),
     "gelu_approximate": ("none", "tanh"),
+    "router_scores": ("softmax", "sigmoid"),
 }
 LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml may lack
     "padded_vocab_size": 50688,
@@ -191,9 +222,6 @@ LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml
     "mlp_class_name": "GptNeoxMLP",
 }
 LITGPT_UNUSED = ("vocab_size", "padding_multiple", "norm_topk_prob", "rope_n_elem")  # these do not change the math
-LITGPT_REFUSED = (  # refused unless they are off
-    *("n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "first_k_dense_replace", "latent_attention"),
-)
 LITGPT_LLAMA3 = {  # its names of a rope's numbers: those of Hugging Face
     "factor": "factor",
     "low_freq_factor": "low_freq_factor",
@@ -212,13 +240,12 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     if not is_fields(hf) or not is_fields(rope):
         raise UserError(f"hf_config {hf!r} and rope_adjustments {rope!r} must be objects.")
     rope = {k: checked(f"rope_adjustments.{k}", v, float) if v is not None else None for k, v in rope.items()}
-    refused = [k for k in LITGPT_REFUSED if numbers.pop(k, None)]
-    refused += ["routed_scaling_factor"] if numbers.pop("routed_scaling_factor", 1) != 1 else []
-    refused += ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
+    refused = ["norm_qk_type"] if numbers.get("norm_qk_type", "default") not in ("default", "olmo2") else []
     if "beta_fast" in rope or "beta_slow" in rope:
         raise UserError(
             "rope_adjustments for YaRN are not implemented, because LitGPT computes it unlike other libraries."
         )
+    first_moe = checked("first_k_dense_replace", numbers.pop("first_k_dense_replace", 0), int)
     placing = numbers.pop("sliding_window_layer_placing", "all")
     condense = checked("rope_condense_ratio", numbers.pop("rope_condense_ratio", 1), float)
     if condense != 1 and (rope or numbers.get("rope_local_base_freq")):
@@ -241,6 +268,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
             raise UserError(f"{key} {brief(numbers[key])} is not implemented. Choose from {', '.join(allowed)}.")
     if numbers["n_layer"] > MOST_LAYERS:
         raise UserError(f"n_layer {numbers['n_layer']} is above {MOST_LAYERS}.")
+    numbers |= litgpt_latents(numbers) | litgpt_experts(numbers, first_moe, known.get("norm_topk_prob", False))
     if placing in ("interleaved", 2):
         numbers["sliding_window_indices"] = [int(i % 2 == 0) for i in range(numbers["n_layer"])]
     bias, repo_id = numbers["bias"], "/".join(str(hf[k]) for k in ("org", "name") if hf.get(k))
@@ -255,7 +283,7 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
         "norm_affine": not (numbers["norm_class_name"] == "LayerNorm" and "OLMo" in name),
     }
     size = numbers.get("head_size") or numbers["n_embd"] // numbers["n_head"]
-    if int(numbers["rotary_percentage"] * size) % 2:
+    if numbers.get("latent_attention") is None and int(numbers["rotary_percentage"] * size) % 2:
         raise UserError(
             f"rotary_percentage {numbers['rotary_percentage']} rotates an odd number of {size} dimensions per head."
         )
@@ -274,6 +302,28 @@ def from_litgpt(numbers: dict[str, Any]) -> Config:
     )
 
 
+def litgpt_latents(numbers: dict[str, Any]) -> dict[str, Any]:
+    """The sizes of LitGPT's latent attention, checked. It ignores `head_size` and `rotary_percentage`."""
+    if (latent := numbers.get("latent_attention")) is None:
+        return {}
+    latent = {name: checked(f"latent_attention.{name}", latent.get(name), int) for name in LATENT}
+    if 0 in latent.values() or numbers.get("n_query_groups") not in (None, 0, numbers["n_head"]):
+        raise UserError(f"latent_attention {brief(latent)} needs sizes above 0, and as many n_query_groups as n_head.")
+    return {"latent_attention": latent, "head_size": 0, "rotary_percentage": 1.0}
+
+
+def litgpt_experts(numbers: dict[str, Any], first_moe: int, norm_topk_prob: Any) -> dict[str, Any]:
+    """The switches of LitGPT's experts that have other names here. With groups of experts its router has sigmoid scores
+    and a bias, and `norm_topk_prob` counts; `first_moe` is its `first_k_dense_replace`."""
+    found: dict[str, Any] = {}
+    if first_moe:
+        found["moe_layers"] = [int(i >= first_moe) for i in range(numbers["n_layer"])]
+    if numbers.get("n_expert_groups", 1) > 1:
+        found |= {"router_scores": "sigmoid", "router_bias": True}
+        found["norm_topk_prob"] = checked("norm_topk_prob", norm_topk_prob, bool)
+    return found
+
+
 def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     """The fields of LitGPT's `model_config.yaml`. On the name two switches depend; see `from_litgpt`. Raises
     `UserError` with the names of the fields if LitGPT cannot express some of the model's math."""
@@ -281,6 +331,7 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     lost = [] if c.rope_type in ("default", "linear", "llama3") else ["rope_type"]
     lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT does not rotate the odd dimension
     lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
+    lost += ["latent_attention"] if c.latent_attention and c.latent_attention["q_lora_rank"] is None else []
     lost = lost or differences(c, from_litgpt(numbers))
     if named := {"norm_unit_offset", "norm_affine"} & set(lost):
         raise UserError(
@@ -300,6 +351,11 @@ def litgpt_fields(config: Config, name: str) -> dict[str, Any]:
     if c.rope_type == "llama3":
         rope = {theirs: rope.get(ours) for theirs, ours in LITGPT_LLAMA3.items()}
     org, _, repository = c.repo_id.rpartition("/")
+    if c.router_bias and c.n_expert_groups > 1:
+        same += ["n_expert_groups", "n_topk_groups", "n_topk_scores_per_group", "norm_topk_prob"]
+    same += [name for name in ("latent_attention", "n_shared_expert") if getattr(c, name)]
+    same += ["routed_scaling_factor"] if c.routed_scaling_factor != 1 else []
+    dense = [i for i in range(c.n_layer) if c.mlp_class(i) != "LLaMAMoE"] if c.n_expert else []
     return {k: getattr(c, k) for k in same} | {
         "name": name,
         "hf_config": {"org": org, "name": repository} if org else {},
@@ -310,6 +366,7 @@ def litgpt_fields(config: Config, name: str) -> dict[str, Any]:
         "rope_adjustments": rope or None,
         "rope_condense_ratio": 1,
         "norm_qk_type": c.norm_qk_type if c.norm_qk else "default",
+        **({"first_k_dense_replace": len(dense)} if dense else {}),
     }
 
 
@@ -318,7 +375,7 @@ LITGPT_FIELDS = """
     norm_eps norm_1 norm_2 post_attention_norm post_mlp_norm parallel_residual shared_attention_norm
     attention_scores_scalar attention_logit_softcapping norm_qk sliding_window_size sliding_window_indices
     rotary_percentage rope_local_base_freq rope_indices rope_interleave mlp_class_name gelu_approximate n_expert
-    n_expert_per_token moe_intermediate_size n_shared_expert scale_embeddings lm_head_bias final_logit_softcapping
+    n_expert_per_token moe_intermediate_size scale_embeddings lm_head_bias final_logit_softcapping
 """.split()  # with the same meaning in both
 
 
@@ -337,12 +394,18 @@ def meaning(config: Config) -> dict[str, Any]:
     found["mlp_class_name"] = mlps
     found["rotary_percentage"] = c.rope_n_elem
     found["attention_scores_scalar"] = c.attention_scores_scalar or c.head_size
+    found["latent_norm_eps"] = c.latent_norm_eps or c.norm_eps
     found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
     found["shared_intermediate_size"] = c.shared_size
     unused = {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
     if "LLaMAMoE" not in mlps:
         unused |= {"n_expert", "n_expert_per_token", "norm_topk_prob", "moe_intermediate_size"}
-        unused |= {"shared_intermediate_size", "shared_expert_gate"}
+        unused |= {"shared_intermediate_size", "shared_expert_gate", "router_scores", "router_bias"}
+        unused |= {"routed_scaling_factor"}
+    if "LLaMAMoE" not in mlps or c.n_topk_groups == c.n_expert_groups:
+        unused |= {"n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"}
+    if c.latent_attention is None:
+        unused |= {"latent_norm_eps"}
     if set(mlps) == {"LLaMAMoE"}:
         unused |= {"intermediate_size"}
     if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps):
@@ -403,6 +466,10 @@ def family_of(numbers: dict[str, Any]) -> str:
         if numbers.get("norm_qk"):
             return "gemma3_text"
         return "gemma2" if numbers.get("post_mlp_norm") else "gemma"
+    if numbers.get("latent_attention"):
+        return "deepseek_v3"
+    if numbers.get("router_bias"):
+        return "glm4_moe"
     if mlp == "LLaMAMoE":
         return "qwen3_moe" if numbers.get("norm_qk") else "mixtral"
     if layer_norm:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
-from litgpt.model.attention import CausalSelfAttention, ForwardContext
+from litgpt.model.attention import CausalSelfAttention, ForwardContext, MultiheadLatentAttention
 from litgpt.model.config import Config
 from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
@@ -34,7 +34,8 @@ class Block(nn.Module):
             return make_norm(config, config.n_embd) if used else nn.Identity()
 
         self.norm_1 = norm(config.norm_1)
-        self.attn = CausalSelfAttention(config, layer)
+        attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
+        self.attn = attention(config, layer)
         self.post_attention_norm = norm(config.post_attention_norm)
         self.norm_2 = norm(config.norm_2 and not config.shared_attention_norm)
         self.mlp = MLPS[config.mlp_class(layer)](config)

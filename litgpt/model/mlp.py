@@ -4,6 +4,7 @@ Shapes: B rows, T tokens, C = n_embd, N = B T tokens.
 """
 
 import itertools
+import math
 from collections.abc import Callable
 from typing import Any, Optional
 
@@ -80,6 +81,28 @@ class Router(nn.Module):
         return linear(tokens, self.weight)
 
 
+class BiasedRouter(Router):
+    """A router with a bias that counts for the choice of experts alone, not for their shares. It balanced the load in
+    pretraining (https://arxiv.org/abs/2408.15664) and stays as it is, in float32, in which scores are computed too."""
+
+    e_score_correction_bias: torch.Tensor
+
+    def __init__(self, n_embd: int, n_expert: int) -> None:
+        super().__init__(n_embd, n_expert)
+        self.register_buffer("e_score_correction_bias", torch.zeros(n_expert, dtype=torch.float32))
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return linear(remat(tokens, torch.Tensor.float), self.weight.float())
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "BiasedRouter":
+        bias = self.e_score_correction_bias
+        super()._apply(fn, recurse)
+        moved = self.e_score_correction_bias
+        if moved.dtype != bias.dtype:
+            self.e_score_correction_bias = moved.to(bias.dtype) if bias.is_meta else bias.to(moved.device)
+        return self
+
+
 class LLaMAMoE(nn.Module):
     """A mixture of experts: each token goes through the experts with the highest scores.
 
@@ -90,25 +113,42 @@ class LLaMAMoE(nn.Module):
     def __init__(self, config: Config) -> None:
         super().__init__()
         size = config.moe_intermediate_size or config.intermediate_size
-        self.gate = Router(config.n_embd, config.n_expert)
+        self.config = config
+        self.gate = (BiasedRouter if config.router_bias else Router)(config.n_embd, config.n_expert)
         self.experts = nn.ModuleList(LLaMAMLP(config, size) for _ in range(config.n_expert))
         self.shared_experts = LLaMAMLP(config, config.shared_size) if config.shared_size else None
         self.shared_expert_gate = Linear(config.n_embd, 1, bias=False) if config.shared_expert_gate else None
-        self.n_chosen = config.n_expert_per_token
-        self.normalize = config.norm_topk_prob
         self.stacks: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # (n_expert, out, in) of `fc` and of `proj`
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         tokens = x.flatten(0, -2)  # (N, C)
-        shares, chosen = self.gate(tokens).softmax(-1, dtype=torch.float32).topk(self.n_chosen)  # (N, n_chosen)
-        if self.normalize:
-            shares = shares / shares.sum(-1, keepdim=True)
+        shares, chosen = self.choose(self.gate(tokens))  # (N, n_chosen)
         by_expert, order = chosen.flatten().sort(stable=True)  # (N * n_chosen,)
-        owners = order // self.n_chosen  # the token of each choice
+        owners = order // chosen.size(1)  # the token of each choice
         y = self.run_experts(remat(tokens, torch.index_select, 0, owners), by_expert)
         y = y * shares.flatten()[order, None]
         y = torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x)
         return y if self.shared_experts is None else y + self.shared(x)
+
+    def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The experts of each token, and the shares that they have in its output, from the logits (N, n_expert). With
+        groups of experts, only those in the groups with the highest sums of their best scores are chosen
+        (https://arxiv.org/abs/2412.19437)."""
+        c, sigmoid = self.config, self.config.router_scores == "sigmoid"
+        scores = logits.float().sigmoid() if sigmoid else logits.softmax(-1, dtype=torch.float32)
+        ranks = scores.detach()
+        if isinstance(self.gate, BiasedRouter):
+            ranks = ranks + self.gate.e_score_correction_bias
+        if c.n_topk_groups < c.n_expert_groups:
+            groups = ranks.unflatten(-1, (c.n_expert_groups, -1))
+            best = groups.topk(c.n_topk_scores_per_group).values.sum(-1).topk(c.n_topk_groups).indices
+            outside = torch.ones_like(groups[..., 0], dtype=torch.bool).scatter(-1, best, False)
+            ranks = groups.masked_fill(outside[..., None], -math.inf).flatten(-2)
+        chosen = ranks.topk(c.n_expert_per_token).indices
+        shares = scores.gather(-1, chosen)
+        if c.norm_topk_prob:
+            shares = shares / (shares.sum(-1, keepdim=True) + 1e-20)
+        return shares * c.routed_scaling_factor, chosen
 
     def shared(self, x: torch.Tensor) -> torch.Tensor:
         """The output of the experts that every token goes through (https://arxiv.org/abs/2401.06066)."""

@@ -111,14 +111,16 @@ def yarn(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tu
     pairs = torch.arange(len(slowness), dtype=torch.float32, device="cpu")
     slowed = ((pairs - low) / (high - low)).clamp(0, 1)
 
-    def scale(mscale: float) -> float:
-        return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
-
     temperature = numbers.get("attention_factor")
     if temperature is None:
         mscale, all_dim = numbers.get("mscale"), numbers.get("mscale_all_dim")
-        temperature = scale(mscale) / scale(all_dim) if mscale and all_dim else scale(1.0)
+        both = mscale and all_dim
+        temperature = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim) if both else yarn_scale(factor, 1.0)
     return (slowed / (factor * slowness) + (1 - slowed) / slowness)[None], float(temperature)
+
+
+def yarn_scale(factor: float, mscale: float) -> float:
+    return 0.1 * mscale * math.log(factor) + 1 if factor > 1 else 1.0
 
 
 def longrope(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:

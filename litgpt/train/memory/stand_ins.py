@@ -36,6 +36,7 @@ class Attention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         y = torch.empty_like(q)  # in the memory order of q
+        y = y if q.size(-1) == v.size(-1) else y.new_empty(*q.shape[:-1], v.size(-1))
         ctx.save_for_backward(q, k, v, y, q.new_empty(q.shape[:-1], dtype=torch.float32))
         return y
 
@@ -77,7 +78,7 @@ def gpu_kernels() -> Iterator[list[int]]:
         (kernels, "enabled", False),
         (F, "rms_norm", rms_norm),
         (F, "scaled_dot_product_attention", attention),
-        (attention_kernels, "has_varlen", attention_kernels.has_flash),
+        (attention_kernels, "has_varlen", lambda q, v: attention_kernels.has_flash(v)),
         (attention_kernels, "varlen", lambda: attention),
         (optimizers, "CHUNK", {}),
         (optimizers.StochasticRounding, "draw", lambda self, n: torch.empty(n, dtype=torch.int32)),
