@@ -218,6 +218,35 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "tied": SIZES | {"tie_word_embeddings": True, "mlp_bias": True, "attention_multiplier": 0.1},
     },
+    "arcee": {
+        "plain": SIZES | {"rope_parameters": LLAMA3},
+        "biases": SIZES
+        | {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
+    },
+    "nemotron": {
+        "plain": SIZES | {"norm_eps": 0.02},
+        "biases": SIZES
+        | {
+            "norm_eps": 0.03,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.25,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    },
+    "starcoder2": {
+        "plain": SIZES | {"norm_epsilon": 0.02, "num_key_value_heads": 4},
+        "window": SIZES
+        | {
+            "norm_epsilon": 0.03,
+            "use_bias": False,
+            "sliding_window": 18,
+            "tie_word_embeddings": False,
+            "hidden_act": "gelu",
+            "rope_parameters": YARN,
+        },
+    },
 }
 ALL = [(family, variant) for family, variants in FAMILIES.items() for variant in variants]
 QUICK = [(family, next(iter(variants))) for family, variants in FAMILIES.items()]

@@ -40,7 +40,17 @@ in_llama_cpp = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllama
 needs_libgguf = pytest.mark.skipif(find_spec("libgguf") is None, reason="libgguf is not installed")
 CPU = torch.device("cpu")
 IDS = [0, *torch.randint(2, 299, (60,), generator=torch.Generator().manual_seed(1)).tolist()]
-GELU = ("gpt_neox", "falcon", "phi", "gemma", "gemma2", "gemma3_text", "gemma3", "gpt2")  # a kernel of 16 bits there
+GELU = (
+    "gpt_neox",
+    "falcon",
+    "phi",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma3",
+    "gpt2",
+    "starcoder2",
+)  # a kernel of 16 bits there
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": False}
 GEMMA3 = FAMILIES["gemma3_text"]["plain"] | {"query_pre_attn_scalar": 12, "vocab_size": 300}
@@ -85,6 +95,12 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("smollm3", "plain", SMOLLM3),
     ("smollm3", "plain", SMOLLM3 | {"tie_word_embeddings": False}),
     *(("granite", variant, {}) for variant in FAMILIES["granite"]),
+    ("arcee", "plain", {}),
+    ("arcee", "plain", {"tie_word_embeddings": True, "head_dim": 12}),
+    ("nemotron", "plain", {}),
+    ("nemotron", "biases", {"head_dim": 8}),
+    ("starcoder2", "plain", {}),
+    ("starcoder2", "window", {"use_bias": True}),
     *(
         (family, "plain" if family == "mixtral" else next(iter(FAMILIES[family])), {**more, "rope_parameters": rope})
         for family, more in {
@@ -100,6 +116,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
             "olmo2": {},
             "smollm3": SMOLLM3,
             "granite": {},
+            "arcee": {},
+            "nemotron": {},
         }.items()
         for rope in (LINEAR, YARN)
     ),
@@ -126,6 +144,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("gpt2", "unscaled", {}, "scale_attn_weights"),
     ("smollm3", "plain", {}, "no_rope_layers"),
     ("smollm3", "plain", SMOLLM3 | {"mlp_bias": True}, "mlp_bias"),
+    ("arcee", "biases", {"attention_bias": False, "mlp_bias": False}, "hidden_act"),
+    ("arcee", "biases", {"hidden_act": "relu2", "attention_bias": False}, "mlp_bias"),
+    ("nemotron", "biases", {}, "head_dim"),
 ]
 
 

@@ -37,14 +37,16 @@ EVERYTHING = flags(set(TARGETS))
 KINDS = ("phi3", "gpt_neox", "gpt2", "mixtral", "qwen3_moe", "gemma3")
 QUICK = [(family, next(iter(FAMILIES[family]))) for family in KINDS] + [("qwen3_moe", "some dense")]
 CASES = [pytest.param(case, marks=() if case in QUICK else pytest.mark.long, id=" ".join(case)) for case in ALL]
+LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 LEAVES = {
     "gpt_neox": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "lm_head"],
     "falcon": ["query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h", "lm_head"],
     "gpt2": ["c_attn", "c_proj", "c_fc", "lm_head"],
     "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "lm_head"],
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"],
+    **{family: [m for m in LLAMA if m != "gate_proj"] for family in ("arcee", "nemotron", "apertus")},
+    "starcoder2": [*LLAMA[:4], "c_fc", "c_proj", "lm_head"],
 }
-LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]
 EMBEDDINGS = ("embed_tokens.weight", "embed_in.weight", "wte.weight", "word_embeddings.weight")
 IDS = ids(40, rows=2)
 

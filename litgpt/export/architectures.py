@@ -81,8 +81,14 @@ def gemma3(config: Config) -> dict[str, Any]:
     return gemma2(config, 62, norm_qk=True, sliding_window_indices=local, rope_indices=local)
 
 
+def square(config: Config) -> dict[str, Any]:
+    """All heads are as wide as the model."""
+    return {"head_size": config.n_embd // config.n_head}
+
+
 LLAMA = Architecture("llama", says=BIASES, ropes=(*SCALED, "llama3"), interleaved=True)
 NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"}
+RELU2 = {"mlp_class_name": "GptNeoxMLP", "activation": "relu2"}
 GELU = "gelu_approximate"  # llama.cpp has one kernel for both, of 16 bits
 
 
@@ -160,6 +166,14 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
             "logits_scaling",
         ),
     ),
+    "arcee": Architecture("arcee", RELU2, ropes=(*SCALED, "llama3"), interleaved=True),
+    "nemotron": Architecture(
+        "nemotron",
+        lambda c: {**RELU2, "norm_class_name": "LayerNorm", "norm_unit_offset": True, **square(c)},
+        BIASES,
+        tied=False,
+    ),
+    "starcoder2": Architecture("starcoder2", lambda c: {**NEOX, **square(c)}, (*BIASES, GELU)),
 }
 
 
@@ -170,6 +184,8 @@ def architecture(config: Config) -> Architecture:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"Models of the family {config.model_type!r} cannot be exported to GGUF. Supported: {known}.")
     lost = differences(without_windows(config, found), found.understood(config))
+    if "head_size" in lost:  # on which others depend
+        lost = ["head_size"]
     if config.rope_n_elem % 2:
         lost.append("rotary_percentage")
     if config.rope_n_elem and config.rope_type not in found.ropes:
@@ -192,6 +208,7 @@ def hf_name(config: Config, name: str) -> str:
     return keys.get(name) or {
         "attention_scores_scalar": "scale_attn_weights" if config.model_type == "gpt2" else "query_pre_attn_scalar",
         "gelu_approximate": "hidden_act",
+        "head_size": "head_dim",
         "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
         "rope_layers": "no_rope_layers",
         "sliding_window_size": "layer_types",

@@ -196,7 +196,7 @@ def arranged(name: str, weight: torch.Tensor, config: Config, found: Architectur
     ours, i = names.find(name.rpartition(".")[0])
     if names.rules[ours][i].transposed and weight.dim() == 2:
         weight = weight.T
-    if config.norm_unit_offset and "norm" in name:
+    if config.norm_unit_offset and name.endswith("norm.weight"):
         return weight.float() + 1
     return arranged_rows(name, weight, config, found)
 

@@ -96,7 +96,9 @@ def gelu(key: str, default: str, tanh: str = "gelu_pytorch_tanh") -> Part:
     """The activation of a feed-forward part without a gate. `tanh` is the name to write for its approximation."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
-        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default)}
+        if fields.get(key, default) == "relu2":
+            return {"mlp_class_name": "GptNeoxMLP", "activation": "relu2"}
+        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default, "relu2")}
 
     return Part(read, lambda config: {key: write_activation(config, tanh)})
 
@@ -112,6 +114,8 @@ def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> s
 def write_activation(config: Config, tanh: str = "gelu_pytorch_tanh") -> str:
     if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
         return "silu"
+    if config.mlp_class_name == "GptNeoxMLP" and config.activation != "gelu":
+        return config.activation
     return "gelu" if config.gelu_approximate == "none" else tanh
 
 

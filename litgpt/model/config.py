@@ -34,7 +34,7 @@ class Config:
     norm_class_name: str = "RMSNorm"  # or LayerNorm
     norm_eps: float = 1e-5
     norm_affine: bool = True  # whether norms have weights
-    norm_unit_offset: bool = False  # RMSNorm scales by 1 + weight
+    norm_unit_offset: bool = False  # norms scale by 1 + weight
     norm_1: bool = True  # before attention
     norm_2: bool = True  # before the feed-forward part
     post_attention_norm: bool = False
@@ -70,6 +70,7 @@ class Config:
     # feed-forward
     mlp_class_name: str = "LLaMAMLP"
     gelu_approximate: str = "none"  # or tanh
+    activation: str = "gelu"  # of a GptNeoxMLP; or relu2: the square of ReLU
     n_expert: int = 0
     n_expert_per_token: int = 0
     moe_intermediate_size: Optional[int] = None
@@ -281,9 +282,9 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     lost += ["rotary_percentage"] if c.rope_n_elem % 2 else []  # LitGPT does not rotate the odd dimension
     lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
     lost = lost or differences(c, from_litgpt(numbers))
-    if named := {"norm_unit_offset", "norm_affine"} & set(lost):
+    if lost and set(lost) <= {"norm_unit_offset", "norm_affine"}:
         raise UserError(
-            f"LitGPT derives {', '.join(sorted(named))} from the name of a model, and {name!r} does not fit this one. "
+            f"LitGPT derives {', '.join(lost)} from the name of a model, and {name!r} does not fit this one. "
             "With 'Gemma' in the name norms scale by 1 + weight, with 'OLMo' LayerNorms have no weights."
         )
     if lost:
@@ -344,11 +345,14 @@ def meaning(config: Config) -> dict[str, Any]:
         unused |= {"shared_intermediate_size", "shared_expert_gate"}
     if set(mlps) == {"LLaMAMoE"}:
         unused |= {"intermediate_size"}
-    if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps):
+    if "GptNeoxMLP" not in mlps:
+        unused |= {"activation"}
+    if "GemmaMLP" not in mlps and ("GptNeoxMLP" not in mlps or c.activation != "gelu"):
         unused |= {"gelu_approximate"}
     if not c.norm_qk:
         unused |= {"norm_qk_type"}
-    unused |= {"norm_unit_offset" if c.norm_class_name == "LayerNorm" else "norm_affine"}
+    if c.norm_class_name != "LayerNorm":
+        unused |= {"norm_affine"}
     if c.shared_attention_norm:
         unused |= {"norm_2"}
     if 0 not in found["rope_layers"]:

@@ -50,19 +50,20 @@ class GemmaMLP(LLaMAMLP):
 
 
 class GptNeoxMLP(nn.Module):
-    """Up, GELU, down, without a gate."""
+    """Up, GELU or another activation, down, without a gate."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.fc = Linear(config.n_embd, config.intermediate_size, bias=bool(config.mlp_bias))
         self.proj = Linear(config.intermediate_size, config.n_embd, bias=bool(config.mlp_bias))
-        self.approximate = config.gelu_approximate
+        self.approximate, self.kind = config.gelu_approximate, config.activation
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.proj(remat(self.fc(x), self.activation))
 
     def activation(self, x: torch.Tensor) -> torch.Tensor:
-        return F.gelu(x, approximate=self.approximate)
+        """https://arxiv.org/abs/2109.08668 has `relu2`."""
+        return F.relu(x).square() if self.kind == "relu2" else F.gelu(x, approximate=self.approximate)
 
 
 class Router(nn.Module):
