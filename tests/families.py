@@ -37,6 +37,7 @@ GPT2 = {
 FALCON = NEOX | {"ffn_hidden_size": 52, "activation": "gelu", "layer_norm_epsilon": 0.02}
 FALCON.pop("intermediate_size")
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+ALPHA = {"rope_type": "dynamic", "rope_theta": 5000.0, "alpha": 30.0, "factor": 1.0}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -63,6 +64,9 @@ VISION = {
 GEMMA3 = SIZES | {"num_hidden_layers": 7, "head_dim": 12, "sliding_window": 20, "query_pre_attn_scalar": 20}
 MOE = {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 12}
+OLMOE = {"num_experts": 5, "num_experts_per_tok": 3}
+LONG = {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 25, "rope_theta": 3000.0}
+MINISTRAL3 = SIZES | {"head_dim": 12, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.7, "mscale": 0.8}}
 LOCAL = {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1}
 TWO_ROPES = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 9000.0}}
 
@@ -223,6 +227,43 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         "biases": SIZES
         | {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
     },
+    "exaone4": {
+        "windows": SIZES | {"num_hidden_layers": 5, "sliding_window": 12, "rope_parameters": LLAMA3},
+        "no windows": SIZES
+        | {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 3,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+        },
+        "no rope": SIZES | {"head_dim": 12, "layer_types": ["full_attention"] * 3},
+        "pattern": SIZES
+        | {
+            "hidden_act": "gelu",
+            "sliding_window": 40,
+            "sliding_window_pattern": "LG",
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+    },
+    "hunyuan_v1_dense": {
+        "plain": SIZES | {"head_dim": 12, "tie_word_embeddings": True, "rope_parameters": ALPHA},
+        "biases": SIZES | {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 4},
+    },
+    "ministral3": {
+        "plain": MINISTRAL3,
+        "window": SIZES | {"head_dim": 8, "sliding_window": 30, "rope_parameters": {**LONG, "rope_type": "default"}},
+    },
+    "mistral3": {
+        "ministral": {
+            "text_config": MINISTRAL3 | {"model_type": "ministral3", "tie_word_embeddings": False},
+            "vision_config": VISION,
+            "tie_word_embeddings": False,
+        },
+        "mistral": {
+            "text_config": SIZES | {"model_type": "mistral", "sliding_window": 23, "head_dim": 12},
+            "vision_config": VISION,
+        },
+    },
     "nemotron": {
         "plain": SIZES | {"norm_eps": 0.02},
         "biases": SIZES
@@ -234,6 +275,10 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "mlp_bias": True,
             "tie_word_embeddings": True,
         },
+    },
+    "olmoe": {
+        "clipped": SIZES | OLMOE | {"clip_qkv": 1.5, "norm_topk_prob": True},
+        "tied": SIZES | OLMOE | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
     },
     "starcoder2": {
         "plain": SIZES | {"norm_epsilon": 0.02, "num_key_value_heads": 4},

@@ -54,6 +54,7 @@ GELU = (
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": False}
 GEMMA3 = FAMILIES["gemma3_text"]["plain"] | {"query_pre_attn_scalar": 12, "vocab_size": 300}
+MISTRAL3 = FAMILIES["ministral3"]["plain"] | {"vocab_size": 300}
 SMOLLM3 = {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "no_rope_layers": None}
 SAME_BASE = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": YARN["rope_theta"]}}
 CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
@@ -97,8 +98,17 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     *(("granite", variant, {}) for variant in FAMILIES["granite"]),
     ("arcee", "plain", {}),
     ("arcee", "plain", {"tie_word_embeddings": True, "head_dim": 12}),
+    ("exaone4", "windows", {"num_hidden_layers": 64}),
+    ("exaone4", "no windows", {}),
+    ("hunyuan_v1_dense", "plain", {}),
+    ("hunyuan_v1_dense", "biases", {"attention_bias": False}),
+    ("ministral3", "plain", {}),
+    ("mistral3", "ministral", {"text_config": MISTRAL3 | {"model_type": "ministral3", "tie_word_embeddings": False}}),
+    ("mistral3", "mistral", {"text_config": FAMILIES["mistral3"]["mistral"]["text_config"] | {"vocab_size": 300}}),
     ("nemotron", "plain", {}),
     ("nemotron", "biases", {"head_dim": 8}),
+    ("olmoe", "clipped", {"clip_qkv": None, "norm_topk_prob": False}),
+    ("olmoe", "tied", {"attention_bias": False}),
     ("starcoder2", "plain", {}),
     ("starcoder2", "window", {"use_bias": True}),
     *(
@@ -146,6 +156,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("smollm3", "plain", SMOLLM3 | {"mlp_bias": True}, "mlp_bias"),
     ("arcee", "biases", {"attention_bias": False, "mlp_bias": False}, "hidden_act"),
     ("arcee", "biases", {"hidden_act": "relu2", "attention_bias": False}, "mlp_bias"),
+    ("exaone4", "windows", {}, "layer_types"),
+    ("exaone4", "no windows", {"num_hidden_layers": 64, "layer_types": ["full_attention"] * 64}, "layer_types"),
     ("nemotron", "biases", {}, "head_dim"),
 ]
 
@@ -158,7 +170,7 @@ def with_tokenizer(folder: Path, tokenizer_file: Path) -> Path:
 
 
 def random_model(folder: Path, tokenizer_file: Path, family: str, variant: str, changes: Mapping[str, Any]) -> Path:
-    vocabulary = {} if family == "gemma3" else {"vocab_size": 300}
+    vocabulary = {} if family in ("gemma3", "mistral3") else {"vocab_size": 300}
     return with_tokenizer(
         save_random(folder, family, variant, changes=deepcopy({**vocabulary, **changes})), tokenizer_file
     )

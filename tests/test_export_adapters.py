@@ -34,10 +34,11 @@ CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
     "gemma2": {"query_pre_attn_scalar": 12},
     "gemma3_text": {"query_pre_attn_scalar": 12},
     "olmo": {"attention_bias": False},
+    "olmoe": {"clip_qkv": None, "norm_topk_prob": False},
     "smollm3": SMOLLM3,
 }
-VARIANTS = {"olmo": "clipped", "qwen3": "windows", "phi3": "window"}
-WITHOUT = ("gemma3", "olmo3")  # Gemma 3's text model is among the others; OLMo 3 is OLMo 2 with windows
+VARIANTS = {"exaone4": "no windows", "olmo": "clipped", "qwen3": "windows", "phi3": "window"}
+WITHOUT = ("gemma3", "mistral3", "olmo3")  # the text models of the first are among the others; OLMo 3 is OLMo 2 with windows
 
 
 def adapter_over(base: Path, folder: Path, **options: Any) -> Path:

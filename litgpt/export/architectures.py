@@ -97,9 +97,21 @@ def olmo3(config: Config) -> dict[str, Any]:
     return {**OLMO2, "sliding_window_indices": local, "rope_indices": local, "rope_local_base_freq": config.rope_base}
 
 
+def exaone4(config: Config) -> dict[str, Any]:
+    """With 64 layers three of four have a window and the rope, else all have the rope and none a window."""
+    if config.n_layer == 64:
+        local = every(4, 3, config.n_layer)
+        windows = {"sliding_window_indices": local, "rope_layers": local}
+    else:
+        windows = {"sliding_window_size": None}  # type: ignore[dict-item]
+    return {**OLMO2, "norm_qk_type": "default", **windows}
+
+
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
 PHI3 = Architecture("phi3", ropes=("default", "longrope"))
 GEMMA3 = Architecture("gemma3", gemma3, ("rope_local_base_freq",), ("default", "linear"), windows=True)
+
+MISTRAL3 = replace(LLAMA, name="mistral3", says=(*BIASES, "query_scale", "query_scale_length"))
 
 ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     "llama": LLAMA,
@@ -167,11 +179,20 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
         ),
     ),
     "arcee": Architecture("arcee", RELU2, ropes=(*SCALED, "llama3"), interleaved=True),
+    "exaone4": Architecture("exaone4", exaone4, ropes=(*SCALED, "llama3"), windows=True),
+    "hunyuan_v1_dense": Architecture("hunyuan-dense", {"norm_qk": True, "norm_qk_after_rope": True}, ("attn_bias",)),
+    "ministral3": MISTRAL3,
+    "mistral3": MISTRAL3,
     "nemotron": Architecture(
         "nemotron",
         lambda c: {**RELU2, "norm_class_name": "LayerNorm", "norm_unit_offset": True, **square(c)},
         BIASES,
         tied=False,
+    ),
+    "olmoe": Architecture(
+        "olmoe",
+        {"norm_qk": True, "norm_qk_type": "olmo2", "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False},
+        EXPERTS,
     ),
     "starcoder2": Architecture("starcoder2", lambda c: {**NEOX, **square(c)}, (*BIASES, GELU)),
 }
@@ -210,7 +231,7 @@ def hf_name(config: Config, name: str) -> str:
         "gelu_approximate": "hidden_act",
         "head_size": "head_dim",
         "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
-        "rope_layers": "no_rope_layers",
+        "rope_layers": "no_rope_layers" if config.model_type == "smollm3" else "layer_types",
         "sliding_window_size": "layer_types",
     }.get(name, name)
 

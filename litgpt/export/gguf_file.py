@@ -81,6 +81,8 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
         writer.add_layer_norm_eps(c.norm_eps)
     if "parallel_residual" in found.says:
         writer.add_parallel_residual(c.parallel_residual)
+    if c.query_scale:
+        writer.add_attn_temperature_scale(c.query_scale)
     if c.clip_qkv is not None:
         writer.add_clamp_kqv(c.clip_qkv)
     if "LLaMAMoE" in map(c.mlp_class, range(c.n_layer)):

@@ -207,6 +207,11 @@ def write_scaling(config: Config) -> Optional[dict[str, Any]]:
     return None if config.rope_type == "default" else {"rope_type": config.rope_type, **config.rope_adjustments}
 
 
+def whole_rope(config: Config) -> dict[str, Any]:
+    """`rope_parameters`, for families where it has another default than a rope of the default type."""
+    return {"rope_type": "default", **(write_scaling(config) or {}), "rope_theta": config.rope_base}
+
+
 def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local_key: str = "") -> dict[str, Any]:
     """One rope for global layers, and one of the default type for local layers. Newer files have an object for each in
     `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the global layers."""

@@ -1,9 +1,14 @@
 """Mixtral: Mistral with a mixture of experts in every layer (https://arxiv.org/abs/2401.04088)."""
 
 from litgpt.families.common import WINDOW, only, rope, sizes
-from litgpt.families.family import LAYER, REQUIRED, Family
+from litgpt.families.family import LAYER, Family, Field
 from litgpt.families.table import Aliases, Rules
 from litgpt.model.config import Config
+
+
+EXPERT_SIZE = Field(
+    "intermediate_size", "intermediate_size", written=lambda c: c.moe_intermediate_size or c.intermediate_size
+)
 
 
 def layer(config: Config) -> Rules:
@@ -21,7 +26,7 @@ FAMILY = Family(
     [
         *sizes(kv_heads=8),
         rope(base=1000000.0),
-        ("intermediate_size", "intermediate_size", REQUIRED, lambda c: c.moe_intermediate_size or c.intermediate_size),
+        EXPERT_SIZE,
         only("hidden_act", "silu", "swish", written="silu"),
         ("rms_norm_eps", "norm_eps", 1e-5),
         WINDOW,

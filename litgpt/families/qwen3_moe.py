@@ -36,6 +36,20 @@ def layer(config: Config) -> Rules:
     return rules
 
 
+def experts(default: int) -> Part:
+    """The number of experts, under either of its names."""
+    return Part(
+        lambda fields: {"n_expert": integer(fields, "num_experts", integer(fields, "num_local_experts", default))},
+        lambda config: {"num_experts": config.n_expert},
+    )
+
+
+ALIASES = Aliases(
+    stacks={
+        ".experts.gate_up_proj": (".experts.{}.gate_proj.weight", ".experts.{}.up_proj.weight"),
+        ".experts.down_proj": (".experts.{}.down_proj.weight",),
+    }
+)
 FAMILY = Family(
     "Qwen3MoeForCausalLM",
     [
@@ -44,10 +58,7 @@ FAMILY = Family(
         only("hidden_act", "silu", "swish", written="silu"),
         ("rms_norm_eps", "norm_eps", 1e-6),
         ATTENTION_BIAS,
-        Part(
-            lambda fields: {"n_expert": integer(fields, "num_experts", integer(fields, "num_local_experts", 128))},
-            lambda config: {"num_experts": config.n_expert},
-        ),
+        experts(128),
         ("num_experts_per_tok", "n_expert_per_token", 8),
         (
             *("moe_intermediate_size", "moe_intermediate_size", 768),
@@ -61,10 +72,5 @@ FAMILY = Family(
     ],
     switches={"mlp_class_name": "LLaMAMoE", "norm_qk": True},
     layer=layer,
-    aliases=Aliases(
-        stacks={
-            ".experts.gate_up_proj": (".experts.{}.gate_proj.weight", ".experts.{}.up_proj.weight"),
-            ".experts.down_proj": (".experts.{}.down_proj.weight",),
-        }
-    ),
+    aliases=ALIASES,
 )

@@ -50,8 +50,11 @@ class Config:
     # attention
     attention_scores_scalar: Optional[float] = None  # scores are divided by its root; the head size by default
     attention_logit_softcapping: Optional[float] = None
+    query_scale: float = 0.0  # queries grow by this times the log of 1 + ...
+    query_scale_length: int = 0  # ... the number of times that their position is beyond this length
     norm_qk: bool = False
     norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
+    norm_qk_after_rope: bool = False
     clip_qkv: Optional[float] = None
     sliding_window_size: Optional[int] = None  # tokens that a local layer sees, including the current one
     sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
@@ -339,7 +342,8 @@ def meaning(config: Config) -> dict[str, Any]:
     found["attention_scores_scalar"] = c.attention_scores_scalar or c.head_size
     found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
     found["shared_intermediate_size"] = c.shared_size
-    unused = {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
+    unused = set() if c.query_scale else {"query_scale_length"}
+    unused |= {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
     if "LLaMAMoE" not in mlps:
         unused |= {"n_expert", "n_expert_per_token", "norm_topk_prob", "moe_intermediate_size"}
         unused |= {"shared_intermediate_size", "shared_expert_gate"}
@@ -350,7 +354,7 @@ def meaning(config: Config) -> dict[str, Any]:
     if "GemmaMLP" not in mlps and ("GptNeoxMLP" not in mlps or c.activation != "gelu"):
         unused |= {"gelu_approximate"}
     if not c.norm_qk:
-        unused |= {"norm_qk_type"}
+        unused |= {"norm_qk_type", "norm_qk_after_rope"}
     if c.norm_class_name != "LayerNorm":
         unused |= {"norm_affine"}
     if c.shared_attention_norm:

@@ -178,6 +178,9 @@ class GPT(nn.Module):
         lengths = [start + n for start, n in zip(starts, seqlens)]
         ropes = [rope.table(positions, seqlens, lengths, x.dtype) for rope in self.ropes]
         context = ForwardContext(Packing(seqlens, positions, cu_seqlens), ropes, cache, rows)
+        if self.config.query_scale:  # https://ai.meta.com/blog/llama-4-multimodal-intelligence
+            times = (positions / self.config.query_scale_length).floor()
+            context.query_scale = (1 + self.config.query_scale * times.log1p()).to(x.dtype)[:, None]
         if cache is not None and len(rows) > 1 and max(seqlens) == 1:
             context.each = cache.each_row(rows, rows_on_device, positions)
         with self.saved_tensors(x):
