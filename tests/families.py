@@ -8,7 +8,9 @@ from types import MappingProxyType
 from typing import Any
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES as CAUSAL
 
+CAUSAL["mistral3"] = "Mistral3ForConditionalGeneration"
 SIZES: dict[str, Any] = {
     "vocab_size": 199,
     "hidden_size": 32,
@@ -64,7 +66,20 @@ VISION = {
 GEMMA3 = SIZES | {"num_hidden_layers": 7, "head_dim": 12, "sliding_window": 20, "query_pre_attn_scalar": 20}
 MOE = {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 12}
-OLMOE = {"num_experts": 5, "num_experts_per_tok": 3}
+QWEN2_MOE = {
+    "num_experts": 5,
+    "num_experts_per_tok": 3,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+}
+GRANITE4 = SIZES | {
+    "layer_types": ["full_attention"] * 3,
+    "num_local_experts": 0,
+    "shared_intermediate_size": 52,
+    "mamba_n_heads": 8,
+    "mamba_expand": 2,
+}
+OLMOE = {"num_experts": 5, "num_experts_per_tok": 4}
 LONG = {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 25, "rope_theta": 3000.0}
 MINISTRAL3 = SIZES | {"head_dim": 12, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.7, "mscale": 0.8}}
 LOCAL = {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1}
@@ -245,6 +260,18 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "layer_types": ["sliding_attention", "full_attention", "full_attention"],
         },
     },
+    "granitemoehybrid": {
+        "rope": GRANITE4
+        | {
+            "position_embedding_type": "rope",
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.3,
+            "attention_multiplier": 0.4,
+            "tie_word_embeddings": True,
+        },
+        "no rope": GRANITE4 | {"attention_bias": True, "head_dim": 12, "hidden_act": "gelu", "num_key_value_heads": 4},
+    },
     "hunyuan_v1_dense": {
         "plain": SIZES | {"head_dim": 12, "tie_word_embeddings": True, "rope_parameters": ALPHA},
         "biases": SIZES | {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 4},
@@ -279,6 +306,15 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "olmoe": {
         "clipped": SIZES | OLMOE | {"clip_qkv": 1.5, "norm_topk_prob": True},
         "tied": SIZES | OLMOE | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
+    },
+    "qwen2_moe": {
+        "plain": SIZES | QWEN2_MOE | {"tie_word_embeddings": True},
+        "some dense": SIZES
+        | QWEN2_MOE
+        | {"mlp_only_layers": [1], "qkv_bias": False, "norm_topk_prob": True, "shared_expert_intermediate_size": 36},
+        "windows": SIZES
+        | QWEN2_MOE
+        | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 3},
     },
     "starcoder2": {
         "plain": SIZES | {"norm_epsilon": 0.02, "num_key_value_heads": 4},

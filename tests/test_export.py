@@ -100,6 +100,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("arcee", "plain", {"tie_word_embeddings": True, "head_dim": 12}),
     ("exaone4", "windows", {"num_hidden_layers": 64}),
     ("exaone4", "no windows", {}),
+    ("granitemoehybrid", "rope", {}),
+    ("granitemoehybrid", "no rope", {"position_embedding_type": "rope", "hidden_act": "silu"}),
     ("hunyuan_v1_dense", "plain", {}),
     ("hunyuan_v1_dense", "biases", {"attention_bias": False}),
     ("ministral3", "plain", {}),
@@ -109,6 +111,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("nemotron", "biases", {"head_dim": 8}),
     ("olmoe", "clipped", {"clip_qkv": None, "norm_topk_prob": False}),
     ("olmoe", "tied", {"attention_bias": False}),
+    ("qwen2_moe", "plain", {}),
     ("starcoder2", "plain", {}),
     ("starcoder2", "window", {"use_bias": True}),
     *(
@@ -159,6 +162,9 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("exaone4", "windows", {}, "layer_types"),
     ("exaone4", "no windows", {"num_hidden_layers": 64, "layer_types": ["full_attention"] * 64}, "layer_types"),
     ("nemotron", "biases", {}, "head_dim"),
+    ("granitemoehybrid", "no rope", {"hidden_act": "silu"}, "position_embedding_type"),
+    ("qwen2_moe", "some dense", {"norm_topk_prob": False, "qkv_bias": True}, "mlp_only_layers"),
+    ("olmoe", "clipped", {"norm_topk_prob": False}, "clip_qkv"),
 ]
 
 

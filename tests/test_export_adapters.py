@@ -38,7 +38,11 @@ CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
     "smollm3": SMOLLM3,
 }
 VARIANTS = {"exaone4": "no windows", "olmo": "clipped", "qwen3": "windows", "phi3": "window"}
-WITHOUT = ("gemma3", "mistral3", "olmo3")  # the text models of the first are among the others; OLMo 3 is OLMo 2 with windows
+WITHOUT = (
+    "gemma3",
+    "mistral3",
+    "olmo3",
+)  # the text models of the first are among the others; OLMo 3 is OLMo 2 with windows
 
 
 def adapter_over(base: Path, folder: Path, **options: Any) -> Path:

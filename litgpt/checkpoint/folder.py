@@ -19,7 +19,7 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.families import aliases, read_config, weight_map
 from litgpt.families.table import Parameter
-from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights
+from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights, is_tied
 from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, notify
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -62,6 +62,8 @@ class Checkpoint(Weights):
         try:
             config = read_config(self.fields, name=self.folder.name)
             check_count(config, len(self.shapes))
+            if "tie_word_embeddings" not in self.fields and not is_tied(self, weight_map(config)):
+                config.tie_embeddings = False  # the weights tell what the file leaves out, as in transformers
         except UserError as e:
             raise UserError(f"{self.folder}: {e}") from e
         return config

@@ -35,6 +35,7 @@ class Architecture:
         windows: Whether its layers with a sliding window are those of `switches`. Otherwise it has no windows, and a
             context that is not longer than the window gives the same result.
         tied: Whether it uses the embedding where there is no head.
+        splits: For modules that are several there, their names in `transformers` models that have several.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Architecture:
     interleaved: bool = False
     windows: bool = False
     tied: bool = True
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def understood(self, config: Config) -> Config:
         """The model that this architecture computes from a file with what it can say about `config`."""
@@ -111,6 +113,17 @@ EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
 PHI3 = Architecture("phi3", ropes=("default", "longrope"))
 GEMMA3 = Architecture("gemma3", gemma3, ("rope_local_base_freq",), ("default", "linear"), windows=True)
 
+GRANITE = replace(
+    LLAMA,
+    name="granite",
+    says=(
+        *BIASES,
+        "attention_scores_scalar",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+    ),
+)
 MISTRAL3 = replace(LLAMA, name="mistral3", says=(*BIASES, "query_scale", "query_scale_length"))
 
 ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
@@ -167,19 +180,16 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
         (GELU,),
     ),
     "smollm3": Architecture("smollm3", lambda c: {"rope_layers": every(4, 3, c.n_layer)}, interleaved=True),
-    "granite": replace(
-        LLAMA,
-        name="granite",
-        says=(
-            *BIASES,
-            "attention_scores_scalar",
-            "embedding_multiplier",
-            "residual_multiplier",
-            "logits_scaling",
-        ),
-    ),
+    "granite": GRANITE,
     "arcee": Architecture("arcee", RELU2, ropes=(*SCALED, "llama3"), interleaved=True),
     "exaone4": Architecture("exaone4", exaone4, ropes=(*SCALED, "llama3"), windows=True),
+    "granitemoehybrid": replace(
+        GRANITE,
+        splits={
+            "shared_mlp.input_linear": ("mlp.gate_proj", "mlp.up_proj"),
+            "shared_mlp.output_linear": ("mlp.down_proj",),
+        },
+    ),
     "hunyuan_v1_dense": Architecture("hunyuan-dense", {"norm_qk": True, "norm_qk_after_rope": True}, ("attn_bias",)),
     "ministral3": MISTRAL3,
     "mistral3": MISTRAL3,
@@ -193,6 +203,11 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
         "olmoe",
         {"norm_qk": True, "norm_qk_type": "olmo2", "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False},
         EXPERTS,
+    ),
+    "qwen2_moe": Architecture(
+        "qwen2moe",
+        {"attn_bias": True, "attn_proj_bias": False, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False},
+        (*EXPERTS, "n_shared_expert", "shared_intermediate_size", "shared_expert_gate"),
     ),
     "starcoder2": Architecture("starcoder2", lambda c: {**NEOX, **square(c)}, (*BIASES, GELU)),
 }

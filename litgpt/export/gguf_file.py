@@ -89,6 +89,8 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
         writer.add_expert_count(c.n_expert)
         writer.add_expert_used_count(c.n_expert_per_token)
         writer.add_expert_feed_forward_length(c.moe_intermediate_size or c.intermediate_size)
+        if c.shared_size:
+            writer.add_expert_shared_feed_forward_length(c.shared_size)
     if c.attention_logit_softcapping is not None:
         writer.add_attn_logit_softcapping(c.attention_logit_softcapping)
     if c.final_logit_softcapping is not None:

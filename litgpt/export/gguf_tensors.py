@@ -27,7 +27,11 @@ TYPES = {  # what --type names: the type of most weights
     "q6_k": "Q6_K",
 }
 PLAIN = ("F32", "F16", "BF16")
-UNQUANTIZED = ("ffn_gate_inp.weight", "position_embd.weight")  # small matrices that llama.cpp keeps in float32
+UNQUANTIZED = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+)  # small matrices that llama.cpp keeps in float32
 
 
 @dataclass
@@ -41,6 +45,7 @@ class Tensor:
         shape: With the rows first, as in torch.
         kind: The name of its type.
         fallback: The type that its rows do not fit, if there is one.
+        rows: Those of its source that it has.
         values: The contents, if they do not come from weights.
     """
 
@@ -49,6 +54,7 @@ class Tensor:
     shape: tuple[int, ...]
     kind: str = "F32"
     fallback: str = ""
+    rows: slice = slice(None)
     values: Optional[torch.Tensor] = None
 
 
@@ -71,10 +77,16 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         ours, i = names.find(name.rpartition(".")[0])
         if ours and names.rules[ours][i].transposed and len(shape) == 2:
             shape = shape[::-1]
-        theirs = table.get_name(stacked(name.removeprefix("language_model.")), try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
-        tensors.setdefault(theirs, Tensor(theirs, [], shape)).sources.append(name)
+        fused = next((fused for fused in found.splits if fused in name), "")
+        parts = found.splits.get(fused, (fused,))
+        size = shape[0] // len(parts)
+        for number, part in enumerate(parts):
+            plain = stacked(name.removeprefix("language_model.").replace(fused, part))
+            theirs = table.get_name(plain, try_suffixes=(".weight", ".bias"))
+            if theirs is None:
+                raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
+            tensor = Tensor(theirs, [], (size, *shape[1:]), rows=slice(number * size, (number + 1) * size))
+            tensors.setdefault(theirs, tensor).sources.append(name)
     for tensor in tensors.values():
         if len(tensor.sources) > 1:
             tensor.sources.sort(key=expert_of)
@@ -184,7 +196,7 @@ def source_rows(tensor: Tensor, weights: Weights, found: Architecture) -> Iterat
     """The numbers of a tensor in float32, a few rows at a time."""
     read = weights.tensors(tensor.sources) if tensor.values is None else iter([("", tensor.values)])
     for name, weight in read:
-        weight = weight if tensor.values is not None else arranged(name, weight, weights.config, found)
+        weight = weight if tensor.values is not None else arranged(name, weight, weights.config, found)[tensor.rows]
         n_columns = tensor.shape[-1]
         for rows in weight.reshape(-1, n_columns).split(max(1, BLOCK // n_columns)):
             yield rows.float()

@@ -253,8 +253,9 @@ def windows(every: int, key: str = "", two_ropes: bool = False) -> Part:
     return Part(read, write_layer_types)
 
 
-def late_windows() -> Part:
-    """Qwen's sliding windows: off unless `use_sliding_window` is set, then from layer `max_window_layers` on."""
+def late_windows(early: bool = False) -> Part:
+    """Qwen's sliding windows: off unless `use_sliding_window` is set, then from layer `max_window_layers` on; with
+    `early` in every second layer before it."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         n_layer = integer(fields, "num_hidden_layers")
@@ -262,7 +263,8 @@ def late_windows() -> Part:
             require_value(fields, "layer_types", None, ["full_attention"] * n_layer)
             return {}
         first = number(fields, "max_window_layers", 28)
-        types = ["sliding_attention" if i >= first else "full_attention" for i in range(n_layer)]
+        local = [i < first and i % 2 == 0 if early else i >= first for i in range(n_layer)]
+        types = ["sliding_attention" if is_local else "full_attention" for is_local in local]
         return read_windows(fields, types, size=4096)
 
     def write(config: Config) -> dict[str, Any]:

@@ -16,7 +16,7 @@ def read_text(fields: dict[str, Any]) -> dict[str, Any]:
     text = fields.get("text_config")
     if not isinstance(text, dict) or text.get("model_type", "mistral") not in TEXTS:
         raise UserError(f"config.json has no text_config of model_type {' or '.join(map(repr, TEXTS))}.")
-    tied = flag(fields, "tie_word_embeddings", flag(text, "tie_word_embeddings", True))
+    tied = flag(fields, "tie_word_embeddings", True)  # that of the text part has no effect
     return TEXTS[text.get("model_type", "mistral")].read(text | {"tie_word_embeddings": tied})
 
 
