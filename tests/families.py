@@ -68,7 +68,7 @@ MOE = {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 12}
 QWEN2_MOE = {
     "num_experts": 5,
-    "num_experts_per_tok": 3,
+    "num_experts_per_tok": 4,
     "moe_intermediate_size": 20,
     "shared_expert_intermediate_size": 28,
 }
@@ -78,6 +78,7 @@ GRANITE4 = SIZES | {
     "shared_intermediate_size": 52,
     "mamba_n_heads": 8,
     "mamba_expand": 2,
+    "time_step_limit": [0.0, 1.0],  # its default, infinity, is no JSON
 }
 OLMOE = {"num_experts": 5, "num_experts_per_tok": 4}
 LONG = {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 25, "rope_theta": 3000.0}

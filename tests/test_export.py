@@ -109,7 +109,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("mistral3", "mistral", {"text_config": FAMILIES["mistral3"]["mistral"]["text_config"] | {"vocab_size": 300}}),
     ("nemotron", "plain", {}),
     ("nemotron", "biases", {"head_dim": 8}),
-    ("olmoe", "clipped", {"clip_qkv": None, "norm_topk_prob": False}),
+    ("olmoe", "clipped", {"clip_qkv": None, "norm_topk_prob": False, "num_key_value_heads": 4}),
     ("olmoe", "tied", {"attention_bias": False}),
     ("qwen2_moe", "plain", {}),
     ("starcoder2", "plain", {}),
@@ -164,7 +164,8 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("nemotron", "biases", {}, "head_dim"),
     ("granitemoehybrid", "no rope", {"hidden_act": "silu"}, "position_embedding_type"),
     ("qwen2_moe", "some dense", {"norm_topk_prob": False, "qkv_bias": True}, "mlp_only_layers"),
-    ("olmoe", "clipped", {"norm_topk_prob": False}, "clip_qkv"),
+    ("olmoe", "clipped", {"norm_topk_prob": False, "num_key_value_heads": 4}, "clip_qkv"),
+    ("olmoe", "clipped", {"norm_topk_prob": False, "clip_qkv": None}, "num_key_value_heads"),
 ]
 
 

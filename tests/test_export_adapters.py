@@ -34,7 +34,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
     "gemma2": {"query_pre_attn_scalar": 12},
     "gemma3_text": {"query_pre_attn_scalar": 12},
     "olmo": {"attention_bias": False},
-    "olmoe": {"clip_qkv": None, "norm_topk_prob": False},
+    "olmoe": {"clip_qkv": None, "norm_topk_prob": False, "num_key_value_heads": 4},
     "smollm3": SMOLLM3,
 }
 VARIANTS = {"exaone4": "no windows", "olmo": "clipped", "qwen3": "windows", "phi3": "window"}

@@ -109,6 +109,11 @@ def exaone4(config: Config) -> dict[str, Any]:
     return {**OLMO2, "norm_qk_type": "default", **windows}
 
 
+def olmoe(config: Config) -> dict[str, Any]:
+    norms = {"norm_qk": True, "norm_qk_type": "olmo2", "n_query_groups": config.n_head}
+    return {**norms, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False}
+
+
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
 PHI3 = Architecture("phi3", ropes=("default", "longrope"))
 GEMMA3 = Architecture("gemma3", gemma3, ("rope_local_base_freq",), ("default", "linear"), windows=True)
@@ -199,15 +204,12 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
         BIASES,
         tied=False,
     ),
-    "olmoe": Architecture(
-        "olmoe",
-        {"norm_qk": True, "norm_qk_type": "olmo2", "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False},
-        EXPERTS,
-    ),
+    "olmoe": Architecture("olmoe", olmoe, EXPERTS, tied=False),
     "qwen2_moe": Architecture(
         "qwen2moe",
         {"attn_bias": True, "attn_proj_bias": False, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False},
         (*EXPERTS, "n_shared_expert", "shared_intermediate_size", "shared_expert_gate"),
+        tied=False,
     ),
     "starcoder2": Architecture("starcoder2", lambda c: {**NEOX, **square(c)}, (*BIASES, GELU)),
 }
@@ -220,8 +222,7 @@ def architecture(config: Config) -> Architecture:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"Models of the family {config.model_type!r} cannot be exported to GGUF. Supported: {known}.")
     lost = differences(without_windows(config, found), found.understood(config))
-    if "head_size" in lost:  # on which others depend
-        lost = ["head_size"]
+    lost = next(([name] for name in ("head_size", "rope_layers") if name in lost), lost)  # on which others depend
     if config.rope_n_elem % 2:
         lost.append("rotary_percentage")
     if config.rope_n_elem and config.rope_type not in found.ropes:
@@ -237,6 +238,9 @@ def architecture(config: Config) -> Architecture:
     return found
 
 
+ROPE_LAYERS = {"smollm3": "no_rope_layers", "granitemoehybrid": "position_embedding_type"}  # fields of config.json
+
+
 def hf_name(config: Config, name: str) -> str:
     """The field of `config.json` for a field of `Config`, where one sets it."""
     rows = [row for row in family(config.model_type).parts if isinstance(row, Field)]
@@ -246,7 +250,7 @@ def hf_name(config: Config, name: str) -> str:
         "gelu_approximate": "hidden_act",
         "head_size": "head_dim",
         "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
-        "rope_layers": "no_rope_layers" if config.model_type == "smollm3" else "layer_types",
+        "rope_layers": ROPE_LAYERS.get(config.model_type, "layer_types"),
         "sliding_window_size": "layer_types",
     }.get(name, name)
 

@@ -76,7 +76,7 @@ def factors(
     for name, delta in updates.items():
         i, own = expert_of(name) if n > 1 else 0, len(delta.a)
         a[i, :own] = delta.a
-        changed = arranged_rows(name, delta.b, base.weights.config, base.architecture)[tensor.rows]
+        changed = tensor.part(arranged_rows(name, delta.b, base.weights.config, base.architecture))
         b[i, :, :own] = changed * (delta.scale * r / alpha)
     return (a, b) if n > 1 else (a[0], b[0])
 

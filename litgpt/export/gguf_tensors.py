@@ -45,7 +45,7 @@ class Tensor:
         shape: With the rows first, as in torch.
         kind: The name of its type.
         fallback: The type that its rows do not fit, if there is one.
-        rows: Those of its source that it has.
+        rows: Those of its source that it has, if it does not have all.
         values: The contents, if they do not come from weights.
     """
 
@@ -54,8 +54,11 @@ class Tensor:
     shape: tuple[int, ...]
     kind: str = "F32"
     fallback: str = ""
-    rows: slice = slice(None)
+    rows: Optional[range] = None
     values: Optional[torch.Tensor] = None
+
+    def part(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self.rows is None else rows[self.rows.start : self.rows.stop]
 
 
 def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tensor]:
@@ -74,18 +77,19 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         if name == names.tied_head or names.unused.search(name) or names.kept.search(name):
             continue
         shape = weights.shapes[name]
-        ours, i = names.find(name.rpartition(".")[0])
-        if ours and names.rules[ours][i].transposed and len(shape) == 2:
+        ours, number = names.find(name.rpartition(".")[0])
+        if ours and names.rules[ours][number].transposed and len(shape) == 2:
             shape = shape[::-1]
         fused = next((fused for fused in found.splits if fused in name), "")
         parts = found.splits.get(fused, (fused,))
         size = shape[0] // len(parts)
-        for number, part in enumerate(parts):
+        for i, part in enumerate(parts):
             plain = stacked(name.removeprefix("language_model.").replace(fused, part))
             theirs = table.get_name(plain, try_suffixes=(".weight", ".bias"))
             if theirs is None:
                 raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
-            tensor = Tensor(theirs, [], (size, *shape[1:]), rows=slice(number * size, (number + 1) * size))
+            rows = range(i * size, (i + 1) * size) if len(parts) > 1 else None
+            tensor = Tensor(theirs, [], (size, *shape[1:]), rows=rows)
             tensors.setdefault(theirs, tensor).sources.append(name)
     for tensor in tensors.values():
         if len(tensor.sources) > 1:
@@ -196,7 +200,7 @@ def source_rows(tensor: Tensor, weights: Weights, found: Architecture) -> Iterat
     """The numbers of a tensor in float32, a few rows at a time."""
     read = weights.tensors(tensor.sources) if tensor.values is None else iter([("", tensor.values)])
     for name, weight in read:
-        weight = weight if tensor.values is not None else arranged(name, weight, weights.config, found)[tensor.rows]
+        weight = weight if tensor.values is not None else tensor.part(arranged(name, weight, weights.config, found))
         n_columns = tensor.shape[-1]
         for rows in weight.reshape(-1, n_columns).split(max(1, BLOCK // n_columns)):
             yield rows.float()

@@ -5,7 +5,6 @@ from litgpt.families.family import LAYER, Family, Field
 from litgpt.families.table import Aliases, Rules
 from litgpt.model.config import Config
 
-
 EXPERT_SIZE = Field(
     "intermediate_size", "intermediate_size", written=lambda c: c.moe_intermediate_size or c.intermediate_size
 )
