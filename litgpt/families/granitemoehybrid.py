@@ -1,5 +1,5 @@
-"""Granite 4 without Mamba layers and experts, such as Granite 4.0 Micro: Granite with fused weights of the MLP, and with
-or without a rope. Models with Mamba layers or experts are refused."""
+"""Granite 4 without Mamba layers and experts, such as Granite 4.0 Micro: Granite with a fused gate and up projection,
+and with or without a rope. Models with Mamba layers or experts are refused."""
 
 from typing import Any
 

@@ -1,6 +1,8 @@
 """Qwen1.5-MoE and Qwen2-MoE: Qwen2 with a mixture of experts, and an expert for every token, in most layers
 (https://arxiv.org/abs/2407.10671)."""
 
+from dataclasses import replace
+
 from litgpt.families import qwen3_moe
 from litgpt.families.common import late_windows, only, rope, sizes
 from litgpt.families.family import Family
@@ -34,5 +36,5 @@ FAMILY = Family(
     ],
     switches={"mlp_class_name": "LLaMAMoE", "n_shared_expert": 1, "shared_expert_gate": True},
     layer=layer,
-    aliases=qwen3_moe.ALIASES,
+    aliases=replace(qwen3_moe.ALIASES, in_peft=False),
 )

@@ -166,6 +166,7 @@ class Aliases:
     renames: Sequence[tuple[str, str]] = ()  # patterns and replacements, from other names to the table's
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     memory: Sequence[tuple[str, str]] = ()  # from the table's names to those in memory, which adapters use
+    in_peft: bool = True  # whether `peft` takes the names of experts' modules for the stacks
 
     def rename(self, name: str) -> str:
         return substituted(self.renames, name)
