@@ -236,7 +236,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("ministral3", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta"),
     ("ministral3", {"layer_types": ["full_attention"]}, "layer_types"),
     ("mistral3", {"text_config": {"model_type": "llama"}}, "text_config of model_type 'mistral'"),
-    ("mistral3", {"text_config": None}, "text_config of model_type 'mistral'"),
     ("olmoe", {"head_dim": 12}, "head_dim 12"),
     ("qwen2_moe", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ("granitemoehybrid", {"layer_types": ["full_attention", "mamba"]}, "layer_types full_attention, mamba"),
