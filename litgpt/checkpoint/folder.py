@@ -194,6 +194,9 @@ def load_weights(
     kept.begin((type(checkpoint), checkpoint.folder, dtype, device))
     missing = {name: parameter for name, parameter in parameters.items() if not kept.give(parameter)}
     for _, module, leaf, stored in missing.values():
+        if leaf in module._buffers:
+            module._buffers[leaf] = torch.empty_like(getattr(module, leaf), device=device)
+            continue
         old = module._parameters[leaf]
         assert old is not None
         if isinstance(module, PartwiseLinear) and leaf == "weight":

@@ -8,7 +8,7 @@ but a single one for all blocks in some, which may also order the rows different
 import itertools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Optional, Union
 
 import torch
@@ -22,14 +22,17 @@ class Stored:
     module: str  # its name
     rows: Optional[torch.Tensor] = None  # for each of its rows, the index of our row; None if the order is the same
     transposed: bool = False  # whether its weight is (in_features, out_features)
+    one_row: bool = False  # whether it has our vector as a matrix of one row
 
     def to_ours(self, tensor: torch.Tensor) -> torch.Tensor:
+        tensor = tensor[0] if self.one_row else tensor
         tensor = tensor.T if self.transposed and tensor.dim() == 2 else tensor
         return tensor if self.rows is None else tensor[self.rows.argsort()]
 
     def from_ours(self, tensor: torch.Tensor) -> torch.Tensor:
         """The stored form of our rows of a weight or bias."""
         tensor = tensor if self.rows is None else tensor[self.rows.to(tensor.device)]
+        tensor = tensor[None] if self.one_row else tensor
         return tensor.T if self.transposed and tensor.dim() == 2 else tensor
 
 
@@ -48,7 +51,7 @@ class StoredTensor(NamedTuple):
 class Parameter(NamedTuple):
     name: str  # our name of it, in which wrappers, which hold a layer as `linear`, do not show
     module: nn.Module  # the module that has it
-    leaf: str  # its name there, weight or bias
+    leaf: str  # its name there: weight, bias, or that of a buffer
     stored: tuple[Stored, ...]  # the Hugging Face modules that hold it
 
     @property
@@ -70,7 +73,7 @@ class Parameter(NamedTuple):
     def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
         """The shape of one of `tensors`."""
         ours = (tensor.rows.stop - tensor.rows.start, *self.value.shape[1:])
-        return ours[::-1] if tensor.form.transposed else ours
+        return ours[::-1] if tensor.form.transposed else (1, *ours) if tensor.form.one_row else ours
 
 
 class WeightMap:
@@ -79,6 +82,7 @@ class WeightMap:
     Args:
         rules: Maps each of our modules to its Hugging Face module, to a list with one module per block in the order of
             the blocks, or to a `Stored` that holds all rows in another form. Parameter names (weight, bias) carry over.
+            A buffer has a rule of its own, from one full name to the other, with the same last part.
         unused: Matches tensors that a checkpoint may have and that are not read.
         kept: Matches tensors that are not read, but copied unchanged when a model is written from the checkpoint.
         tied: Whether the head is the embedding.
@@ -113,12 +117,15 @@ class WeightMap:
 
     def find_parameter(self, hf: str) -> str:
         """Our name of the parameter that a Hugging Face tensor holds rows of; empty if it is unknown."""
+        if hf in self.inverse:  # a buffer
+            return self.inverse[hf][0]
         module, _, leaf = hf.rpartition(".")
         ours, _ = self.find(module)
         return ours and f"{ours}.{leaf}"
 
     def parameters(self, model: nn.Module) -> dict[str, Parameter]:
-        """The pretrained parameters of a model by our names, without those that a method added."""
+        """The pretrained parameters of a model by our names, without those that a method added, and the buffers that
+        files hold. No method trains the latter, and they keep their dtype."""
         found = {}
         for path, module in model.named_modules():
             stored = self.stored(path)
@@ -126,6 +133,10 @@ class WeightMap:
                 if stored and module._parameters.get(leaf) is not None:
                     name = f"{without_wrappers(path)}.{leaf}"
                     found[name] = Parameter(name, module, leaf, stored)
+            for leaf in module._buffers:
+                if stored := self.stored(name := f"{path}.{leaf}"):
+                    forms = tuple(replace(form, module=form.module.rpartition(".")[0]) for form in stored)
+                    found[name] = Parameter(name, module, leaf, forms)
         return found
 
 
@@ -140,7 +151,7 @@ def in_layers(
 
     def prefixed(hf: HFModules, prefix: str) -> HFModules:
         if isinstance(hf, Stored):
-            return Stored(prefix + hf.module, hf.rows, hf.transposed)
+            return replace(hf, module=prefix + hf.module)
         return prefix + hf if isinstance(hf, str) else [prefix + part for part in hf]
 
     return {
