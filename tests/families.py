@@ -238,6 +238,17 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "tied": SIZES | {"tie_word_embeddings": True, "mlp_bias": True, "attention_multiplier": 0.1},
     },
+    "apertus": {
+        "plain": SIZES | {"rope_parameters": LLAMA3},
+        "biases": SIZES
+        | {
+            "head_dim": 12,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
+        },
+        "relu2": SIZES | {"hidden_act": "relu2", "num_key_value_heads": 4, "rope_parameters": YARN},
+    },
     "arcee": {
         "plain": SIZES | {"rope_parameters": LLAMA3},
         "biases": SIZES
@@ -357,6 +368,9 @@ def save_random(
         ones = "norm" in name or "ln_" in name
         std = 0.2 if parameter.dim() == 1 else 1.2 / parameter.shape[-1] ** 0.5
         torch.nn.init.normal_(parameter, mean=float(ones and not model_type.startswith("gemma")), std=std)
+    for name, buffer in model.named_buffers():
+        if name.endswith("act_fn.beta"):
+            buffer.fill_(0.7)
     model.save_pretrained(folder, **options)
     return folder
 

@@ -96,6 +96,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("smollm3", "plain", SMOLLM3),
     ("smollm3", "plain", SMOLLM3 | {"tie_word_embeddings": False}),
     *(("granite", variant, {}) for variant in FAMILIES["granite"]),
+    ("apertus", "plain", {}),
+    ("apertus", "biases", {"attention_bias": False}),
     ("arcee", "plain", {}),
     ("arcee", "plain", {"tie_word_embeddings": True, "head_dim": 12}),
     ("exaone4", "windows", {"num_hidden_layers": 64}),

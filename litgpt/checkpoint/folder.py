@@ -238,7 +238,7 @@ class KeptWeights:
     def give(self, parameter: Parameter) -> bool:
         """Put a weight where it belongs. Returns False if there is none, or if it is to be trained."""
         _, module, leaf, _ = parameter
-        old, kept = module._parameters[leaf], self.weights.get(self.key(parameter))
+        old, kept = module._parameters.get(leaf), self.weights.get(self.key(parameter))
         if kept is None or old is None or old.requires_grad:
             return False
         if isinstance(module, PartwiseLinear) and leaf == "weight":
@@ -250,7 +250,7 @@ class KeptWeights:
     def take(self, parameters: Iterable[Parameter]) -> None:
         for parameter in parameters:
             _, module, leaf, _ = parameter
-            value = module._parameters[leaf]
+            value = module._parameters.get(leaf)
             if isinstance(module, PartwiseLinear) and leaf == "weight":
                 self.weights[self.key(parameter)] = [*module.stored]
             elif value is not None and not value.requires_grad and not is_sharded(value):

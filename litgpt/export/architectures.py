@@ -186,6 +186,13 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     ),
     "smollm3": Architecture("smollm3", lambda c: {"rope_layers": every(4, 3, c.n_layer)}, interleaved=True),
     "granite": GRANITE,
+    "apertus": Architecture(
+        "apertus",
+        {"mlp_class_name": "GptNeoxMLP", "activation": "xielu", "norm_qk": True},
+        BIASES,
+        ropes=(*SCALED, "llama3"),
+        tied=False,
+    ),
     "arcee": Architecture("arcee", RELU2, ropes=(*SCALED, "llama3"), interleaved=True),
     "exaone4": Architecture("exaone4", exaone4, ropes=(*SCALED, "llama3"), windows=True),
     "granitemoehybrid": replace(

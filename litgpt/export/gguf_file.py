@@ -8,6 +8,7 @@ from litgpt.errors import require
 from litgpt.export.architectures import Architecture, context_length
 from litgpt.export.gguf_tensors import TYPES, Tensor, contents, n_bytes
 from litgpt.export.gguf_tokenizer import Vocabulary
+from litgpt.families import weight_map
 from litgpt.families.weights import Weights
 from litgpt.model.config import Config
 from litgpt.model.rope import make_ropes
@@ -42,6 +43,10 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[named]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_model(writer, weights.config, found)
+    for leaf in ("alpha_p", "alpha_n", "beta", "eps") if weights.config.activation == "xielu" else ():
+        layers = (f"transformer.h.{i}.mlp.act.{leaf}" for i in range(weights.config.n_layer))
+        numbers = [float(weights.tensor(weight_map(weights.config).stored(name)[0].module)) for name in layers]
+        getattr(writer, f"add_xielu_{leaf}")(numbers)
     vocabulary.add_to(writer)
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.kind]

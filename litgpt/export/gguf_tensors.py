@@ -27,6 +27,7 @@ TYPES = {  # what --type names: the type of most weights
     "q6_k": "Q6_K",
 }
 PLAIN = ("F32", "F16", "BF16")
+XIELU = ".mlp.act_fn."  # whose numbers are metadata
 UNQUANTIZED = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
@@ -74,7 +75,7 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
     table = gguf.get_tensor_name_map(arch, config.n_layer)
     tensors: dict[str, Tensor] = {}
     for name in weights.files:
-        if name == names.tied_head or names.unused.search(name) or names.kept.search(name):
+        if name == names.tied_head or names.unused.search(name) or names.kept.search(name) or XIELU in name:
             continue
         shape = weights.shapes[name]
         ours, number = names.find(name.rpartition(".")[0])

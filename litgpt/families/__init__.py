@@ -15,7 +15,7 @@ from litgpt.model.rope import make_ropes
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
     "olmo olmo2 olmo3 gpt2 smollm3 granite "
-    "arcee exaone4 granitemoehybrid hunyuan_v1_dense ministral3 mistral3 nemotron olmoe qwen2_moe starcoder2"
+    "apertus arcee exaone4 granitemoehybrid hunyuan_v1_dense ministral3 mistral3 nemotron olmoe qwen2_moe starcoder2"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")

@@ -96,9 +96,10 @@ def gelu(key: str, default: str, tanh: str = "gelu_pytorch_tanh") -> Part:
     """The activation of a feed-forward part without a gate. `tanh` is the name to write for its approximation."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
-        if fields.get(key, default) == "relu2":
-            return {"mlp_class_name": "GptNeoxMLP", "activation": "relu2"}
-        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default, "relu2")}
+        others = ("relu2", "xielu") if default == "xielu" else ("relu2",)  # whose weights no other family has names for
+        if fields.get(key, default) in others:
+            return {"mlp_class_name": "GptNeoxMLP", "activation": fields.get(key, default)}
+        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default, *others)}
 
     return Part(read, lambda config: {key: write_activation(config, tanh)})
 

@@ -73,7 +73,7 @@ class Config:
     # feed-forward
     mlp_class_name: str = "LLaMAMLP"
     gelu_approximate: str = "none"  # or tanh
-    activation: str = "gelu"  # of a GptNeoxMLP; or relu2: the square of ReLU
+    activation: str = "gelu"  # of a GptNeoxMLP; or relu2, the square of ReLU; or xielu, which learns
     n_expert: int = 0
     n_expert_per_token: int = 0
     moe_intermediate_size: Optional[int] = None

@@ -17,7 +17,7 @@ from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
-from litgpt.model.mlp import MLPS, LLaMAMoE, Router
+from litgpt.model.mlp import MLPS, XIELU, LLaMAMoE, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.packing import Packing
 from litgpt.model.rope import make_ropes
@@ -135,7 +135,7 @@ class GPT(nn.Module):
                     nn.init.normal_(module.weight, std=std)
                     if isinstance(module, nn.Linear) and module.bias is not None:
                         nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm)):
+            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU)):
                 with unsharded(module):
                     module.reset_parameters()
         self.stack_experts()
