@@ -254,13 +254,15 @@ def converted(name: str) -> dict[str, Any]:
 
 
 def known_fields(name: str) -> Optional[dict[str, Any]]:
-    """A copy of the fields of the model with this name, or with this repository; None if there is none."""
+    """A copy of the fields of the model with this name, or with this repository; None if LitGPT has none."""
     rows = inner.known_models()
     if name not in rows:
         ids = {row["repo_id"]: key for key, row in reversed(rows.items())}
         ends = {repo_id.rpartition("/")[2]: key for repo_id, key in ids.items()}
         name = ids.get(name) or ends.get(name, "")
-    return {k: copied(v) for k, v in converted(name).items()} if name else None
+    with suppress(UserError):  # math that LitGPT does not have
+        return {k: copied(v) for k, v in converted(name).items()} if name else None
+    return None
 
 
 def copied(value: Any) -> Any:
@@ -270,6 +272,7 @@ def copied(value: Any) -> Any:
 def __getattr__(name: str) -> Any:
     if name not in ("configs", "name_to_config"):
         raise AttributeError(f"module 'litgpt.config' has no attribute {name!r}")
-    globals()["name_to_config"] = {key: known_fields(key) for key in inner.known_models()}
+    known = {key: known_fields(key) for key in inner.known_models()}
+    globals()["name_to_config"] = {key: fields for key, fields in known.items() if fields is not None}
     globals()["configs"] = list(globals()["name_to_config"].values())
     return globals()[name]

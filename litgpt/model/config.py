@@ -168,7 +168,7 @@ def known_models() -> dict[str, dict[str, Any]]:
     for family in listed:
         for row in family["models"]:
             numbers = {"model_type": family["model_type"], **family["all"], **row}
-            for key in ("sliding_window_indices", "rope_indices"):  # patterns that repeat
+            for key in ("sliding_window_indices", "rope_indices", "rope_layers"):  # patterns that repeat
                 if key in numbers:
                     numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
             models[row["name"]] = numbers
