@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 # `AutoModelForCausalLM` does not find them, unlike Gemma 3
 CAUSAL["qwen2_5_vl"], CAUSAL["qwen3_vl"] = "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
 
+CAUSAL["mistral3"] = "Mistral3ForConditionalGeneration"
 SIZES: dict[str, Any] = {
     "vocab_size": 199,
     "hidden_size": 32,
@@ -41,6 +42,7 @@ GPT2 = {
 FALCON = NEOX | {"ffn_hidden_size": 52, "activation": "gelu", "layer_norm_epsilon": 0.02}
 FALCON.pop("intermediate_size")
 YARN = {"rope_type": "yarn", "rope_theta": 5000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+ALPHA = {"rope_type": "dynamic", "rope_theta": 5000.0, "alpha": 30.0, "factor": 1.0}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,
@@ -76,6 +78,23 @@ QWEN_VISION = {
 MROPE = {"rope_type": "default", "rope_theta": 5000.0, "mrope_section": [2, 1, 1]}
 MOE = {"num_local_experts": 5, "num_experts_per_tok": 2}
 QWEN_MOE = {"num_experts": 5, "num_experts_per_tok": 3, "moe_intermediate_size": 20, "head_dim": 12}
+QWEN2_MOE = {
+    "num_experts": 5,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+}
+GRANITE4 = SIZES | {
+    "layer_types": ["full_attention"] * 3,
+    "num_local_experts": 0,
+    "shared_intermediate_size": 52,
+    "mamba_n_heads": 8,
+    "mamba_expand": 2,
+    "time_step_limit": [0.0, 1.0],  # its default, infinity, is no JSON
+}
+OLMOE = {"num_experts": 5, "num_experts_per_tok": 4}
+LONG = {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 25, "rope_theta": 3000.0}
+MINISTRAL3 = SIZES | {"head_dim": 12, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.7, "mscale": 0.8}}
 LOCAL = {"use_sliding_window": True, "sliding_window": 17, "max_window_layers": 1}
 TWO_ROPES = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": 9000.0}}
 
@@ -313,6 +332,108 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         },
         "tied": SIZES | {"tie_word_embeddings": True, "mlp_bias": True, "attention_multiplier": 0.1},
     },
+    "apertus": {
+        "plain": SIZES | {"rope_parameters": LLAMA3},
+        "biases": SIZES
+        | {
+            "head_dim": 12,
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 900.0},
+        },
+        "relu2": SIZES | {"hidden_act": "relu2", "num_key_value_heads": 4, "rope_parameters": YARN},
+    },
+    "arcee": {
+        "plain": SIZES | {"rope_parameters": LLAMA3},
+        "biases": SIZES
+        | {"head_dim": 12, "attention_bias": True, "mlp_bias": True, "tie_word_embeddings": True, "hidden_act": "gelu"},
+    },
+    "exaone4": {
+        "windows": SIZES | {"num_hidden_layers": 5, "sliding_window": 12, "rope_parameters": LLAMA3},
+        "no windows": SIZES
+        | {
+            "sliding_window": None,
+            "layer_types": ["full_attention"] * 3,
+            "num_key_value_heads": 4,
+            "tie_word_embeddings": True,
+        },
+        "no rope": SIZES | {"head_dim": 12, "layer_types": ["full_attention"] * 3},
+        "pattern": SIZES
+        | {
+            "hidden_act": "gelu",
+            "sliding_window": 40,
+            "sliding_window_pattern": "LG",
+            "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+        },
+    },
+    "granitemoehybrid": {
+        "rope": GRANITE4
+        | {
+            "position_embedding_type": "rope",
+            "embedding_multiplier": 6.0,
+            "logits_scaling": 4.0,
+            "residual_multiplier": 0.3,
+            "attention_multiplier": 0.4,
+            "tie_word_embeddings": True,
+        },
+        "no rope": GRANITE4 | {"attention_bias": True, "head_dim": 12, "hidden_act": "gelu", "num_key_value_heads": 4},
+    },
+    "hunyuan_v1_dense": {
+        "plain": SIZES | {"head_dim": 12, "tie_word_embeddings": True, "rope_parameters": ALPHA},
+        "biases": SIZES | {"head_dim": 8, "attention_bias": True, "num_key_value_heads": 4},
+    },
+    "ministral3": {
+        "plain": MINISTRAL3,
+        "window": SIZES | {"head_dim": 8, "sliding_window": 30, "rope_parameters": {**LONG, "rope_type": "default"}},
+    },
+    "mistral3": {
+        "ministral": {
+            "text_config": MINISTRAL3 | {"model_type": "ministral3", "tie_word_embeddings": False},
+            "vision_config": VISION,
+            "tie_word_embeddings": False,
+        },
+        "mistral": {
+            "text_config": SIZES | {"model_type": "mistral", "sliding_window": 23, "head_dim": 12},
+            "vision_config": VISION,
+        },
+    },
+    "nemotron": {
+        "plain": SIZES | {"norm_eps": 0.02},
+        "biases": SIZES
+        | {
+            "norm_eps": 0.03,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.25,
+            "attention_bias": True,
+            "mlp_bias": True,
+            "tie_word_embeddings": True,
+        },
+    },
+    "olmoe": {
+        "clipped": SIZES | OLMOE | {"clip_qkv": 1.5, "norm_topk_prob": True},
+        "tied": SIZES | OLMOE | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
+    },
+    "qwen2_moe": {
+        "plain": SIZES | QWEN2_MOE | {"tie_word_embeddings": True},
+        "some dense": SIZES
+        | QWEN2_MOE
+        | {"mlp_only_layers": [1], "qkv_bias": False, "norm_topk_prob": True, "shared_expert_intermediate_size": 36},
+        "windows": SIZES
+        | QWEN2_MOE
+        | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 3},
+    },
+    "starcoder2": {
+        "plain": SIZES | {"norm_epsilon": 0.02, "num_key_value_heads": 4},
+        "window": SIZES
+        | {
+            "norm_epsilon": 0.03,
+            "use_bias": False,
+            "sliding_window": 18,
+            "tie_word_embeddings": False,
+            "hidden_act": "gelu",
+            "rope_parameters": YARN,
+        },
+    },
 }
 FAMILIES |= {
     "deepseek_v3": {
@@ -402,6 +523,9 @@ def save_random(
     for name, bias in model.state_dict().items():
         if name.endswith("e_score_correction_bias"):
             torch.nn.init.normal_(bias, std=0.05)
+    for name, buffer in model.named_buffers():
+        if name.endswith("act_fn.beta"):
+            buffer.fill_(0.7)
     model.save_pretrained(folder, **options)
     return folder
 

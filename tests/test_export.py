@@ -40,10 +40,21 @@ in_llama_cpp = pytest.mark.skipif(find_spec("xllamacpp") is None, reason="xllama
 needs_libgguf = pytest.mark.skipif(find_spec("libgguf") is None, reason="libgguf is not installed")
 CPU = torch.device("cpu")
 IDS = [0, *torch.randint(2, 299, (60,), generator=torch.Generator().manual_seed(1)).tolist()]
-GELU = ("gpt_neox", "falcon", "phi", "gemma", "gemma2", "gemma3_text", "gemma3", "gpt2")  # a kernel of 16 bits there
+GELU = (
+    "gpt_neox",
+    "falcon",
+    "phi",
+    "gemma",
+    "gemma2",
+    "gemma3_text",
+    "gemma3",
+    "gpt2",
+    "starcoder2",
+)  # a kernel of 16 bits there
 LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 10000.0}
 WIDE = {"hidden_size": 256, "intermediate_size": 512, "tie_word_embeddings": False}
 GEMMA3 = FAMILIES["gemma3_text"]["plain"] | {"query_pre_attn_scalar": 12, "vocab_size": 300}
+MISTRAL3 = FAMILIES["ministral3"]["plain"] | {"vocab_size": 300}
 SMOLLM3 = {"num_hidden_layers": 5, "no_rope_layer_interval": 4, "no_rope_layers": None}
 SAME_BASE = {"full_attention": YARN, "sliding_attention": {"rope_type": "default", "rope_theta": YARN["rope_theta"]}}
 CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
@@ -95,6 +106,26 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     *(("granite", variant, {}) for variant in FAMILIES["granite"]),
     ("seed_oss", "plain", {}),
     ("seed_oss", "other biases", {"attention_out_bias": False, "mlp_bias": False}),
+    ("apertus", "plain", {}),
+    ("apertus", "biases", {"attention_bias": False}),
+    ("arcee", "plain", {}),
+    ("arcee", "plain", {"tie_word_embeddings": True, "head_dim": 12}),
+    ("exaone4", "windows", {"num_hidden_layers": 64}),
+    ("exaone4", "no windows", {}),
+    ("granitemoehybrid", "rope", {}),
+    ("granitemoehybrid", "no rope", {"position_embedding_type": "rope", "hidden_act": "silu"}),
+    ("hunyuan_v1_dense", "plain", {}),
+    ("hunyuan_v1_dense", "biases", {"attention_bias": False}),
+    ("ministral3", "plain", {}),
+    ("mistral3", "ministral", {"text_config": MISTRAL3 | {"model_type": "ministral3", "tie_word_embeddings": False}}),
+    ("mistral3", "mistral", {"text_config": FAMILIES["mistral3"]["mistral"]["text_config"] | {"vocab_size": 300}}),
+    ("nemotron", "plain", {}),
+    ("nemotron", "biases", {"head_dim": 8}),
+    ("olmoe", "clipped", {"clip_qkv": None, "norm_topk_prob": False, "num_key_value_heads": 4}),
+    ("olmoe", "tied", {"attention_bias": False}),
+    ("qwen2_moe", "plain", {}),
+    ("starcoder2", "plain", {}),
+    ("starcoder2", "window", {"use_bias": True}),
     *(
         (family, "plain" if family == "mixtral" else next(iter(FAMILIES[family])), {**more, "rope_parameters": rope})
         for family, more in {
@@ -114,6 +145,8 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
             "ernie4_5": {"use_bias": False, "tie_word_embeddings": False},
             "glm4": {},
             "seed_oss": {},
+            "arcee": {},
+            "nemotron": {},
         }.items()
         for rope in (LINEAR, YARN)
     ),
@@ -146,6 +179,15 @@ REFUSED: list[tuple[str, str, dict[str, Any], str]] = [  # and the field that th
     ("gpt2", "unscaled", {}, "scale_attn_weights"),
     ("smollm3", "plain", {}, "no_rope_layers"),
     ("smollm3", "plain", SMOLLM3 | {"mlp_bias": True}, "mlp_bias"),
+    ("arcee", "biases", {"attention_bias": False, "mlp_bias": False}, "hidden_act"),
+    ("arcee", "biases", {"hidden_act": "relu2", "attention_bias": False}, "mlp_bias"),
+    ("exaone4", "windows", {}, "layer_types"),
+    ("exaone4", "no windows", {"num_hidden_layers": 64, "layer_types": ["full_attention"] * 64}, "layer_types"),
+    ("nemotron", "biases", {}, "head_dim"),
+    ("granitemoehybrid", "no rope", {"hidden_act": "silu"}, "position_embedding_type"),
+    ("qwen2_moe", "some dense", {"norm_topk_prob": False, "qkv_bias": True}, "mlp_only_layers"),
+    ("olmoe", "clipped", {"norm_topk_prob": False, "num_key_value_heads": 4}, "clip_qkv"),
+    ("olmoe", "clipped", {"norm_topk_prob": False, "clip_qkv": None}, "num_key_value_heads"),
 ]
 
 

@@ -35,10 +35,11 @@ CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
     "gemma2": {"query_pre_attn_scalar": 12},
     "gemma3_text": {"query_pre_attn_scalar": 12},
     "olmo": {"attention_bias": False},
+    "olmoe": {"clip_qkv": None, "norm_topk_prob": False, "num_key_value_heads": 4},
     "smollm3": SMOLLM3,
 }
-VARIANTS = {"olmo": "clipped", "qwen3": "windows", "phi3": "window"}
-WITHOUT = ("gemma3", "qwen2_5_vl", "qwen3_vl", "olmo3")  # their text is that of others; OLMo 3 is OLMo 2 with windows
+VARIANTS = {"exaone4": "no windows", "olmo": "clipped", "qwen3": "windows", "phi3": "window"}
+WITHOUT = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "olmo3")  # as others; OLMo 3 is OLMo 2 with windows
 
 
 def adapter_over(base: Path, folder: Path, **options: Any) -> Path:

@@ -16,7 +16,7 @@ from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model.gpt import GPT
 from tests.conftest import some
 from tests.families import FAMILIES, SIZES, YARN, save_random
-from tests.test_families import CPU, assert_close, ids, ours, tensors
+from tests.test_families import CPU, assert_close, ids, ours, tensors, theirs
 
 NESTED = {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}}
 
@@ -185,6 +185,18 @@ def test_vision_keeps_its_bytes(tmp_path):
     assert all(t.dtype == torch.float32 for n, t in after.items() if n not in vision)
 
 
+def test_a_head_of_its_own_where_the_file_does_not_say_so(tmp_path):
+    """Published Mistral Small 3.1 has one, although tied is the default."""
+    folder = save_random(tmp_path / "m", "mistral3", "ministral")
+    fields = json.loads((folder / "config.json").read_text())
+    fields.pop("tie_word_embeddings")
+    (folder / "config.json").write_text(json.dumps(fields))
+    assert not Checkpoint(folder).config.tie_embeddings and read_config(fields).tie_embeddings
+    assert_close(ours(folder)(ids(20)), theirs(folder)(ids(20)).logits, 1e-4)
+    write_model(ours(folder), fields, tmp_path, Checkpoint(folder))
+    assert torch.equal(ours(tmp_path)(ids(20)), ours(folder)(ids(20)))
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("model_type", ["llama", "phi3", "mixtral", "gpt_neox", "gpt2"])
 def test_a_quantization_state_for_each_stored_tensor(model_type, tmp_path):
@@ -279,6 +291,22 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("ernie4_5_moe", {"moe_norm_min": 0.1}, "moe_norm_min 0.1"),
     ("glm4_moe_lite", {"mlp_layer_types": ["sparse"]}, "mlp_layer_types"),
     ("minimax_m2", {"router_jitter_noise": 0.1}, "router_jitter_noise 0.1"),
+    ("arcee", {"hidden_act": "relu"}, "hidden_act 'relu'"),
+    ("starcoder2", {"layer_types": ["full_attention"]}, "layer_types"),
+    ("exaone4", {"sliding_window": None}, "sliding_window None"),
+    ("exaone4", {"layer_types": None, "sliding_window_pattern": "LLLG"}, "sliding_window_pattern 'LLLG'"),
+    ("hunyuan_v1_dense", {"rope_parameters": {"rope_type": "dynamic", "factor": 2.0}}, "of type 'dynamic'"),
+    ("hunyuan_v1_dense", {"rope_parameters": {"rope_type": "dynamic", "alpha": -1}}, "alpha -1"),
+    ("hunyuan_v1_dense", {"use_qk_norm": False}, "use_qk_norm False"),
+    ("hunyuan_v1_dense", {"use_cla": True}, "use_cla True"),
+    ("ministral3", {"rope_parameters": {"llama_4_scaling_beta": 0.1}}, "llama_4_scaling_beta"),
+    ("ministral3", {"layer_types": ["full_attention"]}, "layer_types"),
+    ("mistral3", {"text_config": {"model_type": "llama"}}, "text_config of model_type 'mistral'"),
+    ("olmoe", {"head_dim": 12}, "head_dim 12"),
+    ("qwen2_moe", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ("granitemoehybrid", {"layer_types": ["full_attention", "mamba"]}, "layer_types full_attention, mamba"),
+    ("granitemoehybrid", {"layer_types": None}, "layer_types mamba"),
+    ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts 4"),
 ]
 
 

@@ -127,6 +127,8 @@ def test_every_field_of_an_object(case, old, tmp_path):
             pytest.skip("it has no older form")
         fields = in_old_words(fields)
     for i, where in enumerate(objects(fields)):
+        if where[-1] == "alpha":  # without which Hunyuan's rope depends on the length, and is refused
+            continue
         compare(set_to_null(fields, where), tmp_path / str(i))
 
 

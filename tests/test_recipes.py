@@ -25,7 +25,7 @@ from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from litgpt.train.base_model import model_fields
 from tests.conftest import make_rows
-from tests.families import SIZES
+from tests.families import GRANITE4, SIZES
 from tests.runs import lines
 from tests.test_cli import ROOT, python
 from tests.test_older import LITGPTS, kept
@@ -52,7 +52,7 @@ def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_what_is_shipped():
-    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 84
+    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 94
     assert {r.method for r in RECIPES} == {"lora", "qlora", "full", "dpo", "pretrain"}
     for recipe in RECIPES:
         four_bits = recipe.method == "qlora" or recipe.name == "llama-3.1-8b/dpo"
@@ -228,7 +228,11 @@ OTHER: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "qwen3": {"head_dim": 16},
     "seed_oss": {"head_dim": 16},
+    "granitemoehybrid": GRANITE4 | TINY | {"shared_intermediate_size": 128, "position_embedding_type": "rope"},
+    "hunyuan_v1_dense": {"head_dim": 16},
+    "ministral3": {"head_dim": 16},
 }
+TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "ministral3"}
 
 
 @pytest.fixture(scope="module")
@@ -286,7 +290,7 @@ def test_two_steps(recipe, tiny, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fields = recipe.fields()
     model_type = config_of(fields).model_type
-    model = [str(tiny("gemma3_text" if model_type == "gemma3" else model_type))]  # without the part for pictures
+    model = [str(tiny(TEXT_PARTS.get(model_type, model_type)))]  # without the part for pictures
     if recipe.method == "pretrain":
         model = ["--tokenizer_dir", *model] if "tokenizer_dir" in fields else ["--model_name", *model]
     flags = [

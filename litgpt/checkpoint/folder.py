@@ -19,7 +19,7 @@ from torch import nn
 from litgpt.errors import UserError
 from litgpt.families import aliases, read_config, weight_map
 from litgpt.families.table import Parameter
-from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights
+from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights, is_tied
 from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, notify
 from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
@@ -62,6 +62,8 @@ class Checkpoint(Weights):
         try:
             config = read_config(self.fields, name=self.folder.name)
             check_count(config, len(self.shapes))
+            if "tie_word_embeddings" not in self.fields and not is_tied(self, weight_map(config)):
+                config.tie_embeddings = False  # the weights tell what the file leaves out, as in transformers
         except UserError as e:
             raise UserError(f"{self.folder}: {e}") from e
         return config
@@ -193,7 +195,7 @@ def load_weights(
     missing = {name: parameter for name, parameter in parameters.items() if not kept.give(parameter)}
     for _, module, leaf, stored in missing.values():
         if leaf in module._buffers:
-            setattr(module, leaf, torch.empty_like(getattr(module, leaf), device=device))
+            module._buffers[leaf] = torch.empty_like(getattr(module, leaf), device=device)
             continue
         old = module._parameters[leaf]
         assert old is not None
@@ -236,7 +238,7 @@ class KeptWeights:
     def give(self, parameter: Parameter) -> bool:
         """Put a weight where it belongs. Returns False if there is none, or if it is to be trained."""
         _, module, leaf, _ = parameter
-        old, kept = getattr(module, leaf), self.weights.get(self.key(parameter))
+        old, kept = module._parameters.get(leaf), self.weights.get(self.key(parameter))
         if kept is None or old is None or old.requires_grad:
             return False
         if isinstance(module, PartwiseLinear) and leaf == "weight":
@@ -248,7 +250,7 @@ class KeptWeights:
     def take(self, parameters: Iterable[Parameter]) -> None:
         for parameter in parameters:
             _, module, leaf, _ = parameter
-            value = getattr(module, leaf)
+            value = module._parameters.get(leaf)
             if isinstance(module, PartwiseLinear) and leaf == "weight":
                 self.weights[self.key(parameter)] = [*module.stored]
             elif value is not None and not value.requires_grad and not is_sharded(value):

@@ -36,6 +36,7 @@ class Architecture:
             context that is not longer than the window gives the same result.
         tied: Whether it uses the embedding where there is no head.
         multiplies: Whether logits are multiplied by the scale in the file, instead of divided.
+        splits: For modules that are several there, their names in `transformers` models that have several.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Architecture:
     windows: bool = False
     tied: bool = True
     multiplies: bool = False
+    splits: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def understood(self, config: Config) -> Config:
         """The model that this architecture computes from a file with what it can say about `config`."""
@@ -83,8 +85,14 @@ def gemma3(config: Config) -> dict[str, Any]:
     return gemma2(config, 62, norm_qk=True, sliding_window_indices=local, rope_indices=local)
 
 
+def square(config: Config) -> dict[str, Any]:
+    """All heads are as wide as the model."""
+    return {"head_size": config.n_embd // config.n_head}
+
+
 LLAMA = Architecture("llama", says=BIASES, ropes=(*SCALED, "llama3"), interleaved=True)
 NEOX = {"norm_class_name": "LayerNorm", "mlp_class_name": "GptNeoxMLP"}
+RELU2 = {"mlp_class_name": "GptNeoxMLP", "activation": "relu2"}
 GELU = "gelu_approximate"  # llama.cpp has one kernel for both, of 16 bits
 
 
@@ -100,11 +108,39 @@ def cohere2(config: Config) -> dict[str, Any]:
     return {**block, **norm, "sliding_window_indices": local, "rope_layers": local}
 
 
+def exaone4(config: Config) -> dict[str, Any]:
+    """With 64 layers three of four have a window and the rope, else all have the rope and none a window."""
+    if config.n_layer == 64:
+        local = every(4, 3, config.n_layer)
+        windows = {"sliding_window_indices": local, "rope_layers": local}
+    else:
+        windows = {"sliding_window_size": None}  # type: ignore[dict-item]
+    return {**OLMO2, "norm_qk_type": "default", **windows}
+
+
+def olmoe(config: Config) -> dict[str, Any]:
+    norms = {"norm_qk": True, "norm_qk_type": "olmo2", "n_query_groups": config.n_head}
+    return {**norms, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False}
+
+
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
 PHI3 = Architecture("phi3", ropes=("default", "longrope"))
 QWEN2 = Architecture("qwen2", {"attn_bias": True, "attn_proj_bias": False})
 QWEN3 = Architecture("qwen3", {"norm_qk": True})
 GEMMA3 = Architecture("gemma3", gemma3, ("rope_local_base_freq",), ("default", "linear"), windows=True)
+
+GRANITE = replace(
+    LLAMA,
+    name="granite",
+    says=(
+        *BIASES,
+        "attention_scores_scalar",
+        "embedding_multiplier",
+        "residual_multiplier",
+        "logits_scaling",
+    ),
+)
+MISTRAL3 = replace(LLAMA, name="mistral3", says=(*BIASES, "query_scale", "query_scale_length"))
 
 ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     "llama": LLAMA,
@@ -167,18 +203,41 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     "glm4": Architecture(
         "glm4", {"rope_interleave": True, "post_attention_norm": True, "post_mlp_norm": True}, ("attn_bias",)
     ),
-    "granite": replace(
-        LLAMA,
-        name="granite",
-        says=(
-            *BIASES,
-            "attention_scores_scalar",
-            "embedding_multiplier",
-            "residual_multiplier",
-            "logits_scaling",
-        ),
-    ),
     "seed_oss": Architecture("seed_oss", says=("attn_bias",)),
+    "granite": GRANITE,
+    "apertus": Architecture(
+        "apertus",
+        {"mlp_class_name": "GptNeoxMLP", "activation": "xielu", "norm_qk": True},
+        BIASES,
+        ropes=(*SCALED, "llama3"),
+        tied=False,
+    ),
+    "arcee": Architecture("arcee", RELU2, ropes=(*SCALED, "llama3"), interleaved=True),
+    "exaone4": Architecture("exaone4", exaone4, ropes=(*SCALED, "llama3"), windows=True),
+    "granitemoehybrid": replace(
+        GRANITE,
+        splits={
+            "shared_mlp.input_linear": ("mlp.gate_proj", "mlp.up_proj"),
+            "shared_mlp.output_linear": ("mlp.down_proj",),
+        },
+    ),
+    "hunyuan_v1_dense": Architecture("hunyuan-dense", {"norm_qk": True, "norm_qk_after_rope": True}, ("attn_bias",)),
+    "ministral3": MISTRAL3,
+    "mistral3": MISTRAL3,
+    "nemotron": Architecture(
+        "nemotron",
+        lambda c: {**RELU2, "norm_class_name": "LayerNorm", "norm_unit_offset": True, **square(c)},
+        BIASES,
+        tied=False,
+    ),
+    "olmoe": Architecture("olmoe", olmoe, EXPERTS, tied=False),
+    "qwen2_moe": Architecture(
+        "qwen2moe",
+        {"attn_bias": True, "attn_proj_bias": False, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False},
+        (*EXPERTS, "n_shared_expert", "shared_intermediate_size", "shared_expert_gate"),
+        tied=False,
+    ),
+    "starcoder2": Architecture("starcoder2", lambda c: {**NEOX, **square(c)}, (*BIASES, GELU)),
 }
 
 
@@ -189,6 +248,7 @@ def architecture(config: Config) -> Architecture:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"Models of the family {config.model_type!r} cannot be exported to GGUF. Supported: {known}.")
     lost = differences(without_windows(config, found), found.understood(config))
+    lost = next(([name] for name in ("head_size", "rope_layers") if name in lost), lost)  # on which others depend
     if config.rope_n_elem % 2:
         lost.append("rotary_percentage")
     if config.rope_n_elem and config.rope_type not in found.ropes:
@@ -204,6 +264,9 @@ def architecture(config: Config) -> Architecture:
     return found
 
 
+ROPE_LAYERS = {"smollm3": "no_rope_layers", "granitemoehybrid": "position_embedding_type"}  # fields of config.json
+
+
 def hf_name(config: Config, name: str) -> str:
     """The field of `config.json` for a field of `Config`, where one sets it."""
     rows = [row for row in family(config.model_type).parts if isinstance(row, Field)]
@@ -211,8 +274,9 @@ def hf_name(config: Config, name: str) -> str:
     return keys.get(name) or {
         "attention_scores_scalar": "scale_attn_weights" if config.model_type == "gpt2" else "query_pre_attn_scalar",
         "gelu_approximate": "hidden_act",
+        "head_size": "head_dim",
         "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
-        "rope_layers": "layer_types" if config.rope_layers == config.sliding_window_indices else "no_rope_layers",
+        "rope_layers": ROPE_LAYERS.get(config.model_type, "layer_types"),
         "sliding_window_size": "layer_types",
     }.get(name, name)
 

@@ -8,6 +8,7 @@ from litgpt.errors import require
 from litgpt.export.architectures import Architecture, context_length
 from litgpt.export.gguf_tensors import TYPES, Tensor, contents, n_bytes
 from litgpt.export.gguf_tokenizer import Vocabulary
+from litgpt.families import weight_map
 from litgpt.families.weights import Weights
 from litgpt.model.config import Config
 from litgpt.model.rope import make_ropes
@@ -42,6 +43,10 @@ def write_gguf(
     writer.add_file_type(gguf.LlamaFileType[FILE_TYPES[named]])
     writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
     add_model(writer, weights.config, found)
+    for leaf in ("alpha_p", "alpha_n", "beta", "eps") if weights.config.activation == "xielu" else ():
+        layers = (f"transformer.h.{i}.mlp.act.{leaf}" for i in range(weights.config.n_layer))
+        numbers = [float(weights.tensor(weight_map(weights.config).stored(name)[0].module)) for name in layers]
+        getattr(writer, f"add_xielu_{leaf}")(numbers)
     vocabulary.add_to(writer)
     for tensor in tensors:
         kind = gguf.GGMLQuantizationType[tensor.kind]
@@ -81,12 +86,16 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
         writer.add_layer_norm_eps(c.norm_eps)
     if "parallel_residual" in found.says:
         writer.add_parallel_residual(c.parallel_residual)
+    if c.query_scale:
+        writer.add_attn_temperature_scale(c.query_scale)
     if c.clip_qkv is not None:
         writer.add_clamp_kqv(c.clip_qkv)
     if "LLaMAMoE" in map(c.mlp_class, range(c.n_layer)):
         writer.add_expert_count(c.n_expert)
         writer.add_expert_used_count(c.n_expert_per_token)
         writer.add_expert_feed_forward_length(c.moe_intermediate_size or c.intermediate_size)
+        if c.shared_size:
+            writer.add_expert_shared_feed_forward_length(c.shared_size)
     if c.attention_logit_softcapping is not None:
         writer.add_attn_logit_softcapping(c.attention_logit_softcapping)
     if c.final_logit_softcapping is not None:

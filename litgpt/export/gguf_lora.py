@@ -8,7 +8,7 @@ import torch
 
 from litgpt.errors import UserError, require
 from litgpt.export.gguf import LARGE, GGUFModel, Line, Parity, lora_folder
-from litgpt.export.gguf_tensors import arranged_rows, expert_of
+from litgpt.export.gguf_tensors import Tensor, arranged_rows, expert_of
 from litgpt.export.llama_cpp import is_installed
 from litgpt.families import weight_map
 from litgpt.methods.deltas import Delta
@@ -45,13 +45,15 @@ def write_gguf_lora(path: Path, base: GGUFModel, adapter: LoRAFolder, type: str)
     alpha = adapter.alpha or 1.0  # 0 stands for no scale at all
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
     deltas = adapter.deltas(base.weights.config)
+    unwritten = set(deltas)
     for tensor in base.tensors:
-        updates = {name: deltas.pop(module) for name in tensor.sources if (module := module_of(name)) in deltas}
+        updates = {name: deltas[module] for name in tensor.sources if (module := module_of(name)) in deltas}
+        unwritten -= {module_of(name) for name in updates}
         if updates and tensor.name.endswith(".weight"):
-            for end, factor in zip("ab", factors(updates, tensor.sources, alpha, base)):
+            for end, factor in zip("ab", factors(updates, tensor, alpha, base)):
                 writer.add_tensor(f"{tensor.name}.lora_{end}", factor.to(DTYPES[type]).contiguous().numpy())
-    if deltas:
-        raise UserError(f"The adapter updates weights that the base does not have: {', '.join(deltas)}.")
+    if unwritten:
+        raise UserError(f"The adapter updates weights that the base does not have: {', '.join(sorted(unwritten))}.")
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
@@ -64,18 +66,19 @@ def module_of(name: str) -> str:
 
 
 def factors(
-    updates: Mapping[str, Delta], sources: list[str], alpha: float, base: GGUFModel
+    updates: Mapping[str, Delta], tensor: Tensor, alpha: float, base: GGUFModel
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """A (r, in_features) and B (rows, r) of a tensor, or of each expert in a stack. llama.cpp multiplies their product
     by alpha / r."""
     r = max(len(delta.a) for delta in updates.values())
-    some = next(iter(updates.values()))
-    a, b = some.a.new_zeros(len(sources), r, some.a.size(1)), some.b.new_zeros(len(sources), len(some.b), r)
+    some, n, rows = next(iter(updates.values())), len(tensor.sources), tensor.shape[-2]
+    a, b = some.a.new_zeros(n, r, some.a.size(1)), some.b.new_zeros(n, rows, r)
     for name, delta in updates.items():
-        i, own = expert_of(name) if len(sources) > 1 else 0, len(delta.a)
+        i, own = expert_of(name) if n > 1 else 0, len(delta.a)
         a[i, :own] = delta.a
-        b[i, :, :own] = arranged_rows(name, delta.b, base.weights.config, base.architecture) * (delta.scale * r / alpha)
-    return (a, b) if len(sources) > 1 else (a[0], b[0])
+        changed = tensor.part(arranged_rows(name, delta.b, base.weights.config, base.architecture))
+        b[i, :, :own] = changed * (delta.scale * r / alpha)
+    return (a, b) if n > 1 else (a[0], b[0])
 
 
 def parity_of_lora(out: Path, base: GGUFModel, parity: Parity) -> Iterator[Line]:

@@ -27,7 +27,12 @@ TYPES = {  # what --type names: the type of most weights
     "q6_k": "Q6_K",
 }
 PLAIN = ("F32", "F16", "BF16")
-UNQUANTIZED = ("ffn_gate_inp.weight", "position_embd.weight")  # small matrices that llama.cpp keeps in float32
+XIELU = ".mlp.act_fn."  # whose numbers are metadata
+UNQUANTIZED = (
+    "ffn_gate_inp.weight",
+    "ffn_gate_inp_shexp.weight",
+    "position_embd.weight",
+)  # small matrices that llama.cpp keeps in float32
 
 
 @dataclass
@@ -41,6 +46,7 @@ class Tensor:
         shape: With the rows first, as in torch.
         kind: The name of its type.
         fallback: The type that its rows do not fit, if there is one.
+        rows: Those of its source that it has, if it does not have all.
         values: The contents, if they do not come from weights.
     """
 
@@ -49,7 +55,11 @@ class Tensor:
     shape: tuple[int, ...]
     kind: str = "F32"
     fallback: str = ""
+    rows: Optional[range] = None
     values: Optional[torch.Tensor] = None
+
+    def part(self, rows: torch.Tensor) -> torch.Tensor:
+        return rows if self.rows is None else rows[self.rows.start : self.rows.stop]
 
 
 def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tensor]:
@@ -65,16 +75,23 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
     table = gguf.get_tensor_name_map(arch, config.n_layer)
     tensors: dict[str, Tensor] = {}
     for name in weights.files:
-        if name == names.tied_head or names.unused.search(name) or names.kept.search(name):
+        if name == names.tied_head or names.unused.search(name) or names.kept.search(name) or XIELU in name:
             continue
         shape = weights.shapes[name]
-        ours, i = names.find(name.rpartition(".")[0])
-        if ours and names.rules[ours][i].transposed and len(shape) == 2:
+        ours, number = names.find(name.rpartition(".")[0])
+        if ours and names.rules[ours][number].transposed and len(shape) == 2:
             shape = shape[::-1]
-        theirs = table.get_name(stacked(name.replace("language_model.", "", 1)), try_suffixes=(".weight", ".bias"))
-        if theirs is None:
-            raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
-        tensors.setdefault(theirs, Tensor(theirs, [], shape)).sources.append(name)
+        fused = next((fused for fused in found.splits if fused in name), "")
+        parts = found.splits.get(fused, (fused,))
+        size = shape[0] // len(parts)
+        for i, part in enumerate(parts):
+            plain = stacked(name.replace("language_model.", "", 1).replace(fused, part))
+            theirs = table.get_name(plain, try_suffixes=(".weight", ".bias"))
+            if theirs is None:
+                raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
+            rows = range(i * size, (i + 1) * size) if len(parts) > 1 else None
+            tensor = Tensor(theirs, [], (size, *shape[1:]), rows=rows)
+            tensors.setdefault(theirs, tensor).sources.append(name)
     for tensor in tensors.values():
         if len(tensor.sources) > 1:
             tensor.sources.sort(key=expert_of)
@@ -184,7 +201,7 @@ def source_rows(tensor: Tensor, weights: Weights, found: Architecture) -> Iterat
     """The numbers of a tensor in float32, a few rows at a time."""
     read = weights.tensors(tensor.sources) if tensor.values is None else iter([("", tensor.values)])
     for name, weight in read:
-        weight = weight if tensor.values is not None else arranged(name, weight, weights.config, found)
+        weight = weight if tensor.values is not None else tensor.part(arranged(name, weight, weights.config, found))
         n_columns = tensor.shape[-1]
         for rows in weight.reshape(-1, n_columns).split(max(1, BLOCK // n_columns)):
             yield rows.float()
@@ -196,7 +213,7 @@ def arranged(name: str, weight: torch.Tensor, config: Config, found: Architectur
     ours, i = names.find(name.rpartition(".")[0])
     if names.rules[ours][i].transposed and weight.dim() == 2:
         weight = weight.T
-    if config.norm_unit_offset and "norm" in name:
+    if config.norm_unit_offset and name.endswith("norm.weight"):
         return weight.float() + 1
     return arranged_rows(name, weight, config, found)
 

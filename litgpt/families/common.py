@@ -96,7 +96,10 @@ def gelu(key: str, default: str, tanh: str = "gelu_pytorch_tanh") -> Part:
     """The activation of a feed-forward part without a gate. `tanh` is the name to write for its approximation."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
-        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default)}
+        others = ("relu2", "xielu") if default == "xielu" else ("relu2",)  # whose weights no other family has names for
+        if fields.get(key, default) in others:
+            return {"mlp_class_name": "GptNeoxMLP", "activation": fields.get(key, default)}
+        return {"mlp_class_name": "GptNeoxMLP", "gelu_approximate": read_gelu(fields, key, default, *others)}
 
     return Part(read, lambda config: {key: write_activation(config, tanh)})
 
@@ -112,6 +115,8 @@ def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> s
 def write_activation(config: Config, tanh: str = "gelu_pytorch_tanh") -> str:
     if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
         return "silu"
+    if config.mlp_class_name == "GptNeoxMLP" and config.activation != "gelu":
+        return config.activation
     return "gelu" if config.gelu_approximate == "none" else tanh
 
 
@@ -244,6 +249,11 @@ def write_scaling(config: Config) -> Optional[dict[str, Any]]:
     return None if config.rope_type == "default" else {"rope_type": config.rope_type, **config.rope_adjustments}
 
 
+def whole_rope(config: Config) -> dict[str, Any]:
+    """`rope_parameters`, for families where it has another default than a rope of the default type."""
+    return {"rope_type": "default", **(write_scaling(config) or {}), "rope_theta": config.rope_base}
+
+
 def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local_key: str = "") -> dict[str, Any]:
     """One rope for global layers, and one of the default type for local layers. Newer files have an object for each in
     `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the global layers."""
@@ -285,8 +295,9 @@ def windows(every: int, key: str = "", two_ropes: bool = False) -> Part:
     return Part(read, write_layer_types)
 
 
-def late_windows() -> Part:
-    """Qwen's sliding windows: off unless `use_sliding_window` is set, then from layer `max_window_layers` on."""
+def late_windows(early: bool = False) -> Part:
+    """Qwen's sliding windows: off unless `use_sliding_window` is set, then from layer `max_window_layers` on; with
+    `early` in every second layer before it."""
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         n_layer = integer(fields, "num_hidden_layers")
@@ -294,7 +305,8 @@ def late_windows() -> Part:
             require_value(fields, "layer_types", None, ["full_attention"] * n_layer)
             return {}
         first = number(fields, "max_window_layers", 28)
-        types = ["sliding_attention" if i >= first else "full_attention" for i in range(n_layer)]
+        local = [i < first and i % 2 == 0 if early else i >= first for i in range(n_layer)]
+        types = ["sliding_attention" if is_local else "full_attention" for is_local in local]
         return read_windows(fields, types, size=4096)
 
     def write(config: Config) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from litgpt.families.common import read_two_ropes, sizes, windows, write_scaling
+from litgpt.families.common import read_two_ropes, sizes, whole_rope, windows
 from litgpt.families.family import Family, Part
 from litgpt.families.olmo2 import ROWS, RULES, SWITCHES
 from litgpt.model.config import Config
@@ -10,8 +10,7 @@ from litgpt.model.config import Config
 
 def write_ropes(config: Config) -> dict[str, Any]:
     local = {"rope_type": "default", "rope_theta": config.rope_local_base_freq}
-    everywhere = {"rope_type": "default", **(write_scaling(config) or {}), "rope_theta": config.rope_base}
-    return {"rope_parameters": {"full_attention": everywhere, "sliding_attention": local}}
+    return {"rope_parameters": {"full_attention": whole_rope(config), "sliding_attention": local}}
 
 
 FAMILY = Family(

@@ -4,7 +4,7 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families.common import ATTENTION_BIAS, WINDOW, only, rope, sizes
-from litgpt.families.family import LAYER, QK_NORMS, Family, Part, flag, integer
+from litgpt.families.family import LAYER, QK_NORMS, Family, Field, Part, Row, flag, integer
 from litgpt.families.table import Aliases, Rules
 from litgpt.model.config import Config
 
@@ -36,6 +36,28 @@ def layer(config: Config) -> Rules:
     return rules
 
 
+def experts(default: int) -> Part:
+    """The number of experts, under either of its names."""
+    return Part(
+        lambda fields: {"n_expert": integer(fields, "num_experts", integer(fields, "num_local_experts", default))},
+        lambda config: {"num_experts": config.n_expert},
+    )
+
+
+def expert_rows(size: int) -> list[Row]:
+    """The width of an expert, the shares of a token's experts, and the layers that have experts."""
+    width = Field(
+        "moe_intermediate_size", "moe_intermediate_size", size, lambda c: c.moe_intermediate_size or c.intermediate_size
+    )
+    return [width, ("norm_topk_prob", "norm_topk_prob", False), Part(read_moe_layers, write_moe_layers)]
+
+
+ALIASES = Aliases(
+    stacks={
+        ".experts.gate_up_proj": (".experts.{}.gate_proj.weight", ".experts.{}.up_proj.weight"),
+        ".experts.down_proj": (".experts.{}.down_proj.weight",),
+    }
+)
 FAMILY = Family(
     "Qwen3MoeForCausalLM",
     [
@@ -44,27 +66,14 @@ FAMILY = Family(
         only("hidden_act", "silu", "swish", written="silu"),
         ("rms_norm_eps", "norm_eps", 1e-6),
         ATTENTION_BIAS,
-        Part(
-            lambda fields: {"n_expert": integer(fields, "num_experts", integer(fields, "num_local_experts", 128))},
-            lambda config: {"num_experts": config.n_expert},
-        ),
+        experts(128),
         ("num_experts_per_tok", "n_expert_per_token", 8),
-        (
-            *("moe_intermediate_size", "moe_intermediate_size", 768),
-            lambda config: config.moe_intermediate_size or config.intermediate_size,
-        ),
-        ("norm_topk_prob", "norm_topk_prob", False),
-        Part(read_moe_layers, write_moe_layers),
+        *expert_rows(768),
         WINDOW,
         Part(read_window, lambda config: {"use_sliding_window": config.window(0) is not None}),
         only("layer_types", None),
     ],
     switches={"mlp_class_name": "LLaMAMoE", "norm_qk": True},
     layer=layer,
-    aliases=Aliases(
-        stacks={
-            ".experts.gate_up_proj": (".experts.{}.gate_proj.weight", ".experts.{}.up_proj.weight"),
-            ".experts.down_proj": (".experts.{}.down_proj.weight",),
-        }
-    ),
+    aliases=ALIASES,
 )

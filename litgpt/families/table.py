@@ -23,16 +23,17 @@ class Stored:
     rows: Optional[torch.Tensor] = None  # for each of its rows, the index of our row; None if the order is the same
     transposed: bool = False  # whether its weight is (in_features, out_features)
     one_row: bool = False  # whether it has our vector as a matrix of one row
+    scalar: bool = False  # whether it has the only number of our vector as a scalar
 
     def to_ours(self, tensor: torch.Tensor) -> torch.Tensor:
-        tensor = tensor[0] if self.one_row else tensor
+        tensor = tensor[0] if self.one_row else tensor[None] if self.scalar else tensor
         tensor = tensor.T if self.transposed and tensor.dim() == 2 else tensor
         return tensor if self.rows is None else tensor[self.rows.argsort()]
 
     def from_ours(self, tensor: torch.Tensor) -> torch.Tensor:
         """The stored form of our rows of a weight or bias."""
         tensor = tensor if self.rows is None else tensor[self.rows.to(tensor.device)]
-        tensor = tensor[None] if self.one_row else tensor
+        tensor = tensor[None] if self.one_row else tensor[0] if self.scalar else tensor
         return tensor.T if self.transposed and tensor.dim() == 2 else tensor
 
 
@@ -51,7 +52,7 @@ class StoredTensor(NamedTuple):
 class Parameter(NamedTuple):
     name: str  # our name of it, in which wrappers, which hold a layer as `linear`, do not show
     module: nn.Module  # the module that has it
-    leaf: str  # its name there: weight, bias, or that of a buffer
+    leaf: str  # its name there: weight, bias, or another one, that of a buffer for instance
     stored: tuple[Stored, ...]  # the Hugging Face modules that hold it
 
     @property
@@ -73,6 +74,7 @@ class Parameter(NamedTuple):
     def shape(self, tensor: StoredTensor) -> tuple[int, ...]:
         """The shape of one of `tensors`."""
         ours = (tensor.rows.stop - tensor.rows.start, *self.value.shape[1:])
+        ours = () if tensor.form.scalar else ours
         return ours[::-1] if tensor.form.transposed else (1, *ours) if tensor.form.one_row else ours
 
 
@@ -82,7 +84,8 @@ class WeightMap:
     Args:
         rules: Maps each of our modules to its Hugging Face module, to a list with one module per block in the order of
             the blocks, or to a `Stored` that holds all rows in another form. Parameter names (weight, bias) carry over.
-            A buffer has a rule of its own, from one full name to the other, with the same last part.
+            A buffer, or a parameter of another name, has a rule of its own, from one full name to the other, with the
+            same last part.
         unused: Matches tensors that a checkpoint may have and that are not read.
         kept: Matches tensors that are not read, but copied unchanged when a model is written from the checkpoint.
         tied: Whether the head is the embedding.
@@ -117,7 +120,7 @@ class WeightMap:
 
     def find_parameter(self, hf: str) -> str:
         """Our name of the parameter that a Hugging Face tensor holds rows of; empty if it is unknown."""
-        if hf in self.inverse:  # a buffer
+        if hf in self.inverse:  # a full name
             return self.inverse[hf][0]
         module, _, leaf = hf.rpartition(".")
         ours, _ = self.find(module)
@@ -133,7 +136,7 @@ class WeightMap:
                 if stored and module._parameters.get(leaf) is not None:
                     name = f"{without_wrappers(path)}.{leaf}"
                     found[name] = Parameter(name, module, leaf, stored)
-            for leaf in module._buffers:
+            for leaf in (*module._parameters, *module._buffers):
                 if stored := self.stored(name := f"{path}.{leaf}"):
                     forms = tuple(replace(form, module=form.module.rpartition(".")[0]) for form in stored)
                     found[name] = Parameter(name, module, leaf, forms)
@@ -177,6 +180,7 @@ class Aliases:
     renames: Sequence[tuple[str, str]] = ()  # patterns and replacements, from other names to the table's
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     memory: Sequence[tuple[str, str]] = ()  # from the table's names to those in memory, which adapters use
+    in_peft: bool = True  # whether `peft` takes the names of experts' modules for the stacks
 
     def rename(self, name: str) -> str:
         return substituted(self.renames, name)

@@ -130,11 +130,16 @@ def check_weights(model: GPT, checkpoint: Weights) -> None:
         raise UserError(f"The weights in {checkpoint.folder} do not match its config.json. {listed}.")
 
 
+def is_tied(checkpoint: Weights, names: WeightMap) -> bool:
+    """Whether a tied head is not stored, or is the embedding."""
+    if names.tied_head not in checkpoint.files or names.embedding not in checkpoint.files:
+        return True
+    return torch.equal(checkpoint.tensor(names.head), checkpoint.tensor(names.embedding))
+
+
 def check_tied(checkpoint: Weights, names: WeightMap) -> None:
     """Raise `UserError` if a tied head is stored and differs from the embedding."""
-    if names.tied_head not in checkpoint.files:
-        return
-    if not torch.equal(checkpoint.tensor(names.head), checkpoint.tensor(names.embedding)):
+    if not is_tied(checkpoint, names):
         raise UserError(
             f"{checkpoint.folder} has a {names.head} that differs from {names.embedding}, but its config.json ties "
             "them. Set tie_word_embeddings to false there, or remove the weight."

@@ -138,15 +138,15 @@ def full_weights(
 
 def targets(adapted: set[str], model: GPT, names: WeightMap, r: int, alpha: float) -> dict[str, Any]:
     """The fields that select exactly these modules. `peft` takes the names of experts' modules for the stacks of all
-    layers, and would take dense MLPs for them too. So dense MLPs are named as parameters, and so are stacks if only
-    some layers have an update. These then have the rank that the fused updates of their parts have."""
+    layers, in most families, and would take dense MLPs for them too. So dense MLPs are named as parameters, and so are
+    stacks if only some layers have an update. These then have the rank that the fused updates of their parts have."""
     experts = {module for module in adapted if EXPERT.search(module)}
     dense = {module for module in adapted - experts if model.config.n_expert and ".mlp." in module}
     modules = {*target_modules(adapted - experts - dense, model, names)}
     parameters, patterns = {f"{module}.weight" for module in dense}, {}
     stored = {form.module for parameter in names.parameters(model).values() for form in parameter.stored}
     layers, every = ({EXPERT.split(m)[0] for m in found if EXPERT.search(m)} for found in (experts, stored))
-    if layers == every:
+    if layers == every and aliases(model.config.model_type).in_peft:
         modules |= {module.rpartition(".")[2] for module in experts}
     else:
         for end, parts in aliases(model.config.model_type).stacks.items():

@@ -40,6 +40,7 @@ class ForwardContext:
     cache: Optional[KVCache] = None  # keys and values of the tokens before
     rows: Sequence[int] = ()  # the cache row that each sequence continues
     each: Optional[EachRow] = None  # where new tokens are cached, if each sequence is one token of its own row
+    query_scale: Optional[torch.Tensor] = None  # of each token, (T, 1)
     masks: dict[int, torch.Tensor] = field(default_factory=dict)  # by window; 0 for no window
 
     @cached_property
@@ -89,6 +90,8 @@ class CausalSelfAttention(nn.Module):
     def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         rope = context.ropes[self.rope] if self.rope is not None else ()
         q, k, v = self.project(x, *rope)
+        if context.query_scale is not None:
+            q = q * context.query_scale
         y = self.attend_within_sequences(q, k, v, context)
         if self.prefix is not None:
             y = y + self.prefix(q, *self.prefix_projection())
@@ -102,24 +105,32 @@ class CausalSelfAttention(nn.Module):
         """Queries, keys and values, (B, n or g, T, hs), in memory order (B, T, heads, hs)."""
         config = self.config
         qkv = self.qkv(x)
-        if config.clip_qkv is not None:
-            qkv = qkv.clamp(-config.clip_qkv, config.clip_qkv)
         qkv = qkv.unflatten(2, (-1, config.head_size))  # (B, T, n + 2 g, hs)
         qk, v = qkv.split_with_sizes([config.n_head + self.n_groups, self.n_groups], dim=2)
         qk = remat(qk, self.normalize_and_rotate, *rope)
         q, k = qk.transpose(1, 2).split_with_sizes([config.n_head, self.n_groups], dim=1)
-        return q, k, v.transpose(1, 2)
+        return q, k, self.clip(v).transpose(1, 2)
 
     def normalize_and_rotate(self, qk: torch.Tensor, *rope: torch.Tensor) -> torch.Tensor:
         """Queries and keys, (B, T, n + g, hs), with the norms and the rope of this layer, if it has them."""
-        if self.config.norm_qk:
-            q, k = qk.split_with_sizes([self.config.n_head, self.n_groups], dim=2)
-            if self.config.norm_qk_type == "olmo2":
-                q, k = (norm(t.flatten(2)).view(t.shape) for norm, t in ((self.norm_q, q), (self.norm_k, k)))
-            else:
-                q, k = self.norm_q(q), self.norm_k(k)
-            qk = torch.cat([q, k], dim=2)
-        return apply_rope(qk, *rope, interleave=self.config.rope_interleave) if rope else qk
+        if self.config.norm_qk and not self.config.norm_qk_after_rope:
+            qk = self.normalize(qk)
+        qk = self.clip(qk)
+        if rope:
+            qk = apply_rope(qk, *rope, interleave=self.config.rope_interleave)
+        return self.normalize(qk) if self.config.norm_qk and self.config.norm_qk_after_rope else qk
+
+    def clip(self, x: torch.Tensor) -> torch.Tensor:
+        largest = self.config.clip_qkv
+        return x if largest is None else x.clamp(-largest, largest)
+
+    def normalize(self, qk: torch.Tensor) -> torch.Tensor:
+        q, k = qk.split_with_sizes([self.config.n_head, self.n_groups], dim=2)
+        if self.config.norm_qk_type == "olmo2":
+            q, k = (norm(t.flatten(2)).view(t.shape) for norm, t in ((self.norm_q, q), (self.norm_k, k)))
+        else:
+            q, k = self.norm_q(q), self.norm_k(k)
+        return torch.cat([q, k], dim=2)
 
     def attend_within_sequences(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext

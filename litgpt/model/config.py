@@ -35,7 +35,7 @@ class Config:
     norm_eps: float = 1e-5
     norm_affine: bool = True  # whether norms have weights
     norm_bias: bool = True  # whether a LayerNorm with weights has a bias
-    norm_unit_offset: bool = False  # RMSNorm scales by 1 + weight
+    norm_unit_offset: bool = False  # norms scale by 1 + weight
     norm_1: bool = True  # before attention
     norm_2: bool = True  # before the feed-forward part
     post_attention_norm: bool = False
@@ -51,8 +51,11 @@ class Config:
     # attention
     attention_scores_scalar: Optional[float] = None  # scores are divided by its root; the head size by default
     attention_logit_softcapping: Optional[float] = None
+    query_scale: float = 0.0  # queries grow by this times the log of 1 + ...
+    query_scale_length: int = 0  # ... the number of times that their position is beyond this length
     norm_qk: bool = False
     norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
+    norm_qk_after_rope: bool = False
     clip_qkv: Optional[float] = None
     latent_attention: Optional[dict[str, Any]] = None  # sizes, named as by LATENT: q, k and v are expanded from latents
     latent_norm_eps: Optional[float] = None  # of the norms of the latents; `norm_eps` by default
@@ -73,6 +76,7 @@ class Config:
     # feed-forward
     mlp_class_name: str = "LLaMAMLP"
     gelu_approximate: str = "none"  # or tanh
+    activation: str = "gelu"  # of a GptNeoxMLP; or relu2, the square of ReLU; or xielu, which learns
     n_expert: int = 0
     n_expert_per_token: int = 0
     moe_intermediate_size: Optional[int] = None
@@ -333,9 +337,9 @@ def to_litgpt(config: Config, name: str) -> dict[str, Any]:
     lost += ["norm_qk_type"] if numbers["norm_qk_type"] not in ("default", "olmo2") else []
     lost += ["latent_attention"] if c.latent_attention and c.latent_attention["q_lora_rank"] is None else []
     lost = lost or differences(c, from_litgpt(numbers))
-    if named := {"norm_unit_offset", "norm_affine"} & set(lost):
+    if lost and set(lost) <= {"norm_unit_offset", "norm_affine"}:
         raise UserError(
-            f"LitGPT derives {', '.join(sorted(named))} from the name of a model, and {name!r} does not fit this one. "
+            f"LitGPT derives {', '.join(lost)} from the name of a model, and {name!r} does not fit this one. "
             "With 'Gemma' in the name norms scale by 1 + weight, with 'OLMo' LayerNorms have no weights."
         )
     if lost:
@@ -397,7 +401,8 @@ def meaning(config: Config) -> dict[str, Any]:
     found["latent_norm_eps"] = c.latent_norm_eps or c.norm_eps
     found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
     found["shared_intermediate_size"] = c.shared_size
-    unused = {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
+    unused = set() if c.query_scale else {"query_scale_length"}
+    unused |= {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
     if "LLaMAMoE" not in mlps:
         unused |= {"n_expert", "n_expert_per_token", "norm_topk_prob", "moe_intermediate_size"}
         unused |= {"shared_intermediate_size", "shared_expert_gate", "router_scores", "router_bias"}
@@ -408,12 +413,16 @@ def meaning(config: Config) -> dict[str, Any]:
         unused |= {"latent_norm_eps"}
     if set(mlps) == {"LLaMAMoE"}:
         unused |= {"intermediate_size"}
-    if not {"GemmaMLP", "GptNeoxMLP"} & set(mlps):
+    if "GptNeoxMLP" not in mlps:
+        unused |= {"activation"}
+    if "GemmaMLP" not in mlps and ("GptNeoxMLP" not in mlps or c.activation != "gelu"):
         unused |= {"gelu_approximate"}
     if not c.norm_qk:
-        unused |= {"norm_qk_type"}
-    unused |= {"norm_unit_offset"} if c.norm_class_name == "LayerNorm" else {"norm_affine", "norm_bias"}
-    unused |= set() if c.norm_affine else {"norm_bias"}
+        unused |= {"norm_qk_type", "norm_qk_after_rope"}
+    if c.norm_class_name != "LayerNorm":
+        unused |= {"norm_affine"}
+    if c.norm_class_name != "LayerNorm" or not c.norm_affine:
+        unused |= {"norm_bias"}
     if c.shared_attention_norm:
         unused |= {"norm_2"}
     if 0 not in found["rope_layers"]:

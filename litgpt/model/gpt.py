@@ -17,7 +17,7 @@ from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
-from litgpt.model.mlp import MLPS, LLaMAMoE, Router
+from litgpt.model.mlp import MLPS, XIELU, LLaMAMoE, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.packing import Packing
 from litgpt.model.rope import make_ropes
@@ -136,7 +136,7 @@ class GPT(nn.Module):
                     nn.init.normal_(module.weight, std=std)
                     if isinstance(module, nn.Linear) and module.bias is not None:
                         nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm)):
+            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU)):
                 with unsharded(module):
                     module.reset_parameters()
         self.stack_experts()
@@ -179,6 +179,9 @@ class GPT(nn.Module):
         lengths = [start + n for start, n in zip(starts, seqlens)]
         ropes = [rope.table(positions, seqlens, lengths, x.dtype) for rope in self.ropes]
         context = ForwardContext(Packing(seqlens, positions, cu_seqlens), ropes, cache, rows)
+        if self.config.query_scale:  # https://ai.meta.com/blog/llama-4-multimodal-intelligence
+            times = (positions / self.config.query_scale_length).floor()
+            context.query_scale = (1 + self.config.query_scale * times.log1p()).to(x.dtype)[:, None]
         if cache is not None and len(rows) > 1 and max(seqlens) == 1:
             context.each = cache.each_row(rows, rows_on_device, positions)
         with self.saved_tensors(x):

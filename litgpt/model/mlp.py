@@ -50,20 +50,49 @@ class GemmaMLP(LLaMAMLP):
         return F.gelu(gate, approximate=self.approximate)
 
 
+class XIELU(nn.Module):
+    """A quadratic above 0, and an exponential below it, whose slopes are learned (https://arxiv.org/abs/2411.13010)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.alpha_p, self.alpha_n = (nn.Parameter(torch.empty(1)) for _ in range(2))
+        for leaf in ("beta", "eps"):
+            self.register_buffer(leaf, torch.empty(1, dtype=torch.float32))
+        if not self.alpha_p.is_meta:
+            self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        for p, value in ((self.alpha_p, math.log(math.expm1(0.8))), (self.alpha_n, math.log(math.expm1(0.3)))):
+            p.fill_(value)
+        self.beta.fill_(0.5)
+        self.eps.fill_(-1e-6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        beta, eps = self.beta.to(x.dtype), self.eps.to(x.dtype)
+        above, below = F.softplus(self.alpha_p).to(x.dtype), beta + F.softplus(self.alpha_n).to(x.dtype)
+        return torch.where(x > 0, above * x * x, (torch.expm1(torch.minimum(x, eps)) - x) * below) + beta * x
+
+
 class GptNeoxMLP(nn.Module):
-    """Up, GELU, down, without a gate."""
+    """Up, GELU or another activation, down, without a gate."""
 
     def __init__(self, config: Config) -> None:
         super().__init__()
         self.fc = Linear(config.n_embd, config.intermediate_size, bias=bool(config.mlp_bias))
         self.proj = Linear(config.intermediate_size, config.n_embd, bias=bool(config.mlp_bias))
-        self.approximate = config.gelu_approximate
+        self.approximate, self.kind = config.gelu_approximate, config.activation
+        if config.activation == "xielu":
+            self.act = XIELU()
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.proj(remat(self.fc(x), self.activation))
 
     def activation(self, x: torch.Tensor) -> torch.Tensor:
-        return F.gelu(x, approximate=self.approximate)
+        """https://arxiv.org/abs/2109.08668 has `relu2`."""
+        if self.kind == "xielu":
+            return self.act(x)
+        return F.relu(x).square() if self.kind == "relu2" else F.gelu(x, approximate=self.approximate)
 
 
 class Router(nn.Module):

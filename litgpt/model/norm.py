@@ -14,7 +14,8 @@ from litgpt.model.kernels import remat, rms_norm
 def make_norm(config: Config, size: int) -> nn.Module:
     """The config's norm over `size` dimensions."""
     if config.norm_class_name == "LayerNorm":
-        return LayerNorm(size, config.norm_eps, elementwise_affine=config.norm_affine, bias=config.norm_bias)
+        kind = UnitOffsetLayerNorm if config.norm_unit_offset else LayerNorm
+        return kind(size, config.norm_eps, elementwise_affine=config.norm_affine, bias=config.norm_bias)
     return (UnitOffsetRMSNorm if config.norm_unit_offset else RMSNorm)(size, config.norm_eps)
 
 
@@ -53,6 +54,20 @@ class UnitOffsetRMSNorm(RMSNorm):
 class LayerNorm(nn.LayerNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return remat(x, super().forward)
+
+
+class UnitOffsetLayerNorm(LayerNorm):
+    """Scales by 1 + weight, as Nemotron does; its LayerNorm1P (https://arxiv.org/abs/2402.16819)."""
+
+    def reset_parameters(self) -> None:
+        nn.init.zeros_(self.weight)
+        nn.init.zeros_(self.bias)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return remat(x, self.normalize)
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        return F.layer_norm(x, self.normalized_shape, self.weight + 1, self.bias, self.eps)
 
 
 class EachHeadNorm(nn.Module):
