@@ -99,7 +99,7 @@ class Run:
             and so on; see --train.learning_rate for the default rate.
         log: Names of the run in the logger.
         logger_name: Where to log besides metrics.csv; csv for nowhere else. wandb works offline if you are not logged
-            in, and mlflow logs to MLFLOW_TRACKING_URI if set. Their files are in out_dir/logs.
+            in, mlflow logs to MLFLOW_TRACKING_URI and trackio to TRACKIO_DIR if set. Their files are in out_dir/logs.
         compile: Compile the blocks with torch.compile. The first steps are slow; later ones may be faster. Dropout
             draws different random numbers.
         seed: Seed for initial weights, row order, and dropout.
