@@ -26,13 +26,13 @@ def test_causal_attention_is_torchs(cap, window, kept, tokens, groups):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, tokens, n, 8).transpose(1, 2).requires_grad_() for n in (4, groups, groups))
     target = torch.randn(2, 4, tokens, 8)
-    y = chunked.CausalAttention.apply(q, k, v, chunked.Scores(0.3, cap, window), 64, kept)
+    y = chunked.CausalAttention.of(q, k, v, chunked.Scores(0.3, cap, window), 64, kept)
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     mask = mask if window is None else mask.triu(1 - window)
     if cap is None:
         expected = F.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=True)
     else:
-        expected = chunked.softcapped_attention(q, k, v, mask, 0.3, cap)
+        expected = chunked.plain_attention(q, k, v, mask, chunked.Scores(0.3, cap))
     torch.testing.assert_close(y, expected)
     assert y.transpose(1, 2)[:, :tokens].stride() == y.transpose(1, 2).stride()
     grads = [torch.autograd.grad((out * target).sum(), [q, k, v]) for out in (y, expected)]
@@ -48,7 +48,7 @@ def test_memory_of_a_long_sequence_grows_with_its_tokens(cap):
         q, k, v = (torch.randn(1, 4, tokens, 8, requires_grad=True) for _ in range(3))
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            chunked.CausalAttention.apply(q, k, v, chunked.Scores(1.0, cap), 64, keep)
+            chunked.CausalAttention.of(q, k, v, chunked.Scores(1.0, cap), 64, keep)
         return sum(saved)
 
     assert kept(256) == 2 * kept(128) < kept(100, True)

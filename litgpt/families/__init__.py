@@ -8,13 +8,14 @@ from typing import Any
 
 from litgpt.errors import UserError, nearest
 from litgpt.families.family import Family, MissingField, without_nulls
+from litgpt.families.mxfp4 import is_mxfp4
 from litgpt.families.table import Aliases, WeightMap
 from litgpt.model.config import Config, differences
 from litgpt.model.rope import make_ropes
 
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
-    "olmo olmo2 olmo3 gpt2 smollm3 granite"
+    "olmo olmo2 olmo3 gpt2 smollm3 granite gpt_oss"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
@@ -35,7 +36,7 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
             f"Supported: {', '.join(FAMILIES)}."
         )
     fields = without_nulls(fields)
-    if "quantization_config" in fields:
+    if "quantization_config" in fields and not is_mxfp4(fields):
         raise UserError("config.json has quantization_config. Use the folder with the original weights instead.")
     try:
         config = Config(**family(model_type).read(fields) | {"model_type": model_type, "name": name})
