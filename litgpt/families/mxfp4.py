@@ -23,8 +23,9 @@ def is_mxfp4(fields: dict[str, Any]) -> bool:
 def dequantized(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """(..., blocks * 32) from (..., blocks, 16) and (..., blocks), exact, in bfloat16."""
     values = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.bfloat16, device=blocks.device)
-    numbers = values[torch.stack([blocks & 15, blocks >> 4], -1).int()].flatten(-2)
-    return torch.ldexp(numbers, scales.int()[..., None] - BIAS).to(torch.bfloat16).flatten(-2)
+    pairs = torch.cartesian_prod(values, values).flip(1)  # by byte
+    powers = torch.ldexp(torch.ones((), device=scales.device), scales.int() - BIAS).to(torch.bfloat16)
+    return (pairs[blocks.int()].flatten(-2) * powers[..., None]).flatten(-2)
 
 
 def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
