@@ -210,7 +210,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     "gpt_oss": {
         "plain": SIZES
         | {
-            "hidden_size": 36,
+            "hidden_size": 40,
             "head_dim": 12,
             "num_local_experts": 4,
             "num_experts_per_tok": 3,

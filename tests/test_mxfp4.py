@@ -32,7 +32,9 @@ def folder(tmp_path_factory) -> Path:
     folder = save_random(tmp_path_factory.mktemp("m") / "gpt-oss", "gpt_oss", "plain", torch.bfloat16, sizes)
     save_tokenizer(folder)
     weights, scales = load_file(folder / "model.safetensors"), {}
-    for name in [name for name in weights if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")]:
+    for name in [
+        name for name in weights if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")
+    ]:
         weights[f"{name}_blocks"], scales[f"{name}_scales"] = mxfp4.quantized(weights.pop(name).transpose(1, 2))
     (folder / "model.safetensors").unlink()
     index = {}

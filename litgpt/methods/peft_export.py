@@ -57,7 +57,9 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     }
     if fields["target_parameters"] or any(map(EXPERT.search, deltas)):
         fields["lora_dropout"] = 0.0  # peft has no dropout for parameters
-    weights = {PREFIX + name: t.detach().cpu().contiguous() for name, t in (in_full | tensors_of(deltas, r, own)).items()}
+    weights = {
+        PREFIX + name: t.detach().cpu().contiguous() for name, t in (in_full | tensors_of(deltas, r, own)).items()
+    }
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
