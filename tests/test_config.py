@@ -28,6 +28,8 @@ PUBLISHED = {  # parameters, where the head has a weight of its own
     "OLMo-7B-hf": 6_888_095_744,
     "OLMo-2-1124-7B": 7_298_617_344,
     "stablelm-3b-4e1t": 2_795_443_200,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
 }
 # a model_config.yaml as LitGPT writes it
 LITGPT = """
@@ -79,12 +81,14 @@ def count(c: Config) -> int:
     assert hidden is not None and c.head_size is not None and c.n_query_groups is not None
     norm = 0 if not c.norm_affine else width * (2 if c.norm_class_name == "LayerNorm" else 1)
     attention = (width + bool(c.attn_bias)) * (q + k + v) + (q + bool(c.attn_proj_bias)) * width
+    attention += c.n_head * c.attention_sinks
     if c.norm_qk:
         attention += q + k if c.norm_qk_type == "olmo2" else 2 * c.head_size
     up = hidden * (1 if c.mlp_class_name == "GptNeoxMLP" else 2)
     mlp = (width + bool(c.mlp_bias)) * up + (hidden + bool(c.mlp_bias)) * width
     if c.n_expert:
-        mlp = c.n_expert * (mlp + width) + width * (3 * c.shared_size + c.shared_expert_gate)
+        shared = width * (3 * c.shared_size + c.shared_expert_gate)
+        mlp = c.n_expert * (mlp + width + c.router_bias) + shared
     norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
     ends = (2 * width + c.lm_head_bias) * c.padded_vocab_size + norm
     return ends + c.n_layer * (attention + mlp + norms * norm)
@@ -116,9 +120,9 @@ def test_every_known_model_builds_whole(name):
 
 
 def test_names_and_repositories():
-    assert len(known_models()) == 210
+    assert len(known_models()) == 212
     repositories = {row["repo_id"]: name for name, row in known_models().items()}
-    assert len(repositories) == 210
+    assert len(repositories) == 212
     assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
     with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
         Config.from_name("pythia-14")

@@ -37,7 +37,7 @@ CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
     "smollm3": SMOLLM3,
 }
 VARIANTS = {"olmo": "clipped", "qwen3": "windows", "phi3": "window"}
-WITHOUT = ("gemma3", "olmo3")  # Gemma 3's text model is among the others; OLMo 3 is OLMo 2 with windows
+WITHOUT = ("gemma3", "olmo3", "gpt_oss")  # Gemma 3's text model is among the others; OLMo 3 is OLMo 2 with windows
 
 
 def adapter_over(base: Path, folder: Path, **options: Any) -> Path:

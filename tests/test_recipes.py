@@ -52,7 +52,7 @@ def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_what_is_shipped():
-    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 82
+    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 84
     assert {r.method for r in RECIPES} == {"lora", "qlora", "full", "dpo", "pretrain"}
     for recipe in RECIPES:
         four_bits = recipe.method == "qlora" or recipe.name == "llama-3.1-8b/dpo"
@@ -221,6 +221,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "gemma2": {"head_dim": 16, "sliding_window": 64},
     "gemma3_text": {"head_dim": 16, "sliding_window": 64},
     "mixtral": {"num_local_experts": 4},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 16},
     "qwen3": {"head_dim": 16},
 }
 
