@@ -1,6 +1,7 @@
 """gpt-oss as it is released, with experts in MXFP4: as in `transformers`, dequantized or kept in 4 bits."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,7 +21,8 @@ from litgpt.model.gpt import GPT
 from tests.families import save_random
 from tests.test_families import CPU, assert_close, ids, ours
 from tests.test_families_peft import save_tokenizer
-from tests.test_lora import flags
+from tests.test_lora import flags as lora_flags
+from tests.test_training import files, finetune, losses, reference  # noqa: F401 (a fixture)
 
 MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.self_attn", "lm_head"]}
 
@@ -28,13 +30,11 @@ MXFP4 = {"quant_method": "mxfp4", "modules_to_not_convert": ["model.layers.*.sel
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """In two files, which have the blocks and the scales."""
-    sizes = {"hidden_size": 64, "intermediate_size": 96}
+    sizes = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 300}
     folder = save_random(tmp_path_factory.mktemp("m") / "gpt-oss", "gpt_oss", "plain", torch.bfloat16, sizes)
     save_tokenizer(folder)
     weights, scales = load_file(folder / "model.safetensors"), {}
-    for name in [
-        name for name in weights if name.endswith("experts.gate_up_proj") or name.endswith("experts.down_proj")
-    ]:
+    for name in [name for name in weights if name.endswith((".gate_up_proj", ".down_proj"))]:
         weights[f"{name}_blocks"], scales[f"{name}_scales"] = mxfp4.quantized(weights.pop(name).transpose(1, 2))
     (folder / "model.safetensors").unlink()
     index = {}
@@ -97,7 +97,7 @@ def test_lora_gradients(folder):
             model = GPT(Checkpoint(folder).config)
         if scheme is not None:
             quantize(model, scheme, CPU)
-        LoRA(r=2, dropout=0.0, **flags({"query", "mlp"})).apply(model)
+        LoRA(r=2, dropout=0.0, **lora_flags({"query", "mlp"})).apply(model)
         torch.manual_seed(0)
         load_weights(model, Checkpoint(folder), torch.float32, CPU)
         named = {n: p for n, p in model.named_parameters() if p.requires_grad}
@@ -109,6 +109,20 @@ def test_lora_gradients(folder):
     assert results[0].keys() == results[1].keys()
     for name, grad in results[0].items():
         assert_close(grad, results[1][name], 1e-4, 1e-7)
+
+
+@pytest.mark.long
+def test_loss_curve_of_peft(folder, files, tokenizer_file, tmp_path):  # noqa: F811
+    """On padded batches, over experts in 4 bits, with updates of some of their layers."""
+    base = tmp_path / "base"
+    shutil.copytree(folder, base)
+    (base / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    flags = ["--lora_targets", "q_proj|o_proj|experts.*down_proj", "--quantize", "mxfp4", "--train.epochs", 10]
+    finetune(base, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
+    stacks = {"target_parameters": ["experts.gate_up_proj", "experts.down_proj"]}  # the first has updates of zero
+    expected = reference(base, files, tmp_path / "start" / "final", ["q_proj", "o_proj"], **stacks)
+    curve = losses(finetune(base, files, tmp_path / "out", *flags, "--train.micro_batch_size", 8))
+    assert curve == pytest.approx(expected, abs=1e-4) and curve[-1] < curve[0] - 0.3
 
 
 @torch.no_grad()
@@ -131,5 +145,5 @@ def test_refused(folder, tmp_path):
     llama = Checkpoint(save_random(tmp_path / "llama", "llama", "plain")).config
     with torch.device("meta"):
         model = GPT(llama)
-    with pytest.raises(UserError, match="--quantize mxfp4 is for experts .* llama, has none"):
+    with pytest.raises(UserError, match=r"--quantize mxfp4 is for experts .* llama, has none"):
         quantize(model, "mxfp4", CPU)
