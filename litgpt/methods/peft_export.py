@@ -120,11 +120,11 @@ def tensors_of(deltas: Mapping[str, Delta], r: int, names: Aliases) -> dict[str,
         if delta.magnitude is not None:
             tensors[f"{module}.lora_magnitude_vector"] = delta.magnitude
     for stack, experts in stacks.items():
-        a, b = zip(*(experts[i] for i in range(len(experts))))
+        all_a, all_b = zip(*(experts[i] for i in range(len(experts))))
         module, _, leaf = stack.rpartition(".")
         module += ".base_layer" * (leaf == "gate_up_proj")  # `peft` wraps it first
-        tensors[f"{module}.lora_A.weight"] = torch.cat(a)
-        tensors[f"{module}.lora_B.weight"] = torch.stack(b, -1).flatten(1)  # the expert changes fastest
+        tensors[f"{module}.lora_A.weight"] = torch.cat(all_a)
+        tensors[f"{module}.lora_B.weight"] = torch.stack(all_b, -1).flatten(1)  # the expert changes fastest
     return tensors
 
 

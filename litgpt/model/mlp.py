@@ -39,6 +39,7 @@ class LLaMAMLP(nn.Module):
 
     def clamped(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
         """The variant of gpt-oss (https://arxiv.org/abs/2508.10925)."""
+        assert self.alpha is not None
         if self.limit is not None:
             gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
         return gate * torch.sigmoid(gate * self.alpha) * (up + 1)
