@@ -24,13 +24,13 @@ def dequantized(blocks: torch.Tensor, scales: torch.Tensor) -> torch.Tensor:
     """(..., blocks * 32) from (..., blocks, 16) and (..., blocks), exact, in bfloat16."""
     values = torch.tensor([*VALUES, *(-value for value in VALUES)], dtype=torch.bfloat16, device=blocks.device)
     pairs = torch.cartesian_prod(values, values).flip(1)  # by byte
-    powers = torch.ldexp(torch.ones((), device=scales.device), scales.int() - BIAS).to(torch.bfloat16)
+    powers = torch.ldexp(torch.ones_like(scales, dtype=torch.float32), scales.int() - BIAS).to(torch.bfloat16)
     return (pairs[blocks.int()].flatten(-2) * powers[..., None]).flatten(-2)
 
 
 def quantized(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Blocks and scales of (..., blocks * 32). What `dequantized` returns does not change."""
-    numbers = weight.float().unflatten(-1, (-1, SIZE))
+    numbers = weight.float().contiguous().unflatten(-1, (-1, SIZE))
     largest = numbers.abs().amax(-1)
     exponents = torch.frexp(largest).exponent.sub(3).clamp(-BIAS, BIAS)  # the largest becomes 4 to 8
     magnitudes = torch.ldexp(numbers.abs(), -exponents[..., None])
