@@ -51,6 +51,9 @@ OLD: list[tuple[str, dict[str, Any]]] = [
     ),
     ("gemma3_text", {"sliding_window_pattern": 3}),
     ("gemma2", {"layer_types": None}),
+    ("gpt_oss", {"layer_types": None}),
+    ("gpt_oss", {"rope_theta": 5000.0, "rope_scaling": {"type": "linear", "factor": 2.0}}),
+    ("gpt_oss", {"rope_theta": 5000.0, "rope_scaling": None}),  # YaRN, with another base
     ("olmo3", {"rope_theta": 3000.0, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
     ("olmo3", {"layer_types": None}),
     ("smollm3", {"layer_types": None, "no_rope_layers": None, "no_rope_layer_interval": 3}),
@@ -212,6 +215,11 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mixtral", {"num_experts_per_tok": 9}, "9 experts per token"),
     ("mixtral", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers 1"),
+    ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ("gpt_oss", {"num_experts_per_tok": 9}, "9 experts per token"),
+    ("gpt_oss", {"layer_types": ["chunked_attention"] * 3}, "layer_types"),
+    ("gpt_oss", {"quantization_config": {"quant_method": "gptq"}}, "quantization_config"),
+    ("gpt_oss", {"quantization_config": "mxfp4"}, "quantization_config"),
     ("stablelm", {"head_dim": 12}, "head_dim 12"),
 ]
 

@@ -13,10 +13,11 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 from litgpt.__main__ import main
 from litgpt.checkpoint.folder import Checkpoint, load_weights
 from litgpt.errors import UserError
-from litgpt.families import mxfp4
+from litgpt.families import mxfp4, read_config, write_config
 from litgpt.methods.lora import LoRA
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizedLinear, quantize
+from litgpt.model.config import Config, differences
 from litgpt.model.gpt import GPT
 from tests.families import save_random
 from tests.test_families import CPU, assert_close, ids, ours
@@ -54,6 +55,37 @@ def theirs(folder: Path) -> torch.nn.Module:
 
 def in_4_bits(folder: Path, dtype: torch.dtype = torch.float32) -> GPT:
     return ModelSource.open(folder).model(dtype, CPU, "mxfp4")
+
+
+def test_the_released_config():
+    """As the hub has it, with fields that nobody reads."""
+    rope = {"beta_fast": 32.0, "beta_slow": 1.0, "factor": 32.0, "original_max_position_embeddings": 4096}
+    sizes = {"hidden_size": 2880, "intermediate_size": 2880, "head_dim": 64, "num_attention_heads": 64}
+    counts = {"num_key_value_heads": 8, "num_hidden_layers": 24, "num_local_experts": 32, "num_experts_per_tok": 4}
+    fields = {
+        "model_type": "gpt_oss",
+        "architectures": ["GptOssForCausalLM"],
+        "attention_bias": True,
+        "experts_per_token": 4,
+        "hidden_act": "silu",
+        "initial_context_length": 4096,
+        "layer_types": ["sliding_attention", "full_attention"] * 12,
+        "max_position_embeddings": 131072,
+        "output_router_logits": False,
+        "quantization_config": MXFP4,
+        "rms_norm_eps": 1e-5,
+        "rope_scaling": {**rope, "rope_type": "yarn", "truncate": False},
+        "rope_theta": 150000,
+        "router_aux_loss_coef": 0.9,
+        "sliding_window": 128,
+        "swiglu_limit": 7.0,
+        "tie_word_embeddings": False,
+        "vocab_size": 201088,
+        **sizes,
+        **counts,
+    }
+    known = Config.from_name("openai/gpt-oss-20b")
+    assert differences(read_config(fields), known) == [] == differences(read_config(write_config(known)), known)
 
 
 def test_numbers():

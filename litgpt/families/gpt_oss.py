@@ -1,7 +1,7 @@
 """gpt-oss: experts with biases and a clamped SwiGLU, and attention sinks (https://arxiv.org/abs/2508.10925).
 
-Files have the experts in stacks, in MXFP4 or not, with the rows of gate and up in turns. The table has a module for each
-expert; `Checkpoint` and `write_weights` convert.
+Files have the experts in stacks, in MXFP4 or not, with the rows of gate and up in turns. The table has a module for
+each expert; `Checkpoint` and `write_weights` convert.
 """
 
 from typing import Any

@@ -1,8 +1,8 @@
 """MXFP4, the 4-bit type of gpt-oss' experts: 32 numbers of a row share a scale, a power of two.
 
-https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf. A tensor `NAME` (experts, columns,
-rows) is stored as `NAME_blocks` (experts, rows, columns / 32, 16), two numbers in a byte, the first in its lower half,
-and `NAME_scales` (experts, rows, columns / 32), the exponents plus 127.
+https://www.opencompute.org/documents/ocp-microscaling-formats-mx-v1-0-spec-final-pdf. A tensor `NAME` (experts,
+columns, rows) is stored as `NAME_blocks` (experts, rows, columns / 32, 16), two numbers in a byte, the first in its lower
+half, and `NAME_scales` (experts, rows, columns / 32), the exponents plus 127.
 """
 
 from typing import Any

@@ -161,8 +161,8 @@ def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Ten
 class Aliases:
     """Other names and forms of a family's weights: in files, and in memory in transformers 5. `stacks` maps the end of
     a tensor's name to the ends that its parts have in the table. The tensor stacks the experts; in each expert the
-    parts follow one another along the rows. `{}` is the expert's index. With `in_files` files are written with the names
-    in memory, and with stacks, which then have one part each; their biases have names that end with `_bias`."""
+    parts follow one another along the rows. `{}` is the expert's index. With `in_files` files are written with the
+    names in memory, and with stacks, which then have one part each; their biases have names that end with `_bias`."""
 
     renames: Sequence[tuple[str, str]] = ()  # patterns and replacements, from other names to the table's
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)

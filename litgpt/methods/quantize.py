@@ -155,8 +155,8 @@ def full_weight(linear: nn.Linear) -> torch.Tensor:
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:
     """Replace the linear layers of the blocks with `QuantizedLinear`, in place, before the weights are read.
-    Embeddings, norms and the head stay as they are, and with MXFP4 all but the experts. Raises `UserError` if the device
-    does not support it, or bitsandbytes is missing."""
+    Embeddings, norms and the head stay as they are, and with MXFP4 all but the experts. Raises `UserError` if the
+    device does not support it, or bitsandbytes is missing."""
     linears = {name: m for name, m in model.transformer.h.named_modules() if isinstance(m, nn.Linear)}
     if scheme == MXFP4:
         linears = {name: m for name, m in linears.items() if ".experts." in name}

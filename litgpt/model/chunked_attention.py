@@ -150,14 +150,14 @@ def attention_weights(
     if how.window is not None and last + new > how.window:
         grid += torch.full(grid.shape[-2:], -torch.inf, dtype=q.dtype, device=q.device).tril_(last - how.window)
     if how.sinks is not None:
-        scores = with_sinks(scores.view(len(q), q.size(1), -1, scores.size(2)), how.sinks).flatten(0, 1)
-        scores = scores.view(len(keys), -1, scores.size(2))
+        scores = with_sinks(grid.view(len(q), q.size(1), new, -1), how.sinks[:, None, None])
+        scores = scores.view(len(keys), -1, scores.size(3))
     return scores.softmax(-1), slope
 
 
 def with_sinks(scores: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """Scores (B, n, T, S) with those of the sinks (n,) in another column."""
-    return torch.cat([scores, sinks.to(scores.dtype)[:, None, None].expand(*scores.shape[:-1], 1)], -1)
+    """Scores (..., S) with those of the sinks, (..., 1), in another column."""
+    return torch.cat([scores, sinks.to(scores.dtype).expand(*scores.shape[:-1], 1)], -1)
 
 
 def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
@@ -168,8 +168,8 @@ def grouped(x: torch.Tensor, k: torch.Tensor) -> torch.Tensor:
 def plain_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, mask: Optional[torch.Tensor], how: Scores
 ) -> torch.Tensor:
-    """Attention with a soft cap or sinks. `q` is (B, n, T, hs), `k` and `v` (B, g, S, hs). `mask` is true where a token is
-    visible: (T, S), or (B, 1, 1, S)."""
+    """Attention with a soft cap or sinks. `q` is (B, n, T, hs), `k` and `v` (B, g, S, hs). `mask` is true where a token
+    is visible: (T, S), or (B, 1, 1, S)."""
     if mask is not None and mask.dim() == 4:
         mask = mask[:, None]
     q = q.unflatten(1, (k.size(1), -1))  # (B, g, n / g, T, hs)
@@ -179,8 +179,7 @@ def plain_attention(
     if mask is not None:
         scores = scores.masked_fill(~mask, float("-inf"))
     if how.sinks is not None:  # a head's are those of its queries, or of its groups of queries
-        sinks = how.sinks.to(scores.dtype).view(k.size(1), q.size(2), -1, 1)
-        scores = torch.cat([scores, sinks.expand(*scores.shape[:-1], 1)], -1)
+        scores = with_sinks(scores, how.sinks.view(k.size(1), q.size(2), -1, 1))
     weights = scores.softmax(-1, dtype=torch.float32).to(v.dtype)[..., : k.size(2)]
     return (weights @ v[:, :, None]).flatten(1, 2)
 

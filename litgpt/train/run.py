@@ -85,8 +85,8 @@ class Run:
         precision: Precision of the base weights and of the matrix multiplications. By default bf16-true if the device
             supports it natively, else 32-true. If all weights are trained, bf16-mixed on such a GPU, else 32-true. On
             CUDA GPUs without bfloat16, 16-mixed, or 32-true with fsdp.
-        quantize: Quantize the frozen weights of the blocks to 4 or 8 bits with bitsandbytes; mxfp4 keeps the experts of
-            gpt-oss in the 4 bits of its files.
+        quantize: Quantize the frozen weights of the blocks to 4 or 8 bits with bitsandbytes; mxfp4 keeps the
+            experts of gpt-oss in the 4 bits of its files.
         devices: Devices per machine, or auto for all of them. Set by torchrun or SLURM if they start the run.
         num_nodes: Number of machines. Set by torchrun or SLURM if they start the run.
         accelerator: Type of device.
