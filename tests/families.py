@@ -321,6 +321,30 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 0.3},
         },
     },
+    "gpt_oss": {
+        "plain": SIZES
+        | {
+            "hidden_size": 40,
+            "head_dim": 12,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 3,
+            "sliding_window": 13,
+            "swiglu_limit": 0.6,
+            "swiglu_alpha": 1.3,
+            "rope_parameters": YARN | {"truncate": False, "beta_fast": 20.0},
+        },
+        "no biases": SIZES
+        | {
+            "head_dim": 8,
+            "num_local_experts": 6,
+            "num_experts_per_tok": 5,
+            "attention_bias": False,
+            "tie_word_embeddings": True,
+            "sliding_window": 20,
+            "layer_types": ["full_attention", "sliding_attention", "full_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
+        },
+    },
     "granite": {
         "plain": SIZES
         | {

@@ -52,6 +52,7 @@ def texts(n: int = 24) -> list[Request]:
 FAMILY = {  # models whose adapters cannot share a forward pass
     "longrope": ("phi3", "longrope", LoRA(r=3, alpha=12, key=True, mlp=True)),
     "experts": ("mixtral", "plain", LoRA(r=3, alpha=12, mlp=True)),
+    "experts in stacks": ("gpt_oss", "plain", LoRA(r=3, alpha=12, mlp=True)),
     "more experts": ("qwen3_moe", "plain", LoRA(r=3, alpha=12, mlp=True, projection=True)),
 }
 

@@ -22,20 +22,29 @@ from tests.varlen import varlen_attn
 @pytest.mark.parametrize("kept", [True, False])
 @pytest.mark.parametrize("window", [None, 1, 40])
 @pytest.mark.parametrize("cap", [None, 0.5])
-def test_causal_attention_is_torchs(cap, window, kept, tokens, groups):
+@pytest.mark.parametrize("with_sinks", [False, True])
+def test_causal_attention_is_torchs(with_sinks, cap, window, kept, tokens, groups):
     torch.manual_seed(0)
     q, k, v = (torch.randn(2, tokens, n, 8).transpose(1, 2).requires_grad_() for n in (4, groups, groups))
     target = torch.randn(2, 4, tokens, 8)
-    y = chunked.CausalAttention.apply(q, k, v, chunked.Scores(0.3, cap, window), 64, kept)
+    sinks = torch.randn(4, requires_grad=True) if with_sinks else None
+    inputs = [q, k, v] if sinks is None else [q, k, v, sinks]
+    y = chunked.CausalAttention.of(q, k, v, chunked.Scores(0.3, cap, window, sinks), 64, kept)
     mask = torch.ones(tokens, tokens, dtype=torch.bool).tril()
     mask = mask if window is None else mask.triu(1 - window)
-    if cap is None:
+    if sinks is not None:
+        scores = q @ k.repeat_interleave(4 // groups, 1).transpose(2, 3) * 0.3
+        scores = (scores if cap is None else cap * torch.tanh(scores / cap)).masked_fill(~mask, -torch.inf)
+        column = sinks[:, None, None].expand(2, -1, tokens, 1)
+        weights = torch.cat([scores, column], -1).softmax(-1)[..., :-1]
+        expected = weights @ v.repeat_interleave(4 // groups, 1)
+    elif cap is None:
         expected = F.scaled_dot_product_attention(q, k, v, mask, scale=0.3, enable_gqa=True)
     else:
-        expected = chunked.softcapped_attention(q, k, v, mask, 0.3, cap)
+        expected = chunked.plain_attention(q, k, v, mask, chunked.Scores(0.3, cap))
     torch.testing.assert_close(y, expected)
     assert y.transpose(1, 2)[:, :tokens].stride() == y.transpose(1, 2).stride()
-    grads = [torch.autograd.grad((out * target).sum(), [q, k, v]) for out in (y, expected)]
+    grads = [torch.autograd.grad((out * target).sum(), inputs) for out in (y, expected)]
     for a, b in zip(*grads):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
@@ -48,7 +57,7 @@ def test_memory_of_a_long_sequence_grows_with_its_tokens(cap):
         q, k, v = (torch.randn(1, 4, tokens, 8, requires_grad=True) for _ in range(3))
         saved: list[int] = []
         with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t.numel()) or t, lambda t: t):
-            chunked.CausalAttention.apply(q, k, v, chunked.Scores(1.0, cap), 64, keep)
+            chunked.CausalAttention.of(q, k, v, chunked.Scores(1.0, cap), 64, keep)
         return sum(saved)
 
     assert kept(256) == 2 * kept(128) < kept(100, True)
@@ -64,6 +73,7 @@ KINDS = {
     "window": {"model_type": "mistral", "sliding_window": 5},
     "soft cap": {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "sliding_window": 64},
     "soft cap and window": {"model_type": "gemma2", "attn_logit_softcapping": 2.0, "sliding_window": 5},
+    "sinks": {"model_type": "gpt_oss", "num_local_experts": 4, "num_experts_per_tok": 3, "sliding_window": 5},
 }
 
 
@@ -77,7 +87,7 @@ def small_model(kind: str) -> GPT:
 @pytest.mark.parametrize("varlen", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_layer_attends_to_all_sequences_at_once(kind, varlen, monkeypatch):
-    """By `varlen_attn`, or as a padded batch where that kernel is missing or knows no soft cap."""
+    """By `varlen_attn`, or as a padded batch where that kernel is missing or knows no soft cap and no sinks."""
     model, ids = small_model(kind), torch.randint(96, (1, 20))
     expected = model(ids, [9, 1, 7, 3])
     expected.sum().backward()
@@ -94,7 +104,7 @@ def test_a_layer_attends_to_all_sequences_at_once(kind, varlen, monkeypatch):
     monkeypatch.setattr(attention_kernels, "causal_attention", counted("batch", attention_kernels.causal_attention))
     y = model(ids, [9, 1, 7, 3])
     torch.testing.assert_close(y, expected)
-    assert calls == 2 * ["varlen" if varlen and "cap" not in kind else "batch"]
+    assert calls == 2 * ["varlen" if varlen and model.transformer.h[0].attn.scores.fused else "batch"]
     y.sum().backward()
     for parameter, gradient in zip(model.parameters(), gradients):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-4, atol=1e-4)
@@ -129,7 +139,7 @@ def test_no_call_falls_back_to_a_kernel_that_keeps_scores(kind, dtype, plain_ker
     assert [*draft.grow([request])] and (dtype != torch.float32 or request.ids == alone[0])
     model(torch.arange(20)[None], [9, 11]).sum().backward()
     model(torch.arange(40).view(2, 20)).sum().backward()
-    assert calls[0] or "cap" in kind
+    assert calls[0] or not model.transformer.h[0].attn.scores.fused
 
 
 def varlen_without_calls(*args: Any, **kwargs: Any) -> torch.Tensor:

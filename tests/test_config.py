@@ -33,6 +33,8 @@ PUBLISHED = {  # parameters, where the head has a weight of its own
     "stablelm-3b-4e1t": 2_795_443_200,
     "OLMoE-1B-7B-0924": 6_919_161_856,
     "starcoder2-3b": 3_030_371_328 + 49152 * 3072,
+    "gpt-oss-20b": 20_914_757_184,
+    "gpt-oss-120b": 116_829_156_672,
 }
 # a model_config.yaml as LitGPT writes it
 LITGPT = """
@@ -84,13 +86,15 @@ def count(c: Config) -> int:
     assert hidden is not None and c.head_size is not None and c.n_query_groups is not None
     norm = 0 if not c.norm_affine else width * (2 if c.norm_class_name == "LayerNorm" and c.norm_bias else 1)
     attention = (width + bool(c.attn_bias)) * (q + k + v) + (q + bool(c.attn_proj_bias)) * width
+    attention += c.n_head * c.attention_sinks
     if c.norm_qk:
         attention += q + k if c.norm_qk_type == "olmo2" else 2 * c.head_size
     up = hidden * (1 if c.mlp_class_name == "GptNeoxMLP" else 2)
     mlp = (width + bool(c.mlp_bias)) * up + (hidden + bool(c.mlp_bias)) * width
     mlp += 2 * (c.activation == "xielu")
     if c.n_expert:
-        mlp = c.n_expert * (mlp + width) + width * (3 * c.shared_size + c.shared_expert_gate)
+        shared = width * (3 * c.shared_size + c.shared_expert_gate)
+        mlp = c.n_expert * (mlp + width + c.gate_bias) + shared
     dense = [c.mlp_class(i) for i in range(c.n_layer)].count("LLaMAMLP") if c.n_expert else 0
     mlps = (c.n_layer - dense) * mlp + dense * 3 * width * c.intermediate_size
     norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
@@ -126,9 +130,9 @@ def test_every_known_model_builds_whole(name):
 
 
 def test_names_and_repositories():
-    assert len(known_models()) == 238
+    assert len(known_models()) == 240
     repositories = {row["repo_id"]: name for name, row in known_models().items()}
-    assert len(repositories) == 238
+    assert len(repositories) == 240
     assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
     with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
         Config.from_name("pythia-14")

@@ -39,7 +39,14 @@ CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
     "smollm3": SMOLLM3,
 }
 VARIANTS = {"exaone4": "no windows", "olmo": "clipped", "qwen3": "windows", "phi3": "window"}
-WITHOUT = ("gemma3", "mistral3", "qwen2_5_vl", "qwen3_vl", "olmo3")  # as others; OLMo 3 is OLMo 2 with windows
+WITHOUT = (
+    "gemma3",
+    "mistral3",
+    "qwen2_5_vl",
+    "qwen3_vl",
+    "olmo3",
+    "gpt_oss",
+)  # as others; OLMo 3 is OLMo 2 with windows
 
 
 def adapter_over(base: Path, folder: Path, **options: Any) -> Path:

@@ -34,8 +34,9 @@ from tests.test_lora_variants import trained
 from tests.test_training import files, finetune, losses, reference  # noqa: F401 (a fixture)
 
 EVERYTHING = flags(set(TARGETS))
-# one for each way to store: plain, fused and interleaved, fused and transposed, stacked, under another prefix
-KINDS = ("phi3", "gpt_neox", "gpt2", "mixtral", "qwen3_moe", "gemma3")
+# one for each way to store: plain, fused and interleaved, fused and transposed, stacked, under another prefix, and
+# stacked in files too
+KINDS = ("phi3", "gpt_neox", "gpt2", "mixtral", "qwen3_moe", "gemma3", "gpt_oss")
 QUICK = [(family, next(iter(FAMILIES[family]))) for family in KINDS] + [("qwen3_moe", "some dense")]
 CASES = [pytest.param(case, marks=() if case in QUICK else pytest.mark.long, id=" ".join(case)) for case in ALL]
 LLAMA = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj", "lm_head"]

@@ -54,7 +54,14 @@ pytestmark = pytest.mark.gpu
 
 CPU = torch.device("cpu")
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 3, "vocab_size": 256}
-VARIANTS = {"llama": "plain", "gemma2": "plain", "qwen3": "windows", "mixtral": "window", "phi3": "window"}
+VARIANTS = {
+    "llama": "plain",
+    "gemma2": "plain",
+    "qwen3": "windows",
+    "mixtral": "window",
+    "phi3": "window",
+    "gpt_oss": "plain",
+}
 OWN_SIZES = {"llama": {"head_dim": 16}, "gemma2": {"head_dim": 16}, "qwen3": {"head_dim": 16}}
 FAMILIES = [f if f == "llama" else pytest.param(f, marks=pytest.mark.long) for f in VARIANTS]
 DTYPES = [torch.float32, torch.bfloat16]
@@ -208,7 +215,7 @@ def test_logits_and_gradients_of_transformers(family, dtype, device, folder):
     model, close, text = make(folder(family), device, dtype), CLOSE[dtype], ids(70)
     logits, expected = model(text.to(device)).cpu().float()[0], theirs(text).logits[0]
     each = (logits - expected).norm(dim=-1) / expected.norm(dim=-1)  # (T,)
-    allowed = 0.1 if dtype == torch.bfloat16 and family == "mixtral" else 0.0
+    allowed = 0.1 if dtype == torch.bfloat16 and family in ("mixtral", "gpt_oss") else 0.0
     assert float((each > close).float().mean()) <= allowed, each.topk(5).values
     nn.functional.cross_entropy(expected[:-1], text[0, 1:]).backward()
     step(model, Batch(text[:, :-1], text[:, 1:], [69], 69))
@@ -426,7 +433,7 @@ def test_cache(family, dtype, device, folder):
         seqlens = [piece.size(1) for piece in pair]
         read = model(torch.cat(pair, dim=1).to(device), seqlens, cache, rows)
         parts.append(read.split(seqlens, dim=1))
-    allowed = 0.2 if dtype == torch.bfloat16 and family == "mixtral" else 0.0
+    allowed = 0.2 if dtype == torch.bfloat16 and family in ("mixtral", "gpt_oss") else 0.0
     for text, pieces in zip(texts, zip(*parts)):
         found, expected = torch.cat(pieces, dim=1)[0].float(), model(text.to(device))[0].float()
         each = (found - expected).norm(dim=-1) / expected.norm(dim=-1)

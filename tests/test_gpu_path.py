@@ -41,7 +41,7 @@ METHODS = {
     "adapter": LLaMAAdapter(start_layer=0),
     "adapter_v2": LLaMAAdapterV2(start_layer=0),
 }
-SAMPLE = ("llama", "gemma2", "mistral", "mixtral", "phi3", "qwen3_moe")
+SAMPLE = ("llama", "gemma2", "mistral", "mixtral", "phi3", "qwen3_moe", "gpt_oss")
 ALL = [(family, name) for family, variants in FAMILIES.items() for name in variants]
 FIRST = [(family, next(iter(FAMILIES[family]))) for family in SAMPLE]
 CASES = [pytest.param(*case, marks=() if case in FIRST else pytest.mark.long, id=" ".join(case)) for case in ALL]

@@ -18,7 +18,7 @@ from tests.test_families import test_cache, test_documents, test_logits  # noqa:
 from tests.test_training import files  # noqa: F401
 
 pytestmark = pytest.mark.usefixtures("plain_kernels")
-SAMPLE = ("llama", "gemma2", "mistral", "mixtral")  # among them soft caps, windows and experts
+SAMPLE = ("llama", "gemma2", "mistral", "mixtral", "gpt_oss")  # among them soft caps, windows, experts and sinks
 FIRST = [(family, next(iter(FAMILIES[family]))) for family in SAMPLE]
 CASES = [pytest.param(case, marks=() if case in FIRST else pytest.mark.long, id=" ".join(case)) for case in ALL]
 LLAMA_OR_LONG = [pytest.param(f, marks=() if f == "llama" else pytest.mark.long) for f in FAMILIES]

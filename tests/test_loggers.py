@@ -1,6 +1,9 @@
 """Every logger gets the numbers of metrics.csv and the settings, and is closed whatever becomes of the run."""
 
+import json
 import os
+import socket
+import sqlite3
 import subprocess
 import sys
 import time
@@ -9,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from litgpt.__main__ import main
-from litgpt.train.loggers import TensorBoard
+from litgpt.train.args import LogArgs
+from litgpt.train.loggers import TensorBoard, make_logger
 from tests.test_training import read_metrics
 
 CLOSED = {None: "FINISHED", ValueError: "FAILED", KeyboardInterrupt: "KILLED"}
@@ -19,7 +23,7 @@ Points = dict[tuple[str, int], float]  # (name, step): value
 @pytest.fixture
 def finetune(llama, rows_file, tmp_path, monkeypatch):
     """Run the command in a home where nobody is logged in anywhere; the points of metrics.csv."""
-    for name in ("MLFLOW_TRACKING_URI", "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
+    for name in ("MLFLOW_TRACKING_URI", "TRACKIO_DIR", "WANDB_MODE", "WANDB_API_KEY", "WANDB_BASE_URL"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -103,6 +107,60 @@ def test_wandb_without_a_login_is_offline(finetune, tmp_path, capsys):
     assert "--logger_name wandb ignores --log.teamspace." in printed
 
 
+def trackio_runs(folder: Path, project: str = "litgpt") -> list[tuple[str, dict, Points]]:
+    """The runs in a folder of Trackio: name, settings, points."""
+    with sqlite3.connect(folder / f"{project}.db") as database:
+        runs = database.execute("SELECT run_id, run_name, config FROM configs ORDER BY id").fetchall()
+        rows = database.execute("SELECT run_id, step, metrics FROM metrics ORDER BY id").fetchall()
+    return [
+        (name, json.loads(config), {(k, s): v for i, s, m in rows if i == run for k, v in json.loads(m).items()})
+        for run, name, config in runs
+    ]
+
+
+def test_trackio_is_local(finetune, tmp_path, monkeypatch, capfd):
+    pytest.importorskip("trackio")
+    calls: list[object] = []
+    monkeypatch.setattr(socket, "getaddrinfo", lambda *args, **more: calls.append(args))
+    monkeypatch.setattr(socket.socket, "connect", lambda *args: calls.append(args))
+    monkeypatch.setattr(socket.socket, "bind", lambda *args: calls.append(args))
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")  # with a token it could ask who you are
+    monkeypatch.delenv("HF_HUB_OFFLINE", raising=False)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", False)
+    expected = finetune("--logger_name", "trackio", "--log.project", "my llamas", "--log.group", "g")
+    folder = tmp_path / "out" / "logs" / "trackio"
+    ((name, settings, found),) = trackio_runs(folder, "myllamas")
+    assert found == pytest.approx(expected) and not calls
+    assert (name, settings["train"]["max_steps"], settings["_Group"]) == ("run 1", 4, "g")
+    printed = capfd.readouterr().out
+    assert f"trackio: TRACKIO_DIR={folder} trackio show --project 'my llamas'\n" in printed and "* " not in printed
+
+
+def test_trackio_continues_a_resumed_run(tmp_path, monkeypatch):
+    pytest.importorskip("trackio")
+    monkeypatch.delenv("TRACKIO_DIR", raising=False)
+
+    def log(out: str, step: int, resumed: bool = False) -> None:
+        logger = make_logger("trackio", LogArgs(run="r"), tmp_path / out, {}, resumed)
+        assert logger is not None
+        logger.write(step, {"loss": 1 / step})
+        logger.close("finished")
+
+    log("a", 1)
+    log("b", 1)  # another folder in the same process, as in a sweep
+    log("a", 2, resumed=True)
+    log("b", 3)
+    folders = ("a/logs/trackio", "b/logs/trackio", "b/logs/trackio-2")
+    found = [points for folder in folders for _, _, points in trackio_runs(tmp_path / folder)]
+    assert found == [{("loss", 1): 1, ("loss", 2): 0.5}, {("loss", 1): 1}, {("loss", 3): 1 / 3}]
+    monkeypatch.setenv("TRACKIO_DIR", str(tmp_path / "all"))
+    log("c", 1)
+    log("d", 1)
+    log("d", 2, resumed=True)
+    assert [len(points) for _, _, points in trackio_runs(tmp_path / "all")] == [1, 2]
+    assert not (tmp_path / "c").exists()
+
+
 @pytest.mark.parametrize("error", [ValueError, KeyboardInterrupt])
 def test_it_is_closed_when_the_run_ends_early(finetune, tmp_path, monkeypatch, error):
     pytest.importorskip("mlflow.tracking")
@@ -132,11 +190,13 @@ def test_its_failure_does_not_end_the_run(finetune, monkeypatch, capsys):
     ("name", "message"),
     [
         ("tensorboard", "pip install '.[tensorboard]'"),
-        ("litlogger", "--logger_name: litlogger is not available. Use csv, tensorboard, wandb, or mlflow."),
+        ("trackio", "pip install '.[trackio]'"),
+        ("litlogger", "--logger_name: litlogger is not available. Use csv, tensorboard, wandb, mlflow, or trackio."),
     ],
 )
 def test_refused_before_anything_is_written(finetune, tmp_path, monkeypatch, capsys, name, message):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
+    monkeypatch.setitem(sys.modules, "trackio", None)
     monkeypatch.delitem(sys.modules, "torch.utils.tensorboard", raising=False)
     with pytest.raises(SystemExit) as stop:
         finetune("--logger_name", name)

@@ -52,7 +52,7 @@ def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_what_is_shipped():
-    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 94
+    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 96
     assert {r.method for r in RECIPES} == {"lora", "qlora", "full", "dpo", "pretrain"}
     for recipe in RECIPES:
         four_bits = recipe.method == "qlora" or recipe.name == "llama-3.1-8b/dpo"
@@ -226,6 +226,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "gemma3_text": {"head_dim": 16, "sliding_window": 64},
     "glm4_moe": {"n_routed_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32, "head_dim": 16},
     "mixtral": {"num_local_experts": 4},
+    "gpt_oss": {"num_local_experts": 4, "head_dim": 16},
     "qwen3": {"head_dim": 16},
     "seed_oss": {"head_dim": 16},
     "granitemoehybrid": GRANITE4 | TINY | {"shared_intermediate_size": 128, "position_embedding_type": "rope"},

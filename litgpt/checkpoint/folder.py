@@ -3,7 +3,7 @@
 import itertools
 import json
 import os
-from collections import deque
+from collections import Counter, defaultdict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -18,7 +18,8 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.families import aliases, read_config, weight_map
-from litgpt.families.table import Parameter
+from litgpt.families.mxfp4 import BLOCKS, SCALES, SIZE, dequantized, is_mxfp4
+from litgpt.families.table import Aliases, Parameter
 from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights, is_tied
 from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, notify
 from litgpt.model.config import Config
@@ -48,10 +49,13 @@ class Checkpoint(Weights):
             hint = f" Did you mean '{trained}'?" if trained.is_dir() else ""
             raise UserError(f"{folder} is not a Hugging Face model folder: it has no config.json.{hint}")
         self.fields: dict[str, Any] = read_json(folder / "config.json")
+        if is_mxfp4(self.fields):  # `tensors` returns dequantized weights
+            self.fields = {key: value for key, value in self.fields.items() if key != "quantization_config"}
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.dtypes: dict[str, str] = {}  # as safetensors names them: F32, BF16, ...
         self.files: dict[str, Path] = {}
         self.places: dict[str, tuple[str, Optional[tuple]]] = {}  # the name in the file, and the index in that tensor
+        self.scales: dict[str, Path] = {}  # the files of the scales of MXFP4 weights
         self.aliases = aliases(self.fields.get("model_type"))
         for file in self.shards():
             self.read_header(file)
@@ -88,8 +92,14 @@ class Checkpoint(Weights):
         with opened(file) as f:
             for stored in sorted(f.keys()):
                 view = f.get_slice(stored)
-                for name, shape, index in self.aliases.expand(stored, tuple(view.get_shape())):
-                    self.shapes[name], self.dtypes[name] = shape, view.get_dtype()
+                whole, dtype, of = tuple(view.get_shape()), view.get_dtype(), stored
+                if dtype == "U8" and stored.endswith(SCALES):
+                    self.scales[stored] = file
+                    continue
+                if dtype == "U8" and stored.endswith(BLOCKS) and len(whole) == 4:
+                    whole, dtype, of = (whole[0], whole[2] * SIZE, whole[1]), "BF16", stored.removesuffix(BLOCKS)
+                for name, shape, index in self.aliases.expand(of, whole):
+                    self.shapes[name], self.dtypes[name] = shape, dtype
                     self.files[name], self.places[name] = file, (stored, index)
 
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, torch.Tensor]]:
@@ -102,12 +112,31 @@ class Checkpoint(Weights):
                 while waiting and self.files[waiting[0]] == file and n_bytes < READ:
                     name = waiting.popleft()
                     stored, index = self.places[name]
-                    tensor = f.get_tensor(stored) if index is None else f.get_slice(stored)[index]
+                    if self.is_packed(name):
+                        tensor = self.unpacked(f, name)
+                    else:
+                        tensor = f.get_tensor(stored) if index is None else f.get_slice(stored)[index]
                     n_bytes += tensor.nbytes
                     yield name, tensor
 
+    def is_packed(self, name: str) -> bool:
+        stored, index = self.places[name]
+        return stored.endswith(BLOCKS) and self.dtypes[name] == "BF16" and index is not None
+
+    def unpacked(self, f: Any, name: str) -> torch.Tensor:
+        """An expert's weight in MXFP4, whose blocks are in the open file `f`."""
+        stored, index = self.places[name]
+        scales = stored.removesuffix(BLOCKS) + SCALES
+        if index is None or scales not in self.scales:
+            raise UserError(f"{self.folder} has {stored} without {scales}.")
+        with opened(self.scales[scales]) as other:
+            found = dequantized(f.get_slice(stored)[index[0]], other.get_slice(scales)[index[0]])
+        return found.T
+
     def part(self, name: str, dim: int, ranges: Sequence[range]) -> torch.Tensor:
-        """Reads nothing else of the file."""
+        """Reads nothing else of the file, except for MXFP4 weights."""
+        if self.is_packed(name):
+            return super().part(name, dim, ranges)
         stored, index = self.places[name]
         with opened(self.files[name]) as f:
             view = f.get_slice(stored)
@@ -352,7 +381,7 @@ def write_model(
         return ((w.name, base.tensor(w.name)) for w in weights)  # type: ignore[union-attr]
 
     tensors = itertools.chain(copied(wide), hf_weights(model, dtypes=dtypes), copied(narrow))
-    write_weights([*wide, *own, *narrow], tensors, folder)
+    write_weights([*wide, *own, *narrow], tensors, folder, model.config)
     fields = {k: v for k, v in fields.items() if k != "torch_dtype"}
     fields["dtype"] = str(dtypes.get("transformer.wte.weight", model.dtype)).removeprefix("torch.")
     (folder / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
@@ -362,12 +391,15 @@ def write_weights(
     weights: Iterable[Outline],
     tensors: Iterator[tuple[str, torch.Tensor]],
     folder: Path,
+    config: Config,
     shard: Optional[int] = None,
 ) -> None:
     """Write safetensors files of at most `shard` bytes, by default 5 GB, and an index if there are several.
 
-    The weights come in the order of `widest_first`, and so do their tensors. Each is written before the next is taken.
+    The weights come in the order of `widest_first`, and so do their tensors. Each is written before the next is taken,
+    except for the experts of a layer in families that stack them.
     """
+    weights, tensors = in_files(list(weights), tensors, aliases(config.model_type))
     files: list[list[Outline]] = [[]]
     size = total = 0
     for weight in weights:
@@ -382,6 +414,30 @@ def write_weights(
         write_file(folder / name, some, itertools.islice(tensors, len(some)))
         weight_map |= {w.name: name for w in some}
     write_index(weight_map, total, folder)
+
+
+def in_files(
+    weights: list[Outline], tensors: Iterator[tuple[str, torch.Tensor]], names: Aliases
+) -> tuple[list[Outline], Iterator[tuple[str, torch.Tensor]]]:
+    """The weights of the table in the form that the family's files have: experts in stacks."""
+    places = [names.stacked(w.name) for w in weights]
+    last = {name: i for i, (name, _) in enumerate(places)}  # a stack is complete after its last part
+    count = Counter(name for name, _ in places)
+    outlines = [
+        Outline(name, w.kind, w.shape if index is None else (count[name], *w.shape))
+        for i, (w, (name, index)) in enumerate(zip(weights, places))
+        if last[name] == i
+    ]
+
+    def read() -> Iterator[tuple[str, torch.Tensor]]:
+        parts: dict[str, dict[Optional[int], torch.Tensor]] = defaultdict(dict)
+        for i, ((name, index), (_, tensor)) in enumerate(zip(places, tensors, strict=True)):
+            parts[name][index] = tensor
+            if last[name] == i:
+                found = parts.pop(name)
+                yield name, tensor if index is None else torch.stack([found[i] for i in range(count[name])])
+
+    return outlines, read()
 
 
 def write_index(weight_map: dict[str, str], total: int, folder: Path) -> None:

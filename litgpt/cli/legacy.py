@@ -67,7 +67,7 @@ REFUSED = {  # by the first word of a command: options without a counterpart, an
 }
 DEFAULTS = {"model_filename": "lit_model.pth"}  # LitGPT's, of options without a counterpart
 REFUSED_VALUES = {  # values of options that only LitGPT has
-    ("logger_name", "litlogger"): "litlogger is not available. Use csv, tensorboard, wandb, or mlflow.",
+    ("logger_name", "litlogger"): "litlogger is not available. Use csv, tensorboard, wandb, mlflow, or trackio.",
 }
 MODEL_FILES = ("adapter_config.json", "lit_model.pth.lora", "config.json", "model_config.yaml")  # of a folder
 WEIGHTS = (  # endings of files in whose place there are folders now

@@ -128,7 +128,7 @@ def convert_from_litgpt(checkpoint_dir: Path, output_dir: Path, model_pth: bool 
     checkpoint: Weights = LitCheckpoint(folder) if (folder / MODEL).is_file() else Checkpoint(folder)
     fields, weights = checkpoint.fields, widest_first(map(checkpoint.outline, checkpoint.files))
     with exclusive(output_dir, "--output_dir"), new_folder(output_dir.resolve()) as target:
-        write_weights(weights, checkpoint.tensors(w.name for w in weights), target)
+        write_weights(weights, checkpoint.tensors(w.name for w in weights), target, checkpoint.config)
         if model_pth:
             torch.save(dict(checkpoint.tensors(w.name for w in weights)), target / MODEL_PTH)
         (target / "config.json").write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")

@@ -28,6 +28,7 @@ EXTRAS = {  # the extras of pyproject.toml, and what they add
     "tensorboard": "--logger_name tensorboard",
     "wandb": "--logger_name wandb",
     "mlflow": "--logger_name mlflow",
+    "trackio": "--logger_name trackio",
 }
 SHOWN = (  # environment variables that are shown with their values: switches and numbers
     "CUDA_VISIBLE_DEVICES OMP_NUM_THREADS MKL_NUM_THREADS PYTORCH_CUDA_ALLOC_CONF PYTORCH_ALLOC_CONF HF_HUB_OFFLINE "
@@ -35,8 +36,8 @@ SHOWN = (  # environment variables that are shown with their values: switches an
     "NCCL_DEBUG NCCL_P2P_DISABLE NCCL_IB_DISABLE"
 ).split()
 NAMED = (  # variables that are shown without their values: tokens, addresses, paths
-    "HF_TOKEN HF_HOME HF_ENDPOINT LITGPT_CACHE WANDB_API_KEY MLFLOW_TRACKING_URI MASTER_ADDR HTTP_PROXY HTTPS_PROXY "
-    "http_proxy https_proxy LD_LIBRARY_PATH PYTHONPATH"
+    "HF_TOKEN HF_HOME HF_ENDPOINT LITGPT_CACHE WANDB_API_KEY MLFLOW_TRACKING_URI TRACKIO_DIR MASTER_ADDR HTTP_PROXY "
+    "HTTPS_PROXY http_proxy https_proxy LD_LIBRARY_PATH PYTHONPATH"
 ).split()
 HARMLESS = re.compile(r"[\w.,:/-]{0,40}")
 MEMORY_LIMITS = (  # limit and usage of a container, in both generations of control groups

@@ -99,7 +99,8 @@ def main(
             share, for example 2%.
         precision: By default that of the run for its validation rows, else 32-true for weights that are stored so, else
             bf16-true if the device supports it, else 16-true on CUDA GPUs, else 32-true.
-        quantize: Store the weights of the blocks in 4 or 8 bits with bitsandbytes.
+        quantize: Store the weights of the blocks in 4 or 8 bits with bitsandbytes; mxfp4 keeps the
+            experts of gpt-oss in the 4 bits of its files.
         base: Base model of an adapter, instead of the recorded one.
     """
     if access_token:

@@ -79,7 +79,7 @@ class FolderWriter:
         names = weight_map(weights.config)
         outlines = [self.outline(name) for name in weights.files if name != names.tied_head]
         ordered = widest_first(w for w in outlines if not names.unused.search(w.name))
-        write_weights(ordered, weights.tensors(w.name for w in ordered), target, self.shard)
+        write_weights(ordered, weights.tensors(w.name for w in ordered), target, weights.config, self.shard)
         if self.dtype is not None:
             fields["dtype"] = str(self.dtype).removeprefix("torch.")
             fields.pop("torch_dtype", None)

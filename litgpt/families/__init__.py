@@ -8,6 +8,7 @@ from typing import Any
 
 from litgpt.errors import UserError, nearest
 from litgpt.families.family import Family, MissingField, without_nulls
+from litgpt.families.mxfp4 import is_mxfp4
 from litgpt.families.table import Aliases, WeightMap
 from litgpt.model.config import Config, differences
 from litgpt.model.rope import make_ropes
@@ -15,8 +16,8 @@ from litgpt.model.rope import make_ropes
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
     "olmo olmo2 olmo3 gpt2 smollm3 granite apertus arcee cohere2 deepseek_v3 dots1 ernie4_5 ernie4_5_moe exaone4 glm4 "
-    "glm4_moe glm4_moe_lite granitemoehybrid hunyuan_v1_dense minimax_m2 ministral3 mistral3 nemotron olmoe qwen2_5_vl "
-    "qwen2_moe qwen3_vl seed_oss starcoder2"
+    "glm4_moe glm4_moe_lite gpt_oss granitemoehybrid hunyuan_v1_dense minimax_m2 ministral3 mistral3 nemotron olmoe "
+    "qwen2_5_vl qwen2_moe qwen3_vl seed_oss starcoder2"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
@@ -37,7 +38,7 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
             f"Supported: {', '.join(FAMILIES)}."
         )
     fields = without_nulls(fields)
-    if "quantization_config" in fields:
+    if "quantization_config" in fields and not is_mxfp4(fields):
         raise UserError("config.json has quantization_config. Use the folder with the original weights instead.")
     try:
         config = Config(**family(model_type).read(fields) | {"model_type": model_type, "name": name})

@@ -24,7 +24,6 @@ NULLS = {  # null has a meaning of its own here; elsewhere it means the same as 
     # false, although true is the default
     *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
     *("scale_attn_weights", "truncate", "rope_interleave", "norm_topk_prob"),
-    "partial_rotary_factor",  # all of a head
     "q_lora_rank",  # queries without latents
 }
 LARGEST = 2**31 - 1  # integer

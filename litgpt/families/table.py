@@ -175,12 +175,14 @@ def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Ten
 class Aliases:
     """Other names and forms of a family's weights: in files, and in memory in transformers 5. `stacks` maps the end of
     a tensor's name to the ends that its parts have in the table. The tensor stacks the experts; in each expert the
-    parts follow one another along the rows. `{}` is the expert's index."""
+    parts follow one another along the rows. `{}` is the expert's index. With `in_files` files are written with the
+    names in memory, and with stacks, which then have one part each; their biases have names that end with `_bias`."""
 
     renames: Sequence[tuple[str, str]] = ()  # patterns and replacements, from other names to the table's
     stacks: Mapping[str, Sequence[str]] = field(default_factory=dict)
     memory: Sequence[tuple[str, str]] = ()  # from the table's names to those in memory, which adapters use
     in_peft: bool = True  # whether `peft` takes the names of experts' modules for the stacks
+    in_files: bool = False
 
     def rename(self, name: str) -> str:
         return substituted(self.renames, name)
@@ -192,14 +194,26 @@ class Aliases:
         """The tensors of the table that a stored tensor holds: name, shape, and index in the stored tensor."""
         name = self.rename(name)
         for end, parts in self.stacks.items():
-            if name.endswith(end) and len(shape) == 3 and shape[1] % len(parts) == 0:
+            end, leaf, dims = (f"{end}_bias", ".bias", 2) if name.endswith("_bias") else (end, ".weight", 3)
+            if name.endswith(end) and len(shape) == dims and shape[1] % len(parts) == 0:
                 stem, rows = name.removesuffix(end), shape[1] // len(parts)
                 return [
-                    (stem + part.format(expert), (rows, shape[2]), (expert, slice(i * rows, (i + 1) * rows)))
+                    (
+                        stem + part.removesuffix(".weight").format(expert) + leaf,
+                        (rows, *shape[2:]),
+                        (expert, slice(i * rows, (i + 1) * rows)),
+                    )
                     for expert in range(shape[0])
                     for i, part in enumerate(parts)
                 ]
         return [(name, shape, None)]
+
+    def stacked(self, name: str) -> tuple[str, Optional[int]]:
+        """The tensor to write that holds one of the table, and the index in it; None if it is that tensor."""
+        found = re.fullmatch(r"(.*\.experts)\.(\d+)\.(\w+)\.(weight|bias)", name) if self.in_files else None
+        if found is None:
+            return self.in_memory(name) if self.in_files else name, None
+        return f"{found[1]}.{found[3]}" + "_bias" * (found[4] == "bias"), int(found[2])
 
 
 def substituted(rules: Sequence[tuple[str, str]], name: str) -> str:

@@ -119,7 +119,8 @@ class ModelOptions:
     Args:
         precision: Precision of the weights and activations. By default 32-true for weights stored in float32, else
             bf16-true if the device computes it natively, else 16-true on CUDA GPUs, else 32-true.
-        quantize: Quantize the weights of the blocks to 4 or 8 bits with bitsandbytes.
+        quantize: Quantize the weights of the blocks to 4 or 8 bits with bitsandbytes; mxfp4 keeps the
+            experts of gpt-oss in the 4 bits of its files.
         compile: Compile the blocks of the model. The start takes longer, each token less time.
         accelerator: Type of device to run on.
         devices: Number of devices to spread the layers over, one after the other; auto for all.

@@ -2,11 +2,13 @@
 
 The result has one rank and one alpha. Updates of a lower rank are padded with zeros. transformers 5 stacks experts, but
 here each expert has modules of its own, as in transformers 4: vLLM and SGLang expect that, and `peft` converts it. They
-expect all experts of a layer, so modules of experts without an update get one that is zero.
+expect all experts of a layer, so modules of experts without an update get one that is zero. Families that never had
+modules for experts, like gpt-oss, have updates of the stacks.
 """
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from torch import nn
 
 from litgpt.families import aliases, weight_map
 from litgpt.families.family import MTP
-from litgpt.families.table import Parameter, StoredTensor, WeightMap
+from litgpt.families.table import Aliases, Parameter, StoredTensor, WeightMap
 from litgpt.methods.deltas import Delta, learned_deltas
 from litgpt.methods.lora import LoRA, lora_layers
 from litgpt.methods.peft_folder import CONFIG, PREFIX, WEIGHTS
@@ -30,7 +32,7 @@ MAX_RANK = 512  # of vLLM
 
 def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
     """Write `adapter_config.json` and the tensors. `base` is the base's repository id or absolute path."""
-    names = weight_map(model.config)
+    names, own = weight_map(model.config), aliases(model.config.model_type)
     learned = learned_deltas(model)
     deltas = {in_adapter(model, module): delta for module, delta in (learned | idle_experts(learned, model)).items()}
     r = max((len(delta.a) for delta in deltas.values()), default=lora.r)
@@ -46,12 +48,18 @@ def write_lora(lora: LoRA, model: GPT, base: str, folder: Path) -> None:
         "use_dora": lora.variant == "dora",
         **targets(set(deltas), model, names, r, alpha),
         **saved,
-        "fan_in_fan_out": any(holder.transposed for name in lora_layers(model) for holder in names.stored(name)),
+        "fan_in_fan_out": any(
+            form.transposed and not EXPERT.search(form.module)
+            for name in lora_layers(model)
+            for form in names.stored(name)
+        ),
         "inference_mode": True,
     }
     if fields["target_parameters"] or any(map(EXPERT.search, deltas)):
         fields["lora_dropout"] = 0.0  # peft has no dropout for parameters
-    weights = {PREFIX + name: t.detach().cpu().contiguous() for name, t in (in_full | tensors_of(deltas, r)).items()}
+    weights = {
+        PREFIX + name: t.detach().cpu().contiguous() for name, t in (in_full | tensors_of(deltas, r, own)).items()
+    }
     (folder / CONFIG).write_text(json.dumps(fields, indent=2) + "\n", encoding="utf-8")
     save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
 
@@ -87,7 +95,7 @@ def idle_experts(learned: Mapping[str, Delta], model: GPT) -> dict[str, Delta]:
     width, size = model.config.n_embd, model.config.moe_intermediate_size or model.config.intermediate_size
     idle = {}
     for ours, stored in weight_map(model.config).rules.items():
-        rows, columns = (width, size) if ours.endswith(".proj") else (size, width)
+        rows, columns = (width, size) if ours.endswith(".proj") else (2 * size // len(stored), width)
         for module in (form.module for form in stored if EXPERT.search(form.module)):
             if module not in learned and EXPERT.split(module)[0] in layers:
                 idle[module] = Delta(torch.zeros(1, columns), torch.zeros(rows, 1), 1.0)
@@ -100,12 +108,23 @@ def padded(delta: Delta, r: int) -> tuple[torch.Tensor, torch.Tensor]:
     return nn.functional.pad(delta.a, (0, 0, 0, missing)), nn.functional.pad(delta.b, (0, missing))
 
 
-def tensors_of(deltas: Mapping[str, Delta], r: int) -> dict[str, torch.Tensor]:
-    tensors = {}
+def tensors_of(deltas: Mapping[str, Delta], r: int, names: Aliases) -> dict[str, torch.Tensor]:
+    tensors, stacks = {}, defaultdict[str, dict](dict)
     for module, delta in deltas.items():
-        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = padded(delta, r)
+        a, b = padded(delta, r)
+        stack, expert = names.stacked(f"{module}.weight")
+        if expert is not None:
+            stacks[stack][expert] = a, b
+            continue
+        tensors[f"{module}.lora_A.weight"], tensors[f"{module}.lora_B.weight"] = a, b
         if delta.magnitude is not None:
             tensors[f"{module}.lora_magnitude_vector"] = delta.magnitude
+    for stack, experts in stacks.items():
+        all_a, all_b = zip(*(experts[i] for i in range(len(experts))))
+        module, _, leaf = stack.rpartition(".")
+        module += ".base_layer" * (leaf == "gate_up_proj")  # `peft` wraps it first
+        tensors[f"{module}.lora_A.weight"] = torch.cat(all_a)
+        tensors[f"{module}.lora_B.weight"] = torch.stack(all_b, -1).flatten(1)  # the expert changes fastest
     return tensors
 
 
@@ -146,10 +165,11 @@ def targets(adapted: set[str], model: GPT, names: WeightMap, r: int, alpha: floa
     parameters, patterns = {f"{module}.weight" for module in dense}, {}
     stored = {form.module for parameter in names.parameters(model).values() for form in parameter.stored}
     layers, every = ({EXPERT.split(m)[0] for m in found if EXPERT.search(m)} for found in (experts, stored))
-    if layers == every and aliases(model.config.model_type).in_peft:
+    own = aliases(model.config.model_type)
+    if layers == every and own.in_peft and not own.in_files:
         modules |= {module.rpartition(".")[2] for module in experts}
     else:
-        for end, parts in aliases(model.config.model_type).stacks.items():
+        for end, parts in own.stacks.items():
             parameters |= {in_memory(model, layer + end) for layer in layers}
             if layers and len(parts) > 1:
                 key = rf".*\.{end.rpartition('.')[2]}"

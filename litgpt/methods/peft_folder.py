@@ -334,8 +334,8 @@ def stack_slices(module: str, a: tuple[int, ...], b: tuple[int, ...], config: Co
         return []
     width, size = config.n_embd, config.moe_intermediate_size or config.intermediate_size
     names = aliases(config.model_type)
-    for end, parts in names.stacks.items():
-        shape = (2 * size, width) if len(parts) == 2 else (width, size)
+    for end in names.stacks:
+        shape = (2 * size, width) if "gate_up" in end else (width, size)
         if (b[0], a[1]) == shape:
             target, r, slices = stem.removesuffix(".experts") + end, a[0] // n, []
             for name, _, index in names.expand(target, (n, *shape)):

@@ -1,7 +1,7 @@
-"""Linear layers with frozen weights in 4 or 8 bits, by bitsandbytes, on CUDA and on CPUs.
+"""Linear layers with frozen weights in 4 or 8 bits, by bitsandbytes, on CUDA and on CPUs; or experts in MXFP4.
 
 4 bits: https://arxiv.org/abs/2305.14314; with `-dq` the scales are quantized too. 8 bits:
-https://arxiv.org/abs/2208.07339.
+https://arxiv.org/abs/2208.07339. MXFP4, in which gpt-oss is released, keeps what such a folder has.
 """
 
 import copy
@@ -13,15 +13,18 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from litgpt.errors import UserError, require
+from litgpt.families import mxfp4
 from litgpt.model.gpt import GPT
 from litgpt.model.kernels import autocasted, prepacked_4bit
 from litgpt.model.linear import PartwiseLinear, in_rows
 from litgpt.model.sharded import full_tensor
 
-QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training"]
+QuantizeName = Literal["bnb.nf4", "bnb.nf4-dq", "bnb.fp4", "bnb.fp4-dq", "bnb.int8", "bnb.int8-training", "mxfp4"]
 INT8 = ("bnb.int8", "bnb.int8-training")  # two names for the same scheme
+MXFP4 = "mxfp4"
 OUTLIER = 6.0  # inputs above this are not rounded, as in the paper on 8 bits
 
 
@@ -45,15 +48,16 @@ class QuantizedLinear(PartwiseLinear):
 
     def store(self, part: int, weight: torch.Tensor) -> None:
         """Quantize one part: a floating-point tensor (rows, in_features) on the device where it is to stay."""
-        functional = bitsandbytes().functional
-        if self.scheme in INT8:
-            weight_8bit, scales, _ = functional.int8_vectorwise_quant(weight.to(torch.float16))
+        if self.scheme == MXFP4:
+            self.stored[part] = mxfp4.quantized(weight)
+        elif self.scheme in INT8:
+            weight_8bit, scales, _ = bitsandbytes().functional.int8_vectorwise_quant(weight.to(torch.float16))
             state = bitsandbytes().MatmulLtState(CB=weight_8bit, SCB=scales)
             state.has_fp16_weights, state.threshold = False, OUTLIER
             self.stored[part] = weight_8bit, state
         else:
             kind, _, double = self.scheme.removeprefix("bnb.").partition("-")
-            self.stored[part] = functional.quantize_4bit(
+            self.stored[part] = bitsandbytes().functional.quantize_4bit(
                 weight.contiguous(), compress_statistics=double == "dq", quant_type=kind
             )
         if all(self.stored):
@@ -64,6 +68,9 @@ class QuantizedLinear(PartwiseLinear):
         their dtypes; only the dtype of the dequantized weight changes."""
         super()._apply(fn, recurse)
         for part, (weight, state) in ((part, both) for part, both in enumerate(self.stored) if both is not None):
+            if self.scheme == MXFP4:
+                self.stored[part] = moved_bits(weight, fn), moved_bits(state, fn)
+                continue
             moved = moved_state(state, fn)
             if isinstance(getattr(state, "dtype", None), torch.dtype) and not in_tiles(state):
                 moved.dtype = fn(torch.empty(0, dtype=state.dtype, device=weight.device)).dtype
@@ -80,13 +87,15 @@ class QuantizedLinear(PartwiseLinear):
         return torch.ops.aten._unsafe_view(joined, [*x.shape[:-1], joined.size(-1)])
 
     def matmul(self, x: torch.Tensor, weight: torch.Tensor, state: Any) -> torch.Tensor:
+        if self.scheme == MXFP4:
+            return MXFP4Matmul.apply(x, weight, state)
         if self.scheme in INT8:
             state.is_training = self.training
             return bitsandbytes().matmul(x, weight, state=state)
         return bitsandbytes().matmul_4bit(x, weight, state)
 
     def prepack(self, shared: bool = False) -> None:
-        if self.scheme not in INT8:
+        if self.scheme not in (*INT8, MXFP4):
             self.stored = [both if in_tiles(both[1]) else prepacked_4bit(*both) for both in self.stored]
 
     def undo_prepack(self) -> bool:
@@ -95,11 +104,26 @@ class QuantizedLinear(PartwiseLinear):
 
     def dequantized(self) -> torch.Tensor:
         """(out_features, in_features)"""
+        if self.scheme == MXFP4:
+            return torch.cat([mxfp4.dequantized(*both) for both in self.stored])
         assert self.scheme in INT8 or not any(in_tiles(state) for _, state in self.stored)
         if self.scheme in INT8:
             return torch.cat([weight.float() * (state.SCB[:, None] / 127) for weight, state in self.stored])
         functional = bitsandbytes().functional
         return torch.cat([functional.dequantize_4bit(weight, state) for weight, state in self.stored])
+
+
+class MXFP4Matmul(torch.autograd.Function):
+    """Multiplies by a weight that is dequantized for it, also in the backward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, *weight: torch.Tensor) -> torch.Tensor:
+        ctx.save_for_backward(*weight)
+        return F.linear(x, mxfp4.dequantized(*weight).to(x.dtype))
+
+    @staticmethod
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple:
+        return grads[0] @ mxfp4.dequantized(*ctx.saved_tensors).to(grads[0].dtype), None, None
 
 
 def moved_state(state: Any, fn: Callable[[torch.Tensor], torch.Tensor]) -> Any:
@@ -131,12 +155,21 @@ def full_weight(linear: nn.Linear) -> torch.Tensor:
 
 def quantize(model: GPT, scheme: str, device: torch.device) -> None:
     """Replace the linear layers of the blocks with `QuantizedLinear`, in place, before the weights are read.
-    Embeddings, norms and the head stay as they are. Raises `UserError` if the device does not support it, or
-    bitsandbytes is missing."""
-    if device.type not in ("cpu", "cuda"):
+    Embeddings, norms and the head stay as they are, and with MXFP4 all but the experts. Raises `UserError` if the
+    device does not support it, or bitsandbytes is missing."""
+    linears = {name: m for name, m in model.transformer.h.named_modules() if isinstance(m, nn.Linear)}
+    if scheme == MXFP4:
+        linears = {name: m for name, m in linears.items() if ".experts." in name}
+        if not linears or any(linear.in_features % mxfp4.SIZE for linear in linears.values()):
+            raise UserError(
+                f"--quantize {scheme} is for experts with rows of a multiple of {mxfp4.SIZE} numbers, as gpt-oss has. "
+                f"This model, {model.config.model_type}, has none."
+            )
+    elif device.type not in ("cpu", "cuda"):
         raise UserError(f"--quantize {scheme} does not support {device.type}. Use cuda or cpu.")
-    bitsandbytes()
-    for name, linear in [(n, m) for n, m in model.transformer.h.named_modules() if isinstance(m, nn.Linear)]:
+    else:
+        bitsandbytes()
+    for name, linear in linears.items():
         model.transformer.h.set_submodule(name, QuantizedLinear(linear, scheme))
 
 

@@ -4,7 +4,7 @@ Shapes: B rows, T tokens, S tokens that they may attend to, n query heads, g key
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Optional
 
@@ -65,6 +65,17 @@ class ForwardContext:
         return self.masks[window]
 
 
+class Sinks(nn.Module):
+    """The scores of attention sinks, (n,): each head can attend to nothing (https://arxiv.org/abs/2309.17453)."""
+
+    def __init__(self, n_head: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(n_head))
+
+    def reset_parameters(self) -> None:
+        nn.init.normal_(self.weight, std=0.02)
+
+
 class CausalSelfAttention(nn.Module):
     """Grouped-query attention; `qkv` fuses the query, key and value projections, in this order."""
 
@@ -77,7 +88,8 @@ class CausalSelfAttention(nn.Module):
         self.rope = config.rope_kind(layer)
         self.n_groups = config.n_query_groups
         scale = (config.attention_scores_scalar or config.head_size) ** -0.5
-        self.scores = Scores(scale, config.attention_logit_softcapping, config.window(layer))
+        self.without_sinks = Scores(scale, config.attention_logit_softcapping, config.window(layer))
+        self.sinks = Sinks(config.n_head) if config.attention_sinks else None
         self.prefix: Optional[nn.Module] = None  # set by litgpt.methods.adapter
 
     def add_projections(self, config: Config) -> None:
@@ -86,6 +98,10 @@ class CausalSelfAttention(nn.Module):
         if config.norm_qk:
             self.norm_q = make_qk_norm(config, config.n_head)
             self.norm_k = make_qk_norm(config, config.n_query_groups)
+
+    @property
+    def scores(self) -> Scores:
+        return replace(self.without_sinks, sinks=self.sinks.weight) if self.sinks is not None else self.without_sinks
 
     def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         rope = context.ropes[self.rope] if self.rope is not None else ()

@@ -10,7 +10,7 @@ from typing import Any, Optional, Union
 import torch
 from torch.nn import functional as F
 
-from litgpt.model.chunked_attention import CausalAttention, Scores, chunk_size, softcapped_attention
+from litgpt.model.chunked_attention import CausalAttention, Scores, chunk_size, plain_attention
 from litgpt.model.kernels import operation, remat
 from litgpt.model.kv_cache import EachRow
 from litgpt.model.packing import Packing
@@ -24,12 +24,12 @@ def causal_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: 
     """Causal attention of sequences of one length to themselves. `q` and the result are (B, n, T, hs), `k` and `v` (B,
     g, T, hs)."""
     total = q.size(2)
-    if scores.softcap is None and (scores.window is None or total <= scores.window):
+    if scores.fused and (scores.window is None or total <= scores.window):
         return fused_attention(q, k, v, scores.scale, causal=True)
-    if scores.softcap is None and len(q) == 1 and has_varlen(q, v):
+    if scores.fused and len(q) == 1 and has_varlen(q, v):
         ends = torch.arange(2, dtype=torch.int32, device=q.device) * total
         return varlen_attention(q, k, v, scores, ends, total)
-    return CausalAttention.apply(q.to(v.dtype), k.to(v.dtype), v, scores, chunk_size(q, SCORES))
+    return CausalAttention.of(q, k, v, scores, chunk_size(q, SCORES))
 
 
 @operation
@@ -40,7 +40,7 @@ def packed_attention(
     all of them; where there is none, they become the rows of a padded batch."""
     if len(packing.seqlens) == 1:
         return causal_attention(q, k, v, scores)
-    if scores.softcap is None and has_varlen(q, v):
+    if scores.fused and has_varlen(q, v):
         return varlen_attention(q, k, v, scores, packing.cu_seqlens, packing.longest)
     rows, places = packing.padded
     q, k, v = (remat(x, to_rows, rows) for x in (q, k, v))
@@ -56,7 +56,7 @@ def to_rows(x: torch.Tensor, rows: torch.Tensor) -> torch.Tensor:
 def continued_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores) -> Optional[torch.Tensor]:
     """Causal attention of the last T of S tokens, within the window, without a mask. None if no kernel does it. `q` is
     (1, n, T, hs), `k` and `v` are (1, g, S, hs)."""
-    if scores.softcap is not None or not has_varlen(q, v):
+    if not scores.fused or not has_varlen(q, v):
         return None
     ends = torch.arange(2, dtype=torch.int32, device=q.device)
     new, total = q.size(2), k.size(2)
@@ -68,8 +68,8 @@ def masked_attention(
     q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: Scores, mask: Optional[torch.Tensor]
 ) -> torch.Tensor:
     """Attention of T to S tokens where the mask, (T, S) or (B, 1, 1, S), is true, or everywhere."""
-    if scores.softcap is not None:
-        return softcapped_attention(q, k, v, mask, scores.scale, scores.softcap)
+    if not scores.fused:
+        return plain_attention(q, k, v, mask, scores)
     return fused_attention(q, k, v, scores.scale, mask)
 
 
@@ -77,7 +77,7 @@ def single_attention(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, scores: 
     """Attention of one token of each of B sequences to that sequence. `q` and the result are (B, n, 1, hs); `k` and `v`
     are the rows of the cache, (B, g, S, hs)."""
     size = k.size(2)
-    if scores.softcap is None and q.size(-1) == v.size(-1) and has_varlen(q, v) and "seqused_k" in parameters(varlen()):
+    if scores.fused and q.size(-1) == v.size(-1) and has_varlen(q, v) and "seqused_k" in parameters(varlen()):
         first = torch.arange(len(q) + 1, dtype=torch.int32, device=q.device)
         keys, values = (x.transpose(1, 2).flatten(0, 1) for x in (k, v))  # (B S, g, hs)
         lengths = first, first * size, 1, min(size, each.longest)

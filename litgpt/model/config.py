@@ -59,6 +59,7 @@ class Config:
     clip_qkv: Optional[float] = None
     latent_attention: Optional[dict[str, Any]] = None  # sizes, named as by LATENT: q, k and v are expanded from latents
     latent_norm_eps: Optional[float] = None  # of the norms of the latents; `norm_eps` by default
+    attention_sinks: bool = False  # each head has a learned score that takes a share of its attention
     sliding_window_size: Optional[int] = None  # tokens that a local layer sees, including the current one
     sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
 
@@ -91,6 +92,9 @@ class Config:
     n_shared_expert: int = 0  # experts that every token goes through, as one wide MLP beside those that it chooses
     shared_intermediate_size: Optional[int] = None  # its width, if that is not as many times the width of an expert
     shared_expert_gate: bool = False  # scales the output of the shared experts by a sigmoid, for each token
+    gate_bias: bool = False  # in the layer that computes the scores
+    swiglu_alpha: Optional[float] = None  # SwiGLU with a gate of gate * sigmoid(alpha * gate), times up + 1, ...
+    swiglu_limit: Optional[float] = None  # ... where gate is at most this number, and up between it and its negative
 
     # the ends
     scale_embeddings: bool = False  # by the root of the width

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
-from litgpt.model.attention import CausalSelfAttention, ForwardContext, MultiheadLatentAttention
+from litgpt.model.attention import CausalSelfAttention, ForwardContext, MultiheadLatentAttention, Sinks
 from litgpt.model.config import Config
 from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
@@ -134,9 +134,9 @@ class GPT(nn.Module):
                 std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
                 with unsharded(module):
                     nn.init.normal_(module.weight, std=std)
-                    if isinstance(module, nn.Linear) and module.bias is not None:
+                    if not isinstance(module, nn.Embedding) and module.bias is not None:
                         nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU)):
+            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks)):
                 with unsharded(module):
                     module.reset_parameters()
         self.stack_experts()

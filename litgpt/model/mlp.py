@@ -26,6 +26,7 @@ class LLaMAMLP(nn.Module):
         self.fc = Linear(config.n_embd, 2 * size, bias=bias)
         self.fc.parts = (size, size)  # type: ignore[assignment]
         self.proj = Linear(size, config.n_embd, bias=bias)
+        self.alpha, self.limit = config.swiglu_alpha, config.swiglu_limit
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.proj(remat(self.fc(x), self.glu))
@@ -33,7 +34,16 @@ class LLaMAMLP(nn.Module):
     def glu(self, x: torch.Tensor) -> torch.Tensor:
         """The gated half of `x`, (..., 2 size) to (..., size)."""
         gate, up = x.chunk(2, dim=-1)
+        if self.alpha is not None:
+            return remat(gate, self.clamped, up)
         return remat(gate, self.activation) * up
+
+    def clamped(self, gate: torch.Tensor, up: torch.Tensor) -> torch.Tensor:
+        """The variant of gpt-oss (https://arxiv.org/abs/2508.10925)."""
+        assert self.alpha is not None
+        if self.limit is not None:
+            gate, up = gate.clamp(max=self.limit), up.clamp(-self.limit, self.limit)
+        return gate * torch.sigmoid(gate * self.alpha) * (up + 1)
 
     def activation(self, gate: torch.Tensor) -> torch.Tensor:
         return F.silu(gate)
@@ -99,15 +109,16 @@ class Router(nn.Module):
     """The scores of the experts for each token, (N, n_expert). Not an `nn.Linear`, so that no method adapts or
     quantizes it; `transformers` and `peft` do the same."""
 
-    def __init__(self, n_embd: int, n_expert: int) -> None:
+    def __init__(self, n_embd: int, n_expert: int, bias: bool = False) -> None:
         super().__init__()
         self.in_features, self.out_features = n_embd, n_expert
         self.weight = nn.Parameter(torch.empty(n_expert, n_embd))
+        self.bias = nn.Parameter(torch.zeros(n_expert)) if bias else None
         if not self.weight.is_meta:
             nn.init.normal_(self.weight, std=n_embd**-0.5)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return linear(tokens, self.weight)
+        return linear(tokens, self.weight, self.bias)
 
 
 class BiasedRouter(Router):
@@ -116,12 +127,13 @@ class BiasedRouter(Router):
 
     e_score_correction_bias: torch.Tensor
 
-    def __init__(self, n_embd: int, n_expert: int) -> None:
-        super().__init__(n_embd, n_expert)
+    def __init__(self, n_embd: int, n_expert: int, bias: bool = False) -> None:
+        super().__init__(n_embd, n_expert, bias)
         self.register_buffer("e_score_correction_bias", torch.zeros(n_expert, dtype=torch.float32))
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        return linear(remat(tokens, torch.Tensor.float), self.weight.float())
+        bias = None if self.bias is None else self.bias.float()
+        return linear(remat(tokens, torch.Tensor.float), self.weight.float(), bias)
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> "BiasedRouter":
         bias = self.e_score_correction_bias
@@ -143,7 +155,8 @@ class LLaMAMoE(nn.Module):
         super().__init__()
         size = config.moe_intermediate_size or config.intermediate_size
         self.config = config
-        self.gate = (BiasedRouter if config.router_bias else Router)(config.n_embd, config.n_expert)
+        router = BiasedRouter if config.router_bias else Router
+        self.gate = router(config.n_embd, config.n_expert, config.gate_bias)
         self.experts = nn.ModuleList(LLaMAMLP(config, size) for _ in range(config.n_expert))
         self.shared_experts = LLaMAMLP(config, config.shared_size) if config.shared_size else None
         self.shared_expert_gate = Linear(config.n_embd, 1, bias=False) if config.shared_expert_gate else None
@@ -190,10 +203,16 @@ class LLaMAMoE(nn.Module):
         ends = torch.searchsorted(by_expert, numbers, right=True, out_int32=True)
         if self.stacks is not None:
             fc, proj = ([getattr(expert, leaf).weight for expert in self.experts] for leaf in ("fc", "proj"))
-            hidden = GroupedLinear.apply(tokens, ends, self.stacks[0], *fc)
-            return GroupedLinear.apply(remat(hidden, self.experts[0].glu), ends, self.stacks[1], *proj)  # type: ignore
+            hidden = self.with_bias("fc", GroupedLinear.apply(tokens, ends, self.stacks[0], *fc), by_expert)
+            y = GroupedLinear.apply(remat(hidden, self.experts[0].glu), ends, self.stacks[1], *proj)  # type: ignore
+            return self.with_bias("proj", y, by_expert)
         groups = tokens.tensor_split(ends[:-1].tolist())
         return torch.cat([expert(x) for expert, x in zip(self.experts, groups) if len(x) or self.trains(expert)])
+
+    def with_bias(self, leaf: str, y: torch.Tensor, by_expert: torch.Tensor) -> torch.Tensor:
+        """The outputs of the layer `leaf` of the experts, (n, out), with their biases, if they have some."""
+        biases = [getattr(expert, leaf).bias for expert in self.experts]
+        return y if biases[0] is None else y + torch.stack(biases)[by_expert]
 
     def trains(self, expert: nn.Module) -> bool:
         """Whether an expert without tokens runs too, for a gradient of zero: optimizers tell it from none, and all
@@ -205,7 +224,7 @@ class LLaMAMoE(nn.Module):
         """Make the weights of the experts parts of one tensor, if the device has a matmul for groups of rows."""
         layers = [[getattr(expert, leaf) for expert in self.experts] for leaf in ("fc", "proj")]
         before, self.stacks = self.stacks, None
-        if all(type(layer) is Linear and layer.bias is None for layer in itertools.chain(*layers)):
+        if all(type(layer) is Linear for layer in itertools.chain(*layers)):
             if before is not None and shares_storage(before[0], layers[0][0].weight):
                 self.stacks = before
                 return

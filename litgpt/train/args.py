@@ -48,7 +48,7 @@ repeated: ContextVar[Sequence[tuple[int, str]]] = ContextVar("repeated", default
 
 AUTO: Literal["auto"] = "auto"
 IntOrAuto = Union[Literal["auto"], int]
-LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow"]
+LoggerName = Literal["csv", "tensorboard", "wandb", "mlflow", "trackio"]
 
 
 @dataclass
@@ -236,10 +236,10 @@ class EvalArgs:
 
 @dataclass
 class LogArgs:
-    """Names of the run in the logger, for wandb and mlflow.
+    """Names of the run in the logger, for wandb, mlflow, and trackio.
 
     Args:
-        project: Project (wandb) or experiment (mlflow); by default litgpt.
+        project: Project (wandb, trackio) or experiment (mlflow); by default litgpt.
         run: Name of the run; by default its out_dir.
         group: Name of a group of runs.
         teamspace: Ignored; accepted for compatibility with LitGPT.

@@ -1,10 +1,15 @@
-"""Loggers that receive a run's metrics in addition to `metrics.csv`: TensorBoard, Weights & Biases, MLflow.
+"""Loggers that receive a run's metrics in addition to `metrics.csv`: TensorBoard, Weights & Biases, MLflow, Trackio.
 
 Each library is imported only if it is selected. `where` says where to view the metrics; `close` ends the logger's run
 as finished, failed or interrupted. `litgpt/__init__.py` turns their telemetry off.
 """
 
+import contextlib
+import importlib
+import io
 import os
+import shlex
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,7 +29,7 @@ PROJECT = "litgpt"  # by default
 class TensorBoard:
     """Event files in `folder`."""
 
-    def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings) -> None:
+    def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings, resumed: bool) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
         self.writer = SummaryWriter(str(folder), flush_secs=10)
@@ -43,7 +48,7 @@ class TensorBoard:
 class WandB:
     """A run of Weights & Biases; offline in `folder`, without a prompt, if nobody is logged in."""
 
-    def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings) -> None:
+    def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings, resumed: bool) -> None:
         import wandb
 
         folder.mkdir(parents=True, exist_ok=True)
@@ -70,7 +75,7 @@ class WandB:
 class MLflow:
     """A run of MLflow, on the server in MLFLOW_TRACKING_URI or in `folder`."""
 
-    def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings) -> None:
+    def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings, resumed: bool) -> None:
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # newer versions require it for folders
         from mlflow.entities import Param
         from mlflow.tracking import MlflowClient
@@ -98,12 +103,47 @@ class MLflow:
         self.client.set_terminated(self.run, status=names[status])
 
 
-Logger = Union[TensorBoard, WandB, MLflow]
+class Trackio:
+    """A run of Trackio in TRACKIO_DIR or in `folder`; a resumed run continues there."""
+
+    def __init__(self, folder: Path, log: LogArgs, name: str, settings: Settings, resumed: bool) -> None:
+        root, variables = os.environ.get("TRACKIO_DIR") or str(folder), dict(os.environ)
+        # Trackio reads the variable when it is imported, and a sweep has a folder for each run.
+        for module in [module for module in sys.modules if module.partition(".")[0] == "trackio"]:
+            del sys.modules[module]
+        os.environ["TRACKIO_DIR"] = root
+        self.trackio = importlib.import_module("trackio")
+        del os.environ["TRACKIO_DIR"]
+        os.environ.update(variables)
+        self.trackio.Run._get_username = lambda run: None  # otherwise it asks the Hugging Face hub
+        project = log.project or PROJECT
+        with contextlib.redirect_stdout(io.StringIO()):
+            run = self.trackio.init(
+                project=project,
+                name=log.run or name,
+                group=log.group,
+                config=settings,
+                resume="allow" if resumed else "never",
+                embed=False,  # in a notebook, it would start a server
+            )
+        view = shlex.join(["trackio", "show", "--project", project])
+        self.where = run.url or f"TRACKIO_DIR={shlex.quote(root)} {view}"
+
+    def write(self, step: int, values: dict[str, float]) -> None:
+        self.trackio.log(values, step=step)
+
+    def close(self, status: str) -> None:
+        with contextlib.redirect_stdout(io.StringIO()):
+            self.trackio.finish()
+
+
+Logger = Union[TensorBoard, WandB, MLflow, Trackio]
 # name: (class, required module, extra that installs it, options of --log that it uses)
 LOGGERS: dict[str, tuple[Callable[..., Logger], str, str, tuple[str, ...]]] = {
     "tensorboard": (TensorBoard, "torch.utils.tensorboard", "tensorboard", ()),
     "wandb": (WandB, "wandb", "wandb", ("project", "run", "group")),
     "mlflow": (MLflow, "mlflow.tracking", "mlflow", ("project", "run", "group")),
+    "trackio": (Trackio, "trackio", "trackio", ("project", "run", "group")),
 }
 
 
@@ -130,6 +170,6 @@ def make_logger(name: str, log: LogArgs, out_dir: Path, settings: Settings, resu
     if used:
         folder = used[-1] if resumed else free_name(folder)
     try:
-        return LOGGERS[name][0](folder, log, str(out_dir), settings)
+        return LOGGERS[name][0](folder, log, str(out_dir), settings, resumed)
     except Exception as e:  # libraries and the network can cause any kind
         raise UserError(f"--logger_name {name}: {' '.join(str(e).split()) or type(e).__name__}") from e

@@ -86,7 +86,8 @@ class Run:
         precision: Precision of the base weights and of the matrix multiplications. By default bf16-true if the device
             supports it natively, else 32-true. If all weights are trained, bf16-mixed on such a GPU, else 32-true. On
             CUDA GPUs without bfloat16, 16-mixed, or 32-true with fsdp.
-        quantize: Quantize the frozen weights of the blocks to 4 or 8 bits with bitsandbytes.
+        quantize: Quantize the frozen weights of the blocks to 4 or 8 bits with bitsandbytes; mxfp4 keeps the
+            experts of gpt-oss in the 4 bits of its files.
         devices: Devices per machine, or auto for all of them. Set by torchrun or SLURM if they start the run.
         num_nodes: Number of machines. Set by torchrun or SLURM if they start the run.
         accelerator: Type of device.
@@ -100,7 +101,7 @@ class Run:
             and so on; see --train.learning_rate for the default rate.
         log: Names of the run in the logger.
         logger_name: Where to log besides metrics.csv; csv for nowhere else. wandb works offline if you are not logged
-            in, and mlflow logs to MLFLOW_TRACKING_URI if set. Their files are in out_dir/logs.
+            in, mlflow logs to MLFLOW_TRACKING_URI and trackio to TRACKIO_DIR if set. Their files are in out_dir/logs.
         compile: Compile the blocks with torch.compile. The first steps are slow; later ones may be faster. Dropout
             draws different random numbers.
         seed: Seed for initial weights, row order, and dropout.
