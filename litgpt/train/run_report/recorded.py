@@ -93,7 +93,7 @@ class ReportedRun:
     def exact(self) -> Optional[str]:
         """How many answers were exact."""
         counts = [(line["exact"], line["rows"]) for line in self.recorded_examples if "exact" in line]
-        return " -> ".join(f"{exact:,} of {rows:,}" for exact, rows in counts) or None
+        return " → ".join(f"{exact:,}\xa0of\xa0{rows:,}" for exact, rows in counts) or None
 
     @cached_property
     def card(self) -> list[tuple[str, str]]:
