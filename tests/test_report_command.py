@@ -357,11 +357,12 @@ def test_of_a_run_that_stops_and_goes_on(base, rows_file, tmp_path):
     assert "state stopped" in Page(out / "report.html").text
     before = recorded(out)
     assert [line["step"] for line in before] == [0, 0]
-    assert go("lora", base, rows_file, out, *SHORT, "--resume", "true", "--report", "true") == 0
+    assert go("lora", base, rows_file, out, *SHORT, "--resume", "true", "--report", "false") == 0
     assert recorded(out)[:2] == before and [line["step"] for line in recorded(out)[2:]] == [2, 2]
-    assert "state finished" in Page(out / "report.html").text
+    assert "state stopped" in Page(out / "report.html").text
     assert go("lora", base, rows_file, out, *SHORT, "--resume", "true", "--train.max_steps", 3) == 0  # it is extended
     assert recorded(out)[:2] == before and [line["step"] for line in recorded(out)[2:]] == [3, 3]
+    assert "state finished" in Page(out / "report.html").text
 
 
 def test_it_never_fails_a_run(base, rows_file, tmp_path, monkeypatch, capsys):

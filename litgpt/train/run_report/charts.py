@@ -91,7 +91,9 @@ def ticks(low: float, high: float, whole: bool = False) -> list[tuple[float, str
         significant = math.floor(math.log10(top)) - math.floor(math.log10(step) + 1e-9) + 1
         return [(value, f"{value:.{significant}g}") for value in values]
     unit, letter = (1e6, "M") if top >= 1e6 else (1e3, "k")
-    return [(value, f"{value / unit:g}{letter}" if value and top >= 1e5 else f"{value:,.{digits}f}") for value in values]
+    return [
+        (value, f"{value / unit:g}{letter}" if value and top >= 1e5 else f"{value:,.{digits}f}") for value in values
+    ]
 
 
 def envelope(points: Points, most: int) -> Points:
