@@ -271,11 +271,12 @@ def is_result(folder: Path) -> bool:
 
 def refresh_report(result: Path) -> None:
     """Write the report of the run that wrote a result, now with its scores. One that is running does so at its end."""
-    run, wanted = result.absolute().parent, read_yaml(result / HYPERPARAMETERS).get("report", True)
-    if wanted and (run / METRICS).is_file() and not is_locked(run / ".lock"):
+    run = result.absolute().parent
+    if (run / METRICS).is_file() and not is_locked(run / ".lock"):
         with spared("Cannot write the report"):
-            if written := write_report(Path(os.path.relpath(run))):
-                print(f"report   {written}")
+            wanted = read_yaml(result / HYPERPARAMETERS).get("report", True)
+            if wanted and (written := write_report(run)):
+                print(f"report   {os.path.relpath(written)}")
 
 
 def is_preference(result: Path) -> bool:
