@@ -31,6 +31,7 @@ from litgpt.storage.files import read_yaml
 from litgpt.storage.outputs import SUMS, is_locked, write_single
 from litgpt.text.prompt_style import clock_at, now
 from litgpt.train.faults import spared
+from litgpt.train.inbox import LOCK
 from litgpt.train.metrics import METRICS
 from litgpt.train.progress import Screen
 from litgpt.train.resume.folder import HYPERPARAMETERS
@@ -272,7 +273,7 @@ def is_result(folder: Path) -> bool:
 def refresh_report(result: Path) -> None:
     """Write the report of the run that wrote a result, now with its scores. One that is running does so at its end."""
     run = result.absolute().parent
-    if (run / METRICS).is_file() and not is_locked(run / ".lock"):
+    if (run / METRICS).is_file() and not is_locked(run / LOCK):
         with spared("Cannot write the report"):
             wanted = read_yaml(result / HYPERPARAMETERS).get("report", True)
             if wanted and (written := write_report(run)):
