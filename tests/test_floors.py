@@ -33,6 +33,7 @@ LATE = {  # modules that are imported within functions, and why
     "litgpt.train.devices.fsdp": "a run on one device does not need Lightning",
     "litgpt.train.memory.plan": "fake tensors take a second to import, and only a plan needs them",
     "litgpt.train.memory.fit": "the same, for a run that may not fit",
+    "litgpt.train.run_report.page": "a run needs Jinja only at its end",
     "litgpt.train.memory.sharded": "a plan for one device does not need Lightning",
     "litgpt.serve.app": "the web server is an extra",
     "litgpt.serve.models": "the web server is an extra",

@@ -11,10 +11,12 @@ from typing import Any, Optional
 import pytest
 import yaml
 
+from litgpt.train import examples
 from litgpt.train.metrics import FIELDS
 from litgpt.train.resume.folder import clear
+from litgpt.train.run_report import page
 from litgpt.train.run_report.charts import Chart, Line, envelope, ticks
-from tests.runs import exit_code
+from tests.runs import exit_code, go
 
 HOSTILE = "<img src=x onerror=alert(1)>\"'&\x1b\u202e{{ 7 * 7 }}"
 VOID = ("meta", "link", "br", "img", "circle", "line", "path", "polyline")
@@ -28,6 +30,7 @@ LOCK = {
     "rows": "0be" * 20,
     "machine": {"device": "cpu", "name": "x86_64", "threads": 2},
     "losses": ["2.0"],
+    "check": ["120 read (120 messages): 3 truncated, 0 skipped"],
 }
 CARD = """# a
 
@@ -62,6 +65,9 @@ def make_run(folder: Path, steps: int = 20, **settings: Any) -> Path:
         (place / "hyperparameters.yaml").write_text(yaml.safe_dump(found))
     (final / "run.lock").write_text(json.dumps(LOCK))
     (final / "README.md").write_text(CARD)
+    told = [{"step": step, "prompt": "Say\nhi", "reference": "hi", "answer": f"<b>{step}</b>"} for step in (0, steps)]
+    counted = [{"step": 0, "exact": 1, "rows": 40}, {"step": steps, "exact": 30, "rows": 40}]
+    (folder / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in told + counted))
     return folder
 
 
@@ -126,6 +132,9 @@ def test_a_run(tmp_path, capsys):
         "prompt style a|b",
         "model model.safetensors " + "ab" * 32,
         "optimizer.lr 0.0001",
+        "check 120 read (120 messages): 3 truncated, 0 skipped",
+        "exact answers 1 of 40 → 30 of 40",
+        "prompt Say hi before training <b>0</b> after step 20 <b>20</b> reference hi",
     ):
         assert words in page.text, words
     lines = page.lines()
@@ -160,6 +169,8 @@ def test_texts_stay_texts(tmp_path):
     (final / "run.lock").write_text(json.dumps(lock))
     (final / "README.md").write_text(f"# a\n\n## Training\n\n| base | {HOSTILE} |\n")
     other = make_run(tmp_path / "b")
+    line = {"step": 0, "prompt": HOSTILE, "reference": f"</script>{HOSTILE}", "answer": f"</pre>{HOSTILE}"}
+    (run / "examples.jsonl").write_text(json.dumps(line))
     (final / "evaluate").mkdir()
     (final / "evaluate" / "results.json").write_text(json.dumps({"results": {HOSTILE: {f"{HOSTILE},none": 1.0}}}))
     for words in ([run], [run, other, "--out", tmp_path / "both.html"]):
@@ -171,7 +182,7 @@ def test_texts_stay_texts(tmp_path):
         known = {tag for tag, _ in clean.tags} | {"thead", "tbody"}
         assert {tag for tag, _ in page.tags} <= known
         shown = HOSTILE.replace("\x1b", "\\x1b").replace("\u202e", "\\u202e")
-        assert page.text.count(shown) >= 8
+        assert page.text.count(shown) >= 11
         assert "</script><script>alert(2)</script>" in page.text
         source = file.read_text(encoding="utf-8")
         assert "\x1b" not in source and "\u202e" not in source and source.count("<script") == 1
@@ -240,7 +251,9 @@ def test_preferences_and_evaluation(tmp_path):
     assert "arc acc" in text[: text.index("Curves")]
 
 
-@pytest.mark.parametrize("name", ["hyperparameters.yaml", "final/run.lock", "final/README.md", "metrics.csv"])
+@pytest.mark.parametrize(
+    "name", ["hyperparameters.yaml", "final/run.lock", "final/README.md", "examples.jsonl", "metrics.csv"]
+)
 @pytest.mark.parametrize("content", [None, b"", b"\xff\x00,{[", b"[1, 2]", b'{"data": 1, "versions": [], "model": 2}'])
 def test_damaged_files_are_left_out(name, content, tmp_path):
     run = make_run(tmp_path / "a")
@@ -284,6 +297,7 @@ def test_where_it_is_written(tmp_path, capsys):
     assert report(run) == 2 and (run / "report.html").read_text() == "mine"
     for path in (tmp_path / "nothing", tmp_path, own):
         assert report(path) == 2
+    assert report(*tmp_path.glob("*"), "--out", own) == 0  # files beside the runs, as in the folder of a sweep
     assert "metrics.csv" in capsys.readouterr().err
 
 
@@ -294,6 +308,73 @@ def test_a_run_that_starts_over_removes_the_report(tmp_path):
     clear(run)
     clear(other)
     assert not (run / "report.html").exists() and (other / "report.html").exists()
+
+
+# written by the commands that make a run
+
+
+def recorded(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (run / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
+
+
+SHORT = ["--train.max_steps", 2, "--eval.max_new_tokens", 3, "--eval.exact_match", 2, "--eval.interval", 1]
+
+
+def test_at_the_end_of_a_run(base, rows_file, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert go("lora", base, rows_file, out, *SHORT, "--eval.examples", 2) == 0
+    assert str(out / "report.html") in " ".join(capsys.readouterr().out.split())
+    text = Page(out / "report.html").text
+    assert "state finished" in text and "in the loss" in text and "steps 2" in text
+    found = recorded(out)
+    assert [line["step"] for line in found] == [0, 0, 0, 2, 2, 2] and found[2].keys() == {"step", "exact", "rows"}
+    assert found[0]["prompt"] == found[3]["prompt"] != found[1]["prompt"]
+    for line in found[:2] + found[3:5]:
+        assert all(" ".join(line[name].split()) in text for name in ("prompt", "reference", "answer"))
+    assert go("lora", base, rows_file, out, *SHORT, "--overwrite", "true", "--report", "false") == 0
+    assert not (out / "report.html").exists()
+    assert exit_code("evaluate", out / "final", "--device", "cpu") == 0 and not (out / "report.html").exists()
+
+
+def test_evaluate_adds_its_scores(base, rows_file, tmp_path, capsys):
+    out, other = tmp_path / "out", tmp_path / "other"
+    assert go("lora", base, rows_file, out, *SHORT) == 0
+    before = (out / "report.html").read_bytes()
+    for folder in (other, out / "final" / "evaluate"):
+        assert (out / "report.html").read_bytes() == before
+        assert exit_code("evaluate", out / "final", "--device", "cpu", "--vs", "base", "--out_dir", folder) == 0
+    text = Page(out / "report.html").text
+    assert "Evaluation of final" in text and "rows exact_match" in text and "report" in capsys.readouterr().out
+    own = f"{(out / 'report.html').read_text(encoding='utf-8')} <!-- a note -->"
+    (out / "report.html").write_text(own, encoding="utf-8")
+    assert exit_code("evaluate", out / "final", "--device", "cpu") == 0
+    assert (out / "report.html").read_text(encoding="utf-8") == own and "was changed" in capsys.readouterr().err
+
+
+def test_of_a_run_that_stops_and_goes_on(base, rows_file, tmp_path):
+    out = tmp_path / "out"
+    assert go("lora", base, rows_file, out, *SHORT, "--train.pause_after", 1) == 75
+    assert "state stopped" in Page(out / "report.html").text
+    before = recorded(out)
+    assert [line["step"] for line in before] == [0, 0]
+    assert go("lora", base, rows_file, out, *SHORT, "--resume", "true", "--report", "false") == 0
+    assert recorded(out)[:2] == before and [line["step"] for line in recorded(out)[2:]] == [2, 2]
+    assert "state stopped" in Page(out / "report.html").text
+    assert go("lora", base, rows_file, out, *SHORT, "--resume", "true", "--train.max_steps", 3) == 0  # it is extended
+    assert recorded(out)[:2] == before and [line["step"] for line in recorded(out)[2:]] == [3, 3]
+    assert "state finished" in Page(out / "report.html").text
+
+
+def test_it_never_fails_a_run(base, rows_file, tmp_path, monkeypatch, capsys):
+    def fail(*_: Any) -> str:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(page, "render", fail)
+    monkeypatch.setattr(examples, "write_single", fail)
+    assert go("lora", base, rows_file, tmp_path / "out", *SHORT) == 0
+    said = capsys.readouterr()
+    assert "Cannot write the report" in said.err and "report.html" not in said.out
+    assert said.err.count("Cannot write") == 3 and (tmp_path / "out" / "final").is_dir()
 
 
 def test_envelope_keeps_ends_and_spikes():
@@ -335,7 +416,7 @@ def test_charts_of_one_value(value):
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("width", [375, 1280])
+@pytest.mark.parametrize("width", [390, 1280])
 @pytest.mark.parametrize("scripts", [True, False])
 @pytest.mark.parametrize("media", ["light", "dark", "print"])
 def test_in_a_browser(width, scripts, media, browser, tmp_path):
@@ -360,9 +441,11 @@ def test_in_a_browser(width, scripts, media, browser, tmp_path):
     assert len(browser.find_elements("css selector", "figure polyline")) == 8 * 5
     ground = browser.execute_script("return getComputedStyle(document.body).backgroundColor")
     assert ground == ("rgb(22, 25, 29)" if media == "dark" else "rgb(255, 255, 255)")
+    tops = [box.rect["y"] for box in browser.find_elements("css selector", ".answers")[0].find_elements("xpath", "*")]
+    assert len(tops) == 3 and len({*tops}) == (3 if width == 390 else 1)
     if media == "print":
-        height = "return document.querySelector('details table').getBoundingClientRect().height"
-        assert browser.execute_script(height) > 50
+        height = "return [...document.querySelectorAll('details table')].map(t => t.getBoundingClientRect().height)"
+        assert min(browser.execute_script(height)) > 20
     elif scripts:
         move = "const s = document.querySelector('figure svg'), b = s.getBoundingClientRect();"
         move += (

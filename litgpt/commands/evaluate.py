@@ -28,10 +28,15 @@ from litgpt.methods.quantize import QuantizeName
 from litgpt.model.devices import Accelerator, PrecisionName, share_threads
 from litgpt.model.gpt import GPT
 from litgpt.storage.files import read_yaml
-from litgpt.storage.outputs import SUMS, write_single
+from litgpt.storage.outputs import SUMS, is_locked, write_single
 from litgpt.text.prompt_style import clock_at, now
+from litgpt.train.faults import spared
+from litgpt.train.inbox import LOCK
+from litgpt.train.metrics import METRICS
 from litgpt.train.progress import Screen
 from litgpt.train.resume.folder import HYPERPARAMETERS
+from litgpt.train.run_report.page import write_report
+from litgpt.train.runs import RESULTS
 
 DTYPES: dict[str, PrecisionName] = {"float32": "32-true", "bfloat16": "bf16-true", "float16": "16-true"}
 REMEDY = "Pass rows with --data FILE, or tasks with --tasks."
@@ -138,6 +143,8 @@ def main(
     else:
         differences = on_rows(data, loading, exact_match, **common)
     print(f"results  {file}")
+    if file == source.folder / RESULTS and is_result(source.folder):
+        refresh_report(source.folder)
     exit_if_dropped(differences, share)
 
 
@@ -262,6 +269,16 @@ def recorded_base(folder: Path) -> Optional[str]:
 def is_result(folder: Path) -> bool:
     """Whether a run of ours wrote a folder and recorded its settings. LitGPT holds out other rows."""
     return (folder / HYPERPARAMETERS).is_file() and (folder / SUMS).is_file()
+
+
+def refresh_report(result: Path) -> None:
+    """Write the report of the run that wrote a result, now with its scores. One that is running does so at its end."""
+    run = result.absolute().parent
+    if (run / METRICS).is_file() and not is_locked(run / LOCK):
+        with spared("Cannot write the report"):
+            wanted = read_yaml(result / HYPERPARAMETERS).get("report", True)
+            if wanted and (written := write_report(run)):
+                print(f"report   {os.path.relpath(written)}")
 
 
 def is_preference(result: Path) -> bool:

@@ -21,6 +21,7 @@ def main(run: list[Path], out: Optional[Path] = None, overwrite: bool = False) -
         out: The HTML file. Default: report.html in the folder of the run, or out/report.html for several runs.
         overwrite: Replace the file even if litgpt did not write it.
     """
+    run = [path for path in run if not path.is_file()] or run  # such as best.yaml in out/sweep/*
     runs = list({found.folder.resolve(): found for found in map(read_run, run)}.values())
     out = out or (runs[0].folder if len(runs) == 1 else Path("out")) / REPORT
     check_file(out, overwrite, "--out")

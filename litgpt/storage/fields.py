@@ -100,6 +100,7 @@ SHAPES: dict[str, Shape] = {
         "data": [[str]],
         "losses": [str],
         "events": ([list], None),
+        "check": ([str], None),
     },
     "checksums.json": {"step": (ID, None), "files": Each((SUM, [SUM]))},
     ".litgpt.json": {"files": Each((SUM, [SUM]))},

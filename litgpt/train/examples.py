@@ -1,18 +1,26 @@
 """The model's answers to validation prompts, before and after training."""
 
+import json
 import random
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Optional
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Optional
 
 import torch
 
 from litgpt.data.tokens import TokenizedRows
+from litgpt.errors import UserError
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.sampling import Sampling
 from litgpt.model.gpt import GPT
+from litgpt.storage.fields import ID, misfit
+from litgpt.storage.files import JSON_BYTES, parse_json, read_text
+from litgpt.storage.outputs import write_single
 from litgpt.text.prompt_style import PromptStyle
 from litgpt.text.tokenizer import Tokenizer
 from litgpt.train.faults import spared
+from litgpt.train.resume.folder import EXAMPLES
 
 if TYPE_CHECKING:
     from litgpt.train.run import Run
@@ -20,6 +28,11 @@ if TYPE_CHECKING:
 MARK, MAX_NEW_TOKENS = "QUESTION", 100
 ROWS, LENGTH = 50, 60  # for an example question: rows to look at, and characters
 MOST_SEQUENCES, MOST_TOKENS = 64, 4096  # that are decoded at once: the cache takes memory besides training
+RECORDED = 2000  # characters of a text in the file
+LINE = (  # of the file
+    {"step": ID, **dict.fromkeys(("prompt", "reference", "answer"), str)},
+    {"step": ID, "exact": ID, "rows": ID},
+)
 
 
 class FirstRankGreedy(Sampling):
@@ -33,27 +46,47 @@ class FirstRankGreedy(Sampling):
 
 
 class Examples:
-    """Shows greedy answers to validation prompts. All ranks have to call its methods."""
+    """Shows greedy answers to validation prompts, and records them. All ranks have to call its methods."""
 
     def __init__(self, run: "Run") -> None:
         self.model, self.tokenizer, self.dataset = run.loss_model, run.tokenizer, run.dataset
-        self.eval, self.scores, self.screen = run.eval, run.result.scores, run.screen
+        self.eval, self.result, self.screen = run.eval, run.result, run.screen
         self.ranks = run.fabric.world_size
+        self.file = run.out_dir / EXAMPLES if run.is_first else None
+        self.lines: list[dict[str, Any]] = []
+        if run.checkpoint is not None:
+            with suppress(UserError):
+                lines = read_examples(run.checkpoint.parent / EXAMPLES)
+                self.lines = [line for line in lines if line["step"] <= self.result.steps]
+            self.write()
 
     def show(self, when: str) -> None:
         """Print some answers and, if requested, the fraction of exact answers. `when` is before or after."""
         if self.eval.max_new_tokens and len(self.dataset.val):
+            self.lines = [line for line in self.lines if not line["step"]]
             with spared(f"Cannot show the examples ({when})", self.ranks):
                 self.show_answers(when)
             with spared(f"Cannot count the exact answers ({when})", self.ranks):
                 self.count_exact(when)
+            self.write()
+
+    def record(self, **line: Any) -> None:
+        self.lines.append({"step": self.result.steps, **line})
+
+    def write(self) -> None:
+        if self.file is not None and self.lines:
+            with spared(f"Cannot write {self.file}"):
+                write_single(self.file, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in self.lines))
 
     def show_answers(self, when: str) -> None:
         rows = self.chosen(self.eval.examples) if self.eval.evaluate_example is not None else []
         for row, answer in zip(rows, self.answers(rows)):
             if answer is not None:
-                prompt = " ".join(self.tokenizer.decode(self.dataset.val.prompt(row)).split())
-                self.screen.say(f"example, {when}: {prompt[-200:]}\n  -> {shorten(answer, 600)}")
+                prompt = self.tokenizer.decode(self.dataset.val.prompt(row))
+                self.screen.say(f"example, {when}: {' '.join(prompt.split())[-200:]}\n  -> {shorten(answer, 600)}")
+                reference = expected_answer(self.tokenizer, self.dataset.val, row)
+                prompt = "..." * (len(prompt) > RECORDED) + prompt[-RECORDED:]
+                self.record(prompt=prompt, reference=cut(reference), answer=cut(answer))
 
     def chosen(self, n: int) -> list[int]:
         """The first `n` validation rows, starting with the one that the options choose."""
@@ -67,7 +100,8 @@ class Examples:
             total = min(self.eval.exact_match, len(rows))
             answers = self.answers(range(total))
             exact = sum(answer == expected_answer(self.tokenizer, rows, i) for i, answer in enumerate(answers))
-            self.scores.append(exact / total)
+            self.result.scores.append(exact / total)
+            self.record(exact=exact, rows=total)
             self.screen.say(f"exact answers, {when}: {exact} of {total} validation rows ({exact / total:.1%})")
 
     def answers(self, chosen: Sequence[int]) -> list[Optional[str]]:
@@ -132,6 +166,20 @@ def greedy_answers(
 
 def expected_answer(tokenizer: Tokenizer, rows: TokenizedRows, row: int) -> str:
     return tokenizer.decode(rows.answer(row)).strip()
+
+
+def read_examples(file: Path) -> list[dict[str, Any]]:
+    """The lines of the file of examples, without those that are damaged. Raises `UserError` if it cannot be read."""
+    found = []
+    for text in read_text(file, JSON_BYTES).split("\n"):
+        with suppress(ValueError):
+            if misfit(line := parse_json(text), LINE) is None:
+                found.append(line)
+    return found
+
+
+def cut(text: str) -> str:
+    return text[:RECORDED] + "..." * (len(text) > RECORDED)
 
 
 def shorten(text: str, width: int) -> str:

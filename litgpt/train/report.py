@@ -83,6 +83,7 @@ def print_report(run: "Run", outcome: TrainingResult) -> None:
         "peak memory": gigabytes(peak_memory(run.fabric.device)),
         **describe_results(outcome),
         "metrics": unbroken(out_dir / METRICS) + (f", {unbroken(out_dir / PLOT)}" if run.metrics.plotted else ""),
+        "report": unbroken(run.reported or ""),
     }
     run.screen.table("Done", rows)
     for remark in run.method.objective.remarks(result.val_metrics):

@@ -110,6 +110,7 @@ class Run:
         resume_with_changes: Resume even if settings that affect the result have changed.
         overwrite: Remove what an earlier run left in out_dir.
         dry_run: Print how much memory the run will need, and which settings need less, and stop.
+        report: Write report.html into the output folder: a page with the settings, curves, and examples of the run.
     """
 
     method: Method
@@ -134,6 +135,7 @@ class Run:
     resume_with_changes: bool = False
     overwrite: bool = False
     dry_run: bool = False
+    report: bool = True
 
     def __post_init__(self) -> None:
         self.out_dir = Path(self.out_dir)  # a text, from Python
@@ -170,9 +172,12 @@ class Run:
                 settle_micro_batch(self)
                 print_header(self)
                 self.metrics: Metrics = self.open_metrics()
-                with self.metrics:
-                    self.fit()
-                    self.save()
+                try:
+                    with self.metrics:
+                        self.fit()
+                        self.save()
+                finally:
+                    self.write_report()
             except Stopped:
                 final = f"The result is {self.out_dir / 'final'}."
                 self.screen.say(final if self.is_saved else resume_hint(self.out_dir))
@@ -410,6 +415,15 @@ class Run:
         self.is_saved, self.signals.holds = True, False
         if not self.fabric.broadcast(self.signals.code):  # a signal may have reached only one rank
             self.examples.show("after")
+
+    def write_report(self) -> None:
+        """Write the report, however the run ends."""
+        self.reported: Optional[Path] = None
+        if self.report and self.is_first:
+            with spared("Cannot write the report"):
+                from litgpt.train.run_report.page import write_report
+
+                self.reported = write_report(self.out_dir)
 
     def training_result(self) -> TrainingResult:
         return TrainingResult.of(self.result, self.out_dir, partial=self.n_eval_rows < len(self.val_rows))

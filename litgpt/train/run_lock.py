@@ -13,10 +13,11 @@ import torch
 
 from litgpt.checkpoint.hub import repository_id
 from litgpt.data.batches import steps_of_rows
-from litgpt.data.data_module import DataModule
+from litgpt.data.data_module import DataModule, TokenizedDataset
 from litgpt.storage.files import cache_place, file_hash, is_there, read_json, write_text
 from litgpt.train.args import run_command
 from litgpt.train.metrics import ALL, METRICS, lines_until
+from litgpt.train.report import describe_counts
 
 if TYPE_CHECKING:
     from litgpt.train.run import Run
@@ -42,6 +43,7 @@ def write_lock(run: "Run", folder: Path) -> None:
         "machine": machine(run.fabric.device) | {"devices": run.fabric.world_size, "precision": run.precision_name},
         "losses": losses(run.out_dir)[:N_LOSSES],
         "events": run.result.events,
+        "check": data_check(run.dataset),
     }
     write_text(folder / LOCK, json.dumps(lock, indent=1) + "\n")
 
@@ -102,6 +104,12 @@ def data_hashes(data: DataModule) -> list[list[str]]:
     """The path and a hash of the rows of each source, validation rows included."""
     train, val = data.sources()
     return [[str(source.path), source.fingerprint()[0]] for source in [*train, *(val or [])]]
+
+
+def data_check(data: TokenizedDataset) -> list[str]:
+    """What a user should know of the rows."""
+    share = f"{data.train.trained_share():.1%} of the training tokens are in the loss"
+    return [describe_counts(data.counts), share, *data.notes()]
 
 
 def losses(out_dir: Path) -> list[str]:

@@ -28,7 +28,9 @@ LIGHTNING = f"logs/*/version_*/{METRICS}"  # where LitGPT's runs have their metr
 RESULTS = "evaluate/results.json"
 HIDDEN = re.compile(r"\..*")  # folders in which there are no runs
 OWN = re.compile(r"\..*|(damaged-)?step-\d+.*|final.*|best.*|crash|evaluate|logs")  # the same in the folder of a run
-UNUSED = re.compile(r"(out_dir|logger_name|dry_run|log\..*|.*access_token)$")  # settings that do not change results
+UNUSED = re.compile(
+    r"(out_dir|logger_name|report|dry_run|log\..*|.*access_token)$"
+)  # settings that do not change results
 NAMED = 25  # runs in the legend of a plot
 CARD_FACTS = ("base", "data", "training rows", "validation rows", "prompt style", "loss on", "made with")
 FACTS = (*CARD_FACTS[:-1], "base files", "row hashes", "row order")  # about data
@@ -115,8 +117,11 @@ def read_run(folder: Path) -> Optional[RecordedRun]:
 
 
 def state_of(folder: Path) -> State:
-    if is_locked(folder / LOCK):
-        return "running"
+    return "running" if is_locked(folder / LOCK) else saved_state(folder)
+
+
+def saved_state(folder: Path) -> State:
+    """The state of a run that does not run."""
     saved = all_checkpoints(folder)
     if is_complete(folder, next(iter(saved), None)):
         return "finished"

@@ -16,8 +16,8 @@ from litgpt.train.metrics import FIELDS, LINE, METRICS
 from litgpt.train.resume.command import afresh, again
 from litgpt.train.resume.state import checkpoints, is_checkpoint
 
-HYPERPARAMETERS, REPORT = "hyperparameters.yaml", "report.html"
-FOLDERS, FILES = ("final", "best"), (METRICS, "loss.png", HYPERPARAMETERS)  # besides checkpoints
+HYPERPARAMETERS, EXAMPLES, REPORT = "hyperparameters.yaml", "examples.jsonl", "report.html"
+FOLDERS, FILES = ("final", "best"), (METRICS, "loss.png", HYPERPARAMETERS, EXAMPLES)  # besides checkpoints
 
 
 def check_out_dir(out_dir: Path, overwrite: bool, resume: bool = False, sources: Iterable[Path] = ()) -> None:
@@ -33,7 +33,7 @@ def earlier_run(out_dir: Path) -> UserError:
     """That a folder has a run, and what to type to go on with it, or to start over."""
     folders = [out_dir / "crash", *(out_dir / name for name in FOLDERS), *checkpoints(out_dir)]
     n_files = sum(len(split(folder)[0]) for folder in folders)
-    n_files += sum((out_dir / name).exists() for name in (*FILES, SINGLE))
+    n_files += sum((out_dir / name).exists() for name in (*FILES, SINGLE)) + is_ours(out_dir / REPORT)
     saved = next(iter(checkpoints(out_dir)), None)
     if (out_dir / "final").exists():
         state, remedy = "a finished run", "extend it (raise --train.epochs or --train.max_steps)"

@@ -29,7 +29,7 @@ TIME = "the time in the prompts"  # setting: the time that templates print, also
 INITIAL = "initial_checkpoint_dir"
 FREE = re.compile(
     rf"({TIME}|{MICRO_BATCH}|threads|torch|out_dir|overwrite|resume|resume_with_changes|logger_name|accelerator|devices|num_nodes"
-    r"|strategy|fsdp_cpu_offload|log\..*|eval\.(?!early_stopping).*"
+    r"|report|strategy|fsdp_cpu_offload|log\..*|eval\.(?!early_stopping).*"
     r"|train\.(save_interval|log_interval|keep_last|save_best|pause_after))$"
 )
 

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from litgpt.train.runs import Points
 
-WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 92, 16, 14, 40  # of a chart, and of what is around its axes
+WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 640, 300, 92, 44, 14, 40  # of a chart, and of what is around its axes
 MARKED = 60  # a line with at most that many points shows them
 COLORS, DASHES = 8, ("", "6 3", "2 3")  # colors in the style sheet, and the strokes that follow when all are used
 CHARTED = COLORS * len(DASHES)  # maximum number of runs in a chart
@@ -90,8 +90,10 @@ def ticks(low: float, high: float, whole: bool = False) -> list[tuple[float, str
     if digits > 4 or top >= 1e9 or (top >= 1e6 and not whole):
         significant = math.floor(math.log10(top)) - math.floor(math.log10(step) + 1e-9) + 1
         return [(value, f"{value:.{significant}g}") for value in values]
-    millions = top >= 1e6  # of steps
-    return [(value, f"{value / 1e6:g}M" if millions else f"{value:,.{digits}f}") for value in values]
+    unit, letter = (1e6, "M") if top >= 1e6 else (1e3, "k")
+    return [
+        (value, f"{value / unit:g}{letter}" if value and top >= 1e5 else f"{value:,.{digits}f}") for value in values
+    ]
 
 
 def envelope(points: Points, most: int) -> Points:

@@ -3,6 +3,7 @@
 import re
 import shlex
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from statistics import median
@@ -11,10 +12,13 @@ from typing import Any, Optional
 from jinja2 import Environment, StrictUndefined, Template
 
 from litgpt import __version__
+from litgpt.errors import remark
+from litgpt.storage.outputs import is_ours, write_single
 from litgpt.train.progress import duration, gigabytes
-from litgpt.train.resume.folder import HYPERPARAMETERS
+from litgpt.train.resume.folder import HYPERPARAMETERS, REPORT
 from litgpt.train.run_report.charts import CHARTED, COLORS, DASHES, Chart, Line, envelope
-from litgpt.train.run_report.recorded import ReportedRun, digits, shown
+from litgpt.train.run_report.recorded import ReportedRun, digits, read_run, shown
+from litgpt.train.runs import saved_state
 
 POINTS, ALL_POINTS, FEWEST = 1000, 4000, 100  # of a line, of the lines of all runs in a chart, and of each at least
 CHARTS = (  # columns and their names, the title, the factor, whether the axis begins at zero
@@ -25,6 +29,7 @@ CHARTS = (  # columns and their names, the title, the factor, whether the axis b
     ({"tokens_per_s": ""}, "Tokens per second", 1.0, True),
     ({"peak_memory": ""}, "Peak memory (GB)", 1e-9, True),
 )
+EXAMPLES = 50  # of a run that are shown
 ABOUT_DATA = ("data", "training rows", "validation rows")  # in a model card
 Table = tuple[str, list[str], list[list[str]]]  # title, head, and rows
 INVISIBLE = r"\0-\x08\x0b-\x1f\x7f-\x9f\u200b-\u200f\u2028-\u202e\u2060-\u2069\ufeff"  # with marks of direction
@@ -65,6 +70,16 @@ def render(runs: Sequence[ReportedRun]) -> str:
         "version": __version__,
     }
     return template().render(values)
+
+
+def write_report(folder: Path) -> Optional[Path]:
+    """Write the report of a run that has ended into its folder. One that is not ours, or was changed, is kept."""
+    out, run = folder / REPORT, read_run(folder)
+    if out.exists() and not is_ours(out):
+        remark(f"Kept {out}, which was changed. To write a report elsewhere: litgpt report {quoted(folder)} --out FILE")
+        return None
+    write_single(out, render([replace(run, run=replace(run.run, state=saved_state(folder)))]))
+    return out
 
 
 def run_names(runs: Sequence[ReportedRun]) -> list[str]:
@@ -120,6 +135,7 @@ def facts(run: ReportedRun) -> dict[str, str]:
         ("last validation loss", found["val_loss_last"], "{:.4f}".format),
         ("last training loss", columns["loss"][-1][1] if "loss" in columns else None, "{:.4f}".format),
         ("reward accuracy", found["reward_accuracy"], "{:.1%}".format),
+        ("exact answers", run.exact, str),
         ("steps", found["steps"], "{:,}".format),
         ("epochs", columns["epoch"][-1][1] if "epoch" in columns else None, "{:.4g}".format),
         ("tokens", found["tokens"], "{:,}".format),
@@ -147,6 +163,8 @@ def section(run: ReportedRun, name: str) -> dict[str, Any]:
         "rerun": f"litgpt rerun {quoted(run.folder)}" if command else "",
         "card": [row for row in run.card if row[0] not in ABOUT_DATA],
         "data": data_rows(run),
+        "examples": run.examples[:EXAMPLES],
+        "more_examples": len(run.examples[EXAMPLES:]),
         "versions": run.locked("versions"),
         "machine": run.machine,
         "hashes": [(f"{kind} {file}", digest) for kind, files in hashes for file, digest in files.items()],
@@ -163,7 +181,13 @@ def data_rows(run: ReportedRun) -> list[tuple[str, str]]:
     about = [row for row in run.card if row[0] in ABOUT_DATA]
     hashes = [(path, f"hash of its rows {digest}") for path, digest in run.data]
     names = {"rows": "hash of all training rows", "order": "hash of their order"}
-    return [*about, *hashes, *((text, shown(run.lock[name])) for name, text in names.items() if run.lock.get(name))]
+    check = [("check", text) for text in run.check]
+    return [
+        *about,
+        *check,
+        *hashes,
+        *((text, shown(run.lock[name])) for name, text in names.items() if run.lock.get(name)),
+    ]
 
 
 def comparison(runs: Sequence[ReportedRun], names: Sequence[str]) -> list[Table]:

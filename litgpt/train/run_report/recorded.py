@@ -13,7 +13,9 @@ from litgpt.checkpoint.model_card import TRAINING
 from litgpt.errors import UserError, without_secrets
 from litgpt.storage.files import read_json, read_text
 from litgpt.storage.outputs import CARD
+from litgpt.train.examples import read_examples
 from litgpt.train.metrics import ALL, LINE, METRICS, events_of, lines_until
+from litgpt.train.resume.folder import EXAMPLES
 from litgpt.train.run_lock import LOCK, read_lock
 from litgpt.train.runs import LIGHTNING, RESULTS, Points, RecordedRun, find_run
 
@@ -67,6 +69,31 @@ class ReportedRun:
         found = self.lock.get("data")
         pairs = found if isinstance(found, list) else []
         return [(shown(pair[0]), shown(pair[1])) for pair in pairs if isinstance(pair, list) and len(pair) == 2]
+
+    @property
+    def check(self) -> list[str]:
+        found = self.lock.get("check")
+        return [*map(shown, found)] if isinstance(found, list) else []
+
+    @cached_property
+    def recorded_examples(self) -> list[dict[str, Any]]:
+        return attempt(read_examples, self.folder / EXAMPLES) or []
+
+    @property
+    def examples(self) -> list[tuple[str, list[tuple[str, str]]]]:
+        """Prompts, each with the reference and the answers before and after training."""
+        found: dict[tuple[str, str], list[tuple[str, str]]] = defaultdict(list)
+        for line in self.recorded_examples:
+            if "prompt" in line:
+                answers = found[line["prompt"], line["reference"]]
+                answers.append((f"after step {line['step']:,}" if line["step"] else "before training", line["answer"]))
+        return [(prompt, [*answers, ("reference", text)]) for (prompt, text), answers in found.items()]
+
+    @property
+    def exact(self) -> Optional[str]:
+        """How many answers were exact."""
+        counts = [(line["exact"], line["rows"]) for line in self.recorded_examples if "exact" in line]
+        return " → ".join(f"{exact:,}\xa0of\xa0{rows:,}" for exact, rows in counts) or None
 
     @cached_property
     def card(self) -> list[tuple[str, str]]:
