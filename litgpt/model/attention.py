@@ -107,7 +107,10 @@ class CausalSelfAttention(nn.Module):
             else:
                 q, k = self.norm_q(q), self.norm_k(k)
             qk = torch.cat([q, k], dim=2)
-        return apply_rope(qk, *rope, interleave=self.config.rope_interleave) if rope else qk
+        if rope:
+            cos, sin = rope
+            qk = apply_rope(qk, cos, sin, self.config.rope_interleave)
+        return qk
 
     def attend_within_sequences(
         self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext
