@@ -84,6 +84,20 @@ def test_older_fields(model_type, changes, tmp_path):
     assert_close(ours(folder)(ids(90)), reference(ids(90)).logits, 1e-4)
 
 
+@torch.no_grad()
+@pytest.mark.parametrize("variant", ["plain", "tied"])
+def test_a_text_model_without_an_object_of_its_own(variant, tmp_path):
+    """The form of Qwen2.5-VL's released files: the fields of the text model beside `vision_config`."""
+    folder = save_random(tmp_path / "m", "qwen2_5_vl", variant)
+    fields = json.loads((folder / "config.json").read_text())
+    text = {k: v for k, v in fields.pop("text_config").items() if k not in ("model_type", "rope_parameters")}
+    rope = {"type": "mrope", "mrope_section": [2, 1, 1]}
+    (folder / "config.json").write_text(json.dumps({**text, **fields, "rope_theta": 300.0, "rope_scaling": rope}))
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="eager").eval()
+    assert reference.model.language_model.config.rope_parameters["rope_theta"] == 300
+    assert_close(ours(folder)(ids(90)), reference(ids(90)).logits, 1e-4)
+
+
 def rewritten(folder: Path, rename: Any) -> Path:
     weights = load_file(folder / "model.safetensors")
     items = [item for n, t in weights.items() for item in rename(n, t)]
@@ -280,6 +294,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mixtral", {"num_experts_per_tok": 9}, "9 experts per token"),
     ("mixtral", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ("qwen3_moe", {"mlp_only_layers": 1}, "mlp_only_layers 1"),
+    ("qwen2_5_vl", {"text_config": SIZES | {"head_dim": 12}}, "head_dim 12"),
+    ("qwen2_5_vl", {"text_config": SIZES | {"model_type": "qwen2"}}, "not of model_type 'qwen2_5_vl_text'"),
+    ("qwen2_5_vl", {"text_config": SIZES | {"hidden_size": 34}}, "hidden_size 34"),
+    ("qwen3_vl", {"text_config": SIZES | {"tie_word_embeddings": True}}, "tie_word_embeddings False, and the opposite"),
+    ("qwen3_vl", {"text_config": SIZES | {"use_sliding_window": True}}, "use_sliding_window True"),
+    ("qwen3_vl", {"text_config": [1]}, "text_config [1]"),
     ("seed_oss", {"attention_out_bias": "yes"}, "attention_out_bias 'yes'"),
     ("gpt_oss", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ("gpt_oss", {"num_experts_per_tok": 9}, "9 experts per token"),

@@ -4,8 +4,8 @@ from dataclasses import replace
 from typing import Any
 
 from litgpt.families import qwen2
-from litgpt.families.common import gate, late_windows, only, rope_of_text, sizes, whole_heads
-from litgpt.families.container import TIED, as_object, container
+from litgpt.families.common import as_object, gate, late_windows, only, rope_of_text, sizes, whole_heads
+from litgpt.families.container import TIED, container
 from litgpt.families.family import MTP, Part, flag
 from litgpt.families.table import Aliases
 

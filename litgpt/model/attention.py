@@ -133,7 +133,8 @@ class CausalSelfAttention(nn.Module):
             qk = self.normalize(qk)
         qk = self.clip(qk)
         if rope:
-            qk = apply_rope(qk, *rope, interleave=self.config.rope_interleave)
+            cos, sin = rope
+            qk = apply_rope(qk, cos, sin, self.config.rope_interleave)
         return self.normalize(qk) if self.config.norm_qk and self.config.norm_qk_after_rope else qk
 
     def clip(self, x: torch.Tensor) -> torch.Tensor:
