@@ -18,7 +18,7 @@ from torch import nn
 
 from litgpt.errors import UserError
 from litgpt.families import aliases, read_config, weight_map
-from litgpt.families.mxfp4 import BLOCKS, SCALES, SIZE, dequantized, is_mxfp4
+from litgpt.families.mxfp4 import BLOCKS, SCALES, dequantized, is_mxfp4
 from litgpt.families.table import Aliases, Parameter
 from litgpt.families.weights import KINDS, READ, Outline, Weights, check_count, check_tied, check_weights, is_tied
 from litgpt.litgpt_format.folder import MODEL, LitCheckpoint, has_hf_weights, notify
@@ -97,7 +97,8 @@ class Checkpoint(Weights):
                     self.scales[stored] = file
                     continue
                 if dtype == "U8" and stored.endswith(BLOCKS) and len(whole) == 4:
-                    whole, dtype, of = (whole[0], whole[2] * SIZE, whole[1]), "BF16", stored.removesuffix(BLOCKS)
+                    n, rows, blocks, size = whole
+                    whole, dtype, of = (n, blocks * size * 2, rows), "BF16", stored.removesuffix(BLOCKS)
                 for name, shape, index in self.aliases.expand(of, whole):
                     self.shapes[name], self.dtypes[name] = shape, dtype
                     self.files[name], self.places[name] = file, (stored, index)
