@@ -90,8 +90,8 @@ def test_numbers_that_a_type_cannot_hold(parity, llama, tmp_path, capsys):
 def test_other_numbers_than_those_of_the_model(llama, tmp_path, capsys, monkeypatch):
     write = exported.write_weights
 
-    def damaged(weights, tensors, folder, shard):
-        write(weights, ((n, t + 0.1 * n.endswith("layers.1.mlp.up_proj.weight")) for n, t in tensors), folder, shard)
+    def damaged(weights, tensors, *more):
+        write(weights, ((n, t + 0.1 * n.endswith("layers.1.mlp.up_proj.weight")) for n, t in tensors), *more)
 
     monkeypatch.setattr(exported, "write_weights", damaged)
     assert export(llama, tmp_path / "out", "--parity", "tensors") == 2
