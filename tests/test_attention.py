@@ -49,6 +49,20 @@ def test_causal_attention_is_torchs(with_sinks, cap, window, kept, tokens, group
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("how", [{"softcap": 0.5}, {"sinks": torch.tensor([0.5, -1.0, 2.0, 0.1])}], ids=str)
+def test_few_scores_at_once(how, monkeypatch):
+    """In long contexts, some queries after others."""
+    q, (k, v) = torch.randn(1, 4, 10, 8), (torch.randn(1, 2, 50, 8) for _ in range(2))
+    mask = torch.ones(10, 50, dtype=torch.bool).tril(40)
+    whole = chunked.plain_attention(q, k, v, mask, chunked.Scores(0.3, **how))
+    sizes: list[int] = []
+    monkeypatch.setattr(chunked, "PLAIN_SCORES", 3 * 4 * 50)
+    softmax = torch.Tensor.softmax
+    monkeypatch.setattr(torch.Tensor, "softmax", lambda x, *a, **k: sizes.append(x.size(-2)) or softmax(x, *a, **k))
+    torch.testing.assert_close(chunked.plain_attention(q, k, v, mask, chunked.Scores(0.3, **how)), whole)
+    assert sizes == [3, 3, 3, 1]
+
+
 @pytest.mark.parametrize("cap", [None, 0.5])
 def test_memory_of_a_long_sequence_grows_with_its_tokens(cap):
     """What is kept for the backward pass, without the weights of the attention."""

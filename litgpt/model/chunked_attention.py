@@ -15,6 +15,7 @@ from litgpt.model.devices import autocast_dtype
 
 ROUND = 32  # the smallest step of `rounded`
 QUERIES = 64  # the smallest chunk
+PLAIN_SCORES = 2**26  # of all heads that `plain_attention` computes at once
 
 
 def rounded(n: int) -> int:
@@ -171,6 +172,10 @@ def plain_attention(
 ) -> torch.Tensor:
     """Attention with a soft cap or sinks. `q` is (B, n, T, hs), `k` and `v` (B, g, S, hs). `mask` is true where a token
     is visible: (T, S), or (B, 1, 1, S)."""
+    rows = max(1, PLAIN_SCORES // (len(q) * q.size(1) * k.size(2)))
+    if mask is not None and mask.dim() == 2 and q.size(2) > rows:
+        parts = zip(q.split(rows, dim=2), mask.split(rows))
+        return torch.cat([plain_attention(part, k, v, visible, how) for part, visible in parts], dim=2)
     if mask is not None and mask.dim() == 4:
         mask = mask[:, None]
     q = q.unflatten(1, (k.size(1), -1))  # (B, g, n / g, T, hs)
