@@ -333,7 +333,7 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("olmoe", {"head_dim": 12}, "head_dim 12"),
     ("qwen2_moe", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
     ("granitemoehybrid", {"layer_types": ["full_attention", "mamba"]}, "layer_types full_attention, mamba"),
-    ("granitemoehybrid", {"layer_types": None}, "layer_types mamba"),
+    ("granitemoehybrid", {"layer_types": None}, "layer_types linear_attention for 3 layers. Mamba layers"),
     ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts 4"),
 ]
 

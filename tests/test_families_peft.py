@@ -429,8 +429,14 @@ def test_quantized_bases_train_as_in_peft(
     assert curve[-1] < curve[0] - 0.5
 
 
+CURVES = """
+    apertus arcee cohere2 ernie4_5 exaone4 glm4 granitemoehybrid hunyuan_v1_dense ministral3 mistral3 nemotron olmoe
+    qwen2_5_vl qwen2_moe qwen3_vl seed_oss starcoder2
+"""
+
+
 @pytest.mark.long
-@pytest.mark.parametrize("model_type", ["cohere2", "ernie4_5", "glm4", "qwen2_5_vl", "qwen3_vl", "seed_oss"])
+@pytest.mark.parametrize("model_type", CURVES.split())
 def test_loss_curve(model_type, files, tokenizer_file, tmp_path):  # noqa: F811
     """That of `peft` on padded batches."""
     first = next(iter(FAMILIES[model_type]))

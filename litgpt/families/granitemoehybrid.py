@@ -12,10 +12,13 @@ from litgpt.model.config import Config
 
 def read_layers(fields: dict[str, Any]) -> dict[str, Any]:
     n_layer = integer(fields, "num_hidden_layers")
-    types = fields.get("layer_types", fields.get("layers_block_type", "mamba"))
+    types = fields.get("layer_types", fields.get("layers_block_type", ["linear_attention"] * n_layer))
     if types not in (["full_attention"] * n_layer, ["attention"] * n_layer):
         kinds = ", ".join(sorted(set(map(str, types)))) if isinstance(types, list) else types
-        raise UserError(f"config.json has layer_types {kinds} for {n_layer} layers. Only attention is implemented.")
+        raise UserError(
+            f"config.json has layer_types {kinds} for {n_layer} layers. Mamba layers are not implemented. "
+            "Expected full_attention for each layer."
+        )
     return {} if fields.get("position_embedding_type") == "rope" else {"rope_layers": [0] * n_layer}
 
 
