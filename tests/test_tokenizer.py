@@ -126,6 +126,9 @@ def test_real_vocabularies(name, real_data, rows, tmp_path):
         "cohere2",
         "qwen2_5_vl",
         "qwen3_vl",
+        "nemotron",
+        "mistral3",
+        "olmoe",
     ],
 )
 def test_what_the_family_changes(model_type, tmp_path):

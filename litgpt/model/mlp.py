@@ -63,6 +63,9 @@ class GemmaMLP(LLaMAMLP):
 class XIELU(nn.Module):
     """A quadratic above 0, and an exponential below it, whose slopes are learned (https://arxiv.org/abs/2411.13010)."""
 
+    beta: torch.Tensor
+    eps: torch.Tensor
+
     def __init__(self) -> None:
         super().__init__()
         self.alpha_p, self.alpha_n = (nn.Parameter(torch.empty(1)) for _ in range(2))

@@ -6,13 +6,13 @@ from typing import Any, Optional
 from litgpt.storage.fields import SPECIAL_TOKENS
 from litgpt.storage.files import is_there, read_json
 
-KEPT_FILES = (
-    "mistral mixtral stablelm phi3 olmo2 olmo3 granite ernie4_5 glm4".split()
-)  # families that use tokenizer.json unchanged
+KEPT_FILES = (  # families that use tokenizer.json unchanged
+    "mistral mixtral stablelm phi3 olmo2 olmo3 granite ernie4_5 glm4 granitemoehybrid ministral3 mistral3 nemotron"
+).split()
 CLASSES = {  # the tokenizer class of a family, for folders that name none
-    **dict.fromkeys(("gpt2", "phi"), "GPT2Tokenizer"),
-    **dict.fromkeys(("gpt_neox", "olmo"), "GPTNeoXTokenizer"),
-    **dict.fromkeys(("qwen2", "qwen2_5_vl", "qwen3", "qwen3_moe", "qwen3_vl"), "Qwen2Tokenizer"),
+    **dict.fromkeys(("gpt2", "phi", "starcoder2"), "GPT2Tokenizer"),
+    **dict.fromkeys(("gpt_neox", "olmo", "olmoe"), "GPTNeoXTokenizer"),
+    **dict.fromkeys(("qwen2", "qwen2_5_vl", "qwen2_moe", "qwen3", "qwen3_moe", "qwen3_vl"), "Qwen2Tokenizer"),
     **dict.fromkeys(("gemma", "gemma2", "gemma3", "gemma3_text"), "GemmaTokenizer"),
 }
 CLASS_TOKENS: dict[str, dict[str, Optional[str]]] = {  # what a class names, for folders that do not name it
