@@ -435,16 +435,30 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
     },
     "olmoe": {
         "clipped": SIZES | OLMOE | {"clip_qkv": 1.5, "norm_topk_prob": True},
-        "tied": SIZES | OLMOE | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4},
+        "tied": SIZES
+        | OLMOE
+        | {"tie_word_embeddings": True, "attention_bias": True, "num_key_value_heads": 4, "rope_parameters": YARN},
     },
     "qwen2_moe": {
         "plain": SIZES | QWEN2_MOE | {"tie_word_embeddings": True},
         "some dense": SIZES
         | QWEN2_MOE
-        | {"mlp_only_layers": [1], "qkv_bias": False, "norm_topk_prob": True, "shared_expert_intermediate_size": 36},
+        | {
+            "mlp_only_layers": [1],
+            "head_dim": 12,
+            "qkv_bias": False,
+            "norm_topk_prob": True,
+            "shared_expert_intermediate_size": 36,
+        },
         "windows": SIZES
         | QWEN2_MOE
-        | {"num_hidden_layers": 4, "use_sliding_window": True, "sliding_window": 11, "max_window_layers": 3},
+        | {
+            "num_hidden_layers": 4,
+            "use_sliding_window": True,
+            "sliding_window": 11,
+            "max_window_layers": 3,
+            "rope_parameters": LLAMA3,
+        },
     },
     "starcoder2": {
         "plain": SIZES | {"norm_epsilon": 0.02, "num_key_value_heads": 4},
@@ -453,6 +467,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "norm_epsilon": 0.03,
             "use_bias": False,
             "sliding_window": 18,
+            "head_dim": 12,
             "tie_word_embeddings": False,
             "hidden_act": "gelu",
             "rope_parameters": YARN,

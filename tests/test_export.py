@@ -125,7 +125,7 @@ CASES: list[tuple[str, str, dict[str, Any]]] = [  # family, variant, changes
     ("olmoe", "tied", {"attention_bias": False}),
     ("qwen2_moe", "plain", {}),
     ("starcoder2", "plain", {}),
-    ("starcoder2", "window", {"use_bias": True}),
+    ("starcoder2", "window", {"use_bias": True, "head_dim": 8}),
     *(
         (family, "plain" if family == "mixtral" else next(iter(FAMILIES[family])), {**more, "rope_parameters": rope})
         for family, more in {
