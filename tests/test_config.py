@@ -140,6 +140,14 @@ def test_names_and_repositories():
         Config.from_name("EleutherAI/pythia-14")
 
 
+def test_names_that_litgpt_knows_too():
+    """Those of the models that its config can express."""
+    from litgpt.config import name_to_config
+
+    assert None not in name_to_config.values() and name_to_config.keys() < known_models().keys()
+    assert "starcoder2-3b" in name_to_config and not {"Apertus-8B-2509", "granite-4.0-micro"} & name_to_config.keys()
+
+
 def test_layers_of_a_pattern():
     config = Config.from_name("Gemma-3-4b-it")
     assert config.model_type == "gemma3" and config.n_layer == 34

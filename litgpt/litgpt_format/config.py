@@ -263,9 +263,7 @@ def known_fields(name: str) -> Optional[dict[str, Any]]:
         ids = {row["repo_id"]: key for key, row in reversed(rows.items())}
         ends = {repo_id.rpartition("/")[2]: key for repo_id, key in ids.items()}
         name = ids.get(name) or ends.get(name, "")
-    with suppress(UserError):  # math that LitGPT does not have
-        return {k: copied(v) for k, v in converted(name).items()} if name else None
-    return None
+    return {k: copied(v) for k, v in converted(name).items()} if name else None
 
 
 def copied(value: Any) -> Any:
