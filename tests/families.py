@@ -88,8 +88,7 @@ GRANITE4 = SIZES | {
     "layer_types": ["full_attention"] * 3,
     "num_local_experts": 0,
     "shared_intermediate_size": 52,
-    "mamba_n_heads": 8,
-    "mamba_expand": 2,
+    "hidden_size": 64,  # twice of which is a multiple of the heads that Mamba layers would have
     "time_step_limit": [0.0, 1.0],  # its default, infinity, is no JSON
 }
 OLMOE = {"num_experts": 5, "num_experts_per_tok": 4}
