@@ -12,6 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 # `AutoModelForCausalLM` does not find them, unlike Gemma 3
 CAUSAL["qwen2_5_vl"], CAUSAL["qwen3_vl"] = "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
+CAUSAL["qwen3_5"] = "Qwen3_5ForConditionalGeneration"
 
 CAUSAL["mistral3"] = "Mistral3ForConditionalGeneration"
 SIZES: dict[str, Any] = {
@@ -529,6 +530,37 @@ FAMILIES |= {
     "minimax_m2": {
         "plain": SIZES | MOE | {"rotary_dim": 6, "head_dim": 12},
         "tied": SIZES | MOE | {"num_experts_per_tok": 3, "tie_word_embeddings": True, "head_dim": 20},
+    },
+}
+QWEN3_5 = SIZES | {
+    "num_hidden_layers": 4,
+    "head_dim": 12,
+    "linear_conv_kernel_dim": 3,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 5000.0, "partial_rotary_factor": 0.5},
+}
+FAMILIES |= {
+    "qwen3_5_text": {
+        "plain": QWEN3_5 | {"full_attention_interval": 2},
+        "tied": QWEN3_5
+        | {
+            "attention_bias": True,
+            "tie_word_embeddings": True,
+            "linear_conv_kernel_dim": 5,
+            "linear_num_key_heads": 3,
+            "linear_num_value_heads": 3,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 700.0, "partial_rotary_factor": 1.0},
+        },
+    },
+    "qwen3_5": {
+        "plain": {
+            "text_config": QWEN3_5 | {"layer_types": ["linear_attention", "full_attention"] * 2},
+            "vision_config": QWEN_VISION,
+            "tie_word_embeddings": False,
+        },
     },
 }
 ALL = [(family, variant) for family, variants in FAMILIES.items() for variant in variants]

@@ -168,9 +168,9 @@ def rope(
     return Part(lambda fields: read_rope(fields, base, partial, base_key, partial_key, types), write)
 
 
-def rope_of_text(base: float) -> Part:
+def rope_of_text(base: float, partial: Optional[float] = None) -> Part:
     """Qwen's rope with positions in time, height and width, which are all the same where there is text alone."""
-    plain = rope(base)
+    plain = rope(base, partial)
 
     def read(fields: dict[str, Any]) -> dict[str, Any]:
         key, numbers = rope_numbers(fields)

@@ -88,7 +88,8 @@ class LLaMAAdapter:
         model.requires_grad_(False)
         for block in model.transformer.h[self.start_layer :]:
             attention = block.attn
-            assert isinstance(attention, CausalSelfAttention)
+            if not isinstance(attention, CausalSelfAttention):
+                continue
             device = attention.proj.weight.device
             attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scores.scale, device)
 

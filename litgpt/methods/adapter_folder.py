@@ -206,8 +206,7 @@ def as_lit_adapts(model: GPT, legacy: bool = False) -> bool:
     other_rows = not legacy and not torch.equal(rows, torch.arange(len(rows)))
     for block in model.transformer.h:
         attention = block.attn
-        assert isinstance(attention, CausalSelfAttention)
-        if isinstance(attention.prefix, Prefix):
+        if isinstance(attention, CausalSelfAttention) and isinstance(attention.prefix, Prefix):
             attention.prefix.order = rows if other_rows else None
             attention.prefix.scores.softcap = config.attention_logit_softcapping
     if any(isinstance(module, AdapterV2Linear) for module in model.modules()):

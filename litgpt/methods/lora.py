@@ -356,7 +356,7 @@ class LoRA:
             return [layer is not None] * len(hf)
         if self.targets is not None:
             return [re.search(self.targets, module) is not None for module in hf]
-        if name.endswith("attn.qkv"):
+        if name.endswith(("attn.qkv", "attn.in_qkv")):
             return [self.query, self.key, self.value]
         if latent := re.search(r"\.attn\.(q|kv)_", name):  # one projection for keys and values
             return [self.query if latent[1] == "q" else self.key or self.value]

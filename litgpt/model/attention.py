@@ -105,27 +105,32 @@ class CausalSelfAttention(nn.Module):
 
     def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         rope = context.ropes[self.rope] if self.rope is not None else ()
-        q, k, v = self.project(x, *rope)
+        q, k, v, *gate = self.project(x, *rope)
         if context.query_scale is not None:
             q = q * context.query_scale
         y = self.attend_within_sequences(q, k, v, context)
         if self.prefix is not None:
             y = y + self.prefix(q, *self.prefix_projection())
-        return self.proj(y.transpose(1, 2).flatten(2))  # (B, T, n_embd)
+        y = y.transpose(1, 2)
+        return self.proj((remat(y, gated, *gate) if gate else y).flatten(2))  # (B, T, n_embd)
 
     def prefix_projection(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, int, int]]:
         """What computes the keys and values of a prefix, side by side after queries, and their numbers of features."""
         return self.qkv, self.config.qkv_sizes
 
-    def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Queries, keys and values, (B, n or g, T, hs), in memory order (B, T, heads, hs)."""
-        config = self.config
+    def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Queries, keys and values, (B, n or g, T, hs), in memory order (B, T, heads, hs), and the gate of the result if
+        there is one, (B, T, n, hs)."""
+        config, gate = self.config, ()
         qkv = self.qkv(x)
         qkv = qkv.unflatten(2, (-1, config.head_size))  # (B, T, n + 2 g, hs)
+        if config.attention_gate:  # the gate of a head follows its query
+            q, kv = qkv.split_with_sizes([2 * config.n_head, 2 * self.n_groups], dim=2)
+            qkv, gate = torch.cat([q[:, :, ::2], kv], dim=2), (q[:, :, 1::2],)
         qk, v = qkv.split_with_sizes([config.n_head + self.n_groups, self.n_groups], dim=2)
         qk = remat(qk, self.normalize_and_rotate, *rope)
         q, k = qk.transpose(1, 2).split_with_sizes([config.n_head, self.n_groups], dim=1)
-        return q, k, self.clip(v).transpose(1, 2)
+        return q, k, self.clip(v).transpose(1, 2), *gate
 
     def normalize_and_rotate(self, qk: torch.Tensor, *rope: torch.Tensor) -> torch.Tensor:
         """Queries and keys, (B, T, n + g, hs), with the norms and the rope of this layer, if it has them."""
@@ -220,7 +225,7 @@ class MultiheadLatentAttention(CausalSelfAttention):
         self.kv_a_norm = RMSNorm(self.kv_rank, eps)
         self.kv_b_proj = Linear(self.kv_rank, n * (self.still + size), bias=False)
 
-    def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, ...]:
         q = self.q_proj(x) if self.q_rank is None else self.q_b_proj(self.q_a_norm(self.q_a_proj(x)))
         q = remat(q.unflatten(-1, (self.n_groups, -1)), self.rotate, *rope)
         k, v = self.expand(x, *rope)
@@ -248,6 +253,10 @@ class MultiheadLatentAttention(CausalSelfAttention):
             return torch.cat([t.flatten(-2) for t in self.expand(x)], dim=-1)
 
         return keys_and_values, (0, *self.config.qkv_sizes[1:])
+
+
+def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
+    return y * gate.sigmoid()
 
 
 def all_visible(rows: int, columns: int, device: torch.device) -> torch.Tensor:

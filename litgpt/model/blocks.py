@@ -64,9 +64,8 @@ def compile_blocks(model: GPT, decoding: bool = False) -> None:
     the one without. Call this before `recompute`. Attention, a loop over sequences, would be compiled again for every
     list of lengths."""
     for block in model.transformer.h:
-        attention = block.attn
-        assert isinstance(attention, CausalSelfAttention)
-        attention.attend_within_sequences = torch.compiler.disable(attention.attend_within_sequences)  # type: ignore
+        loop = "attend_within_sequences" if isinstance(block.attn, CausalSelfAttention) else "forward"
+        setattr(block.attn, loop, torch.compiler.disable(getattr(block.attn, loop)))
         block.forward = compiled(block, decoding)
 
 

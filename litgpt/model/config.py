@@ -60,8 +60,17 @@ class Config:
     latent_attention: Optional[dict[str, Any]] = None  # sizes, named as by LATENT: q, k and v are expanded from latents
     latent_norm_eps: Optional[float] = None  # of the norms of the latents; `norm_eps` by default
     attention_sinks: bool = False  # each head has a learned score that takes a share of its attention
+    attention_gate: bool = False  # what attention returns is scaled by the sigmoid of more rows of the query projection
     sliding_window_size: Optional[int] = None  # tokens that a local layer sees, including the current one
     sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
+
+    # layers that are recurrent instead of attending
+    recurrent_layers: Optional[list[int]] = None  # 1 for each layer with a gated delta net; by default none
+    conv_size: int = 4  # tokens that their convolution sees, including the current one
+    linear_key_heads: int = 16
+    linear_value_heads: int = 32
+    linear_key_size: int = 128  # of a head
+    linear_value_size: int = 128
 
     # positions
     learned_positions: bool = False  # an embedding of positions
@@ -143,7 +152,7 @@ class Config:
     def qkv_sizes(self) -> tuple[int, int, int]:
         """Output features of the query, key and value projections."""
         n, groups, size = self.n_head, self.n_query_groups, self.head_size
-        return n * size, groups * size, groups * self.value_size
+        return n * size * (1 + self.attention_gate), groups * size, groups * self.value_size
 
     @property
     def value_size(self) -> int:
@@ -179,6 +188,9 @@ class Config:
             return [self.intermediate_size]
         one = self.moe_intermediate_size or self.intermediate_size
         return [one] * self.n_expert + [self.shared_size] * bool(self.shared_size)
+
+    def is_recurrent(self, layer: int) -> bool:
+        return self.recurrent_layers is not None and bool(self.recurrent_layers[layer])
 
     def mlp_class(self, layer: int) -> str:
         return "LLaMAMLP" if self.n_expert and not on(self.moe_layers, layer) else self.mlp_class_name

@@ -13,6 +13,7 @@ from torch import nn
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.attention import CausalSelfAttention, ForwardContext, MultiheadLatentAttention, Sinks
 from litgpt.model.config import Config
+from litgpt.model.delta_net import CausalConv, GatedDeltaNet
 from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
 from litgpt.model.kv_cache import KVCache
@@ -22,6 +23,13 @@ from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.packing import Packing
 from litgpt.model.rope import make_ropes
 from litgpt.model.sharded import unsharded
+
+
+def mixer(config: Config, layer: int) -> type[nn.Module]:
+    """The class of the module that mixes tokens in this layer."""
+    if config.is_recurrent(layer):
+        return GatedDeltaNet
+    return CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
 
 
 class Block(nn.Module):
@@ -34,8 +42,7 @@ class Block(nn.Module):
             return make_norm(config, config.n_embd) if used else nn.Identity()
 
         self.norm_1 = norm(config.norm_1)
-        attention = CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
-        self.attn = attention(config, layer)
+        self.attn = mixer(config, layer)(config, layer)
         self.post_attention_norm = norm(config.post_attention_norm)
         self.norm_2 = norm(config.norm_2 and not config.shared_attention_norm)
         self.mlp = MLPS[config.mlp_class(layer)](config)
@@ -130,13 +137,13 @@ class GPT(nn.Module):
         width, layers = self.config.n_embd, self.config.n_layer
         for name, module in self.named_modules():
             if isinstance(module, (nn.Linear, nn.Embedding, Router)):
-                writes = name.endswith(".proj")
+                writes = name.endswith((".proj", ".out"))
                 std = 2 / (layers * width**0.5) if writes else (2 / (5 * width)) ** 0.5
                 with unsharded(module):
                     nn.init.normal_(module.weight, std=std)
                     if not isinstance(module, nn.Embedding) and module.bias is not None:
                         nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks)):
+            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks, CausalConv, GatedDeltaNet)):
                 with unsharded(module):
                     module.reset_parameters()
         self.stack_experts()
@@ -167,6 +174,8 @@ class GPT(nn.Module):
         rows = (rows or [0]) if cache is not None else ()
         if cache is not None and self.switch is not None:
             idx, seqlens = self.restart_longer(idx, seqlens, cache, rows)
+        if cache is not None:
+            cache.snapshot(rows, seqlens)
         starts = [cache.length(row) for row in rows] if cache is not None else [0] * len(seqlens)
         packing = packing or Packing.of(seqlens, starts)
         tensors = idx, packing.positions, packing.cu_seqlens, torch.tensor(list(rows))

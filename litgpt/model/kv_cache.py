@@ -1,4 +1,4 @@
-"""Keys and values of the tokens that the model has already processed."""
+"""What the model keeps of the tokens that it has already processed: keys and values, or states."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -10,6 +10,7 @@ from litgpt.model.config import Config
 from litgpt.model.kernels import empty_cache
 
 BLOCK = 256  # positions that the cache grows by
+SNAPSHOTS = 4  # of the states of a row
 Pair = tuple[torch.Tensor, torch.Tensor]
 
 
@@ -45,6 +46,8 @@ class KVCache:
     """A growing pair of tensors per layer, with a row for each sequence. Sequences may differ in length.
 
     A layer with a sliding window keeps only the last `window` tokens of a sequence: position p is stored at p % window.
+    A recurrent layer has states, whose size does not depend on the number of tokens. They cannot be truncated: a row
+    goes back to its last snapshot, made before several tokens were read at once.
 
     Shapes: R rows, g key-value heads, S slots, T new tokens of one sequence, B sequences, hs head size.
     """
@@ -52,12 +55,15 @@ class KVCache:
     def __init__(self, config: Config) -> None:
         self.windows = [config.window(layer) for layer in range(config.n_layer)]
         self.longest = config.block_size
+        self.has_states = any(config.is_recurrent(layer) for layer in range(config.n_layer))
         self.clear()
 
     def clear(self) -> None:
         self.layers: list[Pair | None] = [None] * len(self.windows)  # (R, g, S, hs) each
         self.lengths: list[int] = []  # tokens of each row that every layer has
         self.ids: dict[int, list[int]] = {}  # tokens of each row, for models that may have to process them again
+        self.recurrent: dict[int, list[torch.Tensor]] = {}  # the states of each recurrent layer, (R, ...) each
+        self.snapshots: dict[int, list[tuple[int, dict[int, list[torch.Tensor]]]]] = {}  # of each row: length, states
 
     def length(self, row: int) -> int:
         return self.lengths[row] if row < len(self.lengths) else 0
@@ -69,10 +75,13 @@ class KVCache:
             self.lengths[row] += n
 
     def keep(self, row: int, length: int) -> int:
-        """Truncate a row to `length` tokens. Returns how many are left: 0 if a window no longer holds all it needs."""
+        """Truncate a row to at most `length` tokens. Returns how many are left: 0 if a window no longer holds all it
+        needs, those of a snapshot if layers have states."""
         have = self.length(row)
         moved_on = any(window is not None and window < have for window in self.windows)
         kept = 0 if moved_on and length < have else min(length, have)
+        if self.has_states and kept < have:
+            kept = self.restore(row, kept)
         if row < len(self.lengths):
             self.lengths[row] = kept
             self.ids[row] = self.ids.get(row, [])[:kept]
@@ -89,6 +98,10 @@ class KVCache:
         self.lengths += [0] * (rows - len(self.lengths))
         for target in targets:
             self.lengths[target], self.ids[target] = length, list(self.ids.get(source, []))
+            for layer, states in self.recurrent.items():
+                for t in self.state_room(layer, states, rows):
+                    t[target] = t[source]
+            self.snapshots[target] = list(self.snapshots.get(source, []))
 
     def append(self, layer: int, row: int, k: torch.Tensor, v: torch.Tensor) -> Pair:
         """Add keys and values (1, g, T, hs) to a row. Call `advance` once all layers have them. Returns what the new
@@ -152,3 +165,48 @@ class KVCache:
                     new[:had_rows, :, :had_slots] = old
             stored = self.layers[layer] = pair
         return stored
+
+    # states of recurrent layers
+
+    def states(
+        self, layer: int, rows: Sequence[int], shapes: Sequence[tuple[int, ...]], x: torch.Tensor
+    ) -> list[torch.Tensor]:
+        """The states of these rows of a recurrent layer, (B, *shape) each, which are 0 before the first token. The
+        first is in the dtype of `x`, the others at least in float32."""
+        exact = torch.promote_types(x.dtype, torch.float32)
+        dtypes = [x.dtype, *([exact] * (len(shapes) - 1))]
+        new = [torch.zeros(0, *shape, dtype=dtype, device=x.device) for shape, dtype in zip(shapes, dtypes)]
+        stored = self.state_room(layer, self.recurrent.get(layer, new), max(rows) + 1)
+        for t in stored:
+            for row in rows:
+                if not self.length(row):
+                    t[row] = 0
+        return [t[list(rows)] for t in stored]
+
+    def put_states(self, layer: int, rows: Sequence[int], states: Sequence[torch.Tensor]) -> None:
+        for stored, t in zip(self.recurrent[layer], states):
+            stored[list(rows)] = t.to(stored.dtype)
+
+    def state_room(self, layer: int, stored: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
+        """The states of a layer, grown to at least this many rows."""
+        grown = [t if len(t) >= rows else torch.cat([t, t.new_zeros(rows - len(t), *t.shape[1:])]) for t in stored]
+        self.recurrent[layer] = grown
+        return grown
+
+    def snapshot(self, rows: Sequence[int], tokens: Sequence[int]) -> None:
+        """Remember the states of rows that are about to read several tokens."""
+        for row, n in zip(rows, tokens):
+            if self.has_states and n > 1 and self.length(row):
+                states = {layer: [t[row].clone() for t in stored] for layer, stored in self.recurrent.items()}
+                self.snapshots[row] = [*self.snapshots.get(row, []), (self.length(row), states)][-SNAPSHOTS:]
+
+    def restore(self, row: int, length: int) -> int:
+        """Go back to the last snapshot with at most `length` tokens. Returns how many it has, 0 without one."""
+        left = self.snapshots[row] = [s for s in self.snapshots.get(row, []) if s[0] <= length]
+        if not left or not length:
+            self.snapshots[row] = []
+            return 0
+        for layer, states in left[-1][1].items():
+            for stored, t in zip(self.recurrent[layer], states):
+                stored[row] = t
+        return left[-1][0]

@@ -42,12 +42,16 @@ class Packing:
         return max(self.seqlens)
 
     @cached_property
+    def sequence(self) -> torch.Tensor:
+        """The index of the sequence of each token, (T,)."""
+        tokens = torch.arange(sum(self.seqlens), device=self.cu_seqlens.device)
+        return torch.searchsorted(self.cu_seqlens[1:].long(), tokens, right=True)
+
+    @cached_property
     def padded(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The token at each place of a batch with a row per sequence, (sequences, longest), and the place of each
         token, (T,). After the end of a sequence stand tokens of the next ones."""
         first, device = self.cu_seqlens[:-1].long(), self.cu_seqlens.device
         rows = first[:, None] + torch.arange(self.longest, device=device)
-        tokens = torch.arange(sum(self.seqlens), device=device)
-        sequence = torch.searchsorted(self.cu_seqlens[1:].long(), tokens, right=True)
-        places = sequence * self.longest + tokens - first[sequence]
-        return rows.clamp_(max=len(tokens) - 1), places
+        places = self.sequence * self.longest + torch.arange(len(self.sequence), device=device) - first[self.sequence]
+        return rows.clamp_(max=len(places) - 1), places
