@@ -549,6 +549,7 @@ FAMILIES |= {
         | {
             "attention_bias": True,
             "tie_word_embeddings": True,
+            "layer_types": ["full_attention", "full_attention", "linear_attention", "linear_attention"],
             "linear_conv_kernel_dim": 5,
             "linear_num_key_heads": 3,
             "linear_num_value_heads": 3,
