@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_N
 
 # `AutoModelForCausalLM` does not find them, unlike Gemma 3
 CAUSAL["qwen2_5_vl"], CAUSAL["qwen3_vl"] = "Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration"
-CAUSAL["qwen3_5"] = "Qwen3_5ForConditionalGeneration"
+CAUSAL["qwen3_5"], CAUSAL["qwen3_5_moe"] = "Qwen3_5ForConditionalGeneration", "Qwen3_5MoeForConditionalGeneration"
 
 CAUSAL["mistral3"] = "Mistral3ForConditionalGeneration"
 SIZES: dict[str, Any] = {
@@ -558,10 +558,27 @@ FAMILIES |= {
     },
     "qwen3_5": {
         "plain": {
-            "text_config": QWEN3_5 | {"layer_types": ["linear_attention", "full_attention"] * 2},
+            "text_config": QWEN3_5
+            | {"layer_types": ["linear_attention", "full_attention"] * 2, "linear_num_key_heads": 4},
             "vision_config": QWEN_VISION,
             "tie_word_embeddings": False,
         },
+    },
+}
+QWEN3_5_MOE = {k: v for k, v in QWEN3_5.items() if k != "intermediate_size"} | {
+    "num_experts": 5,
+    "num_experts_per_tok": 4,
+    "moe_intermediate_size": 20,
+    "shared_expert_intermediate_size": 28,
+    "layer_types": ["linear_attention", "full_attention"] * 2,
+}
+FAMILIES |= {
+    "qwen3_5_moe_text": {
+        "plain": QWEN3_5_MOE,
+        "tied": QWEN3_5_MOE | {"attention_bias": True, "tie_word_embeddings": True, "num_experts_per_tok": 3},
+    },
+    "qwen3_5_moe": {
+        "plain": {"text_config": QWEN3_5_MOE, "vision_config": QWEN_VISION, "tie_word_embeddings": False},
     },
 }
 ALL = [(family, variant) for family, variants in FAMILIES.items() for variant in variants]

@@ -6,6 +6,7 @@ from typing import Any
 from litgpt.errors import UserError
 from litgpt.families.common import ATTENTION_BIAS, gate, rope_of_text, sizes
 from litgpt.families.family import LAYER, QK_NORMS, Family, Part, Row, integer
+from litgpt.families.table import Aliases
 from litgpt.model.config import Config
 
 KINDS = ("full_attention", "linear_attention")
@@ -25,9 +26,10 @@ def write_layer_types(config: Config) -> dict[str, Any]:
     return {"layer_types": [KINDS[config.is_recurrent(layer)] for layer in range(config.n_layer)]}
 
 
+GATE = gate()
 NUMBERS: list[Row] = [
     rope_of_text(base=10000.0, partial=0.25),
-    gate(),
+    GATE,
     ("rms_norm_eps", "norm_eps", 1e-6),
     ATTENTION_BIAS,
     Part(read_layer_types, write_layer_types),
@@ -41,10 +43,12 @@ NET = {f"attn.{ours}": f"linear_attn.{hf}" for ours, hf in (
     ("in_qkv", "in_proj_qkv"), ("in_gate", "in_proj_z"), ("in_beta", "in_proj_b"), ("in_step", "in_proj_a"),
     ("conv", "conv1d"), ("A_log", "A_log"), ("dt_bias", "dt_bias"), ("norm", "norm"), ("out", "out_proj"),
 )}  # fmt: skip
+SWITCHES = {"norm_qk": True, "norm_unit_offset": True, "attention_gate": True}
+ALIASES = Aliases(renames=[(r"^model\.language_model\.", "model.")])
 FAMILY = Family(
     "Qwen3_5ForCausalLM",
     [*sizes(kv_heads=4, head_dim=256), *NUMBERS],
-    switches={"norm_qk": True, "norm_unit_offset": True, "attention_gate": True},
+    switches=SWITCHES,
     defaults={
         "vocab_size": 248320,
         "hidden_size": 4096,
@@ -54,4 +58,5 @@ FAMILY = Family(
         "max_position_embeddings": 32768,
     },
     layer={**LAYER, **QK_NORMS, **NET},
+    aliases=ALIASES,
 )
