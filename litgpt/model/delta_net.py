@@ -1,7 +1,7 @@
 """Gated delta nets: layers whose memory of all earlier tokens is one matrix per head.
 
-https://arxiv.org/abs/2412.06464. For each token the state S (K, V) decays, what it holds under the key k is moved towards
-the value v, and the query q reads it: S = exp(g) S; S = S + beta k (v - k S); y = q S.
+https://arxiv.org/abs/2412.06464. For each token the state S (K, V) decays, what it holds under the key k is moved
+towards the value v, and the query q reads it: S = exp(g) S; S = S + beta k (v - k S); y = q S.
 
 Shapes: B rows, T tokens, D channels, H heads of values, K size of a key, V size of a value, C tokens of a chunk.
 """

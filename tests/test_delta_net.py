@@ -1,0 +1,134 @@
+"""Gated delta nets: chunks against single tokens, documents that lie end to end, and the cache of states."""
+
+import itertools
+from pathlib import Path
+
+import pytest
+import torch
+
+from litgpt.data.batches import Batch
+from litgpt.generate.engine import Engine, Request
+from litgpt.generate.sampling import Sampling
+from litgpt.generate.speculative import Speculation
+from litgpt.model.delta_net import GatedDeltaNet, delta_rule, one_token
+from litgpt.model.gpt import GPT
+from litgpt.model.kv_cache import KVCache
+from litgpt.train.loss import LossModel
+from tests.families import save_random
+from tests.test_families import assert_close, ids, ours
+
+LENGTHS = [1, 3, 64, 70, 2, 1, 130, 300]
+BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> GPT:
+    return ours(save_random(tmp_path_factory.mktemp("m") / "model", "qwen3_5_text", "plain"))
+
+
+def inputs(total: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
+    """Queries, keys, values, the logarithms of the decay, some of them strong, and betas."""
+    generator = torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> torch.Tensor:
+        return torch.randn(1, total, *shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    return [drawn(2, 8), drawn(2, 8), drawn(4, 6), -4 * drawn(4).square(), drawn(4).sigmoid()]
+
+
+@pytest.mark.parametrize("dtype", BOUNDS)
+@pytest.mark.parametrize("total", [1, 63, 64, 65, 300])
+def test_chunks_are_single_tokens(total, dtype):
+    tensors, state = inputs(total, dtype), torch.zeros(1, 4, 8, 6, dtype=dtype)
+    outputs = []
+    for t in range(total):
+        y, state = one_token(*(x[:, t : t + 1] for x in tensors), state)
+        outputs.append(y)
+    whole, last = delta_rule(*tensors)
+    torch.testing.assert_close(whole, torch.cat(outputs, dim=1), rtol=0, atol=BOUNDS[dtype])
+    torch.testing.assert_close(last, state, rtol=0, atol=BOUNDS[dtype])
+    first = total // 3
+    y, state = delta_rule(*(x[:, :first] for x in tensors)) if first else (whole[:, :0], torch.zeros_like(last))
+    rest, state = delta_rule(*(x[:, first:] for x in tensors), states=state)
+    torch.testing.assert_close(torch.cat([y, rest], dim=1), whole, rtol=0, atol=BOUNDS[dtype])
+
+
+def test_a_document_does_not_see_the_one_before():
+    """Outputs and gradients are those of each document alone."""
+    tensors = [x.requires_grad_() for x in inputs(sum(LENGTHS))]
+    sequence = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
+    weights = torch.randn(1, sum(LENGTHS), 4, 6, dtype=torch.float64)
+    alone = torch.cat([delta_rule(*parts)[0] for parts in zip(*(x.split(LENGTHS, dim=1) for x in tensors))], dim=1)
+    packed, _ = delta_rule(*tensors, sequence)
+    torch.testing.assert_close(packed, alone, rtol=0, atol=1e-10)
+    wanted, found = (torch.autograd.grad((y * weights).sum(), tensors) for y in (alone, packed))
+    for a, b in zip(wanted, found):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("lengths", [LENGTHS, [7, 1, 2, 1, 60]])
+def test_packed_documents_train_as_single_ones(model, lengths):
+    """The loss, and the gradient of every weight."""
+    loss_model = LossModel(model.requires_grad_(True))
+    parts = ids(sum(lengths)).split(lengths, dim=1)
+
+    def gradients(batches: list[tuple[torch.Tensor, list[int]]]) -> tuple[float, dict[str, torch.Tensor]]:
+        model.zero_grad()
+        total = 0.0
+        for tokens, seqlens in batches:
+            ends = torch.tensor([end - 1 for end in itertools.accumulate(seqlens)])
+            targets = tokens.roll(-1, 1).index_fill(1, ends, -100)
+            loss = loss_model(Batch(tokens, targets, seqlens, int((targets >= 0).sum())))
+            loss.backward()
+            total += loss.item()
+        return total, {name: p.grad.clone() for name, p in model.named_parameters()}
+
+    whole, packed = gradients([(torch.cat(parts, dim=1), lengths)])
+    single, each = gradients([(part, [part.size(1)]) for part in parts if part.size(1) > 1])
+    assert whole == pytest.approx(single, rel=1e-5)
+    for name, grad in packed.items():
+        assert_close(grad, each[name], 1e-4)
+
+
+@torch.no_grad()
+def test_rows_go_back_to_snapshots(model):
+    """A row that is truncated has the states of a snapshot; a copy has those of its source."""
+    text = ids(60)
+    cache = KVCache(model.config)
+    for start, end in ((0, 20), (20, 50), (50, 51)):
+        model(text[:, start:end], [end - start], cache, [0])
+    cache.copy(0, [1, 2])
+    assert [cache.keep(0, n) for n in (51, 49, 20, 19)] == [51, 20, 20, 0]
+    assert cache.keep(1, 30) == 20
+    expected = model(text)
+    assert_close(model(text, [60], cache, [0]), expected, 1e-4)
+    assert_close(model(text[:, 20:], [40], cache, [1]), expected[:, 20:], 1e-4)
+    assert_close(model(text[:, 51:], [9], cache, [2]), expected[:, 51:], 1e-4)
+
+
+def test_many_answers_at_once(model):
+    """Rows that become free, prompts that share their beginning, and prompts that are read in chunks."""
+    shared = ids(30)[0].tolist()
+    prompts = [[*shared[: 5 * i + 1], *ids(i + 1)[0].tolist()] for i in range(6)] + [ids(400)[0].tolist(), shared]
+    alone = [next(Engine(model, rows=1).run([Request(prompt, 12)])).ids for prompt in prompts]
+    engine = Engine(model, rows=3)
+    for _ in range(2):  # the second time on top of what the first left
+        found = {
+            request.tag: request.ids for request in engine.run(Request(p, 12, tag=i) for i, p in enumerate(prompts))
+        }
+        assert [found[i] for i in range(len(prompts))] == alone
+
+
+def test_rejected_drafts(model, tmp_path):
+    draft = ours(save_random(Path(tmp_path) / "draft", "qwen3_5_text", "tied"))
+    prompt = ids(40)[0].tolist()
+    expected = next(Engine(model, rows=1).run([Request(prompt, 20)])).ids
+    request = Request(prompt, 20, Sampling(temperature=0.0))
+    *_, last = Speculation(model, draft).grow([request])
+    assert last.ids == expected
+
+
+def test_a_batch_of_rows_without_packing(model):
+    batch = ids(40, rows=2)
+    assert_close(model(batch), torch.cat([model(row[None]) for row in batch]), 1e-5)
+    assert any(isinstance(block.attn, GatedDeltaNet) for block in model.transformer.h)
