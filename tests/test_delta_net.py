@@ -10,9 +10,13 @@ from litgpt.data.batches import Batch
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Speculation
-from litgpt.model.delta_net import GatedDeltaNet, delta_rule, one_token
+from litgpt.model import delta_rule as rule
+from litgpt.model import kernels
+from litgpt.model.delta_net import GatedDeltaNet
+from litgpt.model.delta_rule import delta_rule, one_token
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import KVCache
+from litgpt.model.packing import Packing
 from litgpt.train.loss import LossModel
 from tests.families import save_random
 from tests.test_families import assert_close, ids, ours
@@ -49,17 +53,16 @@ def test_chunks_are_single_tokens(total, dtype):
     torch.testing.assert_close(last, state, rtol=0, atol=BOUNDS[dtype])
     first = total // 3
     y, state = delta_rule(*(x[:, :first] for x in tensors)) if first else (whole[:, :0], torch.zeros_like(last))
-    rest, state = delta_rule(*(x[:, first:] for x in tensors), states=state)
+    rest, state = delta_rule(*(x[:, first:] for x in tensors), None, state)
     torch.testing.assert_close(torch.cat([y, rest], dim=1), whole, rtol=0, atol=BOUNDS[dtype])
 
 
 def test_a_document_does_not_see_the_one_before():
     """Outputs and gradients are those of each document alone."""
     tensors = [x.requires_grad_() for x in inputs(sum(LENGTHS))]
-    sequence = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
     weights = torch.randn(1, sum(LENGTHS), 4, 6, dtype=torch.float64)
     alone = torch.cat([delta_rule(*parts)[0] for parts in zip(*(x.split(LENGTHS, dim=1) for x in tensors))], dim=1)
-    packed, _ = delta_rule(*tensors, sequence)
+    packed, _ = delta_rule(*tensors, Packing.of(LENGTHS))
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-10)
     wanted, found = (torch.autograd.grad((y * weights).sum(), tensors) for y in (alone, packed))
     for a, b in zip(wanted, found):
@@ -132,3 +135,27 @@ def test_a_batch_of_rows_without_packing(model):
     batch = ids(40, rows=2)
     assert_close(model(batch), torch.cat([model(row[None]) for row in batch]), 1e-5)
     assert any(isinstance(block.attn, GatedDeltaNet) for block in model.transformer.h)
+
+
+def test_the_kernel_of_flash_linear_attention(monkeypatch):
+    """What it is called with: sequences that lie end to end, or rows, and the states."""
+    calls = []
+
+    def kernel(q, k, v, g, beta, initial_state, output_final_state, use_qk_l2norm_in_kernel, cu_seqlens):
+        calls.append((initial_state, cu_seqlens))
+        return v, initial_state
+
+    monkeypatch.setattr(rule, "fla_kernel", lambda: kernel)
+    monkeypatch.setattr(kernels, "enabled", False)
+    tensors = [x.to(torch.bfloat16) for x in inputs(9)]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    delta_rule(*tensors, Packing.of([4, 5]))
+    delta_rule(*(x.expand(2, *x.shape[1:]) for x in tensors), Packing.of([9]))
+    delta_rule(*tensors, None, "states")
+    assert calls[0][1].tolist() == [0, 4, 9] and calls[0][1].dtype == torch.int64
+    assert calls[1] == (None, None) and calls[2] == ("states", None)
+
+
+def test_the_path_of_a_gpu_computes_again(model, monkeypatch):
+    monkeypatch.setattr(kernels, "enabled", False)
+    test_packed_documents_train_as_single_ones(model, [7, 1, 2, 1, 60])

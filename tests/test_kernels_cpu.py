@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from litgpt.data.batches import Batch
-from litgpt.model import attention_kernels, kernels, kernels_cpu
+from litgpt.model import attention_kernels, delta_rule, kernels, kernels_cpu
 from litgpt.model.chunked_attention import Scores
 from litgpt.model.packing import Packing
 from litgpt.train.loss import LossModel
@@ -34,6 +34,7 @@ ARGUMENTS: dict[str, tuple] = {
     "stacked": (X[0, 0], X[0, 0]),
     "causal_attention": (X, X, X, SCORES),
     "packed_attention": (X, X, X, SCORES, Packing.of([3])),
+    "delta_rule": (X, X, X, X[..., 0], X[..., 0]),
     "masked_attention": (X, X, X, SCORES, None),
     "empty_cache": (X, 1, 4),
     "padded_length": (X, 3),
@@ -104,7 +105,7 @@ def test_the_switch_turns_off_every_kernel(name, monkeypatch):
 
     assert kernels.FASTER[name]["cpu"] is getattr(kernels_cpu, name)
     monkeypatch.setitem(kernels.FASTER[name], "cpu", reached)
-    module = kernels if hasattr(kernels, name) else attention_kernels
+    module = next(m for m in (kernels, attention_kernels, delta_rule) if hasattr(m, name))
     call = partial(getattr(module, name), *ARGUMENTS[name])
     call()
     monkeypatch.setattr(kernels, "enabled", True)

@@ -1,13 +1,11 @@
 """Gated delta nets: layers whose memory of all earlier tokens is one matrix per head.
 
-https://arxiv.org/abs/2412.06464. For each token the state S (K, V) decays, what it holds under the key k is moved
-towards the value v, and the query q reads it: S = exp(g) S; S = S + beta k (v - k S); y = q S.
+See `delta_rule` for the formula.
 
-Shapes: B rows, T tokens, D channels, H heads of values, K size of a key, V size of a value, C tokens of a chunk.
+Shapes: B rows, T tokens, D channels, H heads of values, K size of a key, V size of a value.
 """
 
 import math
-from typing import Optional
 
 import torch
 from torch import nn
@@ -15,13 +13,10 @@ from torch.nn import functional as F
 
 from litgpt.model.attention import ForwardContext
 from litgpt.model.config import Config
+from litgpt.model.delta_rule import delta_rule, one_token
 from litgpt.model.kernels import remat
 from litgpt.model.linear import Linear
 from litgpt.model.norm import RMSNorm
-
-CHUNK = 64
-EPS = 1e-6  # of the length of queries and keys
-States = tuple[torch.Tensor, torch.Tensor]
 
 
 class CausalConv(nn.Module):
@@ -84,7 +79,7 @@ class GatedDeltaNet(nn.Module):
         decay = remat(self.in_step(x), self.log_decay, self.A_log, self.dt_bias)
         if context.cache is None:
             mixed = remat(mixed, self.conv.forward, context.packing.positions)
-            y, _ = delta_rule(*self.heads(mixed), decay, beta, context.packing.sequence)
+            y, _ = delta_rule(*self.heads(mixed), decay, beta, context.packing)
         else:
             y = self.continued(mixed, decay, beta, context)
         return self.out(remat(self.norm(y.to(x.dtype)).flatten(2), gated, self.in_gate(x)))
@@ -117,7 +112,7 @@ class GatedDeltaNet(nn.Module):
         for row, *parts in zip(context.rows, *(t.split_with_sizes(seqlens, dim=1) for t in (mixed, decay, beta))):
             tails, states = cache.states(self.layer, [row], shapes, mixed)
             part, tails = self.conv.continued(parts[0], tails)
-            y, states = delta_rule(*self.heads(part), *parts[1:], states=states)
+            y, states = delta_rule(*self.heads(part), *parts[1:], None, states)
             cache.put_states(self.layer, [row], (tails, states))
             outputs.append(y)
         return torch.cat(outputs, dim=1)
@@ -125,82 +120,3 @@ class GatedDeltaNet(nn.Module):
 
 def gated(y: torch.Tensor, gate: torch.Tensor) -> torch.Tensor:
     return (y.float() * F.silu(gate.float())).to(y.dtype)
-
-
-def prepared(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Queries and keys of length 1, for every head of values, and values, (B, H, T, size), at least in float32."""
-    dtype, each = torch.promote_types(v.dtype, torch.float32), v.size(2) // k.size(2)
-    q, k, v = (t.to(dtype).transpose(1, 2) for t in (q, k, v))
-    q, k = (t * torch.rsqrt(t.square().sum(-1, keepdim=True) + EPS) for t in (q, k))
-    return (q * q.size(-1) ** -0.5).repeat_interleave(each, dim=1), k.repeat_interleave(each, dim=1), v
-
-
-def one_token(
-    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, decay: torch.Tensor, beta: torch.Tensor, state: torch.Tensor
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """The outputs (B, 1, H, V) of one token of each of B sequences, and the new states (B, H, K, V). Arguments as in
-    `delta_rule`."""
-    q, k, v = prepared(q, k, v)
-    state = state * decay.transpose(1, 2)[..., None].exp()
-    change = (v - k @ state) * beta.transpose(1, 2)[..., None]
-    state = state + k.transpose(2, 3) * change
-    return (q @ state).transpose(1, 2), state
-
-
-def delta_rule(
-    q: torch.Tensor,
-    k: torch.Tensor,
-    v: torch.Tensor,
-    decay: torch.Tensor,
-    beta: torch.Tensor,
-    sequence: Optional[torch.Tensor] = None,
-    states: Optional[torch.Tensor] = None,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """A chunk of tokens at a time. Within a chunk the changes of the state, each of which depends on those before it,
-    are the solution of a triangular system.
-
-    Args:
-        q: Queries, (B, T, K heads, K). They and the keys get a length of 1.
-        k: Keys, as the queries.
-        v: Values, (B, T, H, V).
-        decay: Logarithms, at most 0, (B, T, H).
-        beta: How much a token changes the state, from 0 to 1, (B, T, H).
-        sequence: Which of the sequences that lie end to end each token belongs to, (T,): each begins without a state.
-        states: Before the first token, (B, H, K, V).
-
-    Returns:
-        The outputs, (B, T, H, V), and the state after the last token.
-    """
-    total = v.size(1)
-    padding, n = -total % CHUNK, -(-total // CHUNK)
-    q, k, v = (F.pad(t, (0, 0, 0, padding)).unflatten(2, (n, CHUNK)) for t in prepared(q, k, v))  # (B, H, n, C, size)
-    decay, beta = (F.pad(t.transpose(1, 2).to(v.dtype), (0, padding)).unflatten(2, (n, CHUNK)) for t in (decay, beta))
-    mine = torch.zeros(total, dtype=torch.int64, device=v.device) if sequence is None else sequence
-    mine = F.pad(mine[None], (0, padding), mode="replicate")[0].view(n, CHUNK) if total else mine.view(n, CHUNK)
-    before = torch.cat([mine[:1, :1], mine[:-1, -1:]])  # the sequence whose state reaches a chunk
-    last = mine[:, -1:]
-
-    def decayed(logs: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        return logs.masked_fill(~seen, -torch.inf).exp()
-
-    sums = decay.cumsum(-1)
-    between = decayed(sums[..., :, None] - sums[..., None, :], (mine[:, :, None] == mine[:, None, :]).tril())
-    since_start = decayed(sums, mine == before)[..., None]
-    until_end = decayed(sums[..., -1:] - sums, mine == last)[..., None]
-    through = decayed(sums[..., -1:], before == last)[..., None]
-
-    updates = torch.cat([v, k * since_start], dim=-1) * beta[..., None]
-    system = (k * beta[..., None]) @ k.transpose(-1, -2) * between
-    solved = torch.linalg.solve_triangular(system, updates, upper=False, unitriangular=True)
-    values, reading = solved.split_with_sizes([v.size(-1), k.size(-1)], dim=-1)
-    seen = q @ k.transpose(-1, -2) * between
-    q, k = q * since_start, (k * until_end).transpose(-1, -2)
-    state = v.new_zeros(v.size(0), v.size(1), q.size(-1), v.size(-1)) if states is None else states.to(v.dtype)
-    outputs = []
-    for q_, k_, values_, reading_, seen_, through_ in zip(
-        *(t.unbind(2) for t in (q, k, values, reading, seen, through))
-    ):
-        changes = values_ - reading_ @ state
-        outputs.append(q_ @ state + seen_ @ changes)
-        state = state * through_ + k_ @ changes
-    return torch.stack(outputs, 2).flatten(2, 3)[:, :, :total].transpose(1, 2), state

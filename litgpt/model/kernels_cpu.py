@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from litgpt.model import attention_kernels as attention_kernels  # whose operations are registered here
 from litgpt.model import kernels
 from litgpt.model.chunked_attention import ROUND, CausalAttention, Scores, chunk_size, join, rounded
+from litgpt.model.delta_rule import chunked_delta_rule
 from litgpt.model.packing import Packing
 
 LARGE = 2**24  # multiplications from which oneDNN is faster than MKL
@@ -191,6 +192,12 @@ def packed_attention(
         return NotImplemented
     sequences = zip(*(t.split_with_sizes(packing.seqlens, dim=2) for t in (q, k, v)))
     return join([causal_attention(q, k, v, scores) for q, k, v in sequences])
+
+
+@register
+def delta_rule(q: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keeps what the backward pass needs."""
+    return chunked_delta_rule(q, *args)
 
 
 @register
