@@ -123,7 +123,6 @@ def add_router(writer: Any, config: Config) -> None:
     writer.add_expert_weights_scale(c.routed_scaling_factor)
     if c.n_shared_expert:
         writer.add_expert_shared_count(c.n_shared_expert)
-        writer.add_expert_shared_feed_forward_length(c.shared_size)
     if c.n_expert_groups > 1:
         writer.add_expert_group_count(c.n_expert_groups)
         writer.add_expert_group_used_count(c.n_topk_groups)
