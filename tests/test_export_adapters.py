@@ -28,6 +28,7 @@ from tests.test_template_matrix import NAMES, TEMPLATES
 gguf = pytest.importorskip("gguf", reason="the extra `export` is not installed")
 ALL = {"query": True, "key": True, "value": True, "projection": True, "mlp": True}
 CHANGES: dict[str, dict[str, Any]] = {  # to what GGUF can express
+    "dots1": {"sliding_window": None, "num_key_value_heads": 4},
     "gpt_neox": {"hidden_size": 64},
     "ernie4_5": {"use_bias": False},
     "falcon": {"bias": False},
@@ -46,6 +47,8 @@ WITHOUT = (
     "qwen3_vl",
     "olmo3",
     "gpt_oss",
+    "deepseek_v3",
+    "glm4_moe_lite",
 )  # as others; OLMo 3 is OLMo 2 with windows
 
 

@@ -397,6 +397,25 @@ def test_what_peft_can_and_we_cannot(tmp_path):
 
 @pytest.mark.long
 @pytest.mark.parametrize(
+    "model_type", ["deepseek_v3", "dots1", "ernie4_5_moe", "glm4_moe", "glm4_moe_lite", "minimax_m2"]
+)
+def test_loss_curve_of_peft(model_type, files, tokenizer_file, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setitem(
+        FAMILIES[model_type], "more words", {**next(iter(FAMILIES[model_type].values())), "vocab_size": 300}
+    )
+    base = save_random(tmp_path / "base", model_type, "more words")
+    save_tokenizer(base)
+    (base / "tokenizer.json").write_bytes(tokenizer_file.read_bytes())
+    leaves = [leaf for leaf in LEAVES.get(model_type, LLAMA) if leaf not in LLAMA[4:]]
+    flags = ["--lora_targets", "|".join(f"{leaf}$" for leaf in leaves), "--train.epochs", 10]
+    finetune(base, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
+    expected = reference(base, files, tmp_path / "start" / "final", leaves)
+    curve = losses(finetune(base, files, tmp_path / "out", "--train.micro_batch_size", 3, *flags))
+    assert curve == pytest.approx(expected, abs=1e-4) and curve[-1] < curve[0] - 0.5
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
     ("model_type", "leaves"),
     [
         ("phi3", ["o_proj", "down_proj"]),

@@ -272,7 +272,7 @@ class KeptWeights:
         if kept is None or old is None or old.requires_grad:
             return False
         if isinstance(module, PartwiseLinear) and leaf == "weight":
-            module.stored, module.weight = [*kept], None
+            module.stored, module.weight = [*kept], None  # type: ignore[assignment]
         else:
             setattr(module, leaf, kept)
         return True

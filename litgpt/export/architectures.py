@@ -124,6 +124,23 @@ def olmoe(config: Config) -> dict[str, Any]:
 
 
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
+ROUTED = (*EXPERTS, "n_shared_expert", "norm_topk_prob", "routed_scaling_factor", "n_expert_groups", "n_topk_groups")
+
+
+def dense_first(config: Config) -> int:
+    """The number of layers before the first one with experts."""
+    return next((i for i in range(config.n_layer) if config.mlp_class(i) == "LLaMAMoE"), config.n_layer)
+
+
+def router(config: Config, **more: Any) -> dict[str, Any]:
+    layers = [int(i >= dense_first(config)) for i in range(config.n_layer)]
+    return {"mlp_class_name": "LLaMAMoE", "router_bias": True, "moe_layers": layers, **more}
+
+
+def sigmoid_router(config: Config, **more: Any) -> dict[str, Any]:
+    return router(config, router_scores="sigmoid", **more)
+
+
 PHI3 = Architecture("phi3", ropes=("default", "longrope"))
 QWEN2 = Architecture("qwen2", {"attn_bias": True, "attn_proj_bias": False})
 QWEN3 = Architecture("qwen3", {"norm_qk": True})
@@ -187,6 +204,18 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     ),
     "olmo2": Architecture("olmo2", OLMO2, tied=False),
     "olmo3": Architecture("olmo2", olmo3, windows=True, tied=False),
+    "dots1": Architecture(
+        "dots1", lambda c: sigmoid_router(c, norm_qk=True, n_query_groups=c.n_head), ROUTED, tied=False
+    ),
+    "ernie4_5_moe": Architecture(
+        "ernie4_5-moe", lambda c: router(c, rope_interleave=True), (*EXPERTS, "n_shared_expert")
+    ),
+    "glm4_moe": Architecture(
+        "glm4moe", lambda c: sigmoid_router(c, attn_bias=True, attn_proj_bias=False), (*ROUTED, "norm_qk")
+    ),
+    "minimax_m2": Architecture(
+        "minimax-m2", lambda c: sigmoid_router(c, norm_qk=True, norm_qk_type="olmo2"), EXPERTS, tied=False
+    ),
     "gpt2": Architecture(
         "gpt2",
         {
@@ -275,7 +304,7 @@ def hf_name(config: Config, name: str) -> str:
         "attention_scores_scalar": "scale_attn_weights" if config.model_type == "gpt2" else "query_pre_attn_scalar",
         "gelu_approximate": "hidden_act",
         "head_size": "head_dim",
-        "mlp_class_name": "mlp_only_layers" if config.n_expert else "hidden_act",
+        "mlp_class_name": "the layers with experts" if config.n_expert else "hidden_act",
         "rope_layers": ROPE_LAYERS.get(config.model_type, "layer_types"),
         "sliding_window_size": "layer_types",
     }.get(name, name)

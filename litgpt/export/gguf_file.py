@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.errors import require
-from litgpt.export.architectures import Architecture, context_length
+from litgpt.export.architectures import Architecture, context_length, dense_first
 from litgpt.export.gguf_tensors import TYPES, Tensor, contents, n_bytes
 from litgpt.export.gguf_tokenizer import Vocabulary
 from litgpt.families import weight_map
@@ -96,6 +96,8 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
         writer.add_expert_feed_forward_length(c.moe_intermediate_size or c.intermediate_size)
         if c.shared_size:
             writer.add_expert_shared_feed_forward_length(c.shared_size)
+    if c.router_bias:
+        add_router(writer, c)
     if c.attention_logit_softcapping is not None:
         writer.add_attn_logit_softcapping(c.attention_logit_softcapping)
     if c.final_logit_softcapping is not None:
@@ -110,6 +112,20 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
         writer.add_logit_scale(1 / c.logits_scaling if found.multiplies else c.logits_scaling)
     if c.rope_n_elem:
         add_rope(writer, c)
+
+
+def add_router(writer: Any, config: Config) -> None:
+    gguf, c = require("gguf", "export"), config
+    writer.add_leading_dense_block_count(dense_first(c))
+    writer.add_interleave_moe_layer_step(1)
+    writer.add_expert_gating_func(gguf.ExpertGatingFuncType[c.router_scores.upper()])
+    writer.add_expert_weights_norm(c.norm_topk_prob)
+    writer.add_expert_weights_scale(c.routed_scaling_factor)
+    if c.n_shared_expert:
+        writer.add_expert_shared_count(c.n_shared_expert)
+    if c.n_expert_groups > 1:
+        writer.add_expert_group_count(c.n_expert_groups)
+        writer.add_expert_group_used_count(c.n_topk_groups)
 
 
 def add_rope(writer: Any, config: Config) -> None:

@@ -1,5 +1,6 @@
 """The tensors of a GGUF file: names, types, and their contents in llama.cpp's form, one at a time."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Optional
@@ -28,6 +29,7 @@ TYPES = {  # what --type names: the type of most weights
 }
 PLAIN = ("F32", "F16", "BF16")
 XIELU = ".mlp.act_fn."  # whose numbers are metadata
+BUFFER = re.compile(r"(\.layers\.\d+)\..*")  # the name of one has no other form in the table of names
 UNQUANTIZED = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
@@ -78,6 +80,8 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         if name == names.tied_head or names.unused.search(name) or names.kept.search(name) or XIELU in name:
             continue
         shape = weights.shapes[name]
+        if buffer := names.find(name)[0]:
+            shape = shape[-1:]
         ours, number = names.find(name.rpartition(".")[0])
         if ours and names.rules[ours][number].transposed and len(shape) == 2:
             shape = shape[::-1]
@@ -85,7 +89,8 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         parts = found.splits.get(fused, (fused,))
         size = shape[0] // len(parts)
         for i, part in enumerate(parts):
-            plain = stacked(name.replace("language_model.", "", 1).replace(fused, part))
+            plain = BUFFER.sub(r"\1.mlp.gate.e_score_correction.bias", name) if buffer else name
+            plain = stacked(plain.replace("language_model.", "", 1).replace(fused, part))
             theirs = table.get_name(plain, try_suffixes=(".weight", ".bias"))
             if theirs is None:
                 raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
@@ -210,6 +215,8 @@ def source_rows(tensor: Tensor, weights: Weights, found: Architecture) -> Iterat
 def arranged(name: str, weight: torch.Tensor, config: Config, found: Architecture) -> torch.Tensor:
     """A weight as llama.cpp needs it. Like our model it has q, k, and v one after the other."""
     names = weight_map(config)
+    if names.find(name)[0]:  # a buffer
+        return weight.flatten()
     ours, i = names.find(name.rpartition(".")[0])
     if names.rules[ours][i].transposed and weight.dim() == 2:
         weight = weight.T

@@ -153,7 +153,7 @@ def load_part(
     check_weights(whole, checkpoint)
     for block in model.transformer.h:
         block.attn.proj = RowParallelLinear(block.attn.proj, all_reduce)  # type: ignore
-        for mlp in [m for m in block.mlp.modules() if hasattr(m, "proj")]:  # one, or each expert
+        for mlp in [m for m in block.mlp.modules() if hasattr(m, "proj")]:  # type: ignore  # one, or each expert
             mlp.proj = RowParallelLinear(mlp.proj, all_reduce)  # type: ignore
     load_weights(model, PartialWeights(checkpoint, whole, model, rank, world_size), dtype, device)
     return model.requires_grad_(False).eval()

@@ -246,7 +246,7 @@ class MultiheadLatentAttention(CausalSelfAttention):
         if not rope:
             return x
         still, rotating = x.split([self.still, self.rotating], dim=-1)
-        return torch.cat([still, apply_rope(rotating, *rope, interleave=self.config.rope_interleave)], dim=-1)
+        return torch.cat([still, apply_rope(rotating, rope[0], rope[1], self.config.rope_interleave)], dim=-1)
 
     def prefix_projection(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, int, int]]:
         def keys_and_values(x: torch.Tensor) -> torch.Tensor:

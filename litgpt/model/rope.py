@@ -114,8 +114,8 @@ def yarn(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tu
     temperature = numbers.get("attention_factor")
     if temperature is None:
         mscale, all_dim = numbers.get("mscale"), numbers.get("mscale_all_dim")
-        both = mscale and all_dim
-        temperature = yarn_scale(factor, mscale) / yarn_scale(factor, all_dim) if both else yarn_scale(factor, 1.0)
+        temperature = yarn_scale(factor, mscale if mscale and all_dim else 1.0)
+        temperature /= yarn_scale(factor, all_dim if mscale and all_dim else 0.0)
     return (slowed / (factor * slowness) + (1 - slowed) / slowness)[None], float(temperature)
 
 

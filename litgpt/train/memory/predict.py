@@ -172,7 +172,7 @@ def predict(run: "Run", gpu: bool, devices: int = 1) -> Prediction:
     def extended(x: float, y: float) -> float:
         return y + periods * (y - x)
 
-    small, large = (in_larger_model(p.places, n, few, config.n_layer) for p, n in ((a, few), (b, many)))
+    small, large = (in_larger_model(p.places, n, few, many - few, config.n_layer) for p, n in ((a, few), (b, many)))
     places = {
         place: {kind: round(extended(small[place][kind], n)) for kind, n in kinds.items()}
         for place, kinds in large.items()
@@ -181,13 +181,13 @@ def predict(run: "Run", gpu: bool, devices: int = 1) -> Prediction:
     return Prediction(places, b.micro_tokens, extended(a.flops, b.flops), round(extended(a.state, b.state)))
 
 
-def in_larger_model(places: dict[str, Any], n_layer: int, few: int, n_final: int) -> dict[str, Any]:
-    """The same with the numbers that the first `few` and the last `few` blocks have in a model of `n_final` blocks."""
+def in_larger_model(places: dict[str, Any], n_layer: int, first: int, last: int, n_final: int) -> dict[str, Any]:
+    """The same with the numbers that the `first` and the `last` blocks have in a model of `n_final` blocks."""
     found: dict[str, Any] = {}
     for place, value in places.items():
         block = re.search(r"(?<=block )\d+", place)
         i = int(block[0]) if block else 0
-        numbers = [i] * (i < few) + [i + n_final - n_layer] * (i >= n_layer - few)
+        numbers = [i] * (i < first) + [i + n_final - n_layer] * (i >= n_layer - last)
         found |= {re.sub(r"(?<=block )\d+", str(n), place): value for n in numbers} if block else {place: value}
     return found
 
@@ -195,9 +195,10 @@ def in_larger_model(places: dict[str, Any], n_layer: int, few: int, n_final: int
 def layers_to_run(config: Config) -> tuple[int, int]:
     """Two numbers of layers from which to extrapolate; the second is all of them if that would save nothing."""
     kinds = [(config.window(i), config.mlp_class(i), config.rope_kind(i)) for i in range(config.n_layer)]
-    period = next(p for p in range(1, config.n_layer + 1) if all(a == b for a, b in zip(kinds, kinds[p:])))
-    few = period * math.ceil(3 / period)
-    return (few, 2 * few) if 2 * few < config.n_layer else (config.n_layer, config.n_layer)
+    sums = ((start, total - start) for total in range(1, config.n_layer + 1) for start in range(total))
+    start, period = next((s, p) for s, p in sums if all(a == b for a, b in zip(kinds[s:], kinds[s + p :])))
+    some = period * math.ceil(3 / period)  # after the first layers, which may differ, as without experts
+    return (start + some, start + 2 * some) if start + 2 * some < config.n_layer else (config.n_layer, config.n_layer)
 
 
 def measure(run: "Run", device: torch.device) -> int:
