@@ -5,9 +5,18 @@ from typing import Any
 
 from litgpt.errors import UserError
 from litgpt.families.common import as_object
-from litgpt.families.family import Family, Part, flag
+from litgpt.families.family import MTP, Family, Part, flag
 
 TIED = "tie_word_embeddings"
+QWEN: dict[str, Any] = {  # the names of the weights of Qwen's containers, from Qwen3-VL on
+    "ends": {
+        "transformer.wte": "model.language_model.embed_tokens",
+        "transformer.ln_f": "model.language_model.norm",
+        "lm_head": "lm_head",
+    },
+    "prefix": "model.language_model.layers.{}.",
+    "kept": rf"^model\.visual\.|{MTP}",
+}
 
 
 def container(text: Family, name: str, alone: str, architecture: str, tied: bool = False, **names: Any) -> Family:

@@ -3,14 +3,13 @@
 from dataclasses import replace
 
 from litgpt.families import qwen3_5_moe_text, qwen3_moe
-from litgpt.families.container import container
-from litgpt.families.qwen3_5 import NAMES
+from litgpt.families.container import QWEN, container
 
 FAMILY = container(
     qwen3_5_moe_text.FAMILY,
     "qwen3_5_moe_text",
     alone="qwen3_5_moe_text",
     architecture="Qwen3_5MoeForConditionalGeneration",
-    **NAMES,
+    **QWEN,
     aliases=replace(qwen3_moe.ALIASES, in_peft=False),
 )

@@ -4,8 +4,7 @@ from dataclasses import replace
 
 from litgpt.families import qwen3
 from litgpt.families.common import ATTENTION_BIAS, gate, only, rope_of_text, sizes
-from litgpt.families.container import container
-from litgpt.families.family import MTP
+from litgpt.families.container import QWEN, container
 
 TEXT = replace(
     qwen3.FAMILY,
@@ -31,11 +30,5 @@ FAMILY = container(
     "qwen3_vl_text",
     alone="qwen3",
     architecture="Qwen3VLForConditionalGeneration",
-    ends={
-        "transformer.wte": "model.language_model.embed_tokens",
-        "transformer.ln_f": "model.language_model.norm",
-        "lm_head": "lm_head",
-    },
-    prefix="model.language_model.layers.{}.",
-    kept=rf"^model\.visual\.|{MTP}",
+    **QWEN,
 )

@@ -121,7 +121,8 @@ class CausalSelfAttention(nn.Module):
     def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, (B, n or g, T, hs), in memory order (B, T, heads, hs), and the gate of the result
         if there is one, (B, T, n, hs)."""
-        config, gate = self.config, ()
+        config = self.config
+        gate: tuple[torch.Tensor, ...] = ()
         qkv = self.qkv(x)
         qkv = qkv.unflatten(2, (-1, config.head_size))  # (B, T, n + 2 g, hs)
         if config.attention_gate:  # the gate of a head follows its query

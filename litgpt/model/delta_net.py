@@ -109,10 +109,11 @@ class GatedDeltaNet(nn.Module):
             cache.put_states(self.layer, context.rows, (tails, states))
             return y.transpose(0, 1)
         outputs = []
-        for row, *parts in zip(context.rows, *(t.split_with_sizes(seqlens, dim=1) for t in (mixed, decay, beta))):
+        parts = zip(context.rows, *(t.split_with_sizes(seqlens, dim=1) for t in (mixed, decay, beta)))
+        for row, part, rates, betas in parts:
             tails, states = cache.states(self.layer, [row], shapes, mixed)
-            part, tails = self.conv.continued(parts[0], tails)
-            y, states = delta_rule(*self.heads(part), *parts[1:], None, states)
+            part, tails = self.conv.continued(part, tails)
+            y, states = delta_rule(*self.heads(part), rates, betas, None, states)
             cache.put_states(self.layer, [row], (tails, states))
             outputs.append(y)
         return torch.cat(outputs, dim=1)
