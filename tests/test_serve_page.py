@@ -1,10 +1,15 @@
 # ruff: noqa: E402 - without the packages the module is skipped before the imports that need them
-"""The page to chat, in a headless Chromium; skipped where there is none."""
+"""The chat page, in a headless Chromium; skipped where there is none."""
 
+import asyncio
+import json
 import os
-from collections.abc import Iterator
+import re
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import pytest
 
@@ -12,39 +17,64 @@ pytest.importorskip("fastapi")
 httpx = pytest.importorskip("httpx")
 
 from litgpt.checkpoint.hub import PICO
-from litgpt.generate.engine import GREEDY, generate
-from litgpt.generate.inference_model import InferenceModel
 from litgpt.generate.sampling import Sampling
 from litgpt.methods.lora import LoRA
+from litgpt.serve.failure import Failure
+from litgpt.serve.worker import Delta, Generation
 from tests.servers import Running, in_thread
 from tests.test_lora import save, with_lora
 
-HOSTILE = "<img src=x onerror=alert(1)>"
+PHONE = {"width": 390, "height": 844, "deviceScaleFactor": 1, "mobile": True}
+DESKTOP = {"width": 1280, "height": 800, "deviceScaleFactor": 1, "mobile": False}
+ENTER, ESCAPE, UP, SHIFT = "\ue007", "\ue00c", "\ue013", "\ue008"
 
 
-@pytest.fixture(scope="module")
-def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    lora = LoRA(r=4, alpha=32)
-    folder = save(with_lora(PICO, lora), lora, PICO, tmp_path_factory.mktemp("a") / "one")
-    with in_thread(PICO, {"one": folder}, sampling=Sampling(0.0)) as made:
-        yield made
+class Script:
+    """What the server's models say instead of their own answers."""
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []  # in turn; the last one again and again
+        self.piece, self.delay, self.finish = 40, 0.0, "stop"
+        self.failure: Optional[Failure] = None  # at the end of each answer
+
+    async def deltas(self, generation: Generation) -> AsyncIterator[Delta]:
+        text = self.texts.pop(0) if len(self.texts) > 1 else self.texts[0]
+        try:
+            for start in range(0, len(text), self.piece):
+                generation.n_new += 1
+                yield Delta(0, text[start : start + self.piece], [], None)
+                await asyncio.sleep(self.delay)
+            if self.failure:
+                raise self.failure
+            yield Delta(0, "", [], self.finish)
+        finally:
+            generation.cancel()
 
 
-def test_what_the_page_may_do(running):
-    page = httpx.get(running.url + "/")
-    policy = page.headers["Content-Security-Policy"]
-    assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
-    script = httpx.get(running.url + "/script.js")
-    assert script.headers["Content-Type"].startswith("text/javascript")
-    for text in (page.text, script.text, httpx.get(running.url + "/style.css").text):
-        assert "://" not in text and "innerHTML" not in text and "insertAdjacent" not in text
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Script:
+    made = Script()
+    monkeypatch.setattr(Generation, "deltas", lambda generation: made.deltas(generation))
+    return made
 
 
 class Page:
-    def __init__(self, browser: Any, url: str) -> None:
-        self.browser = browser
-        browser.get(url)
-        self.wait(lambda: len(self.all("#model option")) == 2)
+    """The page in a browser, after a visit to the address without earlier chats."""
+
+    def __init__(self, browser: Any, url: str, device: dict[str, Any] = DESKTOP) -> None:
+        self.browser, self.url = browser, url
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", device)
+        browser.get(url + "/health")
+        self.js("localStorage.clear(); sessionStorage.clear()")
+        browser.get_log("browser"), browser.get_log("performance")
+        self.open()
+
+    def open(self) -> None:
+        self.browser.get(self.url)
+        self.wait(lambda: self.all("#models input"))
+
+    def js(self, code: str, *values: Any) -> Any:
+        return self.browser.execute_script(code, *values)
 
     def all(self, selector: str) -> list[Any]:
         return self.browser.find_elements("css selector", selector)
@@ -52,86 +82,65 @@ class Page:
     def one(self, selector: str) -> Any:
         return self.browser.find_element("css selector", selector)
 
-    def wait(self, ready: Any) -> None:
+    def click(self, action: str, number: int = -1) -> None:
+        self.all(f"[data-action={action}]")[number].click()
+
+    def wait(self, ready: Callable[[], Any], seconds: float = 20) -> None:
         from selenium.webdriver.support.ui import WebDriverWait
 
-        WebDriverWait(self.browser, 20, poll_frequency=0.05).until(lambda _: ready())
+        WebDriverWait(self.browser, seconds, poll_frequency=0.05).until(lambda _: ready())
 
     def idle(self) -> bool:
         return self.one("#send").is_displayed()
 
+    def texts(self, selector: str) -> list[str]:
+        return [element.get_property("textContent") for element in self.all(selector)]
+
     def answers(self) -> list[str]:
-        return [element.get_property("textContent") for element in self.all(".assistant .said")]
+        return self.texts(".said")
+
+    def send(self, question: str) -> None:
+        self.one("#question").send_keys(question, ENTER)
 
     def ask(self, question: str) -> str:
-        n = len(self.answers())
-        self.browser.switch_to.active_element.send_keys(question, "\ue007")  # Enter: no mouse is needed
-        self.wait(lambda: len(self.answers()) == n + 1 and self.idle())
+        self.send(question)
+        self.wait(self.idle)
         return self.answers()[-1]
+
+    def keys(self, *keys: str) -> None:
+        self.browser.switch_to.active_element.send_keys(*keys)
+
+    def choose_both(self) -> None:
+        for box in self.all("#models input:not(:checked)"):
+            box.click()
+
+    def chats(self) -> list[dict[str, Any]]:
+        """What the browser keeps."""
+        code = "return Object.keys(localStorage).filter(k => k.includes(':chat:')).map(k => localStorage[k])"
+        return sorted(map(json.loads, self.js(code)), key=lambda chat: chat["changed"])
+
+    def fits(self) -> bool:
+        """Whether nothing makes the page wider than the screen."""
+        return self.js("return document.documentElement.scrollWidth <= innerWidth")
+
+    def requests(self) -> set[str]:
+        """The addresses that the page asked for since the last call."""
+        events = [json.loads(entry["message"])["message"] for entry in self.browser.get_log("performance")]
+        return {e["params"]["request"]["url"] for e in events if e["method"] == "Network.requestWillBeSent"}
+
+    def problems(self) -> list[str]:
+        """Errors on the browser's console since the last call."""
+        return [entry["message"] for entry in self.browser.get_log("browser") if entry["level"] == "SEVERE"]
 
     def picture(self, name: str) -> None:
         if folder := os.environ.get("LITGPT_SCREENSHOTS"):
             self.browser.save_screenshot(str(Path(folder) / f"{name}.png"))
 
 
-def expected(question: str) -> str:
-    loaded = InferenceModel.open(PICO, precision="32-true")
-    ids = loaded.render([{"role": "user", "content": question}])[1]
-    return loaded.tokenizer.decode(list(generate(loaded.model, ids, 200, GREEDY, loaded.stop_ids))).strip()
-
-
-def test_a_question_and_another_adapter(browser, running):
-    page = Page(browser, running.url)
-    browser.set_window_size(1100, 800)
-    page.one("#settings summary").click()
-    page.one("#temperature").clear()
-    page.one("#temperature").send_keys("0")
-    page.one("#system").send_keys("Be kind.")
-    page.picture("settings")
-    page.one("#system").clear()
-    page.one("#settings summary").click()
-    page.one("#question").click()
-    first = page.ask("What is five plus six?")
-    assert first.strip() == expected("What is five plus six?")
-    page.one("#fresh").click()
-    page.one("#model").send_keys("one")
-    page.one("#question").click()
-    assert page.ask("What is five plus six?") != first
-    assert [e.get_property("textContent") for e in page.all(".assistant .who")] == ["one"]
-    page.picture("desktop")
-    browser.set_window_size(500, 800)
-    browser.execute_cdp_cmd(
-        "Emulation.setDeviceMetricsOverride", {"width": 375, "height": 667, "deviceScaleFactor": 1, "mobile": True}
-    )
-    assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
-    page.picture("phone")
-    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
-    assert not [entry for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
-
-
-def test_what_the_model_says_is_text(browser, running, monkeypatch):
-    """It also comes piece by piece, and can be stopped."""
-    loaded = InferenceModel.open(PICO, precision="32-true")
-    script = loaded.tokenizer.encode(HOSTILE, special=False)
-    assert loaded.tokenizer.decode(script).strip() == HOSTILE and len(script) > 5
-    place = iter(range(10**9))
-
-    def draw(self: Sampling, logits: Any, numbers: Any) -> Any:
-        import time
-
-        time.sleep(0.02)
-        return logits[:, 0].long() * 0 + script[next(place) % len(script)]
-
-    monkeypatch.setattr(Sampling, "draw", draw)
-    page = Page(browser, running.url)
-    page.one("#question").send_keys("Attack!", "\ue007")
-    lengths = []
-    page.wait(
-        lambda: lengths.append(len("".join(page.answers()))) or (page.answers()[:1] and HOSTILE in page.answers()[0])
-    )
-    assert len({n for n in lengths if n}) > 2, "it grows"
-    page.browser.switch_to.active_element.send_keys("\ue00c")  # Escape
-    page.wait(page.idle)
-    assert page.all("#talk img") == [] and HOSTILE in page.one("#talk").text
-    page.picture("hostile")
-    running.wait_idle()
+@pytest.fixture(scope="module")
+def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """A base model, which is the default, and an adapter."""
+    lora = LoRA(r=4, alpha=32)
+    folder = save(with_lora(PICO, lora), lora, PICO, tmp_path_factory.mktemp("a") / "one")
+    with in_thread(PICO, {"one": folder}, sampling=Sampling(0.0)) as made:
+        yield made
