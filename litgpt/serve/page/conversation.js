@@ -61,16 +61,17 @@ export function request(chat, turn, answer, about) {
 }
 
 /** Lines of JSON with `messages`, as `litgpt finetune` reads them: one for each model that answered. Unfinished answers
- * are left out. */
+ * and equal lines are left out. */
 export function exportLines(chats, abouts) {
   const complete = ({ text, state }) => state === "done" && text.trim();
-  return chats.flatMap((chat) => {
+  const lines = chats.flatMap((chat) => {
     const models = new Set(chat.turns.flatMap(({ answers }) => answers.filter(complete).map(({ model }) => model)));
     return [...models].map((model) => {
       const turns = chat.turns.filter(({ answers }) => answers.some((each) => each.model === model && complete(each)));
       return JSON.stringify({ messages: [...system(chat), ...messages(turns, model, abouts.get(model), complete)] });
     });
   });
+  return [...new Set(lines)];
 }
 
 /** All conversations in the browser, the latest first. */

@@ -96,7 +96,8 @@ export class AnswerView {
     this.markdown.show(content, !running);
     this.error.textContent = error;
     this.error.hidden = !error;
-    const speed = seconds > 0 && tokens > 1 ? `, ${((tokens - 1) / seconds).toPrecision(3)} tokens/s` : "";
+    const rate = ((tokens - 1) / seconds).toLocaleString("en", { maximumSignificantDigits: 3 });
+    const speed = seconds > 0 && tokens > 1 ? `, ${rate} tokens/s` : "";
     const count = tokens ? `${state === "stopped" || state === "failed" ? "About " : ""}${tokens} token${tokens === 1 ? "" : "s"}${speed}` : "";
     const empty = state === "done" && !text.trim() ? "The answer is empty." : "";
     this.note.textContent = [STATES[state], empty, count].filter(Boolean).join(" ");
