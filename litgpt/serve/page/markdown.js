@@ -2,8 +2,9 @@
 
 import { Lexer, Marked } from "./vendor/marked.esm.js";
 
-const LONGEST = 100_000; // characters of a text; longer ones are shown as they are
+const LONGEST = 100_000; // characters of a text; a longer one is shown as it is
 const LONGEST_INLINE = 5_000; // of a paragraph or cell: the parser takes quadratic time for some
+const TOO_DEEP = /^(?:[ \t]*(?:>|[-*+] |\d{1,9}[.)] )){40}/m; // quotes and lists in each other: the parser is recursive
 const SANITIZER = {
   ALLOWED_TAGS: "a blockquote br code del em h3 h4 h5 h6 hr li ol p pre span strong table tbody td th thead tr ul".split(" "),
   ALLOWED_ATTR: ["align", "class", "href", "start"],
@@ -136,7 +137,7 @@ export class MarkdownView {
     text = text.replace(/\r\n?/g, "\n");
     if (complete && text.length <= LONGEST) this.reset();
     const rest = text.slice(this.done);
-    if (text.length > LONGEST) {
+    if (text.length > LONGEST || TOO_DEEP.test(rest)) {
       morph(this.element, [plain(rest)], this.n);
       return;
     }
