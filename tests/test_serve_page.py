@@ -471,8 +471,7 @@ def test_stop_continue_regenerate_and_edit(page, script, bodies):
     page.wait(lambda: page.idle() and page.answers() == ["Again."])
     assert [m["content"] for m in bodies[-1]["messages"]] == ["Count!"]
     assert (
-        page.texts(".answer .note")[0].startswith("2 tokens")
-        and not page.one("[data-action=continue]").is_displayed()
+        page.texts(".answer .note")[0].startswith("2 tokens") and not page.one("[data-action=continue]").is_displayed()
     )
     page.click("edit-answer")
     page.keys(" Or not.", ENTER)
