@@ -365,6 +365,9 @@ def test_markdown(page, script):
     page.click("copy")
     page.wait(lambda: clipboard(page) == MARKDOWN)
     page.wait(lambda: page.texts("[data-action=copy-code]") == ["Copy"])
+    script.texts = ["Something else."]
+    page.click("regenerate")
+    page.wait(lambda: page.idle() and page.answers() == script.texts)
 
 
 def clipboard(page: Page) -> str:
@@ -600,6 +603,13 @@ def test_kept_exported_and_deleted(page, script, tmp_path, capsys):
     script.delay, script.texts = 0.05, ["not complete " * 50]
     page.send("Unfinished")
     page.wait(lambda: len(page.answers()) == 4 and page.answers()[-1])
+    page.click("fresh", 0)  # while it is answered
+    assert page.chats()[-1]["turns"][-1]["answers"][-1]["text"].startswith("not complete")
+    show_chats(page)
+    page.click("open-chat", 0)
+    page.wait(lambda: len(page.answers()) == 4 and page.texts(".answer .note")[3].startswith("Stopped"))
+    page.click("continue")
+    page.wait(lambda: "complete not complete" in page.answers()[-1])
     page.open()  # while it is answered
     show_chats(page)
     assert [text.split("chat")[0] for text in page.texts("#chat-list .open")] == ["Second ", "First "]
@@ -744,6 +754,12 @@ def test_the_key_is_asked_for(browser, adapter, script):
         assert page.ask("Go!") == "Yes."
         page.open()
         assert not page.one("#key").is_displayed(), "it is kept until the tab is closed"
+        page.js("sessionStorage.clear()")
+        page.choose_both()
+        page.send("Compare!")
+        page.wait(lambda: page.one("#key").is_displayed())
+        page.keys("secret", ENTER)
+        page.wait(lambda: page.idle() and page.answers() == ["Yes."] * 2)
         assert "secret" not in page.js("return JSON.stringify(localStorage)")
 
 

@@ -2,6 +2,7 @@
 
 const KEY = "litgpt:key";
 let askForKey = null; // a function that shows a problem and returns a promise of the key; null if it was not entered
+let asking = null; // the promise, while it is asked for
 
 /** What went wrong. The message is for people. */
 export class Failure extends Error {}
@@ -37,7 +38,8 @@ async function request(path, options = {}) {
     if (response.ok) return response;
     const body = await response.json().catch(() => null);
     if (response.status !== 401) throw new Failure(explain(response.status, body?.error));
-    const entered = await askForKey(key ? "The server does not accept this key." : "This server requires an API key.");
+    asking ??= askForKey(key ? "The server does not accept this key." : "This server requires an API key.");
+    const entered = await asking.finally(() => (asking = null));
     if (entered === null) throw new Failure("The server requires an API key. Try again to enter it.");
     sessionStorage.setItem(KEY, entered);
   }

@@ -110,7 +110,7 @@ function setRunning(controller) {
 /** Get one answer, or continue it. */
 async function receive(turn, view, fields, signal) {
   const { answer, about } = view;
-  const began = answer.text ? answer.tokens : 0;
+  const { tokens, seconds } = answer;
   const body = { model: answer.model, messages: conversation.request(chat, turn, answer, about), ...fields };
   if (answer.text) body.continue_final_message = true;
   let first = 0;
@@ -119,14 +119,14 @@ async function receive(turn, view, fields, signal) {
   try {
     let finish = "done";
     for await (const { choices, usage } of api.chat(body, signal)) {
-      if (usage) answer.tokens = began + usage.completion_tokens;
+      if (usage) answer.tokens = tokens + usage.completion_tokens;
       const choice = choices[0];
       if (choice?.finish_reason === "length") finish = "length";
       if (!choice?.delta?.content) continue;
       answer.text += choice.delta.content;
       answer.tokens += 1; // about: a part may have several tokens
       first ||= performance.now();
-      answer.seconds = (performance.now() - first) / 1000;
+      answer.seconds = seconds + (performance.now() - first) / 1000;
       view.schedule();
     }
     answer.state = finish;
@@ -172,8 +172,11 @@ function send(event) {
 }
 
 function openChat(other) {
-  running?.abort();
-  setRunning(null);
+  if (running) {
+    running.abort();
+    conversation.store(chat);
+    setRunning(null);
+  }
   chat = other;
   setStatus("");
   showChat();
@@ -185,7 +188,6 @@ function regenerate(turn, view, more) {
   if (running) return;
   truncate(turn);
   if (!more) Object.assign(view.answer, conversation.newAnswer(view.answer.model));
-  if (view.answer.state === "failed" && !view.answer.text) view.answer.tokens = 0;
   receiveAll(turn, [view]);
 }
 
@@ -246,9 +248,9 @@ function download(chats) {
 }
 
 function deleteChats(chats) {
-  chats.forEach(conversation.remove);
   if (chats.some(({ id }) => id === chat.id)) openChat(conversation.newChat());
-  else showList();
+  chats.forEach(conversation.remove);
+  showList();
 }
 
 async function copy(text, from) {

@@ -136,8 +136,12 @@ export class MarkdownView {
   show(text, complete) {
     text = text.replace(/\r\n?/g, "\n");
     if (complete && text.length <= LONGEST) this.reset();
-    const rest = text.slice(this.done);
-    if (text.length > LONGEST || TOO_DEEP.test(rest)) {
+    this.draw(text.slice(this.done), text.length > LONGEST);
+    if (complete) this.reset(); // the next text may be another one
+  }
+
+  draw(rest, tooLong) {
+    if (tooLong || TOO_DEEP.test(rest)) {
       morph(this.element, [plain(rest)], this.n);
       return;
     }

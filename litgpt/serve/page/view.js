@@ -126,11 +126,12 @@ export function turnView(turn, answerViews) {
 /** What is shown before the first question: the models, and questions to try. */
 export function emptyView(models, several) {
   const view = h("div", { className: "empty" });
-  for (const { id, training } of models) {
+  for (const { id, training, single_turn } of models) {
     view.append(h("h2", {}, id));
     const list = h("dl");
     for (const [name, value] of training) list.append(h("dt", {}, name), h("dd", {}, value));
     if (training.length) view.append(list);
+    if (single_turn) view.append(h("p", { className: "note" }, "Its prompt style is for single questions: it does not see earlier ones."));
   }
   if (several) view.append(h("p", { className: "note" }, "Select two or more models to compare their answers side by side."));
   const questions = [...new Set(models.flatMap((model) => model.questions))].slice(0, 3);
