@@ -160,8 +160,10 @@ def adapter(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = save(with_lora(PICO, lora), lora, PICO, run / "final")
     rows = [("base", "pico"), ("data", "`sums.json`: 9 rows, hash 0a1b2c"), ("seed", "1")]
     write_card(folder, "one", Facts(training=table(rows)), None)
-    lines = [{"question": text} for text in ("What is one plus one?", "Why?", HOSTILE[0], "Never shown")]
-    (run / "examples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [{"step": 0}, *lines]) + "no JSON")
+    lines = [{"step": 0, "question": text} for text in ("What is one plus one?", "Why?", HOSTILE[0], "Never shown")]
+    (run / "examples.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in [{"step": 0, "exact": 1, "rows": 2}, *lines]) + "no JSON"
+    )
     return folder
 
 

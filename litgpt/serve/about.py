@@ -11,10 +11,9 @@ from litgpt.errors import UserError
 from litgpt.generate.inference_model import InferenceModel
 from litgpt.serve.models import ModelRegistry
 from litgpt.serve.settings import Settings
-from litgpt.storage.files import parse_json, read_text
+from litgpt.train.examples import QUESTIONS, read_examples
+from litgpt.train.resume.folder import EXAMPLES
 
-N_QUESTIONS = 3
-EXAMPLES = "examples.jsonl"  # in the output folder of a run
 SHOWN = ("base", "method", "data", "training rows", "validation loss")  # of the table of a model card
 ROW = re.compile(r"\| (.+?) \| (.*) \|")
 DETAILS = re.compile("`|, hash [0-9a-f]+$")
@@ -35,18 +34,14 @@ def about_model(model: InferenceModel) -> dict[str, Any]:
         prompt = model.style.prompt([{"role": "user", "content": "Hello"}])
     return {
         "training": [(key, DETAILS.sub("", value).replace("\\|", "|")) for key, value in rows if key in SHOWN],
-        "questions": questions(source.folder.resolve().parent / EXAMPLES),
+        "questions": questions(source.folder.resolve().parent),
         "single_turn": model.style.single_turn,
         "reasoning": OPEN_REASONING.search(prompt) is not None,
     }
 
 
-def questions(file: Path) -> list[str]:
-    """Prompts of validation rows that the run of a result recorded."""
-    found = []
-    with suppress(UserError, ValueError):
-        for line in read_text(file).split("\n"):
-            fields = parse_json(line)
-            if isinstance(fields, dict) and isinstance(question := fields.get("question"), str):
-                found.append(question)
-    return found[:N_QUESTIONS]
+def questions(run: Path) -> list[str]:
+    """Prompts of validation rows that a run recorded in its output folder."""
+    with suppress(UserError):
+        return [line["question"] for line in read_examples(run / EXAMPLES) if "question" in line][:QUESTIONS]
+    return []
