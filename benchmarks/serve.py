@@ -66,7 +66,7 @@ def main() -> None:
     server = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
     try:
         assert server.stdout
-        url = server.stdout.readline().split(" at ")[1].split()[0]
+        url = next(line.split()[1] for line in server.stdout if line.strip().startswith("chat "))
         for _ in range(100):
             try:
                 ask(url, "warm", 4)

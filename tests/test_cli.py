@@ -424,7 +424,8 @@ def test_wheel_brings_the_recipes(installed, tmp_path):
     shipped = {p.relative_to(package.parent / "config_hub") for p in (package.parent / "config_hub").rglob("*.yaml")}
     assert shipped == {p.relative_to(ROOT / "config_hub") for p in (ROOT / "config_hub").rglob("*.yaml")}
     assert all(
-        (package.parent / name).is_file() for name in ("serve/page/script.js", "cli/flags.txt", "cli/complete.bash")
+        (package.parent / name).is_file()
+        for name in ("serve/page/main.js", "serve/page/vendor/marked.LICENSE", "cli/flags.txt", "cli/complete.bash")
     )
     code = "import runpy, sys; sys.argv[1:] = ['-h']; runpy.run_module('litgpt', run_name='__main__')"
     assert "finetune lora" in python(code, tmp_path, installed)

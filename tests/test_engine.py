@@ -160,6 +160,17 @@ def test_logprobs(pico):
     ]
 
 
+def test_logprobs_beside_an_answer_that_ends(pico):
+    """A stop token has log-probabilities, which belong to no answer."""
+    first, second = prompts(2, seed=3)
+    (alone,) = Engine(pico.model).run([Request(second, 6, logprobs=3)])
+    (text,) = Engine(pico.model).run([Request(first, 1)])
+    both = [Request(first, 6, stop_ids=text.ids, logprobs=2), Request(second, 6, logprobs=3)]
+    list(Engine(pico.model, rows=2).run(both))
+    assert both[0].ids == [] and both[1].ids == alone.ids
+    assert both[1].token_logprobs == pytest.approx(alone.token_logprobs, abs=1e-4)
+
+
 def test_repetition_penalty():
     logits = torch.tensor([[2.0, -1.0, 0.5], [2.0, -1.0, 0.5]])
     penalized = Sampling(repetition_penalty=2.0).penalize(logits, [[0, 1, 1], [2]])

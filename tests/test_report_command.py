@@ -11,6 +11,7 @@ from typing import Any, Optional
 import pytest
 import yaml
 
+from litgpt.serve import about
 from litgpt.train import examples
 from litgpt.train.metrics import FIELDS
 from litgpt.train.resume.folder import clear
@@ -313,8 +314,10 @@ def test_a_run_that_starts_over_removes_the_report(tmp_path):
 # written by the commands that make a run
 
 
-def recorded(run: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in (run / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
+def recorded(run: Path, questions: bool = False) -> list[dict[str, Any]]:
+    """The examples of a run, or the questions for the chat page."""
+    lines = [json.loads(line) for line in (run / "examples.jsonl").read_text(encoding="utf-8").splitlines()]
+    return [line for line in lines if ("question" in line) == questions]
 
 
 SHORT = ["--train.max_steps", 2, "--eval.max_new_tokens", 3, "--eval.exact_match", 2, "--eval.interval", 1]
@@ -329,6 +332,9 @@ def test_at_the_end_of_a_run(base, rows_file, tmp_path, capsys):
     found = recorded(out)
     assert [line["step"] for line in found] == [0, 0, 0, 2, 2, 2] and found[2].keys() == {"step", "exact", "rows"}
     assert found[0]["prompt"] == found[3]["prompt"] != found[1]["prompt"]
+    questions = [line["question"] for line in recorded(out, questions=True)]
+    assert 2 <= len(questions) <= 3 and questions == about.questions(out)
+    assert all(text in rows_file.read_text() for text in questions)
     for line in found[:2] + found[3:5]:
         assert all(" ".join(line[name].split()) in text for name in ("prompt", "reference", "answer"))
     assert go("lora", base, rows_file, out, *SHORT, "--overwrite", "true", "--report", "false") == 0

@@ -97,6 +97,22 @@ def test_sixteen_clients_get_what_they_get_alone(client, running, folders):
     assert [m.id for m in client.models.list()] == names and client.models.retrieve("two").id == "two"
 
 
+def test_an_answer_is_continued(client):
+    question = {"role": "user", "content": QUESTIONS[1]}
+
+    def answer(*messages: Any, limit: int = 30, **body: Any) -> str:
+        options: dict = dict(model="pico", messages=[question, *messages], temperature=0, max_tokens=limit)
+        return client.chat.completions.create(**options, extra_body=body).choices[0].message.content
+
+    whole, begun = answer(), answer(limit=6)
+    assert len(begun) < len(whole)
+    message = {"role": "assistant", "content": begun}
+    assert begun + answer(message, limit=24, continue_final_message=True) == whole
+    for wrong in ([], [message, question]):
+        with pytest.raises(openai.BadRequestError, match="continue_final_message"):
+            answer(*wrong, continue_final_message=True)
+
+
 def test_streaming(client):
     messages = [{"role": "user", "content": QUESTIONS[1]}]
     options: dict = dict(model="pico", messages=messages, temperature=0, max_tokens=30)
@@ -364,8 +380,8 @@ REFUSED_PATHS = [
     "/v1",
     "/v1/",
     "/v1/x",
-    "/style.css",
-    "/script.js",
+    "/page",
+    "/page/x",
     "/openapi.json",
     "/a b",
     "/a?b",

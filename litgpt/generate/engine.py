@@ -255,7 +255,7 @@ class Engine:
         for request, token in zip(requests, ids):
             added = not request.finish and request.add(token, self.max_length)
             if (n := request.logprobs) is not None:
-                logprob, likely, likely_ids = next(values), list(islice(values, n)), map(int, islice(values, n))
+                logprob, likely, likely_ids = next(values), list(islice(values, n)), [*map(int, islice(values, n))]
                 if added:
                     request.token_logprobs.append(logprob)
                     request.top_logprobs.append(list(zip(likely_ids, likely)))

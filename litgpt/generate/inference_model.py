@@ -96,11 +96,13 @@ class InferenceModel:
         tools: Optional[list] = None,
         limit: Optional[int] = None,
         variables: Optional[Mapping[str, Any]] = None,
+        begun: str = "",
     ) -> tuple[str, list[int]]:
         """The text that the answer to the last message follows, and its ids, as in training. `variables` are those of
-        the chat template. `limit` and what is raised as in `Tokenizer.encode`."""
+        the chat template, `begun` is the beginning of the answer. `limit` and what is raised as in `Tokenizer.encode`.
+        """
         style = self.style.with_variables(variables) if variables else self.style
-        text = style.prompt(messages, tools)
+        text = style.prompt(messages, tools) + begun
         return text, self.tokenizer.encode(text, not self.style.own_special_tokens, limit=limit)
 
 

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, PlainTextResponse, Response
 from pydantic.json_schema import models_json_schema
 from starlette.exceptions import HTTPException
 
+from litgpt.serve.about import about_models
 from litgpt.serve.failure import Failure
 from litgpt.serve.guard import RequestGuard
 from litgpt.serve.models import ModelRegistry
@@ -21,18 +22,34 @@ from litgpt.serve.service import Service
 from litgpt.serve.settings import Settings
 from litgpt.serve.worker import Generation
 
+PAGE_FILES = Path(__file__).parent / "page"
 PAGE = {
-    "/": ("index.html", "text/html"),
-    "/style.css": ("style.css", "text/css"),
-    "/script.js": ("script.js", "text/javascript"),
+    "/": "page.html",
+    **{
+        f"/page/{name}": name
+        for name in (
+            "page.css",
+            "main.js",
+            "api.js",
+            "conversation.js",
+            "markdown.js",
+            "settings.js",
+            "view.js",
+            "vendor/marked.esm.js",
+            "vendor/purify.min.js",
+        )
+    },
 }
+ABOUT = "/page/about.json"
+MEDIA_TYPES = {".html": "text/html", ".css": "text/css", ".js": "text/javascript"}
 PAGE_HEADERS = {
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; "
-    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'",
+    "img-src data:; base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
+    "require-trusted-types-for 'script'; trusted-types dompurify",
     "Referrer-Policy": "no-referrer",
     "Cache-Control": "no-cache",
 }
-API_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics")
+API_PATHS = ("/v1/chat/completions", "/v1/completions", "/v1/models", "/health", "/metrics", ABOUT)
 SCHEMA_REF = "#/components/schemas/{model}"
 Respond = Callable[[Generation], Awaitable[Response]]
 
@@ -89,6 +106,7 @@ class App:
     def add_status(self, app: FastAPI) -> None:
         """The routes about the server itself."""
         service, worker = self.service, self.service.worker
+        about = about_models(service.registry, service.settings)
         fields = {"object": "model", "created": int(time.time()), "owned_by": "litgpt"}
 
         @app.get("/v1/models")
@@ -98,6 +116,10 @@ class App:
         @app.get("/v1/models/{name:path}")  # names on the hub contain a slash
         async def model(name: str) -> dict[str, Any]:
             return {"id": service.find(name)[0], **fields}
+
+        @app.get(ABOUT)
+        async def about_page() -> dict[str, Any]:
+            return about
 
         @app.get("/health")
         async def health() -> Response:
@@ -113,14 +135,16 @@ class App:
 
 
 def add_page(app: FastAPI) -> None:
-    def add(path: str, content: bytes, media_type: str) -> None:
+    def add(path: str, file: Path) -> None:
+        content, media_type = file.read_bytes(), f"{MEDIA_TYPES[file.suffix]}; charset=utf-8"
+
         async def view() -> Response:
-            return Response(content, media_type=f"{media_type}; charset=utf-8", headers=PAGE_HEADERS)
+            return Response(content, media_type=media_type, headers=PAGE_HEADERS)
 
         app.get(path)(view)
 
-    for path, (file, media_type) in PAGE.items():
-        add(path, (Path(__file__).parent / "page" / file).read_bytes(), media_type)
+    for path, name in PAGE.items():
+        add(path, PAGE_FILES / name)
 
 
 def add_schemas(app: FastAPI) -> None:

@@ -210,6 +210,7 @@ class Chat(SamplingParams):
     top_logprobs: Optional[Annotated[int, Field(ge=0, le=20)]] = None
     tools: FailFast[dict[str, Any]] = []
     chat_template_kwargs: dict[str, Any] = {}
+    continue_final_message: bool = False  # go on with the answer in the last message, as in vLLM
 
     @model_validator(mode="after")
     def check_logprobs(self) -> "Chat":
@@ -218,9 +219,13 @@ class Chat(SamplingParams):
         return self
 
     def token_ids(self, model: InferenceModel) -> list[list[int]]:
-        messages = [message.for_template() for message in self.messages]
+        messages, begun = [message.for_template() for message in self.messages], ""
+        if self.continue_final_message:
+            if len(messages) < 2 or messages[-1]["role"] != "assistant":
+                raise UserError("continue_final_message: the last message must be an answer of the assistant")
+            begun = messages.pop()["content"]
         limit = model.model.config.block_size
-        return [model.render(messages, self.tools or None, limit, self.chat_template_kwargs)[1]]
+        return [model.render(messages, self.tools or None, limit, self.chat_template_kwargs, begun)[1]]
 
     @property
     def n_logprobs(self) -> Optional[int]:

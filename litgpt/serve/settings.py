@@ -8,7 +8,8 @@ from typing import Optional
 from litgpt.errors import UserError
 from litgpt.generate.sampling import Sampling
 
-TAKEN_PATHS = ("/health", "/metrics", "/style.css", "/script.js", "/openapi.json", "/v1")
+TAKEN_PATHS = ("/health", "/metrics", "/openapi.json")
+TAKEN_FOLDERS = ("v1", "page")
 
 
 @dataclass
@@ -99,4 +100,4 @@ def path_problem(path: str) -> Optional[str]:
     parts = path[1:].removesuffix("/").split("/")
     if not path.isprintable() or set(path) & set(" {}?#%\\") or {"", ".", ".."} & set(parts):
         return "has an empty part, a part . or .., or a character that is not allowed in the path of a URL"
-    return "is in use; choose another" if path.rstrip("/") in TAKEN_PATHS or parts[0] == "v1" else None
+    return "is in use; choose another" if path.rstrip("/") in TAKEN_PATHS or parts[0] in TAKEN_FOLDERS else None

@@ -4,6 +4,7 @@ import json
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
@@ -28,10 +29,11 @@ if TYPE_CHECKING:
 MARK, MAX_NEW_TOKENS = "QUESTION", 100
 ROWS, LENGTH = 50, 60  # for an example question: rows to look at, and characters
 MOST_SEQUENCES, MOST_TOKENS = 64, 4096  # that are decoded at once: the cache takes memory besides training
-RECORDED = 2000  # characters of a text in the file
+RECORDED, QUESTIONS = 2000, 3  # characters of a text in the file, and prompts for the chat page
 LINE = (  # of the file
     {"step": ID, **dict.fromkeys(("prompt", "reference", "answer"), str)},
     {"step": ID, "exact": ID, "rows": ID},
+    {"step": ID, "question": str},
 )
 
 
@@ -68,6 +70,8 @@ class Examples:
                 self.show_answers(when)
             with spared(f"Cannot count the exact answers ({when})", self.ranks):
                 self.count_exact(when)
+            with spared("Cannot record questions for the chat page", self.ranks):
+                self.record_questions()
             self.write()
 
     def record(self, **line: Any) -> None:
@@ -87,6 +91,12 @@ class Examples:
                 reference = expected_answer(self.tokenizer, self.dataset.val, row)
                 prompt = "..." * (len(prompt) > RECORDED) + prompt[-RECORDED:]
                 self.record(prompt=prompt, reference=cut(reference), answer=cut(answer))
+
+    def record_questions(self) -> None:
+        """Record prompts that are a single message, once in a run."""
+        if not self.dataset.plain_text and not any("question" in line for line in self.lines):
+            prompts = (prompt for row in self.chosen(ROWS) if 0 < len(prompt := self.prompt(row)) <= RECORDED)
+            self.lines += [{"step": 0, "question": text} for text in dict.fromkeys(islice(prompts, QUESTIONS))]
 
     def chosen(self, n: int) -> list[int]:
         """The first `n` validation rows, starting with the one that the options choose."""
