@@ -29,6 +29,8 @@ ALONE = {
     "gemma3": "gemma3_text",
     "mistral3": "ministral3",
     "qwen2_5_vl": "qwen2",
+    "qwen3_5": "qwen3_5_text",
+    "qwen3_5_moe": "qwen3_5_moe_text",
     "qwen3_vl": "qwen3",
 }  # their text model is written
 

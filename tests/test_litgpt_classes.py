@@ -45,7 +45,7 @@ def test_known_models():
     """The math is that of the inner config, for those that LitGPT can express."""
     with pytest.raises(UserError, match="LitGPT has no model with the same logits_scaling, norm_bias, rope_layers"):
         Config.from_name("c4ai-command-r7b-12-2024")
-    assert len(name_to_config) == len(inner_config.known_models()) - 1
+    assert 200 < len(name_to_config) < len(inner_config.known_models())
     for name in name_to_config:
         config = Config.from_name(name)
         assert not inner_config.differences(config.to_model(), inner_config.Config.from_name(name)), name

@@ -16,6 +16,7 @@ import torch
 from litgpt.__main__ import main
 from litgpt.errors import UserError
 from litgpt.storage.outputs import SINGLE, SUMS, new_folder, write_single, write_sums
+from litgpt.train.inbox import INBOX
 from litgpt.train.loop import Trainer
 from litgpt.train.metrics import FIELDS, lines_until
 from litgpt.train.optimizers import AdamW
@@ -504,7 +505,7 @@ def test_a_replaced_folder_is_never_lost(at, tmp_path, monkeypatch):
     assert any(p.name.startswith(".best.") for p in tmp_path.iterdir())
     with taken(tmp_path):
         assert (tmp_path / "best" / "text").read_text() == ("new" if at == "after" else "old")
-        assert {p.name for p in tmp_path.iterdir()} == {"best", ".lock"}
+        assert {p.name for p in tmp_path.iterdir()} == {"best", ".lock", INBOX}
 
 
 def test_two_runs_in_one_folder(base, rows_file, tmp_path, capsys):

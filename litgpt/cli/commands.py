@@ -44,7 +44,7 @@ GROUPS = {  # title: {name: (module:function, one line for `litgpt -h`)}
         "runs_list": ("litgpt.commands.runs:main", "List runs with their settings and losses (also: runs)."),
         "runs_watch": ("litgpt.commands.runs:watch", "Show that list and update it."),
         "runs_diff": ("litgpt.commands.runs:diff", "Show how two runs differ."),
-        "ctl": ("litgpt.commands.ctl:main", "Tell a live run to save, validate, answer a prompt, or stop."),
+        "ctl": ("litgpt.commands.ctl:main", "Tell a live run to save, validate, answer, or stop."),
         "validate": ("litgpt.commands.validate:main", "Check that model folders are complete and unchanged."),
         "report": ("litgpt.commands.report:main", "Write a report of runs as one HTML file."),
         "rerun": ("litgpt.commands.rerun:main", "Repeat a finished run, and compare its losses."),

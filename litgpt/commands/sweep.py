@@ -105,9 +105,9 @@ class Sweep:
     def __call__(self) -> None:
         names = ", ".join(self.trials[0].options)
         self.say(f"litgpt {spoken(self.command)}: {len(self.trials)} trials over {names} in {self.out_dir}")
-        token = kept_weights.set(KeptWeights())
         with exclusive(self.out_dir / RECORD):
             self.check_record()
+            token = kept_weights.set(KeptWeights())
             try:
                 self.train()
             finally:
