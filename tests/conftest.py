@@ -30,6 +30,7 @@ DRAWING = {"test_screen", "test_spared", "test_outputs"}  # the tests that look 
 
 
 SAMPLES = {  # the number of cases that `make test` runs of a test, spread evenly; `make test-all` runs all
+    "test_attention.py::test_causal_attention_is_torchs": 96,
     "test_benchmarks.py::test_rows_to_tokens": 0,
     "test_benchmarks.py::test_train": 0,
     "test_blocks.py::test_activation_checkpointing_changes_no_number": 1,
@@ -54,6 +55,12 @@ SAMPLES = {  # the number of cases that `make test` runs of a test, spread evenl
     "test_evaluate.py::test_the_base_in_the_same_process": 1,
     "test_evaluate.py::test_truncated_prompts_are_said_once": 1,
     "test_evaluate_rows.py::test_the_losses_are_those_of_the_run": 3,
+    "test_families.py::test_a_drawn_model_runs": 25,
+    "test_families.py::test_a_field_that_is_missing_has_the_default": 25,
+    "test_families.py::test_cache": 25,
+    "test_families.py::test_documents": 25,
+    "test_families.py::test_gradients": 25,
+    "test_families.py::test_what_is_written": 50,
     "test_families.py::test_greedy_text": 6,
     "test_families.py::test_greedy_text_of_many": 6,
     "test_families_files.py::test_nonsense_is_an_error_of_the_user": 7,
@@ -69,6 +76,7 @@ SAMPLES = {  # the number of cases that `make test` runs of a test, spread evenl
     "test_gradients.py::test_every_trained_weight_has_a_gradient": 4,
     "test_litgpt_documents_commands.py::test_what_trains": 2,
     "test_litgpt_documents_commands.py::test_what_uses_a_model": 2,
+    "test_lit_folder.py::test_there_and_back": 25,
     "test_lora.py::test_export_and_merge": 8,
     "test_methods.py::test_what_is_trained": 5,
     "test_moves.py::test_another_dtype": 30,
