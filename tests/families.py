@@ -285,7 +285,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "attention_bias": True,
         },
         "silu experts": GEMMA4_MOE
-        | {"hidden_activation": "silu", "num_experts": 4, "top_k_experts": 3, "num_global_key_value_heads": 4},
+        | {"hidden_activation": "silu", "num_experts": 4, "top_k_experts": 3, "num_global_key_value_heads": 2},
     },
     "gemma4_unified_text": {
         "plain": GEMMA4 | {"use_bidirectional_attention": "vision"},
