@@ -1,6 +1,7 @@
 """Random tiny models of every family, as `transformers` makes them."""
 
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -68,6 +69,40 @@ VISION = {
     "patch_size": 4,
 }
 GEMMA3 = SIZES | {"num_hidden_layers": 7, "head_dim": 12, "sliding_window": 20, "query_pre_attn_scalar": 20}
+GEMMA4 = SIZES | {
+    "num_hidden_layers": 7,
+    "head_dim": 12,
+    "global_head_dim": 20,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "sliding_window": 20,
+    "hidden_size_per_layer_input": 0,
+    "pad_token_id": 0,
+}
+GEMMA4_MOE = GEMMA4 | {
+    "num_hidden_layers": 3,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "enable_moe_block": True,
+    "num_experts": 5,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 20,
+}
+GEMMA4_E = GEMMA4 | {
+    "attention_k_eq_v": False,
+    "layer_types": [*["sliding_attention", "full_attention"] * 2, *["sliding_attention"] * 2, "full_attention"],
+    "hidden_size_per_layer_input": 6,
+    "vocab_size_per_layer_input": 203,
+    "num_kv_shared_layers": 3,
+    "use_double_wide_mlp": True,
+}
+GEMMA4_PARTS = {  # which are not read
+    "vision_config": VISION | {"num_key_value_heads": 2, "head_dim": 4, "position_embedding_size": 16},
+    "audio_config": None,
+}
+UNIFIED_PARTS = {
+    "vision_config": {"mm_embed_dim": 8, "mm_posemb_size": 4, "patch_size": 2, "output_proj_dims": 32},
+    "audio_config": {"audio_embed_dim": 8},
+}
 QWEN_VISION = {
     "depth": 1,
     "hidden_size": 8,
@@ -215,6 +250,69 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "vision_config": VISION,
             "mm_tokens_per_image": 4,
             "tie_word_embeddings": False,
+        },
+    },
+    "gemma4_text": {
+        "plain": GEMMA4,
+        "own values": GEMMA4
+        | {
+            "attention_k_eq_v": False,
+            "global_head_dim": 8,
+            "sliding_window": 11,
+            "layer_types": ["full_attention", *["sliding_attention"] * 2] * 2 + ["full_attention"],
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+            "final_logit_softcapping": 5.0,
+            "hidden_activation": "gelu",
+            "rope_parameters": {
+                "full_attention": {
+                    "rope_type": "proportional",
+                    "rope_theta": 5e4,
+                    "partial_rotary_factor": 0.6,
+                    "factor": 3.0,
+                },
+                "sliding_attention": {"rope_type": "default", "rope_theta": 700.0},
+            },
+        },
+        "experts": GEMMA4_MOE,
+        "per layer": GEMMA4_E,
+        "per layer keys": GEMMA4_E
+        | {
+            "hidden_activation": "silu",
+            "attention_k_eq_v": True,
+            "num_kv_shared_layers": 2,
+            "use_double_wide_mlp": False,
+            "attention_bias": True,
+        },
+        "silu experts": GEMMA4_MOE
+        | {"hidden_activation": "silu", "num_experts": 4, "top_k_experts": 3, "num_global_key_value_heads": 2},
+    },
+    "gemma4_unified_text": {
+        "plain": GEMMA4 | {"use_bidirectional_attention": "vision"},
+        "shared": GEMMA4_E,
+        "no windows": GEMMA4
+        | {
+            "num_global_key_value_heads": None,
+            "layer_types": ["full_attention"] * 7,
+            "rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 5e3}},
+        },
+    },
+    "gemma4": {
+        "plain": {"text_config": GEMMA4, **GEMMA4_PARTS},
+        "untied": {
+            "text_config": GEMMA4 | {"tie_word_embeddings": False, "final_logit_softcapping": 5.0},
+            "tie_word_embeddings": False,
+            **GEMMA4_PARTS,
+        },
+        "experts": {"text_config": GEMMA4_MOE, **GEMMA4_PARTS},
+        "per layer": {"text_config": GEMMA4_E, **GEMMA4_PARTS},
+    },
+    "gemma4_unified": {
+        "plain": {"text_config": GEMMA4, **UNIFIED_PARTS},
+        "untied": {
+            "text_config": GEMMA4 | {"tie_word_embeddings": False, "final_logit_softcapping": 5.0},
+            "tie_word_embeddings": False,
+            **UNIFIED_PARTS,
         },
     },
     "qwen2": {
@@ -605,15 +703,18 @@ def save_random(
     config = AutoConfig.for_model(model_type, **(FAMILIES[model_type][variant] | dict(changes)))
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     for name, parameter in model.named_parameters():
-        ones = "norm" in name or "ln_" in name
+        ones = "norm" in name or "ln_" in name or name.endswith("scale")
+        zeros = re.match("gemma($|[23])", model_type)  # which scale by 1 + weight
         std = 0.2 if parameter.dim() == 1 else 1.2 / parameter.shape[-1] ** 0.5
-        torch.nn.init.normal_(parameter, mean=float(ones and not model_type.startswith("gemma")), std=std)
+        torch.nn.init.normal_(parameter, mean=float(ones and not zeros), std=std)
     for name, bias in model.state_dict().items():
         if name.endswith("e_score_correction_bias"):
             torch.nn.init.normal_(bias, std=0.05)
     for name, buffer in model.named_buffers():
         if name.endswith("act_fn.beta"):
             buffer.fill_(0.7)
+        if name.endswith("layer_scalar"):
+            buffer.fill_(0.8 + 0.1 * int(name.split(".")[-2]))
     model.save_pretrained(folder, **options)
     return folder
 

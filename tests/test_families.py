@@ -91,7 +91,7 @@ def test_cache(folder):
         start = max(end for end in ends if end <= switch) if ends[-1] > switch else 0
         assert_close(torch.cat(pieces, dim=1)[:, start:], model(text)[:, start:], 1e-4)
     for layer, stored in enumerate(cache.layers):
-        if model.config.is_recurrent(layer):
+        if model.config.is_recurrent(layer) or model.config.kv_source(layer) != layer:
             assert stored is None
             continue
         assert stored is not None and stored[0].size(2) <= (model.config.window(layer) or 512)
@@ -164,7 +164,7 @@ def test_what_is_written(folder, dtype, tmp_path):
     assert before.keys() == after.keys()
     kept = weight_map(model.config).kept
     for name, tensor in before.items():
-        unchanged = kept.search(name) or name.endswith(("correction_bias", "act_fn.beta", "act_fn.eps"))
+        unchanged = kept.search(name) or name.endswith(("correction_bias", "act_fn.beta", "act_fn.eps", "layer_scalar"))
         expected = tensor if unchanged else tensor.to(dtype)
         assert after[name].dtype == expected.dtype and torch.equal(after[name], expected), name
     assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")

@@ -12,6 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from litgpt.checkpoint.folder import Checkpoint, load_weights, write_model
 from litgpt.errors import UserError
 from litgpt.families import read_config, weight_map
+from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model.gpt import GPT
 from tests.conftest import some
@@ -52,6 +53,13 @@ OLD: list[tuple[str, dict[str, Any]]] = [
         {"rope_theta": 5000.0, "rope_local_base_freq": 300.0, "rope_scaling": {"rope_type": "linear", "factor": 8}},
     ),
     ("gemma3_text", {"sliding_window_pattern": 3}),
+    ("gemma4_text", {"per_layer_config": None, "global_head_dim": 20, "num_global_key_value_heads": 1}),
+    ("gemma4_text", {"rope_parameters": None, "layer_types": None}),
+    (
+        "gemma4_text",
+        {"per_layer_config": {i: {"head_dim": 20, "num_key_value_heads": 1} for i in ("05", "06")}},
+    ),
+    ("gemma4_text", {"layer_types": [*["sliding_attention"] * 5, "full_attention", "sliding_attention"]}),
     ("cohere2", {"rope_theta": 500.0, "sliding_window_pattern": 3}),
     ("gemma2", {"layer_types": None}),
     ("glm4", {"rope_theta": 500.0, "partial_rotary_factor": 0.5}),
@@ -237,6 +245,21 @@ def test_a_quantization_state_for_each_stored_tensor(model_type, tmp_path):
     assert bool(model.eval()(ids(20)).isfinite().all())
 
 
+def test_keys_that_no_layer_uses(tmp_path):
+    """Released files of Gemma 4 have keys and values in layers that use those of another."""
+    folder = save_random(tmp_path / "m", "gemma4_text", "per layer")
+    weights = load_file(folder / "model.safetensors")
+    for leaf in ("k_proj", "v_proj", "k_norm"):
+        weights[f"model.layers.6.self_attn.{leaf}.weight"] = torch.ones(3, 2)
+    expected = ModelSource.open(folder).model(torch.float32, CPU)(ids(30))
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    assert torch.equal(ModelSource.open(folder).model(torch.float32, CPU)(ids(30)), expected)
+    weights["model.layers.3.self_attn.x_proj.weight"] = torch.ones(3, 2)
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(UserError, match=r"unknown: model\.layers\.3\.self_attn\.x_proj\.weight"):
+        ModelSource.open(folder).model(torch.float32, CPU)
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"hidden_act": "relu"}, "hidden_act 'relu'"),
     ("llama", {"head_dim": 7}, "it must be even"),
@@ -260,6 +283,30 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("gemma", {"hidden_activation": "gelu"}, "hidden_activation 'gelu'"),
     ("gemma3_text", {"attn_logit_softcapping": 30.0}, "attn_logit_softcapping 30.0"),
     ("gemma3_text", {"rope_parameters": {"rope_theta": 1.0}}, "rope_theta beside"),
+    (
+        "gemma4_text",
+        {"hidden_size_per_layer_input": 16, "vocab_size_per_layer_input": 5},
+        "vocab_size_per_layer_input 5 below",
+    ),
+    ("gemma4_text", {"num_kv_shared_layers": 6}, "num_kv_shared_layers 6, but"),
+    ("gemma4_text", {"num_kv_shared_layers": 7}, "num_kv_shared_layers 7, but"),
+    ("gemma4_text", {"enable_moe_block": True}, "num_experts"),
+    (
+        "gemma4_text",
+        {"enable_moe_block": True, "num_kv_shared_layers": 1, "use_double_wide_mlp": True, "layer_types": None},
+        "use_double_wide_mlp beside",
+    ),
+    ("gemma4_text", {"use_bidirectional_attention": "all"}, "use_bidirectional_attention 'all'"),
+    ("gemma4_text", {"partial_rotary_factor": 0.5}, "partial_rotary_factor 0.5"),
+    ("gemma4_text", {"rope_parameters": {"full_attention": {"rope_type": "yarn", "factor": 2}}}, "of type 'yarn'"),
+    ("gemma4_text", {"rope_parameters": {"full_attention": {"partial_rotary_factor": 0.5}}}, "partial_rotary_factor"),
+    ("gemma4_text", {"per_layer_config": {"0": {"head_dim": 8}}}, "per_layer_config that is not"),
+    ("gemma4_text", {"per_layer_config": {i: {"head_dim": 7} for i in "56"}}, "it must be even"),
+    (
+        "gemma4_text",
+        {"per_layer_config": {i: {"num_key_value_heads": 3} for i in "56"}},
+        "multiple of 3 key-value heads",
+    ),
     (
         "olmo3",
         {"rope_parameters": {"sliding_attention": {"rope_type": "linear", "factor": 2}}},

@@ -3,6 +3,7 @@
 import ast
 import copy
 import json
+import re
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -64,7 +65,7 @@ def compare(fields: dict[str, Any], folder: Path) -> None:
             with warnings_of_transformers():
                 theirs = AutoModelForCausalLM.from_config(config, attn_implementation="eager").float().eval()
             for name, p in theirs.named_parameters():
-                norm = p.dim() == 1 and "norm" in name and not fields["model_type"].startswith("gemma")
+                norm = p.dim() == 1 and "norm" in name and not re.match("gemma($|[23])", fields["model_type"])
                 torch.nn.init.normal_(p, float(norm), 0.2 if p.dim() == 1 else 1.2 / p.shape[-1] ** 0.5)
             expected = theirs(IDS).logits
     except Exception:

@@ -27,6 +27,8 @@ from tests.lit import MODELS, config_fields, lit_weights, save_lit
 IDS = torch.randint(2, 199, (2, 40), generator=torch.Generator().manual_seed(1))
 ALONE = {
     "gemma3": "gemma3_text",
+    "gemma4": "gemma4_text",
+    "gemma4_unified": "gemma4_unified_text",
     "mistral3": "ministral3",
     "qwen2_5_vl": "qwen2",
     "qwen3_5": "qwen3_5_text",

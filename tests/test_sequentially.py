@@ -15,6 +15,7 @@ from litgpt.model.attention import ForwardContext
 from litgpt.model.gpt import GPT
 from litgpt.model.kv_cache import EachRow
 from litgpt.model.packing import Packing
+from tests.families import save_random
 
 CPU = torch.device("cpu")
 PROMPTS = [[5], [7, 9, 11, 200], list(range(20, 90))]
@@ -39,6 +40,14 @@ def test_the_same_text(base, n, monkeypatch):
     )
     spread(model, [CPU] * n)
     assert decoded(model) == expected and used == {CPU}
+
+
+def test_keys_of_a_layer_on_another_device(tmp_path):
+    """Layers that use the keys and values of an earlier one."""
+    folder = save_random(tmp_path / "m", "gemma4_text", "per layer", changes={"vocab_size": 201})
+    expected, model = decoded(load(folder)), load(folder)
+    spread(model, [CPU, torch.device("cpu", 0)])  # which are two to `DeviceContexts`
+    assert decoded(model) == expected
 
 
 def test_blocks_are_on_their_devices(base):

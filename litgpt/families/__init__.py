@@ -17,7 +17,8 @@ FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
     "olmo olmo2 olmo3 gpt2 smollm3 granite apertus arcee cohere2 deepseek_v3 dots1 ernie4_5 ernie4_5_moe exaone4 glm4 "
     "glm4_moe glm4_moe_lite gpt_oss granitemoehybrid hunyuan_v1_dense minimax_m2 ministral3 mistral3 nemotron olmoe "
-    "qwen2_5_vl qwen2_moe qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_vl seed_oss starcoder2"
+    "qwen2_5_vl qwen2_moe qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_vl seed_oss starcoder2 "
+    "gemma4 gemma4_text gemma4_unified gemma4_unified_text"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
 POSITIVE = ("attention_scores_scalar", "attention_logit_softcapping", "final_logit_softcapping")
@@ -47,6 +48,8 @@ def read_config(fields: dict[str, Any], name: str = "") -> Config:
     except ArithmeticError as e:
         raise UserError(f"config.json has a number that is too small or too large: {e}.") from e
     check(config)
+    if (last := config.of_layer(config.n_layer - 1)) is not config:
+        check(last)
     return config
 
 

@@ -27,7 +27,9 @@ ROPE_NUMBERS: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
         (LENGTH,),  # the last two of the others are in early Phi-3 files; transformers ignores them
         ("factor", "attention_factor", "short_factor", "long_factor", "short_mscale", "long_mscale"),
     ),
+    "proportional": ((), ("factor", "partial_rotary_factor")),
 }
+WHOLE_ROPES = [name for name in ROPE_TYPES if name != "proportional"]  # of all pairs that a config rotates
 GELUS = {"gelu": "none", "gelu_new": "tanh", "gelu_pytorch_tanh": "tanh", "gelu_fast": "tanh"}
 ATTENTION_BIAS: Row = ("attention_bias", "attn_bias attn_proj_bias", False)
 
@@ -113,7 +115,7 @@ def read_gelu(fields: dict[str, Any], key: str, default: str, *others: str) -> s
 
 
 def write_activation(config: Config, tanh: str = "gelu_pytorch_tanh") -> str:
-    if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE"):
+    if config.mlp_class_name in ("LLaMAMLP", "LLaMAMoE") and config.expert_activation == "silu":
         return "silu"
     if config.mlp_class_name == "GptNeoxMLP" and config.activation != "gelu":
         return config.activation
@@ -152,7 +154,7 @@ def rope(
     partial: Optional[float] = None,
     base_key: str = "rope_theta",
     partial_key: str = "partial_rotary_factor",
-    types: Sequence[str] = tuple(ROPE_TYPES),
+    types: Sequence[str] = WHOLE_ROPES,
 ) -> Part:
     """The rotary embedding, in `rope_parameters` or in the older `rope_theta` and `rope_scaling`.
 
@@ -193,11 +195,12 @@ def read_rope(
     complete_numbers(fields, numbers, key, rope_type)
     beside = number({partial_key: partial} | fields, partial_key, 1.0)  # null: all of it
     share = float(number(numbers, "partial_rotary_factor", beside))
-    if not 0 < share <= 1 or (partial is None and share != 1):
+    known = [name for names in ROPE_NUMBERS[rope_type] for name in names]
+    if not 0 < share <= 1 or (partial is None and share != 1 and "partial_rotary_factor" not in known):
         raise UserError(f"config.json has {partial_key} {share:g}, which is not implemented for this family.")
     theta = number(numbers, "rope_theta", number(fields, base_key, base))
-    numbers = {name: v for name, v in numbers.items() if name not in ("partial_rotary_factor", "rope_theta")}
-    known = [name for names in ROPE_NUMBERS[rope_type] for name in names]
+    elsewhere = {"partial_rotary_factor", "rope_theta"}.difference(known)
+    numbers = {name: v for name, v in numbers.items() if name not in elsewhere}
     if unknown := sorted(name for name, value in numbers.items() if value is not None and name not in known):
         raise UserError(f"config.json has {', '.join(unknown)} in {key} of type {rope_type!r}, which is unknown.")
     for name, value in numbers.items():
@@ -254,9 +257,12 @@ def whole_rope(config: Config) -> dict[str, Any]:
     return {"rope_type": "default", **(write_scaling(config) or {}), "rope_theta": config.rope_base}
 
 
-def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local_key: str = "") -> dict[str, Any]:
+def read_two_ropes(
+    fields: dict[str, Any], base: float, local_base: float, local_key: str = "", **options: Any
+) -> dict[str, Any]:
     """One rope for global layers, and one of the default type for local layers. Newer files have an object for each in
-    `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the global layers."""
+    `rope_parameters`. In older ones `rope_theta` and `rope_scaling` describe the global layers. `options` are for
+    `rope`."""
     both = as_object(fields.get("rope_parameters"), "rope_parameters")
     beside = {"truncate": both.pop("truncate")} if "truncate" in both else {}  # where transformers looks for it
     unknown = {key for key, value in both.items() if value is not None} - {"full_attention", "sliding_attention"}
@@ -271,7 +277,7 @@ def read_two_ropes(fields: dict[str, Any], base: float, local_base: float, local
     everywhere |= beside | as_object(fields.get("rope_scaling"), "rope_scaling")
     flat = {k: v for k, v in fields.items() if k != "rope_scaling"} | {"rope_parameters": everywhere}
     local_base = float(number(local, "rope_theta", number(fields, local_key, local_base) if local_key else local_base))
-    return rope(base).read(flat) | {"rope_local_base_freq": local_base}
+    return rope(base, **options).read(flat) | {"rope_local_base_freq": local_base}
 
 
 WINDOW: Row = ("sliding_window", "sliding_window_size", None, lambda config: config.window(0))  # of all layers

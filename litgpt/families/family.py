@@ -25,6 +25,7 @@ NULLS = {  # null has a meaning of its own here; elsewhere it means the same as 
     *("tie_word_embeddings", "attention_bias", "use_parallel_residual", "multi_query", "parallel_attn"),
     *("scale_attn_weights", "truncate", "rope_interleave", "norm_topk_prob"),
     "q_lora_rank",  # queries without latents
+    "per_layer_config",  # layers do not differ
 }
 LARGEST = 2**31 - 1  # integer
 MOST = {"num_hidden_layers": MOST_LAYERS, "n_layer": MOST_LAYERS}
@@ -96,7 +97,7 @@ class Family:
     layer: Union[Rules, Callable[[Config], Rules]] = field(default_factory=lambda: LAYER)  # a layer's weights
     ends: Rules = field(default_factory=lambda: ENDS)  # the weights outside the layers
     prefix: str = "model.layers.{}."  # of the Hugging Face names of a layer; `{}` is its index
-    unused: str = r"rotary_emb\.inv_freq$"  # see `WeightMap`
+    unused: Union[str, Callable[[Config], str]] = r"rotary_emb\.inv_freq$"  # see `WeightMap`
     kept: Union[str, Callable[[Config], str]] = MTP
     aliases: Aliases = field(default_factory=Aliases)
 
@@ -118,10 +119,13 @@ class Family:
         return written
 
     def weight_map(self, config: Config) -> WeightMap:
-        layer = self.layer(config) if callable(self.layer) else self.layer
-        rules = {**self.ends, **in_layers(config.n_layer, layer, self.prefix)}
-        kept = self.kept if isinstance(self.kept, str) else self.kept(config)
-        return WeightMap(rules, self.unused, kept, config.tie_embeddings)
+        rules = {**self.ends}
+        for i, one in enumerate(map(config.of_layer, range(config.n_layer))):
+            if i == 0 or one is not config:
+                layer = self.layer(one) if callable(self.layer) else self.layer
+            rules |= in_layers(range(i, i + 1), layer, self.prefix)
+        unused, kept = (names if isinstance(names, str) else names(config) for names in (self.unused, self.kept))
+        return WeightMap(rules, unused, kept, config.tie_embeddings)
 
 
 class MissingField(UserError):

@@ -7,7 +7,7 @@ but a single one for all blocks in some, which may also order the rows different
 
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, Optional, Union
 
@@ -148,20 +148,16 @@ def without_wrappers(path: str) -> str:
 
 
 def in_layers(
-    n_layer: int, rules: Rules, hf_layer: str = "model.layers.{}.", our_layer: str = "transformer.h.{}."
+    layers: Iterable[int], rules: Rules, hf_layer: str = "model.layers.{}.", our_layer: str = "transformer.h.{}."
 ) -> dict[str, HFModules]:
-    """The rules of all layers from those of one: each name gets the prefix of its side. `{}` is the layer's index."""
+    """The rules of some layers from those of one: each name gets the prefix of its side. `{}` is the layer's index."""
 
     def prefixed(hf: HFModules, prefix: str) -> HFModules:
         if isinstance(hf, Stored):
             return replace(hf, module=prefix + hf.module)
         return prefix + hf if isinstance(hf, str) else [prefix + part for part in hf]
 
-    return {
-        our_layer.format(i) + ours: prefixed(hf, hf_layer.format(i))
-        for i in range(n_layer)
-        for ours, hf in rules.items()
-    }
+    return {our_layer.format(i) + ours: prefixed(hf, hf_layer.format(i)) for i in layers for ours, hf in rules.items()}
 
 
 def rows_by_group(n_head: int, n_query_groups: int, head_size: int) -> torch.Tensor:

@@ -71,7 +71,7 @@ class DeviceContexts:
         if context is not self.context:
             self.context, self.copies = context, {}
         if device not in self.copies:
-            self.copies[device] = to_device(context, device)
+            self.copies[device] = replace(to_device(context, device), lent=context.lent)
         return self.copies[device]
 
 
@@ -106,7 +106,7 @@ def on_device(
 def check_divisible(config: Config, world_size: int) -> None:
     """Raises `UserError` if the layers of this model cannot be split into this many parts."""
     widths = {"n_query_groups": config.n_query_groups, "intermediate_size": config.intermediate_size}
-    for name in ("moe_intermediate_size", "shared_intermediate_size"):
+    for name in ("global_query_groups", "moe_intermediate_size", "shared_intermediate_size"):
         if size := getattr(config, name):
             widths[name] = size
     wrong = [f"{name} {width}" for name, width in widths.items() if not width or width % world_size]
@@ -139,7 +139,8 @@ class RowParallelLinear(nn.Module):
 def part_config(config: Config, world_size: int) -> Config:
     """The config of one of equal parts of a model: fewer heads, and narrower feed-forward layers."""
     check_divisible(config, world_size)
-    names = ("n_head", "n_query_groups", "intermediate_size", "moe_intermediate_size", "shared_intermediate_size")
+    names = ["n_head", "n_query_groups", "global_query_groups", "intermediate_size"]
+    names += ["moe_intermediate_size", "shared_intermediate_size"]
     parts = {name: getattr(config, name) and getattr(config, name) // world_size for name in names}
     return replace(config, head_size=config.head_size, **parts)
 

@@ -90,6 +90,8 @@ class LLaMAAdapter:
             attention = block.attn
             if not isinstance(attention, CausalSelfAttention):
                 continue
+            if attention.source != attention.layer:
+                raise UserError(f"{self.name} needs keys and values in every layer. Layer {attention.layer} has none.")
             device = attention.proj.weight.device
             attention.prefix = Prefix(self.prompt_length, config.n_embd, config.n_head, attention.scores.scale, device)
 

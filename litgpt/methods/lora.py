@@ -357,10 +357,16 @@ class LoRA:
         if self.targets is not None:
             return [re.search(self.targets, module) is not None for module in hf]
         if name.endswith(("attn.qkv", "attn.in_qkv")):
-            return [self.query, self.key, self.value]
+            return [self.query, self.key, self.value][: len(hf)]
         if latent := re.search(r"\.attn\.(q|kv)_", name):  # one projection for keys and values
             return [self.query if latent[1] == "q" else self.key or self.value]
-        on = self.projection if ".attn." in name else self.mlp if ".mlp." in name else self.head
+        on = (
+            self.projection
+            if ".attn." in name
+            else self.mlp
+            if ".mlp." in name
+            else self.head and name.startswith("lm_head")
+        )
         return [on] * len(hf)
 
 

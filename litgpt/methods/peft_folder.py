@@ -235,6 +235,8 @@ class LoRAFolder:
                 f"With {self.file} the embedding and the head of {base.folder} have different sizes: "
                 f"{' and '.join(map(str, sorted(sizes)))} tokens. Save the adapter with save_embedding_layers=True."
             )
+        if config.per_layer_embedding and sizes != {config.padded_vocab_size}:
+            raise UserError(f"{self.file} changes the number of tokens, and {base.folder} has embeddings per layer.")
         return Overlaid(base, weights, replace(config, padded_vocab_size=sizes.pop(), tie_embeddings=tied))
 
     def full_weights(self, config: Config) -> tuple[dict[str, torch.Tensor], set[str]]:

@@ -21,8 +21,8 @@ from litgpt.model.attention_kernels import (
 )
 from litgpt.model.chunked_attention import Scores, join
 from litgpt.model.config import LATENT, Config
-from litgpt.model.kernels import remat
-from litgpt.model.kv_cache import EachRow, KVCache
+from litgpt.model.kernels import remat, rms_norm
+from litgpt.model.kv_cache import EachRow, KVCache, Pair
 from litgpt.model.linear import Linear
 from litgpt.model.norm import RMSNorm, make_qk_norm
 from litgpt.model.packing import Packing
@@ -41,6 +41,8 @@ class ForwardContext:
     rows: Sequence[int] = ()  # the cache row that each sequence continues
     each: Optional[EachRow] = None  # where new tokens are cached, if each sequence is one token of its own row
     query_scale: Optional[torch.Tensor] = None  # of each token, (T, 1)
+    per_layer: Optional[torch.Tensor] = None  # see `PerLayerInputs`
+    lent: dict[int, list[Pair]] = field(default_factory=dict)  # keys and values, by layer, that later layers use too
     masks: dict[int, torch.Tensor] = field(default_factory=dict)  # by window; 0 for no window
 
     @cached_property
@@ -81,23 +83,25 @@ class CausalSelfAttention(nn.Module):
 
     def __init__(self, config: Config, layer: int) -> None:
         super().__init__()
-        self.config = config
-        self.layer = layer
+        self.layer, self.source = layer, config.kv_source(layer)
+        later = range(layer + 1, config.n_layer) if config.kv_shared_layers else ()
+        self.lends = any(config.kv_source(other) == layer for other in later)
+        self.config = config = config.of_layer(layer)
         self.proj = Linear(config.n_head * config.value_size, config.n_embd, bias=bool(config.attn_proj_bias))
         self.add_projections(config)
         self.rope = config.rope_kind(layer)
-        self.n_groups = config.n_query_groups
+        self.n_groups = config.n_query_groups if self.source == layer else 0
         scale = (config.attention_scores_scalar or config.head_size) ** -0.5
         self.without_sinks = Scores(scale, config.attention_logit_softcapping, config.window(layer))
         self.sinks = Sinks(config.n_head) if config.attention_sinks else None
         self.prefix: Optional[nn.Module] = None  # set by litgpt.methods.adapter
 
     def add_projections(self, config: Config) -> None:
-        self.qkv = Linear(config.n_embd, sum(config.qkv_sizes), bias=bool(config.attn_bias))
-        self.qkv.parts = config.qkv_sizes  # type: ignore[assignment]
+        self.qkv = Linear(config.n_embd, sum(config.projection_sizes), bias=bool(config.attn_bias))
+        self.qkv.parts = config.projection_sizes  # type: ignore[assignment]
         if config.norm_qk:
             self.norm_q = make_qk_norm(config, config.n_head)
-            self.norm_k = make_qk_norm(config, config.n_query_groups)
+            self.norm_k = make_qk_norm(config, config.n_query_groups) if self.source == self.layer else nn.Identity()
 
     @property
     def scores(self) -> Scores:
@@ -116,22 +120,31 @@ class CausalSelfAttention(nn.Module):
 
     def prefix_projection(self) -> tuple[Callable[[torch.Tensor], torch.Tensor], tuple[int, int, int]]:
         """What computes the keys and values of a prefix, side by side after queries, and their numbers of features."""
-        return self.qkv, self.config.qkv_sizes
+        return self.project_all, self.config.qkv_sizes
+
+    def project_all(self, x: torch.Tensor) -> torch.Tensor:
+        """Queries, keys and values side by side."""
+        qkv = self.qkv(x)
+        if len(self.config.projection_sizes) != 2:
+            return qkv
+        return torch.cat([qkv, qkv[..., -self.config.qkv_sizes[1] :]], dim=-1)
 
     def project(self, x: torch.Tensor, *rope: torch.Tensor) -> tuple[torch.Tensor, ...]:
         """Queries, keys and values, (B, n or g, T, hs), in memory order (B, T, heads, hs), and the gate of the result
         if there is one, (B, T, n, hs)."""
         config = self.config
         gate: tuple[torch.Tensor, ...] = ()
-        qkv = self.qkv(x)
-        qkv = qkv.unflatten(2, (-1, config.head_size))  # (B, T, n + 2 g, hs)
+        qkv = self.project_all(x).unflatten(2, (-1, config.head_size))  # (B, T, n + 2 g, hs)
         if config.attention_gate:  # the gate of a head follows its query
             q, kv = qkv.split_with_sizes([2 * config.n_head, 2 * self.n_groups], dim=2)
             qkv, gate = torch.cat([q[:, :, ::2], kv], dim=2), (q[:, :, 1::2],)
         qk, v = qkv.split_with_sizes([config.n_head + self.n_groups, self.n_groups], dim=2)
         qk = remat(qk, self.normalize_and_rotate, *rope)
         q, k = qk.transpose(1, 2).split_with_sizes([config.n_head, self.n_groups], dim=1)
-        return q, k, self.clip(v).transpose(1, 2), *gate
+        v = self.clip(v)
+        if config.norm_v:
+            v = remat(v, rms_norm, v.new_ones(config.value_size), config.norm_eps)
+        return q, k, v.transpose(1, 2), *gate
 
     def normalize_and_rotate(self, qk: torch.Tensor, *rope: torch.Tensor) -> torch.Tensor:
         """Queries and keys, (B, T, n + g, hs), with the norms and the rope of this layer, if it has them."""
@@ -160,28 +173,37 @@ class CausalSelfAttention(nn.Module):
     ) -> torch.Tensor:
         """Attention within each of the sequences, and to their cached tokens. Shapes as in `attend`."""
         cache = context.cache
+        if self.source != self.layer:
+            pairs = [(k.to(q.device), v.to(q.device)) for k, v in context.lent[self.source]]
+        else:
+            pairs = self.extended(k, v, context)
+        if self.lends:
+            context.lent[self.layer] = pairs
+        k, v = pairs[0]
         if cache is None:
             if len(v) == 1:
                 return packed_attention(q, k, v, self.scores, context.packing)
             return causal_attention(q, k, v, self.scores)
         if context.each is not None:
-            return self.attend_single_tokens(q, k, v, cache, context.each)
-        outputs = []
-        sequences = zip(*(t.split_with_sizes(context.packing.seqlens, dim=2) for t in (q, k, v)))
-        for row, (q, k, v) in zip(context.rows, sequences):
-            keys, values = cache.append(self.layer, row, k, v)
-            if keys.size(2) > k.size(2) or k.size(2) == 1:
-                k, v = keys, values
-            outputs.append(self.attend(q.to(k.dtype), k, v, context).to(q.dtype))
-        return join(outputs)
+            y = single_attention(q.permute(2, 1, 0, 3).to(k.dtype), k, v, self.scores, context.each)  # (T, n, 1, hs)
+            return y.permute(2, 1, 0, 3).to(q.dtype)
+        queries = q.split_with_sizes(context.packing.seqlens, dim=2)
+        return join([self.attend(q.to(k.dtype), k, v, context).to(q.dtype) for q, (k, v) in zip(queries, pairs)])
 
-    def attend_single_tokens(
-        self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, cache: KVCache, each: EachRow
-    ) -> torch.Tensor:
-        """Attention of one token of each of T sequences to its own sequence. Shapes as in `attend`, B is 1."""
-        k, v = cache.append_to_each(self.layer, each, *(t[0].transpose(0, 1) for t in (k, v)))
-        y = single_attention(q.permute(2, 1, 0, 3).to(k.dtype), k, v, self.scores, each)  # (T, n, 1, hs)
-        return y.permute(2, 1, 0, 3).to(q.dtype)
+    def extended(self, k: torch.Tensor, v: torch.Tensor, context: ForwardContext) -> list[Pair]:
+        """The keys and values that the tokens may attend to: for each sequence, if there is a cache, where the new ones
+        are added; else, and for single tokens, one pair for all."""
+        cache = context.cache
+        if cache is None:
+            return [(k, v)]
+        if context.each is not None:
+            return [cache.append_to_each(self.layer, context.each, *(t[0].transpose(0, 1) for t in (k, v)))]
+        pairs = []
+        sequences = zip(*(t.split_with_sizes(context.packing.seqlens, dim=2) for t in (k, v)))
+        for row, (k, v) in zip(context.rows, sequences):
+            keys, values = cache.append(self.layer, row, k, v)
+            pairs.append((keys, values) if keys.size(2) > k.size(2) or k.size(2) == 1 else (k, v))
+        return pairs
 
     def attend(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         """Causal attention of the last T of S tokens, within the window. `q` and the result are (B, n, T, hs), `k` and

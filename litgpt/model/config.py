@@ -1,7 +1,7 @@
 """The configuration of a model: its sizes and the switches of its math."""
 
 from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from functools import cache
 from pathlib import Path
 from typing import Any, Optional, get_args, get_origin
@@ -28,6 +28,8 @@ class Config:
     n_head: int = 32
     n_query_groups: int = 0  # heads of keys and values; as many as queries by default
     head_size: int = 0  # the width divided by the number of heads by default
+    global_head_size: Optional[int] = None  # of layers without a window; `head_size` by default
+    global_query_groups: Optional[int] = None  # of layers without a window; `n_query_groups` by default
     intermediate_size: int = 0  # four times the width by default
 
     # the block
@@ -43,6 +45,7 @@ class Config:
     parallel_residual: bool = False  # attention and feed-forward read the same input
     shared_attention_norm: bool = False  # ... after the same norm
     residual_multiplier: float = 1.0  # scales what attention and feed-forward add to the stream
+    layer_scalar: bool = False  # the stream is scaled after each layer, by a number that is not trained
     bias: bool = False  # in every linear layer of a block, ...
     attn_bias: Optional[bool] = None  # ... unless these override it: in q, k, v
     attn_proj_bias: Optional[bool] = None  # in the projection after attention
@@ -56,11 +59,15 @@ class Config:
     norm_qk: bool = False
     norm_qk_type: str = "default"  # per head, one weight; `olmo2`: over all heads; `each_head`: a weight for each head
     norm_qk_after_rope: bool = False
+    norm_v: bool = False  # values have a norm without weights, per head
     clip_qkv: Optional[float] = None
+    global_keys_as_values: bool = False  # layers without a window project values as keys, before the norms and the rope
     latent_attention: Optional[dict[str, Any]] = None  # sizes, named as by LATENT: q, k and v are expanded from latents
     latent_norm_eps: Optional[float] = None  # of the norms of the latents; `norm_eps` by default
     attention_sinks: bool = False  # each head has a learned score that takes a share of its attention
     attention_gate: bool = False  # what attention returns is scaled by the sigmoid of more rows of the query projection
+    kv_shared_layers: int = 0  # the last layers have no keys and values, but use those of an earlier layer, ...
+    wide_shared_layers: bool = False  # ... and have an MLP of twice the width
     sliding_window_size: Optional[int] = None  # tokens that a local layer sees, including the current one
     sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
 
@@ -101,6 +108,8 @@ class Config:
     n_shared_expert: int = 0  # experts that every token goes through, as one wide MLP beside those that it chooses
     shared_intermediate_size: Optional[int] = None  # its width, if that is not as many times the width of an expert
     shared_expert_gate: bool = False  # scales the output of the shared experts by a sigmoid, for each token
+    expert_activation: str = "silu"  # of the gates of all experts, or gelu
+    expert_norms: bool = False  # norms before and after the chosen experts and the shared ones, and a `ScaledRouter`
     gate_bias: bool = False  # in the layer that computes the scores
     swiglu_alpha: Optional[float] = None  # SwiGLU with a gate of gate * sigmoid(alpha * gate), times up + 1, ...
     swiglu_limit: Optional[float] = None  # ... where gate is at most this number, and up between it and its negative
@@ -108,6 +117,8 @@ class Config:
     # the ends
     scale_embeddings: bool = False  # by the root of the width
     embedding_multiplier: float = 1.0
+    per_layer_embedding: int = 0  # the width of what each layer gets for each token beside the stream; 0 without
+    per_layer_vocab_size: int = 0  # rows of the embedding for this
     lm_head_bias: bool = False
     tie_embeddings: bool = False  # the head's weight is the embedding's
     logits_scaling: float = 1.0  # logits are divided by it
@@ -166,6 +177,41 @@ class Config:
             return self.latent_attention["qk_rope_head_dim"]
         return int(self.rotary_percentage * self.head_size)
 
+    def of_layer(self, layer: int) -> "Config":
+        """The config with the sizes of this layer, where layers differ."""
+        changes: dict[str, Any] = {}
+        if self.global_head_size or self.global_query_groups or self.global_keys_as_values:
+            size, groups = self.global_head_size or self.head_size, self.global_query_groups or self.n_query_groups
+            changes = {"head_size": size, "n_query_groups": groups}
+            if self.window(layer) is not None:
+                changes = {"global_head_size": None, "global_query_groups": None, "global_keys_as_values": False}
+        if self.kv_shared_layers:
+            shared = self.kv_source(layer) != layer
+            width = self.intermediate_size * (2 if shared and self.wide_shared_layers else 1)
+            changes |= {"intermediate_size": width, "wide_shared_layers": False}
+            changes["kv_shared_layers"] = self.n_layer if shared else 0
+        return replace(self, **changes) if changes else self
+
+    def kv_source(self, layer: int) -> int:
+        """The layer whose keys and values this layer uses: itself, or the last one of its kind that has its own."""
+        own = range(self.n_layer - self.kv_shared_layers)
+        if layer in own:
+            return layer
+        kind = self.window(layer) is None
+        return next((i for i in reversed(own) if (self.window(i) is None) == kind), -1)
+
+    @property
+    def projection_sizes(self) -> tuple[int, ...]:
+        """`qkv_sizes` without what the layer with this config does not project; see `of_layer`."""
+        return self.qkv_sizes[: 1 if self.kv_shared_layers else 2 if self.global_keys_as_values else 3]
+
+    @property
+    def gelu_gates(self) -> bool:
+        """Whether MLPs, or experts, have gates with GELU."""
+        return self.mlp_class_name == "GemmaMLP" or (
+            self.mlp_class_name == "LLaMAMoE" and self.expert_activation == "gelu"
+        )
+
     def window(self, layer: int) -> Optional[int]:
         """How many tokens this layer sees, including the current one; None if all."""
         return self.sliding_window_size if on(self.sliding_window_indices, layer) else None
@@ -185,7 +231,7 @@ class Config:
     def mlp_sizes(self, layer: int) -> list[int]:
         """The widths of the MLPs of a layer, of each expert and of the shared ones."""
         if self.mlp_class(layer) != "LLaMAMoE":
-            return [self.intermediate_size]
+            return [self.of_layer(layer).intermediate_size]
         one = self.moe_intermediate_size or self.intermediate_size
         return [one] * self.n_expert + [self.shared_size] * bool(self.shared_size)
 
@@ -418,11 +464,16 @@ def meaning(config: Config) -> dict[str, Any]:
     found["moe_intermediate_size"] = c.moe_intermediate_size or c.intermediate_size
     found["shared_intermediate_size"] = c.shared_size
     unused = set() if c.query_scale else {"query_scale_length"}
+    unused |= set() if c.kv_shared_layers else {"wide_shared_layers"}
+    unused |= set() if c.per_layer_embedding else {"per_layer_vocab_size"}
+    for name, size in (("global_head_size", c.head_size), ("global_query_groups", c.n_query_groups)):
+        if None not in found["sliding_window_size"] or getattr(c, name) in (None, size):
+            unused |= {name}
     unused |= {"sliding_window_indices", "rope_indices", "moe_layers", "n_shared_expert"}
     if "LLaMAMoE" not in mlps:
         unused |= {"n_expert", "n_expert_per_token", "norm_topk_prob", "moe_intermediate_size"}
         unused |= {"shared_intermediate_size", "shared_expert_gate", "router_scores", "router_bias"}
-        unused |= {"routed_scaling_factor"}
+        unused |= {"routed_scaling_factor", "expert_activation", "expert_norms"}
     if "LLaMAMoE" not in mlps or c.n_topk_groups == c.n_expert_groups:
         unused |= {"n_expert_groups", "n_topk_groups", "n_topk_scores_per_group"}
     if c.latent_attention is None:
@@ -431,7 +482,7 @@ def meaning(config: Config) -> dict[str, Any]:
         unused |= {"intermediate_size"}
     if "GptNeoxMLP" not in mlps:
         unused |= {"activation"}
-    if "GemmaMLP" not in mlps and ("GptNeoxMLP" not in mlps or c.activation != "gelu"):
+    if not c.gelu_gates and ("GptNeoxMLP" not in mlps or c.activation != "gelu"):
         unused |= {"gelu_approximate"}
     if not c.norm_qk:
         unused |= {"norm_qk_type", "norm_qk_after_rope"}

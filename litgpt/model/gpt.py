@@ -9,16 +9,17 @@ from typing import Any, Optional
 
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.attention import CausalSelfAttention, ForwardContext, MultiheadLatentAttention, Sinks
 from litgpt.model.config import Config
 from litgpt.model.delta_net import CausalConv, GatedDeltaNet
 from litgpt.model.devices import to_device
-from litgpt.model.kernels import saved_tensors
+from litgpt.model.kernels import remat, saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
-from litgpt.model.mlp import MLPS, XIELU, LLaMAMoE, Router
+from litgpt.model.mlp import MLPS, XIELU, LLaMAMoE, Router, ScaledRouter
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.packing import Packing
 from litgpt.model.rope import make_ropes
@@ -45,10 +46,12 @@ class Block(nn.Module):
         self.attn = mixer(config, layer)(config, layer)
         self.post_attention_norm = norm(config.post_attention_norm)
         self.norm_2 = norm(config.norm_2 and not config.shared_attention_norm)
-        self.mlp = MLPS[config.mlp_class(layer)](config)
+        self.mlp = MLPS[config.mlp_class(layer)](config.of_layer(layer))
         self.post_mlp_norm = norm(config.post_mlp_norm)
         self.parallel, self.shared = config.parallel_residual, config.shared_attention_norm
         self.multiplier = config.residual_multiplier
+        self.per_layer = PerLayerGate(config, layer) if config.per_layer_embedding else None
+        self.scale = LayerScalar() if config.layer_scalar else nn.Identity()
 
     def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
         normed = self.norm_1(x)
@@ -56,7 +59,60 @@ class Block(nn.Module):
         if self.parallel:
             return x + attended + self.mlp(normed if self.shared else self.norm_2(x))
         x = torch.add(x, attended, alpha=self.multiplier)
-        return torch.add(x, self.post_mlp_norm(self.mlp(self.norm_2(x))), alpha=self.multiplier)
+        x = torch.add(x, self.post_mlp_norm(self.mlp(self.norm_2(x))), alpha=self.multiplier)
+        return self.scale(x if self.per_layer is None else self.per_layer(x, context))
+
+
+class PerLayerInputs(nn.Module):
+    """What each layer gets for each token beside the stream, (B, T, n_layer, size): an embedding of its own, and a
+    projection of the embedding (https://ai.google.dev/gemma/docs/gemma-3n)."""
+
+    def __init__(self, config: Config) -> None:
+        super().__init__()
+        width, self.size = config.n_embd, config.per_layer_embedding
+        self.wte = Embedding(config.per_layer_vocab_size, config.n_layer * self.size)
+        self.down = Linear(width, config.n_layer * self.size, bias=False)
+        self.norm = make_norm(config, self.size)
+
+    def forward(self, idx: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
+        embedded = self.wte(idx) * torch.tensor(self.size**0.5, dtype=x.dtype)  # rounded, as in `GPT.hidden`
+        projected = self.norm((self.down(x) * x.size(-1) ** -0.5).unflatten(-1, (-1, self.size)))
+        return (projected + embedded.view_as(projected)) * 2**-0.5
+
+
+class PerLayerGate(nn.Module):
+    """Adds what a layer gets for each token to the stream, gated by the stream."""
+
+    def __init__(self, config: Config, layer: int) -> None:
+        super().__init__()
+        self.layer, self.gelu, self.approximate = layer, config.gelu_gates, config.gelu_approximate
+        self.gate = Linear(config.n_embd, config.per_layer_embedding, bias=False)
+        self.proj = Linear(config.per_layer_embedding, config.n_embd, bias=False)
+        self.norm = make_norm(config, config.n_embd)
+
+    def forward(self, x: torch.Tensor, context: ForwardContext) -> torch.Tensor:
+        assert context.per_layer is not None
+        gate = remat(self.gate(x), self.activation)
+        return x + self.norm(self.proj(gate * context.per_layer[:, :, self.layer]))
+
+    def activation(self, gate: torch.Tensor) -> torch.Tensor:
+        return F.gelu(gate, approximate=self.approximate) if self.gelu else F.silu(gate)
+
+
+class LayerScalar(nn.Module):
+    """A number that scales the output of a layer, and stays as it is."""
+
+    layer_scalar: torch.Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("layer_scalar", torch.ones(1))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.layer_scalar)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.layer_scalar.to(x.dtype)
 
 
 class Transformer(nn.Module):
@@ -65,8 +121,15 @@ class Transformer(nn.Module):
         self.wte = Embedding(config.padded_vocab_size, config.n_embd)
         if config.learned_positions:
             self.wpe = Embedding(config.block_size, config.n_embd)
+        if config.per_layer_embedding:
+            self.per_layer = PerLayerInputs(config)
         self.h = nn.ModuleList(Block(config, layer) for layer in range(config.n_layer))
         self.ln_f = make_norm(config, config.n_embd)
+
+
+OWN_START = (  # layers with a `reset_parameters` of their own
+    *(RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks, CausalConv, GatedDeltaNet, LayerScalar, ScaledRouter),
+)
 
 
 class ScaledHead(nn.Module):
@@ -143,7 +206,7 @@ class GPT(nn.Module):
                     nn.init.normal_(module.weight, std=std)
                     if not isinstance(module, nn.Embedding) and module.bias is not None:
                         nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks, CausalConv, GatedDeltaNet)):
+            if isinstance(module, OWN_START):
                 with unsharded(module):
                     module.reset_parameters()
         self.stack_experts()
@@ -191,6 +254,8 @@ class GPT(nn.Module):
         if self.config.query_scale:  # https://ai.meta.com/blog/llama-4-multimodal-intelligence
             times = (positions / self.config.query_scale_length).floor()
             context.query_scale = (1 + self.config.query_scale * times.log1p()).to(x.dtype)[:, None]
+        if self.config.per_layer_embedding:
+            context.per_layer = self.transformer.per_layer(idx, x)
         if cache is not None and len(rows) > 1 and max(seqlens) == 1:
             context.each = cache.each_row(rows, rows_on_device, positions)
         with self.saved_tensors(x):

@@ -13,8 +13,9 @@ from torch import nn
 from torch.nn import functional as F
 
 from litgpt.model.config import Config
-from litgpt.model.kernels import remat, stacked
+from litgpt.model.kernels import remat, rms_norm, stacked
 from litgpt.model.linear import Linear, linear
+from litgpt.model.norm import make_norm
 
 
 class LLaMAMLP(nn.Module):
@@ -52,8 +53,8 @@ class LLaMAMLP(nn.Module):
 class GemmaMLP(LLaMAMLP):
     """GeGLU: the same with GELU instead of SiLU."""
 
-    def __init__(self, config: Config) -> None:
-        super().__init__(config)
+    def __init__(self, config: Config, intermediate_size: Optional[int] = None) -> None:
+        super().__init__(config, intermediate_size)
         self.approximate = config.gelu_approximate
 
     def activation(self, gate: torch.Tensor) -> torch.Tensor:
@@ -147,6 +148,23 @@ class BiasedRouter(Router):
         return self
 
 
+class ScaledRouter(Router):
+    """The router of Gemma 4, for normalized tokens. The dimensions of these, and the shares of each expert, have a
+    factor that is learned."""
+
+    def __init__(self, n_embd: int, n_expert: int, eps: float) -> None:
+        super().__init__(n_embd, n_expert)
+        self.eps = eps
+        self.scale, self.per_expert_scale = (nn.Parameter(torch.ones(size)) for size in (n_embd, n_expert))
+
+    def reset_parameters(self) -> None:
+        nn.init.ones_(self.scale)
+        nn.init.ones_(self.per_expert_scale)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        return super().forward(remat(tokens, rms_norm, self.scale * self.in_features**-0.5, self.eps))
+
+
 class LLaMAMoE(nn.Module):
     """A mixture of experts: each token goes through the experts with the highest scores.
 
@@ -158,10 +176,18 @@ class LLaMAMoE(nn.Module):
         super().__init__()
         size = config.moe_intermediate_size or config.intermediate_size
         self.config = config
+        kind = GemmaMLP if config.expert_activation == "gelu" else LLaMAMLP
         router = BiasedRouter if config.router_bias else Router
-        self.gate = router(config.n_embd, config.n_expert, config.gate_bias)
-        self.experts = nn.ModuleList(LLaMAMLP(config, size) for _ in range(config.n_expert))
-        self.shared_experts = LLaMAMLP(config, config.shared_size) if config.shared_size else None
+        self.gate = (
+            ScaledRouter(config.n_embd, config.n_expert, config.norm_eps)
+            if config.expert_norms
+            else router(config.n_embd, config.n_expert, config.gate_bias)
+        )
+        self.experts = nn.ModuleList(kind(config, size) for _ in range(config.n_expert))
+        self.shared_experts = kind(config, config.shared_size) if config.shared_size else None
+        self.norm_in, self.norm_out, self.shared_norm_in, self.shared_norm_out = (
+            make_norm(config, config.n_embd) if config.expert_norms else nn.Identity() for _ in range(4)
+        )
         self.shared_expert_gate = Linear(config.n_embd, 1, bias=False) if config.shared_expert_gate else None
         self.stacks: Optional[tuple[torch.Tensor, torch.Tensor]] = None  # (n_expert, out, in) of `fc` and of `proj`
 
@@ -170,9 +196,9 @@ class LLaMAMoE(nn.Module):
         shares, chosen = self.choose(self.gate(tokens))  # (N, n_chosen)
         by_expert, order = chosen.flatten().sort(stable=True)  # (N * n_chosen,)
         owners = order // chosen.size(1)  # the token of each choice
-        y = self.run_experts(remat(tokens, torch.index_select, 0, owners), by_expert)
+        y = self.run_experts(remat(self.norm_in(tokens), torch.index_select, 0, owners), by_expert)
         y = y * shares.flatten()[order, None]
-        y = torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x)
+        y = self.norm_out(torch.zeros_like(tokens).index_add(0, owners, y.to(x.dtype)).view_as(x))
         return y if self.shared_experts is None else y + self.shared(x)
 
     def choose(self, logits: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -193,11 +219,13 @@ class LLaMAMoE(nn.Module):
         shares = scores.gather(-1, chosen)
         if c.norm_topk_prob:
             shares = shares / (shares.sum(-1, keepdim=True) + 1e-20)
+        if isinstance(self.gate, ScaledRouter):
+            shares = shares * self.gate.per_expert_scale[chosen]
         return shares * c.routed_scaling_factor, chosen
 
     def shared(self, x: torch.Tensor) -> torch.Tensor:
         """The output of the experts that every token goes through (https://arxiv.org/abs/2401.06066)."""
-        y = self.shared_experts(x)  # type: ignore[misc]
+        y = self.shared_norm_out(self.shared_experts(self.shared_norm_in(x)))  # type: ignore[misc]
         return y if self.shared_expert_gate is None else self.shared_expert_gate(x).sigmoid() * y
 
     def run_experts(self, tokens: torch.Tensor, by_expert: torch.Tensor) -> torch.Tensor:

@@ -51,10 +51,11 @@ class Rope:
 def make_ropes(config: Config) -> list[Rope]:
     if config.rope_n_elem == 0:
         return []
+    sizes = {config.rope_kind(i): config.of_layer(i).rope_n_elem for i in range(config.n_layer)}
     size, interleave = config.rope_n_elem, config.rope_interleave
-    ropes = [Rope(size, config.rope_base, config.rope_type, config.rope_adjustments, interleave)]
+    ropes = [Rope(sizes.get(0, size), config.rope_base, config.rope_type, config.rope_adjustments, interleave)]
     if config.rope_local_base_freq is not None:
-        ropes.append(Rope(size, config.rope_local_base_freq, "default", {}, interleave))
+        ropes.append(Rope(sizes.get(1, size), config.rope_local_base_freq, "default", {}, interleave))
     return ropes
 
 
@@ -133,4 +134,11 @@ def longrope(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -
     return 1 / (factors * slowness), float(temperature)
 
 
-ROPE_TYPES = {f.__name__: f for f in (default, linear, llama3, yarn, longrope)}
+def proportional(slowness: torch.Tensor, numbers: Numbers, size: int, base: float) -> tuple[torch.Tensor, float]:
+    """Only a share of the pairs rotates, the fast ones, slowed by `factor`. As in Gemma 4."""
+    rotating = int(numbers.get("partial_rotary_factor", 1.0) * size // 2)
+    inverse = torch.cat([1 / slowness[:rotating], torch.zeros_like(slowness[rotating:])])
+    return (inverse / float(numbers.get("factor", 1.0)))[None], 1.0
+
+
+ROPE_TYPES = {f.__name__: f for f in (default, linear, llama3, yarn, longrope, proportional)}

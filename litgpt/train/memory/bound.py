@@ -24,7 +24,9 @@ def upper_bound(run: "Run", rows: int) -> float:
     tokens = int(lengths.topk(min(rows, len(lengths))).values.sum())
     experts = config.n_expert_per_token * (config.moe_intermediate_size or config.intermediate_size)
     experts += config.shared_size
-    width = config.n_embd + config.n_head * config.head_size + max(config.intermediate_size, experts)
+    layers = [config.of_layer(i) for i in range(config.n_layer)]
+    size, wide = max(c.head_size for c in layers), max(c.intermediate_size for c in layers)
+    width = config.n_embd + config.n_head * size + max(wide, experts)
     kept = tokens * (config.n_layer + 1) * FEATURES * width * 4
     logits = 3 * 4 * LOGITS * config.padded_vocab_size
     return 2 * run.n_parameters * itemsize + STATE * n_trained + kept + logits
