@@ -13,22 +13,26 @@ from torch import nn
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.attention import CausalSelfAttention, ForwardContext, MultiheadLatentAttention, Sinks
 from litgpt.model.config import Config
-from litgpt.model.delta_net import CausalConv, GatedDeltaNet
+from litgpt.model.delta_net import GatedDeltaNet
 from litgpt.model.devices import to_device
 from litgpt.model.kernels import saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
+from litgpt.model.mamba2 import Mamba2
 from litgpt.model.mlp import MLPS, XIELU, LLaMAMoE, Router
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.packing import Packing
+from litgpt.model.recurrent import CausalConv, RecurrentLayer, ShortConv
 from litgpt.model.rope import make_ropes
 from litgpt.model.sharded import unsharded
+
+RECURRENT: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (GatedDeltaNet, Mamba2, ShortConv)}
 
 
 def mixer(config: Config, layer: int) -> type[nn.Module]:
     """The class of the module that mixes tokens in this layer."""
     if config.is_recurrent(layer):
-        return GatedDeltaNet
+        return RECURRENT[config.recurrent_class_name]
     return CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
 
 
@@ -143,7 +147,7 @@ class GPT(nn.Module):
                     nn.init.normal_(module.weight, std=std)
                     if not isinstance(module, nn.Embedding) and module.bias is not None:
                         nn.init.zeros_(module.bias)
-            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks, CausalConv, GatedDeltaNet)):
+            elif isinstance(module, (RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks, CausalConv, RecurrentLayer)):
                 with unsharded(module):
                     module.reset_parameters()
         self.stack_experts()
