@@ -40,10 +40,12 @@ class Decays(NamedTuple):
         def decayed(logs: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
             return logs.masked_fill(~seen, -torch.inf).exp()
 
-        sums = in_chunks(decay, 2).cumsum(-1)
+        logs = in_chunks(decay, 2)
+        sums = logs.cumsum(-1)
+        between = logs[..., None].expand(*logs.shape, CHUNK).tril(-1).cumsum(-2)  # a difference of sums loses digits
         return cls(
-            decayed(sums[..., :, None] - sums[..., None, :], (mine[:, :, None] == mine[:, None, :]).tril()),
+            decayed(between, (mine[:, :, None] == mine[:, None, :]).tril()),
             decayed(sums, mine == before)[..., None],
-            decayed(sums[..., -1:] - sums, mine == last)[..., None],
+            decayed(between[..., -1, :], mine == last)[..., None],
             decayed(sums[..., -1:], before == last)[..., None],
         )

@@ -71,7 +71,7 @@ class Mamba2(RecurrentLayer):
         return F.softplus(step.to(dtype) + bias.to(dtype)).clamp(*self.limit)
 
     def heads(self, mixed: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        """Values (B, T, H, V), the parts of `scan`."""
+        """Values, and the arguments of `state_space`."""
         v, k, q = F.silu(mixed).to(step.dtype).split_with_sizes(self.mixed_sizes, dim=-1)
         k, q = (t.unflatten(-1, (self.groups, self.key_size)) for t in (k, q))
         v = v.unflatten(-1, (step.size(-1), -1))
