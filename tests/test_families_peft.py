@@ -474,7 +474,8 @@ def test_loss_curve(model_type, files, tokenizer_file, tmp_path):  # noqa: F811
     finetune(base, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
     expected = reference(base, files, tmp_path / "start" / "final", ["q_proj", "v_proj", "in_proj"])
     curve = losses(finetune(base, files, tmp_path / "out", *flags))
-    close = 1e-3 if model_type == "apertus" else 1e-4  # the squares of xIELU enlarge what rounding changes
+    # the squares of xIELU enlarge what rounding changes, as do the decays of Mamba 2
+    close = {"apertus": 1e-3, "granitemoehybrid": 2e-4}.get(model_type, 1e-4)
     assert len(curve) == 20 and curve == pytest.approx(expected, abs=close) and curve[-1] < curve[0] - 0.2
 
 
