@@ -127,6 +127,14 @@ GRANITE4 = SIZES | {
     "hidden_size": 64,  # twice of which is a multiple of the heads that Mamba layers would have
     "time_step_limit": [0.0, 1.0],  # its default, infinity, is no JSON
 }
+MAMBA = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention"],
+    "mamba_n_heads": 8,
+    "mamba_n_groups": 2,
+    "mamba_d_state": 12,
+    "mamba_d_conv": 3,
+    "time_step_limit": [0.0, 90.0],  # above all steps, since transformers ignores it where it decodes
+}
 OLMOE = {"num_experts": 5, "num_experts_per_tok": 4}
 LONG = {"llama_4_scaling_beta": 0.4, "original_max_position_embeddings": 25, "rope_theta": 3000.0}
 MINISTRAL3 = SIZES | {"head_dim": 12, "rope_parameters": YARN | {"llama_4_scaling_beta": 0.7, "mscale": 0.8}}
@@ -489,6 +497,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
         },
     },
     "granitemoehybrid": {
+        "mamba": GRANITE4 | MAMBA | {"tie_word_embeddings": True, "residual_multiplier": 0.3},
         "rope": GRANITE4
         | {
             "position_embedding_type": "rope",
@@ -499,6 +508,18 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "tie_word_embeddings": True,
         },
         "no rope": GRANITE4 | {"attention_bias": True, "head_dim": 12, "hidden_act": "gelu", "num_key_value_heads": 4},
+        "mamba biases": GRANITE4
+        | MAMBA
+        | {
+            "mamba_n_groups": 3,
+            "mamba_n_heads": 6,
+            "mamba_d_head": 32,
+            "mamba_expand": 3,
+            "mamba_d_conv": 2,
+            "mamba_conv_bias": False,
+            "mamba_proj_bias": True,
+            "position_embedding_type": "rope",
+        },
     },
     "hunyuan_v1_dense": {
         "plain": SIZES | {"head_dim": 12, "tie_word_embeddings": True, "rope_parameters": ALPHA},
@@ -677,6 +698,22 @@ FAMILIES |= {
     },
     "qwen3_5_moe": {
         "plain": {"text_config": QWEN3_5_MOE, "vision_config": QWEN_VISION, "tie_word_embeddings": False},
+    },
+}
+LFM2 = SIZES | {"norm_eps": 0.03, "block_multiple_of": 12, "layer_types": ["conv", "full_attention", "conv"]}
+FAMILIES |= {
+    "lfm2": {
+        "plain": LFM2 | {"block_ffn_dim_multiplier": 1.3, "conv_L_cache": 4, "tie_word_embeddings": False},
+        "biases": LFM2
+        | {
+            "conv_bias": True,
+            "conv_L_cache": 2,
+            "block_auto_adjust_ff_dim": False,
+            "layer_types": None,
+            "full_attn_idxs": [2],
+            "head_dim": 12,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 700.0},
+        },
     },
 }
 ALL = [(family, variant) for family, variants in FAMILIES.items() for variant in variants]

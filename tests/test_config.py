@@ -19,6 +19,9 @@ PUBLISHED = {  # parameters, where the head has a weight of its own
     "Llama-2-13b-hf": 13_015_864_320,
     "Llama-3-8B": 8_030_261_248,
     "Mistral-7B-v0.1": 7_241_732_096,
+    "LFM2-350M": 354_483_968 + 65536 * 1024,  # published without it
+    "LFM2-700M": 742_489_344 + 65536 * 1536,
+    "LFM2-1.2B": 1_170_340_608 + 65536 * 2048,
     "Mixtral-8x7B-v0.1": 46_702_792_704,
     "pythia-1.4b": 1_414_647_808,
     "phi-2": 2_779_683_840,
@@ -99,7 +102,10 @@ def count(c: Config) -> int:
     mlps = (c.n_layer - dense) * mlp + dense * 3 * width * c.intermediate_size
     norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
     ends = (2 * width + c.lm_head_bias) * c.padded_vocab_size + norm
-    return ends + c.n_layer * (attention + norms * norm) + mlps
+    recurrent = sum(map(c.is_recurrent, range(c.n_layer)))
+    short_conv = (4 * width + c.conv_size) * width
+    mixers = (c.n_layer - recurrent) * attention + recurrent * short_conv
+    return ends + c.n_layer * norms * norm + mixers + mlps
 
 
 @pytest.mark.parametrize("model_type", sorted({row["model_type"] for row in known_models().values()}))
@@ -110,10 +116,13 @@ def test_every_known_model_builds(model_type):
             continue
         config = Config.from_name(name)
         whole = count(config)
-        n_layer, config.n_layer = config.n_layer, 1
-        one = parameters(config)
-        config.n_layer = 2
-        assert one + (n_layer - 1) * (parameters(config) - one) == whole, name
+        if config.recurrent_layers:  # of layers that differ
+            assert parameters(config) == whole, name
+        else:
+            n_layer, config.n_layer = config.n_layer, 1
+            one = parameters(config)
+            config.n_layer = 2
+            assert one + (n_layer - 1) * (parameters(config) - one) == whole, name
         with torch.device("meta"):
             model = GPT(config)
         names = weight_map(config)
@@ -130,9 +139,9 @@ def test_every_known_model_builds_whole(name):
 
 
 def test_names_and_repositories():
-    assert len(known_models()) == 240
+    assert len(known_models()) == 243
     repositories = {row["repo_id"]: name for name, row in known_models().items()}
-    assert len(repositories) == 240
+    assert len(repositories) == 243
     assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
     with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
         Config.from_name("pythia-14")

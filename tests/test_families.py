@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import safe_open
 from transformers import AutoModelForCausalLM
 
@@ -217,6 +218,9 @@ def test_a_field_that_is_missing_has_the_default(case):
                 try:
                     completed = complete(fields)
                 except (ZeroDivisionError, TypeError):  # EXAONE 4 computes `layer_types` from some patterns alone
+                    continue
+                except StrictDataclassError:  # the default does not go with the other sizes
+                    assert isinstance(outcome(fields), str), key
                     continue
                 assert outcome(fields) == outcome(completed), key
 

@@ -16,7 +16,7 @@ from litgpt.methods.model_source import ModelSource
 from litgpt.methods.quantize import QuantizedLinear, quantize
 from litgpt.model.gpt import GPT
 from tests.conftest import some
-from tests.families import FAMILIES, SIZES, YARN, save_random
+from tests.families import FAMILIES, MAMBA, SIZES, YARN, save_random
 from tests.test_families import CPU, assert_close, ids, ours, tensors, theirs
 
 NESTED = {"model_type": "gemma3", "text_config": {"hidden_size": 2560, "num_hidden_layers": 34, "sliding_window": 1024}}
@@ -30,6 +30,10 @@ def fields_of(model_type: str, **changes: Any) -> dict[str, Any]:
 
 FACTORS = {"short_factor": [1.0, 1.1, 1.2, 2.0], "long_factor": [4.0, 5, 6, 7]}
 DEEPSEEK = {"type": "yarn", "factor": 4, "mscale": 1.0, "mscale_all_dim": 1.0, "beta_fast": 32, "beta_slow": 1}
+LFM2_OLD = {
+    **{"rope_theta": 5000.0, "layer_types": None, "full_attn_idxs": [1], "tie_embedding": False},
+    **{"block_ff_dim": 44, "intermediate_size": 99, "tie_word_embeddings": True},
+}
 # fields as files from before transformers 5 have them
 OLD: list[tuple[str, dict[str, Any]]] = [
     ("llama", {"rope_theta": 5000.0, "rope_scaling": None}),
@@ -74,6 +78,9 @@ OLD: list[tuple[str, dict[str, Any]]] = [
     ("olmo3", {"rope_theta": 3000.0, "rope_scaling": {k: v for k, v in YARN.items() if k != "rope_theta"}}),
     ("olmo3", {"layer_types": None}),
     ("smollm3", {"layer_types": None, "no_rope_layers": None, "no_rope_layer_interval": 3}),
+    ("granitemoehybrid", MAMBA | {"layer_types": ["mamba", "attention", "mamba"], "mamba_d_head": "auto"}),
+    ("granitemoehybrid", MAMBA | {"time_step_limit": [0.0, {"__float__": "Infinity"}]}),
+    ("lfm2", LFM2_OLD),
     ("qwen2", {"layer_types": None, "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 2}),
 ]
 
@@ -379,9 +386,16 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("mistral3", {"text_config": {"model_type": "llama"}}, "text_config of model_type 'mistral'"),
     ("olmoe", {"head_dim": 12}, "head_dim 12"),
     ("qwen2_moe", {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
-    ("granitemoehybrid", {"layer_types": ["full_attention", "mamba"]}, "layer_types full_attention, mamba"),
-    ("granitemoehybrid", {"layer_types": None}, "layer_types linear_attention for 3 layers. Mamba layers"),
+    ("granitemoehybrid", {"layer_types": ["full_attention", "mamba"]}, "or linear_attention for each layer"),
+    ("granitemoehybrid", MAMBA | {"hidden_act": "gelu"}, "hidden_act 'gelu'"),
+    ("granitemoehybrid", MAMBA | {"mamba_d_head": 8}, "8 mamba_n_heads of 8 numbers for 128"),
+    ("granitemoehybrid", MAMBA | {"mamba_n_groups": 3}, "8 recurrent heads, which is not a multiple of 3"),
+    ("granitemoehybrid", MAMBA | {"mamba_d_state": 2**25}, "rows of more than"),
+    ("granitemoehybrid", MAMBA | {"time_step_limit": [0.5, 0.1]}, "time_step_limit [0.5, 0.1]"),
     ("granitemoehybrid", {"num_local_experts": 4}, "num_local_experts 4"),
+    ("lfm2", {"layer_types": ["conv", "mamba", "conv"]}, "Expected full_attention or conv for each layer"),
+    ("lfm2", {"layer_types": None, "full_attn_idxs": 2}, "full_attn_idxs 2"),
+    ("lfm2", {"block_ffn_dim_multiplier": 0.001, "intermediate_size": 3}, "without width"),
 ]
 
 

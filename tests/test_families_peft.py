@@ -48,7 +48,8 @@ LEAVES = {
     "phi": ["q_proj", "k_proj", "v_proj", "dense", "fc1", "fc2", "lm_head"],
     "phi3": ["qkv_proj", "o_proj", "gate_up_proj", "down_proj", "lm_head"],
     **{family: [m for m in LLAMA if m != "gate_proj"] for family in ("arcee", "nemotron", "apertus")},
-    "granitemoehybrid": [*LLAMA[:4], "input_linear", "output_linear", "lm_head"],
+    "granitemoehybrid": [*LLAMA[:4], "in_proj", "input_linear", "output_linear", "lm_head"],
+    "lfm2": [*LLAMA[:3], "in_proj", "out_proj", "w1", "w2", "w3", "lm_head"],
     "starcoder2": [*LLAMA[:4], "c_fc", "c_proj", "lm_head"],
 }
 VISION = ("vision_tower", "visual", "projector", "vision_embedder", "embed_vision", "embed_audio")
@@ -197,7 +198,10 @@ def test_adapters_of_peft(base, tmp_path):
     [
         {"target_modules": "all-linear", "target_parameters": None},
         pytest.param(
-            {"target_modules": r".*\.[02]\..*(q_proj|query_key_value|c_attn|qkv_proj|down_proj)", "use_rslora": True},
+            {
+                "target_modules": r".*\.[02]\..*(q_proj|query_key_value|c_attn|qkv_proj|down_proj|w2|in_proj)",
+                "use_rslora": True,
+            },
             marks=pytest.mark.long,
         ),
         pytest.param(
@@ -455,8 +459,8 @@ def test_quantized_bases_train_as_in_peft(
 
 
 CURVES = """
-    apertus arcee cohere2 ernie4_5 exaone4 glm4 granitemoehybrid hunyuan_v1_dense ministral3 mistral3 nemotron olmoe
-    qwen2_5_vl qwen2_moe qwen3_vl seed_oss starcoder2
+    apertus arcee cohere2 ernie4_5 exaone4 glm4 granitemoehybrid hunyuan_v1_dense lfm2 ministral3 mistral3 nemotron
+    olmoe qwen2_5_vl qwen2_moe qwen3_vl seed_oss starcoder2
 """
 
 
@@ -474,9 +478,10 @@ def test_loss_curve(model_type, files, tokenizer_file, tmp_path):  # noqa: F811
     (base / "tokenizer_config.json").write_text(json.dumps({"bos_token": "<s>", "eos_token": "</s>"}))
     flags = ["--train.epochs", 10]
     finetune(base, files, tmp_path / "start", *flags, "--train.max_steps", 1, "--optimizer.lr", 1e-30)
-    expected = reference(base, files, tmp_path / "start" / "final", ["q_proj", "v_proj"])
+    expected = reference(base, files, tmp_path / "start" / "final", ["q_proj", "v_proj", "in_proj"])
     curve = losses(finetune(base, files, tmp_path / "out", *flags))
-    close = 1e-3 if model_type == "apertus" else 1e-4  # the squares of xIELU enlarge what rounding changes
+    # the squares of xIELU enlarge what rounding changes, as do the decays of Mamba 2
+    close = {"apertus": 1e-3, "granitemoehybrid": 2e-4}.get(model_type, 1e-4)
     assert len(curve) == 20 and curve == pytest.approx(expected, abs=close) and curve[-1] < curve[0] - 0.2
 
 

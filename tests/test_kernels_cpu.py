@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from litgpt.data.batches import Batch
-from litgpt.model import attention_kernels, delta_rule, kernels, kernels_cpu
+from litgpt.model import attention_kernels, delta_rule, kernels, kernels_cpu, state_space
 from litgpt.model.chunked_attention import Scores
 from litgpt.model.packing import Packing
 from litgpt.train.loss import LossModel
@@ -35,6 +35,7 @@ ARGUMENTS: dict[str, tuple] = {
     "causal_attention": (X, X, X, SCORES),
     "packed_attention": (X, X, X, SCORES, Packing.of([3])),
     "delta_rule": (X, X, X, X[..., 0], X[..., 0]),
+    "state_space": (X, X, X, X[..., 0]),
     "masked_attention": (X, X, X, SCORES, None),
     "empty_cache": (X, 1, 4),
     "padded_length": (X, 3),
@@ -105,7 +106,7 @@ def test_the_switch_turns_off_every_kernel(name, monkeypatch):
 
     assert kernels.FASTER[name]["cpu"] is getattr(kernels_cpu, name)
     monkeypatch.setitem(kernels.FASTER[name], "cpu", reached)
-    module = next(m for m in (kernels, attention_kernels, delta_rule) if hasattr(m, name))
+    module = next(m for m in (kernels, attention_kernels, delta_rule, state_space) if hasattr(m, name))
     call = partial(getattr(module, name), *ARGUMENTS[name])
     call()
     monkeypatch.setattr(kernels, "enabled", True)

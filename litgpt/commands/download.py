@@ -11,7 +11,7 @@ from litgpt.errors import UserError, nearest, remark
 from litgpt.model.config import Config, known_models
 
 TIED = re.compile(  # models whose published head is the embedding; in models.yaml they have a separate head
-    r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini"
+    r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini|LFM2-"
 )
 
 

@@ -251,6 +251,9 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
         },
     ),
     "hunyuan_v1_dense": Architecture("hunyuan-dense", {"norm_qk": True, "norm_qk_after_rope": True}, ("attn_bias",)),
+    "lfm2": Architecture(
+        "lfm2", {"norm_qk": True, "recurrent_class_name": "ShortConv"}, ("recurrent_layers", "conv_size")
+    ),
     "ministral3": MISTRAL3,
     "mistral3": MISTRAL3,
     "nemotron": Architecture(
@@ -277,7 +280,9 @@ def architecture(config: Config) -> Architecture:
         known = ", ".join(ARCHITECTURES)
         raise UserError(f"Models of the family {config.model_type!r} cannot be exported to GGUF. Supported: {known}.")
     lost = differences(without_windows(config, found), found.understood(config))
-    lost = next(([name] for name in ("head_size", "rope_layers") if name in lost), lost)  # on which others depend
+    lost = next(
+        ([name] for name in ("recurrent_layers", "head_size", "rope_layers") if name in lost), lost
+    )  # on which others depend
     if config.rope_n_elem % 2:
         lost.append("rotary_percentage")
     if config.rope_n_elem and config.rope_type not in found.ropes:
@@ -305,6 +310,7 @@ def hf_name(config: Config, name: str) -> str:
         "gelu_approximate": "hidden_act",
         "head_size": "head_dim",
         "mlp_class_name": "the layers with experts" if config.n_expert else "hidden_act",
+        "recurrent_layers": "layer_types",
         "rope_layers": ROPE_LAYERS.get(config.model_type, "layer_types"),
         "sliding_window_size": "layer_types",
     }.get(name, name)

@@ -77,7 +77,10 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
     writer.add_block_count(c.n_layer)
     writer.add_feed_forward_length(ff)
     writer.add_head_count(c.n_head)
-    writer.add_head_count_kv(c.n_query_groups)
+    groups = [0 if c.is_recurrent(layer) else c.n_query_groups for layer in range(c.n_layer)]
+    writer.add_head_count_kv(groups if c.recurrent_layers else c.n_query_groups)
+    if c.recurrent_layers and c.recurrent_class_name == "ShortConv":
+        writer.add_shortconv_l_cache(c.conv_size)
     writer.add_key_length(c.head_size)
     writer.add_value_length(c.head_size)
     if c.norm_class_name == "RMSNorm":

@@ -34,6 +34,7 @@ UNQUANTIZED = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
+    "shortconv.conv.weight",
 )  # small matrices that llama.cpp keeps in float32
 
 
@@ -85,6 +86,8 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         ours, number = names.find(name.rpartition(".")[0])
         if ours and names.rules[ours][number].transposed and len(shape) == 2:
             shape = shape[::-1]
+        if ours and ours.endswith(".conv") and len(shape) == 3:  # a convolution of each channel by itself
+            shape = (shape[0], shape[2])
         fused = next((fused for fused in found.splits if fused in name), "")
         parts = found.splits.get(fused, (fused,))
         size = shape[0] // len(parts)

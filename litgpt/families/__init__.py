@@ -16,8 +16,8 @@ from litgpt.model.rope import make_ropes
 FAMILIES = (  # the names of the modules, each of which is a model_type
     "llama mistral mixtral gpt_neox falcon stablelm phi phi3 gemma gemma2 gemma3_text gemma3 qwen2 qwen3 qwen3_moe "
     "olmo olmo2 olmo3 gpt2 smollm3 granite apertus arcee cohere2 deepseek_v3 dots1 ernie4_5 ernie4_5_moe exaone4 glm4 "
-    "glm4_moe glm4_moe_lite gpt_oss granitemoehybrid hunyuan_v1_dense minimax_m2 ministral3 mistral3 nemotron olmoe "
-    "qwen2_5_vl qwen2_moe qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_vl seed_oss starcoder2 "
+    "glm4_moe glm4_moe_lite gpt_oss granitemoehybrid hunyuan_v1_dense lfm2 minimax_m2 ministral3 mistral3 nemotron "
+    "olmoe qwen2_5_vl qwen2_moe qwen3_5 qwen3_5_moe qwen3_5_moe_text qwen3_5_text qwen3_vl seed_oss starcoder2 "
     "gemma4 gemma4_text gemma4_unified gemma4_unified_text"
 ).split()
 MAX_WIDTH, MAX_EXPERTS = 2**24, 2**16  # numbers in a row of a weight; experts of all layers
@@ -73,9 +73,13 @@ def write_config(config: Config) -> dict[str, Any]:
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not fit together."""
     widths = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
+    wrong = ""
     n_expert, rotating, latent = config.n_expert, config.rope_n_elem, config.latent_attention or {}
     widths += tuple(latent.values())
-    wrong = ""
+    if config.recurrent_layers and config.recurrent_class_name != "ShortConv":
+        keys, heads = config.linear_key_heads, config.linear_value_heads
+        widths += (keys * config.linear_key_size, heads * config.linear_value_size)
+        wrong = f"has {heads} recurrent heads, which is not a multiple of {keys} heads of keys" if heads % keys else ""
     if max(config.padded_vocab_size, *(width or 0 for width in widths)) > MAX_WIDTH:
         wrong = f"describes a model with rows of more than {MAX_WIDTH} numbers"
     elif config.n_layer * n_expert > MAX_EXPERTS:

@@ -4,7 +4,7 @@ A default is the one of `transformers`, which differs between families. Dropout 
 weights run without dropout.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, Optional
 
 from litgpt.errors import UserError
@@ -278,6 +278,25 @@ def read_two_ropes(
     flat = {k: v for k, v in fields.items() if k != "rope_scaling"} | {"rope_parameters": everywhere}
     local_base = float(number(local, "rope_theta", number(fields, local_key, local_base) if local_key else local_base))
     return rope(base, **options).read(flat) | {"rope_local_base_freq": local_base}
+
+
+def hybrid_layers(recurrent: str, default: Callable[[dict[str, Any], int], list[str]]) -> Part:
+    """Which layers are recurrent, from `layer_types`, where they have this name.
+
+    Args:
+        default: The types, from the fields and the number of layers, where the field is missing.
+    """
+    kinds = ("full_attention", recurrent)
+
+    def read(fields: dict[str, Any]) -> dict[str, Any]:
+        n_layer, types = integer(fields, "num_hidden_layers"), fields.get("layer_types")
+        if types is None:
+            types = default(fields, n_layer)
+        if not isinstance(types, list) or len(types) != n_layer or not all(kind in kinds for kind in types):
+            raise UserError(f"config.json has layer_types {types!r}. Expected {' or '.join(kinds)} for each layer.")
+        return {"recurrent_layers": list(map(kinds.index, types))} if recurrent in types else {}
+
+    return Part(read, lambda c: {"layer_types": [kinds[c.is_recurrent(layer)] for layer in range(c.n_layer)]})
 
 
 WINDOW: Row = ("sliding_window", "sliding_window_size", None, lambda config: config.window(0))  # of all layers

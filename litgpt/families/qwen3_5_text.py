@@ -3,27 +3,14 @@
 
 from typing import Any
 
-from litgpt.errors import UserError
-from litgpt.families.common import ATTENTION_BIAS, gate, rope_of_text, sizes
-from litgpt.families.family import LAYER, QK_NORMS, Family, Part, Row, integer
+from litgpt.families.common import ATTENTION_BIAS, gate, hybrid_layers, rope_of_text, sizes
+from litgpt.families.family import LAYER, QK_NORMS, Family, Row, integer
 from litgpt.families.table import Aliases
-from litgpt.model.config import Config
-
-KINDS = ("full_attention", "linear_attention")
 
 
-def read_layer_types(fields: dict[str, Any]) -> dict[str, Any]:
-    n_layer, types = integer(fields, "num_hidden_layers"), fields.get("layer_types")
-    if types is None:
-        every = integer(fields, "full_attention_interval", 4)
-        types = [KINDS[(i + 1) % every != 0] for i in range(n_layer)]
-    if not isinstance(types, list) or len(types) != n_layer or not set(types) <= set(KINDS):
-        raise UserError(f"config.json has layer_types {types!r}. Expected one of {', '.join(KINDS)} for each layer.")
-    return {"recurrent_layers": [KINDS.index(kind) for kind in types]}
-
-
-def write_layer_types(config: Config) -> dict[str, Any]:
-    return {"layer_types": [KINDS[config.is_recurrent(layer)] for layer in range(config.n_layer)]}
+def default_types(fields: dict[str, Any], n_layer: int) -> list[str]:
+    every = integer(fields, "full_attention_interval", 4)
+    return ["linear_attention" if (i + 1) % every else "full_attention" for i in range(n_layer)]
 
 
 GATE = gate()
@@ -32,7 +19,7 @@ NUMBERS: list[Row] = [
     GATE,
     ("rms_norm_eps", "norm_eps", 1e-6),
     ATTENTION_BIAS,
-    Part(read_layer_types, write_layer_types),
+    hybrid_layers("linear_attention", default_types),
     ("linear_conv_kernel_dim", "conv_size", 4),
     ("linear_key_head_dim", "linear_key_size", 128),
     ("linear_value_head_dim", "linear_value_size", 128),

@@ -358,6 +358,8 @@ class LoRA:
             return [re.search(self.targets, module) is not None for module in hf]
         if name.endswith(("attn.qkv", "attn.in_qkv")):
             return [self.query, self.key, self.value][: len(hf)]
+        if name.endswith(".attn.in_proj"):  # of a recurrent layer, for all that it reads
+            return [self.query or self.key or self.value] * len(hf)
         if latent := re.search(r"\.attn\.(q|kv)_", name):  # one projection for keys and values
             return [self.query if latent[1] == "q" else self.key or self.value]
         on = (

@@ -72,12 +72,16 @@ class Config:
     sliding_window_indices: Optional[list[int]] = None  # 1 for each local layer; by default all are local
 
     # layers that are recurrent instead of attending
-    recurrent_layers: Optional[list[int]] = None  # 1 for each layer with a gated delta net; by default none
+    recurrent_layers: Optional[list[int]] = None  # 1 for each of them; by default none
+    recurrent_class_name: str = "GatedDeltaNet"  # or Mamba2, which calls keys B, queries C, and values x; or ShortConv
     conv_size: int = 4  # tokens that their convolution sees, including the current one
+    conv_bias: bool = False
+    recurrent_bias: bool = False  # in their linear layers
     linear_key_heads: int = 16
     linear_value_heads: int = 32
     linear_key_size: int = 128  # of a head
     linear_value_size: int = 128
+    time_step_limit: Optional[list[float]] = None  # the smallest and the largest step of Mamba 2
 
     # positions
     learned_positions: bool = False  # an embedding of positions
@@ -278,6 +282,7 @@ CHOICES = {
     "norm_class_name": ("RMSNorm", "LayerNorm"),
     "gelu_approximate": ("none", "tanh"),
     "router_scores": ("softmax", "sigmoid"),
+    "recurrent_class_name": ("GatedDeltaNet", "ShortConv", "Mamba2"),
 }
 LITGPT_DEFAULTS: dict[str, Any] = {  # of fields that an older model_config.yaml may lack
     "padded_vocab_size": 50688,

@@ -12,13 +12,12 @@ from functools import cache
 from typing import Optional
 
 import torch
-from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from litgpt.model.chunks import Decays, in_chunks
 from litgpt.model.kernels import operation
 from litgpt.model.packing import Packing
 
-CHUNK = 64
 EPS = 1e-6  # of the length of queries and keys
 Outputs = tuple[torch.Tensor, torch.Tensor]
 
@@ -98,25 +97,12 @@ def chunked_delta_rule(
     """As `delta_rule`, a chunk of tokens at a time. Within a chunk the changes of the state, each of which depends on
     those before it, are the solution of a triangular system."""
     total = v.size(1)
-    padding, n = -total % CHUNK, -(-total // CHUNK)
-    q, k, v = (F.pad(t, (0, 0, 0, padding)).unflatten(2, (n, CHUNK)) for t in prepared(q, k, v))  # (B, H, n, C, size)
-    decay, beta = (F.pad(t.transpose(1, 2).to(v.dtype), (0, padding)).unflatten(2, (n, CHUNK)) for t in (decay, beta))
-    mine = torch.zeros(total, dtype=torch.int64, device=v.device) if packing is None else packing.sequence
-    mine = F.pad(mine[None], (0, padding), mode="replicate")[0].view(n, CHUNK) if total else mine.view(n, CHUNK)
-    before = torch.cat([mine[:1, :1], mine[:-1, -1:]])  # the sequence whose state reaches a chunk
-    last = mine[:, -1:]
-
-    def decayed(logs: torch.Tensor, seen: torch.Tensor) -> torch.Tensor:
-        return logs.masked_fill(~seen, -torch.inf).exp()
-
-    sums = decay.cumsum(-1)
-    between = decayed(sums[..., :, None] - sums[..., None, :], (mine[:, :, None] == mine[:, None, :]).tril())
-    since_start = decayed(sums, mine == before)[..., None]
-    until_end = decayed(sums[..., -1:] - sums, mine == last)[..., None]
-    through = decayed(sums[..., -1:], before == last)[..., None]
-
-    updates = torch.cat([v, k * since_start], dim=-1) * beta[..., None]
-    system = (k * beta[..., None]) @ k.transpose(-1, -2) * between
+    q, k, v = (in_chunks(t, 2) for t in prepared(q, k, v))  # (B, H, n, C, size)
+    decay, beta = (t.transpose(1, 2).to(v.dtype) for t in (decay, beta))
+    between, since_start, until_end, through = Decays.of(decay, packing)
+    beta = in_chunks(beta, 2)[..., None]
+    updates = torch.cat([v, k * since_start], dim=-1) * beta
+    system = (k * beta) @ k.transpose(-1, -2) * between
     solved = torch.linalg.solve_triangular(system, updates, upper=False, unitriangular=True)
     values, reading = solved.split_with_sizes([v.size(-1), k.size(-1)], dim=-1)
     seen = q @ k.transpose(-1, -2) * between

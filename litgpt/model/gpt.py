@@ -14,22 +14,26 @@ from torch.nn import functional as F
 from litgpt.model import kernels_cpu as kernels_cpu  # registers its kernels
 from litgpt.model.attention import CausalSelfAttention, ForwardContext, MultiheadLatentAttention, Sinks
 from litgpt.model.config import Config
-from litgpt.model.delta_net import CausalConv, GatedDeltaNet
+from litgpt.model.delta_net import GatedDeltaNet
 from litgpt.model.devices import to_device
 from litgpt.model.kernels import remat, saved_tensors
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.linear import Embedding, Linear
+from litgpt.model.mamba2 import Mamba2
 from litgpt.model.mlp import MLPS, XIELU, LLaMAMoE, Router, ScaledRouter
 from litgpt.model.norm import EachHeadNorm, RMSNorm, make_norm
 from litgpt.model.packing import Packing
+from litgpt.model.recurrent import CausalConv, RecurrentLayer, ShortConv
 from litgpt.model.rope import make_ropes
 from litgpt.model.sharded import unsharded
+
+RECURRENT: dict[str, type[nn.Module]] = {kind.__name__: kind for kind in (GatedDeltaNet, Mamba2, ShortConv)}
 
 
 def mixer(config: Config, layer: int) -> type[nn.Module]:
     """The class of the module that mixes tokens in this layer."""
     if config.is_recurrent(layer):
-        return GatedDeltaNet
+        return RECURRENT[config.recurrent_class_name]
     return CausalSelfAttention if config.latent_attention is None else MultiheadLatentAttention
 
 
@@ -128,7 +132,7 @@ class Transformer(nn.Module):
 
 
 OWN_START = (  # layers with a `reset_parameters` of their own
-    *(RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks, CausalConv, GatedDeltaNet, LayerScalar, ScaledRouter),
+    *(RMSNorm, EachHeadNorm, nn.LayerNorm, XIELU, Sinks, CausalConv, RecurrentLayer, LayerScalar, ScaledRouter),
 )
 
 

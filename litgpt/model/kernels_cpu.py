@@ -18,6 +18,7 @@ from litgpt.model import kernels
 from litgpt.model.chunked_attention import ROUND, CausalAttention, Scores, chunk_size, join, rounded
 from litgpt.model.delta_rule import chunked_delta_rule
 from litgpt.model.packing import Packing
+from litgpt.model.state_space import chunked_state_space
 
 LARGE = 2**24  # multiplications from which oneDNN is faster than MKL
 SMALL = 2**19  # the same for fewer than ROUND tokens
@@ -198,6 +199,12 @@ def packed_attention(
 def delta_rule(q: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
     """Keeps what the backward pass needs."""
     return chunked_delta_rule(q, *args)
+
+
+@register
+def state_space(q: torch.Tensor, *args: Any) -> tuple[torch.Tensor, torch.Tensor]:
+    """Keeps what the backward pass needs."""
+    return chunked_state_space(q, *args)
 
 
 @register

@@ -1,72 +1,121 @@
-"""Gated delta nets: chunks against single tokens, documents that lie end to end, and the cache of states."""
+"""Recurrent layers: chunks against single tokens, documents that lie end to end, and the cache of states."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM
 
 from litgpt.data.batches import Batch
 from litgpt.generate.engine import Engine, Request
 from litgpt.generate.sampling import Sampling
 from litgpt.generate.speculative import Speculation
-from litgpt.model import delta_rule as rule
-from litgpt.model import kernels
-from litgpt.model.delta_net import GatedDeltaNet
-from litgpt.model.delta_rule import delta_rule, one_token
-from litgpt.model.gpt import GPT
+from litgpt.model import delta_rule, kernels, state_space
+from litgpt.model.gpt import GPT, RECURRENT
 from litgpt.model.kv_cache import KVCache
 from litgpt.model.packing import Packing
+from litgpt.model.recurrent import CausalConv, RecurrentLayer
 from litgpt.train.loss import LossModel
 from tests.families import save_random
 from tests.test_families import assert_close, ids, ours
 
-LENGTHS = [1, 3, 64, 70, 2, 1, 130, 300]
+LENGTHS = [1, 3, 58, 76, 2, 1, 130, 300]  # with a border just before the end of a chunk
 BOUNDS = {torch.float32: 1e-5, torch.float64: 1e-10}
+MODELS = {  # one of each kind, and one to draft for it
+    "GatedDeltaNet": ("qwen3_5_text", "plain", "tied"),
+    "ShortConv": ("lfm2", "plain", "biases"),
+    "Mamba2": ("granitemoehybrid", "mamba", "mamba biases"),
+}
+Rule = tuple[Callable[..., tuple], Callable[..., tuple], list[torch.Tensor], tuple[int, ...]]
+
+
+@pytest.fixture(scope="module", params=MODELS)
+def folders(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    model_type, *variants = MODELS[request.param]
+    return [save_random(tmp_path_factory.mktemp("m") / "model", model_type, variant) for variant in variants]
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> GPT:
-    return ours(save_random(tmp_path_factory.mktemp("m") / "model", "qwen3_5_text", "plain"))
+def model(folders: list[Path]) -> GPT:
+    return ours(folders[0])
 
 
-def inputs(total: int, dtype: torch.dtype = torch.float64) -> list[torch.Tensor]:
-    """Queries, keys, values, the logarithms of the decay, some of them strong, and betas."""
+def rule(kind: str, total: int, dtype: torch.dtype = torch.float64) -> Rule:
+    """The function for chunks and that for one token, their inputs, with strong and weak decays, and the state's shape."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:
         return torch.randn(1, total, *shape, generator=generator, dtype=torch.float64).to(dtype)
 
-    return [drawn(2, 8), drawn(2, 8), drawn(4, 6), -4 * drawn(4).square(), drawn(4).sigmoid()]
+    tensors = [drawn(2, 8), drawn(2, 8), drawn(4, 6), -4 * drawn(4) ** 4]
+    tensors[3][..., 0] /= 1000  # a head that remembers
+    if kind == "Mamba2":  # with queries and keys of length 1, as those of the delta rule become
+        tensors[:2] = (torch.nn.functional.normalize(x, dim=-1) for x in tensors[:2])
+        return state_space.state_space, state_space.one_token, tensors, (1, 2, 8, 2, 6)
+    return delta_rule.delta_rule, delta_rule.one_token, [*tensors, drawn(4).sigmoid()], (1, 4, 8, 6)
+
+
+def test_every_kind_is_tested():
+    assert MODELS.keys() == RECURRENT.keys()
 
 
 @pytest.mark.parametrize("dtype", BOUNDS)
 @pytest.mark.parametrize("total", [1, 63, 64, 65, 300])
-def test_chunks_are_single_tokens(total, dtype):
-    tensors, state = inputs(total, dtype), torch.zeros(1, 4, 8, 6, dtype=dtype)
-    outputs = []
+@pytest.mark.parametrize("kind", ["GatedDeltaNet", "Mamba2"])
+def test_chunks_are_single_tokens(kind, total, dtype):
+    scan, one_token, tensors, shape = rule(kind, total, dtype)
+    state, outputs = torch.zeros(shape, dtype=dtype), []
     for t in range(total):
         y, state = one_token(*(x[:, t : t + 1] for x in tensors), state)
         outputs.append(y)
-    whole, last = delta_rule(*tensors)
+    whole, last = scan(*tensors)
     torch.testing.assert_close(whole, torch.cat(outputs, dim=1), rtol=0, atol=BOUNDS[dtype])
     torch.testing.assert_close(last, state, rtol=0, atol=BOUNDS[dtype])
     first = total // 3
-    y, state = delta_rule(*(x[:, :first] for x in tensors)) if first else (whole[:, :0], torch.zeros_like(last))
-    rest, state = delta_rule(*(x[:, first:] for x in tensors), None, state)
+    y, state = scan(*(x[:, :first] for x in tensors)) if first else (whole[:, :0], torch.zeros_like(last))
+    rest, state = scan(*(x[:, first:] for x in tensors), None, state)
     torch.testing.assert_close(torch.cat([y, rest], dim=1), whole, rtol=0, atol=BOUNDS[dtype])
 
 
-def test_a_document_does_not_see_the_one_before():
+@pytest.mark.parametrize("kind", ["GatedDeltaNet", "Mamba2"])
+def test_a_document_does_not_see_the_one_before(kind):
     """Outputs and gradients are those of each document alone."""
-    tensors = [x.requires_grad_() for x in inputs(sum(LENGTHS))]
+    scan, _, tensors, _ = rule(kind, sum(LENGTHS))
+    tensors = [x.requires_grad_() for x in tensors]
     weights = torch.randn(1, sum(LENGTHS), 4, 6, dtype=torch.float64)
-    alone = torch.cat([delta_rule(*parts)[0] for parts in zip(*(x.split(LENGTHS, dim=1) for x in tensors))], dim=1)
-    packed, _ = delta_rule(*tensors, Packing.of(LENGTHS))
+    alone = torch.cat([scan(*parts)[0] for parts in zip(*(x.split(LENGTHS, dim=1) for x in tensors))], dim=1)
+    packed, _ = scan(*tensors, Packing.of(LENGTHS))
     torch.testing.assert_close(packed, alone, rtol=0, atol=1e-10)
     wanted, found = (torch.autograd.grad((y * weights).sum(), tensors) for y in (alone, packed))
     for a, b in zip(wanted, found):
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
+
+
+def test_mamba_is_its_definition():
+    """Each token attends to the earlier ones, whose share decays with every token in between."""
+    scan, _, (q, k, v, decay), _ = rule("Mamba2", 100)
+    since = decay.cumsum(1).transpose(1, 2)  # (1, H, T)
+    shares = (since[..., :, None] - since[..., None, :]).exp().tril()
+    scores = torch.einsum("btgk,bsgk->bgts", q, k).repeat_interleave(2, dim=1)
+    expected = torch.einsum("bhts,bshv->bthv", scores * shares.nan_to_num(0, 0, 0), v)
+    torch.testing.assert_close(scan(q, k, v, decay)[0], expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_a_convolution_continues(size):
+    conv, x = CausalConv(5, size, bias=True), torch.randn(2, 20, 5)
+    conv.reset_parameters()
+    whole = conv(x, torch.arange(20))
+    expected = torch.nn.functional.conv1d(x.transpose(1, 2), conv.weight, conv.bias, padding=size - 1, groups=5)
+    torch.testing.assert_close(whole, expected[..., :20].transpose(1, 2))
+    tail, outputs = torch.zeros(2, size - 1, 5), []
+    for part in x.split([1, 2, 10, 1, 6], dim=1):
+        y, tail = conv.continued(part, tail)
+        assert tail.shape == (2, size - 1, 5)
+        outputs.append(y)
+    torch.testing.assert_close(torch.cat(outputs, dim=1), whole)
 
 
 @pytest.mark.parametrize("lengths", [LENGTHS, [7, 1, 2, 1, 60]])
@@ -122,19 +171,30 @@ def test_many_answers_at_once(model):
         assert [found[i] for i in range(len(prompts))] == alone
 
 
-def test_rejected_drafts(model, tmp_path):
-    draft = ours(save_random(Path(tmp_path) / "draft", "qwen3_5_text", "tied"))
+def test_rejected_drafts(model, folders):
     prompt = ids(40)[0].tolist()
     expected = next(Engine(model, rows=1).run([Request(prompt, 20)])).ids
     request = Request(prompt, 20, Sampling(temperature=0.0))
-    *_, last = Speculation(model, draft).grow([request])
+    *_, last = Speculation(model, ours(folders[1])).grow([request])
     assert last.ids == expected
 
 
 def test_a_batch_of_rows_without_packing(model):
     batch = ids(40, rows=2)
     assert_close(model(batch), torch.cat([model(row[None]) for row in batch]), 1e-5)
-    assert any(isinstance(block.attn, GatedDeltaNet) for block in model.transformer.h)
+    assert any(isinstance(block.attn, RecurrentLayer) for block in model.transformer.h)
+
+
+@torch.no_grad()
+def test_limits_of_steps(tmp_path):
+    """Those of transformers where it does not decode; ours are the same where we decode."""
+    folder = save_random(tmp_path / "m", "granitemoehybrid", "mamba", changes={"time_step_limit": [0.4, 0.7]})
+    model, text = ours(folder), ids(80)
+    reference = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    expected = reference(text, use_cache=False).logits
+    assert_close(model(text), expected, 1e-4)
+    cache, parts = KVCache(model.config), text.split([20, 1, 1, 58], dim=1)
+    assert_close(torch.cat([model(part, [part.size(1)], cache, [0]) for part in parts], dim=1), expected, 1e-4)
 
 
 def test_the_kernel_of_flash_linear_attention(monkeypatch):
@@ -145,13 +205,13 @@ def test_the_kernel_of_flash_linear_attention(monkeypatch):
         calls.append((initial_state, cu_seqlens))
         return v, initial_state
 
-    monkeypatch.setattr(rule, "fla_kernel", lambda: kernel)
+    monkeypatch.setattr(delta_rule, "fla_kernel", lambda: kernel)
     monkeypatch.setattr(kernels, "enabled", False)
-    tensors = [x.to(torch.bfloat16) for x in inputs(9)]
+    scan, _, tensors, _ = rule("GatedDeltaNet", 9, torch.bfloat16)
     monkeypatch.setattr(torch.Tensor, "is_cuda", True)
-    delta_rule(*tensors, Packing.of([4, 5]))
-    delta_rule(*(x.expand(2, *x.shape[1:]) for x in tensors), Packing.of([9]))
-    delta_rule(*tensors, None, "states")
+    scan(*tensors, Packing.of([4, 5]))
+    scan(*(x.expand(2, *x.shape[1:]) for x in tensors), Packing.of([9]))
+    scan(*tensors, None, "states")
     assert calls[0][1].tolist() == [0, 4, 9] and calls[0][1].dtype == torch.int64
     assert calls[1] == (None, None) and calls[2] == ("states", None)
 
