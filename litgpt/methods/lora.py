@@ -360,6 +360,8 @@ class LoRA:
             return [self.query, self.key, self.value]
         if latent := re.search(r"\.attn\.(q|kv)_", name):  # one projection for keys and values
             return [self.query if latent[1] == "q" else self.key or self.value]
+        if name.endswith((".in_beta", ".in_step")):  # small layers
+            return [False]
         on = self.projection if ".attn." in name else self.mlp if ".mlp." in name else self.head
         return [on] * len(hf)
 
