@@ -190,7 +190,7 @@ class Config:
         return [one] * self.n_expert + [self.shared_size] * bool(self.shared_size)
 
     def mixing(self, layer: int) -> list[tuple[str, int, int]]:
-        """The linear layers of attention, or of what takes its place: LoRA's switch for each, its inputs and outputs."""
+        """The linear layers of attention or what takes its place: LoRA's switch for each, inputs, outputs."""
         width, size = self.n_embd, self.n_head * self.value_size
         if not self.is_recurrent(layer):
             sizes = zip(("query", "key", "value"), self.qkv_sizes)
