@@ -233,6 +233,8 @@ def test_no_recipe_asks_for_more_than_the_model_reads(name):
 TINY = SIZES | {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 8192}
 NET = {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "full_attention_interval": 2}
 NET |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+QWEN3_5_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+QWEN3_5_EXPERTS |= {"shared_expert_intermediate_size": 32}
 OTHER: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 128, "multi_query": True, "activation": "gelu"},
     "gemma": {"head_dim": 16},
@@ -243,7 +245,7 @@ OTHER: dict[str, dict[str, Any]] = {
     "gpt_oss": {"num_local_experts": 4, "head_dim": 16},
     "qwen3": {"head_dim": 16},
     "qwen3_5_text": NET,
-    "qwen3_5_moe_text": NET | {"num_experts": 4, "moe_intermediate_size": 32, "shared_expert_intermediate_size": 32},
+    "qwen3_5_moe_text": NET | QWEN3_5_EXPERTS,
     "seed_oss": {"head_dim": 16},
     "granitemoehybrid": GRANITE4 | TINY | {"shared_intermediate_size": 128, "position_embedding_type": "rope"},
     "hunyuan_v1_dense": {"head_dim": 16},
