@@ -36,6 +36,7 @@ from litgpt.train.memory.predict import Prediction, predict
 HUB = Path(__file__).parent.parent / "config_hub" / "finetune"
 TIED = (
     r"gemma|Llama-3\.2|Qwen3-(0\.6|1\.7|4)B|SmolLM2|Phi-4-mini|falcon-7b|granite-4|EXAONE-4\.0-1|Hunyuan|Ministral-3-3B"
+    r"|Qwen3\.5-(0\.8|2|4)B"
 )
 TIED = re.compile(TIED, re.IGNORECASE)  # models that were published so
 ALPACA = {"phi-1_5": 1044, "stablelm-base-alpha-3b": 1034, "Llama-2-7b-hf": 1304, "Llama-2-13b-hf": 1304}  # tokens

@@ -38,6 +38,9 @@ PUBLISHED = {  # parameters, where the head has a weight of its own
     "starcoder2-3b": 3_030_371_328 + 49152 * 3072,
     "gpt-oss-20b": 20_914_757_184,
     "gpt-oss-120b": 116_829_156_672,
+    "Qwen3.5-0.8B": 752_393_024 + 248320 * 1024,
+    "Qwen3.5-9B": 8_953_803_264,
+    "Qwen3.5-35B-A3B": 34_660_610_688,
 }
 # a model_config.yaml as LitGPT writes it
 LITGPT = """
@@ -88,7 +91,8 @@ def count(c: Config) -> int:
     width, hidden = c.n_embd, c.moe_intermediate_size or c.intermediate_size
     assert hidden is not None and c.head_size is not None and c.n_query_groups is not None
     norm = 0 if not c.norm_affine else width * (2 if c.norm_class_name == "LayerNorm" and c.norm_bias else 1)
-    attention = (width + bool(c.attn_bias)) * (q + k + v) + (q + bool(c.attn_proj_bias)) * width
+    inner = c.n_head * c.head_size
+    attention = (width + bool(c.attn_bias)) * (q + k + v) + (inner + bool(c.attn_proj_bias)) * width
     attention += c.n_head * c.attention_sinks
     if c.norm_qk:
         attention += q + k if c.norm_qk_type == "olmo2" else 2 * c.head_size
@@ -103,14 +107,18 @@ def count(c: Config) -> int:
     norms = c.norm_1 + (c.norm_2 and not c.shared_attention_norm) + c.post_attention_norm + c.post_mlp_norm
     ends = (2 * width + c.lm_head_bias) * c.padded_vocab_size + norm
     recurrent = sum(map(c.is_recurrent, range(c.n_layer)))
-    short_conv = (4 * width + c.conv_size) * width
-    mixers = (c.n_layer - recurrent) * attention + recurrent * short_conv
-    return ends + c.n_layer * norms * norm + mixers + mlps
+    if c.recurrent_class_name == "ShortConv":
+        net = (4 * width + c.conv_size) * width
+    else:
+        keys, values = c.linear_key_heads * c.linear_key_size, c.linear_value_heads * c.linear_value_size
+        net = width * (2 * keys + 3 * values + 2 * c.linear_value_heads) + c.conv_size * (2 * keys + values)
+        net += 2 * c.linear_value_heads + c.linear_value_size
+    return ends + (c.n_layer - recurrent) * attention + recurrent * net + c.n_layer * norms * norm + mlps
 
 
 @pytest.mark.parametrize("model_type", sorted({row["model_type"] for row in known_models().values()}))
 def test_every_known_model_builds(model_type):
-    """One layer of each on the meta device is the model that all of its layers would be."""
+    """One layer of each on the meta device, or one period, is the model that all of its layers would be."""
     for name, row in known_models().items():
         if row["model_type"] != model_type:
             continue
@@ -139,9 +147,9 @@ def test_every_known_model_builds_whole(name):
 
 
 def test_names_and_repositories():
-    assert len(known_models()) == 243
+    assert len(known_models()) == 254
     repositories = {row["repo_id"]: name for name, row in known_models().items()}
-    assert len(repositories) == 243
+    assert len(repositories) == 254
     assert Config.from_name("meta-llama/Llama-2-7b-hf") == Config.from_name("Llama-2-7b-hf")
     with pytest.raises(UserError, match=r"No known model is called 'pythia-14'. Did you mean 'pythia-14m'\?"):
         Config.from_name("pythia-14")

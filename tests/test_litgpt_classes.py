@@ -45,7 +45,11 @@ def test_known_models():
     """The math is that of the inner config, for those that LitGPT can express."""
     with pytest.raises(UserError, match="LitGPT has no model with the same logits_scaling, norm_bias, rope_layers"):
         Config.from_name("c4ai-command-r7b-12-2024")
-    assert 200 < len(name_to_config) < len(inner_config.known_models())
+    others = inner_config.known_models().keys() - name_to_config.keys()
+    assert {"c4ai-command-r7b-12-2024", "Qwen3.5-9B"} < others and len(name_to_config) > 220
+    for name in others:
+        with pytest.raises(UserError):
+            Config.from_name(name)
     for name in name_to_config:
         config = Config.from_name(name)
         assert not inner_config.differences(config.to_model(), inner_config.Config.from_name(name)), name

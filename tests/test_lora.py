@@ -1,6 +1,7 @@
 """LoRA is that of `peft`: logits of exported and of imported adapters, loss curves, merged folders."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from litgpt.methods.adapter_folder import open_adapter
 from litgpt.methods.lora import TARGETS, Dropout, LoRA, lora_layers
 from litgpt.methods.model_source import ModelSource
 from litgpt.methods.peft_export import write_lora
+from litgpt.model.config import Config
 from litgpt.model.gpt import GPT
 from tests.conftest import save_llama
 
@@ -55,6 +57,30 @@ def save(model: GPT, lora: LoRA, base: Path, folder: Path) -> Path:
     for file in ("tokenizer.json", "tokenizer_config.json"):
         (folder / file).write_bytes((base / file).read_bytes())
     return folder
+
+
+@pytest.mark.parametrize(
+    ("options", "leaves"),
+    [
+        ({}, {"in_qkv": (True, False, True)}),
+        ({"value": False}, {"in_qkv": (True, False, False)}),
+        ({"key": True}, {"in_qkv": (True, True, True)}),
+        ({"query": False, "value": False, "projection": True}, {"in_gate": (True,), "out": (True,)}),
+        ({"targets": "in_proj_b"}, {"in_beta": (True,)}),
+        ({"targets": "in_proj_qkv"}, {"in_qkv": (True, True, True)}),
+        (
+            {"targets": "all-linear"},
+            {"in_qkv": (True,) * 3} | dict.fromkeys(("in_gate", "in_beta", "in_step", "out"), (True,)),
+        ),
+    ],
+)
+def test_switches_of_a_gated_delta_net(options, leaves):
+    """Only the pattern and all-linear reach the two small layers."""
+    with torch.device("meta"):
+        model = GPT(replace(Config.from_name("Qwen3.5-0.8B"), n_layer=1))
+    LoRA(**options).apply(model)
+    found = {name.partition(".attn.")[2]: m.adapted for name, m in lora_layers(model).items() if ".attn." in name}
+    assert found == leaves
 
 
 @torch.no_grad()

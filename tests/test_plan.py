@@ -135,6 +135,7 @@ def test_layers_with_patterns():
     few, many = layers_to_run(gemma3)
     assert few % 6 == 0 and many == 2 * few
     assert layers_to_run(Config.from_name("Llama-3.1-8B")) == (3, 6)
+    assert layers_to_run(Config.from_name("Qwen3.5-9B")) == (4, 8)
     assert layers_to_run(Config.from_name("pythia-14m")) == (6, 6)
 
 

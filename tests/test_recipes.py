@@ -52,7 +52,7 @@ def leaves(fields: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]
 
 
 def test_what_is_shipped():
-    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 96
+    assert len(NAMES) == len(set(map(str.lower, NAMES))) == 104
     assert {r.method for r in RECIPES} == {"lora", "qlora", "full", "dpo", "pretrain"}
     for recipe in RECIPES:
         four_bits = recipe.method == "qlora" or recipe.name == "llama-3.1-8b/dpo"
@@ -134,14 +134,26 @@ def weights(config: Config) -> int:
 
 def updates(config: Config, lora: LoRA) -> int:
     """LitGPT's rule: each product that is updated has an A of r x inputs and a B of outputs x r."""
-    if lora.targets is not None:
+    everywhere = lora.targets is not None
+    if everywhere:
         assert lora.targets == "all-linear"
         lora = replace(lora, targets=None, **{name: name != "head" for name in TARGETS})
     width, inner = config.n_embd, config.intermediate_size
     q, kv = config.n_head * config.head_size, config.n_query_groups * config.head_size
-    products = [(width, q)] * lora.query + [(width, kv)] * lora.key + [(width, kv)] * lora.value
+    products = (
+        [(width, q * (1 + config.attention_gate))] * lora.query + [(width, kv)] * lora.key + [(width, kv)] * lora.value
+    )
     products += [(q, width)] * lora.projection
-    products *= config.n_layer
+    recurrent = sum(config.recurrent_layers or [])
+    products *= config.n_layer - recurrent
+    keys, values = (
+        config.linear_key_heads * config.linear_key_size,
+        config.linear_value_heads * config.linear_value_size,
+    )
+    net = [(width, keys)] * lora.query + [(width, keys)] * lora.key + [(width, values)] * lora.value
+    net += [(width, values), (values, width)] * lora.projection
+    products += (net + [(width, config.linear_value_heads)] * 2 * everywhere) * recurrent
+    products += [(width, 1)] * lora.mlp * config.shared_expert_gate * config.n_layer
     for layer in range(config.n_layer) if lora.mlp else ():
         ups, sizes = 1 if config.mlp_class_name == "GptNeoxMLP" else 2, [inner]
         if config.n_expert and (config.moe_layers is None or config.moe_layers[layer]):
@@ -219,6 +231,10 @@ def test_no_recipe_asks_for_more_than_the_model_reads(name):
 
 
 TINY = SIZES | {"vocab_size": 300, "hidden_size": 64, "intermediate_size": 128, "max_position_embeddings": 8192}
+NET = {"head_dim": 16, "linear_num_value_heads": 4, "linear_num_key_heads": 2, "full_attention_interval": 2}
+NET |= {"linear_key_head_dim": 8, "linear_value_head_dim": 8}
+QWEN3_5_EXPERTS = {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+QWEN3_5_EXPERTS |= {"shared_expert_intermediate_size": 32}
 OTHER: dict[str, dict[str, Any]] = {
     "falcon": {"ffn_hidden_size": 128, "multi_query": True, "activation": "gelu"},
     "gemma": {"head_dim": 16},
@@ -228,12 +244,15 @@ OTHER: dict[str, dict[str, Any]] = {
     "mixtral": {"num_local_experts": 4},
     "gpt_oss": {"num_local_experts": 4, "head_dim": 16},
     "qwen3": {"head_dim": 16},
+    "qwen3_5_text": NET,
+    "qwen3_5_moe_text": NET | QWEN3_5_EXPERTS,
     "seed_oss": {"head_dim": 16},
     "granitemoehybrid": GRANITE4 | TINY | {"shared_intermediate_size": 128, "position_embedding_type": "rope"},
     "hunyuan_v1_dense": {"head_dim": 16},
     "ministral3": {"head_dim": 16},
 }
 TEXT_PARTS = {"gemma3": "gemma3_text", "mistral3": "ministral3"}
+TEXT_PARTS |= {"qwen3_5": "qwen3_5_text", "qwen3_5_moe": "qwen3_5_moe_text"}
 
 
 @pytest.fixture(scope="module")

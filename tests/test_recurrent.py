@@ -43,7 +43,8 @@ def model(folders: list[Path]) -> GPT:
 
 
 def rule(kind: str, total: int, dtype: torch.dtype = torch.float64) -> Rule:
-    """The function for chunks and that for one token, their inputs, with strong and weak decays, and the state's shape."""
+    """The function for chunks and that for one token, their inputs, with strong and weak decays, and the shape of the
+    state."""
     generator = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> torch.Tensor:

@@ -224,6 +224,7 @@ BY_NAME = {  # what LitGPT 0.5.13 takes for each of its models
 }
 OURS = {  # LitGPT's pattern for Llama 3 matches the first name as well, and it does not know the others
     "CodeLlama-34b-Instruct-hf": "codellama",
+    **{name: "qwen3" for name in known_models() if name.startswith("Qwen3.5-")},
     **dict.fromkeys((f"Qwen3-VL-{size}-Instruct" for size in ("2B", "4B", "8B", "32B")), "qwen3"),
 }
 

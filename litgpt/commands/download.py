@@ -11,7 +11,8 @@ from litgpt.errors import UserError, nearest, remark
 from litgpt.model.config import Config, known_models
 
 TIED = re.compile(  # models whose published head is the embedding; in models.yaml they have a separate head
-    r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B|SmolLM2|OLMo-1B|Phi-4-mini|LFM2-"
+    r"(Code)?[Gg]emma-|falcon-|Llama-3\.2-[13]B|Qwen2\.5-(Coder-|Math-)?(0\.5|1\.5|3)B|Qwen3-(0\.6|1\.7|4)B"
+    r"|Qwen3\.5-(0\.8|2|4)B|SmolLM2|OLMo-1B|Phi-4-mini|LFM2-"
 )
 
 
@@ -88,7 +89,7 @@ def parameters(config: Config) -> int:
     """The approximate number of parameters of a published model, without norms and biases."""
     width, layers = config.n_embd, config.n_layer
     n = config.padded_vocab_size * width * (1 if TIED.match(config.name) else 2)
-    n += layers * width * (sum(config.qkv_sizes) + config.qkv_sizes[0])  # with the output projection
+    n += sum(inputs * outputs for i in range(layers) for _, inputs, outputs in config.mixing(i))
     n_matrices = 2 if config.mlp_class_name == "GptNeoxMLP" else 3
     experts = sum(config.mlp_class(i) == "LLaMAMoE" for i in range(layers)) * (
         config.n_expert + config.shared_expert_gate

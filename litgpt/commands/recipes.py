@@ -97,13 +97,14 @@ def model_of(fields: dict[str, Any]) -> tuple[Config, int]:
 
 
 def lora_parameters(config: Config, fields: dict[str, Any]) -> int:
-    width, q = config.n_embd, config.qkv_sizes[0]
+    width = config.n_embd
     on = {"query": True, "value": True} | {k.removeprefix("lora_"): v for k, v in fields.items() if "lora_" in k}
     if on.get("targets") == "all-linear":
-        on |= dict.fromkeys(("query", "key", "value", "projection", "mlp"), True) | {"head": False}
-    n = sum(width + size for name, size in zip(("query", "key", "value"), config.qkv_sizes) if on.get(name))
-    n += (width + q) if on.get("projection") else 0
+        on |= dict.fromkeys(("query", "key", "value", "projection", "mlp", ""), True) | {"head": False}
+    mixing = [row for layer in range(config.n_layer) for row in config.mixing(layer)]
+    n = sum(inputs + outputs for name, inputs, outputs in mixing if on.get(name))
+    gates = config.n_layer * (width + 1) if config.shared_expert_gate and on.get("mlp") else 0
     n_matrices = 2 if config.mlp_class_name == "GptNeoxMLP" else 3
     sizes = [size for layer in range(config.n_layer) for size in config.mlp_sizes(layer)] if on.get("mlp") else []
     head = width + config.padded_vocab_size if on.get("head") else 0
-    return on.get("r", 8) * (config.n_layer * n + n_matrices * sum(width + size for size in sizes) + head)
+    return on.get("r", 8) * (n + n_matrices * sum(width + size for size in sizes) + gates + head)

@@ -13,6 +13,7 @@ from litgpt.families import family
 from litgpt.families.family import Field
 from litgpt.families.olmo2 import SWITCHES as OLMO2
 from litgpt.model.config import Config, differences
+from litgpt.model.delta_rule import EPS
 
 SCALED = ("default", "linear", "yarn")  # ropes that the numbers in a file describe
 BIASES = ("attn_bias", "attn_proj_bias", "mlp_bias", "bias")
@@ -123,6 +124,21 @@ def olmoe(config: Config) -> dict[str, Any]:
     return {**norms, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": False}
 
 
+def qwen3_5(config: Config) -> dict[str, Any]:
+    """With a layer of attention after each period of recurrent ones. States are square, and the lengths of queries and
+    keys have the epsilon of the norms."""
+    last = attention_interval(config) - 1
+    switches = {"norm_qk": True, "norm_unit_offset": True, "attention_gate": True, "attn_proj_bias": False}
+    recurrent = {"recurrent_layers": every(last + 1, last, config.n_layer), "linear_value_size": config.linear_key_size}
+    return {**switches, **recurrent, "norm_eps": EPS}
+
+
+def attention_interval(config: Config) -> int:
+    """The number of layers up to the first with attention, which is not the first."""
+    return next((i for i in range(1, config.n_layer) if not config.is_recurrent(i)), config.n_layer - 1) + 1
+
+
+STATES = ("conv_size", "linear_key_heads", "linear_value_heads", "linear_key_size")
 EXPERTS = ("n_expert", "n_expert_per_token", "moe_intermediate_size")
 ROUTED = (*EXPERTS, "n_shared_expert", "norm_topk_prob", "routed_scaling_factor", "n_expert_groups", "n_topk_groups")
 
@@ -156,6 +172,12 @@ GRANITE = replace(
         "residual_multiplier",
         "logits_scaling",
     ),
+)
+QWEN3_5 = Architecture("qwen35", qwen3_5, STATES)
+QWEN3_5_MOE = Architecture(
+    "qwen35moe",
+    lambda c: {**qwen3_5(c), "mlp_class_name": "LLaMAMoE"},
+    (*STATES, *EXPERTS, "n_shared_expert", "shared_intermediate_size", "shared_expert_gate"),
 )
 MISTRAL3 = replace(LLAMA, name="mistral3", says=(*BIASES, "query_scale", "query_scale_length"))
 
@@ -199,6 +221,10 @@ ARCHITECTURES: Mapping[str, Architecture] = {  # by our families
     "qwen3_moe": Architecture(
         "qwen3moe", {"norm_qk": True, "mlp_class_name": "LLaMAMoE", "norm_topk_prob": True}, EXPERTS
     ),
+    "qwen3_5": QWEN3_5,
+    "qwen3_5_text": QWEN3_5,
+    "qwen3_5_moe": QWEN3_5_MOE,
+    "qwen3_5_moe_text": QWEN3_5_MOE,
     "olmo": Architecture(
         "olmo", {"norm_class_name": "LayerNorm", "norm_affine": False}, ("clip_qkv",), interleaved=True
     ),

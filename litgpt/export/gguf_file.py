@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from litgpt.errors import require
-from litgpt.export.architectures import Architecture, context_length, dense_first
+from litgpt.export.architectures import Architecture, attention_interval, context_length, dense_first
 from litgpt.export.gguf_tensors import TYPES, Tensor, contents, n_bytes
 from litgpt.export.gguf_tokenizer import Vocabulary
 from litgpt.families import weight_map
@@ -113,8 +113,21 @@ def add_model(writer: Any, config: Config, found: Architecture) -> None:
         writer.add_residual_scale(c.residual_multiplier)
     if "logits_scaling" in found.says:
         writer.add_logit_scale(1 / c.logits_scaling if found.multiplies else c.logits_scaling)
+    if c.recurrent_layers:
+        add_states(writer, c)
     if c.rope_n_elem:
         add_rope(writer, c)
+
+
+def add_states(writer: Any, config: Config) -> None:
+    c, rotated = config, config.rope_n_elem // 2
+    writer.add_full_attention_interval(attention_interval(c))
+    writer.add_ssm_conv_kernel(c.conv_size)
+    writer.add_ssm_state_size(c.linear_key_size)
+    writer.add_ssm_group_count(c.linear_key_heads)
+    writer.add_ssm_time_step_rank(c.linear_value_heads)
+    writer.add_ssm_inner_size(c.linear_value_heads * c.linear_value_size)
+    writer.add_rope_dimension_sections([*((rotated + i) // 3 for i in (2, 1, 0)), 0])  # all the same for text
 
 
 def add_router(writer: Any, config: Config) -> None:

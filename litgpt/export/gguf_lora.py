@@ -8,7 +8,7 @@ import torch
 
 from litgpt.errors import UserError, require
 from litgpt.export.gguf import LARGE, GGUFModel, Line, Parity, lora_folder
-from litgpt.export.gguf_tensors import Tensor, arranged_rows, expert_of
+from litgpt.export.gguf_tensors import Tensor, arranged_columns, arranged_rows, expert_of
 from litgpt.export.llama_cpp import is_installed
 from litgpt.families import weight_map
 from litgpt.methods.deltas import Delta
@@ -75,7 +75,7 @@ def factors(
     a, b = some.a.new_zeros(n, r, some.a.size(1)), some.b.new_zeros(n, rows, r)
     for name, delta in updates.items():
         i, own = expert_of(name) if n > 1 else 0, len(delta.a)
-        a[i, :own] = delta.a
+        a[i, :own] = arranged_columns(name, delta.a, base.weights.config)
         changed = tensor.part(arranged_rows(name, delta.b, base.weights.config, base.architecture))
         b[i, :, :own] = changed * (delta.scale * r / alpha)
     return (a, b) if n > 1 else (a[0], b[0])

@@ -29,12 +29,14 @@ TYPES = {  # what --type names: the type of most weights
 }
 PLAIN = ("F32", "F16", "BF16")
 XIELU = ".mlp.act_fn."  # whose numbers are metadata
-BUFFER = re.compile(r"(\.layers\.\d+)\..*")  # the name of one has no other form in the table of names
+BUFFER = re.compile(r"(\.layers\.\d+)\.(?!linear_attn).*")  # the name of one has no other form in the table of names
+CONV, DT_BIAS = ".conv1d.", (".dt_bias", ".dt_proj.bias")
 UNQUANTIZED = (
     "ffn_gate_inp.weight",
     "ffn_gate_inp_shexp.weight",
     "position_embd.weight",
     "shortconv.conv.weight",
+    "ssm_conv1d.weight",
 )  # small matrices that llama.cpp keeps in float32
 
 
@@ -83,6 +85,7 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         shape = weights.shapes[name]
         if buffer := names.find(name)[0]:
             shape = shape[-1:]
+        shape = (shape[0], *shape[2:]) if CONV in name else shape
         ours, number = names.find(name.rpartition(".")[0])
         if ours and names.rules[ours][number].transposed and len(shape) == 2:
             shape = shape[::-1]
@@ -93,7 +96,7 @@ def gguf_tensors(weights: Weights, found: Architecture, named: str) -> list[Tens
         size = shape[0] // len(parts)
         for i, part in enumerate(parts):
             plain = BUFFER.sub(r"\1.mlp.gate.e_score_correction.bias", name) if buffer else name
-            plain = stacked(plain.replace("language_model.", "", 1).replace(fused, part))
+            plain = stacked(plain.replace("language_model.", "", 1).replace(fused, part).replace(*DT_BIAS))
             theirs = table.get_name(plain, try_suffixes=(".weight", ".bias"))
             if theirs is None:
                 raise UserError(f"GGUF's architecture {found.name!r} has no name for the weight {name}.")
@@ -218,14 +221,16 @@ def source_rows(tensor: Tensor, weights: Weights, found: Architecture) -> Iterat
 def arranged(name: str, weight: torch.Tensor, config: Config, found: Architecture) -> torch.Tensor:
     """A weight as llama.cpp needs it. Like our model it has q, k, and v one after the other."""
     names = weight_map(config)
+    if name.endswith(".A_log"):
+        weight = -weight.float().exp()
     if names.find(name)[0]:  # a buffer
-        return weight.flatten()
+        return of_value_heads(name, weight.flatten(), config)
     ours, i = names.find(name.rpartition(".")[0])
     if names.rules[ours][i].transposed and weight.dim() == 2:
         weight = weight.T
-    if config.norm_unit_offset and name.endswith("norm.weight"):
+    if config.norm_unit_offset and name.endswith("norm.weight") and ".linear_attn." not in name:
         return weight.float() + 1
-    return arranged_rows(name, weight, config, found)
+    return arranged_columns(name, arranged_rows(name, weight, config, found), config)
 
 
 def arranged_rows(name: str, rows: torch.Tensor, config: Config, found: Architecture) -> torch.Tensor:
@@ -238,7 +243,28 @@ def arranged_rows(name: str, rows: torch.Tensor, config: Config, found: Architec
     if found.interleaved and ours.endswith("attn.qkv") and i < 2:  # the halves of a head become neighbors
         pairs = rows.unflatten(0, (-1, 2, config.head_size // 2))
         return pairs.transpose(1, 2).reshape(rows.shape)
-    return rows
+    return of_value_heads(name, rows, config)
+
+
+def arranged_columns(name: str, columns: torch.Tensor, config: Config) -> torch.Tensor:
+    """The columns of a weight, or of the first factor of an update of it, in llama.cpp's order."""
+    return tiled(columns.T, config.linear_value_size, config).T if ".linear_attn.out_proj." in name else columns
+
+
+def of_value_heads(name: str, rows: torch.Tensor, config: Config) -> torch.Tensor:
+    """The rows of a weight of a gated delta net, those of its heads of values in llama.cpp's order."""
+    module = name.partition(".linear_attn.")[2].partition(".")[0]
+    if module in ("", "norm", "out_proj"):
+        return rows
+    size = config.linear_value_size if module in ("in_proj_qkv", "in_proj_z", "conv1d") else 1
+    n_others = 2 * config.linear_key_heads * config.linear_key_size if module in ("in_proj_qkv", "conv1d") else 0
+    return torch.cat([rows[:n_others], tiled(rows[n_others:], size, config)])
+
+
+def tiled(rows: torch.Tensor, size: int, config: Config) -> torch.Tensor:
+    """The first of the heads of values that belong to each head of keys come first, then the second, ..."""
+    heads = rows.unflatten(0, (config.linear_key_heads, -1, size))
+    return heads.transpose(0, 1).reshape(rows.shape)
 
 
 def encoded(tensor: Tensor, rows: torch.Tensor) -> bytes:

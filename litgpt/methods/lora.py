@@ -362,14 +362,10 @@ class LoRA:
             return [self.query or self.key or self.value] * len(hf)
         if latent := re.search(r"\.attn\.(q|kv)_", name):  # one projection for keys and values
             return [self.query if latent[1] == "q" else self.key or self.value]
-        on = (
-            self.projection
-            if ".attn." in name
-            else self.mlp
-            if ".mlp." in name
-            else self.head and name.startswith("lm_head")
-        )
-        return [on] * len(hf)
+        if name.endswith((".in_beta", ".in_step")):  # small layers
+            return [False]
+        head = self.head and name.startswith("lm_head")
+        return [self.projection if ".attn." in name else self.mlp if ".mlp." in name else head] * len(hf)
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:

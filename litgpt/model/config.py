@@ -239,6 +239,18 @@ class Config:
         one = self.moe_intermediate_size or self.intermediate_size
         return [one] * self.n_expert + [self.shared_size] * bool(self.shared_size)
 
+    def mixing(self, layer: int) -> list[tuple[str, int, int]]:
+        """The linear layers of attention or what takes its place: LoRA's switch for each, inputs, outputs."""
+        width, size = self.n_embd, self.n_head * self.value_size
+        if not self.is_recurrent(layer):
+            sizes = zip(("query", "key", "value"), self.qkv_sizes)
+            return [*((name, width, n) for name, n in sizes), ("projection", size, width)]
+        heads, keys = self.linear_value_heads, self.linear_key_heads * self.linear_key_size
+        values = heads * self.linear_value_size
+        fused = [("query", width, keys), ("key", width, keys), ("value", width, values)]
+        small = [("", width, heads), ("", width, heads)]
+        return [*fused, ("projection", width, values), ("projection", values, width), *small]
+
     def is_recurrent(self, layer: int) -> bool:
         return self.recurrent_layers is not None and bool(self.recurrent_layers[layer])
 
@@ -262,7 +274,7 @@ def known_models() -> dict[str, dict[str, Any]]:
             numbers = {"model_type": family["model_type"], **family["all"], **row}
             if dense := numbers.pop("first_k_dense_replace", 0):
                 numbers["moe_layers"] = [int(i >= dense) for i in range(numbers["n_layer"])]
-            for key in ("sliding_window_indices", "rope_indices", "rope_layers"):  # patterns that repeat
+            for key in REPEATED:
                 if key in numbers:
                     numbers[key] = [numbers[key][i % len(numbers[key])] for i in range(numbers["n_layer"])]
             models[row["name"]] = numbers
@@ -273,6 +285,7 @@ def known_repositories() -> dict[str, dict[str, Any]]:
     return {row["repo_id"]: row for row in known_models().values()}
 
 
+REPEATED = ("sliding_window_indices", "rope_indices", "rope_layers", "recurrent_layers")  # patterns in the table
 # the sizes of latent attention: of the latents of queries (None without), of those of keys and values, of the part of a
 # head that rotates, of the part that does not, and of a head of values
 LATENT = ("q_lora_rank", "kv_lora_rank", "qk_rope_head_dim", "qk_nope_head_dim", "v_head_dim")

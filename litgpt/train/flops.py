@@ -67,7 +67,7 @@ def flops_per_token(name: str, linear: nn.Linear, model: GPT) -> float:
     size = linear.in_features * linear.out_features
     parent = model.get_submodule(name.rpartition(".linear")[0]) if ".linear" in name else None
     factors = parent.lora_A.numel() + parent.lora_B.numel() if isinstance(parent, LoRALinear) else 0
-    first = re.match(r"transformer\.h\.0\.attn\.(qkv|q_proj|q_a_proj|kv_a_proj)", name)
+    first = re.match(r"transformer\.h\.0\.attn\.(qkv|q_proj|q_a_proj|kv_a_proj|in_)", name)
     before = (model.transformer.wte.weight, *model.get_submodule("transformer.h.0.norm_1").parameters())
     passes = 1 + (not first or any(p.requires_grad for p in before))
     trained = linear.weight is not None and linear.weight.requires_grad

@@ -48,10 +48,11 @@ def plan_inference(path: Path, precision: Optional[str], scheme: Optional[str], 
         meter.start()
         cache, ids = KVCache(base.config), torch.zeros(1, min(CHUNK, length), dtype=torch.int64)
         model.eval().lm_head(model.hidden(ids, cache=cache)[0, -1:])
-        stored = [layer for layer in cache.layers if layer is not None]
-        temporary = meter.peak - weights - sum(t.nbytes for layer in stored for t in layer)
-        sequence = 0
-        for (k, v), window in zip(stored, cache.windows):
+        states = sum(t.nbytes for layer in cache.recurrent.values() for t in layer)
+        stored = [(*layer, window) for layer, window in zip(cache.layers, cache.windows) if layer is not None]
+        temporary = meter.peak - weights - states - sum(t.nbytes for k, v, _ in stored for t in (k, v))
+        sequence = states
+        for k, v, window in stored:
             slots = length if window is None else min(length, window)
             sequence += slots * sum(t[0, :, 0].numel() * t.element_size() for t in (k, v))
     room = (target.memory - CONTEXT) * USABLE if target.is_gpu else target.memory

@@ -21,7 +21,7 @@ from torch.optim import Optimizer
 from litgpt.data.batches import Batch
 from litgpt.families.weights import EmptyWeights
 from litgpt.methods.quantize import QuantizedLinear, quantize
-from litgpt.model.config import Config
+from litgpt.model.config import REPEATED, Config
 from litgpt.model.gpt import GPT
 from litgpt.model.sharded import local_shard
 from litgpt.train.base_model import BaseModel
@@ -194,7 +194,8 @@ def in_larger_model(places: dict[str, Any], n_layer: int, first: int, last: int,
 
 def layers_to_run(config: Config) -> tuple[int, int]:
     """Two numbers of layers from which to extrapolate; the second is all of them if that would save nothing."""
-    kinds = [(config.window(i), config.mlp_class(i), config.rope_kind(i)) for i in range(config.n_layer)]
+    c, numbers = config, range(config.n_layer)
+    kinds = [(c.window(i), c.mlp_class(i), c.rope_kind(i), c.is_recurrent(i)) for i in numbers]
     sums = ((start, total - start) for total in range(1, config.n_layer + 1) for start in range(total))
     start, period = next((s, p) for s, p in sums if all(a == b for a, b in zip(kinds[s:], kinds[s + p :])))
     some = period * math.ceil(3 / period)  # after the first layers, which may differ, as without experts
@@ -282,7 +283,7 @@ def largest_batches(run: "Run") -> list[Batch]:
 
 def shortened(base: BaseModel, n_layer: int) -> BaseModel:
     """The model with its first layers alone, and weights without contents."""
-    lists = ("sliding_window_indices", "rope_indices", "rope_layers", "moe_layers")
+    lists = (*REPEATED, "moe_layers")
     kept = {name: value[:n_layer] for name in lists if (value := getattr(base.config, name)) is not None}
     config = replace(base.config, n_layer=n_layer, **kept)
     folder, dtypes = base.tokenizer_folder, {}  # of random weights
