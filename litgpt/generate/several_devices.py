@@ -112,7 +112,7 @@ def check_divisible(config: Config, world_size: int) -> None:
     wrong = [f"{name} {width}" for name, width in widths.items() if not width or width % world_size]
     if wrong:
         raise UserError(f"--devices {world_size} does not divide the model's {' and '.join(wrong)}.")
-    if config.recurrent_layers and world_size > 1:
+    if config.recurrent_layers:
         raise UserError("Models with recurrent layers cannot be split by heads. Use litgpt generate_sequentially.")
     if config.norm_qk and config.norm_qk_type == "olmo2" and world_size > 1:
         raise UserError(
