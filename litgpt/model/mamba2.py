@@ -81,12 +81,12 @@ class Mamba2(RecurrentLayer):
         self, mixed: torch.Tensor, *others: torch.Tensor, packing: Optional[Packing] = None
     ) -> tuple[torch.Tensor, ...]:
         step, *states = others
-        v, *parts = self.heads(mixed, step)
-        y, state = state_space(*parts, packing, *states)
+        v, q, k, update, decay = self.heads(mixed, step)
+        y, state = state_space(q, k, update, decay, packing, *states)
         return y + v * self.D[:, None], state
 
     def one_token(self, mixed: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
         step, states = others
-        v, *parts = self.heads(mixed, step)
-        y, state = one_token(*parts, states)
+        v, q, k, update, decay = self.heads(mixed, step)
+        y, state = one_token(q, k, update, decay, states)
         return y + v * self.D[:, None], state
