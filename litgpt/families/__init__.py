@@ -4,7 +4,7 @@ A family is the `FAMILY` of one module, chosen by `model_type`, never by a model
 """
 
 import importlib
-from typing import Any
+from typing import Any, Optional
 
 from litgpt.errors import UserError, nearest
 from litgpt.families.family import Family, MissingField, without_nulls
@@ -72,7 +72,12 @@ def write_config(config: Config) -> dict[str, Any]:
 
 def check(config: Config) -> None:
     """Raise `UserError` if the sizes do not fit together."""
-    widths = (config.n_embd, sum(config.qkv_sizes), config.intermediate_size, config.moe_intermediate_size)
+    widths: tuple[Optional[int], ...] = (
+        config.n_embd,
+        sum(config.qkv_sizes),
+        config.intermediate_size,
+        config.moe_intermediate_size,
+    )
     wrong = ""
     n_expert, rotating, latent = config.n_expert, config.rope_n_elem, config.latent_attention or {}
     widths += tuple(latent.values())
