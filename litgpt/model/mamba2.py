@@ -22,6 +22,8 @@ from litgpt.model.packing import Packing
 from litgpt.model.recurrent import CausalConv, RecurrentLayer, reset_decay
 from litgpt.model.state_space import one_token, state_space
 
+Parts = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+
 
 class GatedNorm(RMSNorm):
     """Of values that a gate has scaled, for each of several groups."""
@@ -70,23 +72,23 @@ class Mamba2(RecurrentLayer):
         dtype = torch.promote_types(step.dtype, torch.float32)
         return F.softplus(step.to(dtype) + bias.to(dtype)).clamp(*self.limit)
 
-    def heads(self, mixed: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    def heads(self, mixed: torch.Tensor, step: torch.Tensor) -> tuple[torch.Tensor, Parts]:
         """Values, and the arguments of `state_space`."""
         v, k, q = F.silu(mixed).to(step.dtype).split_with_sizes(self.mixed_sizes, dim=-1)
         k, q = (t.unflatten(-1, (self.groups, self.key_size)) for t in (k, q))
         v = v.unflatten(-1, (step.size(-1), -1))
-        return v, q, k, v * step[..., None], -self.A_log.to(step.dtype).exp() * step
+        return v, (q, k, v * step[..., None], -self.A_log.to(step.dtype).exp() * step)
 
     def scan(
         self, mixed: torch.Tensor, *others: torch.Tensor, packing: Optional[Packing] = None
     ) -> tuple[torch.Tensor, ...]:
         step, *states = others
-        v, q, k, update, decay = self.heads(mixed, step)
-        y, state = state_space(q, k, update, decay, packing, *states)
+        v, parts = self.heads(mixed, step)
+        y, state = state_space(*parts, packing, *states)
         return y + v * self.D[:, None], state
 
     def one_token(self, mixed: torch.Tensor, *others: torch.Tensor) -> tuple[torch.Tensor, ...]:
         step, states = others
-        v, q, k, update, decay = self.heads(mixed, step)
-        y, state = one_token(q, k, update, decay, states)
+        v, parts = self.heads(mixed, step)
+        y, state = one_token(*parts, states)
         return y + v * self.D[:, None], state
