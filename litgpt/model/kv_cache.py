@@ -12,6 +12,7 @@ from litgpt.model.kernels import empty_cache
 BLOCK = 256  # positions that the cache grows by
 SNAPSHOTS = 4  # of the states of a row
 Pair = tuple[torch.Tensor, torch.Tensor]
+Index = Union[slice, torch.Tensor]
 
 
 @dataclass
@@ -20,7 +21,7 @@ class EachRow:
 
     rows: torch.Tensor  # the cache row of each sequence, (B,)
     positions: torch.Tensor  # the position of each token in its sequence, (B,)
-    index: Union[slice, torch.Tensor]  # `rows` as an index: a slice if they are the first rows of the cache
+    index: Index  # `rows` as an index: a slice if they are the first rows of the cache
     n_rows: int  # that the cache needs
     shortest: int  # length of the shortest sequence, with its new token
     longest: int
@@ -169,10 +170,10 @@ class KVCache:
     # states of recurrent layers
 
     def states(
-        self, layer: int, rows: Sequence[int], shapes: Sequence[tuple[int, ...]], x: torch.Tensor
+        self, layer: int, rows: Sequence[int], index: Index, shapes: Sequence[tuple[int, ...]], x: torch.Tensor
     ) -> list[torch.Tensor]:
-        """The states of these rows of a recurrent layer, (B, *shape) each, which are 0 before the first token. The
-        first is in the dtype of `x`, the others at least in float32."""
+        """The states of these rows of a recurrent layer, (B, *shape) each, which are 0 before the first token. `index`
+        selects the rows on the device. The first is in the dtype of `x`, the others at least in float32."""
         exact = torch.promote_types(x.dtype, torch.float32)
         dtypes = [x.dtype, *([exact] * (len(shapes) - 1))]
         new = [torch.zeros(0, *shape, dtype=dtype, device=x.device) for shape, dtype in zip(shapes, dtypes)]
@@ -181,11 +182,11 @@ class KVCache:
             for row in rows:
                 if not self.length(row):
                     t[row] = 0
-        return [t[list(rows)] for t in stored]
+        return [t[index] for t in stored]
 
-    def put_states(self, layer: int, rows: Sequence[int], states: Sequence[torch.Tensor]) -> None:
+    def put_states(self, layer: int, index: Index, states: Sequence[torch.Tensor]) -> None:
         for stored, t in zip(self.recurrent[layer], states):
-            stored[list(rows)] = t.to(stored.dtype)
+            stored[index] = t.to(stored.dtype)
 
     def state_room(self, layer: int, stored: Sequence[torch.Tensor], rows: int) -> list[torch.Tensor]:
         """The states of a layer, grown to at least this many rows."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from litgpt.model.attention import ForwardContext
 from litgpt.model.config import Config
 from litgpt.model.kernels import remat
-from litgpt.model.kv_cache import KVCache
+from litgpt.model.kv_cache import Index, KVCache
 from litgpt.model.linear import Linear
 from litgpt.model.packing import Packing
 
@@ -81,23 +81,28 @@ class RecurrentLayer(nn.Module):
         cache, rows, seqlens, tensors = context.cache, context.rows, context.packing.seqlens, (mixed, *others)
         if max(seqlens) == 1:  # a token of each of several sequences
             tokens = (t.transpose(0, 1) for t in tensors)
-            return self.continued(cache, rows, self.one_token, *tokens).transpose(0, 1)
+            index = None if context.each is None else context.each.index
+            return self.continued(cache, rows, index, self.one_token, *tokens).transpose(0, 1)
         parts = zip(*(t.split_with_sizes(seqlens, dim=1) for t in tensors))
-        return torch.cat([self.continued(cache, [row], self.scan, *part) for row, part in zip(rows, parts)], dim=1)
+        return torch.cat(
+            [self.continued(cache, [row], None, self.scan, *part) for row, part in zip(rows, parts)], dim=1
+        )
 
     def continued(
         self,
         cache: KVCache,
         rows: Sequence[int],
+        index: Optional[Index],
         step: Callable[..., tuple[torch.Tensor, ...]],
         mixed: torch.Tensor,
         *others: torch.Tensor,
     ) -> torch.Tensor:
         shapes = [(self.conv.weight.size(2) - 1, mixed.size(2)), *([self.state_shape] if self.state_shape else [])]
-        tails, *states = cache.states(self.layer, rows, shapes, mixed)
+        index = slice(rows[0], rows[0] + 1) if index is None else index
+        tails, *states = cache.states(self.layer, rows, index, shapes, mixed)
         mixed, tails = self.conv.continued(mixed, tails)
         y, *states = step(mixed, *others, *states)
-        cache.put_states(self.layer, rows, (tails, *states))
+        cache.put_states(self.layer, index, (tails, *states))
         return y
 
 
