@@ -14,9 +14,12 @@ from typing import Any
 import pytest
 from sentencepiece import SentencePieceProcessor, SentencePieceTrainer
 from transformers import AutoTokenizer
+from transformers.models.auto.tokenization_auto import TOKENIZER_MAPPING_NAMES
 
 from litgpt.checkpoint.hub import PICO
 from litgpt.errors import UserError
+from litgpt.families import FAMILIES
+from litgpt.text.token_fields import CLASSES, KEPT_FILES
 from litgpt.text.tokenizer import Tokenizer, TooLong
 from tests.nasty import nasty_texts, pieces
 
@@ -185,6 +188,13 @@ def test_vocabulary_of_a_family(llama, tmp_path):
     for model_type in ("gpt2", "qwen3"):
         write(folder, "config.json", {"model_type": model_type, "vocab_size": 300})
         check(folder, nasty_texts())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_class_of_a_family(family):
+    wanted = TOKENIZER_MAPPING_NAMES.get(family) or ""
+    found = "TokenizersBackend" if family in KEPT_FILES else CLASSES.get(family, "")
+    assert found == wanted or (found == "" and wanted not in {"TokenizersBackend", *CLASSES.values()})
 
 
 def sentencepiece(folder: Path) -> Path:

@@ -7,7 +7,8 @@ from litgpt.storage.fields import SPECIAL_TOKENS
 from litgpt.storage.files import is_there, read_json
 
 KEPT_FILES = (  # families that use tokenizer.json unchanged
-    "mistral mixtral stablelm phi3 olmo2 olmo3 granite ernie4_5 glm4 granitemoehybrid ministral3 mistral3 nemotron"
+    "mistral mixtral stablelm phi3 olmo2 olmo3 granite ernie4_5 ernie4_5_moe glm4 glm4_moe glm4_moe_lite "
+    "granitemoehybrid minimax_m2 ministral3 mistral3 nemotron"
 ).split()
 CLASSES = {  # the tokenizer class of a family, for folders that name none
     **dict.fromkeys(("gpt2", "phi", "starcoder2"), "GPT2Tokenizer"),
