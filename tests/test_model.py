@@ -193,3 +193,11 @@ def test_neighbors_that_rotate(share):
     neighbors = apply_rope(x, *tables[0], True)
     assert torch.equal(neighbors[..., order], apply_rope(x[..., order], *tables[1]))
     assert not torch.allclose(neighbors, apply_rope(x, *tables[1]))
+
+
+def test_the_order_of_weights():
+    """Random numbers and the state of an optimizer follow it, so a run of an earlier version resumes only with it."""
+    with torch.device("meta"):
+        block = GPT(Config(n_layer=1, n_embd=32, n_head=4, norm_qk=True)).transformer.h[0]
+    names = [name.removesuffix(".weight") for name, _ in block.named_parameters()]
+    assert names == ["norm_1", "attn.qkv", "attn.proj", "attn.norm_q", "attn.norm_k", "norm_2", "mlp.fc", "mlp.proj"]

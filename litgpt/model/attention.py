@@ -87,8 +87,11 @@ class CausalSelfAttention(nn.Module):
         later = range(layer + 1, config.n_layer) if config.kv_shared_layers else ()
         self.lends = any(config.kv_source(other) == layer for other in later)
         self.config = config = config.of_layer(layer)
+        self.add_projections(config)  # first, as the random numbers of a method and its optimizer follow this order
         self.proj = Linear(config.n_head * config.value_size, config.n_embd, bias=bool(config.attn_proj_bias))
-        self.add_projections(config)
+        if config.norm_qk:
+            self.norm_q = make_qk_norm(config, config.n_head)
+            self.norm_k = make_qk_norm(config, config.n_query_groups) if self.source == layer else nn.Identity()
         self.rope = config.rope_kind(layer)
         self.n_groups = config.n_query_groups if self.source == layer else 0
         scale = (config.attention_scores_scalar or config.head_size) ** -0.5
@@ -99,9 +102,6 @@ class CausalSelfAttention(nn.Module):
     def add_projections(self, config: Config) -> None:
         self.qkv = Linear(config.n_embd, sum(config.projection_sizes), bias=bool(config.attn_bias))
         self.qkv.parts = config.projection_sizes  # type: ignore[assignment]
-        if config.norm_qk:
-            self.norm_q = make_qk_norm(config, config.n_head)
-            self.norm_k = make_qk_norm(config, config.n_query_groups) if self.source == self.layer else nn.Identity()
 
     @property
     def scores(self) -> Scores:
