@@ -1,7 +1,8 @@
 """A training run, from its options to its result."""
 
+import sys
 from collections.abc import Callable, Iterable
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Optional, Union
@@ -417,10 +418,10 @@ class Run:
             self.examples.show("after")
 
     def write_report(self) -> None:
-        """Write the report, however the run ends."""
+        """Write the report, however the run ends. If it ends with an error, that is the one to say."""
         self.reported: Optional[Path] = None
         if self.report and self.is_first:
-            with spared("Cannot write the report"):
+            with suppress(Exception) if sys.exc_info()[0] else spared("Cannot write the report"):
                 from litgpt.train.run_report.page import write_report
 
                 self.reported = write_report(self.out_dir)

@@ -333,7 +333,7 @@ def test_all_names():
     import litgpt.config
 
     names = list(litgpt.config.name_to_config)
-    assert len(names) == len(litgpt.config.configs) == 210
+    assert len(names) == len(litgpt.config.configs) >= 210
     assert {c["name"] for c in litgpt.config.configs} == set(names)
     for name in names:
         config = Config.from_name(name)
