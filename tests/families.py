@@ -312,7 +312,7 @@ FAMILIES: dict[str, dict[str, dict[str, Any]]] = {
             "tie_word_embeddings": False,
             **GEMMA4_PARTS,
         },
-        "experts": {"text_config": GEMMA4_MOE, **GEMMA4_PARTS},
+        "experts": {"text_config": GEMMA4_MOE | {"moe_intermediate_size": 24}, **GEMMA4_PARTS},  # of 16 bytes each
         "per layer": {"text_config": GEMMA4_E, **GEMMA4_PARTS},
     },
     "gemma4_unified": {
