@@ -61,7 +61,7 @@ def read(made: socket.socket) -> tuple[int, Any]:
     return answer.status, json.loads(answer.read())
 
 
-def until(true: Callable[[], Any], seconds: float = 10) -> None:
+def until(true: Callable[[], Any], seconds: float = 30) -> None:
     end = time.monotonic() + seconds
     while not true():
         assert time.monotonic() < end
